@@ -1,0 +1,59 @@
+# `make` alone lists the targets. Variables: PYTHON, BACKEND, CMAKE_ARGS (see `make help`).
+
+PYTHON ?= python3
+BACKEND ?=
+export CMAKE_ARGS
+
+RUN := .venv/bin/
+QUESTION := What is the capital of France? Answer in one sentence.
+
+.PHONY: help setup demo test lint format types pins clean
+
+help:
+	@echo 'make setup   make .venv, install pinned packages, build llama.cpp for this machine'
+	@echo 'make demo    set up, fetch two tiny models (600 MB), and ask them a question'
+	@echo 'make test    set up, fetch three tiny models (850 MB), and run all tests'
+	@echo 'make lint    check style and format            make format  put both right'
+	@echo 'make types   check types                       make clean   remove .venv and caches'
+	@echo 'make pins    resolve the pinned packages again (needs uv)'
+	@echo
+	@echo 'PYTHON=python3.12   the Python to use, 3.11 or newer'
+	@echo 'BACKEND=cuda        what llama.cpp runs on: cpu, cuda, metal, rocm, vulkan'
+	@echo 'CMAKE_ARGS="-D..."  more options for llama.cpp; they win over ours'
+	@echo 'Without BACKEND and CMAKE_ARGS, a build that is installed stays.'
+
+setup:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("eva-local needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" % sys.version_info[:2])'
+	@$(PYTHON) -m tools.environment
+	@$(RUN)python -m tools.build_llama --backend '$(BACKEND)'
+
+demo: setup
+	@$(RUN)eva-local pull -e demo
+	@$(RUN)eva-local run -e demo --greedy --max-tokens 60 --stats '$(QUESTION)'
+
+test: setup
+	@$(RUN)eva-local pull -e demo
+	@$(RUN)eva-local pull -e trio
+	@$(RUN)python -m pytest
+
+lint: setup
+	@$(RUN)ruff check
+	@$(RUN)ruff format --check
+
+format: setup
+	@$(RUN)ruff check --fix
+	@$(RUN)ruff format
+
+types: setup
+	@$(RUN)mypy
+
+# llama-cpp-python is pinned apart: it is built from source, and pip must not choose its wheel.
+PINS := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-package llama-cpp-python --quiet
+pins:
+	$(PINS) --output-file requirements.txt
+	$(PINS) --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+
+clean:
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find eva_local tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Several GGUF models with different vocabularies write one answer together, on your machine."""

@@ -1,0 +1,1 @@
+"""Mappings between vocabularies: what they are and the methods that learn them."""

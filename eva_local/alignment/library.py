@@ -1,0 +1,94 @@
+"""Find the mapping of a pair of members, or build and keep it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping as Table, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eva_local.alignment.mapping import Mapping, from_entries, twins
+from eva_local.alignment.surface import Progress, surface, surface_refined
+from eva_local.errors import MappingError
+from eva_local.model import Model
+
+log = logging.getLogger("eva_local")
+
+Method = Callable[[Model, Model, Progress | None], Mapping]
+
+METHODS: Table[str, Method] = {
+    "surface": lambda member, pivot, progress: surface(
+        member.tokenizer, pivot.tokenizer, progress
+    ),
+    "surface-refined": lambda member, pivot, progress: surface_refined(
+        member.tokenizer, pivot.tokenizer, progress
+    ),
+}
+# Under this share of pieces in common a pair of members hardly understands each other.
+_FEW_TWINS = 0.05
+
+
+def find_or_build(
+    method: str,
+    member: Model,
+    pivot: Model,
+    folders: Sequence[Path],
+    progress: Progress | None = None,
+) -> Mapping:
+    """Return the mapping from `member` to `pivot`.
+
+    Looks into `folders` in turn; builds it into the last one where none holds it. Members
+    with equal vocabularies need no file. Raises MappingError for a damaged or foreign file
+    and for an unknown method.
+    """
+    if member.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
+        return identity(pivot)
+    if method not in METHODS:
+        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
+    name = file_name(method, member, pivot)
+    for folder in folders:
+        if (folder / name).exists():
+            return _checked(Mapping.load(folder / name), folder / name, member, pivot)
+    mapping = METHODS[method](member, pivot, progress)
+    mapping.save(folders[-1] / name)
+    return mapping
+
+
+def identity(model: Model) -> Mapping:
+    """Return the mapping of a vocabulary onto itself."""
+    vocabulary = model.vocabulary
+    rows = np.flatnonzero(vocabulary.speakable)
+    return from_entries("identity", vocabulary, vocabulary, rows, rows, np.ones(len(rows)))
+
+
+def file_name(method: str, member: Model, pivot: Model) -> str:
+    """Return the name of the file that holds the mapping of a pair."""
+    prints = (model.vocabulary.fingerprint[:12] for model in (member, pivot))
+    return "-".join((method, *prints)) + ".npz"
+
+
+def share_of_twins(member: Model, pivot: Model) -> float:
+    """Return the share of the member's speakable tokens whose bytes the pivot has as a token."""
+    speakable = member.vocabulary.speakable
+    return float(np.mean(twins(member.vocabulary, pivot.vocabulary)[speakable] >= 0))
+
+
+def warn_if_foreign(name: str, member: Model, pivot_name: str, pivot: Model) -> None:
+    """Log a warning where the two vocabularies have almost nothing in common."""
+    share = share_of_twins(member, pivot)
+    if share < _FEW_TWINS:
+        log.warning(
+            "only %.1f%% of the pieces of %s are pieces of %s: its vote will be mostly noise; "
+            "choose members with vocabularies that are closer",
+            100 * share,
+            name,
+            pivot_name,
+        )
+
+
+def _checked(mapping: Mapping, path: Path, member: Model, pivot: Model) -> Mapping:
+    expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
+    if (mapping.member, mapping.pivot) != expected:
+        raise MappingError(f"{path}: made for other vocabularies; run: eva-local align --force")
+    return mapping

@@ -1,0 +1,181 @@
+"""The mapping of a member's tokens onto the pivot's symbols: a sparse matrix and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping as Table
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.errors import MappingError
+from eva_local.vocab import Vocabulary
+
+FORMAT = 1
+_ARRAYS = ("indptr", "indices", "weights", "first")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapping:
+    """Where the probability of each of a member's tokens goes in the pivot's space.
+
+    A sparse matrix (member tokens x symbols) in CSR form: row i holds symbols
+    `indices[indptr[i]:indptr[i+1]]` (int32, ascending) with `weights` (float32), which are
+    non-negative and sum to 1, or the row is empty. The symbols are the pivot's tokens and,
+    last, END.
+
+    `first` is empty, or (symbols,) int32: the member's token that its own tokenisation of
+    each symbol begins with, -1 for none. Where it is given, the mass of a token is split
+    among the symbols that it begins, in proportion to the pivot's own probabilities.
+    """
+
+    method: str
+    member: str
+    pivot: str
+    n_symbols: int
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    first: NDArray[np.int32]
+    parameters: Table[str, Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of the member's tokens whose row is not empty."""
+        return float(np.mean(np.diff(self.indptr) > 0))
+
+    def row(self, token_id: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the symbols and weights of one token."""
+        part = slice(self.indptr[token_id], self.indptr[token_id + 1])
+        return self.indices[part], self.weights[part]
+
+    def save(self, path: Path) -> None:
+        """Write the mapping; the same mapping always gives the same bytes."""
+        header = {
+            "format": FORMAT,
+            "method": self.method,
+            "member": self.member,
+            "pivot": self.pivot,
+            "n_symbols": self.n_symbols,
+            "parameters": dict(self.parameters),
+        }
+        text = json.dumps(header, sort_keys=True).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    header=np.frombuffer(text, dtype=np.uint8),
+                    **{name: getattr(self, name) for name in _ARRAYS},
+                )
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, rebuild: str = "eva-local align --force") -> Mapping:
+        """Read a mapping; `rebuild` is the command that an error names.
+
+        Raises MappingError where the file is damaged or not a mapping.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(file["header"].tobytes())
+                arrays = {name: file[name] for name in _ARRAYS}
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this program reads {FORMAT}")
+            mapping = cls(
+                method=str(header["method"]),
+                member=str(header["member"]),
+                pivot=str(header["pivot"]),
+                n_symbols=int(header["n_symbols"]),
+                parameters=dict(header["parameters"]),
+                **arrays,
+            )
+            mapping._check()
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise MappingError(f"{path}: not a usable mapping ({error}); run: {rebuild}") from error
+        return mapping
+
+    def _check(self) -> None:
+        """Raise ValueError where the arrays make no valid matrix."""
+        kinds = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
+        for name, kind in kinds.items():
+            array = getattr(self, name)
+            if array.ndim != 1 or array.dtype != np.dtype(kind):
+                raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
+        indptr, indices, weights, first = self.indptr, self.indices, self.weights, self.first
+        if len(indptr) < 1 or indptr[0] != 0 or indptr[-1] != len(indices):
+            raise ValueError("rows do not cover the entries")
+        if np.any(np.diff(indptr) < 0) or len(weights) != len(indices):
+            raise ValueError("rows are out of order")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_symbols:
+            raise ValueError("a symbol is out of range")
+        if not np.all(np.isfinite(weights)) or np.any(weights < 0):
+            raise ValueError("a weight is no probability")
+        filled = np.diff(indptr) > 0
+        sums = np.add.reduceat(weights, indptr[:-1][filled]) if filled.any() else np.ones(1)
+        if not np.allclose(sums, 1, atol=1e-4):
+            raise ValueError("a row does not sum to 1")
+        if len(first) not in (0, self.n_symbols):
+            raise ValueError("first does not match the symbols")
+        if len(first) and not -1 <= first.min() <= first.max() < len(indptr) - 1:
+            raise ValueError("a first token is out of range")
+
+
+def from_entries(
+    method: str,
+    member: Vocabulary,
+    pivot: Vocabulary,
+    rows: NDArray[np.int64],
+    symbols: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    *,
+    first: NDArray[np.int32] | None = None,
+    parameters: Table[str, Any] | None = None,
+) -> Mapping:
+    """Make a mapping from (row, symbol, weight) entries for ordinary tokens.
+
+    END ids map to END here. Weights that are not positive are dropped and each row is scaled
+    to sum 1. Entries of tokens that may not speak, or to such symbols, are dropped.
+    """
+    may = member.speakable[rows] & pivot.speakable[symbols] & (weights > 0)
+    ends = np.asarray(sorted(member.end_ids), dtype=np.int64)
+    rows = np.concatenate([rows[may], ends])
+    symbols = np.concatenate([symbols[may], np.full(len(ends), len(pivot), dtype=np.int64)])
+    weights = np.concatenate([weights[may], np.ones(len(ends))])
+    order = np.lexsort((symbols, rows))
+    rows, symbols, weights = rows[order], symbols[order], weights[order]
+    sums = np.bincount(rows, weights, minlength=len(member))
+    counts = np.bincount(rows, minlength=len(member))
+    return Mapping(
+        method=method,
+        member=member.fingerprint,
+        pivot=pivot.fingerprint,
+        n_symbols=len(pivot) + 1,
+        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        indices=symbols.astype(np.int32),
+        weights=(weights / sums[rows]).astype(np.float32),
+        first=np.empty(0, dtype=np.int32) if first is None else first,
+        parameters=dict(parameters or {}),
+    )
+
+
+def twins(member: Vocabulary, pivot: Vocabulary) -> NDArray[np.int64]:
+    """Return (member tokens,): the pivot's token with the same bytes, or -1.
+
+    Between equal vocabularies every speakable token is its own twin.
+    """
+    if member.fingerprint == pivot.fingerprint:
+        return np.where(member.speakable, np.arange(len(member)), -1)
+    twin = np.full(len(member), -1, dtype=np.int64)
+    ids = pivot.pieces_to_ids()
+    for token_id in np.flatnonzero(member.speakable).tolist():
+        twin[token_id] = ids.get(member.pieces[token_id], -1)
+    return twin

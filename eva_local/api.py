@@ -1,0 +1,146 @@
+"""What a Python user holds: `load()` and the `Ensemble`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from eva_local.alignment.library import find_or_build, warn_if_foreign
+from eva_local.config import EnsembleSpec, load_config, shipped
+from eva_local.engine import Engine
+from eva_local.errors import InputError
+from eva_local.model import LlamaModel, Model, can_offload
+from eva_local.prompt import Prompt, PromptWriter
+from eva_local.records import Completion, Sampling, Step
+from eva_local.space import PivotSpace
+from eva_local.store import cache_folder, locate
+
+# Told what is going on and which share of it is done, from 0 to 1.
+Report = Callable[[str, float], None]
+
+
+def load(
+    ensemble: str | None = None,
+    *,
+    config: str | Path | None = None,
+    report: Report | None = None,
+    **settings: object,
+) -> Ensemble:
+    """Open an ensemble (or one model) by its name in models.toml.
+
+    `config` names another models.toml; `settings` override keys of its [defaults]. Use the
+    result in a `with` block, which frees the memory.
+
+    Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
+    """
+    effective = load_config(Path(config) if config else None, overrides=settings)
+    return open_ensemble(effective.ensemble(ensemble), effective.sampling, report)
+
+
+def open_ensemble(
+    spec: EnsembleSpec, sampling: Sampling | None = None, report: Report | None = None
+) -> Ensemble:
+    """Open the members of `spec` and the mappings between them."""
+    paths = [locate(member) for member in spec.members]
+    with contextlib.ExitStack() as stack:
+        models = [
+            stack.enter_context(
+                LlamaModel(path, member.load, progress=_labelled(report, f"loading {member.name}"))
+            )
+            for path, member in zip(paths, spec.members, strict=True)
+        ]
+        space = _pivot_space(spec, models, report)
+        engine = Engine(
+            [member.name for member in spec.members],
+            models,
+            space,
+            spec.fusion,
+            side_by_side=len(models) > 1 and _each_on_its_device(spec),
+        )
+        stack.callback(engine.close)
+        return Ensemble(spec, models, engine, sampling or Sampling(), stack.pop_all())
+
+
+class Ensemble:
+    """Models that write one answer together."""
+
+    def __init__(
+        self,
+        spec: EnsembleSpec,
+        models: Sequence[Model],
+        engine: Engine,
+        sampling: Sampling,
+        resources: contextlib.ExitStack,
+    ) -> None:
+        """Hold what `open_ensemble` opened; `resources` closes it again."""
+        self.spec = spec
+        self._engine = engine
+        self._sampling = sampling
+        self._writers = [PromptWriter(model) for model in models]
+        self._resources = resources
+
+    def __enter__(self) -> Ensemble:
+        """Return the open ensemble."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the memory."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory; the ensemble cannot be used afterwards."""
+        self._resources.close()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members' names."""
+        return tuple(member.name for member in self.spec.members)
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Step]:
+        """Write an answer step by step; closing the iterator ends it.
+
+        A `str` is text to go on with; messages are a conversation, put to each member in its
+        own chat template. `sampling` defaults to that of models.toml. The last step carries
+        the finish reason and the usage. What the members have read before is not read again.
+
+        Raises ContextError where the prompt does not fit, with the numbers.
+        """
+        if not isinstance(prompt, str) and not prompt:
+            raise InputError("a conversation needs at least one message")
+        prompts = [writer.tokens(prompt) for writer in self._writers]
+        draft = self._engine.begin(prompts, sampling or self._sampling)
+        while not draft.finished:
+            for step in self._engine.step([draft]):
+                if step is not None:
+                    yield step
+
+    def complete(self, prompt: Prompt, sampling: Sampling | None = None) -> Completion:
+        """Return the whole answer; see `stream`."""
+        steps = list(self.stream(prompt, sampling))
+        last = steps[-1]
+        assert last.finish_reason is not None and last.usage is not None
+        return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
+
+
+def _pivot_space(
+    spec: EnsembleSpec, models: Sequence[Model], report: Report | None
+) -> PivotSpace:
+    pivot = models[spec.pivot_index]
+    folders = [shipped("mappings"), cache_folder() / "mappings"]
+    mappings = []
+    for member, model in zip(spec.members, models, strict=True):
+        warn_if_foreign(member.name, model, spec.pivot, pivot)
+        told = _labelled(report, f"mapping {member.name} to {spec.pivot}")
+        mappings.append(find_or_build(spec.fusion.mapping, model, pivot, folders, told))
+    return PivotSpace(
+        models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates
+    )
+
+
+def _each_on_its_device(spec: EnsembleSpec) -> bool:
+    return can_offload() and all(member.load.n_gpu_layers != 0 for member in spec.members)
+
+
+def _labelled(report: Report | None, label: str) -> Callable[[float], None] | None:
+    return None if report is None else lambda share: report(label, share)

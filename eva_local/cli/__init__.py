@@ -1,0 +1,79 @@
+"""The command line: answers on stdout, all else on stderr.
+
+A command is a click command in a module of this package; one line in COMMANDS adds it. Such a
+module imports at its top nothing that is slow, because `eva-local --help` reads them all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from eva_local.cli import models
+from eva_local.cli.session import Session
+from eva_local.errors import EvaError
+
+COMMANDS: tuple[click.Command, ...] = (
+    models.pull,
+    models.list_models,
+    models.show,
+    models.verify,
+    models.config,
+)
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read models and settings from FILE.",
+)
+@click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, config_path: Path | None) -> None:
+    """Let several local GGUF models with different vocabularies write one answer together."""
+    context.obj = Session(config_path)
+
+
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; an error is one line on stderr."""
+    try:
+        result = cli.main(
+            None if arguments is None else list(arguments),
+            prog_name="eva-local",
+            standalone_mode=False,
+        )
+    except EvaError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        _complain(_usage_problem(error))
+        return error.exit_code
+    # click returns what the command returned, or the code of an early end such as --help.
+    return result if isinstance(result, int) else 0
+
+
+def _usage_problem(error: click.ClickException) -> str:
+    problem = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{problem} See: {context.command_path} --help" if context else problem
+
+
+def _complain(problem: str) -> None:
+    click.echo(f"eva-local: {problem}", file=sys.stderr)

@@ -1,0 +1,278 @@
+"""The commands that look after models: pull, list, show, verify, config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from eva_local import store
+from eva_local.cli.progress import progress_shown
+from eva_local.cli.session import (
+    Session,
+    ensemble_option,
+    json_option,
+    pass_session,
+    setting_options,
+)
+from eva_local.config import Config, EnsembleSpec, ModelSpec, PathSource
+from eva_local.errors import InputError
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@ensemble_option
+@click.option("--force", is_flag=True, help="Fetch again what is here already.")
+@pass_session
+def pull(session: Session, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
+    """Fetch models and check them.
+
+    NAME is a model or an ensemble; without one, the default ensemble is fetched. What was
+    interrupted is continued. No other command uses the network.
+    """
+    config = session.load({"ensemble": ensemble})
+    for spec in _chosen(config, names, ensemble) or config.members():
+        state = "pulled"
+        if isinstance(spec.source, PathSource):
+            state = "your own file"
+        elif not force and store.find(spec) is not None:
+            state = "already here"
+        with progress_shown() as progress:
+            path = store.pull(spec, progress, force=force)
+        click.echo(f"{spec.name}: {state}: {path}")
+
+
+@click.command("list")
+@json_option
+@pass_session
+def list_models(session: Session, as_json: bool) -> None:
+    """List models and ensembles."""
+    config = session.load()
+    models = [_model_row(spec) for spec in config.models.values()]
+    ensembles = [
+        {
+            "name": spec.name,
+            "members": [member.name for member in spec.members],
+            "here": all(store.find(member) for member in spec.members),
+            "default": spec.name == config.default_ensemble,
+            "description": spec.description,
+        }
+        for spec in config.ensembles.values()
+    ]
+    if as_json:
+        _print_json({"models": models, "ensembles": ensembles})
+        return
+    _print_table(
+        ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
+        [
+            (
+                str(row["name"]),
+                _size(row["size"]),
+                _yes(row["here"]),
+                str(row["licence"]),
+                str(row["description"]),
+            )
+            for row in models
+        ],
+    )
+    click.echo()
+    _print_table(
+        ("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"),
+        [
+            (
+                spec.name + (" (default)" if row["default"] else ""),
+                _yes(row["here"]),
+                " + ".join(member.name for member in spec.members),
+                spec.description,
+            )
+            for spec, row in zip(config.ensembles.values(), ensembles, strict=True)
+        ],
+    )
+
+
+@click.command()
+@click.argument("name", required=False)
+@ensemble_option
+@json_option
+@pass_session
+def show(session: Session, name: str | None, ensemble: str | None, as_json: bool) -> None:
+    """Show what is known of a model or ensemble.
+
+    Its settings, its file, and what the file says of itself; without a NAME, of the default
+    ensemble.
+    """
+    if name is not None and ensemble is not None:
+        raise InputError("show: give a NAME or -e NAME, not both")
+    config = session.load({"ensemble": ensemble})
+    facts = (
+        _model_facts(config.model(name))
+        if name is not None and name in config.models
+        else _ensemble_facts(config.ensemble(name))
+    )
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@ensemble_option
+@json_option
+@pass_session
+@click.pass_context
+def verify(
+    context: click.Context,
+    session: Session,
+    names: tuple[str, ...],
+    ensemble: str | None,
+    as_json: bool,
+) -> None:
+    """Check the files that are here.
+
+    NAME is a model, an ensemble, or `all` for every model that is here, as without a NAME. The
+    checksum of each file is computed and compared with the one that is configured, or that
+    `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
+    missing.
+    """
+    config = session.load({"ensemble": ensemble})
+    named = _chosen(config, [name for name in names if name != "all"], ensemble)
+    others = config.models.values() if not named or "all" in names else ()
+    found = []
+    for spec in dict.fromkeys((*named, *others)):
+        with progress_shown() as progress:
+            result = store.verify(spec, progress)
+        if result.status != "missing" or spec in named:
+            found.append(result)
+    if as_json:
+        _print_json([asdict(result) for result in found])
+    for result in found:
+        if not as_json:
+            click.echo(f"{result.name}: {_verdict(result)}")
+    if any(result.status in ("mismatch", "missing") for result in found):
+        context.exit(2)
+
+
+@click.command()
+@setting_options()
+@json_option
+@pass_session
+def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
+    """Show every setting and where it comes from."""
+    loaded = session.load(overrides)
+    file, cache = str(loaded.path.absolute()), str(store.cache_folder())
+    if as_json:
+        settings = {
+            setting.key: {"value": setting.value, "origin": setting.origin}
+            for setting in loaded.settings
+        }
+        _print_json({"file": file, "cache": cache, "settings": settings})
+        return
+    click.echo(f"file: {file}\ncache: {cache}\n")
+    _print_table(
+        ("KEY", "VALUE", "FROM"),
+        [(s.key, _shown(s.value), s.origin) for s in loaded.settings],
+    )
+
+
+def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[ModelSpec]:
+    """Return the models of all names; the name of an ensemble stands for its members."""
+    wanted = [*names, *([ensemble] if ensemble is not None else [])]
+    members = [member for name in wanted for member in config.members(name)]
+    return list(dict.fromkeys(members))
+
+
+def _model_row(spec: ModelSpec) -> dict[str, object]:
+    path = store.find(spec)
+    return {
+        "name": spec.name,
+        "size": spec.size if path is None else path.stat().st_size,
+        "here": path is not None,
+        "licence": spec.licence,
+        "description": spec.description,
+    }
+
+
+def _model_facts(spec: ModelSpec) -> dict[str, object]:
+    from eva_local.header import read_header
+
+    path = store.find(spec)
+    return {
+        **_model_row(spec),
+        "source": asdict(spec.source),
+        "sha256": spec.sha256,
+        "load": asdict(spec.load),
+        "path": path,
+        "file": None if path is None else asdict(read_header(path)),
+    }
+
+
+def _ensemble_facts(spec: EnsembleSpec) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "pivot": spec.pivot,
+        "fusion": asdict(spec.fusion),
+        "members": [_model_facts(member) for member in spec.members],
+    }
+
+
+def _verdict(result: store.Verification) -> str:
+    match result.status:
+        case "ok":
+            return "ok"
+        case "missing":
+            return f"not here; run: eva-local pull {result.name}"
+        case "mismatch":
+            return (
+                f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
+                f"{result.expected}; run: eva-local pull --force {result.name}"
+            )
+        case "unverified":
+            return f"unverified: no sha256 is configured; the file has {result.sha256}"
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _print_facts(facts: dict[str, object], indent: str = "") -> None:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{indent}{key}:")
+            _print_facts(value, indent + "  ")
+        elif isinstance(value, list):
+            for item in value:
+                click.echo(f"{indent}{key.removesuffix('s')}:")
+                _print_facts(item, indent + "  ")
+        else:
+            shown = _size(value) if key == "size" else _shown(value)
+            click.echo(f"{indent}{key}: {shown}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value) or "-"
+    if isinstance(value, Path | str):
+        return str(value)
+    return "-" if value is None else str(value)
+
+
+def _size(value: object) -> str:
+    return f"{value / 1e6:.0f} MB" if isinstance(value, int) else "?"
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,81 @@
+"""What the commands share: the configuration, read when asked for, and options that change it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from eva_local.config import DEFAULT_KEYS, Config, load_config
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+HELP = {
+    "ensemble": "Run this ensemble, or one model alone.",
+    "n_ctx": "Tokens of context of each member.",
+    "n_gpu_layers": "Layers on the GPU; -1 is all.",
+    "main_gpu": "The GPU that is used where one is enough.",
+    "tensor_split": "Shares of the GPUs, such as 3,1.",
+    "threads": "CPU threads; 0 is all cores.",
+    "n_batch": "Tokens decoded at once at most.",
+    "flash_attention": "auto, on or off.",
+    "kv_type": "Type of the cached keys and values: f16, q8_0, q4_0 or f32.",
+    "swa_full": "Keep all of a sliding window, so that text can be taken back.",
+    "max_tokens": "Write at most this many tokens.",
+    "temperature": "0 always takes the likeliest token.",
+    "top_k": "Draw from this many tokens; 0 is off.",
+    "top_p": "Draw from the likeliest tokens of this mass; 1 is off.",
+    "min_p": "Draw from tokens at least this likely against the first; 0 is off.",
+    "seed": "Start of the random numbers, or random.",
+    "space": "The space in which votes are added up: pivot.",
+    "mapping": "surface, surface-refined, eva or eva-paper.",
+    "combine": "mean or geometric.",
+    "filter": "Which members take part in a step: top-n or off.",
+    "filter_n": "The n of the filter top-n.",
+    "candidates": "Tokens that a member votes with; 0 is all.",
+    "weights": "equal, or one number for each member, such as 2,1.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The options of `eva-local` itself, which stand before the command."""
+
+    config_path: Path | None = None
+
+    def load(self, overrides: Mapping[str, object] | None = None) -> Config:
+        """Read the configuration; `overrides` are the options of the command."""
+        return load_config(self.config_path, os.environ, overrides)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+ensemble_option = click.option("-e", "--ensemble", metavar="NAME", help="All members of NAME.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def setting_options(*keys: str) -> Callable[[Command], Command]:
+    """Add an option for each setting; the command gets those as `overrides: dict[str, str]`.
+
+    Their values stay text: the configuration checks them as it checks the environment.
+    """
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def command(*arguments: Any, **options: Any) -> Any:
+            overrides = {key: options.pop(key) for key in chosen}
+            return function(*arguments, overrides=overrides, **options)
+
+        wrapped: Any = command
+        for key in reversed(chosen):
+            names = [f"--{key.replace('_', '-')}", *(["-e"] if key == "ensemble" else [])]
+            wrapped = click.option(*names, key, metavar="VALUE", help=HELP[key])(wrapped)
+        return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+
+    chosen = keys or DEFAULT_KEYS
+    return decorate

@@ -1,0 +1,39 @@
+"""The exceptions of eva-local.
+
+Every error says what is wrong, where, and what to do next, in one line. Faces show it once
+and end with the exit code that the class carries.
+"""
+
+
+class EvaError(Exception):
+    """Base of every error that eva-local raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(EvaError):
+    """The configuration file, an environment variable or an option is wrong."""
+
+
+class StoreError(EvaError):
+    """A model file is missing, incomplete, or not the file it should be."""
+
+
+class ModelError(EvaError):
+    """llama.cpp cannot load or run a model."""
+
+
+class PromptError(EvaError):
+    """A conversation cannot be turned into a prompt for a member."""
+
+
+class ContextError(EvaError):
+    """A text does not fit into a member's context."""
+
+
+class MappingError(EvaError):
+    """A mapping between vocabularies is missing, stale or damaged."""
+
+
+class InputError(EvaError):
+    """A value that the user gave cannot be used."""

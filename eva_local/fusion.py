@@ -1,0 +1,152 @@
+"""Pure functions from logits to one fused distribution: top-k, project, filter, combine.
+
+Nothing here knows of models or texts. A vote is sparse: its symbols ascend, its
+probabilities sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.alignment.mapping import Mapping
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vote:
+    """A sparse distribution over the shared space.
+
+    `symbols: (m,)` ascending and unique; `probabilities: (m,)` positive, sum 1. A vote
+    without symbols abstains: all its mass fell on tokens that stand for nothing here.
+    """
+
+    symbols: Ids
+    probabilities: Floats
+
+    def __len__(self) -> int:
+        """Return the number of symbols."""
+        return len(self.symbols)
+
+    def probability(self, symbol: int) -> float:
+        """Return the probability of one symbol."""
+        place = int(np.searchsorted(self.symbols, symbol))
+        held = place < len(self.symbols) and self.symbols[place] == symbol
+        return float(self.probabilities[place]) if held else 0.0
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(self.symbols[i]), float(self.probabilities[i])) for i in order]
+
+
+NOBODY = Vote(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+def top_k(logits: NDArray[np.float32], count: int) -> tuple[Ids, Floats]:
+    """Return the `count` highest logits' ids (ascending) and the softmax over just those.
+
+    `logits: (n_vocab,)`; `count` 0 takes them all.
+    """
+    if 0 < count < len(logits):
+        ids = np.sort(np.argpartition(logits, len(logits) - count)[-count:])
+        kept = logits[ids]
+    else:
+        ids, kept = np.arange(len(logits)), logits
+    weights = np.exp((kept - kept.max()).astype(np.float64))
+    return ids, weights / weights.sum()
+
+
+def normalised(symbols: Ids, masses: Floats) -> Vote:
+    """Add up masses of equal symbols and scale to sum 1; symbols without mass are left out."""
+    unique, place = np.unique(symbols, return_inverse=True)
+    summed = np.bincount(place, masses, minlength=len(unique))
+    held = summed > 0
+    kept = summed[held]
+    return Vote(unique[held], kept / kept.sum())
+
+
+def project(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote | None = None) -> Vote:
+    """Carry a member's distribution into the shared space.
+
+    `ids, probabilities: (k,)` from `top_k`. Mass of tokens with an empty row is dropped and
+    the rest scaled to sum 1. `pivot` is the pivot's own vote; a mapping with `first` splits
+    each token's mass among the symbols that it begins, in proportion to it.
+    """
+    if len(mapping.first) and pivot is not None:
+        return _project_refined(ids, probabilities, mapping, pivot)
+    return normalised(*_project_rows(ids, probabilities, mapping))
+
+
+def _project_rows(ids: Ids, probabilities: Floats, mapping: Mapping) -> tuple[Ids, Floats]:
+    starts = mapping.indptr[ids]
+    counts = mapping.indptr[ids + 1] - starts
+    # Positions of all entries of the chosen rows, without a loop over the rows.
+    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    entries = np.repeat(starts, counts) + offsets
+    masses = np.repeat(probabilities, counts) * mapping.weights[entries]
+    return mapping.indices[entries].astype(np.int64), masses
+
+
+def _project_refined(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote) -> Vote:
+    begins = mapping.first[pivot.symbols]
+    place = np.searchsorted(ids, begins)
+    place[place == len(ids)] = 0
+    split = ids[place] == begins
+    place, shares = place[split], pivot.probabilities[split]
+    totals = np.bincount(place, shares, minlength=len(ids))
+    # A token that begins none of the pivot's likely symbols keeps its row of the mapping.
+    rest = totals == 0
+    symbols, masses = _project_rows(ids[rest], probabilities[rest], mapping)
+    return normalised(
+        np.concatenate([pivot.symbols[split], symbols]),
+        np.concatenate([probabilities[place] * shares / totals[place], masses]),
+    )
+
+
+def faithful(votes: Sequence[Vote], count: int) -> list[bool]:
+    """Return which members stay: EVA's filter for members that propose unfaithful tokens.
+
+    A member stays if the top symbol of its vote is among the `count` top symbols of at least
+    one other member; if none would, all stay (Xu et al. 2024). Who abstains never stays.
+    """
+    best = [[symbol for symbol, _ in vote.top(count)] for vote in votes]
+    stay = [
+        any(mine[:1] and mine[0] in theirs for j, theirs in enumerate(best) if j != i)
+        for i, mine in enumerate(best)
+    ]
+    return stay if any(stay) else [bool(mine) for mine in best]
+
+
+def combine(votes: Sequence[Vote], weights: Sequence[float], method: str = "mean") -> Vote:
+    """Fuse votes into one distribution.
+
+    `weights` are non-negative; a vote of weight 0 has no influence, and where no vote is left
+    the result abstains. "mean" is
+    the weighted arithmetic mean. "geometric" is the normalised weighted geometric mean; a
+    symbol that a truncated vote does not hold counts there with its smallest probability,
+    which bounds the true one from above.
+    """
+    present = [(vote, weight) for vote, weight in zip(votes, weights, strict=True) if weight > 0]
+    if not present:
+        return NOBODY
+    if len(present) == 1:
+        return present[0][0]
+    total = sum(weight for _, weight in present)
+    if method == "mean":
+        return normalised(
+            np.concatenate([vote.symbols for vote, _ in present]),
+            np.concatenate([vote.probabilities * (weight / total) for vote, weight in present]),
+        )
+    symbols = np.unique(np.concatenate([vote.symbols for vote, _ in present]))
+    logs = np.zeros(len(symbols))
+    for vote, weight in present:
+        spread = np.full(len(symbols), vote.probabilities.min())
+        spread[np.searchsorted(symbols, vote.symbols)] = vote.probabilities
+        logs += (weight / total) * np.log(spread)
+    return normalised(symbols, np.exp(logs - logs.max()))

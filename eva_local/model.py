@@ -1,0 +1,398 @@
+"""One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back.
+
+The only module that imports llama_cpp, and only when a model is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.config import LoadSettings
+from eva_local.errors import ModelError
+from eva_local.tokenizer import Tokenizer
+from eva_local.vocab import Kind, Vocabulary
+
+log = logging.getLogger("eva_local")
+
+Logits = NDArray[np.float32]
+
+# Rows of logits that one call may ask for: few, since a row is n_vocab floats.
+_LOGIT_ROWS = 32
+_KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens to append to one sequence, of which the first has position `start`.
+
+    `logits` says whether the distribution after the last token is wanted.
+    """
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+    logits: bool = True
+
+
+def can_offload() -> bool:
+    """Return whether this build of llama.cpp can use a device other than the CPU."""
+    return bool(_library().llama_supports_gpu_offload())
+
+
+class Model(Protocol):
+    """What the rest of the program knows of a model; tests have a small one of their own."""
+
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    chat_template: str | None
+    n_ctx: int
+    n_batch: int
+    can_roll_back: bool
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        """Decode all runs together; return views (n_vocab,), valid until the next call."""
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        """Decode one run; yield blocks (m, n_vocab) with the logits after each token."""
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget positions from `start` on; return False where that is impossible."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Let `target` begin as a copy of `source`."""
+
+    def close(self) -> None:
+        """Free the memory."""
+
+
+class LlamaModel:
+    """A GGUF file opened by llama.cpp, with `n_sequences` independent texts."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: LoadSettings | None = None,
+        *,
+        n_sequences: int = 1,
+        vocabulary_only: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Open `path`; raise ModelError where llama.cpp cannot.
+
+        With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is
+        told the share of the weights that is loaded.
+        """
+        settings = settings or LoadSettings()
+        self._llama = _library()
+        self._context: Any = None
+        self._batch: Any = None
+        self.path = path
+        self.n_batch = max(settings.n_batch, n_sequences)
+        self.n_sequences = n_sequences
+        self._text_buffer = np.empty(64, dtype=np.int32)
+        self._model = self._open(settings, vocabulary_only, progress)
+        try:
+            self._vocab = self._llama.llama_model_get_vocab(self._model)
+            self.vocabulary = _read_vocabulary(self._llama, self._vocab, path)
+            self.tokenizer = Tokenizer(self.vocabulary, self._tokenize)
+            self.chat_template = self._metadata("tokenizer.chat_template")
+            if not vocabulary_only:
+                self._start(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LlamaModel:
+        """Return the open model."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the memory."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory; the model cannot be used afterwards."""
+        if self._batch is not None:
+            self._llama.llama_batch_free(self._batch)
+        if self._context is not None:
+            self._llama.llama_free(self._context)
+        if self._model is not None:
+            self._llama.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        """Decode all runs together, in as few batches as n_batch allows.
+
+        Returns one entry per run: a read-only view (n_vocab,) of llama.cpp's own memory,
+        valid until the next call, or None where no logits are wanted.
+        Raises ModelError where llama.cpp refuses (no room in the cache, say).
+        """
+        if sum(len(run.tokens) for run in runs) > self.n_batch:
+            runs = [self._all_but_last(run) for run in runs]
+        rows: list[int | None] = []
+        at = 0
+        for run in runs:
+            at = self._fill(at, run, every=False)
+            rows.append(at - 1 if run.logits else None)
+        self._decode_batch(at)
+        return [None if row is None else self._row(row) for row in rows]
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        """Decode one run and yield blocks (m, n_vocab): the logits after each of its tokens.
+
+        A block is valid until the next one is asked for.
+        """
+        size = min(_LOGIT_ROWS, self.n_batch)
+        for first in range(0, len(run.tokens), size):
+            part = Run(run.sequence, run.start + first, run.tokens[first : first + size])
+            at = self._fill(0, part, every=True)
+            self._decode_batch(at)
+            pointer = self._llama.llama_get_logits(self._context)
+            yield np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary)))
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget the positions of a sequence from `start` on; False where that is impossible."""
+        return bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Let the sequence `target` begin as a copy of `source`."""
+        self._llama.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def _open(
+        self,
+        settings: LoadSettings,
+        vocabulary_only: bool,
+        progress: Callable[[float], None] | None,
+    ) -> Any:
+        llama = self._llama
+        parameters = llama.llama_model_default_params()
+        parameters.vocab_only = vocabulary_only
+        parameters.n_gpu_layers = settings.n_gpu_layers
+        parameters.main_gpu = settings.main_gpu
+        if settings.tensor_split:
+            shares = (ctypes.c_float * llama.llama_max_devices())(*settings.tensor_split)
+            parameters.tensor_split = shares
+        if progress is not None:
+            # llama.cpp stops loading where the callback says False.
+            told = llama.llama_progress_callback(lambda share, _: progress(share) is None)
+            parameters.progress_callback = told
+        with _captured() as lines:
+            model = llama.llama_model_load_from_file(os.fsencode(self.path), parameters)
+        if not model:
+            raise ModelError(f"{self.path}: {_reason(lines)}; pull or convert the file again")
+        return model
+
+    def _start(self, settings: LoadSettings) -> None:
+        llama = self._llama
+        self._refuse_unless_causal()
+        parameters = llama.llama_context_default_params()
+        trained = llama.llama_model_n_ctx_train(self._model)
+        self.n_ctx = min(settings.n_ctx, trained) if settings.n_ctx else trained
+        parameters.n_ctx = self.n_ctx * self.n_sequences
+        parameters.n_batch = self.n_batch
+        parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
+        parameters.n_seq_max = self.n_sequences
+        # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
+        parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences)
+        threads = settings.threads or len(os.sched_getaffinity(0))
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
+        parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
+        parameters.swa_full = settings.swa_full
+        parameters.no_perf = True
+        with _captured() as lines:
+            self._context = llama.llama_init_from_model(self._model, parameters) or None
+        if self._context is None:
+            raise ModelError(
+                f"{self.path}: no context of {self.n_ctx} tokens: {_reason(lines)}; "
+                "lower n_ctx or change kv_type"
+            )
+        self._memory = llama.llama_get_memory(self._context)
+        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        windowed = llama.llama_model_n_swa(self._model) > 0 and not settings.swa_full
+        self.can_roll_back = not (
+            windowed
+            or llama.llama_model_is_recurrent(self._model)
+            or llama.llama_model_is_hybrid(self._model)
+        )
+
+    def _refuse_unless_causal(self) -> None:
+        llama = self._llama
+        architecture = self._metadata("general.architecture")
+        causal = self._metadata(f"{architecture}.attention.causal") != "false"
+        if (
+            not causal
+            or llama.llama_model_has_encoder(self._model)
+            or not llama.llama_model_has_decoder(self._model)
+            or llama.llama_model_is_diffusion(self._model)
+        ):
+            raise ModelError(
+                f"{self.path}: a '{architecture}' model predicts no next token; "
+                "use a language model (decoder only)"
+            )
+
+    def _metadata(self, key: str) -> str | None:
+        llama = self._llama
+        size = llama.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        llama.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    def _tokenize(self, text: bytes) -> list[int]:
+        """Return llama.cpp's tokens of valid UTF-8: no BOS, control tokens not parsed."""
+        size = len(text) + 2
+        if len(self._text_buffer) < size:
+            self._text_buffer = np.empty(2 * size, dtype=np.int32)
+        buffer = self._text_buffer
+        pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = self._llama.llama_tokenize(
+            self._vocab, text, len(text), pointer, len(buffer), False, False
+        )
+        if count < 0:
+            raise ModelError(f"{self.path}: llama.cpp could not tokenise {len(text)} bytes")
+        return buffer[:count].tolist()  # type: ignore[no-any-return]
+
+    def _all_but_last(self, run: Run) -> Run:
+        """Decode a run up to its last token, without logits; return what is left."""
+        *head, last = run.tokens
+        for first in range(0, len(head), self.n_batch):
+            part = head[first : first + self.n_batch]
+            at = self._fill(0, Run(run.sequence, run.start + first, part, logits=False), every=False)
+            self._decode_batch(at)
+        return Run(run.sequence, run.start + len(head), [last], run.logits)
+
+    def _fill(self, at: int, run: Run, *, every: bool) -> int:
+        """Write a run into the batch from row `at` on; return the row after it."""
+        batch = self._batch
+        for offset, token_id in enumerate(run.tokens):
+            batch.token[at] = token_id
+            batch.pos[at] = run.start + offset
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = run.sequence
+            batch.logits[at] = every
+            at += 1
+        batch.logits[at - 1] = every or run.logits
+        return at
+
+    def _decode_batch(self, size: int) -> None:
+        self._batch.n_tokens = size
+        with _captured() as lines:
+            status = self._llama.llama_decode(self._context, self._batch)
+        if status == 1:
+            raise ModelError(f"{self.path}: no room left in the context; raise n_ctx")
+        if status:
+            raise ModelError(f"{self.path}: llama.cpp failed to decode: {_reason(lines)}")
+
+    def _row(self, row: int) -> Logits:
+        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        view = np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),))
+        view.flags.writeable = False
+        return view
+
+
+_listeners: list[list[str]] = []
+_log_callback: Any = None
+
+
+def _library() -> ModuleType:
+    """Import llama_cpp once, with its messages sent to our log instead of stderr."""
+    global _log_callback
+    import llama_cpp.llama_cpp as llama
+
+    if _log_callback is None:
+
+        @llama.llama_log_callback
+        def keep(_level: int, text: bytes, _data: object) -> None:
+            line = text.decode("utf-8", "replace").rstrip()
+            if line.strip("."):
+                log.debug("llama.cpp: %s", line)
+                for lines in _listeners:
+                    lines.append(line)
+
+        # llama.cpp keeps only the pointer: the object must live as long as the process.
+        _log_callback = keep
+        llama.llama_log_set(keep, None)
+        llama.llama_backend_init()
+    return llama
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[list[str]]:
+    """Collect what llama.cpp says while the block runs."""
+    lines: list[str] = []
+    _listeners.append(lines)
+    try:
+        yield lines
+    finally:
+        # By identity: two threads may hold equal lists.
+        _listeners[:] = [other for other in _listeners if other is not lines]
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return the first complaint among llama.cpp's messages, without its function names."""
+    complaints = [line for line in lines if re.search(r"error|fail|invalid|corrupt", line, re.I)]
+    if not complaints:
+        return "llama.cpp gave no reason"
+    return re.sub(r"^(\w+: )+", "", complaints[0]).strip()
+
+
+def _read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
+    count = llama.llama_vocab_n_tokens(vocab)
+    if count <= 0:
+        raise ModelError(f"{path}: holds no vocabulary; use a language model")
+    attributes = np.fromiter(
+        (llama.llama_vocab_get_attr(vocab, i) for i in range(count)), dtype=np.int32, count=count
+    )
+    kinds = _kinds(llama, attributes)
+    bos_id = llama.llama_vocab_bos(vocab)
+    return Vocabulary.build(
+        [_piece(llama, vocab, token_id) for token_id in range(count)],
+        kinds,
+        [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],
+        bos_id=None if bos_id < 0 else bos_id,
+        add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id >= 0,
+        markers={
+            llama.llama_vocab_get_text(vocab, i).decode("utf-8", "replace"): i
+            for i in np.flatnonzero((kinds == Kind.CONTROL) | (kinds == Kind.USER)).tolist()
+        },
+    )
+
+
+def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8]:
+    kinds = np.full(len(attributes), Kind.NORMAL, dtype=np.uint8)
+    # Later rows win where a token has several attributes.
+    for flag, kind in (
+        (llama.LLAMA_TOKEN_ATTR_USER_DEFINED, Kind.USER),
+        (llama.LLAMA_TOKEN_ATTR_BYTE, Kind.BYTE),
+        (llama.LLAMA_TOKEN_ATTR_UNUSED, Kind.UNUSED),
+        (llama.LLAMA_TOKEN_ATTR_UNKNOWN, Kind.UNKNOWN),
+        (llama.LLAMA_TOKEN_ATTR_CONTROL, Kind.CONTROL),
+    ):
+        kinds[attributes & flag != 0] = kind
+    return kinds
+
+
+def _piece(llama: ModuleType, vocab: Any, token_id: int) -> bytes:
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
+        if written >= 0:
+            return buffer.raw[:written]
+        size = -written

@@ -1,0 +1,206 @@
+"""Conversations as each member's own chat template writes them, as tokens."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from eva_local.errors import PromptError
+from eva_local.model import Model
+from eva_local.records import Message
+from eva_local.tokenizer import Tokenizer
+from eva_local.vocab import Vocabulary
+
+log = logging.getLogger("eva_local")
+
+Prompt = str | Sequence[Message]
+
+# What a model without a chat template is given: a dialogue that it can go on with.
+_PLAIN_NAMES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+_SPACE = "\N{EM SPACE}"
+
+
+class PromptWriter:
+    """Turn prompts into the tokens of one member."""
+
+    def __init__(self, model: Model) -> None:
+        """Compile the chat template of `model`, if it has one."""
+        self._vocabulary = model.vocabulary
+        self._tokenizer = model.tokenizer
+        self._markers = _marker_pattern(model.vocabulary)
+        self._template = _compile(model.chat_template) if model.chat_template else None
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a conversation (opened for the answer) or of a plain text.
+
+        Exactly one BOS stands in front where the model wants one. Control tokens come from
+        the template alone: in a message they are spelled out as text.
+        Raises PromptError where the template refuses the conversation.
+        """
+        if isinstance(prompt, str):
+            segments = [(prompt, False)]
+        elif self._template is None:
+            segments = [(_plain(prompt), False)]
+        else:
+            segments = self._render(prompt)
+        return self._with_bos(self._encode(segments))
+
+    def _render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+        """Return the conversation as (text, written by the template) segments."""
+        assert self._template is not None
+        stand_ins = [_StandIn(message.content) for message in messages]
+        turns = [
+            {"role": message.role, "content": stand_in.text}
+            for message, stand_in in zip(messages, stand_ins, strict=True)
+        ]
+        try:
+            text = self._template(turns, self._spelled_bos(), self._spelled_end())
+            refused = messages[0].role == "system" and stand_ins[0].key not in text
+        except PromptError:
+            if messages[0].role != "system":
+                raise
+            refused = True
+        if refused:
+            return self._render(_folded(messages))
+        return list(_segments(text, stand_ins))
+
+    def _encode(self, segments: Sequence[tuple[str, bool]]) -> list[int]:
+        """Encode text between control tokens in one go, as llama.cpp does."""
+        ids: list[int] = []
+        text = ""
+        for segment, is_template in segments:
+            if not is_template or self._markers is None:
+                text += segment
+                continue
+            at = 0
+            for found in self._markers.finditer(segment):
+                ids += self._encode_text(text + segment[at : found.start()])
+                ids.append(self._vocabulary.markers[found[0]])
+                text, at = "", found.end()
+            text += segment[at:]
+        return ids + self._encode_text(text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        return self._tokenizer.encode(_expressible(data, self._tokenizer)) if data else []
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos_id = self._vocabulary.bos_id
+        if bos_id is not None and self._vocabulary.add_bos and ids[:1] != [bos_id]:
+            ids.insert(0, bos_id)
+        if not ids:
+            # A model predicts after a token only; END of a text before is the usual start.
+            ids.append(bos_id if bos_id is not None else min(self._vocabulary.end_ids, default=0))
+        return ids
+
+    def _spelled_bos(self) -> str:
+        return _spelling(self._vocabulary, self._vocabulary.bos_id)
+
+    def _spelled_end(self) -> str:
+        return _spelling(self._vocabulary, min(self._vocabulary.end_ids, default=None))
+
+
+class _StandIn:
+    """A word that stands for a message while the template is rendered.
+
+    The rare spaces around it show whether the template strips what it is given.
+    """
+
+    def __init__(self, content: str) -> None:
+        self.content = content
+        self.key = f"STANDIN{secrets.token_hex(16)}"
+        self.text = f"{_SPACE}{self.key}{_SPACE}"
+
+
+def _segments(text: str, stand_ins: Sequence[_StandIn]) -> Iterator[tuple[str, bool]]:
+    """Put the messages back in place of their stand-ins."""
+    contents = {stand_in.key: stand_in.content for stand_in in stand_ins}
+    at = 0
+    for found in re.finditer(f"({_SPACE}?)(STANDIN[0-9a-f]{{32}})({_SPACE}?)", text):
+        content = contents.get(found[2])
+        if content is None:
+            continue
+        yield text[at : found.start()], True
+        content = content if found[1] else content.lstrip()
+        yield content if found[3] else content.rstrip(), False
+        at = found.end()
+    yield text[at:], True
+
+
+def _compile(source: str) -> Callable[[list[dict[str, str]], str, str], str]:
+    """Return a function that renders a chat template.
+
+    Templates come with the model file and are not trusted: they run in jinja2's sandbox.
+    """
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(reason: str) -> None:
+        raise PromptError(f"the model's chat template refuses this conversation: {reason}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        template = environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise PromptError(f"the model's chat template cannot be read: {error}") from error
+
+    def render(messages: list[dict[str, str]], bos: str, end: str) -> str:
+        names: dict[str, Any] = {"bos_token": bos, "eos_token": end, "tools": None}
+        try:
+            return template.render(messages=messages, add_generation_prompt=True, **names)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise PromptError(f"the model's chat template failed: {error}") from error
+
+    return render
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """Put the system message in front of the first user turn."""
+    system, *rest = messages
+    for position, message in enumerate(rest):
+        if message.role == "user":
+            rest[position] = replace(message, content=f"{system.content}\n\n{message.content}")
+            return rest
+    return [Message("user", system.content), *rest]
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    lines = [_PLAIN_NAMES[message.role] + message.content.strip() for message in messages]
+    return "\n\n".join([*lines, "Assistant:"])
+
+
+def _marker_pattern(vocabulary: Vocabulary) -> re.Pattern[str] | None:
+    """Return a pattern that finds template-only tokens, the longest first."""
+    spellings = sorted(filter(None, vocabulary.markers), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+
+def _spelling(vocabulary: Vocabulary, token_id: int | None) -> str:
+    for spelling, marker_id in vocabulary.markers.items():
+        if marker_id == token_id:
+            return spelling
+    return ""
+
+
+def _expressible(data: bytes, tokenizer: Tokenizer) -> bytes:
+    """Put U+FFFD, or else a question mark, for characters that the vocabulary cannot spell."""
+    missing = tokenizer.missing_bytes
+    if not missing or missing.isdisjoint(data):
+        return data
+    mark = "\N{REPLACEMENT CHARACTER}".encode()
+    if not missing.isdisjoint(mark):
+        mark = b"?"
+    log.warning("a member has no token for a character of the prompt; it reads %r there", mark)
+    return b"".join(
+        piece if missing.isdisjoint(piece) else mark
+        for piece in (character.encode() for character in data.decode())
+    )

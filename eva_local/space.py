@@ -1,0 +1,165 @@
+"""The shared space: its symbols, and how each member speaks in it.
+
+A space hands out voices. A voice is one member's part in one text: it says what must be
+decoded, takes the logits, votes, and is told which symbol was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.alignment.mapping import Mapping
+from eva_local.context import Context
+from eva_local.fusion import Floats, Ids, Vote, normalised, project, top_k
+from eva_local.model import Logits, Model, Run
+
+
+class Voice(Protocol):
+    """One member's part in one text."""
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into the member's context; negative when it is full."""
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+
+    def pending(self, limit: int | None) -> list[Run]:
+        """Return what must be decoded before the next vote, at most `limit` tokens of it."""
+
+    def take(self, run: Run, logits: Logits | None) -> None:
+        """Take the result of a run from `pending`."""
+
+    def commit(self, symbol: int) -> None:
+        """Append the chosen symbol."""
+
+
+V = TypeVar("V", bound=Voice)
+
+
+class Space(Protocol[V]):
+    """The symbols in which votes are added up; one of them, `end`, is END."""
+
+    end: int
+
+    def piece(self, symbol: int) -> bytes:
+        """Return the bytes of a symbol; END has none."""
+
+    def voices(self, sequence: int) -> list[V]:
+        """Return a voice of every member for one sequence of each model."""
+
+    def votes(self, voices: Sequence[V]) -> list[Vote]:
+        """Return the vote of every voice, all of which have taken their logits."""
+
+
+class PivotVoice:
+    """A member that speaks in the pivot's tokens."""
+
+    def __init__(
+        self,
+        model: Model,
+        sequence: int,
+        mapping: Mapping,
+        symbol_pieces: Sequence[bytes],
+        n_candidates: int,
+    ) -> None:
+        """Use one sequence of `model`, whose likeliest tokens `mapping` carries over."""
+        self.context = Context(model, sequence)
+        self._mapping = mapping
+        self._pieces = symbol_pieces
+        self._n_candidates = n_candidates
+        self._native = mapping.member == mapping.pivot
+        self._candidates: tuple[Ids, Floats] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into the member's context; negative when it is full."""
+        return self.context.room
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+        self.context.start(prompt)
+
+    def pending(self, limit: int | None = None) -> list[Run]:
+        """Return the one run of tokens that llama.cpp has not seen."""
+        return [self.context.pending(limit)]
+
+    def take(self, run: Run, logits: Logits | None) -> None:
+        """Keep the likeliest tokens, since the logits are llama.cpp's until it decodes again."""
+        self.context.decoded(run)
+        if logits is not None:
+            self._candidates = top_k(logits, self._n_candidates)
+
+    def commit(self, symbol: int) -> None:
+        """Append the chosen symbol: as a token where the vocabularies are equal, else as bytes."""
+        if self._native:
+            self.context.append_token(symbol)
+        else:
+            self.context.append(self._pieces[symbol])
+
+    def vote(self, lead: Vote | None) -> Vote:
+        """Return the member's vote; `lead` is the pivot's."""
+        if self._candidates is None:
+            raise ValueError("a vote needs logits: decode what is pending first")
+        return project(*self._candidates, self._mapping, lead)
+
+
+class PivotSpace:
+    """The pivot's tokens and END as the shared space, as in EVA.
+
+    Symbols that some member cannot spell (a few vocabularies lack a byte) are never chosen,
+    so that every member can follow.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        mappings: Sequence[Mapping],
+        *,
+        pivot: int = 0,
+        n_candidates: int = 320,
+    ) -> None:
+        """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them."""
+        vocabulary = models[pivot].vocabulary
+        self.end = len(vocabulary)
+        self._pieces = vocabulary.pieces
+        self._members = tuple(zip(models, mappings, strict=True))
+        self._pivot = pivot
+        self._n_candidates = n_candidates
+        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
+        self._spelled = _without(self._pieces, missing) if missing else None
+
+    def piece(self, symbol: int) -> bytes:
+        """Return the bytes of a symbol; END has none."""
+        return b"" if symbol == self.end else self._pieces[symbol]
+
+    def voices(self, sequence: int) -> list[PivotVoice]:
+        """Return a voice of every member for one sequence of each model."""
+        return [
+            PivotVoice(model, sequence, mapping, self._pieces, self._n_candidates)
+            for model, mapping in self._members
+        ]
+
+    def votes(self, voices: Sequence[PivotVoice]) -> list[Vote]:
+        """Return every member's vote; the pivot's comes first and may steer the others."""
+        lead = self._spellable(voices[self._pivot].vote(None))
+        return [
+            lead if index == self._pivot else self._spellable(voice.vote(lead))
+            for index, voice in enumerate(voices)
+        ]
+
+    def _spellable(self, vote: Vote) -> Vote:
+        if self._spelled is None:
+            return vote
+        kept = self._spelled[vote.symbols]
+        return normalised(vote.symbols[kept], vote.probabilities[kept])
+
+
+def _without(pieces: Sequence[bytes], missing: frozenset[int]) -> NDArray[np.bool_]:
+    """Return (symbols,): whether a piece has none of the bytes; END has none."""
+    marks = [missing.isdisjoint(piece) for piece in pieces]
+    return np.asarray([*marks, True], dtype=np.bool_)

@@ -1,0 +1,133 @@
+"""Frozen specs: what a model is, where its file comes from, what an ensemble is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from eva_local.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How llama.cpp opens a model.
+
+    n_gpu_layers -1 offloads all layers where the build can; threads 0 uses all cores;
+    tensor_split () leaves the split over several GPUs to llama.cpp.
+    """
+
+    n_ctx: int = 4096
+    n_gpu_layers: int = -1
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
+    threads: int = 0
+    n_batch: int = 512
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_type: Literal["f16", "q8_0", "q4_0", "f32"] = "f16"
+    swa_full: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value outside its range."""
+        _at_least("n_ctx", self.n_ctx, 1)
+        _at_least("n_gpu_layers", self.n_gpu_layers, -1)
+        _at_least("main_gpu", self.main_gpu, 0)
+        _at_least("threads", self.threads, 0)
+        _at_least("n_batch", self.n_batch, 1)
+        for share in self.tensor_split:
+            _at_least("tensor_split", share, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FusionSettings:
+    """How the members' votes become one distribution.
+
+    candidates 0 takes every token of a member; weights are in the order of the members.
+    """
+
+    space: Literal["pivot"] = "pivot"
+    mapping: Literal["surface", "surface-refined", "eva", "eva-paper"] = "surface-refined"
+    combine: Literal["mean", "geometric"] = "mean"
+    filter: Literal["top-n", "off"] = "top-n"
+    filter_n: int = 3
+    candidates: int = 320
+    weights: Literal["equal"] | tuple[float, ...] = "equal"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value outside its range."""
+        _at_least("filter_n", self.filter_n, 1)
+        _at_least("candidates", self.candidates, 0)
+        if self.weights != "equal":
+            for weight in self.weights:
+                _at_least("weights", weight, 0)
+            if not any(self.weights):
+                raise InputError("weights must not all be zero")
+
+
+@dataclass(frozen=True, slots=True)
+class PathSource:
+    """A GGUF file that the user keeps."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A file of a model repository on the hub."""
+
+    repository: str
+    file: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class WheelSource:
+    """A file inside a wheel, or in `parts` pieces inside as many wheels.
+
+    In both templates `{n}` counts the parts from 1 and `{i}` from 0.
+    """
+
+    wheel: str
+    file: str
+    parts: int = 1
+
+    def part(self, i: int) -> tuple[str, str]:
+        """Return the pinned requirement of part `i` (from 0) and the file inside its wheel."""
+        return self.wheel.format(n=i + 1, i=i), self.file.format(n=i + 1, i=i)
+
+
+Source = PathSource | HubSource | WheelSource
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: where its GGUF file comes from and how it is loaded."""
+
+    name: str
+    source: Source
+    sha256: str | None = None
+    size: int | None = None
+    licence: str = ""
+    description: str = ""
+    load: LoadSettings = field(default_factory=LoadSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleSpec:
+    """Models that write one answer together; `pivot` names the member with the shared space."""
+
+    name: str
+    members: tuple[ModelSpec, ...]
+    pivot: str
+    fusion: FusionSettings = field(default_factory=FusionSettings)
+    description: str = ""
+
+    @property
+    def pivot_index(self) -> int:
+        """Return the place of the pivot among the members."""
+        return [member.name for member in self.members].index(self.pivot)
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least}, not {value}")

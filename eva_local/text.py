@@ -1,0 +1,51 @@
+"""Bytes to text that is safe to show: whole characters only, and no part of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Turn pieces into text as they come.
+
+    Half characters wait for their other half; bytes that are no UTF-8 become U+FFFD. Text
+    that may be the beginning of a stop string waits until that is decided. `stopped` says
+    that a stop string was met; the text ends before it.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """Look for any of the `stop` strings."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(stop)
+        self._waiting = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """Take the next bytes; return what can be shown."""
+        if self.stopped:
+            return ""
+        self._waiting += self._decoder.decode(piece)
+        found = [at for at in map(self._waiting.find, self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            shown, self._waiting = self._waiting[: min(found)], ""
+            return shown
+        return self._release(len(self._waiting) - self._undecided())
+
+    def finish(self) -> str:
+        """Return what waited; a half character at the end is left out."""
+        return self._release(len(self._waiting))
+
+    def _release(self, count: int) -> str:
+        shown, self._waiting = self._waiting[:count], self._waiting[count:]
+        return shown
+
+    def _undecided(self) -> int:
+        """Return the length of the longest end that begins a stop string."""
+        longest = max(map(len, self._stop), default=1) - 1
+        for size in range(min(longest, len(self._waiting)), 0, -1):
+            end = self._waiting[-size:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return size
+        return 0

@@ -1,0 +1,116 @@
+"""A member's vocabulary: which bytes each token stands for, and what kind of token it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """What a token is for, from llama.cpp's token attributes."""
+
+    NORMAL = 0
+    USER = 1
+    BYTE = 2
+    CONTROL = 3
+    UNKNOWN = 4
+    UNUSED = 5
+
+
+# Several ids may share bytes: a written-out token stands for them before a byte fallback does.
+_SPEAKABLE = (Kind.NORMAL, Kind.USER, Kind.BYTE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vocabulary:
+    """The tokens of one model.
+
+    `pieces[token_id]` are the bytes of a token (empty for control and unknown tokens);
+    `kinds: (n,) uint8`; `speakable: (n,) bool` marks tokens that may stand for text: not
+    control, unknown, unused or END, and not empty. `markers` are the spelled forms of the
+    tokens that only a chat template may write. `fingerprint` is equal for equal vocabularies.
+    """
+
+    pieces: tuple[bytes, ...]
+    kinds: NDArray[np.uint8]
+    end_ids: frozenset[int]
+    bos_id: int | None
+    add_bos: bool
+    markers: Mapping[str, int]
+    speakable: NDArray[np.bool_]
+    fingerprint: str
+    _ids: Mapping[bytes, int]
+
+    @classmethod
+    def build(
+        cls,
+        pieces: Sequence[bytes],
+        kinds: Sequence[int] | NDArray[np.uint8],
+        end_ids: Iterable[int],
+        *,
+        bos_id: int | None = None,
+        add_bos: bool = False,
+        markers: Mapping[str, int] | None = None,
+    ) -> Vocabulary:
+        """Make a vocabulary from its tokens, in the order of their ids."""
+        kind_array = np.asarray(kinds, dtype=np.uint8)
+        ends = frozenset(end_ids)
+        filled = np.fromiter((bool(piece) for piece in pieces), dtype=np.bool_, count=len(pieces))
+        speakable = filled & (kind_array <= Kind.BYTE)
+        speakable[list(ends)] = False
+        return cls(
+            pieces=tuple(pieces),
+            kinds=kind_array,
+            end_ids=ends,
+            bos_id=bos_id,
+            add_bos=add_bos,
+            markers=dict(markers or {}),
+            speakable=speakable,
+            fingerprint=_fingerprint(pieces, kind_array, ends),
+            _ids=_ids_by_piece(pieces, kind_array, speakable),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.pieces)
+
+    def id_of(self, piece: bytes) -> int | None:
+        """Return the speakable token for these bytes: a written-out one before a byte token."""
+        return self._ids.get(piece)
+
+    def pieces_to_ids(self) -> Mapping[bytes, int]:
+        """Return every speakable piece with the id that stands for it."""
+        return self._ids
+
+    def join(self, token_ids: Iterable[int]) -> bytes:
+        """Return the bytes that a row of tokens stands for."""
+        pieces = self.pieces
+        return b"".join([pieces[token_id] for token_id in token_ids])
+
+
+def _fingerprint(
+    pieces: Sequence[bytes], kinds: NDArray[np.uint8], end_ids: frozenset[int]
+) -> str:
+    lengths = np.fromiter((len(piece) for piece in pieces), dtype="<u4", count=len(pieces))
+    digest = hashlib.sha256(b"eva-local vocabulary 1\0")
+    digest.update(lengths.tobytes())
+    digest.update(b"".join(pieces))
+    digest.update(kinds.tobytes())
+    digest.update(np.asarray(sorted(end_ids), dtype="<u4").tobytes())
+    return digest.hexdigest()
+
+
+def _ids_by_piece(
+    pieces: Sequence[bytes], kinds: NDArray[np.uint8], speakable: NDArray[np.bool_]
+) -> dict[bytes, int]:
+    ids: dict[bytes, int] = {}
+    # Written last wins: byte tokens first, and within a kind the lowest id at the end.
+    for kind in reversed(_SPEAKABLE):
+        for token_id in np.flatnonzero(speakable & (kinds == kind))[::-1].tolist():
+            ids[pieces[token_id]] = token_id
+    return ids

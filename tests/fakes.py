@@ -1,0 +1,125 @@
+"""A small model with all the awkward tokens that real vocabularies have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from eva_local.model import Logits, Run
+from eva_local.tokenizer import Tokenizer
+from eva_local.vocab import Kind, Vocabulary
+
+# Duplicates ("the" twice, "\xc3" also a byte token), split characters, pieces inside pieces.
+WORDS_A = [
+    *(bytes([c]) for c in b" abcdefghijklmnopqrstuvwxyz.,!"),
+    *(b"the", b" the", b"the", b"th", b"he", b"ing", b" un", b" unb", b"elie", b"vable"),
+    *(b"\xc3", b"\xc3\xa9", b"\xf0\x9f", b"\x98\x80", b"\xf0\x9f\x98\x80", "中".encode()),
+    *(b"\n", b"  ", b"    ", b" Paris", b"Par", b"is"),
+]
+WORDS_B = [
+    *(bytes([c]) for c in b" abcdefghijklmnopqrstuvwxyz?;"),
+    *(b" the", b"t", b"ther", b"there", b" a", b"an", b" believ", b"able", b"un"),
+    *(b"\xa9", b"\xf0\x9f\x98", b"\xe4\xb8", "中文".encode(), b"\xcc\x81", "ا".encode()),
+    *(b"\n\n", b"   ", b"Paris", b" Pa"),
+]
+
+
+def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabulary:
+    """Build a vocabulary: four control tokens, the byte tokens, the words, a pad, a user token."""
+    spare = [byte for byte in range(256) if byte not in missing]
+    words = [word for word in words if not set(missing) & set(word)]
+    pieces = [b"", b"", b"", b"", *(bytes([b]) for b in spare), *words, b"[PAD]", b"<tool>"]
+    kinds = [
+        *(Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, Kind.CONTROL),
+        *([Kind.BYTE] * len(spare)),
+        *([Kind.NORMAL] * len(words)),
+        *(Kind.UNUSED, Kind.USER),
+    ]
+    markers = {"<s>": 1, "</s>": 2, "<|im_end|>": 3, "<tool>": len(pieces) - 1}
+    return Vocabulary.build(pieces, kinds, [2, 3], bos_id=1, add_bos=True, markers=markers)
+
+
+def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:
+    """Return a tokeniser that always takes the longest piece."""
+    ids = vocab.pieces_to_ids()
+    longest = max(map(len, ids))
+
+    def raw(text: bytes) -> list[int]:
+        text.decode()  # like real tokenisers, no half characters
+        found, at = [], 0
+        while at < len(text):
+            for size in range(min(longest, len(text) - at), 0, -1):
+                if text[at : at + size] in ids:
+                    break
+            else:
+                at += 1  # like real tokenisers, what cannot be spelled is dropped
+                continue
+            found.append(ids[text[at : at + size]])
+            at += size
+        return found
+
+    return raw
+
+
+class FakeModel:
+    """A model whose logits are a hash of the tokens in its cache, so that any slip shows."""
+
+    chat_template = (
+        "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '<|im_end|>' }}"
+        "{% endfor %}<s>assistant\n"
+    )
+
+    def __init__(
+        self,
+        words: Sequence[bytes] = WORDS_A,
+        *,
+        missing: Sequence[int] = (),
+        n_ctx: int = 4096,
+        n_batch: int = 64,
+        can_roll_back: bool = True,
+        logits: Callable[[Sequence[int]], Logits] | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary(words, missing=missing)
+        self.tokenizer = Tokenizer(self.vocabulary, longest_match(self.vocabulary))
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
+        self.can_roll_back = can_roll_back
+        self.cache: dict[int, list[int]] = {}
+        self.decoded = 0
+        self._logits = logits or self._hashed
+
+    def _hashed(self, tokens: Sequence[int]) -> Logits:
+        seed = hashlib.sha256(repr(list(tokens)).encode()).digest()[:8]
+        generator = np.random.default_rng(int.from_bytes(seed))
+        return generator.normal(0, 4, len(self.vocabulary)).astype(np.float32)
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        rows: list[Logits | None] = []
+        for run in runs:
+            cache = self.cache.setdefault(run.sequence, [])
+            assert run.start == len(cache), "positions must follow each other"
+            assert len(cache) + len(run.tokens) <= self.n_ctx, "no room left in the context"
+            cache += run.tokens
+            self.decoded += len(run.tokens)
+            rows.append(self._logits(cache) if run.logits else None)
+        return rows
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        for offset, token_id in enumerate(run.tokens):
+            row = self.decode([Run(run.sequence, run.start + offset, [token_id])])[0]
+            assert row is not None
+            yield row[None]
+
+    def remove(self, sequence: int, start: int) -> bool:
+        if start and not self.can_roll_back:
+            return False
+        del self.cache.setdefault(sequence, [])[start:]
+        return True
+
+    def copy(self, source: int, target: int) -> None:
+        self.cache[target] = list(self.cache.get(source, []))
+
+    def close(self) -> None:
+        self.cache.clear()

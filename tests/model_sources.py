@@ -1,0 +1,162 @@
+"""Places that models come from, made for tests: wheels in a folder, a hub on the loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from eva_local.config import HubSource, ModelSpec, WheelSource
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def make_wheel(folder: Path, name: str, files: dict[str, bytes], version: str = "1.0") -> Path:
+    """Write a wheel that pip accepts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    about = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in {**files, **about}.items():
+            archive.writestr(path, content)
+    return wheel
+
+
+def make_parts(folder: Path, data: bytes, parts: int) -> None:
+    """Put `data` in as many wheels as `wheel_spec` asks for."""
+    size = -(-len(data) // parts)
+    for i in range(parts):
+        file = f"part{i + 1}/data/part{i:02}.bin"
+        make_wheel(folder, f"weights-part{i + 1}", {file: data[i * size : (i + 1) * size]})
+
+
+def wheel_spec(data: bytes, parts: int = 1, **fields: object) -> ModelSpec:
+    source = WheelSource("weights-part{n}==1.0", "part{n}/data/part{i:02}.bin", parts)
+    return ModelSpec(**{"name": "m", "source": source, "sha256": sha256(data), **fields})
+
+
+def hub_spec(revision: str = "main", **fields: object) -> ModelSpec:
+    source = HubSource("owner/model", "sub/m.gguf", revision)
+    return ModelSpec(**{"name": "m", "source": source, **fields})
+
+
+@dataclass
+class Hub:
+    """A server that answers as the hub does for one file of one repository.
+
+    cut_at: send only so many bytes of each following answer and close. broken: answer every
+    GET with 500. error: status and X-Error-Code for everything. served: what is sent, where it
+    is not what was promised.
+    """
+
+    data: bytes
+    commit: str = COMMIT
+    cut_at: list[int] = field(default_factory=list)
+    broken: bool = False
+    error: tuple[int, str] | None = None
+    served: bytes | None = None
+    storage: str = ""
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    authorised: set[tuple[str, bool]] = field(default_factory=set)
+
+    @property
+    def gets(self) -> list[tuple[str, str | None]]:
+        return [(path, span) for method, path, span in self.requests if method == "GET"]
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[str]:
+    """Run the hub and give its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer(b"")
+
+        def do_GET(self) -> None:
+            self._answer(hub.data if hub.served is None else hub.served)
+
+        def _answer(self, data: bytes) -> None:
+            span = self.headers.get("Range")
+            hub.requests.append((self.command, self.path, span))
+            hub.authorised.add((self.path, "authorization" in self.headers))
+            if hub.error is not None:
+                return self._fail(*hub.error)
+            if hub.broken and self.command == "GET":
+                return self._fail(500, "")
+            if self.path == "/storage":
+                return self._send(data, span)
+            match = re.fullmatch(r"/owner/model/resolve/([^/]+)/(.+)", self.path)
+            if match is None:
+                return self._fail(404, "RepoNotFound")
+            if match[1] not in ("main", hub.commit):
+                return self._fail(404, "RevisionNotFound")
+            if match[2] != "sub/m.gguf":
+                return self._fail(404, "EntryNotFound")
+            if hub.storage:
+                self.send_response(302)
+                self.send_header("Location", f"{hub.storage}/storage")
+                self._describe()
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return None
+            return self._send(data, span)
+
+        def _describe(self) -> None:
+            self.send_header("X-Repo-Commit", hub.commit)
+            self.send_header("X-Linked-Etag", f'"{sha256(hub.data)}"')
+            self.send_header("X-Linked-Size", str(len(hub.data)))
+            # The hub offers its own protocol for each large file; it must not be taken up.
+            self.send_header("X-Xet-Hash", sha256(hub.data))
+
+        def _send(self, data: bytes, span: str | None) -> None:
+            start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
+            self.send_response(206 if span else 200)
+            self._describe()
+            self.send_header("ETag", f'"{sha256(hub.data)}"')
+            self.send_header("Accept-Ranges", "bytes")
+            size = len(hub.data) if self.command == "HEAD" else len(data)
+            if span:
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            self.send_header("Content-Length", str(size - start))
+            self.end_headers()
+            rest = data[start:]
+            if hub.cut_at and self.command == "GET":
+                rest = rest[: hub.cut_at.pop(0)]
+                self.close_connection = True
+            self.wfile.write(rest)
+
+        def _fail(self, status: int, code: str) -> None:
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

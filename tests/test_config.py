@@ -1,0 +1,422 @@
+"""The configuration: every value, every mistake, and which place wins."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.config import (
+    DEFAULT_KEYS,
+    Config,
+    EnsembleSpec,
+    FusionSettings,
+    HubSource,
+    LoadSettings,
+    PathSource,
+    WheelSource,
+    find_config,
+    load_config,
+    shipped,
+)
+from eva_local.errors import ConfigError, InputError
+from eva_local.records import Sampling
+
+SHA = "ab" * 32
+MODELS = f"""
+schema = 1
+
+[models.a]
+path = "a.gguf"
+
+[models.b]
+hub = "owner/repository"
+file = "sub/b.gguf"
+revision = "abc"
+licence = "MIT"
+n_ctx = 1024
+
+[models.c]
+wheel = "wheel-part{{n}}==1.0"
+file = "wheel_part{{n}}/data.part{{i:02}}"
+parts = 3
+sha256 = "{SHA}"
+size = 12
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "models.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: Path, more: str = "", **overrides: object) -> Config:
+    return load_config(write(folder, MODELS + more), {}, overrides)
+
+
+def problem(folder: Path, text: str) -> str:
+    """Return the one line that a wrong file gives, without the file's name at its start."""
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+def test_sources_and_fields(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    a, b, c = config.models.values()
+    assert a.source == PathSource(tmp_path / "a.gguf")
+    assert a.load == LoadSettings()
+    assert b.source == HubSource("owner/repository", "sub/b.gguf", "abc")
+    assert (b.licence, b.sha256, b.size, b.load.n_ctx) == ("MIT", None, None, 1024)
+    assert isinstance(c.source, WheelSource)
+    assert c.source.part(0) == ("wheel-part1==1.0", "wheel_part1/data.part00")
+    assert c.source.part(2) == ("wheel-part3==1.0", "wheel_part3/data.part02")
+    assert (c.sha256, c.size) == (SHA, 12)
+
+
+def test_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_config(write(tmp_path, 'schema = 1\n[models.a]\npath = "~/a.gguf"'), {})
+    assert config.model("a").source == PathSource(tmp_path / "home" / "a.gguf")
+
+
+def test_ensemble_with_all_its_keys(tmp_path: Path) -> None:
+    ensemble = load(
+        tmp_path,
+        """
+        [defaults]
+        combine = "geometric"
+        candidates = 0
+        [ensembles.e]
+        members = ["a", "b"]
+        pivot = "b"
+        description = "two"
+        mapping = "eva"
+        filter = "off"
+        candidates = 99
+        weights = { b = 1, a = 2.5 }
+        """,
+    ).ensemble("e")
+    assert [member.name for member in ensemble.members] == ["a", "b"]
+    assert (ensemble.pivot, ensemble.pivot_index, ensemble.description) == ("b", 1, "two")
+    assert ensemble.fusion == FusionSettings(
+        combine="geometric", mapping="eva", filter="off", candidates=99, weights=(2.5, 1.0)
+    )
+
+
+def test_pivot_is_the_first_member_and_weights_may_be_a_list(tmp_path: Path) -> None:
+    text = '[ensembles.e]\nmembers = ["b", "a"]\nweights = [0, 3]'
+    ensemble = load(tmp_path, text).ensemble("e")
+    assert ensemble.pivot == "b"
+    assert ensemble.fusion.weights == (0.0, 3.0)
+
+
+def test_one_model_may_be_a_member_twice(tmp_path: Path) -> None:
+    ensemble = load(tmp_path, '[ensembles.e]\nmembers = ["a", "a"]').ensemble("e")
+    assert [member.name for member in ensemble.members] == ["a", "a"]
+    assert ensemble.pivot_index == 0
+
+
+def test_name_of_a_model_is_that_model_alone(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert config.ensemble("b") == EnsembleSpec("b", (config.model("b"),), "b")
+
+
+def test_default_ensemble(tmp_path: Path) -> None:
+    assert load(tmp_path).default_ensemble == "a"
+    one = '[ensembles.e]\nmembers = ["b"]\n'
+    assert load(tmp_path, one).default_ensemble == "e"
+    assert load(tmp_path, one + '[defaults]\nensemble = "c"').ensemble().name == "c"
+    assert load(tmp_path, one + '[ensembles.demo]\nmembers = ["b"]').default_ensemble == "demo"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("[default]", "default: unknown key; did you mean defaults?"),
+        ("[defaults]\nn_ctxx = 1", "defaults.n_ctxx: unknown key; did you mean n_ctx?"),
+        ("[defaults]\nstop = []", "defaults.stop: unknown key; did you mean top_p or top_k?"),
+        ("[defaults]\nn_ctx = 0", "defaults.n_ctx: must be at least 1, not 0"),
+        ('[defaults]\nn_ctx = "1"', "defaults.n_ctx: must be a whole number, not '1'"),
+        ("[defaults]\nn_ctx = true", "defaults.n_ctx: must be a whole number, not true"),
+        ("[defaults]\nn_ctx = 1.0", "defaults.n_ctx: must be a whole number, not 1.0"),
+        ("[defaults]\nswa_full = 1", "defaults.swa_full: must be true or false, not 1"),
+        ("[defaults]\nmin_p = nan", "defaults.min_p: must be a number, not nan"),
+        ("[defaults]\nmin_p = 2", "defaults.min_p: must be in [0, 1), not 2.0"),
+        ("[defaults]\ntensor_split = 1", "defaults.tensor_split: must be a list of numbers"),
+        ("[defaults]\ntensor_split = [-1]", "defaults.tensor_split: must be at least"),
+        ('[defaults]\nkv_type = "f17"', 'defaults.kv_type: must be "f16" or "q8_0" or "q4_0" or'),
+        ("[defaults]\nseed = {}", 'defaults.seed: must be a whole number or "random", not a table'),
+        ("[defaults]\nfilter_n = 0", "defaults.filter_n: must be at least 1, not 0"),
+        ("[defaults]\nweights = [1]", 'defaults.weights: can only be "equal"'),
+        ("[models.d]", "models.d: has no source; give exactly one of path, hub or wheel"),
+        ('[models.d]\npath = "x"\nhub = "o/r"', "models.d: has path and hub; give exactly one"),
+        ('[models.d]\npath = "x"\nparts = 2', "models.d.parts: does not go with path"),
+        ('[models.d]\nhub = "o/r"', "models.d.file: is missing"),
+        ('[models.d]\nhub = "o"\nfile = "x"', "models.d.hub: must be OWNER/REPOSITORY, not 'o'"),
+        ('[models.d]\nhub = "o/r"\nfile = "/x"', "models.d.file: must be a relative path"),
+        ('[models.d]\nhub = "o/r"\nfile = "a/../../x"', "models.d.file: must be a relative path"),
+        ('[models.d]\nwheel = "w==1"\nfile = "x"', "models.d.sha256: is missing"),
+        ('[models.d]\nwheel = "w"\nfile = "x"', "models.d.wheel: must be NAME==VERSION, not 'w'"),
+        ('[models.d]\nwheel = "-r==1"\nfile = "x"', "models.d.wheel: must be NAME==VERSION"),
+        ('[models.d]\nwheel = "w=={k}"\nfile = "x"', "models.d.wheel: or file has a field that"),
+        ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 2', "models.d.parts: needs {n} or {i}"),
+        ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 0', "models.d.parts: must be at least 1"),
+        ('[models.d]\npath = "x"\nsha256 = "abc"', "models.d.sha256: must be 64 hexadecimal"),
+        ('[models.d]\npath = "x"\nsize = -1', "models.d.size: must be at least 1, not -1"),
+        ('[models.d]\npath = ""', "models.d.path: must be a text that is not empty, not ''"),
+        ('[models.d]\npath = "x"\nlicense = "MIT"', "models.d.license: unknown key; did you mean"),
+        ('[models.d]\npath = "x"\nmain_gpu = -1', "models.d.main_gpu: must be at least 0"),
+        ('[models."d/e"]\npath = "x"', "models.d/e: a name is letters, digits"),
+        ("[ensembles.e]", "ensembles.e.members: must be a list of at least one model name"),
+        ("[ensembles.e]\nmembers = []", "ensembles.e.members: must be a list of at least one"),
+        ('[ensembles.e]\nmembers = ["z"]', "ensembles.e.members: there is no model 'z'; known are"),
+        ("[ensembles.e]\nmembers = [1]", "ensembles.e.members: there is no model 1"),
+        ('[ensembles.a]\nmembers = ["a"]', "ensembles.a: a model has this name already"),
+        ('[ensembles.e]\nmembers = ["a"]\npivot = "b"', "ensembles.e.pivot: 'b' is no member"),
+        ('[ensembles.e]\nmembers = ["a"]\nspace = "x"', 'ensembles.e.space: must be "pivot", not'),
+        ('[ensembles.e]\nmembers = ["a"]\nmap = "x"', "ensembles.e.map: unknown key; did you mean"),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = [-1]', "ensembles.e.weights: must be at"),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = [nan]', "ensembles.e.weights: must be "),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = [0]', "ensembles.e.weights: must not"),
+        (
+            '[ensembles.e]\nmembers = ["a"]\nweights = [1, 2]',
+            "ensembles.e.weights: needs 1 weights",
+        ),
+        (
+            '[ensembles.e]\nmembers = ["a"]\nweights = "x"',
+            'ensembles.e.weights: must be "equal" or',
+        ),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = {b=1}', "ensembles.e.weights.b: unknown key"),
+        (
+            '[ensembles.e]\nmembers = ["a"]\nweights = {}',
+            "ensembles.e.weights: has no weight for a",
+        ),
+        ("models = ", "not valid TOML: Invalid value (at end of document)"),
+        ('[defaults]\nensemble = "z"', "defaults.ensemble: there is no ensemble 'z'; known are: a"),
+        ("[[ensembles]]", "ensembles: must be tables [ensembles.NAME]"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_key(tmp_path: Path, more: str, expected: str) -> None:
+    assert problem(tmp_path, MODELS + more).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "schema: must be 1"),
+        ("schema = 2", "schema: must be 1"),
+        ("schema = 1", "models: has no model"),
+        ("schema = 1\nmodels = 1", "models: must be tables [models.NAME]"),
+        ("schema = 1\n[models]\na = 1", "models.a: must be a table"),
+        ("schema = 1\ndefaults = 1", "defaults: must be a table"),
+        ("schema = 1\n\nx = = 1", "not valid TOML: Invalid value (at line 3, column 5)"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert problem(tmp_path, text).startswith(expected)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.toml: cannot be read: No such file"):
+        load_config(tmp_path / "none.toml", {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path, {})
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b'schema = 1 # \xe9"')
+    with pytest.raises(ConfigError, match=r"latin\.toml: not UTF-8 text"):
+        load_config(path, {})
+
+
+def test_unknown_names_list_the_nearest(tmp_path: Path) -> None:
+    config = load(tmp_path, '[ensembles.demo]\nmembers = ["a"]\n[ensembles.demos]\nmembers = ["a"]')
+    with pytest.raises(
+        ConfigError, match="no ensemble or model 'demoo'; did you mean demo or demos"
+    ):
+        config.ensemble("demoo")
+    with pytest.raises(ConfigError, match="no model 'demo'; known are: a, b, c"):
+        config.model("demo")
+    with pytest.raises(ConfigError, match="command line --ensemble: there is no ensemble 'x'"):
+        load(tmp_path, ensemble="x")
+
+
+def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        MODELS + "[defaults]\nn_ctx = 2\nn_batch = 2\nthreads = 2\n"
+        '[ensembles.e]\nmembers = ["a"]\ncandidates = 2',
+    )
+    environ = {"EVA_LOCAL_N_CTX": "3", "EVA_LOCAL_N_BATCH": "3", "EVA_LOCAL_CANDIDATES": "3"}
+    config = load_config(path, environ, {"n_ctx": 4, "seed": None})
+    assert config.model("a").load == LoadSettings(n_ctx=4, n_batch=3, threads=2)
+    # b has an n_ctx of its own, which the command line beats too.
+    assert config.model("b").load == LoadSettings(n_ctx=4, n_batch=3, threads=2)
+    assert config.ensemble("e").fusion.candidates == 3
+    assert config.load == config.model("a").load
+    origins = {setting.key: setting.origin for setting in config.settings}
+    assert tuple(origins) == DEFAULT_KEYS
+    assert origins["n_ctx"] == "command line --n-ctx"
+    assert origins["n_batch"] == "environment EVA_LOCAL_N_BATCH"
+    assert origins["threads"] == f"{path}: defaults.threads"
+    assert origins["seed"] == "default"
+
+
+def test_model_settings_beat_defaults_of_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, "[defaults]\nn_ctx = 77")
+    assert (config.model("a").load.n_ctx, config.model("b").load.n_ctx) == (77, 1024)
+
+
+def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
+    texts = {
+        "ensemble": "b",
+        "tensor_split": "3,1",
+        "flash_attention": "on",
+        "kv_type": "q8_0",
+        "swa_full": "off",
+        "temperature": "0.5",
+        "top_p": "0.5",
+        "min_p": "0.5",
+        "space": "pivot",
+        "mapping": "eva",
+        "combine": "geometric",
+        "filter": "off",
+        "weights": "2",
+    }
+    environ = {f"EVA_LOCAL_{key.upper()}": texts.get(key, "7") for key in DEFAULT_KEYS}
+    config = load_config(write(tmp_path, MODELS), environ)
+    assert config.ensemble().fusion == FusionSettings(
+        mapping="eva", combine="geometric", filter="off", filter_n=7, candidates=7, weights=(2.0,)
+    )
+    assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7)
+    assert config.model("b").load == LoadSettings(7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False)
+    assert {setting.origin for setting in config.settings} == {
+        f"environment {name}" for name in environ
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("N_CTX", "many", "environment EVA_LOCAL_N_CTX: must be a whole number, not 'many'"),
+        ("N_CTX", "0", "environment EVA_LOCAL_N_CTX: must be at least 1, not 0"),
+        ("MIN_P", "nan", "environment EVA_LOCAL_MIN_P: must be a number, not 'nan'"),
+        ("SWA_FULL", "maybe", "environment EVA_LOCAL_SWA_FULL: must be true or false, not 'maybe'"),
+        ("N_CTXX", "1", "environment EVA_LOCAL_N_CTXX: unknown key; did you mean EVA_LOCAL_N_CTX"),
+        ("ENSEMBLE", "z", "environment EVA_LOCAL_ENSEMBLE: there is no ensemble 'z'"),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        load_config(write(tmp_path, MODELS), {f"EVA_LOCAL_{name}": text})
+
+
+def test_variables_that_are_no_settings(tmp_path: Path) -> None:
+    environ = {
+        "EVA_LOCAL_TEST_X": "1",
+        "EVA_LOCAL_CACHE": "x",
+        "EVA_LOCAL_N_CTX": "",
+        "EVA_LOCAL_CONFIG": str(write(tmp_path, MODELS)),
+        "OTHER": "1",
+    }
+    assert load_config(None, environ).load.n_ctx == LoadSettings().n_ctx
+
+
+def test_seed_can_be_random_again(tmp_path: Path) -> None:
+    assert load(tmp_path, "[defaults]\nseed = 5").sampling.seed == 5
+    assert load(tmp_path, "[defaults]\nseed = 5", seed="random").sampling.seed is None
+
+
+def test_weights_from_outside_are_measured_against_the_ensemble_that_is_run(tmp_path: Path) -> None:
+    config = load(tmp_path, '[ensembles.e]\nmembers = ["a", "b"]', weights="2,1")
+    assert config.ensemble("e").fusion.weights == (2.0, 1.0)
+    assert len(config.members("a")) == 1
+    with pytest.raises(ConfigError, match="command line --weights: needs 1 weights"):
+        config.ensemble("a")
+    assert load(tmp_path, weights="equal").ensemble("a").fusion.weights == "equal"
+
+
+def test_unknown_override(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="command line: n_ctxx: unknown key"):
+        load(tmp_path, n_ctxx=1)
+
+
+def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert find_config(None, {}) == shipped("models.toml")
+    import platformdirs
+
+    user = Path(platformdirs.user_config_dir("eva-local", appauthor=False), "models.toml")
+    user.parent.mkdir(parents=True)
+    user.touch()
+    assert find_config(None, {}) == user
+    Path("models.toml").touch()
+    assert find_config(None, {}) == Path("models.toml")
+    assert find_config(None, {"EVA_LOCAL_CONFIG": "~/x.toml"}) == tmp_path / "x.toml"
+    assert find_config(Path("y.toml"), {"EVA_LOCAL_CONFIG": "x.toml"}) == Path("y.toml")
+
+
+def test_shipped_file_is_valid_and_complete() -> None:
+    config = load_config(shipped("models.toml"), {})
+    assert config.default_ensemble == "demo"
+    assert config.load.n_ctx == 4096
+    assert [member.name for member in config.members("demo")] == [
+        "qwen2.5-coder-0.5b",
+        "smollm2-135m",
+    ]
+    for spec in config.models.values():
+        assert spec.licence, spec.name
+        assert spec.description, spec.name
+        assert isinstance(spec.source, HubSource) or spec.sha256, spec.name
+    assert all(ensemble.description for ensemble in config.ensembles.values())
+
+
+def test_something_that_is_not_shipped() -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: not in this installation"):
+        shipped("nothing.toml")
+
+
+def test_a_wrong_value_in_python_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="n_ctx must be at least 1"):
+        LoadSettings(n_ctx=0)
+    with pytest.raises(InputError, match="weights must be at least 0, not nan"):
+        FusionSettings(weights=(float("nan"),))
+
+
+toml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(DEFAULT_KEYS), toml_values)
+def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> None:
+    path = shipped("models.toml")
+    try:
+        config = load_config(path, {}, {key: value})
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        assert key.replace("_", "-") in str(error)
+    else:
+        assert {setting.key for setting in config.settings} == set(DEFAULT_KEYS)
+
+
+@given(st.text(string.ascii_lowercase + "._", min_size=1, max_size=12))
+def test_any_unknown_variable_is_refused(name: str) -> None:
+    variable = f"EVA_LOCAL_{name.upper()}"
+    known = {f"EVA_LOCAL_{key.upper()}" for key in DEFAULT_KEYS}
+    if variable in known | {"EVA_LOCAL_CONFIG", "EVA_LOCAL_CACHE"}:
+        return
+    if variable.startswith("EVA_LOCAL_TEST_"):
+        return
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(shipped("models.toml"), {variable: "1"})

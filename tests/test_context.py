@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.context import Context
+from fakes import WORDS_A, WORDS_B, FakeModel
+from strategies import cut
+
+
+def decode(model: FakeModel, context: Context) -> np.ndarray:
+    """Decode what is pending and return the logits."""
+    while True:
+        run = context.pending(model.n_batch)
+        (row,) = model.decode([run])
+        context.decoded(run)
+        if row is not None:
+            return row
+
+
+@pytest.mark.parametrize("words", [WORDS_A, WORDS_B])
+@pytest.mark.parametrize("can_roll_back", [True, False])
+@given(pieces=cut())
+def test_law_1_tokens_join_to_the_text_after_every_commit(words, can_roll_back, pieces) -> None:
+    model = FakeModel(words, can_roll_back=can_roll_back)
+    context = Context(model)
+    context.start([1, 7])
+    text = b""
+    for piece in pieces:
+        context.append(piece)
+        text += piece
+        assert context.text == text
+        assert model.vocabulary.join(context.generated) == text
+        assert list(context.tokens[:2]) == [1, 7]
+        decode(model, context)
+        assert model.cache[0] == list(context.tokens)
+
+
+@given(first=cut(), second=cut())
+def test_law_7_logits_after_rollback_are_those_of_a_fresh_context(first, second) -> None:
+    model = FakeModel()
+    context = Context(model)
+    context.start([1])
+    for piece in first:
+        context.append(piece)
+        decode(model, context)
+    prompt = [1, *model.tokenizer.encode(b"".join(second))]
+    context.start(prompt)
+    fresh = FakeModel()
+    other = Context(fresh)
+    other.start(prompt)
+    assert np.array_equal(decode(model, context), decode(fresh, other))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30))
+def test_own_tokens_are_appended_as_they_are(numbers) -> None:
+    model = FakeModel()
+    words = [i for i in range(len(model.vocabulary)) if model.vocabulary.speakable[i]]
+    chosen = [words[number] for number in numbers]
+    context = Context(model)
+    context.start([1])
+    for token_id in chosen:
+        context.append_token(token_id)
+    assert list(context.generated) == chosen
+
+
+def test_a_word_is_read_whole_once_it_is_complete() -> None:
+    model = FakeModel()
+    context = Context(model)
+    context.start([1])
+    for piece in (b" the", b" unb", b"elie", b"va", b"ble"):
+        context.append(piece)
+    pieces = [model.vocabulary.pieces[i] for i in context.generated]
+    assert pieces == [b" the", b" unb", b"elie", b"vable"]
+
+
+def test_only_new_tokens_are_decoded() -> None:
+    model = FakeModel()
+    context = Context(model)
+    context.start([1, *model.tokenizer.encode(b"the the the")])
+    decode(model, context)
+    before = model.decoded
+    context.append(b" a")
+    decode(model, context)
+    assert model.decoded == before + 2
+    # The next turn begins with what was said; only what follows is new.
+    prompt = [*context.tokens, 9, 10]
+    context.start(prompt)
+    assert context.cached == len(prompt) - 2
+    decode(model, context)
+    assert model.decoded == before + 4
+
+
+def test_a_prompt_that_is_wholly_cached_decodes_its_last_token_again() -> None:
+    model = FakeModel()
+    context = Context(model)
+    context.start([1, 8, 9])
+    first = decode(model, context)
+    context.start([1, 8, 9])
+    run = context.pending()
+    assert (run.start, list(run.tokens)) == (2, [9])
+    assert np.array_equal(model.decode([run])[0], first)
+
+
+def test_a_model_without_rollback_begins_anew() -> None:
+    model = FakeModel(can_roll_back=False)
+    context = Context(model)
+    context.start([1, 8, 9])
+    decode(model, context)
+    context.start([1, 8, 10])
+    decode(model, context)
+    assert model.cache[0] == [1, 8, 10]
+
+
+def test_an_interrupted_decode_is_forgotten() -> None:
+    model = FakeModel()
+    context = Context(model)
+    context.start([1, 8, 9])
+    model.decode([context.pending()])  # and no word of it to the context: Ctrl-C
+    context.start([1, 8, 9, 10])
+    decode(model, context)
+    assert model.cache[0] == [1, 8, 9, 10]
+
+
+@pytest.mark.parametrize("text", [b" the", "中".encode(), b"  ", b"a", b"\xff"])
+def test_law_10_re_tokenising_does_not_reach_far_back(text) -> None:
+    model = FakeModel()
+    seen: list[int] = []
+    encode = model.tokenizer.encode
+    model.tokenizer.encode = lambda data: seen.append(len(data)) or encode(data)  # type: ignore
+    context = Context(model)
+    context.start([1])
+    for _ in range(400):
+        context.append(text)
+    assert max(seen[200:]) <= 64

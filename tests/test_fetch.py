@@ -1,0 +1,311 @@
+"""Bytes from wheels through the real pip, and from a hub through the real huggingface_hub."""
+
+import errno
+import os
+import re
+import shutil
+import tarfile
+from collections import namedtuple
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import huggingface_hub.constants
+import huggingface_hub.file_download
+import pytest
+from model_sources import (
+    COMMIT,
+    Hub,
+    hub_spec,
+    make_parts,
+    make_wheel,
+    serve,
+    sha256,
+    wheel_spec,
+)
+
+from eva_local import store
+from eva_local.config import ModelSpec, WheelSource
+from eva_local.errors import StoreError
+
+DATA = b"GGUF" + os.urandom(300_000)
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache and a package index of its own, and no other."""
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "pip"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run a hub and make it the one that is asked."""
+    hub = Hub(DATA)
+    with serve(hub) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        yield hub
+
+
+def named_files(cache: Path) -> list[Path]:
+    return list(cache.glob("*.gguf"))
+
+
+def partial(cache: Path, spec: ModelSpec) -> Path:
+    (file,) = (cache / f".{store._key(spec)}.work").glob("*.part")
+    return file
+
+
+def test_wheels_are_downloaded_and_joined(tmp_path: Path) -> None:
+    make_parts(tmp_path / "wheels", DATA, 2)
+    steps: list[tuple[str, int, int | None]] = []
+    path = store.pull(wheel_spec(DATA, 2, size=len(DATA)), lambda *step: steps.append(step))
+    assert path.read_bytes() == DATA
+    assert steps[:2] == [("m: part 1 of 2", 0, 2), ("m: part 2 of 2", 1, 2)]
+    assert steps[-1] == ("m: joining", len(DATA), len(DATA))
+
+
+def test_a_wheel_that_nobody_has(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    with pytest.raises(StoreError) as caught:
+        store.pull(wheel_spec(DATA))
+    message = str(caught.value)
+    assert message.startswith("weights-part1==1.0: cannot be downloaded: ")
+    assert "No matching distribution" in message
+    assert "\n" not in message
+    assert not named_files(cache)
+
+
+def test_a_source_package_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    script = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
+    with tarfile.open(tmp_path / "wheels" / "weights-part1-1.0.tar.gz", "w:gz") as archive:
+        for name, content in (("setup.py", script), ("PKG-INFO", b"Name: weights-part1\n")):
+            entry = tarfile.TarInfo(f"weights-part1-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, BytesIO(content))
+    with pytest.raises(StoreError, match="cannot be downloaded"):
+        store.pull(wheel_spec(DATA))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pip_of_the_current_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts(tmp_path / "wheels", DATA, 1)
+    (tmp_path / "pip.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert store.pull(wheel_spec(DATA)).read_bytes() == DATA
+
+
+def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(StoreError, match="this Python has no pip; run: .*python -m ensurepip"):
+        store.pull(wheel_spec(DATA))
+
+
+def test_a_file_that_the_wheel_lacks(tmp_path: Path, cache: Path) -> None:
+    make_wheel(tmp_path / "wheels", "weights-part1", {"other.bin": DATA})
+    with pytest.raises(StoreError, match=r"part1/data/part00\.bin: not in the wheel .*mend `file`"):
+        store.pull(wheel_spec(DATA))
+    assert not named_files(cache)
+
+
+def test_a_part_that_was_damaged_is_fetched_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts(tmp_path / "wheels", DATA, 2)
+    spec = wheel_spec(DATA, 2)
+    work = cache / f".{store._key(spec)}.work"
+    work.mkdir(parents=True)
+    whole = next((tmp_path / "wheels").glob("*part2*")).read_bytes()
+    (work / "part2.whl").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="its wheel arrived damaged and was removed; pull again"):
+        store.pull(spec)
+    assert not named_files(cache)
+    assert store.pull(spec).read_bytes() == DATA
+
+
+def test_a_full_disk_is_seen_before(
+    tmp_path: Path, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts(tmp_path / "wheels", DATA, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
+    for spec in (wheel_spec(DATA, size=3 * 10**9), hub_spec()):
+        with pytest.raises(StoreError, match=r"needs \d\.\d GB, has 0\.0 GB free; make room, or"):
+            store.pull(spec)
+    assert not hub.gets
+    assert not named_files(cache)
+
+
+def test_a_templates_name_is_what_pip_gets() -> None:
+    source = WheelSource("w-part{n:02}==1.0", "w/{i}.bin", 12)
+    assert source.part(11) == ("w-part12==1.0", "w/11.bin")
+
+
+def test_hub_file_is_downloaded_and_keeps_its_checksum(hub: Hub) -> None:
+    spec = hub_spec()
+    path = store.pull(spec)
+    assert path.read_bytes() == DATA
+    assert hub.requests == [
+        ("HEAD", "/owner/model/resolve/main/sub/m.gguf", None),
+        ("GET", f"/owner/model/resolve/{COMMIT}/sub/m.gguf", None),
+    ]
+    found = store.verify(spec)
+    assert (found.status, found.expected) == ("ok", sha256(DATA))
+    path.write_bytes(DATA + b"x")
+    assert store.verify(spec).status == "mismatch"
+
+
+def test_hub_file_with_a_revision_and_a_checksum(hub: Hub) -> None:
+    spec = hub_spec(COMMIT, sha256=sha256(DATA), size=len(DATA))
+    path = store.pull(spec)
+    assert path.name == f"{sha256(DATA)[:16]}-m.gguf"
+    assert hub.requests[0] == ("HEAD", f"/owner/model/resolve/{COMMIT}/sub/m.gguf", None)
+
+
+def test_hub_file_in_a_storage_elsewhere_gets_no_token(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage = os.environ["HF_ENDPOINT"].replace("127.0.0.1", "localhost")
+    assert store.pull(hub_spec()).read_bytes() == DATA
+    assert ("/storage", False) in hub.authorised
+    assert ("/storage", True) not in hub.authorised
+    assert ("/owner/model/resolve/main/sub/m.gguf", True) in hub.authorised
+
+
+def test_a_cut_connection_is_taken_up_again_at_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a connection that is cut, huggingface_hub keeps the whole chunks.
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 65536)
+    hub.cut_at = [100_000]
+    assert store.pull(hub_spec()).read_bytes() == DATA
+    assert [span for _, span in hub.gets] == [None, "bytes=65536-"]
+
+
+def test_a_broken_download_goes_on_at_the_next_pull(hub: Hub, cache: Path) -> None:
+    spec = hub_spec()
+    hub.broken = True
+    with pytest.raises(StoreError, match="m: the hub answered 500; pull again, it goes on where"):
+        store.pull(spec)
+    assert not named_files(cache)
+    partial(cache, spec).write_bytes(DATA[:200_000])
+    hub.broken = False
+    assert store.pull(spec).read_bytes() == DATA
+    assert hub.gets[-1][1] == "bytes=200000-"
+    assert not list(cache.glob(".*.work"))
+
+
+def test_a_download_that_was_complete_is_not_repeated(hub: Hub, cache: Path) -> None:
+    spec = hub_spec()
+    hub.broken = True
+    with pytest.raises(StoreError):
+        store.pull(spec)
+    partial(cache, spec).write_bytes(DATA)
+    gets = len(hub.gets)
+    assert store.pull(spec).read_bytes() == DATA
+    assert len(hub.gets) == gets
+
+
+def test_a_partial_file_of_an_older_version_is_dropped(hub: Hub, cache: Path) -> None:
+    spec = hub_spec()
+    hub.broken = True
+    with pytest.raises(StoreError):
+        store.pull(spec)
+    partial(cache, spec).write_bytes(DATA[:200_000])
+    hub.broken, hub.commit, hub.data = False, "d" * 40, b"GGUF" + os.urandom(5000)
+    assert store.pull(spec).read_bytes() == hub.data
+    assert hub.gets[-1][1] is None
+
+
+def test_a_partial_file_with_wrong_bytes_is_dropped(hub: Hub, cache: Path) -> None:
+    spec = hub_spec()
+    hub.broken = True
+    with pytest.raises(StoreError):
+        store.pull(spec)
+    partial(cache, spec).write_bytes(b"x" * 200_000)
+    hub.broken = False
+    with pytest.raises(StoreError, match=f"not {sha256(DATA)}; pull again"):
+        store.pull(spec)
+    assert not named_files(cache)
+    assert store.pull(spec).read_bytes() == DATA
+
+
+def test_a_partial_file_that_is_too_long_is_dropped(hub: Hub, cache: Path) -> None:
+    spec = hub_spec()
+    hub.broken = True
+    with pytest.raises(StoreError):
+        store.pull(spec)
+    partial(cache, spec).write_bytes(DATA + DATA)
+    hub.broken = False
+    assert store.pull(spec).read_bytes() == DATA
+
+
+def test_a_disk_that_fills_up_is_not_the_hubs_fault(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
+    with pytest.raises(StoreError, match="cache/models: No space left on device"):
+        store.pull(hub_spec())
+
+
+def test_bytes_that_are_not_what_the_hub_promised(hub: Hub, cache: Path) -> None:
+    hub.served = DATA[:-1] + b"x"
+    with pytest.raises(StoreError, match="m: the file has sha256"):
+        store.pull(hub_spec())
+    assert not named_files(cache)
+
+
+def test_another_checksum_than_configured_is_seen_before(hub: Hub) -> None:
+    with pytest.raises(StoreError, match=r"m: the hub's sub/m\.gguf has sha256 .*set `revision`"):
+        store.pull(hub_spec(sha256="0" * 64))
+    assert not hub.gets
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            (401, ""),
+            "m: the hub refuses owner/model at main (401); is it private? then run: hf auth",
+        ),
+        ((404, "RepoNotFound"), "m: the hub has no owner/model; is it private? then run: hf auth"),
+        ((403, "GatedRepo"), "m: owner/model at main is gated; accept its terms on the hub, then"),
+        ((404, "RevisionNotFound"), "m: owner/model has no revision 'main'"),
+        ((404, "EntryNotFound"), "m: owner/model at main has no file 'sub/m.gguf'"),
+        ((503, ""), "m: the hub answered 503; pull again"),
+    ],
+)
+def test_what_the_hub_refuses(hub: Hub, cache: Path, error: tuple[int, str], expected: str) -> None:
+    hub.error = error
+    with pytest.raises(StoreError, match=re.escape(expected)) as caught:
+        store.pull(hub_spec())
+    assert "\n" not in str(caught.value)
+    assert not named_files(cache)
+
+
+def test_no_hub_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Hub(DATA)) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(StoreError, match=r"m: the hub cannot be reached \(.*\); pull again"):
+        store.pull(hub_spec())
+
+
+def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StoreError, match="m: HF_HUB_OFFLINE forbids to ask the hub"):
+        store.pull(hub_spec())
+    assert not hub.requests

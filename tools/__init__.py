@@ -1,0 +1,1 @@
+"""What builds and checks a checkout of eva-local; no part of the package."""
