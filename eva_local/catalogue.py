@@ -51,6 +51,7 @@ class Table:
     """One table of the file, read key by key; errors name the file and the dotted key."""
 
     def __init__(self, path: Path, dotted: str, values: object, known: tuple[str, ...]) -> None:
+        """Raise ConfigError where `values` is no table or has a key that is not `known`."""
         self.place = f"{path}: {dotted}"
         if not isinstance(values, dict):
             raise ConfigError(f"{self.place}: must be a table")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -75,7 +76,7 @@ def fetch_hub(
     """
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     progress(f"{what}: asking the hub", 0, None)
     try:
         found = huggingface_hub.get_hf_file_metadata(_address(source, source.revision))
@@ -133,7 +134,7 @@ def _download_wheel(requirement: str, wheel: Path) -> None:
     landed = sorted(landing.glob("*.whl"))
     if result.returncode != 0 or not landed:
         raise StoreError(f"{requirement}: cannot be downloaded: {_pip_problem(result.stderr)}")
-    os.replace(landed[0], wheel)
+    landed[0].replace(wheel)
     shutil.rmtree(landing, ignore_errors=True)
 
 

@@ -41,7 +41,7 @@ def read_header(path: Path) -> Header:
             values, parameters = _Reader(data).read()
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, struct.error, KeyError) as error:
+    except (ValueError, struct.error, KeyError, RecursionError) as error:
         raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
     architecture = str(values.get("general.architecture", "unknown"))
     return Header(

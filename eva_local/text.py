@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
+
+
+# C0 and C1 control characters but tab and newline, and marks that reorder what is shown.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Return `text` with the characters that a terminal would obey made visible."""
+    return _UNSAFE.sub(lambda found: _visible(ord(found[0])), text)
+
+
+def _visible(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"<U+{code:04X}>"
 
 
 class TextStream:

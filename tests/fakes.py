@@ -68,7 +68,7 @@ class FakeModel:
 
     chat_template = (
         "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '<|im_end|>' }}"
-        "{% endfor %}<s>assistant\n"
+        "{% endfor %}{{ '<s>assistant\n' }}"
     )
 
     def __init__(

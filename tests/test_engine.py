@@ -1,0 +1,268 @@
+"""The step loop on fake models: every law that needs no real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.alignment.library import identity
+from eva_local.alignment.surface import surface, surface_refined
+from eva_local.engine import Draft, Engine
+from eva_local.errors import ContextError
+from eva_local.records import Sampling, Step
+from eva_local.space import PivotSpace
+from eva_local.specs import FusionSettings
+from fakes import WORDS_A, WORDS_B, FakeModel
+
+MEAN = FusionSettings(combine="mean", filter="off")
+
+
+def ensemble(
+    models: list[FakeModel], fusion: FusionSettings = MEAN, *, pivot: int = 0, build=surface
+) -> Engine:
+    mappings = [
+        identity(model)
+        if model.vocabulary.fingerprint == models[pivot].vocabulary.fingerprint
+        else build(model.tokenizer, models[pivot].tokenizer)
+        for model in models
+    ]
+    space = PivotSpace(models, mappings, pivot=pivot, n_candidates=fusion.candidates)
+    return Engine([f"m{i}" for i in range(len(models))], models, space, fusion)
+
+
+def begin(engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0) -> Draft:
+    return engine.begin([[1, *m.tokenizer.encode(text)] for m in models], sampling, slot)
+
+
+def run(engine: Engine, *drafts: Draft) -> list[list[Step]]:
+    """Step until all drafts are finished; return each one's steps."""
+    steps: list[list[Step]] = [[] for _ in drafts]
+    while not all(draft.finished for draft in drafts):
+        live = [i for i, draft in enumerate(drafts) if not draft.finished]
+        for i, step in zip(live, engine.step([drafts[i] for i in live]), strict=True):
+            if step is not None:
+                steps[i].append(step)
+    return steps
+
+
+def text_of(steps: list[Step]) -> bytes:
+    return b"".join(step.piece for step in steps)
+
+
+@pytest.mark.parametrize("build", [surface, surface_refined])
+@given(seed=st.integers(0, 10**6), pivot=st.integers(0, 1), temperature=st.sampled_from([0, 1]))
+def test_law_1_every_member_holds_the_shared_text(build, seed, pivot, temperature) -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models, pivot=pivot, build=build)
+    sampling = Sampling(max_tokens=25, temperature=temperature, top_k=0, top_p=1, min_p=0, seed=seed)
+    draft = begin(engine, models, b"the %d" % seed, sampling)
+    shared = b""
+    while not draft.finished:
+        (step,) = engine.step([draft])
+        shared += step.piece if step else b""
+        for model, voice in zip(models, draft.voices, strict=True):
+            assert voice.context.text == shared
+            assert model.vocabulary.join(voice.context.generated) == shared
+
+
+def greedy_alone(model: FakeModel, text: bytes, count: int) -> list[int]:
+    """The plain loop: the likeliest token again and again."""
+    tokens = [1, *model.tokenizer.encode(text)]
+    made: list[int] = []
+    while len(made) < count:
+        best = int(np.argmax(np.where(allowed(model), model._hashed(tokens + made), -np.inf)))
+        if best in model.vocabulary.end_ids:
+            break
+        made.append(best)
+    return made
+
+
+def allowed(model: FakeModel) -> np.ndarray:
+    mask = model.vocabulary.speakable.copy()
+    mask[list(model.vocabulary.end_ids)] = True
+    return mask
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+@pytest.mark.parametrize("combine", ["mean", "geometric"])
+@pytest.mark.parametrize("text", [b"", b"the", b" unbelievable \xf0\x9f"])
+def test_law_2_copies_of_one_model_write_what_it_writes_alone(copies, combine, text) -> None:
+    models = [FakeModel() for _ in range(copies)]
+    engine = ensemble(models, FusionSettings(combine=combine))
+    draft = begin(engine, models, text, Sampling(max_tokens=40))
+    (steps,) = run(engine, draft)
+    expected = greedy_alone(FakeModel(), text, 40)
+    # END has several ids here, whose probabilities add up; up to there the two agree.
+    made = list(draft.voices[0].context.generated)
+    assert made == expected[: len(made)]
+    assert len(made) == len(expected) or steps[-1].finish_reason == "stop"
+    for voice in draft.voices:
+        assert list(voice.context.generated) == made
+
+
+@given(order=st.permutations(range(3)))
+def test_law_4_the_order_of_members_does_not_matter(order) -> None:
+    words = [WORDS_A, WORDS_B, WORDS_B[::-1]]
+    fusion = FusionSettings(combine="geometric")
+    texts = []
+    for places in (range(3), order):
+        chosen = [FakeModel(words[i]) for i in places]
+        engine = ensemble(chosen, fusion, pivot=list(places).index(0))
+        draft = begin(engine, chosen, b"the", Sampling(max_tokens=20))
+        texts.append(text_of(run(engine, draft)[0]))
+    assert texts[0] == texts[1]
+
+
+@given(seed=st.integers(0, 10**6))
+def test_law_5_streamed_text_is_the_whole_text(seed) -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models)
+    sampling = Sampling(max_tokens=30, temperature=1, seed=seed, stop=("th", "e "))
+    (steps,) = run(engine, begin(engine, models, b"the", sampling))
+    shown = "".join(step.text for step in steps)
+    whole = text_of(steps).decode("utf-8", "replace")
+    assert whole.startswith(shown.rstrip("\ufffd")[: len(shown)])
+    assert not any(stop in shown for stop in sampling.stop)
+    assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+
+
+def test_law_6_same_seed_same_text() -> None:
+    def write(seed: int | None) -> bytes:
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        engine = ensemble(models)
+        sampling = Sampling(max_tokens=30, temperature=1.5, top_p=1, min_p=0, top_k=0, seed=seed)
+        return text_of(run(engine, begin(engine, models, b"the", sampling))[0])
+
+    assert write(7) == write(7)
+    assert len({write(seed) for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize("n_batch", [3, 64])
+def test_many_texts_side_by_side_read_as_each_alone(n_batch) -> None:
+    starts = [b"the", b" a", b"Paris", b"un"]
+    models = [FakeModel(WORDS_A, n_batch=n_batch), FakeModel(WORDS_B, n_batch=n_batch)]
+    engine = ensemble(models)
+    sampling = Sampling(max_tokens=12)
+    drafts = [begin(engine, models, s, sampling, slot) for slot, s in enumerate(starts)]
+    together = [text_of(steps) for steps in run(engine, *drafts)]
+    alone = []
+    for start in starts:
+        fresh = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        one = ensemble(fresh)
+        alone.append(text_of(run(one, begin(one, fresh, start, sampling))[0]))
+    assert together == alone
+
+
+def test_side_by_side_decoding_gives_the_same_text() -> None:
+    texts = []
+    for side_by_side in (False, True):
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        plain = ensemble(models)
+        engine = Engine(
+            plain.names, models, plain._space, MEAN, side_by_side=side_by_side
+        )
+        texts.append(text_of(run(engine, begin(engine, models, b"the", Sampling(max_tokens=20)))[0]))
+        engine.close()
+    assert texts[0] == texts[1]
+
+
+def favour(*pieces: bytes):
+    """Logits that want these pieces in turn, then END."""
+
+    def logits_for(model: FakeModel):
+        wanted = [model.vocabulary.id_of(piece) for piece in pieces]
+
+        def logits(tokens):
+            row = np.full(len(model.vocabulary), -20, dtype=np.float32)
+            said = model.vocabulary.join(tokens)
+            count = next(
+                (n for n in range(len(pieces), 0, -1) if said.endswith(b"".join(pieces[:n]))), 0
+            )
+            row[wanted[count] if count < len(wanted) else 2] = 10
+            return row
+
+        return logits
+
+    return logits_for
+
+
+def wanting(words: list[bytes], *pieces: bytes, **options) -> FakeModel:
+    model = FakeModel(words, **options)
+    model._logits = favour(*pieces)(model)
+    return model
+
+
+def test_end_of_every_member_is_one_end() -> None:
+    models = [wanting(WORDS_A, b" the"), wanting(WORDS_B, b" the")]
+    engine = ensemble(models)
+    draft = begin(engine, models, b"a", Sampling())
+    (steps,) = run(engine, draft)
+    assert text_of(steps) == b" the"
+    assert steps[-1].finish_reason == "stop"
+    assert steps[-1].probability == pytest.approx(1, abs=1e-6)
+    assert steps[-1].usage.steps == 1
+
+
+def test_stop_strings_and_max_tokens() -> None:
+    models = [wanting(WORDS_A, b" the", b"he", b" un")]
+    engine = ensemble(models)
+    (steps,) = run(engine, begin(engine, models, b"a", Sampling(stop=("eh",))))
+    assert ("".join(s.text for s in steps), steps[-1].finish_reason) == (" th", "stop")
+    (steps,) = run(engine, begin(engine, models, b"a", Sampling(max_tokens=2)))
+    assert ("".join(s.text for s in steps), steps[-1].finish_reason) == (" thehe", "length")
+
+
+def test_a_full_context_ends_the_answer() -> None:
+    models = [FakeModel(WORDS_A, n_ctx=300), FakeModel(WORDS_B, n_ctx=20)]
+    engine = ensemble(models)
+    (steps,) = run(engine, begin(engine, models, b"the", Sampling(max_tokens=500)))
+    assert steps[-1].finish_reason in ("length", "stop")
+    assert len(models[1].cache[0]) <= 20
+
+
+def test_a_prompt_that_does_not_fit_says_what_each_member_needs() -> None:
+    models = [FakeModel(WORDS_A, n_ctx=300), FakeModel(WORDS_B, n_ctx=5)]
+    engine = ensemble(models)
+    with pytest.raises(ContextError, match=r"m0 needs 12 tokens of 300, m1 needs 12 tokens of 5"):
+        begin(engine, models, b"zzzzzzzzzz", Sampling())
+
+
+def test_the_filter_drops_the_odd_member_and_counts_it() -> None:
+    pieces = [(b" the", b" un"), (b" the", b" un"), (b" Paris", b"ing")]
+    models = [wanting(WORDS_A, *wish) for wish in pieces]
+    engine = ensemble(models, FusionSettings(filter="top-n", filter_n=1))
+    (steps,) = run(engine, begin(engine, models, b"a", Sampling()))
+    assert text_of(steps) == b" the un"
+    assert steps[0].stayed == (True, True, False)
+    assert steps[-1].usage.filtered[2] >= 2
+    assert steps[-1].usage.filtered[:2] == (0, 0)
+
+
+def test_weights_decide() -> None:
+    for weights, expected in (((1.0, 0.0), b" the"), ((0.0, 1.0), b"th")):
+        models = [wanting(WORDS_A, b" the"), wanting(WORDS_A, b"th")]
+        engine = ensemble(models, replace(MEAN, weights=weights))
+        assert text_of(run(engine, begin(engine, models, b"a", Sampling()))[0]) == expected
+
+
+def test_a_symbol_that_a_member_cannot_spell_is_never_chosen() -> None:
+    models = [wanting(WORDS_A, b"\xc3"), FakeModel(WORDS_B, missing=[0xC3])]
+    engine = ensemble(models, replace(MEAN, weights=(1.0, 0.0)))
+    (steps,) = run(engine, begin(engine, models, b"a", Sampling(max_tokens=5)))
+    assert b"\xc3" not in text_of(steps)
+
+
+def test_the_next_answer_reads_only_what_is_new() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models)
+    prompt = b"the unbelievable Paris is the end"
+    run(engine, begin(engine, models, prompt, Sampling(max_tokens=3)))
+    before = [model.decoded for model in models]
+    (steps,) = run(engine, begin(engine, models, prompt + b"ing", Sampling(max_tokens=1)))
+    for model, count, read in zip(models, before, steps[-1].usage.prompt_tokens, strict=True):
+        assert model.decoded - count < read / 2
+    assert all(steps[-1].usage.cached_tokens)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.alignment.mapping import Mapping
+from eva_local.fusion import NOBODY, Vote, combine, faithful, normalised, project, top_k
+
+
+def vote(**masses: float) -> Vote:
+    """A vote from masses named a, b, c … for symbols 0, 1, 2 …."""
+    symbols = np.array([ord(name) - 97 for name in masses])
+    return normalised(symbols, np.array(list(masses.values()), dtype=float))
+
+
+def as_dict(vote: Vote) -> dict[str, float]:
+    return {chr(97 + s): round(p, 6) for s, p in zip(vote.symbols, vote.probabilities, strict=True)}
+
+
+def matrix(rows: list[dict[int, float]], n_symbols: int, first: list[int] | None = None) -> Mapping:
+    return Mapping(
+        method="test",
+        member="m",
+        pivot="p",
+        n_symbols=n_symbols,
+        indptr=np.cumsum([0, *(len(row) for row in rows)]),
+        indices=np.array([s for row in rows for s in row], dtype=np.int32),
+        weights=np.array([w for row in rows for w in row.values()], dtype=np.float32),
+        first=np.array(first or [], dtype=np.int32),
+    )
+
+
+votes = st.lists(
+    st.dictionaries(st.integers(0, 40), st.floats(1e-6, 1), min_size=1, max_size=12).map(
+        lambda d: normalised(np.array(list(d)), np.array(list(d.values())))
+    ),
+    min_size=1,
+    max_size=4,
+)
+methods = st.sampled_from(["mean", "geometric"])
+
+
+def test_top_k_is_the_softmax_over_the_best() -> None:
+    logits = np.log(np.array([1, 6, 3, 1], dtype=np.float32))
+    ids, probabilities = top_k(logits, 2)
+    assert ids.tolist() == [1, 2]
+    assert probabilities == pytest.approx([2 / 3, 1 / 3])
+    ids, probabilities = top_k(logits, 0)
+    assert probabilities == pytest.approx([1 / 11, 6 / 11, 3 / 11, 1 / 11])
+
+
+def test_top_k_survives_extreme_logits() -> None:
+    _, probabilities = top_k(np.array([1e4, -1e4, -np.inf], dtype=np.float32), 0)
+    assert probabilities.tolist() == [1, 0, 0]
+
+
+def test_project_splits_and_adds_up() -> None:
+    mapping = matrix([{0: 1}, {0: 0.25, 2: 0.75}, {}], 3)
+    projected = project(np.array([0, 1, 2]), np.array([0.5, 0.2, 0.3]), mapping)
+    # 0.5 + 0.2 * 0.25 = 0.55 and 0.2 * 0.75 = 0.15, of 0.7 that is not lost.
+    assert as_dict(projected) == {"a": round(0.55 / 0.7, 6), "c": round(0.15 / 0.7, 6)}
+
+
+def test_project_refined_follows_the_pivot() -> None:
+    # Token 0 begins symbols a and b; token 1 begins c, which the pivot does not consider.
+    mapping = matrix([{0: 1}, {2: 1}], 4, first=[0, 0, 1, -1])
+    pivot = vote(a=0.2, b=0.6, d=0.2)
+    projected = project(np.array([0, 1]), np.array([0.8, 0.2]), mapping, pivot)
+    assert as_dict(projected) == {"a": 0.2, "b": 0.6, "c": 0.2}
+
+
+def test_mass_on_tokens_that_stand_for_nothing_makes_an_abstention() -> None:
+    assert len(project(np.array([0]), np.array([1.0]), matrix([{}], 2))) == 0
+
+
+def test_the_filter_drops_who_stands_alone() -> None:
+    one, other, odd = vote(a=0.6, b=0.4), vote(b=0.7, a=0.3), vote(c=0.8, d=0.2)
+    assert faithful([one, other, odd], 2) == [True, True, False]
+    assert faithful([one, other, odd], 1) == [True, True, True]  # none agrees: all stay
+    assert faithful([odd, vote(d=0.9, e=0.1)], 2) == [False, True]
+    assert faithful([one], 3) == [True]
+
+
+def test_who_abstains_is_filtered() -> None:
+    assert faithful([vote(a=1), NOBODY], 3) == [True, False]
+    assert faithful([NOBODY], 3) == [False]
+
+
+def test_mean_by_hand() -> None:
+    fused = combine([vote(a=0.6, b=0.4), vote(b=0.9, c=0.1)], [3, 1])
+    assert as_dict(fused) == {"a": 0.45, "b": 0.525, "c": 0.025}
+
+
+def test_geometric_mean_by_hand() -> None:
+    fused = combine([vote(a=0.5, b=0.5), vote(a=0.9, b=0.1)], [1, 1], "geometric")
+    a, b = (0.5 * 0.9) ** 0.5, (0.5 * 0.1) ** 0.5
+    assert as_dict(fused) == {"a": round(a / (a + b), 6), "b": round(b / (a + b), 6)}
+    # A symbol that a vote does not hold counts with the vote's smallest probability.
+    fused = combine([vote(a=0.8, b=0.2), vote(a=0.4, c=0.6)], [1, 1], "geometric")
+    a, b, c = (0.8 * 0.4) ** 0.5, (0.2 * 0.4) ** 0.5, (0.2 * 0.6) ** 0.5
+    total = a + b + c
+    assert as_dict(fused) == {k: round(v / total, 6) for k, v in zip("abc", (a, b, c), strict=True)}
+
+
+@given(votes=votes, method=methods, data=st.data())
+def test_law_4_sums_to_1_and_order_does_not_matter(votes, method, data) -> None:
+    weights = data.draw(st.lists(st.floats(0.01, 5), min_size=len(votes), max_size=len(votes)))
+    fused = combine(votes, weights, method)
+    assert fused.probabilities.sum() == pytest.approx(1)
+    assert np.all(np.diff(fused.symbols) > 0)
+    order = data.draw(st.permutations(range(len(votes))))
+    other = combine([votes[i] for i in order], [weights[i] for i in order], method)
+    assert np.array_equal(fused.symbols, other.symbols)
+    assert np.allclose(fused.probabilities, other.probabilities, atol=1e-6)
+    stay = faithful(votes, 2)
+    assert faithful([votes[i] for i in order], 2) == [stay[i] for i in order]
+
+
+@given(votes=votes, method=methods, scale=st.floats(0.1, 10))
+def test_weights_of_0_and_1_are_absence_and_dictatorship(votes, method, scale) -> None:
+    others = [0.0] * (len(votes) - 1)
+    alone = combine(votes, [scale, *others], method)
+    assert as_dict(alone) == as_dict(votes[0])
+    if len(votes) > 1:
+        without = combine(votes[1:], [1.0] * (len(votes) - 1), method)
+        assert as_dict(combine(votes, [0.0, *[1.0] * (len(votes) - 1)], method)) == as_dict(without)
+
+
+def test_no_vote_at_all_fuses_to_an_abstention() -> None:
+    assert len(combine([vote(a=1)], [0])) == 0
+
+
+def test_looking_into_a_vote() -> None:
+    seen = vote(a=0.25, c=0.5, e=0.25)
+    assert seen.top(2) == [(2, 0.5), (0, 0.25)]
+    assert [seen.probability(symbol) for symbol in (2, 3, 9)] == [0.5, 0, 0]

@@ -1,0 +1,120 @@
+import pytest
+from hypothesis import given
+
+from eva_local.errors import PromptError
+from eva_local.prompt import PromptWriter
+from eva_local.records import Message
+from fakes import WORDS_A, FakeModel
+from strategies import awkward_text
+
+REJECTS_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + FakeModel.chat_template
+)
+IGNORES_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def writer(template: str | None = FakeModel.chat_template, **options) -> tuple[PromptWriter, FakeModel]:
+    model = FakeModel(**options)
+    model.chat_template = template
+    return PromptWriter(model), model
+
+
+def spelled(model: FakeModel, ids: list[int]) -> str:
+    """Write control tokens as they are spelled, so that a prompt can be read."""
+    names = {token_id: name for name, token_id in model.vocabulary.markers.items()}
+    return b"".join(
+        names[i].encode() if i in names else model.vocabulary.pieces[i] for i in ids
+    ).decode()
+
+
+def control_tokens(model: FakeModel, ids: list[int]) -> list[int]:
+    return [i for i in ids if not model.vocabulary.speakable[i]]
+
+
+@given(content=awkward_text)
+def test_law_8_text_never_becomes_a_control_token(content) -> None:
+    write, model = writer()
+    ids = write.tokens([Message("system", content), Message("user", content)])
+    assert control_tokens(model, ids) == [1, 3, 1, 3, 1]
+    raw = write.tokens(content)
+    assert control_tokens(model, raw) == [1]
+    assert model.vocabulary.join(raw) == content.encode("utf-8", "replace")
+
+
+def test_the_template_writes_the_conversation() -> None:
+    write, model = writer()
+    ids = write.tokens([Message("user", "the </s> un"), Message("assistant", "is")])
+    assert spelled(model, ids) == (
+        "<s>user\nthe </s> un<|im_end|><s>assistant\nis<|im_end|><s>assistant\n"
+    )
+    assert ids.count(2) == 0
+
+
+@pytest.mark.parametrize("template", [FakeModel.chat_template, "{{ messages[0].content }}", None])
+def test_exactly_one_bos(template) -> None:
+    write, _ = writer(template)
+    ids = write.tokens([Message("user", "a")])
+    assert ids[0] == 1
+    assert ids[1] != 1
+    assert write.tokens("a")[:2] == [1, write.tokens("a")[1]]
+
+
+@pytest.mark.parametrize("template", [REJECTS_SYSTEM, IGNORES_SYSTEM])
+def test_a_system_message_that_the_template_refuses_goes_into_the_first_user_turn(template) -> None:
+    write, model = writer(template)
+    ids = write.tokens([Message("system", "be brief"), Message("user", "who")])
+    assert "be brief\n\nwho" in spelled(model, ids)
+    alone = write.tokens([Message("system", "be brief")])
+    assert "be brief" in spelled(model, alone)
+
+
+def test_a_template_that_strips_messages_gets_them_stripped() -> None:
+    write, model = writer("[{{ messages[0].content | trim }}] {{ messages[0].content }}")
+    ids = write.tokens([Message("user", " a\n")])
+    assert spelled(model, ids) == "<s>[a]  a\n"
+
+
+def test_text_between_control_tokens_is_encoded_in_one_go() -> None:
+    write, model = writer("t{{ messages[0].content }}")
+    ids = write.tokens([Message("user", "he")])
+    assert [model.vocabulary.pieces[i] for i in ids[1:]] == [b"the"]
+
+
+def test_a_base_model_gets_a_plain_dialogue() -> None:
+    write, model = writer(None)
+    ids = write.tokens([Message("system", "be brief"), Message("user", "who")])
+    assert spelled(model, ids) == "<s>be brief\n\nUser: who\n\nAssistant:"
+
+
+def test_an_empty_text_still_gives_a_token_to_predict_after() -> None:
+    write, model = writer()
+    assert write.tokens("") == [1]
+    model.vocabulary = type(model.vocabulary).build([b"a", b""], [0, 3], [1])
+    model.tokenizer.vocabulary = model.vocabulary
+    assert PromptWriter(model).tokens("") == [1]
+
+
+def test_a_character_without_a_token_reads_as_a_mark() -> None:
+    write, model = writer(missing=[0x04])
+    assert spelled(model, write.tokens("a\x04b")) == "<s>a\ufffdb"
+    write, model = writer(missing=[0x04, 0xEF])
+    assert spelled(model, write.tokens("a\x04b")) == "<s>a?b"
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% if %}", "cannot be read"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[9].content.x.y }}", "failed"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__()() }}", "failed"),
+    ],
+)
+def test_a_bad_template_is_a_clear_error(template, problem) -> None:
+    with pytest.raises(PromptError, match=problem):
+        writer(template)[0].tokens([Message("user", "a")])
+
+
