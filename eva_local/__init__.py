@@ -1,1 +1,38 @@
-"""Several GGUF models with different vocabularies write one answer together, on your machine."""
+"""Let several local GGUF models with different vocabularies write one answer together.
+
+import eva_local
+
+with eva_local.load("demo") as eva:
+    for step in eva.stream([eva_local.Message("user", "Who wrote Faust?")]):
+        print(step.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eva_local.api import Ensemble, load
+    from eva_local.errors import EvaError
+    from eva_local.records import Completion, Message, Sampling, Step
+
+__all__ = ["Completion", "Ensemble", "EvaError", "Message", "Sampling", "Step", "load"]
+
+_HOMES = {
+    "Ensemble": "api",
+    "load": "api",
+    "EvaError": "errors",
+    "Completion": "records",
+    "Message": "records",
+    "Sampling": "records",
+    "Step": "records",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that `eva-local --help` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eva_local' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"eva_local.{_HOMES[name]}"), name)

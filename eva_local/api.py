@@ -119,13 +119,12 @@ class Ensemble:
         """Return the whole answer; see `stream`."""
         steps = list(self.stream(prompt, sampling))
         last = steps[-1]
-        assert last.finish_reason is not None and last.usage is not None
+        assert last.finish_reason is not None
+        assert last.usage is not None
         return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
 
 
-def _pivot_space(
-    spec: EnsembleSpec, models: Sequence[Model], report: Report | None
-) -> PivotSpace:
+def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:
     pivot = models[spec.pivot_index]
     folders = [shipped("mappings"), cache_folder() / "mappings"]
     mappings = []
@@ -133,9 +132,7 @@ def _pivot_space(
         warn_if_foreign(member.name, model, spec.pivot, pivot)
         told = _labelled(report, f"mapping {member.name} to {spec.pivot}")
         mappings.append(find_or_build(spec.fusion.mapping, model, pivot, folders, told))
-    return PivotSpace(
-        models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates
-    )
+    return PivotSpace(models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates)
 
 
 def _each_on_its_device(spec: EnsembleSpec) -> bool:

@@ -127,14 +127,14 @@ class Engine:
         """Vote, filter, fuse, choose, and commit the choice to every member."""
         votes = self._space.votes(draft.voices)
         stayed = self._filter(votes)
-        fused = combine(votes, self._weights * stayed, self._fusion.combine)
+        fused = combine(votes, (self._weights * stayed).tolist(), self._fusion.combine)
         if draft.steps == 0:
             draft.first_seconds = time.perf_counter() - draft.started
         draft.filtered += ~np.asarray(stayed)
         # Where every vote fell on tokens that stand for nothing, there is no way on but END.
         chosen = choose(fused, draft.sampling, draft.generator) if len(fused) else self._space.end
         piece = self._space.piece(chosen)
-        reason = self._commit(draft, chosen, piece)
+        reason = self._commit(draft, chosen)
         text = draft.text.push(piece)
         if draft.text.stopped:
             reason = "stop"
@@ -155,7 +155,7 @@ class Engine:
             return [len(vote) > 0 for vote in votes]
         return faithful(votes, self._fusion.filter_n)
 
-    def _commit(self, draft: Draft, chosen: int, piece: bytes) -> FinishReason | None:
+    def _commit(self, draft: Draft, chosen: int) -> FinishReason | None:
         if chosen == self._space.end:
             return "stop"
         for voice in draft.voices:

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -122,8 +123,10 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def _download_wheel(requirement: str, wheel: Path) -> None:
-    landing = wheel.with_name("landing")
-    shutil.rmtree(landing, ignore_errors=True)
+    # A pip that outlived a killed pull may still write where it was told to: not here.
+    for old in wheel.parent.glob("landing-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    landing = Path(tempfile.mkdtemp(prefix="landing-", dir=wheel.parent))
     # -P keeps a pip.py of the current folder out; only wheels, for a source package would run.
     command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(landing)]
     command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]

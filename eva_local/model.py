@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import re
@@ -102,6 +103,8 @@ class LlamaModel:
         self.path = path
         self.n_batch = max(settings.n_batch, n_sequences)
         self.n_sequences = n_sequences
+        self.n_ctx = 0
+        self.can_roll_back = True
         self._text_buffer = np.empty(64, dtype=np.int32)
         self._model = self._open(settings, vocabulary_only, progress)
         try:
@@ -273,7 +276,9 @@ class LlamaModel:
         *head, last = run.tokens
         for first in range(0, len(head), self.n_batch):
             part = head[first : first + self.n_batch]
-            at = self._fill(0, Run(run.sequence, run.start + first, part, logits=False), every=False)
+            at = self._fill(
+                0, Run(run.sequence, run.start + first, part, logits=False), every=False
+            )
             self._decode_batch(at)
         return Run(run.sequence, run.start + len(head), [last], run.logits)
 
@@ -307,29 +312,28 @@ class LlamaModel:
 
 
 _listeners: list[list[str]] = []
-_log_callback: Any = None
+# llama.cpp keeps only the pointer: the object must live as long as the process.
+_callbacks: list[Any] = []
 
 
+@functools.cache
 def _library() -> ModuleType:
     """Import llama_cpp once, with its messages sent to our log instead of stderr."""
-    global _log_callback
     import llama_cpp.llama_cpp as llama
 
-    if _log_callback is None:
-
-        @llama.llama_log_callback
-        def keep(_level: int, text: bytes, _data: object) -> None:
-            line = text.decode("utf-8", "replace").rstrip()
-            if line.strip("."):
-                log.debug("llama.cpp: %s", line)
-                for lines in _listeners:
-                    lines.append(line)
-
-        # llama.cpp keeps only the pointer: the object must live as long as the process.
-        _log_callback = keep
-        llama.llama_log_set(keep, None)
-        llama.llama_backend_init()
+    callback = llama.llama_log_callback(_keep_line)
+    _callbacks.append(callback)
+    llama.llama_log_set(callback, None)
+    llama.llama_backend_init()
     return llama
+
+
+def _keep_line(_level: int, text: bytes, _data: object) -> None:
+    line = text.decode("utf-8", "replace").rstrip()
+    if line.strip("."):
+        log.debug("llama.cpp: %s", line)
+        for lines in _listeners:
+            lines.append(line)
 
 
 @contextlib.contextmanager
@@ -346,7 +350,9 @@ def _captured() -> Iterator[list[str]]:
 
 def _reason(lines: Sequence[str]) -> str:
     """Return the first complaint among llama.cpp's messages, without its function names."""
-    complaints = [line for line in lines if re.search(r"error|fail|invalid|corrupt", line, re.I)]
+    complaints = [
+        line for line in lines if re.search(r"error|fail|invalid|corrupt", line, re.IGNORECASE)
+    ]
     if not complaints:
         return "llama.cpp gave no reason"
     return re.sub(r"^(\w+: )+", "", complaints[0]).strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import logging
 import re
 import secrets
@@ -147,7 +147,7 @@ def _compile(source: str) -> Callable[[list[dict[str, str]], str, str], str]:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateError as error:

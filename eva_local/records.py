@@ -41,7 +41,10 @@ class Sampling:
         """Raise InputError for a value outside its range."""
         checks: Sequence[tuple[bool, str]] = (
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
-            (0 <= self.temperature < 100, f"temperature must be in [0, 100), not {self.temperature}"),
+            (
+                0 <= self.temperature < 100,
+                f"temperature must be in [0, 100), not {self.temperature}",
+            ),
             (self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}"),
             (0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}"),
             (0 <= self.min_p < 1, f"min_p must be in [0, 1), not {self.min_p}"),

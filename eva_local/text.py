@@ -6,7 +6,6 @@ import codecs
 import re
 from collections.abc import Sequence
 
-
 # C0 and C1 control characters but tab and newline, and marks that reorder what is shown.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 

@@ -93,9 +93,7 @@ class Vocabulary:
         return b"".join([pieces[token_id] for token_id in token_ids])
 
 
-def _fingerprint(
-    pieces: Sequence[bytes], kinds: NDArray[np.uint8], end_ids: frozenset[int]
-) -> str:
+def _fingerprint(pieces: Sequence[bytes], kinds: NDArray[np.uint8], end_ids: frozenset[int]) -> str:
     lengths = np.fromiter((len(piece) for piece in pieces), dtype="<u4", count=len(pieces))
     digest = hashlib.sha256(b"eva-local vocabulary 1\0")
     digest.update(lengths.tobytes())

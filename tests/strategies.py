@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
 # Emoji with joiners, CJK, combining marks, right-to-left, control characters, template markers.
@@ -10,9 +12,9 @@ AWKWARD = [
     *("\x00", "\x1b[31m", "\r\n", "\n\n", "\t", "  ", " the", "the", " unbelievable", "\ufffd"),
     *("<|im_end|>", "</s>", "<s>", "<tool>", "[PAD]", "\U000e0001", "\U0004ffff", "ﷺ"),
 ]
-awkward_text = st.lists(
-    st.one_of(st.sampled_from(AWKWARD), st.text(max_size=4)), max_size=8
-).map("".join)
+awkward_text = st.lists(st.one_of(st.sampled_from(AWKWARD), st.text(max_size=4)), max_size=8).map(
+    "".join
+)
 # Cut anywhere, also inside a character, and joined with bytes that are no UTF-8 at all.
 awkward_bytes = st.one_of(
     awkward_text.map(lambda text: text.encode("utf-8", "replace")),
@@ -29,4 +31,4 @@ def cut(draw: st.DrawFn, data: st.SearchStrategy[bytes] = awkward_bytes) -> list
     whole = draw(data)
     places = draw(st.lists(st.integers(0, len(whole)), max_size=8))
     borders = [0, *sorted(places), len(whole)]
-    return [whole[a:b] for a, b in zip(borders, borders[1:], strict=False) if a < b]
+    return [whole[a:b] for a, b in pairwise(borders) if a < b]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import cut
 
 from eva_local.context import Context
-from fakes import WORDS_A, WORDS_B, FakeModel
-from strategies import cut
 
 
 def decode(model: FakeModel, context: Context) -> np.ndarray:
@@ -127,7 +127,7 @@ def test_law_10_re_tokenising_does_not_reach_far_back(text) -> None:
     model = FakeModel()
     seen: list[int] = []
     encode = model.tokenizer.encode
-    model.tokenizer.encode = lambda data: seen.append(len(data)) or encode(data)  # type: ignore
+    model.tokenizer.encode = lambda data: seen.append(len(data)) or encode(data)  # type: ignore[method-assign]
     context = Context(model)
     context.start([1])
     for _ in range(400):

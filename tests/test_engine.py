@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from eva_local.errors import ContextError
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
-from fakes import WORDS_A, WORDS_B, FakeModel
 
 MEAN = FusionSettings(combine="mean", filter="off")
 
@@ -34,7 +34,9 @@ def ensemble(
     return Engine([f"m{i}" for i in range(len(models))], models, space, fusion)
 
 
-def begin(engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0) -> Draft:
+def begin(
+    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0
+) -> Draft:
     return engine.begin([[1, *m.tokenizer.encode(text)] for m in models], sampling, slot)
 
 
@@ -58,7 +60,9 @@ def text_of(steps: list[Step]) -> bytes:
 def test_law_1_every_member_holds_the_shared_text(build, seed, pivot, temperature) -> None:
     models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
     engine = ensemble(models, pivot=pivot, build=build)
-    sampling = Sampling(max_tokens=25, temperature=temperature, top_k=0, top_p=1, min_p=0, seed=seed)
+    sampling = Sampling(
+        max_tokens=25, temperature=temperature, top_k=0, top_p=1, min_p=0, seed=seed
+    )
     draft = begin(engine, models, b"the %d" % seed, sampling)
     shared = b""
     while not draft.finished:
@@ -162,10 +166,10 @@ def test_side_by_side_decoding_gives_the_same_text() -> None:
     for side_by_side in (False, True):
         models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
         plain = ensemble(models)
-        engine = Engine(
-            plain.names, models, plain._space, MEAN, side_by_side=side_by_side
+        engine = Engine(plain.names, models, plain._space, MEAN, side_by_side=side_by_side)
+        texts.append(
+            text_of(run(engine, begin(engine, models, b"the", Sampling(max_tokens=20)))[0])
         )
-        texts.append(text_of(run(engine, begin(engine, models, b"the", Sampling(max_tokens=20)))[0]))
         engine.close()
     assert texts[0] == texts[1]
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +8,6 @@ from eva_local.alignment.library import METHODS, file_name, find_or_build, share
 from eva_local.alignment.mapping import Mapping, from_entries, twins
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.errors import MappingError
-from fakes import WORDS_A, WORDS_B, FakeModel
 
 A, B = FakeModel(WORDS_A), FakeModel(WORDS_B)
 PAIRS = [(A, B), (B, A), (A, A), (FakeModel(WORDS_B, missing=[4, 0x74]), A)]
@@ -73,11 +73,13 @@ def test_first_tokens_are_those_of_the_members_own_tokenisation() -> None:
     )
 )
 def test_any_entries_make_a_lawful_mapping(entries) -> None:
-    rows, symbols, weights = (np.array(column) for column in zip(*entries, strict=True)) if entries else (
-        np.empty(0, int), np.empty(0, int), np.empty(0)
+    rows, symbols, weights = (
+        (np.array(column) for column in zip(*entries, strict=True))
+        if entries
+        else (np.empty(0, int), np.empty(0, int), np.empty(0))
     )
     mapping = from_entries("test", A.vocabulary, B.vocabulary, rows, symbols, weights)
-    mapping._check()
+    mapping.check()
     matrix = dense(mapping)
     sums = matrix.sum(axis=1)
     assert np.allclose(sums[sums > 0], 1, atol=1e-5)
@@ -93,7 +95,11 @@ def test_a_file_gives_back_the_mapping_and_is_the_same_each_time(build, tmp_path
     again = Mapping.load(tmp_path / "one.npz")
     assert np.array_equal(dense(again), dense(mapping))
     assert np.array_equal(again.first, mapping.first)
-    assert (again.method, again.member, again.pivot) == (mapping.method, mapping.member, mapping.pivot)
+    assert (again.method, again.member, again.pivot) == (
+        mapping.method,
+        mapping.member,
+        mapping.pivot,
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.npz", "two.npz"]
 
 
@@ -117,7 +123,9 @@ def damaged(mapping: Mapping, **changes) -> Mapping:
         (lambda m: {"weights": np.array([None] * len(m.weights), dtype=object)}, "pickle"),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_command_that_rebuilds_it(change, problem, tmp_path) -> None:
+def test_a_damaged_file_is_refused_with_the_command_that_rebuilds_it(
+    change, problem, tmp_path
+) -> None:
     mapping = surface_refined(A.tokenizer, B.tokenizer)
     damaged(mapping, **change(mapping)).save(tmp_path / "bad.npz")
     with pytest.raises(MappingError, match=problem) as raised:

@@ -1,11 +1,11 @@
 import pytest
+from fakes import FakeModel
 from hypothesis import given
+from strategies import awkward_text
 
 from eva_local.errors import PromptError
 from eva_local.prompt import PromptWriter
 from eva_local.records import Message
-from fakes import WORDS_A, FakeModel
-from strategies import awkward_text
 
 REJECTS_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -16,7 +16,9 @@ IGNORES_SYSTEM = (
 )
 
 
-def writer(template: str | None = FakeModel.chat_template, **options) -> tuple[PromptWriter, FakeModel]:
+def writer(
+    template: str | None = FakeModel.chat_template, **options
+) -> tuple[PromptWriter, FakeModel]:
     model = FakeModel(**options)
     model.chat_template = template
     return PromptWriter(model), model
@@ -116,5 +118,3 @@ def test_a_character_without_a_token_reads_as_a_mark() -> None:
 def test_a_bad_template_is_a_clear_error(template, problem) -> None:
     with pytest.raises(PromptError, match=problem):
         writer(template)[0].tokens([Message("user", "a")])
-
-

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_fusion import vote
 
 from eva_local.errors import InputError
 from eva_local.records import Sampling
 from eva_local.sampling import choose, draw, heat, keep_min_p, keep_top_k, keep_top_p
-from test_fusion import vote
 
 FOUR = np.array([0.5, 0.25, 0.15, 0.1])
 

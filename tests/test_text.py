@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import awkward_text, cut
 
 from eva_local.text import TextStream
-from strategies import awkward_text, cut
 
 stops = st.lists(st.text(alphabet="ab\n中é ", min_size=1, max_size=4), max_size=3)
 

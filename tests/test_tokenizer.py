@@ -1,10 +1,10 @@
 import pytest
+from fakes import WORDS_A, longest_match, vocabulary
 from hypothesis import given
+from strategies import awkward_bytes
 
 from eva_local.errors import PromptError
 from eva_local.tokenizer import Tokenizer
-from fakes import WORDS_A, longest_match, vocabulary
-from strategies import awkward_bytes
 
 VOCAB = vocabulary(WORDS_A)
 RAW = longest_match(VOCAB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import subprocess
@@ -14,6 +15,8 @@ CHILD = (sys.executable, "-m", "tools.smoke")
 _PROMPT = b"the light and the lighter thing of the night and the other thing of the end"
 _N_PROMPT = 32
 _N_SINGLE = 4
+# AMX that the system does not grant showed as both.
+_REFUSALS = (signal.SIGILL, signal.SIGSEGV)
 
 
 def problem(child: Sequence[str] = CHILD) -> str | None:
@@ -21,15 +24,17 @@ def problem(child: Sequence[str] = CHILD) -> str | None:
     result = subprocess.run(child, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode == 0:
         return None
-    if result.returncode == -signal.SIGILL:
-        return (
-            "llama.cpp was stopped by SIGILL: this build does not run on this CPU. "
-            f'Rebuild it with: make setup CMAKE_ARGS="{plainest_arguments()}"'
-        )
-    if result.returncode < 0:
-        name = signal.Signals(-result.returncode).name
+    if result.returncode > 0:
+        return f"{result.stderr.rstrip()}\nllama.cpp was installed but does not work; see above."
+    name = signal.Signals(-result.returncode).name
+    if -result.returncode not in _REFUSALS:
         return f"llama.cpp was stopped by {name}. Try another build: make setup BACKEND=cpu"
-    return f"{result.stderr.rstrip()}\nllama.cpp was installed but does not work; see above."
+    # Who chose arguments should first try ours.
+    arguments = "" if os.environ.get("CMAKE_ARGS") else plainest_arguments()
+    return (
+        f"llama.cpp was stopped by {name}: this build does not run on this CPU. "
+        f'Rebuild it with: make setup BACKEND=cpu CMAKE_ARGS="{arguments}"'
+    )
 
 
 def plainest_arguments() -> str:

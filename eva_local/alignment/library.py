@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping as Table, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Table
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,7 @@ log = logging.getLogger("eva_local")
 Method = Callable[[Model, Model, Progress | None], Mapping]
 
 METHODS: Table[str, Method] = {
-    "surface": lambda member, pivot, progress: surface(
-        member.tokenizer, pivot.tokenizer, progress
-    ),
+    "surface": lambda member, pivot, progress: surface(member.tokenizer, pivot.tokenizer, progress),
     "surface-refined": lambda member, pivot, progress: surface_refined(
         member.tokenizer, pivot.tokenizer, progress
     ),

@@ -98,27 +98,39 @@ class Mapping:
                 parameters=dict(header["parameters"]),
                 **arrays,
             )
-            mapping._check()
+            mapping.check()
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise MappingError(f"{path}: not a usable mapping ({error}); run: {rebuild}") from error
         return mapping
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise ValueError where the arrays make no valid matrix."""
+        self._check_shapes()
+        self._check_rows()
+        first, n_tokens = self.first, len(self.indptr) - 1
+        if len(first) not in (0, self.n_symbols):
+            raise ValueError("first does not match the symbols")
+        if len(first) and not -1 <= first.min() <= first.max() < n_tokens:
+            raise ValueError("a first token is out of range")
+
+    def _check_shapes(self) -> None:
         kinds = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
         for name, kind in kinds.items():
             array = getattr(self, name)
             if array.ndim != 1 or array.dtype != np.dtype(kind):
                 raise ValueError(f"{name} is {array.dtype} of {array.ndim} dimensions")
-        indptr, indices, weights, first = self.indptr, self.indices, self.weights, self.first
+        indptr, indices = self.indptr, self.indices
         if len(indptr) < 1 or indptr[0] != 0 or indptr[-1] != len(indices):
             raise ValueError("rows do not cover the entries")
-        if np.any(np.diff(indptr) < 0) or len(weights) != len(indices):
+        if np.any(np.diff(indptr) < 0) or len(self.weights) != len(indices):
             raise ValueError("rows are out of order")
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_symbols:
             raise ValueError("a symbol is out of range")
+
+    def _check_rows(self) -> None:
+        indptr, weights = self.indptr, self.weights
         rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-        if np.any(np.diff(rows * self.n_symbols + indices) <= 0):
+        if np.any(np.diff(rows * self.n_symbols + self.indices) <= 0):
             raise ValueError("symbols of a row do not ascend")
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
             raise ValueError("a weight is no probability")
@@ -126,10 +138,6 @@ class Mapping:
         sums = np.add.reduceat(weights, indptr[:-1][filled]) if filled.any() else np.ones(1)
         if not np.allclose(sums, 1, atol=1e-4):
             raise ValueError("a row does not sum to 1")
-        if len(first) not in (0, self.n_symbols):
-            raise ValueError("first does not match the symbols")
-        if len(first) and not -1 <= first.min() <= first.max() < len(indptr) - 1:
-            raise ValueError("a first token is out of range")
 
 
 def from_entries(
@@ -156,8 +164,8 @@ def from_entries(
     # Sorts the entries by row, then symbol, and adds up those that are given twice.
     cells, place = np.unique(rows * (len(pivot) + 1) + symbols, return_inverse=True)
     rows, symbols = np.divmod(cells, len(pivot) + 1)
-    weights = np.bincount(place, weights, minlength=len(cells))
-    sums = np.bincount(rows, weights, minlength=len(member))
+    summed = np.bincount(place, weights, minlength=len(cells))
+    sums = np.bincount(rows, summed, minlength=len(member))
     counts = np.bincount(rows, minlength=len(member))
     return Mapping(
         method=method,
@@ -166,7 +174,7 @@ def from_entries(
         n_symbols=len(pivot) + 1,
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         indices=symbols.astype(np.int32),
-        weights=(weights / sums[rows]).astype(np.float32),
+        weights=(summed / sums[rows]).astype(np.float32),
         first=np.empty(0, dtype=np.int32) if first is None else first,
         parameters=dict(parameters or {}),
     )

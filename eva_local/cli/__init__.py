@@ -6,17 +6,20 @@ module imports at its top nothing that is slow, because `eva-local --help` reads
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from eva_local.cli import models
+from eva_local.cli import models, run
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
 COMMANDS: tuple[click.Command, ...] = (
+    run.run,
     models.pull,
     models.list_models,
     models.show,
@@ -34,10 +37,12 @@ INTERRUPTED = 130
     type=click.Path(path_type=Path),
     help="Read models and settings from FILE.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what llama.cpp says.")
 @click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(context: click.Context, config_path: Path | None) -> None:
+def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None:
     """Let several local GGUF models with different vocabularies write one answer together."""
+    _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
     context.obj = Session(config_path)
 
 
@@ -47,6 +52,10 @@ for command in COMMANDS:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Answers are UTF-8 whatever the locale says.
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         result = cli.main(
             None if arguments is None else list(arguments),
@@ -67,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     # click returns what the command returned, or the code of an early end such as --help.
     return result if isinstance(result, int) else 0
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("eva-local: %(levelname)s: %(message)s"))
+    log = logging.getLogger("eva_local")
+    log.handlers[:] = [handler]
+    log.setLevel(level)
 
 
 def _usage_problem(error: click.ClickException) -> str:

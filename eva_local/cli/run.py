@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -63,8 +63,6 @@ def run(
 
 
 def _sampling(config: Config, stop: tuple[str, ...]) -> Sampling:
-    from dataclasses import replace
-
     return replace(config.sampling, stop=stop)
 
 
@@ -166,7 +164,7 @@ class _Answer:
         self._last = text[-1]
         # A model may write escape sequences; a terminal must not obey them.
         shown = harmless(text) if self._on_terminal else text
-        self._out.buffer.write(shown.encode()) if hasattr(self._out, "buffer") else self._out.write(shown)
+        self._out.write(shown)
         self._out.flush()
 
     def end(self) -> None:
@@ -176,5 +174,5 @@ class _Answer:
 
     def abandon(self) -> int:
         # Python would complain at exit about what it cannot flush.
-        sys.stdout = Path("/dev/null").open("w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,0 +1,38 @@
+"""Fixtures on the real demo models, opened once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eva_local.api import Ensemble, load
+from eva_local.config import ModelSpec, load_config, shipped
+from eva_local.model import LlamaModel
+from eva_local.store import locate
+
+REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")
+
+
+def spec(name: str) -> ModelSpec:
+    return load_config(shipped("models.toml"), {}).model(name)
+
+
+def real_path(name: str) -> Path:
+    return locate(spec(name))
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> Iterator[dict[str, LlamaModel]]:
+    """The real models without their weights: vocabularies, tokenisers, templates."""
+    models = {name: LlamaModel(real_path(name), vocabulary_only=True) for name in REAL_MODELS}
+    yield models
+    for model in models.values():
+        model.close()
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Ensemble]:
+    with load("demo", config=shipped("models.toml")) as ensemble:
+        yield ensemble

@@ -1,0 +1,133 @@
+"""The laws that need real logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import REAL_MODELS, real_path, spec
+
+from eva_local.api import open_ensemble
+from eva_local.config import EnsembleSpec, FusionSettings
+from eva_local.context import Context
+from eva_local.model import LlamaModel, Run
+from eva_local.records import Message, Sampling
+
+pytestmark = pytest.mark.real
+
+PROMPTS = (
+    "The history of the lighthouse begins",
+    "def fibonacci(n):\n",
+    "Zwei Äpfel und drei Birnen kosten",
+)
+
+
+def llama_cpp_alone(name: str, prompt: str, count: int) -> list[int]:
+    """What llama-cpp-python's own greedy loop writes."""
+    from llama_cpp import Llama
+
+    model = Llama(str(real_path(name)), n_ctx=512, n_threads=2, verbose=False, swa_full=True)
+    try:
+        made: list[int] = []
+        for token_id in model.generate(model.tokenize(prompt.encode()), temp=0, repeat_penalty=1):
+            if model._model.token_eos() == token_id or len(made) == count:
+                break
+            made.append(token_id)
+        return made
+    finally:
+        model.close()
+
+
+def ensemble_of(*names: str) -> EnsembleSpec:
+    """Members that llama.cpp computes exactly as it does for llama-cpp-python's class."""
+    members = []
+    for name in names:
+        one = spec(name)
+        members.append(
+            replace(one, load=replace(one.load, n_ctx=512, threads=2, flash_attention="off"))
+        )
+    return EnsembleSpec("laws", tuple(members), names[0], FusionSettings())
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_law_2_one_member_alone_writes_llama_cpps_tokens(name, prompt) -> None:
+    expected = llama_cpp_alone(name, prompt, 100)
+    with open_ensemble(ensemble_of(name)) as ensemble:
+        ensemble.complete(prompt, Sampling(max_tokens=100))
+        (voice,) = ensemble._engine._voices[0]
+        assert list(voice.context.generated)[:100] == expected
+
+
+def test_law_2_two_copies_of_one_model_write_its_tokens() -> None:
+    expected = llama_cpp_alone("smollm2-135m", PROMPTS[0], 100)
+    with open_ensemble(ensemble_of("smollm2-135m", "smollm2-135m")) as ensemble:
+        ensemble.complete(PROMPTS[0], Sampling(max_tokens=100))
+        for voice in ensemble._engine._voices[0]:
+            assert list(voice.context.generated)[:100] == expected
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+def test_law_7_logits_after_rollback_are_those_of_a_fresh_context(name) -> None:
+    settings = replace(spec(name).load, n_ctx=512)
+    with LlamaModel(real_path(name), settings) as model:
+        context = Context(model)
+        prompt = model.tokenizer.encode(b"The capital of France is")
+        context.start(prompt)
+        for piece in (b" Par", b"is, and", b" the cap", b"ital of It", b"aly is"):
+            run = context.pending()
+            model.decode([run])
+            context.decoded(run)
+            context.append(piece)
+        run = context.pending()
+        (row,) = model.decode([run])
+        rolled = np.array(row)
+        tokens = list(context.tokens)
+    with LlamaModel(real_path(name), settings) as model:
+        (row,) = model.decode([Run(0, 0, tokens)])
+        assert np.abs(rolled - row).max() < 0.02 * np.abs(row).max()
+        assert rolled.argmax() == row.argmax()
+
+
+def test_many_texts_in_one_batch_are_each_as_alone() -> None:
+    name = "smollm2-135m"
+    with LlamaModel(real_path(name), replace(spec(name).load, n_ctx=128), n_sequences=3) as model:
+        texts = [model.tokenizer.encode(prompt.encode()) for prompt in PROMPTS]
+        runs = [Run(place, 0, tokens) for place, tokens in enumerate(texts)]
+        together = [np.array(row) for row in model.decode(runs)]
+        for place, tokens in enumerate(texts):
+            assert model.remove(place, 0)
+            (alone,) = model.decode([Run(place, 0, tokens)])
+            assert np.abs(together[place] - alone).max() < 0.02 * np.abs(alone).max()
+        model.copy(0, 2)
+        last = [Run(0, len(texts[0]), [5]), Run(2, len(texts[0]), [5])]
+        one, copied = (np.array(row) for row in model.decode(last))
+        assert np.abs(one - copied).max() < 0.02 * np.abs(one).max()
+
+
+def test_blocks_of_logits_are_the_single_ones() -> None:
+    name = "smollm2-135m"
+    with LlamaModel(real_path(name), replace(spec(name).load, n_ctx=128)) as model:
+        tokens = model.tokenizer.encode(PROMPTS[0].encode() * 8)
+        assert len(tokens) > 40
+        rows = np.concatenate([np.array(b) for b in model.decode_every(Run(0, 0, tokens))])
+        assert rows.shape == (len(tokens), len(model.vocabulary))
+        model.remove(0, 0)
+        (last,) = model.decode([Run(0, 0, tokens)])
+        assert np.abs(rows[-1] - last).max() < 0.02 * np.abs(last).max()
+
+
+def test_law_6_same_seed_same_text(demo) -> None:
+    question = [Message("user", "Name three birds.")]
+    sampling = Sampling(max_tokens=16, temperature=1.0, seed=5)
+    assert demo.complete(question, sampling).text == demo.complete(question, sampling).text
+
+
+def test_a_follow_up_reads_only_what_is_new(demo) -> None:
+    turns = [Message("user", "My name is Ada, and I like ships. " * 8)]
+    first = demo.complete(turns, Sampling(max_tokens=8))
+    turns += [Message("assistant", first.text), Message("user", "What is my name?")]
+    usage = demo.complete(turns, Sampling(max_tokens=8)).usage
+    for read, cached in zip(usage.prompt_tokens, usage.cached_tokens, strict=True):
+        assert cached > 0.7 * read
