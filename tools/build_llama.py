@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from tools.recipe import (
 MARKER = Path(".venv", "llama-cpp-python.json")
 LOG = Path(".venv", "llama-cpp-python.log")
 _TAIL_LINES = 30
+_POLLS = 100
+_SECONDS_BETWEEN_POLLS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,9 @@ def _run_pip_wheel(recipe: Recipe, folder: Path, log: Path) -> int:
         f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={LLAMA_ONLY.resolve()}",
         *recipe.cmake_args,
     )
-    environment = {**os.environ, "CMAKE_ARGS": shlex.join(arguments)}
+    # pip unpacks and compiles beside the wheel, so that an interrupt clears that away too.
+    places = {"CMAKE_ARGS": shlex.join(arguments), "TMPDIR": str(folder.parent)}
+    environment = {**os.environ, **places}
     with log.open("w", encoding="utf-8") as file, _started(command, environment) as process:
         progress.show(_copy(process, file))
     return process.returncode
@@ -170,7 +175,19 @@ def _started(
             yield process
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            _await_end_of_group(process.pid)
             raise
+
+
+def _await_end_of_group(group: int) -> None:
+    """Wait until the compilers write no more, so that their folder can be removed."""
+    for _ in range(_POLLS):
+        try:
+            os.killpg(group, 0)
+        except OSError:
+            return
+        time.sleep(_SECONDS_BETWEEN_POLLS)
 
 
 def _copy(process: subprocess.Popen[str], log: TextIO) -> Iterator[str]:
