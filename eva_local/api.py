@@ -42,14 +42,8 @@ def open_ensemble(
     spec: EnsembleSpec, sampling: Sampling | None = None, report: Report | None = None
 ) -> Ensemble:
     """Open the members of `spec` and the mappings between them."""
-    paths = [locate(member) for member in spec.members]
     with contextlib.ExitStack() as stack:
-        models = [
-            stack.enter_context(
-                LlamaModel(path, member.load, progress=_labelled(report, f"loading {member.name}"))
-            )
-            for path, member in zip(paths, spec.members, strict=True)
-        ]
+        models = stack.enter_context(open_models(spec, report))
         space = _pivot_space(spec, models, report)
         engine = Engine(
             [member.name for member in spec.members],
@@ -60,6 +54,24 @@ def open_ensemble(
         )
         stack.callback(engine.close)
         return Ensemble(spec, models, engine, sampling or Sampling(), stack.pop_all())
+
+
+@contextlib.contextmanager
+def open_models(spec: EnsembleSpec, report: Report | None = None) -> Iterator[list[LlamaModel]]:
+    """Open the members of `spec` in llama.cpp for the length of a `with` block."""
+    paths = [locate(member) for member in spec.members]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                LlamaModel(path, member.load, progress=_labelled(report, f"loading {member.name}"))
+            )
+            for path, member in zip(paths, spec.members, strict=True)
+        ]
+
+
+def mapping_folders() -> list[Path]:
+    """Return where mappings are looked for; new ones go into the first."""
+    return [cache_folder() / "mappings", shipped("mappings")]
 
 
 class Ensemble:
@@ -126,7 +138,7 @@ class Ensemble:
 
 def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:
     pivot = models[spec.pivot_index]
-    folders = [shipped("mappings"), cache_folder() / "mappings"]
+    folders = mapping_folders()
     mappings = []
     for member, model in zip(spec.members, models, strict=True):
         warn_if_foreign(member.name, model, spec.pivot, pivot)

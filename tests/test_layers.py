@@ -32,6 +32,7 @@ ROWS = (
     "text",
     "engine",
     "api",
+    "evaluate",
     "cli",
     "__main__",
 )

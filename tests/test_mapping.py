@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -117,7 +120,9 @@ def damaged(mapping: Mapping, **changes) -> Mapping:
         (lambda m: {"weights": -m.weights}, "no probability"),
         (lambda m: {"weights": m.weights * np.float32(2)}, "sum to 1"),
         (lambda m: {"indptr": m.indptr[::-1].copy()}, "rows"),
-        (lambda m: {"indptr": np.zeros((2, 2), dtype=np.int64)}, "dimensions"),
+        (lambda m: {"indptr": np.zeros((2, 2), dtype=np.int64)}, "shape"),
+        (lambda m: {"indices": m.indices.astype(np.int64)}, "int64"),
+        (lambda m: {"n_symbols": -1}, "out of range"),
         (lambda m: {"first": m.first[:5]}, "first"),
         (lambda m: {"first": m.first + np.int32(10**6)}, "out of range"),
         (lambda m: {"weights": np.array([None] * len(m.weights), dtype=object)}, "pickle"),
@@ -133,6 +138,31 @@ def test_a_damaged_file_is_refused_with_the_command_that_rebuilds_it(
     assert "eva-local align -e demo --force" in str(raised.value)
 
 
+def test_an_absurd_shape_is_refused_before_memory_is_taken(tmp_path) -> None:
+    path = tmp_path / "bad.npz"
+    surface(A.tokenizer, B.tokenizer).save(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+    )
+    parts["weights.npy"] = header.getvalue() + b"\0" * 64
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(MappingError, match="10000000000000"):
+        Mapping.load(path)
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("eva_local.alignment.mapping.FORMAT", 99)
+    surface(A.tokenizer, B.tokenizer).save(tmp_path / "new.npz")
+    monkeypatch.undo()
+    with pytest.raises(MappingError, match="format 99"):
+        Mapping.load(tmp_path / "new.npz")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x04K\x01."])
 def test_a_file_that_is_no_mapping_is_refused(content, tmp_path) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
@@ -142,10 +172,10 @@ def test_a_file_that_is_no_mapping_is_refused(content, tmp_path) -> None:
 
 def test_the_library_builds_once_and_finds_again(tmp_path, monkeypatch) -> None:
     shipped, cache = tmp_path / "shipped", tmp_path / "cache"
-    first = find_or_build("surface", A, B, [shipped, cache])
+    first = find_or_build("surface", A, B, [cache, shipped])
     assert (cache / file_name("surface", A, B)).exists()
     monkeypatch.setitem(METHODS, "surface", None)  # building again would fail
-    again = find_or_build("surface", A, B, [shipped, cache])
+    again = find_or_build("surface", A, B, [cache, shipped])
     assert np.array_equal(dense(first), dense(again))
 
 

@@ -110,6 +110,11 @@ def test_a_backend_that_this_machine_cannot_have_is_refused(
         recipe_of(Choice(backend))
 
 
+def test_arguments_that_cannot_be_split_are_refused() -> None:
+    with pytest.raises(BuildError, match="CMAKE_ARGS='-DA=b cannot be read"):
+        recipe_of(Choice("cpu", "'-DA=b"))
+
+
 def test_x86_64_is_built_for_the_avx2_baseline() -> None:
     arguments = cmake_arguments(Choice("cpu"), system="linux", machine="x86_64")
     assert arguments == ("-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF")
@@ -237,13 +242,14 @@ def test_an_interrupt_ends_the_compilers_too() -> None:
     os.close(output)
 
 
+@pytest.mark.parametrize("variable", ["CC", "CXX"])
 def test_without_a_compiler_nothing_is_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Recipe] = []
     monkeypatch.setattr(build_llama, "_run_pip_wheel", fake_pip(built))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BuildError, match=r"no C\+\+ compiler.*build-essential"):
+    monkeypatch.setenv(variable, "no-such-compiler")
+    with pytest.raises(BuildError, match=r"compiler is missing.*build-essential"):
         build_llama.build(RECIPE, tmp_path, tmp_path / "log")
     assert built == []
 

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from tools.recipe import (
     Choice,
     Recipe,
     default_backend,
+    host_compilers,
     recipe_of,
 )
 
@@ -114,8 +114,8 @@ def kept_wheel(recipe: Recipe, wheels: Path) -> Path | None:
 def build(recipe: Recipe, wheels: Path, log: Path = LOG) -> Path:
     """Build the wheel and keep it under the recipe's key; raise BuildError where that fails."""
     needs = BACKENDS[recipe.backend].needs
-    if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
-        raise BuildError(f"There is no C++ compiler. BACKEND={recipe.backend} needs {needs}.")
+    if len(host_compilers()) < 2:
+        raise BuildError(f"A compiler is missing: BACKEND={recipe.backend} needs {needs}.")
     _say(
         f"Building llama-cpp-python {recipe.version} for {recipe.backend}: 77 MB of source to "
         "download, then for a CPU\n2 to 4 minutes of compiling on 2 cores, for a GPU more. "
@@ -127,7 +127,7 @@ def build(recipe: Recipe, wheels: Path, log: Path = LOG) -> Path:
         if _run_pip_wheel(recipe, unfinished, log) != 0:
             raise BuildError(
                 f"{_tail(log)}\nThe build failed; the whole log is in {log}. "
-                f"BACKEND={recipe.backend} needs {needs}, and a network for the source."
+                f"BACKEND={recipe.backend} needs {needs}. A first build needs a network."
             )
         # Another checkout may have built the same meanwhile: then its wheel stays.
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -37,7 +38,8 @@ BACKENDS = {
     "cuda": Backend(
         ("-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native"),
         "nvcc",
-        "a C++ compiler, the CUDA toolkit (nvcc on the PATH) and the GPU itself",
+        "a C++ compiler, the CUDA toolkit with cuBLAS, nvcc on the PATH, and the GPU itself "
+        '(without it: CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90" or the number of yours)',
     ),
     "metal": Backend(
         ("-DGGML_METAL=ON",), needs="Xcode's command line tools (xcode-select --install)"
@@ -88,6 +90,10 @@ def recipe_of(choice: Choice) -> Recipe:
         raise BuildError(f"BACKEND={choice.backend} is not one of {', '.join(BACKENDS)}")
     if choice.backend == "metal" and sys.platform != "darwin":
         raise BuildError("BACKEND=metal is for macOS; take cpu, cuda, rocm or vulkan")
+    try:
+        shlex.split(choice.extra)
+    except ValueError as error:
+        raise BuildError(f"CMAKE_ARGS={choice.extra} cannot be read: {error}") from error
     version, sha256 = pinned(REQUIREMENT.read_text(encoding="utf-8"))
     return Recipe(
         version=version,
@@ -126,20 +132,27 @@ def pinned(requirement: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def host_compilers() -> tuple[str, ...]:
+    """Return the commands of the C and the C++ compiler, those that are to be found."""
+    wanted = (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++")))
+    found = []
+    for variable, usual in wanted:
+        commands = [os.environ[variable]] if os.environ.get(variable) else usual
+        found += [command for command in commands if shutil.which(shlex.split(command)[0])][:1]
+    return tuple(found)
+
+
 def _compilers(backend: Backend) -> tuple[str, ...]:
     """Return versions and flags of the compilers, as far as they can be asked."""
-    commands = [os.environ.get("CC", "cc"), os.environ.get("CXX", "c++")]
-    if backend.compiler:
-        commands.append(backend.compiler)
+    commands = host_compilers()
+    if backend.compiler and shutil.which(backend.compiler):
+        commands += (backend.compiler,)
     flags = [f"{name}={os.environ.get(name, '')}" for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")]
     return (*map(_version_of, commands), *flags)
 
 
 def _version_of(command: str) -> str:
-    try:
-        result = subprocess.run(
-            [*shlex.split(command), "--version"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return f"{command}: none"
+    result = subprocess.run(
+        [*shlex.split(command), "--version"], capture_output=True, text=True, check=False
+    )
     return result.stdout

@@ -26,6 +26,7 @@ METHODS: Table[str, Method] = {
 }
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
+_REBUILD = "eva-local align --force"
 
 
 def find_or_build(
@@ -37,20 +38,42 @@ def find_or_build(
 ) -> Mapping:
     """Return the mapping from `member` to `pivot`.
 
-    Looks into `folders` in turn; builds it into the last one where none holds it. Members
-    with equal vocabularies need no file. Raises MappingError for a damaged or foreign file
-    and for an unknown method.
+    Looks into `folders` in turn; builds it into the first one, with a message, where none holds
+    it. Members with equal vocabularies need no file. Raises MappingError for a damaged or
+    foreign file and for an unknown method.
     """
     if member.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
         return identity(pivot)
+    path = find(method, member, pivot, folders)
+    if path is None:
+        log.info("building the mapping %s, once", file_name(method, member, pivot))
+        path = build(method, member, pivot, folders[0], progress)
+    return read(path, member, pivot)
+
+
+def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> Path | None:
+    """Return the file of a mapping in the first folder that has it."""
+    candidates = (folder / file_name(method, member, pivot) for folder in folders)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def build(
+    method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
+) -> Path:
+    """Learn a mapping and keep it in `folder`; return its file."""
     if method not in METHODS:
         raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
-    name = file_name(method, member, pivot)
-    for folder in folders:
-        if (folder / name).exists():
-            return _checked(Mapping.load(folder / name), folder / name, member, pivot)
-    mapping = METHODS[method](member, pivot, progress)
-    mapping.save(folders[-1] / name)
+    path = folder / file_name(method, member, pivot)
+    METHODS[method](member, pivot, progress).save(path)
+    return path
+
+
+def read(path: Path, member: Model, pivot: Model) -> Mapping:
+    """Read a mapping; MappingError where it is damaged or made for other vocabularies."""
+    mapping = Mapping.load(path, _REBUILD)
+    expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
+    if (mapping.member, mapping.pivot) != expected:
+        raise MappingError(f"{path}: made for other vocabularies; run: {_REBUILD}")
     return mapping
 
 
@@ -84,10 +107,3 @@ def warn_if_foreign(name: str, member: Model, pivot_name: str, pivot: Model) -> 
             name,
             pivot_name,
         )
-
-
-def _checked(mapping: Mapping, path: Path, member: Model, pivot: Model) -> Mapping:
-    expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
-    if (mapping.member, mapping.pivot) != expected:
-        raise MappingError(f"{path}: made for other vocabularies; run: eva-local align --force")
-    return mapping

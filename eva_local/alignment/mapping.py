@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping as Table
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,14 @@ from numpy.typing import NDArray
 from eva_local.errors import MappingError
 from eva_local.vocab import Vocabulary
 
+# Raised when the file or what any method puts into it changes: older files are then stale.
 FORMAT = 1
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+# More bytes than any array of a mapping between two vocabularies has.
+_LARGEST = 2**28
 _ARRAYS = ("indptr", "indices", "weights", "first")
 
 
@@ -85,9 +94,8 @@ class Mapping:
         Raises MappingError where the file is damaged or not a mapping.
         """
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                header = json.loads(file["header"].tobytes())
-                arrays = {name: file[name] for name in _ARRAYS}
+            arrays = _read_arrays(path)
+            header = json.loads(arrays.pop("header").tobytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, this program reads {FORMAT}")
             mapping = cls(
@@ -99,7 +107,7 @@ class Mapping:
                 **arrays,
             )
             mapping.check()
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise MappingError(f"{path}: not a usable mapping ({error}); run: {rebuild}") from error
         return mapping
 
@@ -138,6 +146,28 @@ class Mapping:
         sums = np.add.reduceat(weights, indptr[:-1][filled]) if filled.any() else np.ones(1)
         if not np.allclose(sums, 1, atol=1e-4):
             raise ValueError("a row does not sum to 1")
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an npz file that nobody vouches for.
+
+    Shapes and sizes are checked before anything is allocated, and no pickle is opened.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in ("header", *_ARRAYS):
+            size = archive.getinfo(f"{name}.npy").file_size
+            with archive.open(f"{name}.npy") as entry:
+                if np.lib.format.read_magic(entry) != (1, 0):
+                    raise ValueError(f"{name} is no array that this program writes")
+                shape, _, kind = np.lib.format.read_array_header_1_0(entry)
+                if kind.hasobject:
+                    raise ValueError(f"{name} is a pickle")
+                length = math.prod(shape) * kind.itemsize
+                if len(shape) != 1 or length != size - entry.tell() or length > _LARGEST:
+                    raise ValueError(f"{name} is {kind} of shape {shape} in {size} bytes")
+                arrays[name] = np.frombuffer(entry.read(length), dtype=kind)
+    return arrays
 
 
 def from_entries(

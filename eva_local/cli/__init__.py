@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import models, run
+from eva_local.cli import evaluate, models, run
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
@@ -25,6 +25,7 @@ COMMANDS: tuple[click.Command, ...] = (
     models.show,
     models.verify,
     models.config,
+    evaluate.evaluate,
 )
 INTERRUPTED = 130
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from eva_local.cli.session import (
     pass_session,
     setting_options,
 )
+from eva_local.cli.table import print_json, print_table
 from eva_local.config import Config, EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import InputError
 
@@ -63,9 +63,9 @@ def list_models(session: Session, as_json: bool) -> None:
         for spec in config.ensembles.values()
     ]
     if as_json:
-        _print_json({"models": models, "ensembles": ensembles})
+        print_json({"models": models, "ensembles": ensembles})
         return
-    _print_table(
+    print_table(
         ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
         [
             (
@@ -79,7 +79,7 @@ def list_models(session: Session, as_json: bool) -> None:
         ],
     )
     click.echo()
-    _print_table(
+    print_table(
         ("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"),
         [
             (
@@ -96,24 +96,31 @@ def list_models(session: Session, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @ensemble_option
+@click.option("--token", metavar="TEXT", help="Show what the tokens of TEXT map to instead.")
 @json_option
 @pass_session
-def show(session: Session, name: str | None, ensemble: str | None, as_json: bool) -> None:
+def show(
+    session: Session, name: str | None, ensemble: str | None, token: str | None, as_json: bool
+) -> None:
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
-    ensemble.
+    ensemble. With --token: what each member's tokens of TEXT map to under each method, and
+    which of its tokens map to the pivot's tokens of TEXT.
     """
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = session.load({"ensemble": ensemble})
+    if token is not None:
+        _show_token(config.ensemble(name), token, as_json=as_json)
+        return
     facts = (
         _model_facts(config.model(name))
         if name is not None and name in config.models
         else _ensemble_facts(config.ensemble(name))
     )
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         _print_facts(facts)
 
@@ -148,7 +155,7 @@ def verify(
         if result.status != "missing" or spec in named:
             found.append(result)
     if as_json:
-        _print_json([asdict(result) for result in found])
+        print_json([asdict(result) for result in found])
     for result in found:
         if not as_json:
             click.echo(f"{result.name}: {_verdict(result)}")
@@ -169,13 +176,23 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
             setting.key: {"value": setting.value, "origin": setting.origin}
             for setting in loaded.settings
         }
-        _print_json({"file": file, "cache": cache, "settings": settings})
+        print_json({"file": file, "cache": cache, "settings": settings})
         return
     click.echo(f"file: {file}\ncache: {cache}\n")
-    _print_table(
+    print_table(
         ("KEY", "VALUE", "FROM"),
         [(s.key, _shown(s.value), s.origin) for s in loaded.settings],
     )
+
+
+def _show_token(spec: EnsembleSpec, text: str, *, as_json: bool) -> None:
+    from eva_local.cli.tokens import print_facts, token_facts
+
+    facts = token_facts(spec, text)
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts)
 
 
 def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[ModelSpec]:
@@ -233,17 +250,6 @@ def _verdict(result: store.Verification) -> str:
             )
         case "unverified":
             return f"unverified: no sha256 is configured; the file has {result.sha256}"
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))
-
-
-def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
 
 
 def _print_facts(facts: dict[str, object], indent: str = "") -> None:

@@ -1,0 +1,1 @@
+"""Measure an ensemble against its members."""
