@@ -77,13 +77,53 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A symbol that was considered: its bytes (empty for END) and its probability."""
+
+    piece: bytes
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """One member's part in a step.
+
+    `top` are the likeliest symbols of its vote, `chosen` is the probability that it gave the
+    chosen symbol. `reason` says why the filter dropped it, and is empty where it `stayed`.
+    `weight` is its share in the fusion (0 where it was dropped; all shares sum to 1),
+    `seconds` the time llama.cpp spent on it.
+    """
+
+    member: str
+    top: tuple[Candidate, ...]
+    chosen: float
+    stayed: bool
+    reason: str
+    weight: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Why a symbol was chosen: the likeliest symbols after fusion, and every member's part."""
+
+    top: tuple[Candidate, ...]
+    ballots: tuple[Ballot, ...]
+
+    @property
+    def carrier(self) -> str:
+        """The member that gave the chosen symbol the largest part of its probability."""
+        return max(self.ballots, key=lambda ballot: ballot.weight * ballot.chosen).member
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One chosen symbol.
 
     `piece` are its bytes (empty for END), `text` what became safe to show by it, which may
     lag behind: half characters and possible stop strings wait. `probability` is the symbol's
     in the fused distribution, `stayed` says which members the filter let vote. The last step
-    of an answer has a `finish_reason` and the `usage`.
+    of an answer has a `finish_reason` and the `usage`; `trace` is there on request.
     """
 
     piece: bytes
@@ -92,6 +132,7 @@ class Step:
     stayed: tuple[bool, ...]
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,132 @@
+"""Nearest neighbours by CSLS: cosines, less the nearness of symbols that are near to everything.
+
+Cross-domain similarity local scaling, Conneau, Lample, Ranzato, Denoyer and Jégou: "Word
+translation without parallel data" (ICLR 2018, equation 4), in the form that EVA uses: a
+neighbourhood of one, and only the symbols' side of it, which alone changes the order in a row:
+
+    score(i, j) = 2 cos(i, j) - max over i' of cos(i', j)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+# Cells of one block of cosines: 256 MiB of float32.
+_CELLS = 1 << 26
+# Rows of one matrix product with the tokens that are not looked up.
+_ROWS = 8192
+# Scores are rounded, so that the last bits of a sum (the number of threads decides them) matter
+# neither for the choice nor for the file.
+_DECIMALS = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    """The best symbols of some rows: `symbols, scores: (rows, count)`, best first.
+
+    Where a row has fewer, the rest is symbol -1 with score -inf.
+    """
+
+    symbols: Ids
+    scores: Matrix
+
+
+def nearest(
+    x: Matrix,
+    z: Matrix,
+    rows: Ids,
+    *,
+    count: int,
+    floor: float,
+    near: Matrix | None = None,
+    cells: int = _CELLS,
+    progress: Callable[[float], None] | None = None,
+) -> Neighbours:
+    """Return the `count` best symbols of each of `rows` by CSLS that score at least `floor`.
+
+    `x: (n, r)` tokens and `z: (m, r)` symbols, in one space, of unit length. `near: (m,)` may
+    give cosines that some token is known to have with each symbol: a lower bound of its
+    nearness, which saves work and changes nothing. `cells` bounds the memory: so many cosines
+    are held at a time.
+
+    Exact, in one pass over the symbols. The nearness of a symbol needs its cosines with all
+    tokens, but is computed only where the bound that `rows` and `near` give leaves the symbol
+    among the best of some row.
+    """
+    others = np.setdiff1d(np.arange(len(x)), rows)
+    asked = x[rows]
+    best = _Best(len(rows), count, floor)
+    blocks = max(1, -(-len(z) * len(rows) // cells))
+    for block in range(blocks):
+        # Every so manieth symbol: neighbours lie spread over the ids, and early blocks that are
+        # like the whole find early what a symbol must beat.
+        symbols = np.arange(block, len(z), blocks)
+        part = z[symbols]
+        cosines = asked @ part.T
+        nearness = cosines.max(axis=0, initial=-1.0)
+        if near is not None:
+            np.maximum(nearness, near[symbols], out=nearness)
+        # From here on halves of scores.
+        cosines -= nearness / 2
+        row, column = np.nonzero(cosines >= best.worst[:, None] / 2)
+        scores = 2 * cosines[row, column]
+        for start in range(0, len(others), _ROWS):
+            left = np.unique(column)
+            if not len(left):
+                break
+            seen = (x[others[start : start + _ROWS]] @ part[left].T).max(axis=0)
+            rise = np.zeros(len(symbols), dtype=np.float32)
+            rise[left] = np.maximum(seen - nearness[left], 0)
+            nearness += rise
+            scores -= rise[column]
+            kept = scores >= best.worst[row]
+            row, column, scores = row[kept], column[kept], scores[kept]
+        best.add(row, symbols[column], scores)
+        if progress is not None:
+            progress((block + 1) / blocks)
+    return Neighbours(best.symbols, best.scores)
+
+
+class _Best:
+    """The best symbols so far, per row; equal scores go to the lower symbol."""
+
+    def __init__(self, rows: int, count: int, floor: float) -> None:
+        self.symbols = np.full((rows, count), -1, dtype=np.int64)
+        self.scores = np.full((rows, count), -np.inf, dtype=np.float32)
+        self._floor = np.float32(floor)
+
+    @property
+    def worst(self) -> Matrix:
+        """What a score must reach to get in: (rows,)."""
+        return np.maximum(self.scores[:, -1], self._floor)
+
+    def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
+        """Take in more (row, symbol, score) cells, whose rows ascend."""
+        scores = np.round(scores, _DECIMALS)
+        count = self.scores.shape[1]
+        order = np.lexsort((symbols, -scores, rows))
+        place = _places(rows[order])
+        order, place = order[place < count], place[place < count]
+        touched, index = np.unique(rows[order], return_inverse=True)
+        fresh_symbols = np.full((len(touched), count), -1, dtype=np.int64)
+        fresh_scores = np.full((len(touched), count), -np.inf, dtype=np.float32)
+        fresh_symbols[index, place] = symbols[order]
+        fresh_scores[index, place] = scores[order]
+        all_symbols = np.hstack([self.symbols[touched], fresh_symbols])
+        all_scores = np.hstack([self.scores[touched], fresh_scores])
+        chosen = np.lexsort((all_symbols, -all_scores), axis=1)[:, :count]
+        self.symbols[touched] = np.take_along_axis(all_symbols, chosen, axis=1)
+        self.scores[touched] = np.take_along_axis(all_scores, chosen, axis=1)
+
+
+def _places(groups: Ids) -> Ids:
+    """Return for each of some sorted values how many equal ones stand before it."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
