@@ -109,19 +109,22 @@ class Ensemble:
         """The members' names."""
         return tuple(member.name for member in self.spec.members)
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Step]:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, trace: bool = False
+    ) -> Iterator[Step]:
         """Write an answer step by step; closing the iterator ends it.
 
         A `str` is text to go on with; messages are a conversation, put to each member in its
         own chat template. `sampling` defaults to that of models.toml. The last step carries
-        the finish reason and the usage. What the members have read before is not read again.
+        the finish reason and the usage. With `trace` every step says why its symbol was chosen.
+        What the members have read before is not read again.
 
         Raises ContextError where the prompt does not fit, with the numbers.
         """
         if not isinstance(prompt, str) and not prompt:
             raise InputError("a conversation needs at least one message")
         prompts = [writer.tokens(prompt) for writer in self._writers]
-        draft = self._engine.begin(prompts, sampling or self._sampling)
+        draft = self._engine.begin(prompts, sampling or self._sampling, traced=trace)
         while not draft.finished:
             for step in self._engine.step([draft]):
                 if step is not None:

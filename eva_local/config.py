@@ -215,8 +215,8 @@ def _read_document(path: Path) -> dict[str, object]:
 def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
     table = Table(path, "defaults", values, DEFAULT_KEYS)
     defaults = _read_all(table.values, table.where)
-    if "weights" in defaults and defaults["weights"].value != "equal":
-        raise table.error("weights", 'can only be "equal"; give a list in [ensembles.NAME]')
+    if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
+        raise table.error("weights", "can be no list here; give the list in [ensembles.NAME]")
     return defaults
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eva_local.model import Model, Run
+import numpy as np
+
+from eva_local.model import Logits, Model, Run
 
 # How far back re-tokenising may reach, in bytes: longer than nearly every piece.
 _TAIL = 48
@@ -29,6 +31,8 @@ class Context:
         # Leading tokens of `_tokens` that llama.cpp's cache holds, and positions it holds in all.
         self._cached = 0
         self._held = 0
+        # Log-likelihood of prompt tokens that were judged, by place; kept as long as cached.
+        self._judged: dict[int, float] = {}
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -63,6 +67,7 @@ class Context:
         self._ends = []
         self._text = bytearray()
         self._cached = same
+        self._judged = {place: nats for place, nats in self._judged.items() if place < same}
 
     def append_token(self, token_id: int) -> None:
         """Append one of the model's own tokens as it is."""
@@ -110,6 +115,25 @@ class Context:
             if text[offset] & 0xC0 != 0x80:
                 fallback = count
         return 0
+
+    def judge(self, place: int, logits: Logits) -> None:
+        """Remember how likely the tokens from `place` on were, by the logits before each.
+
+        `logits: (m, n_vocab)`. Tokens that stand for no bytes are not judged: a template wrote
+        them.
+        """
+        tokens = self._tokens[place : place + len(logits)]
+        best = logits.max(axis=1)
+        totals = np.log(np.exp(logits - best[:, None]).sum(axis=1)) + best
+        for row, token_id in enumerate(tokens):
+            if self._model.vocabulary.pieces[token_id]:
+                self._judged[place + row] = float(logits[row, token_id] - totals[row])
+
+    def log_likelihood_per_byte(self) -> float:
+        """Return the mean log-likelihood of the judged tokens, in nats per byte; 0 for none."""
+        pieces = self._model.vocabulary.pieces
+        n_bytes = sum(len(pieces[self._tokens[place]]) for place in self._judged)
+        return sum(self._judged.values()) / n_bytes if n_bytes else 0.0
 
     def pending(self, limit: int | None = None) -> Run:
         """Return what must be decoded (at most `limit` tokens) before the next vote.

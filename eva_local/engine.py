@@ -9,35 +9,72 @@ from typing import Any
 
 import numpy as np
 
+from eva_local.decision import Decision, Judge
 from eva_local.errors import ContextError
-from eva_local.fusion import Vote, combine, faithful
+from eva_local.fusion import Vote
 from eva_local.model import Model, Run
-from eva_local.records import FinishReason, Sampling, Step, Usage
+from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
 from eva_local.sampling import choose
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
 
+# Candidates of each vote that a trace shows.
+_TRACED = 8
+
 
 class Draft:
     """One answer in progress, in one sequence of every member."""
 
-    def __init__(self, voices: Sequence[Voice], sampling: Sampling, prompts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        voices: Sequence[Voice],
+        sampling: Sampling,
+        judge: Judge,
+        prompts: Sequence[int],
+        *,
+        traced: bool = False,
+    ) -> None:
         """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
         self.voices = voices
         self.sampling = sampling
+        self.judge = judge
+        self.traced = traced
         self.text = TextStream(sampling.stop)
         self.generator = np.random.default_rng(sampling.seed)
         # Members whose logits for the next vote are still missing.
         self.waiting = [True] * len(voices)
+        # The lead alone decides the next step.
+        self.sure = False
         self.finished = False
         self.steps = 0
+        self.steps_alone = 0
         self.prompt_tokens = tuple(prompts)
-        self.cached_tokens = [-1] * len(voices)
+        self.cached_tokens: list[int | None] = [None] * len(voices)
         self.filtered = np.zeros(len(voices), dtype=np.int64)
         self.decode_seconds = np.zeros(len(voices))
+        self.last_seconds = np.zeros(len(voices))
         self.started = time.perf_counter()
         self.first_seconds = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether all who are asked can vote."""
+        return self.sure or not any(self.waiting)
+
+    def count(self, member: int, run: Run, seconds: float) -> None:
+        """Record that a run of a member was decoded in `seconds`."""
+        if self.cached_tokens[member] is None:
+            self.cached_tokens[member] = run.start
+        self.decode_seconds[member] += seconds
+        self.last_seconds[member] += seconds
+
+    def next_step(self) -> None:
+        """Record that a symbol was committed to every member."""
+        self.steps += 1
+        self.sure = False
+        self.waiting = [True] * len(self.voices)
+        self.last_seconds = np.zeros(len(self.voices))
 
 
 class Engine:
@@ -61,8 +98,6 @@ class Engine:
         self._models = tuple(models)
         self._space = space
         self._fusion = fusion
-        equal = fusion.weights == "equal"
-        self._weights = np.ones(len(models)) if equal else np.asarray(fusion.weights, dtype=float)
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._voices: dict[int, Sequence[Voice]] = {}
 
@@ -71,11 +106,19 @@ class Engine:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, slot: int = 0) -> Draft:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        slot: int = 0,
+        *,
+        traced: bool = False,
+    ) -> Draft:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
-        What the members' caches hold of these prompts is not decoded again. Raises
-        ContextError, with the numbers, where a prompt leaves no room for an answer.
+        What the members' caches hold of these prompts is not decoded again. Every step of a
+        `traced` answer says why its symbol was chosen. Raises ContextError, with the numbers,
+        where a prompt leaves no room for an answer.
         """
         self._refuse_too_long(prompts)
         if slot not in self._voices:
@@ -83,7 +126,9 @@ class Engine:
         voices = self._voices[slot]
         for voice, prompt in zip(voices, prompts, strict=True):
             voice.start(prompt)
-        return Draft(voices, sampling, [len(prompt) for prompt in prompts])
+        judge = Judge(self._fusion, len(voices))
+        lengths = [len(prompt) for prompt in prompts]
+        return Draft(voices, sampling, judge, lengths, traced=traced)
 
     def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
         """Take every draft one symbol further, all of them in one batch per member.
@@ -92,22 +137,40 @@ class Engine:
         prompt gets None.
         """
         self._decode(drafts)
-        return [None if any(draft.waiting) else self._advance(draft) for draft in drafts]
+        return [self._advance(draft) if draft.ready else None for draft in drafts]
 
     def _decode(self, drafts: Sequence[Draft]) -> None:
-        members = range(len(self._models))
+        members = list(range(len(self._models)))
+        if self._fusion.gate < 1 and len(members) > 1:
+            members.remove(self._space.lead)
+            self._decode_member(self._space.lead, drafts)
+            drafts = [draft for draft in drafts if not self._is_sure(draft)]
         if self._pool is None:
             for member in members:
                 self._decode_member(member, drafts)
         else:
             list(self._pool.map(lambda member: self._decode_member(member, drafts), members))
 
+    def _is_sure(self, draft: Draft) -> bool:
+        """Return whether the lead alone decides this step; the others catch up when asked."""
+        lead = self._space.lead
+        # Each member must have read its prompt first, so that all have something to go on from.
+        if draft.waiting[lead] or draft.steps == 0:
+            return False
+        vote = self._space.lead_vote(draft.voices)
+        draft.sure = bool(len(vote)) and vote.top(1)[0][1] >= self._fusion.gate
+        return draft.sure
+
     def _decode_member(self, member: int, drafts: Sequence[Draft]) -> None:
         model = self._models[member]
         work: list[tuple[Draft, Run]] = []
         room = model.n_batch
         for draft in drafts:
-            if draft.waiting[member] and room > 0:
+            if not draft.waiting[member]:
+                continue
+            if draft.steps == 0 and self._fusion.weights == "prompt-perplexity":
+                self._read_prompt(member, draft)
+            elif room > 0:
                 for run in draft.voices[member].pending(room):
                     work.append((draft, run))
                     room -= len(run.tokens)
@@ -117,23 +180,35 @@ class Engine:
         logits = model.decode([run for _, run in work])
         seconds = time.perf_counter() - began
         for (draft, run), row in zip(work, logits, strict=True):
-            if draft.cached_tokens[member] < 0:
-                draft.cached_tokens[member] = run.start
             draft.voices[member].take(run, row)
-            draft.decode_seconds[member] += seconds / len(work)
+            draft.count(member, run, seconds / len(work))
             draft.waiting[member] = row is None
+
+    def _read_prompt(self, member: int, draft: Draft) -> None:
+        """Decode a whole prompt with the logits after each token: what the weights rest on."""
+        voice = draft.voices[member]
+        for run in voice.pending(None):
+            began = time.perf_counter()
+            voice.read(run, self._models[member].decode_every(run))
+            draft.count(member, run, time.perf_counter() - began)
+        draft.judge.evidence[member] = voice.evidence()
+        draft.waiting[member] = False
 
     def _advance(self, draft: Draft) -> Step:
         """Vote, filter, fuse, choose, and commit the choice to every member."""
-        votes = self._space.votes(draft.voices)
-        stayed = self._filter(votes)
-        fused = combine(votes, (self._weights * stayed).tolist(), self._fusion.combine)
+        decision = draft.judge.decide(self._votes(draft))
+        fused = decision.fused
         if draft.steps == 0:
             draft.first_seconds = time.perf_counter() - draft.started
-        draft.filtered += ~np.asarray(stayed)
+        draft.filtered += [
+            vote is not None and not stays
+            for vote, stays in zip(decision.votes, decision.stayed, strict=True)
+        ]
         # Where every vote fell on tokens that stand for nothing, there is no way on but END.
         chosen = choose(fused, draft.sampling, draft.generator) if len(fused) else self._space.end
         piece = self._space.piece(chosen)
+        trace = self._trace(draft, decision, chosen) if draft.traced else None
+        draft.judge.learn(decision, chosen, len(piece))
         reason = self._commit(draft, chosen)
         text = draft.text.push(piece)
         if draft.text.stopped:
@@ -145,23 +220,45 @@ class Engine:
             piece=piece,
             text=text,
             probability=fused.probability(chosen),
-            stayed=tuple(stayed),
+            stayed=decision.stayed,
             finish_reason=reason,
             usage=None if reason is None else self._usage(draft),
+            trace=trace,
         )
 
-    def _filter(self, votes: Sequence[Vote]) -> list[bool]:
-        if self._fusion.filter == "off":
-            return [len(vote) > 0 for vote in votes]
-        return faithful(votes, self._fusion.filter_n)
+    def _votes(self, draft: Draft) -> list[Vote | None]:
+        lead = self._space.lead_vote(draft.voices)
+        if not draft.sure:
+            return [*self._space.votes(draft.voices, lead)]
+        draft.steps_alone += 1
+        members = range(len(self._models))
+        return [lead if member == self._space.lead else None for member in members]
+
+    def _trace(self, draft: Draft, decision: Decision, chosen: int) -> Trace:
+        def candidates(vote: Vote | None) -> tuple[Candidate, ...]:
+            top = [] if vote is None else vote.top(_TRACED)
+            return tuple(Candidate(self._space.piece(symbol), share) for symbol, share in top)
+
+        ballots = (
+            Ballot(
+                member=name,
+                top=candidates(vote),
+                chosen=0.0 if vote is None else vote.probability(chosen),
+                stayed=decision.stayed[member],
+                reason=decision.reasons[member],
+                weight=decision.weights[member],
+                seconds=float(draft.last_seconds[member]),
+            )
+            for member, (name, vote) in enumerate(zip(self.names, decision.votes, strict=True))
+        )
+        return Trace(candidates(decision.fused), tuple(ballots))
 
     def _commit(self, draft: Draft, chosen: int) -> FinishReason | None:
         if chosen == self._space.end:
             return "stop"
         for voice in draft.voices:
             voice.commit(chosen)
-        draft.waiting = [True] * len(draft.voices)
-        draft.steps += 1
+        draft.next_step()
         full = any(voice.room < 0 for voice in draft.voices)
         return "length" if full or draft.steps >= draft.sampling.max_tokens else None
 
@@ -169,10 +266,11 @@ class Engine:
         return Usage(
             members=self.names,
             prompt_tokens=draft.prompt_tokens,
-            cached_tokens=tuple(max(count, 0) for count in draft.cached_tokens),
+            cached_tokens=tuple(count or 0 for count in draft.cached_tokens),
             filtered=tuple(draft.filtered.tolist()),
             decode_seconds=tuple(draft.decode_seconds.tolist()),
             steps=draft.steps,
+            steps_alone=draft.steps_alone,
             seconds=time.perf_counter() - draft.started,
             first_seconds=draft.first_seconds,
         )

@@ -39,6 +39,10 @@ class Vote:
         held = place < len(self.symbols) and self.symbols[place] == symbol
         return float(self.probabilities[place]) if held else 0.0
 
+    def at_least(self, symbol: int) -> float:
+        """Return the probability of a symbol; of one that was cut off, an upper bound."""
+        return self.probability(symbol) or float(self.probabilities.min(initial=1.0))
+
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
@@ -121,6 +125,29 @@ def faithful(votes: Sequence[Vote], count: int) -> list[bool]:
         for i, mine in enumerate(best)
     ]
     return stay if any(stay) else [bool(mine) for mine in best]
+
+
+def softmax(evidence: Floats, temperature: float) -> Floats:
+    """Return weights (members,) that sum to 1: the softmax of evidence over a temperature.
+
+    `evidence` is each member's mean log-likelihood, in nats per byte, so that members with
+    different tokenisers compare. With the prompt's likelihood these are the weights of PackLLM
+    (Mavromatis et al. 2024).
+    """
+    weights = np.exp((evidence - evidence.max()) / temperature)
+    scaled: Floats = weights / weights.sum()
+    return scaled
+
+
+def follow(evidence: Floats, log_likelihood: Floats, n_bytes: int, decay: float) -> Floats:
+    """Return the evidence after `n_bytes` more bytes of log-likelihood (members,), in nats.
+
+    A moving average per byte: each byte leaves the share `decay` of what was known before and
+    brings its own log-likelihood with the share 1 - decay; the bytes of a piece share its
+    log-likelihood equally.
+    """
+    left = decay**n_bytes
+    return left * evidence + (1 - left) * log_likelihood / n_bytes
 
 
 def combine(votes: Sequence[Vote], weights: Sequence[float], method: str = "mean") -> Vote:

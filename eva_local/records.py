@@ -63,7 +63,8 @@ class Usage:
     `prompt_tokens` counts each member's own tokens of the prompt, `cached_tokens` those that
     needed no decoding, `filtered` the steps in which the filter dropped the member,
     `decode_seconds` the time spent in llama.cpp. `seconds` is the whole time from the request
-    to the end, `first_seconds` to the first step; `steps` counts symbols, END left out.
+    to the end, `first_seconds` to the first step; `steps` counts symbols, END left out, and
+    `steps_alone` those that the pivot was sure of, so that the others were not asked.
     """
 
     members: tuple[str, ...]
@@ -74,6 +75,7 @@ class Usage:
     steps: int
     seconds: float
     first_seconds: float
+    steps_alone: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ decoded, takes the logits, votes, and is told which symbol was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -34,8 +34,14 @@ class Voice(Protocol):
     def take(self, run: Run, logits: Logits | None) -> None:
         """Take the result of a run from `pending`."""
 
+    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
+        """Take the logits after every token of a run, and remember how likely each was."""
+
     def commit(self, symbol: int) -> None:
         """Append the chosen symbol."""
+
+    def evidence(self) -> float:
+        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
 
 
 V = TypeVar("V", bound=Voice)
@@ -45,6 +51,8 @@ class Space(Protocol[V]):
     """The symbols in which votes are added up; one of them, `end`, is END."""
 
     end: int
+    #: The member whose vote comes first: the others may depend on it.
+    lead: int
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
@@ -52,7 +60,10 @@ class Space(Protocol[V]):
     def voices(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
 
-    def votes(self, voices: Sequence[V]) -> list[Vote]:
+    def lead_vote(self, voices: Sequence[V]) -> Vote:
+        """Return the lead's vote; its voice must have taken its logits."""
+
+    def votes(self, voices: Sequence[V], lead: Vote) -> list[Vote]:
         """Return the vote of every voice, all of which have taken their logits."""
 
 
@@ -101,6 +112,19 @@ class PivotVoice:
         else:
             self.context.append(self._pieces[symbol])
 
+    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
+        """Take the logits after every token of a run, and remember how likely each was."""
+        place = run.start + 1
+        for block in blocks:
+            self.context.judge(place, block)
+            place += len(block)
+            last = block[-1]
+        self.take(run, last)
+
+    def evidence(self) -> float:
+        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+        return self.context.log_likelihood_per_byte()
+
     def vote(self, lead: Vote | None) -> Vote:
         """Return the member's vote; `lead` is the pivot's."""
         if self._candidates is None:
@@ -128,7 +152,7 @@ class PivotSpace:
         self.end = len(vocabulary)
         self._pieces = vocabulary.pieces
         self._members = tuple(zip(models, mappings, strict=True))
-        self._pivot = pivot
+        self.lead = pivot
         self._n_candidates = n_candidates
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
         self._spelled = _without(self._pieces, missing) if missing else None
@@ -144,11 +168,14 @@ class PivotSpace:
             for model, mapping in self._members
         ]
 
-    def votes(self, voices: Sequence[PivotVoice]) -> list[Vote]:
-        """Return every member's vote; the pivot's comes first and may steer the others."""
-        lead = self._spellable(voices[self._pivot].vote(None))
+    def lead_vote(self, voices: Sequence[PivotVoice]) -> Vote:
+        """Return the pivot's vote."""
+        return self._spellable(voices[self.lead].vote(None))
+
+    def votes(self, voices: Sequence[PivotVoice], lead: Vote) -> list[Vote]:
+        """Return every member's vote; the pivot's may steer how the others' are split."""
         return [
-            lead if index == self._pivot else self._spellable(voice.vote(lead))
+            lead if index == self.lead else self._spellable(voice.vote(lead))
             for index, voice in enumerate(voices)
         ]
 

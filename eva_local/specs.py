@@ -42,7 +42,11 @@ class LoadSettings:
 class FusionSettings:
     """How the members' votes become one distribution.
 
-    candidates 0 takes every token of a member; weights are in the order of the members.
+    candidates 0 takes every token of a member. weights are equal, or numbers in the order of
+    the members, or follow the members' likelihood of the text so far (running) or of the
+    prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
+    running forgets by weight_decay per byte. Where the pivot's likeliest symbol has at least
+    the probability gate, the others are not asked; 1 asks them always.
     """
 
     space: Literal["pivot"] = "pivot"
@@ -51,13 +55,21 @@ class FusionSettings:
     filter: Literal["top-n", "off"] = "top-n"
     filter_n: int = 3
     candidates: int = 320
-    weights: Literal["equal"] | tuple[float, ...] = "equal"
+    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "equal"
+    weight_temperature: float = 0.15
+    weight_decay: float = 0.97
+    gate: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""
         _at_least("filter_n", self.filter_n, 1)
         _at_least("candidates", self.candidates, 0)
-        if self.weights != "equal":
+        if not self.weight_temperature > 0:
+            raise InputError(f"must be above 0, not {self.weight_temperature}")
+        for name, share in (("weight_decay", self.weight_decay), ("gate", self.gate)):
+            if not 0 < share <= 1:
+                raise InputError(f"{name} must be in (0, 1], not {share}")
+        if isinstance(self.weights, tuple):
             for weight in self.weights:
                 _at_least("weights", weight, 0)
             if not any(self.weights):

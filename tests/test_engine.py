@@ -270,3 +270,81 @@ def test_the_next_answer_reads_only_what_is_new() -> None:
     for model, count, read in zip(models, before, steps[-1].usage.prompt_tokens, strict=True):
         assert model.decoded - count < read / 2
     assert all(steps[-1].usage.cached_tokens)
+
+
+def test_a_sure_pivot_decides_alone_and_the_others_catch_up() -> None:
+    pieces = (b" the", b"he", b" un", b"ing")
+    models = [wanting(WORDS_A, *pieces), FakeModel(WORDS_B)]
+    engine = ensemble(models, replace(MEAN, gate=0.9))
+    (steps,) = run(engine, begin(engine, models, b"a", Sampling()))
+    usage = steps[-1].usage
+    assert text_of(steps) == b"".join(pieces)
+    # All but the first step: by then every member has read the prompt.
+    assert usage.steps_alone == 4
+    assert steps[1].stayed == (True, False)
+    assert usage.filtered == (0, 0)
+    assert models[1].decoded == 2  # BOS and "a"
+
+
+def test_after_sure_steps_an_asked_member_holds_the_whole_text() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models, replace(MEAN, gate=0.4))
+    draft = begin(engine, models, b"the", Sampling(max_tokens=40))
+    (steps,) = run(engine, draft)
+    assert 0 < steps[-1].usage.steps_alone < steps[-1].usage.steps
+    assert models[1].vocabulary.join(draft.voices[1].context.generated) == text_of(steps)
+
+
+def test_a_gate_that_never_opens_changes_nothing() -> None:
+    texts = []
+    for gate in (1.0, 0.9999999):
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        engine = ensemble(models, replace(MEAN, gate=gate))
+        texts.append(text_of(run(engine, begin(engine, models, b"a", Sampling(max_tokens=20)))[0]))
+    assert texts[0] == texts[1]
+
+
+def test_prompt_perplexity_weighs_by_the_likelihood_of_the_prompt() -> None:
+    text = b" the un the"
+    models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_B)]
+    engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
+    draft = begin(engine, models, text, Sampling(max_tokens=2))
+    engine.step([draft])
+    for model, found in zip(models, draft.judge.evidence, strict=True):
+        tokens = [1, *model.tokenizer.encode(text)]
+        nats = 0.0
+        for place in range(1, len(tokens)):
+            row = model._logits(tokens[:place]).astype(float)
+            nats += row[tokens[place]] - np.log(np.exp(row - row.max()).sum()) - row.max()
+        assert found == pytest.approx(nats / len(text), rel=1e-4)
+
+
+def test_prompt_perplexity_remembers_what_was_read_before() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
+    evidence = []
+    for _ in range(2):
+        draft = begin(engine, models, b" the unbelievable", Sampling(max_tokens=1))
+        engine.step([draft])
+        evidence.append(draft.judge.evidence)
+    # The last token is decoded again, for its logits; all tokens stay judged.
+    assert evidence[0] == pytest.approx(evidence[1])
+
+
+def test_a_trace_says_who_voted_for_what() -> None:
+    models = [wanting(WORDS_A, b" the"), wanting(WORDS_A, b" the"), wanting(WORDS_A, b"ing")]
+    engine = ensemble(models, FusionSettings(filter="top-n", filter_n=1))
+    prompts = [[1, 7] for _ in models]
+    (steps,) = run(engine, engine.begin(prompts, Sampling(), traced=True))
+    trace = steps[0].trace
+    assert trace is not None
+    assert trace.top[0].piece == b" the"
+    assert [ballot.stayed for ballot in trace.ballots] == [True, True, False]
+    assert [ballot.weight for ballot in trace.ballots] == [0.5, 0.5, 0.0]
+    assert trace.ballots[2].top[0].piece == b"ing"
+    assert "top 1" in trace.ballots[2].reason
+    assert trace.carrier in ("m0", "m1")
+    assert all(ballot.seconds > 0 for ballot in trace.ballots)
+    assert steps[-1].trace.top[0].piece == b""
+    (plain,) = run(engine, engine.begin(prompts, Sampling()))
+    assert plain[0].trace is None

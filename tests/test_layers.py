@@ -29,6 +29,7 @@ ROWS = (
     "fusion",
     "space",
     "sampling",
+    "decision",
     "text",
     "engine",
     "api",

@@ -38,7 +38,10 @@ HELP = {
     "filter": "Which members take part in a step: top-n or off.",
     "filter_n": "The n of the filter top-n.",
     "candidates": "Tokens that a member votes with; 0 is all.",
-    "weights": "equal, or one number for each member, such as 2,1.",
+    "weights": "equal, running, prompt-perplexity, or numbers, such as 2,1.",
+    "weight_temperature": "Weights that follow the text: the higher, the more equal.",
+    "weight_decay": "Running weights: what is left of the past after each byte.",
+    "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
 }
 
 

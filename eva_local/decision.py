@@ -1,0 +1,93 @@
+"""How the votes of one step become one distribution: the filter, the weights, the fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eva_local.fusion import Floats, Vote, combine, faithful, follow, softmax
+from eva_local.specs import FusionSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The fused distribution of a step, and each member's part in it.
+
+    A vote is None where a member was not asked. `weights` are what the votes counted: they sum
+    to 1 over the members that stayed. `reasons` say why a member did not stay.
+    """
+
+    fused: Vote
+    votes: tuple[Vote | None, ...]
+    stayed: tuple[bool, ...]
+    reasons: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+class Judge:
+    """Fuses the votes of one text, step by step.
+
+    `evidence: (members,)` is each member's mean log-likelihood in nats per byte, of the prompt
+    or of the text so far; weights that follow it are its softmax.
+    """
+
+    def __init__(self, fusion: FusionSettings, n_members: int) -> None:
+        """Begin a text with no evidence for any member."""
+        self._fusion = fusion
+        self.evidence: Floats = np.zeros(n_members)
+
+    def decide(self, votes: Sequence[Vote | None]) -> Decision:
+        """Filter, weigh and combine."""
+        asked = [vote for vote in votes if vote is not None]
+        stay = iter(self._filter(asked))
+        stayed = tuple(vote is not None and next(stay) for vote in votes)
+        weights = self._weights() * stayed
+        if weights.sum() == 0:
+            # Only members of weight 0 stayed: they are what there is.
+            weights = np.asarray(stayed, dtype=np.float64)
+        counted = [(vote, w) for vote, w in zip(votes, weights, strict=True) if vote is not None]
+        fused = combine(
+            [vote for vote, _ in counted], [float(w) for _, w in counted], self._fusion.combine
+        )
+        total = weights.sum() or 1.0
+        return Decision(
+            fused=fused,
+            votes=tuple(votes),
+            stayed=stayed,
+            reasons=tuple(
+                "" if stays else self._reason(vote)
+                for vote, stays in zip(votes, stayed, strict=True)
+            ),
+            weights=tuple((weights / total).tolist()),
+        )
+
+    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
+        """Take in how likely each member thought the chosen symbol of `n_bytes` bytes."""
+        if self._fusion.weights != "running" or not n_bytes:
+            return
+        if any(vote is None or not len(vote) for vote in decision.votes):
+            # Evidence compares members: a step in which not all spoke says nothing.
+            return
+        likelihood = np.log([v.at_least(symbol) for v in decision.votes if v is not None])
+        decay = self._fusion.weight_decay
+        self.evidence = follow(self.evidence, likelihood, n_bytes, decay)
+
+    def _filter(self, votes: Sequence[Vote]) -> list[bool]:
+        if self._fusion.filter == "off" or len(votes) < 2:
+            return [len(vote) > 0 for vote in votes]
+        return faithful(votes, self._fusion.filter_n)
+
+    def _weights(self) -> Floats:
+        weights = self._fusion.weights
+        if isinstance(weights, tuple):
+            return np.asarray(weights)
+        return softmax(self.evidence, self._fusion.weight_temperature)
+
+    def _reason(self, vote: Vote | None) -> str:
+        if vote is None:
+            return "not asked: the pivot was sure"
+        if not len(vote):
+            return "proposes nothing that the shared space can say"
+        return f"its first choice is in no other member's top {self._fusion.filter_n}"
