@@ -211,7 +211,7 @@ class LlamaModel:
         parameters.n_seq_max = self.n_sequences
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
         parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences)
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = settings.threads or _cores()
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
         parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
@@ -346,6 +346,13 @@ def _captured() -> Iterator[list[str]]:
     finally:
         # By identity: two threads may hold equal lists.
         _listeners[:] = [other for other in _listeners if other is not lines]
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _reason(lines: Sequence[str]) -> str:
