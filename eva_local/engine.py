@@ -12,9 +12,10 @@ import numpy as np
 from eva_local.decision import Decision, Judge
 from eva_local.errors import ContextError
 from eva_local.fusion import Vote
+from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
 from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
-from eva_local.sampling import choose
+from eva_local.sampling import Sampler
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
@@ -30,6 +31,7 @@ class Draft:
         self,
         voices: Sequence[Voice],
         sampling: Sampling,
+        sampler: Sampler,
         judge: Judge,
         prompts: Sequence[int],
         *,
@@ -38,10 +40,10 @@ class Draft:
         """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
         self.voices = voices
         self.sampling = sampling
+        self.sampler = sampler
         self.judge = judge
         self.traced = traced
         self.text = TextStream(sampling.stop)
-        self.generator = np.random.default_rng(sampling.seed)
         # Members whose logits for the next vote are still missing.
         self.waiting = [True] * len(voices)
         # The lead alone decides the next step.
@@ -53,6 +55,7 @@ class Draft:
         self.cached_tokens: list[int | None] = [None] * len(voices)
         self.filtered = np.zeros(len(voices), dtype=np.int64)
         self.decode_seconds = np.zeros(len(voices))
+        self.prompt_seconds = np.zeros(len(voices))
         self.last_seconds = np.zeros(len(voices))
         self.started = time.perf_counter()
         self.first_seconds = 0.0
@@ -98,6 +101,8 @@ class Engine:
         self._models = tuple(models)
         self._space = space
         self._fusion = fusion
+        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
+        self._grammars = Grammars(space, missing)
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._voices: dict[int, Sequence[Voice]] = {}
 
@@ -118,9 +123,11 @@ class Engine:
 
         What the members' caches hold of these prompts is not decoded again. Every step of a
         `traced` answer says why its symbol was chosen. Raises ContextError, with the numbers,
-        where a prompt leaves no room for an answer.
+        where a prompt leaves no room for an answer, and InputError where a bias, grammar or
+        schema of `sampling` cannot be used.
         """
         self._refuse_too_long(prompts)
+        sampler = Sampler(sampling, self._space, self._grammars.open(sampling))
         if slot not in self._voices:
             self._voices[slot] = self._space.voices(slot)
         voices = self._voices[slot]
@@ -128,7 +135,7 @@ class Engine:
             voice.start(prompt)
         judge = Judge(self._fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(voices, sampling, judge, lengths, traced=traced)
+        return Draft(voices, sampling, sampler, judge, lengths, traced=traced)
 
     def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
         """Take every draft one symbol further, all of them in one batch per member.
@@ -200,12 +207,12 @@ class Engine:
         fused = decision.fused
         if draft.steps == 0:
             draft.first_seconds = time.perf_counter() - draft.started
+            draft.prompt_seconds = draft.decode_seconds.copy()
         draft.filtered += [
             vote is not None and not stays
             for vote, stays in zip(decision.votes, decision.stayed, strict=True)
         ]
-        # Where every vote fell on tokens that stand for nothing, there is no way on but END.
-        chosen = choose(fused, draft.sampling, draft.generator) if len(fused) else self._space.end
+        chosen = draft.sampler.choose(fused)
         piece = self._space.piece(chosen)
         trace = self._trace(draft, decision, chosen) if draft.traced else None
         draft.judge.learn(decision, chosen, len(piece))
@@ -259,6 +266,8 @@ class Engine:
         for voice in draft.voices:
             voice.commit(chosen)
         draft.next_step()
+        if draft.sampler.complete:
+            return "stop"
         full = any(voice.room < 0 for voice in draft.voices)
         return "length" if full or draft.steps >= draft.sampling.max_tokens else None
 
@@ -269,6 +278,7 @@ class Engine:
             cached_tokens=tuple(count or 0 for count in draft.cached_tokens),
             filtered=tuple(draft.filtered.tolist()),
             decode_seconds=tuple(draft.decode_seconds.tolist()),
+            prompt_seconds=tuple(draft.prompt_seconds.tolist()),
             steps=draft.steps,
             steps_alone=draft.steps_alone,
             seconds=time.perf_counter() - draft.started,

@@ -56,6 +56,7 @@ def can_offload() -> bool:
 class Model(Protocol):
     """What the rest of the program knows of a model; tests have a small one of their own."""
 
+    path: Path
     vocabulary: Vocabulary
     tokenizer: Tokenizer
     chat_template: str | None

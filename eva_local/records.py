@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,11 @@ class Sampling:
     temperature 0 is greedy; then top_k, top_p and min_p have no effect. top_k 0, top_p 1 and
     min_p 0 switch the respective cut off. `seed` None draws a fresh seed for each request.
     `max_tokens` counts steps (symbols of the shared space).
+
+    Penalties look at the last `repeat_last_n` symbols of the answer (-1: at all, 0: at none);
+    repeat_penalty 1 and the others' 0 are off. `logit_bias` adds to the log-probability of
+    the symbols that have exactly the bytes of a text; minus infinity (or False) forbids them.
+    `grammar` is GBNF and `json_schema` JSON, of which an answer can obey one.
     """
 
     max_tokens: int = 512
@@ -34,12 +40,20 @@ class Sampling:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logit_bias: Mapping[str, float | bool] | tuple[tuple[str, float | bool], ...] = ()
+    grammar: str | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range."""
-        checks: Sequence[tuple[bool, str]] = (
+        """Raise InputError for a value outside its range; make the biases a tuple."""
+        object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))
+        checks: Sequence[tuple[object, str]] = (
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (
                 0 <= self.temperature < 100,
@@ -48,12 +62,46 @@ class Sampling:
             (self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}"),
             (0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}"),
             (0 <= self.min_p < 1, f"min_p must be in [0, 1), not {self.min_p}"),
+            (
+                0 < self.repeat_penalty <= 100,
+                f"repeat_penalty must be in (0, 100], not {self.repeat_penalty}",
+            ),
+            (
+                self.repeat_last_n >= -1,
+                f"repeat_last_n must be 0 (off), -1 (all) or more, not {self.repeat_last_n}",
+            ),
+            (
+                abs(self.presence_penalty) <= 100,
+                f"presence_penalty must be in [-100, 100], not {self.presence_penalty}",
+            ),
+            (
+                abs(self.frequency_penalty) <= 100,
+                f"frequency_penalty must be in [-100, 100], not {self.frequency_penalty}",
+            ),
             (self.seed is None or self.seed >= 0, f"seed must be 0 or more, not {self.seed}"),
             (all(self.stop), "a stop string must not be empty"),
+            (
+                self.grammar is None or self.json_schema is None,
+                "grammar and json_schema exclude each other: give one",
+            ),
+            (self.grammar is None or self.grammar.strip(), "grammar must not be empty"),
+            (self.json_schema is None or self.json_schema.strip(), "json_schema must not be empty"),
         )
         for holds, problem in checks:
             if not holds:
                 raise InputError(problem)
+
+
+def _checked_biases(biases: Mapping[str, float | bool]) -> tuple[tuple[str, float], ...]:
+    checked = []
+    for text, bias in biases.items():
+        amount = -math.inf if bias is False else bias
+        if not text:
+            raise InputError("logit_bias must not have an empty text")
+        if amount is True or not amount < math.inf:
+            raise InputError(f"logit_bias of {text!r} must be a number or false, not {bias}")
+        checked.append((text, float(amount)))
+    return tuple(checked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +110,8 @@ class Usage:
 
     `prompt_tokens` counts each member's own tokens of the prompt, `cached_tokens` those that
     needed no decoding, `filtered` the steps in which the filter dropped the member,
-    `decode_seconds` the time spent in llama.cpp. `seconds` is the whole time from the request
+    `decode_seconds` the time spent in llama.cpp, `prompt_seconds` the part of it that went
+    into the prompt. `seconds` is the whole time from the request
     to the end, `first_seconds` to the first step; `steps` counts symbols, END left out, and
     `steps_alone` those that the pivot was sure of, so that the others were not asked.
     """
@@ -72,6 +121,7 @@ class Usage:
     cached_tokens: tuple[int, ...]
     filtered: tuple[int, ...]
     decode_seconds: tuple[float, ...]
+    prompt_seconds: tuple[float, ...]
     steps: int
     seconds: float
     first_seconds: float

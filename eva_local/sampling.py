@@ -1,11 +1,152 @@
-"""Pure functions that draw a symbol from a fused distribution."""
+"""From a fused distribution to a symbol: pure functions, and the Sampler of one answer.
+
+The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, temperature.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
+
 import numpy as np
 
-from eva_local.fusion import Floats, Vote
+from eva_local.errors import InputError
+from eva_local.fusion import Floats, Ids, Vote
+from eva_local.grammar import Grammar, Symbols
 from eva_local.records import Sampling
+
+
+class Sampler:
+    """Draws the symbols of one answer, and remembers what its settings ask to be remembered."""
+
+    def __init__(self, sampling: Sampling, symbols: Symbols, grammar: Grammar | None) -> None:
+        """Begin an answer in the shared space `symbols`, which `grammar` may constrain.
+
+        Raises InputError where a text of `logit_bias` is no symbol.
+        """
+        self._sampling = sampling
+        self._end = symbols.end
+        self._grammar = grammar
+        self._generator = np.random.default_rng(sampling.seed)
+        self._biases = biased_symbols(dict(sampling.logit_bias), symbols)
+        self._seen = _Seen(sampling, symbols.end)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but END may follow."""
+        return self._grammar is not None and self._grammar.complete
+
+    def choose(self, vote: Vote) -> int:
+        """Return the next symbol, and remember it. Costs O(candidates), whatever the text.
+
+        Where no candidate is left, it is a symbol that the grammar allows; without one END.
+        """
+        vote = self._shaped(vote)
+        symbol = choose(vote, self._sampling, self._generator) if len(vote) else self._way_on()
+        self._seen.add(symbol)
+        if self._grammar is not None:
+            self._grammar.accept(symbol)
+        return symbol
+
+    def _shaped(self, vote: Vote) -> Vote:
+        """Apply bias, penalties and grammar."""
+        if not (self._biases or self._seen.penalised or self._grammar) or not len(vote):
+            return vote
+        logs = biased(vote.symbols, np.log(vote.probabilities), self._biases)
+        if self._seen.penalised:
+            logs = penalised(logs, self._seen.counts[vote.symbols], self._sampling)
+        if self._grammar is not None:
+            logs = np.where(self._grammar.allows(vote.symbols.tolist()), logs, -np.inf)
+        return _from_logs(vote.symbols, logs)
+
+    def _way_on(self) -> int:
+        if self._grammar is None or self._grammar.allows([self._end])[0]:
+            return self._end
+        ways = self._grammar.ways_on()
+        if not ways:
+            raise InputError("the grammar asks for text that the models cannot write")
+        # What the grammar demands wins over a bias that forbids it.
+        free = (way for way in ways if self._biases.get(way, 0.0) > -np.inf)
+        return next(free, ways[0])
+
+
+class _Seen:
+    """Counts of the last symbols; nothing is kept where no penalty is on."""
+
+    def __init__(self, sampling: Sampling, end: int) -> None:
+        self.penalised = sampling.repeat_last_n != 0 and (
+            sampling.repeat_penalty != 1
+            or sampling.presence_penalty != 0
+            or sampling.frequency_penalty != 0
+        )
+        # A table, so that the counts of all candidates are one indexing.
+        self.counts = np.zeros(end + 1 if self.penalised else 0, dtype=np.int64)
+        self._window: deque[int] = deque()
+        self._size = sampling.repeat_last_n
+
+    def add(self, symbol: int) -> None:
+        if not self.penalised:
+            return
+        self.counts[symbol] += 1
+        if self._size > 0:
+            self._window.append(symbol)
+            if len(self._window) > self._size:
+                self.counts[self._window.popleft()] -= 1
+
+
+def biased_symbols(biases: Mapping[str, float | bool], symbols: Symbols) -> dict[int, float]:
+    """Return the bias of each symbol whose bytes are exactly those of a text.
+
+    Several symbols may have the same bytes: all get the bias. " the" and "the" are two texts.
+    Raises InputError for a text that is no symbol.
+    """
+    if not biases:
+        return {}
+    wanted = {text.encode(): bias for text, bias in biases.items()}
+    found = {
+        symbol: wanted[piece]
+        for symbol in range(symbols.end)
+        if (piece := symbols.piece(symbol)) in wanted
+    }
+    present = {symbols.piece(symbol) for symbol in found}
+    for text in biases:
+        if text.encode() not in present:
+            raise InputError(
+                f"logit_bias {text!r}: no symbol of the shared space has exactly these bytes; "
+                "give a single token of the pivot, with its leading space if it has one"
+            )
+    return found
+
+
+def biased(symbols: Ids, logs: Floats, biases: Mapping[int, float]) -> Floats:
+    """Add each symbol's bias to its log-probability.
+
+    `symbols: (m,)` ascending, `logs: (m,)`. A symbol that is not among them stays out.
+    """
+    if not biases:
+        return logs
+    chosen = np.fromiter(biases, dtype=np.int64, count=len(biases))
+    amounts = np.fromiter(biases.values(), dtype=np.float64, count=len(biases))
+    place = np.minimum(np.searchsorted(symbols, chosen), len(symbols) - 1)
+    held = symbols[place] == chosen
+    changed = logs.copy()
+    changed[place[held]] += amounts[held]
+    return changed
+
+
+def penalised(logs: Floats, counts: Ids, sampling: Sampling) -> Floats:
+    """Lower the symbols that occur among the last `repeat_last_n` chosen ones.
+
+    `logs, counts: (m,)`. As llama.cpp does with logits, here with l = log p + bias of a
+    symbol that occurs c > 0 times: l becomes l * repeat_penalty where l <= 0 (p becomes
+    p^repeat_penalty) and l / repeat_penalty where a bias made it positive; then
+    presence_penalty + c * frequency_penalty is subtracted. p is the probability after fusion,
+    so that a symbol with p = 1 is beyond the reach of repeat_penalty.
+    """
+    repeat = sampling.repeat_penalty
+    scaled = np.where(logs <= 0, logs * repeat, logs / repeat)
+    lowered = scaled - sampling.presence_penalty - counts * sampling.frequency_penalty
+    return np.where(counts > 0, lowered, logs)
 
 
 def choose(vote: Vote, sampling: Sampling, generator: np.random.Generator) -> int:
@@ -53,6 +194,16 @@ def draw(probabilities: Floats, generator: np.random.Generator) -> int:
     sums = np.cumsum(probabilities)
     drawn = int(np.searchsorted(sums, generator.random() * sums[-1], side="right"))
     return min(drawn, len(sums) - 1)
+
+
+def _from_logs(symbols: Ids, logs: Floats) -> Vote:
+    """Return the softmax as a vote; what has no probability left is left out."""
+    highest = logs.max()
+    if highest == -np.inf:
+        return Vote(symbols[:0], logs[:0])
+    weights = np.exp(logs - highest)
+    held = weights > 0
+    return Vote(symbols[held], _scaled(weights[held]))
 
 
 def _scaled(probabilities: Floats) -> Floats:

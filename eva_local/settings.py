@@ -14,6 +14,8 @@ from eva_local.errors import ConfigError, InputError
 T = TypeVar("T")
 
 RANDOM = "random"
+# What belongs to one request: it has options of its own, and no place in models.toml.
+_OF_REQUEST = ("stop", "logit_bias", "grammar", "json_schema")
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("false", "0", "no", "off")
 
@@ -29,7 +31,7 @@ class Setting:
 
 def keys_of(kind: type) -> tuple[str, ...]:
     """Name the fields of a settings dataclass that can be set from outside."""
-    return tuple(field.name for field in fields(kind) if field.name != "stop")
+    return tuple(field.name for field in fields(kind) if field.name not in _OF_REQUEST)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

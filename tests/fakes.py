@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -81,6 +82,7 @@ class FakeModel:
         can_roll_back: bool = True,
         logits: Callable[[Sequence[int]], Logits] | None = None,
     ) -> None:
+        self.path = Path("fake.gguf")
         self.vocabulary = vocabulary(words, missing=missing)
         self.tokenizer = Tokenizer(self.vocabulary, longest_match(self.vocabulary))
         self.n_ctx = n_ctx

@@ -18,7 +18,16 @@ from eva_local.cli.session import HELP
 from eva_local.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
 
-SLOW_MODULES = ("numpy", "scipy", "llama_cpp", "huggingface_hub", "rich", "gguf", "jinja2")
+SLOW_MODULES = (
+    "numpy",
+    "scipy",
+    "llama_cpp",
+    "huggingface_hub",
+    "rich",
+    "gguf",
+    "jinja2",
+    "llguidance",
+)
 
 
 @pytest.fixture(autouse=True)

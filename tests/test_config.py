@@ -155,7 +155,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ('[defaults]\nkv_type = "f17"', 'defaults.kv_type: must be "f16" or "q8_0" or "q4_0" or'),
         ("[defaults]\nseed = {}", 'defaults.seed: must be a whole number or "random", not a table'),
         ("[defaults]\nfilter_n = 0", "defaults.filter_n: must be at least 1, not 0"),
-        ("[defaults]\nweights = [1]", 'defaults.weights: can be no list here'),
+        ("[defaults]\nweights = [1]", "defaults.weights: can be no list here"),
         ("[models.d]", "models.d: has no source; give exactly one of path, hub or wheel"),
         ('[models.d]\npath = "x"\nhub = "o/r"', "models.d: has path and hub; give exactly one"),
         ('[models.d]\npath = "x"\nparts = 2', "models.d.parts: does not go with path"),
@@ -304,7 +304,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         weight_decay=0.5,
         gate=0.5,
     )
-    assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7)
+    assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7, 7, 7, 7, 7)
     assert config.model("b").load == LoadSettings(7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False)
     assert {setting.origin for setting in config.settings} == {
         f"environment {name}" for name in environ

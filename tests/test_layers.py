@@ -23,6 +23,7 @@ ROWS = (
     "vocab",
     "tokenizer",
     "model",
+    "grammar",
     "context",
     "prompt",
     "alignment",
@@ -32,6 +33,7 @@ ROWS = (
     "decision",
     "text",
     "engine",
+    "trace",
     "api",
     "evaluate",
     "cli",
@@ -75,6 +77,11 @@ def test_every_module_has_a_row() -> None:
 def test_only_model_py_imports_llama_cpp() -> None:
     users = {room(p) for p in MODULES if any(n.split(".")[0] == "llama_cpp" for n in imports(p))}
     assert users == {"model"}
+
+
+def test_only_grammar_py_imports_llguidance() -> None:
+    users = {room(p) for p in MODULES if any(n.split(".")[0] == "llguidance" for n in imports(p))}
+    assert users == {"grammar"}
 
 
 def test_only_fetch_py_can_reach_the_network_and_only_store_py_calls_it() -> None:

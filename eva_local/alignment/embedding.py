@@ -1,6 +1,134 @@
-"""Mappings learned from output embeddings: EVA as published and mended, and our `eva-surface`.
+"""Mappings learned from output embeddings: EVA as it was published, and EVA mended.
 
 EVA (Xu, Lu and Zhang: "Bridging the Gap between Different Vocabularies for LLM Ensemble", NAACL
 2024) lays the output embeddings of two models over each other by the tokens that both have
-(`vecmap`), and lets each token's probability flow to its nearest neighbours (`csls`).
+(`overlay`), and lets each token's probability flow to its nearest neighbours (`csls`).
 """
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.alignment.csls import Neighbours, nearest
+from eva_local.alignment.mapping import Mapping, from_entries, twins
+from eva_local.alignment.overlay import (
+    Embedded,
+    Overlay,
+    anchors_by_bytes,
+    anchors_by_spelling,
+    overlay,
+    written,
+)
+from eva_local.alignment.surface import Progress
+
+Ids = NDArray[np.int64]
+Weights = NDArray[np.float64]
+
+# EVA's filters against noise (Xu et al. 2024, section 3.1; the values are those of its code): of
+# so many neighbours those that score so much, and none where more than five score alike.
+_NEIGHBOURS = 10
+_FLOOR = 0.1
+_FLAT_COUNT = 5
+_FLAT = 0.01
+_PARAMETERS = {
+    "neighbours": _NEIGHBOURS,
+    "floor": _FLOOR,
+    "flat_count": _FLAT_COUNT,
+    "flat": _FLAT,
+}
+
+
+def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+    """Map each token to its twin, and those without one to their nearest symbols by CSLS.
+
+    EVA mended: twins are found by bytes and keep all of their mass, so that only tokens without
+    a twin are looked up; tokens that stand for no text take no part at all.
+    Raises MappingError where the vocabularies have no token in common.
+    """
+    twin = twins(member.vocabulary, pivot.vocabulary)
+    space = overlay(
+        member,
+        pivot,
+        np.flatnonzero(member.vocabulary.speakable),
+        written(pivot.vocabulary),
+        anchors_by_bytes(member.vocabulary, pivot.vocabulary),
+    )
+    alone = np.flatnonzero(twin[space.tokens] < 0)
+    places, symbols, weights = trusted(_look_up(space, alone, progress))
+    paired = np.flatnonzero(twin >= 0)
+    return from_entries(
+        "eva",
+        member.vocabulary,
+        pivot.vocabulary,
+        np.concatenate([paired, space.tokens[alone[places]]]),
+        np.concatenate([twin[paired], space.symbols[symbols]]),
+        np.concatenate([np.ones(len(paired)), weights]),
+        parameters=_PARAMETERS,
+    )
+
+
+def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+    """Map each token to its nearest symbols by CSLS, as EVA was published.
+
+    Anchors are tokens that the two vocabulary files spell equally, whatever bytes they stand
+    for: between a SentencePiece and a byte-level vocabulary no word with a space in front is
+    one. They are looked up like all others, among all rows of the pivot's matrix.
+
+    The published code differs in two things. It maps ids 0 to 2 onto themselves, taking those
+    for the special tokens; here special tokens are known by their attributes, and get nothing.
+    Its matrix holds the scores as they are, and the projected distribution is not scaled again,
+    so that a token with many good neighbours counts for more; here a row sums to 1.
+
+    Raises MappingError where no token is spelled alike.
+    """
+    space = overlay(
+        member,
+        pivot,
+        np.arange(len(member.vocabulary)),
+        np.arange(len(pivot.vocabulary)),
+        anchors_by_spelling(member.layer.spellings, pivot.layer.spellings),
+    )
+    found = _look_up(space, space.tokens, progress)
+    speaks = (found.symbols >= 0) & pivot.vocabulary.speakable[found.symbols]
+    found = Neighbours(found.symbols, np.where(speaks, found.scores, -np.inf))
+    rows, symbols, weights = trusted(found)
+    return from_entries(
+        "eva-paper",
+        member.vocabulary,
+        pivot.vocabulary,
+        rows,
+        symbols,
+        weights,
+        parameters=_PARAMETERS,
+    )
+
+
+def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:
+    """Return (row, symbol, score) of the neighbours that pass EVA's filters.
+
+    Scores under 0.1 are dropped. A row of which more than 5 are left is dropped where their
+    standard deviation is at most 0.01: who is equally near to many means nothing.
+    """
+    scores = found.scores.astype(np.float64)
+    good = scores >= _FLOOR
+    count = good.sum(axis=1)
+    filled = np.where(good, scores, 0)
+    mean = filled.sum(axis=1) / np.maximum(count, 1)
+    spread = np.where(good, scores - mean[:, None], 0)
+    deviation = np.sqrt((spread**2).sum(axis=1) / np.maximum(count, 1))
+    good &= ~((count > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
+    rows, places = np.nonzero(good)
+    return rows, found.symbols[rows, places], scores[rows, places]
+
+
+def _look_up(space: Overlay, rows: Ids, progress: Progress | None) -> Neighbours:
+    return nearest(
+        space.x,
+        space.z,
+        rows,
+        count=_NEIGHBOURS,
+        floor=_FLOOR,
+        near=space.near,
+        progress=progress,
+    )

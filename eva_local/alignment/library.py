@@ -9,21 +9,41 @@ from pathlib import Path
 
 import numpy as np
 
+from eva_local.alignment.embedding import eva, eva_paper
 from eva_local.alignment.mapping import Mapping, from_entries, twins
+from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import Progress, surface, surface_refined
+from eva_local.alignment.weights import output_layer
 from eva_local.errors import MappingError
 from eva_local.model import Model
+from eva_local.tokenizer import Tokenizer
 
 log = logging.getLogger("eva_local")
 
 Method = Callable[[Model, Model, Progress | None], Mapping]
 
+
+def _from_bytes(learn: Callable[[Tokenizer, Tokenizer, Progress | None], Mapping]) -> Method:
+    return lambda member, pivot, told: learn(member.tokenizer, pivot.tokenizer, told)
+
+
+def _from_embeddings(learn: Callable[[Embedded, Embedded, Progress | None], Mapping]) -> Method:
+    return lambda member, pivot, told: learn(embedded(member), embedded(pivot), told)
+
+
+def embedded(model: Model) -> Embedded:
+    """Return a model's vocabulary with its output embeddings, from its file."""
+    return Embedded(model.vocabulary, output_layer(model.path))
+
+
 METHODS: Table[str, Method] = {
-    "surface": lambda member, pivot, progress: surface(member.tokenizer, pivot.tokenizer, progress),
-    "surface-refined": lambda member, pivot, progress: surface_refined(
-        member.tokenizer, pivot.tokenizer, progress
-    ),
+    "surface": _from_bytes(surface),
+    "surface-refined": _from_bytes(surface_refined),
+    "eva": _from_embeddings(eva),
+    "eva-paper": _from_embeddings(eva_paper),
 }
+# Methods that rest on embeddings, whose overlay can be tested on anchors that are held out.
+BY_EMBEDDING = ("eva", "eva-paper")
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
 _REBUILD = "eva-local align --force"
@@ -61,11 +81,16 @@ def build(
     method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
 ) -> Path:
     """Learn a mapping and keep it in `folder`; return its file."""
-    if method not in METHODS:
-        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
+    check_method(method)
     path = folder / file_name(method, member, pivot)
     METHODS[method](member, pivot, progress).save(path)
     return path
+
+
+def check_method(method: str) -> None:
+    """Raise MappingError where there is no such method."""
+    if method not in METHODS:
+        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
 
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:

@@ -32,7 +32,7 @@ def normalise(x: Matrix) -> None:
     _unit(x)
 
 
-def overlay(x: Matrix, z: Matrix, x_anchors: Ids, z_anchors: Ids) -> tuple[Matrix, Matrix]:
+def supervised(x: Matrix, z: Matrix, x_anchors: Ids, z_anchors: Ids) -> tuple[Matrix, Matrix]:
     """Map both spaces into a common one; the memory of `x` and `z` is used for the result.
 
     `x: (n, d)` and `z: (m, e)` are normalised; row `x_anchors[i]` of `x` means the same as row

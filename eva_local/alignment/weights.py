@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,34 @@ _ROWS = 8192
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputLayer:
-    """What a model's next-token logits are made of.
+    """What a model's next-token logits are made of, still quantised.
 
-    `embeddings: (n_vocab, width) float32`, one row per token. `spellings` are the tokens as the
-    vocabulary file writes them, where a space is "▁" or "Ġ" and a byte may be "<0x0A>".
+    `data: (n_vocab, bytes)`, a row per token in ggml's quantisation `kind`, mapped from the
+    file. `spellings` are the tokens as the vocabulary in the file writes them, where a space is
+    "▁" or "Ġ" and a byte may be "<0x0A>".
     """
 
-    embeddings: NDArray[np.float32]
+    data: NDArray[Any]
+    kind: int
     spellings: tuple[bytes, ...]
+
+    def embeddings(self, token_ids: NDArray[np.int64], block: int = _ROWS) -> NDArray[np.float32]:
+        """Return the embeddings of some tokens, (len(token_ids), width), `block` at a time.
+
+        Raises NotImplementedError for a quantisation that the gguf package does not know.
+        """
+        from gguf import GGMLQuantizationType, dequantize
+
+        kind = GGMLQuantizationType(self.kind)
+        rows = np.empty((len(token_ids), dequantize(self.data[:1], kind).shape[1]), np.float32)
+        for start in range(0, len(token_ids), block):
+            part = slice(start, start + block)
+            rows[part] = dequantize(self.data[token_ids[part]], kind)
+        return rows
 
 
 def output_layer(path: Path) -> OutputLayer:
-    """Read the output layer of the GGUF file at `path`, whatever its quantisation.
+    """Find the output layer of the GGUF file at `path`, whatever its quantisation.
 
     Rows beyond the vocabulary (some models round its size up) are left out.
     Raises MappingError where the file is split, holds no such matrix or one that cannot be read.
@@ -60,30 +77,12 @@ def output_layer(path: Path) -> OutputLayer:
             f"{path}: {tensor.name} has {len(tensor.data)} rows for {len(spellings)} tokens; "
             "convert the file again, or use a surface mapping"
         )
+    layer = OutputLayer(tensor.data[: len(spellings)], int(tensor.tensor_type), spellings)
     try:
-        embeddings = dequantised(tensor.data[: len(spellings)], int(tensor.tensor_type))
+        layer.embeddings(np.arange(1))
     except NotImplementedError as error:
         raise MappingError(
             f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the gguf "
             "package cannot read; use a file in another quantisation, or a surface mapping"
         ) from error
-    return OutputLayer(embeddings, spellings)
-
-
-def dequantised(
-    data: NDArray[np.generic], tensor_type: int, rows: int = _ROWS
-) -> NDArray[np.float32]:
-    """Return a quantised matrix as float32, `rows` rows at a time.
-
-    `data: (n, bytes of a row)`, or `(n, width)` of floats, as gguf gives it.
-    """
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    kind = GGMLQuantizationType(tensor_type)
-    first = dequantize(data[:rows], kind)
-    whole = np.empty((len(data), first.shape[1]), dtype=np.float32)
-    whole[:rows] = first
-    for start in range(rows, len(data), rows):
-        whole[start : start + rows] = dequantize(data[start : start + rows], kind)
-    return whole
+    return layer

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import evaluate, models, run
+from eva_local.cli import align, evaluate, models, run, trace
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
@@ -25,7 +25,9 @@ COMMANDS: tuple[click.Command, ...] = (
     models.show,
     models.verify,
     models.config,
+    align.align,
     evaluate.evaluate,
+    trace.trace,
 )
 INTERRUPTED = 130
 

@@ -90,28 +90,31 @@ def _report(
     force: bool,
 ) -> Report:
     from eva_local.alignment import library, quality
+    from eva_local.alignment.mapping import twins
+    from eva_local.alignment.retained import retained_mass
     from eva_local.api import mapping_folders
 
     told = partial(_tell, progress, f"{method}: {names[0]} to {names[1]}")
     folders = mapping_folders()
     path = None if force else library.find(method, model, pivot, folders)
-    state, seconds, found = "here", None, (None, None)
+    state, seconds, found = "here", None, None
     if path is None:
         began = time.perf_counter()
         path = library.build(method, model, pivot, folders[0], told)
         state, seconds = "built", time.perf_counter() - began
-    if library.uses_embeddings(method):
-        found = library.held_out(model, pivot, told)
+    if method in library.BY_EMBEDDING:
+        sides = library.embedded(model), library.embedded(pivot)
+        found = quality.held_out(*sides, progress=told)
     mapping = library.read(path, model, pivot)
     return Report(
         *names,
         method,
         state,
-        anchors=quality.anchors(model.vocabulary, pivot.vocabulary),
+        anchors=int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
         mapped=mapping.share,
-        held_out_rank_1=found[0],
-        held_out_rank_10=found[1],
-        retained=quality.retained_mass(model, mapping),
+        held_out_rank_1=None if found is None else found.csls_1,
+        held_out_rank_10=None if found is None else found.csls_10,
+        retained=retained_mass(model, mapping),
         seconds=seconds,
         peak_mb=_peak_mb(),
         bytes=path.stat().st_size,
@@ -133,10 +136,9 @@ def _print(reports: list[Report], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(report) for report in reports])
         return
-    head = ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", "MAPPED", "RANK 1", "RANK 10")
-    head += ("RETAINED", "SECONDS", "PEAK MB", "FILE KB")
+    kept = ("MAPPED", "RANK 1", "RANK 10", "RETAINED")
     print_table(
-        head,
+        ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", *kept, "SECONDS", "PEAK MB", "FILE KB"),
         [
             (
                 report.member,

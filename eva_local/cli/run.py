@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import math
 import sys
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.answer import answer
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
 from eva_local.config import DEFAULT_KEYS
 from eva_local.errors import InputError
-from eva_local.text import harmless
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.config import Config
     from eva_local.prompt import Prompt
-    from eva_local.records import Sampling, Step, Usage
+    from eva_local.records import Sampling
+    from eva_local.trace import TraceWriter
 
 
 @click.command()
@@ -30,7 +32,21 @@ if TYPE_CHECKING:
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0.")
 @click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
+@click.option(
+    "--logit-bias",
+    multiple=True,
+    metavar="TEXT=VALUE",
+    help="Add VALUE to the log-probability of the token TEXT; false forbids it. Repeatable.",
+)
+@click.option("--grammar", metavar="FILE", help="Write only what this grammar allows (GBNF).")
+@click.option("--json-schema", metavar="FILE", help="Write only JSON that obeys this schema.")
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write to FILE why each token was chosen; see: eva-local trace --help.",
+)
 @click.option("--stats", is_flag=True, help="Say on stderr what the answer cost.")
 @json_option
 @pass_session
@@ -42,7 +58,11 @@ def run(
     greedy: bool,
     system: str | None,
     stop: tuple[str, ...],
+    logit_bias: tuple[str, ...],
+    grammar: str | None,
+    json_schema: str | None,
     raw: bool,
+    trace: Path | None,
     stats: bool,
     as_json: bool,
 ) -> int:
@@ -57,13 +77,47 @@ def run(
         raise InputError("--raw has no system message: leave --system out")
     temperature = "0" if greedy else overrides["temperature"]
     config = session.load(overrides | {"max_tokens": max_tokens, "temperature": temperature})
+    sampling = _constrained(replace(config.sampling, stop=stop), logit_bias, grammar, json_schema)
     asked = _prompt(_text(prompt), system, raw=raw)
     with _open(config) as ensemble:
-        return _answer(ensemble, asked, _sampling(config, stop), stats=stats, as_json=as_json)
+        tracing = contextlib.nullcontext() if trace is None else _tracing(trace, config, asked)
+        with tracing as writer:
+            return answer(ensemble, asked, sampling, stats=stats, as_json=as_json, trace=writer)
 
 
-def _sampling(config: Config, stop: tuple[str, ...]) -> Sampling:
-    return replace(config.sampling, stop=stop)
+def _constrained(
+    sampling: Sampling, biases: tuple[str, ...], grammar: str | None, json_schema: str | None
+) -> Sampling:
+    """Add what steers the choice of tokens, checked before any model is opened."""
+    constrained = replace(
+        sampling,
+        logit_bias=tuple(_bias(text) for text in biases),
+        grammar=None if grammar is None else _read(grammar, "--grammar"),
+        json_schema=None if json_schema is None else _read(json_schema, "--json-schema"),
+    )
+    if grammar is not None or json_schema is not None:
+        from eva_local.grammar import check
+
+        check(constrained)
+    return constrained
+
+
+def _bias(text: str) -> tuple[str, float]:
+    token, equals, value = text.rpartition("=")
+    try:
+        if equals:
+            return token, -math.inf if value.lower() == "false" else float(value)
+    except ValueError:
+        pass
+    raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
+
+
+def _read(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{option} {path}: cannot be read: {reason}") from error
 
 
 def _open(config: Config) -> Ensemble:
@@ -100,79 +154,15 @@ def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
     return [Message("system", system), *messages] if system else messages
 
 
-def _answer(
-    ensemble: Ensemble, prompt: Prompt, sampling: Sampling, *, stats: bool, as_json: bool
-) -> int:
-    """Stream the answer; return the exit code: 130 where it was interrupted."""
-    steps: list[Step] = []
-    code = 0
-    out = _Answer(quiet=as_json)
-    try:
-        for step in ensemble.stream(prompt, sampling):
-            steps.append(step)
-            out.write(step.text)
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # Whoever read the answer has enough of it.
-        return out.abandon()
-    out.end()
-    usage = steps[-1].usage if steps else None
-    if as_json:
-        reason = steps[-1].finish_reason if steps else None
-        answer = {
-            "text": "".join(step.text for step in steps),
-            "finish_reason": reason or "cancelled",
-            "usage": None if usage is None else asdict(usage),
-        }
-        click.echo(json.dumps(answer, ensure_ascii=False))
-    if stats:
-        line = "stopped before the end" if usage is None else _summary(usage)
-        reason = (steps[-1].finish_reason if steps else None) or "cancelled"
-        click.echo(f"{line} | finish: {reason}", err=True)
-    return code
+def _tracing(path: Path, config: Config, prompt: Prompt) -> TraceWriter:
+    from eva_local.trace import TraceWriter
 
-
-def _summary(usage: Usage) -> str:
-    steps = max(usage.steps, 1)
-    rate = usage.steps / max(usage.seconds - usage.first_seconds, 1e-9)
-    each = ", ".join(
-        f"{name} {1000 * seconds / steps:.1f} ms"
-        for name, seconds in zip(usage.members, usage.decode_seconds, strict=True)
+    spec = config.ensemble()
+    return TraceWriter(
+        path,
+        ensemble=spec.name,
+        members=[member.name for member in spec.members],
+        pivot=spec.pivot,
+        prompt=prompt,
+        settings=asdict(spec.fusion),
     )
-    filtered = ", ".join(
-        f"{name} {count}" for name, count in zip(usage.members, usage.filtered, strict=True)
-    )
-    return (
-        f"{usage.steps} tokens, {rate:.1f} tokens/s, first after {usage.first_seconds:.2f} s"
-        f" | decoding a token: {each} | votes filtered: {filtered}"
-    )
-
-
-class _Answer:
-    """Standard output, as the place for an answer."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._out: TextIO = sys.stdout
-        self._quiet = quiet
-        self._on_terminal = sys.stdout.isatty()
-        self._last = ""
-
-    def write(self, text: str) -> None:
-        if not text or self._quiet:
-            return
-        self._last = text[-1]
-        # A model may write escape sequences; a terminal must not obey them.
-        shown = harmless(text) if self._on_terminal else text
-        self._out.write(shown)
-        self._out.flush()
-
-    def end(self) -> None:
-        if not self._quiet and self._last != "\n":
-            self._out.write("\n")
-            self._out.flush()
-
-    def abandon(self) -> int:
-        # Python would complain at exit about what it cannot flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

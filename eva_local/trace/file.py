@@ -1,0 +1,308 @@
+"""The trace file: JSON Lines, a header, one line a step, and an end.
+
+Every line is written at once, so an interrupted run leaves a file that can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from eva_local.errors import InputError
+from eva_local.records import (
+    Ballot,
+    Candidate,
+    FinishReason,
+    Message,
+    Role,
+    Step,
+    Trace,
+    Usage,
+)
+from eva_local.trace.checked import Checked
+
+SCHEMA = 1
+# Line ends for readers other than JSON's, and control characters that a terminal would obey.
+_DELICATE = re.compile("[\x7f-\x9f\u2028\u2029]")
+# Enough for every number in a trace, and half the file.
+_DIGITS = 6
+_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled")
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFile:
+    """A trace that was read; `finish_reason` and `usage` are None where it was interrupted.
+
+    `notes` say in plain words what is missing. The `stayed` of a step are its ballots'.
+    """
+
+    ensemble: str
+    members: tuple[str, ...]
+    pivot: str
+    prompt: str | tuple[Message, ...]
+    settings: Mapping[str, object]
+    steps: tuple[Step, ...]
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    notes: tuple[str, ...] = ()
+
+
+class TraceWriter:
+    """A trace file that is being written; a context manager."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        ensemble: str,
+        members: Sequence[str],
+        pivot: str,
+        prompt: str | Sequence[Message],
+        settings: Mapping[str, object],
+    ) -> None:
+        """Begin the file anew with its header; raise InputError where that cannot be done."""
+        self._path = path
+        try:
+            # Without a buffer, what a failed write leaves behind cannot fail again at the close.
+            self._out = path.open("wb", buffering=0)
+        except OSError as error:
+            raise self._refused(error) from error
+        spoken = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+        header = {
+            "schema": SCHEMA,
+            "kind": "trace",
+            "ensemble": ensemble,
+            "members": list(members),
+            "pivot": pivot,
+            "prompt": spoken,
+            "settings": dict(settings),
+        }
+        try:
+            self._line(header)
+        except InputError:
+            self._out.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def write(self, step: Step) -> None:
+        """Append a step, and the end of the file after the last one."""
+        self._line(_step_line(step))
+        if step.finish_reason is not None:
+            usage = None if step.usage is None else asdict(step.usage)
+            self._line({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
+
+    def close(self) -> None:
+        """Close the file; do nothing if it is closed."""
+        try:
+            self._out.close()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _line(self, line: Mapping[str, object]) -> None:
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
+        text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
+        left = memoryview(text.encode("utf-8", "backslashreplace") + b"\n")
+        try:
+            while left:
+                left = left[self._out.write(left) :]
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> InputError:
+        return InputError(f"the trace {self._path} cannot be written: {error.strerror or error}")
+
+
+def _step_line(step: Step) -> dict[str, object]:
+    trace = step.trace
+    return {
+        "kind": "step",
+        **_piece(step.piece),
+        "text": step.text,
+        "probability": _number(step.probability),
+        "carrier": trace.carrier if trace and trace.ballots else None,
+        "top": [_candidate_line(candidate) for candidate in trace.top] if trace else [],
+        "ballots": [_ballot_line(ballot) for ballot in trace.ballots] if trace else [],
+    }
+
+
+def _ballot_line(ballot: Ballot) -> dict[str, object]:
+    return {
+        "member": ballot.member,
+        "top": [_candidate_line(candidate) for candidate in ballot.top],
+        "chosen": _number(ballot.chosen),
+        "stayed": bool(ballot.stayed),
+        "reason": ballot.reason,
+        "weight": _number(ballot.weight),
+        "seconds": _number(ballot.seconds),
+    }
+
+
+def _candidate_line(candidate: Candidate) -> dict[str, object]:
+    return {**_piece(candidate.piece), "probability": _number(candidate.probability)}
+
+
+def _piece(piece: bytes) -> dict[str, object]:
+    """Return a piece for people and, exact, for programs."""
+    return {"piece": piece.decode("utf-8", "backslashreplace"), "hex": piece.hex()}
+
+
+def _number(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def read_trace(path: Path) -> TraceFile:
+    """Read a trace file.
+
+    Of a file whose writer was interrupted, what is there is returned, with notes; anything
+    else that is not as `TraceWriter` writes it raises InputError with the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"the trace {path} cannot be read: {reason}") from error
+    lines = data.split(b"\n")
+    notes = []
+    if _is_torn(last := lines.pop()):
+        notes.append("the last line is incomplete and was left out")
+    elif last:
+        lines.append(last)
+    parsed = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    if not parsed:
+        raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
+    header = _header(parsed[0])
+    steps: list[Step] = []
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    for line in parsed[1:]:
+        if finish is not None:
+            raise line.problem("stands after the end of the trace")
+        if line.word("kind", ("step", "end")) == "step":
+            steps.append(_step(line, header.members))
+        else:
+            finish, usage = _end(line, header.members)
+    if finish is None:
+        notes.append("the run was interrupted: the end of the answer is missing")
+    return TraceFile(
+        ensemble=header.ensemble,
+        members=header.members,
+        pivot=header.pivot,
+        prompt=header.prompt,
+        settings=header.settings,
+        steps=tuple(steps),
+        finish_reason=finish,
+        usage=usage,
+        notes=tuple(notes),
+    )
+
+
+def _is_torn(last: bytes) -> bool:
+    """Return whether what follows the last line end is a part of a line."""
+    try:
+        json.loads(last or b"{}")
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Checked:
+    where = f"{path}, line {number}"
+    try:
+        return Checked(where, json.loads(line))
+    except (ValueError, RecursionError) as error:
+        # A wrong UTF-8 byte is a ValueError too.
+        raise InputError(f"{where} is no JSON: {error}") from error
+
+
+def _header(line: Checked) -> TraceFile:
+    line.word("kind", ("trace",))
+    schema = line.whole("schema")
+    if schema != SCHEMA:
+        raise line.problem(f"has schema {schema}, and this eva-local reads schema {SCHEMA}")
+    members = line.texts("members")
+    return TraceFile(
+        ensemble=line.text("ensemble"),
+        members=members,
+        pivot=line.word("pivot", members),
+        prompt=line.text("prompt") if line.has("prompt", str) else _messages(line),
+        settings=line.table("settings"),
+        steps=(),
+    )
+
+
+def _messages(line: Checked) -> tuple[Message, ...]:
+    return tuple(
+        Message(message.word("role", _ROLES), message.text("content"))
+        for message in line.parts("prompt")
+    )
+
+
+def _step(line: Checked, members: tuple[str, ...]) -> Step:
+    ballots = tuple(_ballot(part, members) for part in line.parts("ballots"))
+    top = _candidates(line)
+    return Step(
+        piece=line.hexadecimal("hex"),
+        text=line.text("text"),
+        probability=line.share("probability"),
+        stayed=tuple(ballot.stayed for ballot in ballots),
+        trace=Trace(top, ballots) if ballots else None,
+    )
+
+
+def _ballot(part: Checked, members: tuple[str, ...]) -> Ballot:
+    return Ballot(
+        member=part.word("member", members),
+        top=_candidates(part),
+        chosen=part.share("chosen"),
+        stayed=part.flag("stayed"),
+        reason=part.text("reason"),
+        weight=part.share("weight"),
+        seconds=part.number("seconds"),
+    )
+
+
+def _candidates(part: Checked) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(entry.hexadecimal("hex"), entry.share("probability"))
+        for entry in part.parts("top")
+    )
+
+
+def _end(line: Checked, members: tuple[str, ...]) -> tuple[FinishReason, Usage | None]:
+    finish = line.word("finish_reason", _FINISH_REASONS)
+    if line.has("usage", type(None)):
+        return finish, None
+    usage = line.part("usage")
+    if usage.texts("members") != members:
+        raise usage.problem("names other members than the header")
+    return finish, Usage(
+        members=members,
+        prompt_tokens=usage.wholes("prompt_tokens"),
+        cached_tokens=usage.wholes("cached_tokens"),
+        filtered=usage.wholes("filtered"),
+        decode_seconds=usage.numbers("decode_seconds"),
+        prompt_seconds=usage.numbers("prompt_seconds"),
+        steps=usage.whole("steps"),
+        seconds=usage.number("seconds"),
+        first_seconds=usage.number("first_seconds"),
+        steps_alone=usage.whole("steps_alone"),
+    )

@@ -1,0 +1,363 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const { steps, members, summary } = data;
+  const COLOURS = 8;
+  const SHOWN = 5;
+  const BINS = 300;
+  const $ = (id) => document.getElementById(id);
+
+  // Text of users and models reaches the document through here and `glyphs` only, as text.
+  function make(tag, className, text) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  }
+  function add(parent, ...children) {
+    parent.append(...children);
+    return parent;
+  }
+  function mark(label, className = "mark") {
+    const node = make("span", className);
+    node.dataset.mark = label;
+    return node;
+  }
+  const colour = (member) => (member < 0 ? "" : `m${member % COLOURS}`);
+  const letter = (member) => String.fromCharCode(65 + (member % 26));
+  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}%`;
+  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+  function fixed(value, digits) {
+    return value.toFixed(digits);
+  }
+
+  // Bytes that are no UTF-8, controls, and characters that move or hide others.
+  const SPECIAL = /[\ud800-\udfff]|[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\u{e0000}-\u{e007f}]| {2,}/gu;
+  // In a list of candidates every space counts.
+  const SPECIAL_OR_SPACE = new RegExp(`${SPECIAL.source}| `, "gu");
+
+  /** Append text with a sign for every character that has none of its own; `broken` into lines. */
+  function glyphs(node, text, broken) {
+    if (/^ +$/.test(text)) return spaces(node, text.length);
+    let from = 0;
+    for (const found of text.matchAll(broken ? SPECIAL : SPECIAL_OR_SPACE)) {
+      const at = found.index;
+      node.append(text.slice(from, at));
+      from = at + found[0].length;
+      special(node, found[0], broken);
+    }
+    node.append(text.slice(from));
+    return node;
+  }
+  function special(node, text, broken) {
+    const code = text.codePointAt(0);
+    if (text[0] === " ") spaces(node, text.length);
+    else if (text === "\n") add(node, mark("↵"), broken ? "\n" : "");
+    else if (text === "\t") add(node, mark("⇥"), broken ? "\t" : "");
+    else if (code < 0x20) node.append(mark(String.fromCharCode(0x2400 + code)));
+    // How the file's reader hands on a byte that is no UTF-8.
+    else if (code >= 0xdc80 && code <= 0xdcff) node.append(mark((code - 0xdc00).toString(16).toUpperCase(), "mark chip"));
+    else node.append(mark(`U+${code.toString(16).toUpperCase().padStart(4, "0")}`, "mark chip"));
+  }
+  function spaces(node, count) {
+    for (let i = 0; i < count; i += 1) node.append(make("span", "dot", " "));
+    return node;
+  }
+  function token(node, step, broken) {
+    if (step.hex === "") return add(node, mark("END", "mark chip"));
+    if (step.shown === "") return add(node, mark("◦"));
+    return glyphs(node, step.shown, broken);
+  }
+  const spoken = (step) =>
+    step.hex === "" ? "end of the answer"
+      : step.shown === "" ? "part of a character"
+      : step.shown.replace(/\n/g, " line break ").trim() || "space";
+
+  function header() {
+    document.title = `${data.ensemble}: trace`;
+    glyphs($("ensemble"), data.ensemble, true);
+    const facts = [
+      plural(summary.tokens, "token"),
+      data.finish ? `finished: ${data.finish}` : "interrupted",
+      `${summary.disputed} disputed (${percent(summary.disputed / Math.max(steps.length, 1))})`,
+      `mean fused probability ${fixed(summary.probability, 2)}`,
+    ];
+    const usage = data.usage;
+    if (usage) {
+      const rate = usage.steps / Math.max(usage.seconds - usage.first_seconds, 1e-9);
+      if (usage.steps > 1) facts.push(`${fixed(rate, 1)} tokens/s`);
+      facts.push(`first after ${fixed(usage.first_seconds, 2)} s`);
+      if (usage.steps_alone) facts.push(`${usage.steps_alone} by the pivot alone`);
+    }
+    $("facts").textContent = facts.join(" · ");
+    for (const note of data.notes) $("notes").append(glyphs(make("p", "note"), note, true));
+    const turns = typeof data.prompt === "string" ? [{ role: "text", content: data.prompt }] : data.prompt;
+    for (const turn of turns) {
+      const row = make("dl", "turn");
+      row.style.margin = "0 0 0.4rem";
+      add($("prompt"), add(row, make("dt", "", turn.role), glyphs(make("dd"), turn.content, true)));
+    }
+    if ($("prompt").scrollHeight > $("prompt").clientHeight) $("prompt").tabIndex = 0;
+    $("plain").querySelector("pre").textContent = data.text;
+    const list = $("settings").querySelector("dl");
+    for (const [key, value] of Object.entries(data.settings)) {
+      const written = typeof value === "string" ? value : JSON.stringify(value);
+      add(list, glyphs(make("dt"), key, true), glyphs(make("dd"), written, true));
+    }
+  }
+
+  function bar(share, member) {
+    const fill = make("div", `fill ${colour(member)}`);
+    fill.style.width = `${Math.min(100, 100 * share)}%`;
+    const track = add(make("div", "track"), fill);
+    track.setAttribute("aria-hidden", "true");
+    return track;
+  }
+  const swatch = (member) => {
+    const node = mark(letter(member), `swatch ${colour(member)}`);
+    node.setAttribute("aria-hidden", "true");
+    return node;
+  };
+
+  function legend() {
+    const total = Math.max(summary.members.reduce((sum, member) => sum + member.carried, 0), 1);
+    summary.members.forEach((member, index) => {
+      const button = glyphs(add(make("button", "spotlight"), swatch(index)), member.name, true);
+      button.type = "button";
+      button.title = "Colour only the tokens that this member carried";
+      button.setAttribute("aria-pressed", "false");
+      button.addEventListener("click", () => spotlight(button, index));
+      const name = add(make("td"), button);
+      if (member.name === data.pivot) name.append(make("span", "pivot", "pivot"));
+      const share = member.carried / total;
+      const figure = `${member.carried} (${percent(share)})`;
+      const shared = add(make("div", "share"), bar(share, index), make("span", "", figure));
+      add($("members"), add(make("tr"), name, add(make("td", "wide"), shared),
+        make("td", "figure", String(member.filtered)),
+        make("td", "figure", fixed(member.weight, 2)),
+        make("td", "figure", `${fixed(member.decode_ms, 1)} ms`)));
+    });
+  }
+  function spotlight(button, member) {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    for (const other of $("members").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-pressed", String(on));
+    $("text").classList.toggle("spotlit", on);
+    tokens.forEach((node, i) => node.classList.toggle("lit", on && steps[i].carrier === member));
+  }
+
+  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
+  const tokens = [];
+  function text() {
+    let whole = true;
+    const all = document.createDocumentFragment();
+    steps.forEach((step, index) => {
+      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
+      const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
+      if (filtered) node.classList.add("filtered");
+      if (!step.whole) node.classList.add("begun");
+      if (!whole) node.classList.add("ended");
+      whole = step.whole;
+      node.setAttribute("role", "option");
+      node.setAttribute("aria-selected", "false");
+      node.setAttribute("aria-setsize", String(steps.length));
+      node.setAttribute("aria-posinset", String(index + 1));
+      const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
+      const dropped = filtered ? `, ${plural(filtered, "vote")} filtered` : "";
+      node.setAttribute("aria-label", `${spoken(step)}${carrier}${dropped}`);
+      node.tabIndex = -1;
+      node.dataset.index = String(index);
+      tokens.push(node);
+      all.append(node);
+    });
+    $("text").append(all);
+  }
+
+  function candidates(parent, top, member) {
+    top.forEach(([piece, probability, chosen], rank) => {
+      if (rank >= SHOWN && !chosen) return;
+      const row = make("div", chosen ? "candidate chosen" : "candidate");
+      const what = make("span", "what");
+      if (piece === "") what.append(mark("END", "mark chip"));
+      else glyphs(what, piece, false);
+      what.title = piece;
+      add(parent, add(row, what, bar(probability, member), make("span", "much", percent(probability))));
+    });
+  }
+  function ballot(vote, step) {
+    const part = make("section", `ballot ${vote.verdict}`);
+    const weighed = vote.verdict === "stayed" ? `weight ${fixed(vote.weight, 2)}` : vote.verdict;
+    const verdict = `${vote.verdict === "absent" ? "not asked" : weighed} · ${fixed(vote.ms, 1)} ms`;
+    const name = glyphs(add(make("span"), swatch(vote.member)), members[vote.member], true);
+    add(part, add(make("h2"), name, make("span", "verdict", verdict)));
+    if (vote.reason && vote.verdict !== "stayed") part.append(glyphs(make("p", "reason"), vote.reason, true));
+    candidates(part, vote.top, vote.member);
+    if (vote.top.length && !vote.top.some((candidate) => candidate[2])) {
+      part.append(make("p", "aside", `gave the chosen token ${percent(vote.chosen)}`));
+    }
+    return part;
+  }
+  function card(index) {
+    const step = steps[index];
+    const head = make("div", "chosen-token");
+    const glyph = token(make("span", `glyph ${colour(step.carrier)}`), step, false);
+    add(head, glyph, make("span", "aside", `step ${index + 1} of ${steps.length}`));
+    const by = step.carrier < 0 ? "" : `carried by ${members[step.carrier]}`;
+    const bytes = glyphs(make("p", "aside"), by, true);
+    if (step.hex) add(bytes, by ? " · bytes " : "bytes ", make("span", "bytes", step.hex));
+    const fused = make("section", "ballot");
+    const title = make("h2", "", "All together");
+    add(title, make("span", "verdict", `chosen with ${percent(step.probability)}`));
+    fused.append(title);
+    candidates(fused, step.top, -1);
+    const parts = step.ballots.map((vote) => ballot(vote, step));
+    if (!parts.length) parts.push(make("p", "aside", "Nothing more was recorded of this step."));
+    $("card").replaceChildren(head, bytes, fused, ...parts);
+  }
+
+  let kept = -1;
+  let shown = -1;
+  let cursor = null;
+  function show(index) {
+    if (index === shown) return;
+    if (shown >= 0) tokens[shown].classList.remove("current");
+    shown = index;
+    if (index < 0) return;
+    tokens[index].classList.add("current");
+    card(index);
+    cursor.setAttribute("transform", `translate(${index + 0.5} 0)`);
+  }
+  function keep(index) {
+    if (kept >= 0) {
+      tokens[kept].setAttribute("aria-selected", "false");
+      tokens[kept].tabIndex = -1;
+    }
+    kept = index;
+    tokens[kept].setAttribute("aria-selected", "true");
+    tokens[kept].tabIndex = 0;
+    show(kept);
+  }
+  function go(index) {
+    if (index < 0 || index >= steps.length) return;
+    keep(index);
+    tokens[index].focus({ preventScroll: true });
+    tokens[index].scrollIntoView({ block: "nearest" });
+  }
+  function dispute(direction) {
+    for (let i = kept + direction; i >= 0 && i < steps.length; i += direction) {
+      if (steps[i].disputed) return go(i);
+    }
+    return undefined;
+  }
+  /** Return the token above or below: the nearest one of the next line in that direction. */
+  function vertical(direction) {
+    const here = tokens[kept].getClientRects()[0];
+    let best = -1;
+    let line = null;
+    let distance = Infinity;
+    for (let i = kept + direction; i >= 0 && i < steps.length; i += direction) {
+      const rect = tokens[i].getClientRects()[0];
+      if (Math.abs(rect.top - here.top) < here.height / 2) continue;
+      if (line === null) line = rect.top;
+      if (Math.abs(rect.top - line) > here.height / 2) break;
+      const off = Math.abs(rect.left - here.left);
+      if (off < distance) [best, distance] = [i, off];
+    }
+    return best;
+  }
+  const KEYS = {
+    ArrowRight: () => kept + 1,
+    ArrowLeft: () => kept - 1,
+    ArrowDown: () => vertical(1),
+    ArrowUp: () => vertical(-1),
+    Home: () => 0,
+    End: () => steps.length - 1,
+  };
+
+  function listen() {
+    const at = (event) => {
+      const node = event.target.closest?.(".token");
+      return node ? Number(node.dataset.index) : -1;
+    };
+    $("text").addEventListener("pointerover", (event) => show(at(event) < 0 ? kept : at(event)));
+    $("text").addEventListener("pointerleave", () => show(kept));
+    $("text").addEventListener("focusin", (event) => at(event) >= 0 && keep(at(event)));
+    $("text").addEventListener("click", (event) => at(event) >= 0 && go(at(event)));
+    $("text").addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      go(KEYS[event.key]());
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "n") dispute(1);
+      if (event.key === "p") dispute(-1);
+    });
+    $("next").addEventListener("click", () => dispute(1));
+    $("previous").addEventListener("click", () => dispute(-1));
+    $("next").disabled = $("previous").disabled = summary.disputed === 0;
+    $("mono").addEventListener("click", () => {
+      const on = $("text").classList.toggle("mono");
+      $("mono").setAttribute("aria-pressed", String(on));
+    });
+    const place = (event) => {
+      const box = $("course").getBoundingClientRect();
+      const index = Math.floor((steps.length * (event.clientX - box.left)) / box.width);
+      return Math.max(0, Math.min(steps.length - 1, index));
+    };
+    $("course").addEventListener("pointermove", (event) => show(place(event)));
+    $("course").addEventListener("pointerleave", () => show(kept));
+    $("course").addEventListener("click", (event) => go(place(event)));
+  }
+
+  /** Draw the fused probability along the text, who carried it, and what was filtered. */
+  function course() {
+    const svg = $("course");
+    const draw = (tag, className, attributes) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      node.setAttribute("class", className);
+      for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+      svg.append(node);
+      return node;
+    };
+    const count = steps.length;
+    svg.setAttribute("viewBox", `0 0 ${count} 100`);
+    svg.setAttribute("aria-label", `Fused probability of ${count} tokens, on average ${fixed(summary.probability, 2)}`);
+    const width = Math.ceil(count / BINS);
+    const y = (probability) => fixed(2 + 64 * (1 - probability), 2);
+    const upper = [];
+    const lower = [];
+    const line = [];
+    for (let from = 0; from < count; from += width) {
+      const bin = steps.slice(from, from + width).map((step) => step.probability);
+      const to = from + bin.length;
+      const mean = bin.reduce((sum, value) => sum + value, 0) / bin.length;
+      upper.push(`${from} ${y(Math.max(...bin))} ${to} ${y(Math.max(...bin))}`);
+      lower.unshift(`${to} ${width > 1 ? y(Math.min(...bin)) : 66} ${from} ${width > 1 ? y(Math.min(...bin)) : 66}`);
+      line.push(`${from} ${y(mean)} ${to} ${y(mean)}`);
+    }
+    draw("path", "range", { d: `M${upper.join(" ")} ${lower.join(" ")}Z` });
+    draw("path", "line", { d: `M${line.join(" ")}` });
+    const boxes = (chosen, top, height) =>
+      steps.map((step, i) => (chosen(step) ? `M${i} ${top}h1v${height}h-1z` : "")).join("");
+    members.forEach((_, member) => {
+      draw("path", `carrier ${colour(member)}`, { d: boxes((step) => step.carrier === member, 74, 12) });
+    });
+    draw("path", "filtered", { d: boxes(isFiltered, 91, 7) });
+    cursor = draw("path", "cursor", { d: "M0 0V100" });
+    const per = width > 1 ? `, mean and range of ${width} tokens` : "";
+    $("course-key").textContent =
+      `From above: fused probability of the chosen token (0 to 1${per}); the member that carried it; filtered votes.`;
+  }
+
+  header();
+  legend();
+  text();
+  if (steps.length) {
+    course();
+    listen();
+    keep(Math.max(0, steps.findIndex((step) => step.disputed)));
+  } else {
+    $("text").textContent = "No token was written.";
+  }
+})();

@@ -1,0 +1,195 @@
+"""A trace as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+
+from eva_local.records import Ballot, Candidate, Step
+from eva_local.trace.file import TraceFile
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSummary:
+    """A member's part in an answer.
+
+    `carried` counts the tokens to which it gave the largest part of their probability,
+    `filtered` those where its vote was dropped, `weight` and `decode_ms` are means over the
+    steps in which it was asked; the first step, which reads the prompt, is left out of
+    `decode_ms` where there are others.
+    """
+
+    name: str
+    carried: int
+    filtered: int
+    weight: float
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The numbers of a trace; `probability` is the mean of the chosen symbols', fused.
+
+    `disputed` counts the steps in which a vote was filtered or a member would have chosen
+    another symbol. `tokens` leaves END out, as `Usage.steps` does.
+    """
+
+    tokens: int
+    disputed: int
+    probability: float
+    members: tuple[MemberSummary, ...]
+
+
+def trace_page(trace: TraceFile) -> str:
+    """Return the page of a trace, as HTML."""
+    style, script = (_shipped(name) for name in ("page.css", "page.js"))
+    filled = {
+        "STYLE_HASH": _hash(style),
+        "SCRIPT_HASH": _hash(script),
+        "STYLE": style,
+        "SCRIPT": script,
+        "DATA": _embedded(page_data(trace)),
+    }
+    # Cut first and filled once, so that text of a model is never taken for a placeholder.
+    parts = _shipped("page.html").split("@@")
+    return "".join(filled[part] if i % 2 else part for i, part in enumerate(parts))
+
+
+def summarize(trace: TraceFile) -> Summary:
+    """Return the numbers of a trace."""
+    return Summary(
+        tokens=sum(bool(step.piece) for step in trace.steps),
+        disputed=sum(_disputed(step) for step in trace.steps),
+        probability=_mean([step.probability for step in trace.steps]),
+        members=tuple(_member(name, trace.steps) for name in trace.members),
+    )
+
+
+def page_data(trace: TraceFile) -> dict[str, object]:
+    """Return what the page shows, as the script reads it."""
+    spoken = trace.prompt
+    return {
+        "ensemble": trace.ensemble,
+        "members": trace.members,
+        "pivot": trace.pivot,
+        "prompt": spoken if isinstance(spoken, str) else [asdict(turn) for turn in spoken],
+        "settings": trace.settings,
+        "finish": trace.finish_reason,
+        "usage": None if trace.usage is None else asdict(trace.usage),
+        "notes": trace.notes,
+        "text": "".join(step.text for step in trace.steps),
+        "summary": asdict(summarize(trace)),
+        "steps": [
+            _step_data(step, shown, whole, trace.members)
+            for step, (shown, whole) in zip(trace.steps, _readable(trace.steps), strict=True)
+        ],
+    }
+
+
+def _step_data(step: Step, shown: str, whole: bool, members: Sequence[str]) -> dict[str, object]:
+    trace = step.trace
+    return {
+        "shown": shown,
+        "whole": whole,
+        "hex": step.piece.hex(" "),
+        "probability": step.probability,
+        "carrier": members.index(trace.carrier) if trace else -1,
+        "disputed": _disputed(step),
+        "top": _candidates_data(trace.top, step.piece) if trace else [],
+        "ballots": [
+            {
+                "member": members.index(ballot.member),
+                "top": _candidates_data(ballot.top, step.piece),
+                "chosen": ballot.chosen,
+                "verdict": _verdict(ballot),
+                "reason": ballot.reason,
+                "weight": ballot.weight,
+                "ms": 1000 * ballot.seconds,
+            }
+            for ballot in (trace.ballots if trace else ())
+        ],
+    }
+
+
+def _candidates_data(candidates: Sequence[Candidate], chosen: bytes) -> list[list[object]]:
+    """Return each candidate's text, probability, and whether it is the chosen one."""
+    return [
+        [_text(candidate.piece), candidate.probability, candidate.piece == chosen]
+        for candidate in candidates
+    ]
+
+
+def _readable(steps: Sequence[Step]) -> Iterator[tuple[str, bool]]:
+    """Yield what each piece shows, and whether it ends with a whole character.
+
+    A character that several pieces make is shown by the last of them. Bytes that are no
+    UTF-8 become lone surrogates, which the page shows as hexadecimal.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for number, step in enumerate(steps, 1):
+        shown = decoder.decode(step.piece, final=number == len(steps))
+        yield shown, not decoder.getstate()[0]
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "surrogateescape")
+
+
+def _verdict(ballot: Ballot) -> str:
+    if ballot.stayed:
+        return "stayed"
+    # A member that was not asked (a gate) has no candidates and cost nothing.
+    return "filtered" if ballot.top or ballot.seconds > 0 else "absent"
+
+
+def _disputed(step: Step) -> bool:
+    return step.trace is not None and any(
+        _verdict(ballot) == "filtered" or (ballot.top and ballot.top[0].piece != step.piece)
+        for ballot in step.trace.ballots
+    )
+
+
+def _member(name: str, steps: Sequence[Step]) -> MemberSummary:
+    carried, filtered = 0, 0
+    weights, seconds = [], []
+    for step in steps:
+        if step.trace is None:
+            continue
+        carried += step.trace.carrier == name
+        for ballot in step.trace.ballots:
+            verdict = _verdict(ballot)
+            if ballot.member == name and verdict != "absent":
+                filtered += verdict == "filtered"
+                weights.append(ballot.weight)
+                seconds.append(ballot.seconds)
+    return MemberSummary(
+        name=name,
+        carried=carried,
+        filtered=filtered,
+        weight=_mean(weights),
+        decode_ms=1000 * _mean(seconds[1:] or seconds),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _embedded(data: object) -> str:
+    """Return data as JSON that an HTML parser takes for nothing but text: ASCII without `<`."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _shipped(name: str) -> str:
+    return files("eva_local.trace").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    """Return what a content security policy calls this source, and no other, by."""
+    digest = hashlib.sha256(source.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

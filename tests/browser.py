@@ -1,0 +1,193 @@
+"""Chromium without a screen, driven over a pipe by its own DevTools protocol.
+
+A pipe needs no port and no package, and the protocol shows every request that a page makes.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any, Self
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--disable-extensions",
+    "--disable-sync",
+    "--disable-component-update",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+PATIENCE_S = 60.0
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium or Chrome, or None."""
+    found = [path for name in NAMES if (path := shutil.which(name))]
+    return next(iter(found), None) or next((p for p in PLACES if Path(p).exists()), None)
+
+
+class Browser:
+    """One browser with one page; a context manager."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        read_here, write_there = os.pipe()
+        read_there, write_here = os.pipe()
+        log = profile.with_suffix(".log")
+        arguments = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        # Chromium reads commands from descriptor 3 and answers on 4.
+        reading, writing = _high(read_there), _high(write_there)
+        self._pid = os.posix_spawn(
+            program,
+            arguments,
+            {**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, reading, 3),
+                (os.POSIX_SPAWN_DUP2, writing, 4),
+            ],
+            setpgroup=0,
+        )
+        os.close(reading)
+        os.close(writing)
+        self._in, self._out = read_here, write_here
+        self._unread = b""
+        self._calls = 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None
+        try:
+            self.call("Browser.close")
+        finally:
+            os.close(self._in)
+            os.close(self._out)
+            self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(100):
+            if os.waitpid(self._pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.05)
+        os.killpg(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its answer; events that come before it are kept."""
+        self._calls += 1
+        message = {"id": self._calls, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._out, data) :]
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._calls:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, url: str, *, dark: bool = False, size: tuple[int, int] = (1280, 900)) -> None:
+        """Open a page and wait until it is loaded; what was heard of earlier pages is dropped."""
+        self.events.clear()
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=size[0],
+            height=size[1],
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call("Page.navigate", url=url)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def run(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def point(self, selector: str, *, click: bool = False) -> None:
+        """Move the pointer to the middle of an element, and click there."""
+        x, y = self.run(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
+            "node.scrollIntoView({block: 'center'});"
+            "const box = node.getClientRects()[0];"
+            "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
+        )
+        kinds = ["mouseMoved"] + (["mousePressed", "mouseReleased"] if click else [])
+        for kind in kinds:
+            button = "left" if kind != "mouseMoved" else "none"
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
+
+    def press(self, key: str) -> None:
+        """Press and release a key."""
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is seen as a PNG file."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def requests(self) -> list[str]:
+        """Return the URLs that the page asked for, its own first."""
+        sent = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Return what was written to the console, and exceptions."""
+        kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event["method"] in kinds]
+
+    def _next(self) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_S
+        while b"\0" not in self._unread:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self._in], [], [], left)[0]:
+                raise TimeoutError(f"the browser said nothing for {PATIENCE_S:.0f} s")
+            data = os.read(self._in, 1 << 20)
+            if not data:
+                raise ConnectionError("the browser ended; its words are in the .log of its profile")
+            self._unread += data
+        message, self._unread = self._unread.split(b"\0", 1)
+        answer: dict[str, Any] = json.loads(message)
+        return answer
+
+
+def _high(descriptor: int) -> int:
+    """Move a descriptor out of the way of 3 and 4."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return moved
