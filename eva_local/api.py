@@ -110,14 +110,20 @@ class Ensemble:
         return tuple(member.name for member in self.spec.members)
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling | None = None, *, trace: bool = False
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        trace: bool = False,
+        report: Report | None = None,
     ) -> Iterator[Step]:
         """Write an answer step by step; closing the iterator ends it.
 
         A `str` is text to go on with; messages are a conversation, put to each member in its
         own chat template. `sampling` defaults to that of models.toml. The last step carries
         the finish reason and the usage. With `trace` every step says why its symbol was chosen.
-        What the members have read before is not read again.
+        What the members have read before is not read again; `report` is told how far they are
+        with the rest, which is read a batch at a time.
 
         Raises ContextError where the prompt does not fit, with the numbers.
         """
@@ -129,6 +135,8 @@ class Ensemble:
             for step in self._engine.step([draft]):
                 if step is not None:
                     yield step
+                elif report is not None:
+                    report("reading the prompt", draft.share_read)
 
     def complete(self, prompt: Prompt, sampling: Sampling | None = None) -> Completion:
         """Return the whole answer; see `stream`."""

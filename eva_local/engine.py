@@ -53,6 +53,7 @@ class Draft:
         self.steps_alone = 0
         self.prompt_tokens = tuple(prompts)
         self.cached_tokens: list[int | None] = [None] * len(voices)
+        self.read_tokens = 0
         self.filtered = np.zeros(len(voices), dtype=np.int64)
         self.decode_seconds = np.zeros(len(voices))
         self.prompt_seconds = np.zeros(len(voices))
@@ -65,10 +66,17 @@ class Draft:
         """Whether all who are asked can vote."""
         return self.sure or not any(self.waiting)
 
+    @property
+    def share_read(self) -> float:
+        """The share of the prompts that all members together have read, from 0 to 1."""
+        known = sum(count or 0 for count in self.cached_tokens) + self.read_tokens
+        return min(known / sum(self.prompt_tokens), 1.0)
+
     def count(self, member: int, run: Run, seconds: float) -> None:
         """Record that a run of a member was decoded in `seconds`."""
         if self.cached_tokens[member] is None:
             self.cached_tokens[member] = run.start
+        self.read_tokens += len(run.tokens)
         self.decode_seconds[member] += seconds
         self.last_seconds[member] += seconds
 

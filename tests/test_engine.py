@@ -348,3 +348,16 @@ def test_a_trace_says_who_voted_for_what() -> None:
     assert steps[-1].trace.top[0].piece == b""
     (plain,) = run(engine, engine.begin(prompts, Sampling()))
     assert plain[0].trace is None
+
+
+def test_a_long_prompt_is_read_in_parts_and_says_how_far_it_is() -> None:
+    models = [FakeModel(WORDS_A, n_batch=16), FakeModel(WORDS_B, n_batch=16)]
+    engine = ensemble(models)
+    draft = begin(engine, models, b"the unbelievable end " * 10, Sampling(max_tokens=1))
+    shares = []
+    while not draft.finished:
+        engine.step([draft])
+        shares.append(draft.share_read)
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 1

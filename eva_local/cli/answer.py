@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from eva_local.cli.progress import ProgressDisplay
 from eva_local.text import harmless
 
 if TYPE_CHECKING:
@@ -32,8 +33,15 @@ def answer(
     steps: list[Step] = []
     code = 0
     out = _Answer(quiet=as_json)
+    reading = ProgressDisplay()
     try:
-        for step in ensemble.stream(prompt, sampling, trace=trace is not None):
+        for step in ensemble.stream(
+            prompt,
+            sampling,
+            trace=trace is not None,
+            report=lambda what, share: reading(what, round(1000 * share), 1000),
+        ):
+            reading.close()
             steps.append(step)
             if trace is not None:
                 trace.write(step)
@@ -43,6 +51,8 @@ def answer(
     except BrokenPipeError:
         # Whoever read the answer has enough of it.
         return out.abandon()
+    finally:
+        reading.close()
     out.end()
     usage = steps[-1].usage if steps else None
     if as_json:
