@@ -65,33 +65,34 @@ def nearest(
     best = _Best(len(rows), count, floor)
     blocks = max(1, -(-len(z) * len(rows) // cells))
     for block in range(blocks):
-        # Every so manieth symbol: neighbours lie spread over the ids, and early blocks that are
-        # like the whole find early what a symbol must beat.
+        # Every so manieth symbol: a block that is like the whole finds early what must be beaten.
         symbols = np.arange(block, len(z), blocks)
         part = z[symbols]
-        cosines = asked @ part.T
-        nearness = cosines.max(axis=0, initial=-1.0)
+        halves = part @ asked.T
+        bound = halves.max(axis=1, initial=-1.0)
         if near is not None:
-            np.maximum(nearness, near[symbols], out=nearness)
-        # From here on halves of scores.
-        cosines -= nearness / 2
-        row, column = np.nonzero(cosines >= best.worst[:, None] / 2)
-        scores = 2 * cosines[row, column]
+            np.maximum(bound, near[symbols], out=bound)
+        halves -= (bound / 2)[:, None]
+        cells_left = np.flatnonzero(halves >= best.worst / 2)
+        place, row = np.divmod(cells_left, len(rows))
+        scores = 2 * halves.ravel()[cells_left]
         for start in range(0, len(others), _ROWS):
-            left = np.unique(column)
-            if not len(left):
-                break
-            seen = (x[others[start : start + _ROWS]] @ part[left].T).max(axis=0)
+            left = np.unique(place)
+            nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
             rise = np.zeros(len(symbols), dtype=np.float32)
-            rise[left] = np.maximum(seen - nearness[left], 0)
-            nearness += rise
-            scores -= rise[column]
+            rise[left] = np.maximum(nearest_other - bound[left], 0)
+            bound += rise
+            scores -= rise[place]
             kept = scores >= best.worst[row]
-            row, column, scores = row[kept], column[kept], scores[kept]
-        best.add(row, symbols[column], scores)
+            place, row, scores = place[kept], row[kept], scores[kept]
+            STAT.append((len(symbols),len(left),len(place)))
+        best.add(row, symbols[place], scores)
         if progress is not None:
             progress((block + 1) / blocks)
     return Neighbours(best.symbols, best.scores)
+
+
+STAT=[]
 
 
 class _Best:
@@ -108,7 +109,7 @@ class _Best:
         return np.maximum(self.scores[:, -1], self._floor)
 
     def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
-        """Take in more (row, symbol, score) cells, whose rows ascend."""
+        """Take in more (row, symbol, score) cells."""
         scores = np.round(scores, _DECIMALS)
         count = self.scores.shape[1]
         order = np.lexsort((symbols, -scores, rows))
