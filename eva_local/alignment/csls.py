@@ -85,14 +85,14 @@ def nearest(
             scores -= rise[place]
             kept = scores >= best.worst[row]
             place, row, scores = place[kept], row[kept], scores[kept]
-            STAT.append((len(symbols),len(left),len(place)))
+            STAT.append((len(symbols), len(left), len(place)))
         best.add(row, symbols[place], scores)
         if progress is not None:
             progress((block + 1) / blocks)
     return Neighbours(best.symbols, best.scores)
 
 
-STAT=[]
+STAT = []
 
 
 class _Best:
