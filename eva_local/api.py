@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, warn_if_foreign
-from eva_local.config import EnsembleSpec, load_config, shipped
+from eva_local.config import load_config, shipped
 from eva_local.engine import Engine
 from eva_local.errors import InputError
 from eva_local.model import LlamaModel, Model, can_offload
 from eva_local.prompt import Prompt, PromptWriter
 from eva_local.records import Completion, Sampling, Step
 from eva_local.space import PivotSpace
+from eva_local.specs import EnsembleSpec
 from eva_local.store import cache_folder, locate
 
 # Told what is going on and which share of it is done, from 0 to 1.

@@ -23,27 +23,9 @@ from eva_local.settings import (
 from eva_local.specs import (
     EnsembleSpec,
     FusionSettings,
-    HubSource,
     LoadSettings,
     ModelSpec,
-    PathSource,
-    WheelSource,
 )
-
-__all__ = [
-    "Config",
-    "EnsembleSpec",
-    "FusionSettings",
-    "HubSource",
-    "LoadSettings",
-    "ModelSpec",
-    "PathSource",
-    "Setting",
-    "WheelSource",
-    "find_config",
-    "load_config",
-    "shipped",
-]
 
 SCHEMA = 1
 FILE_NAME = "models.toml"

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.config import LoadSettings
 from eva_local.errors import ModelError
+from eva_local.specs import LoadSettings
 from eva_local.tokenizer import Tokenizer
 from eva_local.vocab import Kind, Vocabulary
 

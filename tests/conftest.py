@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from eva_local.api import Ensemble, load
-from eva_local.config import ModelSpec, load_config, shipped
+from eva_local.config import load_config, shipped
 from eva_local.model import LlamaModel
+from eva_local.specs import ModelSpec
 from eva_local.store import locate
 
 REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")

@@ -8,21 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.config import (
-    DEFAULT_KEYS,
-    Config,
+from eva_local.config import DEFAULT_KEYS, Config, find_config, load_config, shipped
+from eva_local.errors import ConfigError, InputError
+from eva_local.records import Sampling
+from eva_local.specs import (
     EnsembleSpec,
     FusionSettings,
     HubSource,
     LoadSettings,
     PathSource,
     WheelSource,
-    find_config,
-    load_config,
-    shipped,
 )
-from eva_local.errors import ConfigError, InputError
-from eva_local.records import Sampling
 
 SHA = "ab" * 32
 MODELS = f"""

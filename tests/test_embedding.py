@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
-from test_mapping import dense
+from test_mapping import check_law_3, check_twins
 
 from eva_local.alignment.csls import Neighbours, nearest
 from eva_local.alignment.embedding import eva, eva_paper, trusted
-from eva_local.alignment.mapping import twins
 from eva_local.alignment.overlay import Embedded, anchors_by_bytes, anchors_by_spelling, overlay
 from eva_local.alignment.quality import held_out
 from eva_local.alignment.vecmap import normalise, supervised, transforms
@@ -150,21 +149,11 @@ def test_law_3(learn, one, other, widths) -> None:
         for seed, (model, width) in enumerate(zip((member, pivot), widths, strict=True))
     ]
     shares: list[float] = []
-    mapping = learn(*sides, shares.append)
-    mapping.check()
+    matrix = check_law_3(learn(*sides, shares.append), member, pivot)
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    matrix = dense(mapping)
-    silent = ~member.vocabulary.speakable
-    ends = sorted(member.vocabulary.end_ids)
-    silent[ends] = False
-    assert not matrix[silent].any()
-    assert not matrix[:, :-1][:, ~pivot.vocabulary.speakable].any()
-    assert np.array_equal(np.flatnonzero(matrix[:, -1]), ends)
     if learn is eva:
-        twin = twins(member.vocabulary, pivot.vocabulary)
-        paired = np.flatnonzero(twin >= 0)
-        assert matrix[paired, twin[paired]] == pytest.approx(1)
+        check_twins(matrix, member, pivot)
 
 
 def rotated(member: FakeModel, pivot: FakeModel) -> list[Embedded]:

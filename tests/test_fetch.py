@@ -25,8 +25,8 @@ from model_sources import (
 )
 
 from eva_local import store
-from eva_local.config import ModelSpec, WheelSource
 from eva_local.errors import StoreError
+from eva_local.specs import ModelSpec, WheelSource
 
 DATA = b"GGUF" + os.urandom(300_000)
 Usage = namedtuple("Usage", "total used free")

@@ -13,8 +13,8 @@ import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 
 from eva_local import fetch, store
-from eva_local.config import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import StoreError
+from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
 
 DATA = b"GGUF" + os.urandom(3000)
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-# Cells of one block of cosines: 256 MiB of float32.
-_CELLS = 1 << 26
+# Cells of one block of cosines: 64 MiB of float32, and many times that in the ids of those that
+# pass in the first block.
+_CELLS = 1 << 24
 # Rows of one matrix product with the tokens that are not looked up.
 _ROWS = 8192
 # Scores are rounded, so that the last bits of a sum (the number of threads decides them) matter
@@ -85,14 +86,10 @@ def nearest(
             scores -= rise[place]
             kept = scores >= best.worst[row]
             place, row, scores = place[kept], row[kept], scores[kept]
-            STAT.append((len(symbols), len(left), len(place)))
         best.add(row, symbols[place], scores)
         if progress is not None:
             progress((block + 1) / blocks)
     return Neighbours(best.symbols, best.scores)
-
-
-STAT = []
 
 
 class _Best:

@@ -18,8 +18,9 @@ from eva_local.cli.session import (
     setting_options,
 )
 from eva_local.cli.table import print_json, print_table
-from eva_local.config import Config, EnsembleSpec, ModelSpec, PathSource
+from eva_local.config import Config
 from eva_local.errors import InputError
+from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
 
 
 @click.command()
