@@ -70,6 +70,21 @@ def test_a_rotation_is_found_from_its_anchors(n_anchors) -> None:
     assert mapped_x == pytest.approx(mapped_z, abs=1e-3)
 
 
+def test_the_directions_that_are_kept_are_those_of_the_strongest_agreement() -> None:
+    generator = np.random.default_rng(8)
+    z = generator.normal(size=(300, 12)).astype(np.float32)
+    x = z.copy()
+    # In all but four directions the two sides have nothing to do with each other.
+    x[:, 4:] = generator.normal(size=(300, 8))
+    anchors = np.arange(200)
+    mapped_x, mapped_z = supervised(x.copy(), z.copy(), anchors, anchors, 4)
+    assert mapped_x.shape == mapped_z.shape == (300, 4)
+    assert np.linalg.norm(mapped_x, axis=1) == pytest.approx(1, abs=1e-5)
+    alike = np.einsum("ij,ij->i", mapped_x[200:], mapped_z[200:])
+    whole_x, whole_z = supervised(x, z, anchors, anchors)
+    assert alike.mean() > 0.9 > np.einsum("ij,ij->i", whole_x[200:], whole_z[200:]).mean()
+
+
 def test_the_steps_are_those_of_the_paper() -> None:
     """Against the singular value decomposition of the anchors' own rows."""
     generator = np.random.default_rng(1)

@@ -202,6 +202,13 @@ def test_a_mapping_for_other_vocabularies_is_refused(tmp_path) -> None:
         find_or_build("surface", A, B, [tmp_path])
 
 
+def test_a_mapping_made_with_other_parameters_is_refused(tmp_path) -> None:
+    path = tmp_path / file_name("surface", A, B)
+    damaged(surface(A.tokenizer, B.tokenizer), parameters={"directions": 576}).save(path)
+    with pytest.raises(MappingError, match=r"other parameters; run: eva-local align --force"):
+        find_or_build("surface", A, B, [tmp_path])
+
+
 def test_share_of_twins() -> None:
     assert share_of_twins(A, A) == 1
     pieces = {B.vocabulary.pieces[i] for i in range(len(B.vocabulary)) if B.vocabulary.speakable[i]}

@@ -74,9 +74,9 @@ def nearest(
         if near is not None:
             np.maximum(bound, near[symbols], out=bound)
         halves -= (bound / 2)[:, None]
-        cells_left = np.flatnonzero(halves >= best.worst / 2)
-        place, row = np.divmod(cells_left, len(rows))
-        scores = 2 * halves.ravel()[cells_left]
+        cell = np.flatnonzero(halves >= best.worst / 2)
+        place, row = np.divmod(cell, len(rows))
+        scores = 2 * halves.ravel()[cell]
         for start in range(0, len(others), _ROWS):
             left = np.unique(place)
             nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)

@@ -31,12 +31,17 @@ _NEIGHBOURS = 10
 _FLOOR = 0.1
 _FLAT_COUNT = 5
 _FLAT = 0.01
-_PARAMETERS = {
+# `eva` keeps the directions in which the anchors agree best: the others cost time and are noise.
+# Held-out anchors at rank 1 with 256, 384 and all 576: 95.5, 95.8, 95.6% (SmolLM2 to Gemma).
+DIRECTIONS = 384
+# What the files of the two methods record: with other values they are stale.
+PAPER_PARAMETERS = {
     "neighbours": _NEIGHBOURS,
     "floor": _FLOOR,
     "flat_count": _FLAT_COUNT,
     "flat": _FLAT,
 }
+PARAMETERS = {**PAPER_PARAMETERS, "directions": DIRECTIONS}
 
 
 def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
@@ -53,6 +58,7 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         np.flatnonzero(member.vocabulary.speakable),
         written(pivot.vocabulary),
         anchors_by_bytes(member.vocabulary, pivot.vocabulary),
+        DIRECTIONS,
     )
     alone = np.flatnonzero(twin[space.tokens] < 0)
     places, symbols, weights = trusted(_look_up(space, alone, progress))
@@ -64,7 +70,7 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         np.concatenate([paired, space.tokens[alone[places]]]),
         np.concatenate([twin[paired], space.symbols[symbols]]),
         np.concatenate([np.ones(len(paired)), weights]),
-        parameters=_PARAMETERS,
+        parameters=PARAMETERS,
     )
 
 
@@ -100,7 +106,7 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
         rows,
         symbols,
         weights,
-        parameters=_PARAMETERS,
+        parameters=PAPER_PARAMETERS,
     )
 
 

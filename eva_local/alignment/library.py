@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from eva_local.alignment import embedding
 from eva_local.alignment.embedding import eva, eva_paper
 from eva_local.alignment.mapping import Mapping, from_entries, twins
 from eva_local.alignment.overlay import Embedded
@@ -42,8 +44,12 @@ METHODS: Table[str, Method] = {
     "eva": _from_embeddings(eva),
     "eva-paper": _from_embeddings(eva_paper),
 }
-# Methods that rest on embeddings, whose overlay can be tested on anchors that are held out.
-BY_EMBEDDING = ("eva", "eva-paper")
+# Methods that rest on embeddings, whose overlay can be tested on anchors that are held out, and
+# the parameters that they have now.
+BY_EMBEDDING: Table[str, Table[str, Any]] = {
+    "eva": embedding.PARAMETERS,
+    "eva-paper": embedding.PAPER_PARAMETERS,
+}
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
 _REBUILD = "eva-local align --force"
@@ -94,11 +100,13 @@ def check_method(method: str) -> None:
 
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
-    """Read a mapping; MappingError where it is damaged or made for other vocabularies."""
+    """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
     mapping = Mapping.load(path, _REBUILD)
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
     if (mapping.member, mapping.pivot) != expected:
         raise MappingError(f"{path}: made for other vocabularies; run: {_REBUILD}")
+    if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
+        raise MappingError(f"{path}: made with other parameters; run: {_REBUILD}")
     return mapping
 
 

@@ -70,11 +70,17 @@ def written(vocabulary: Vocabulary) -> Ids:
 
 
 def overlay(
-    member: Embedded, pivot: Embedded, tokens: Ids, symbols: Ids, anchors: tuple[Ids, Ids]
+    member: Embedded,
+    pivot: Embedded,
+    tokens: Ids,
+    symbols: Ids,
+    anchors: tuple[Ids, Ids],
+    directions: int | None = None,
 ) -> Overlay:
     """Lay `tokens` of the member and `symbols` of the pivot (ascending) over each other.
 
-    `anchors` are some of the tokens, and for each the symbol that means the same.
+    `anchors` are some of the tokens, and for each the symbol that means the same. `directions`
+    limits the width of the common space.
     Raises MappingError where there are none.
     """
     if not len(anchors[0]):
@@ -86,7 +92,7 @@ def overlay(
     x, z = member.layer.embeddings(tokens), pivot.layer.embeddings(symbols)
     normalise(x)
     normalise(z)
-    x, z = supervised(x, z, rows, columns)
+    x, z = supervised(x, z, rows, columns, directions)
     near = np.full(len(symbols), -1, dtype=np.float32)
     np.maximum.at(near, columns, np.einsum("ij,ij->i", x[rows], z[columns]))
     return Overlay(tokens, symbols, x, z, near)

@@ -38,18 +38,21 @@ def held_out(
     member: Embedded,
     pivot: Embedded,
     *,
+    directions: int | None = None,
     share: float = 0.1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> HeldOut:
     """Learn from all anchors but a `share` of them, chosen by `seed`, and look for those.
 
+    `directions` limits the width of the common space, as in `overlay`.
     Raises MappingError where there are no anchors.
     """
     tokens, symbols = anchors_by_bytes(member.vocabulary, pivot.vocabulary)
     hidden = np.random.default_rng(seed).permutation(len(tokens)) < share * len(tokens)
     told = tokens[~hidden], symbols[~hidden]
-    space = overlay(member, pivot, written(member.vocabulary), written(pivot.vocabulary), told)
+    sides = written(member.vocabulary), written(pivot.vocabulary)
+    space = overlay(member, pivot, *sides, told, directions)
     rows = np.searchsorted(space.tokens, tokens[hidden])
     wanted = np.searchsorted(space.symbols, symbols[hidden])
     ranks = _ranks(space.x[rows], space.z, wanted)

@@ -32,19 +32,22 @@ def normalise(x: Matrix) -> None:
     _unit(x)
 
 
-def supervised(x: Matrix, z: Matrix, x_anchors: Ids, z_anchors: Ids) -> tuple[Matrix, Matrix]:
+def supervised(
+    x: Matrix, z: Matrix, x_anchors: Ids, z_anchors: Ids, directions: int | None = None
+) -> tuple[Matrix, Matrix]:
     """Map both spaces into a common one; the memory of `x` and `z` is used for the result.
 
     `x: (n, d)` and `z: (m, e)` are normalised; row `x_anchors[i]` of `x` means the same as row
-    `z_anchors[i]` of `z`. Returns views (n, r) and (m, r), r = min(d, e), with rows of unit
-    length, so that their products are cosines.
+    `z_anchors[i]` of `z`. Returns views (n, r) and (m, r) with rows of unit length, so that
+    their products are cosines: r = min(d, e), or fewer `directions`, namely those in which the
+    anchors agree best.
     """
     x_map, z_map = transforms(
         _products(x, x, x_anchors, x_anchors),
         _products(z, z, z_anchors, z_anchors),
         _products(x, z, x_anchors, z_anchors),
     )
-    return _apply(x, x_map), _apply(z, z_map)
+    return _apply(x, x_map[:, :directions]), _apply(z, z_map[:, :directions])
 
 
 def transforms(x_gram: Square, z_gram: Square, cross: Square) -> tuple[Square, Square]:

@@ -104,7 +104,8 @@ def _report(
         state, seconds = "built", time.perf_counter() - began
     if method in library.BY_EMBEDDING:
         sides = library.embedded(model), library.embedded(pivot)
-        found = quality.held_out(*sides, progress=told)
+        directions = library.BY_EMBEDDING[method].get("directions")
+        found = quality.held_out(*sides, directions=directions, progress=told)
     mapping = library.read(path, model, pivot)
     return Report(
         *names,
