@@ -29,8 +29,11 @@ log = logging.getLogger("eva_local")
 
 Logits = NDArray[np.float32]
 
+# Stands for every sequence of a model, as llama.cpp has it.
+ALL = -1
 # Rows of logits that one call may ask for: few, since a row is n_vocab floats.
 _LOGIT_ROWS = 32
+_SPARE_CELLS = 256
 _KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
@@ -71,10 +74,10 @@ class Model(Protocol):
         """Decode one run; yield blocks (m, n_vocab) with the logits after each token."""
 
     def remove(self, sequence: int, start: int) -> bool:
-        """Forget positions from `start` on; return False where that is impossible."""
+        """Forget positions from `start` on, of one sequence or of `ALL`; False if impossible."""
 
-    def copy(self, source: int, target: int) -> None:
-        """Let `target` begin as a copy of `source`."""
+    def copy(self, source: int, target: int, length: int = -1) -> None:
+        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all)."""
 
     def close(self) -> None:
         """Free the memory."""
@@ -89,21 +92,24 @@ class LlamaModel:
         settings: LoadSettings | None = None,
         *,
         n_sequences: int = 1,
+        n_branches: int = 1,
         vocabulary_only: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """Open `path`; raise ModelError where llama.cpp cannot.
 
-        With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is
-        told the share of the weights that is loaded.
+        With `n_branches` above 1 every text has as many sequences, numbered one text after the
+        other, which share one cache. With `vocabulary_only` no weights are read and nothing can
+        be decoded. `progress` is told the share of the weights that is loaded.
         """
         settings = settings or LoadSettings()
         self._llama = _library()
         self._context: Any = None
         self._batch: Any = None
         self.path = path
-        self.n_batch = max(settings.n_batch, n_sequences)
+        self.n_batch = max(settings.n_batch, n_sequences * n_branches)
         self.n_sequences = n_sequences
+        self.n_branches = n_branches
         self.n_ctx = 0
         self.can_roll_back = True
         self._text_buffer = np.empty(64, dtype=np.int32)
@@ -171,10 +177,14 @@ class LlamaModel:
         """Forget the positions of a sequence from `start` on; False where that is impossible."""
         return bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
-    def copy(self, source: int, target: int) -> None:
-        """Let the sequence `target` begin as a copy of `source`."""
+    def copy(self, source: int, target: int, length: int = -1) -> None:
+        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all).
+
+        Between texts, llama.cpp copies whole sequences only; among the branches of one text the
+        cache is shared and nothing is copied.
+        """
         self._llama.llama_memory_seq_rm(self._memory, target, -1, -1)
-        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, length)
 
     def _open(
         self,
@@ -207,11 +217,15 @@ class LlamaModel:
         trained = llama.llama_model_n_ctx_train(self._model)
         self.n_ctx = min(settings.n_ctx, trained) if settings.n_ctx else trained
         parameters.n_ctx = self.n_ctx * self.n_sequences
+        if self.n_branches > 1:
+            # Rows that are tried beside each other need a little more than one text.
+            parameters.n_ctx += _SPARE_CELLS * self.n_sequences
+            parameters.kv_unified = True
         parameters.n_batch = self.n_batch
         parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
-        parameters.n_seq_max = self.n_sequences
+        parameters.n_seq_max = self.n_sequences * self.n_branches
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
-        parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences)
+        parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences * self.n_branches)
         threads = settings.threads or _cores()
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
