@@ -1,17 +1,35 @@
 import json
+import math
+from itertools import product
 
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
+from hypothesis import given
+from test_fusion import votes
 
-from eva_local.alignment.library import METHODS, find_or_build, identity
+from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
+from eva_local.decision import Judge
 from eva_local.errors import InputError
-from eva_local.evaluate.bits import COMBINES, _fuse, _Projection, bits_per_byte
-from eva_local.evaluate.texts import read_texts
-from eva_local.fusion import combine, project, top_k
+from eva_local.evaluate.bits import Passage, _Whole, bits_per_byte, fuse, passages
+from eva_local.evaluate.texts import cut, read_texts
+from eva_local.fusion import combine
+from eva_local.model import Model
+from eva_local.space import PivotSpace
+from eva_local.specs import FusionSettings
 
 TEXT = b"the unbelievable Paris is the end"
+SURFACE = {"surface": surface, "surface-refined": surface_refined}
+SETTINGS = [
+    FusionSettings(mapping=mapping, combine=how, weights=weights, filter=filtering, filter_n=n)
+    for mapping, how, weights, (filtering, n) in product(
+        SURFACE,
+        ("mean", "geometric"),
+        ("equal", (3.0, 0.0, 1.0), "running", "prompt-perplexity"),
+        (("off", 3), ("top-n", 1), ("top-n", 40)),
+    )
+]
 
 
 def uniform(words: list[bytes]) -> FakeModel:
@@ -20,52 +38,130 @@ def uniform(words: list[bytes]) -> FakeModel:
     return model
 
 
+def mapped(members: dict[str, Model], pivot: str) -> dict:
+    """Every surface mapping of all members, built afresh."""
+    return {
+        method: {
+            name: identity(model)
+            if model.vocabulary.fingerprint == members[pivot].vocabulary.fingerprint
+            else learn(model.tokenizer, members[pivot].tokenizer)
+            for name, model in members.items()
+        }
+        for method, learn in SURFACE.items()
+    }
+
+
 def test_a_member_alone_by_hand() -> None:
     model = uniform(WORDS_A)
-    found = bits_per_byte([TEXT, b"a"], {"m": model}, "m", {})
-    tokens = len(model.tokenizer.encode(TEXT)) + 1
-    expected = tokens * np.log2(len(model.vocabulary)) / (len(TEXT) + 1)
-    assert found.alone["m"] == pytest.approx(expected)
-    assert (found.n_bytes, found.fused) == (len(TEXT) + 1, {})
+    members = {"m": model}
+    found = bits_per_byte(passages([TEXT, b"a"], members), members, "m", SETTINGS, {})
+    tokens = len(model.tokenizer.encode(TEXT))
+    each = math.log2(len(model.vocabulary))
+    assert found.alone["m"] == pytest.approx((tokens * each, each))
+    assert found.n_bytes == (len(TEXT), 1)
+    assert found.per_byte(found.alone["m"]) == pytest.approx((tokens + 1) * each / (len(TEXT) + 1))
+    assert found.fused == {}
 
 
-@pytest.mark.parametrize("how", COMBINES)
+def test_a_prompt_is_read_but_not_measured() -> None:
+    model = FakeModel()
+    (passage,) = passages([TEXT], {"m": model}, 8)
+    assert (passage.text, len(passage.prompts["m"])) == (TEXT[3:], 2)
+    found = bits_per_byte([passage], {"m": model}, "m", [], {})
+    prompt, expected = list(passage.prompts["m"]), 0.0
+    for token_id in model.tokenizer.encode(passage.text):
+        logits = model._hashed(prompt).astype(np.float64)
+        expected -= (logits[token_id] - np.log(np.exp(logits).sum())) / math.log(2)
+        prompt.append(token_id)
+    assert found.alone["m"] == pytest.approx((expected,), rel=1e-5)
+    assert passages([TEXT, b"the"], {"m": model}, 8) == [passage]
+
+
+@pytest.mark.parametrize("how", ["mean", "geometric"])
 def test_copies_of_one_model_predict_as_it_does_among_what_can_be_said(how) -> None:
     members = {"one": FakeModel(), "two": FakeModel()}
-    table = {name: identity(model) for name, model in members.items()}
-    fused = bits_per_byte([TEXT], members, "one", {"same": table}).fused["same", how]
-    alone = bits_per_byte([TEXT], {"one": FakeModel()}, "one", {}).alone["one"]
+    setting = FusionSettings(mapping="surface", combine=how)
+    found = bits_per_byte(
+        passages([TEXT], members), members, "one", [setting], mapped(members, "one")
+    )
     # The shared space leaves out control tokens, and adds up the END ids: a little less to pay.
-    assert 0 <= alone - fused < 0.2
+    assert 0 <= (found.alone["one"][0] - found.fused[setting][0]) / len(TEXT) < 0.2
 
 
-@pytest.mark.parametrize("build", [surface, surface_refined])
-@pytest.mark.parametrize("how", COMBINES)
-def test_whole_votes_are_fused_as_the_engine_fuses_them(build, how) -> None:
-    pivot, member = FakeModel(WORDS_A), FakeModel(WORDS_B)
-    mapping, own = build(member.tokenizer, pivot.tokenizer), identity(pivot)
-    ours, theirs = pivot._hashed([1]), member._hashed([2])
-    lead = project(*top_k(ours, 0), own)
-    sparse = combine([lead, project(*top_k(theirs, 0), mapping, lead)], [1, 1], how)
-    dense_lead = _Projection(own).project(top_k(ours, 0)[1], None)
-    dense = _fuse([dense_lead, _Projection(mapping).project(top_k(theirs, 0)[1], dense_lead)], how)
-    assert dense[sparse.symbols] == pytest.approx(sparse.probabilities, rel=1e-6)
-    if how == "mean":
-        assert dense.sum() == pytest.approx(sparse.probabilities.sum())
+def by_the_engine(
+    passage: Passage, members: dict[str, Model], pivot: str, setting: FusionSettings, mappings: dict
+) -> float:
+    """The same measurement by the engine's own space, votes and judge, symbol by symbol."""
+    models = list(members.values())
+    table = [mappings[setting.mapping][name] for name in members]
+    lead = list(members).index(pivot)
+    space = PivotSpace(models, table, pivot=lead, n_candidates=0)
+    judge = Judge(setting, len(models))
+    voices = space.voices(7)
+    for place, (name, model, voice) in enumerate(zip(members, models, voices, strict=True)):
+        model.remove(7, 0)
+        voice.start(passage.prompts[name])
+        (run,) = voice.pending()
+        voice.read(run, model.decode_every(run))
+        if setting.weights == "prompt-perplexity":
+            judge.evidence[place] = voice.evidence()
+    bits = 0.0
+    for symbol in models[lead].tokenizer.encode(passage.text):
+        for model, voice in zip(models, voices, strict=True):
+            for run in voice.pending():
+                voice.take(run, model.decode([run])[0])
+        decision = judge.decide(space.votes(voices, space.lead_vote(voices)))
+        bits -= math.log2(decision.fused.at_least(symbol))
+        judge.learn(decision, symbol, len(space.piece(symbol)))
+        for voice in voices:
+            voice.commit(symbol)
+    return bits
+
+
+def test_every_setting_is_measured_as_the_engine_would_fuse() -> None:
+    members = {
+        "b": FakeModel(WORDS_B, missing=[0x04]),
+        "a": FakeModel(WORDS_A),
+        "again": FakeModel(WORDS_A),
+    }
+    members["again"]._logits = lambda tokens: members["a"]._hashed([*tokens, 7])
+    mappings = mapped(members, "a")
+    parts = passages([TEXT, b"able\x04 there a"], members, 6)
+    found = bits_per_byte(parts, members, "a", SETTINGS, mappings)
+    assert list(found.fused) == SETTINGS
+    assert len({round(sum(bits), 6) for bits in found.fused.values()}) > len(SETTINGS) / 2
+    for setting, bits in found.fused.items():
+        assert bits == pytest.approx(
+            [by_the_engine(part, members, "a", setting, mappings) for part in parts], rel=1e-6
+        )
+
+
+@given(cast=votes)
+@pytest.mark.parametrize("how", ["mean", "geometric"])
+def test_whole_votes_are_fused_as_sparse_ones(how, cast) -> None:
+    wholes = []
+    for vote in cast:
+        masses = np.zeros(41)
+        masses[vote.symbols] = vote.probabilities
+        wholes.append(_Whole(masses, 0, 3))
+    weights = np.arange(1, len(cast) + 1) / sum(range(1, len(cast) + 1))
+    sparse, dense = combine(cast, weights, how), fuse(wholes, weights, how)
+    assert np.flatnonzero(dense).tolist() == sparse.symbols.tolist()
+    assert dense[sparse.symbols] == pytest.approx(sparse.probabilities)
 
 
 def test_a_character_that_a_member_cannot_spell_is_left_out() -> None:
     members = {"a": FakeModel(), "b": FakeModel(WORDS_B, missing=[0x04])}
-    mappings = {
-        method: {
-            name: find_or_build(method, model, members["a"], [])
-            if name == "a"
-            else METHODS[method](model, members["a"], None)
-            for name, model in members.items()
-        }
-        for method in ("surface",)
-    }
-    assert bits_per_byte([b"the\x04 end"], members, "a", mappings).n_bytes == len(b"the end")
+    assert [part.text for part in passages([b"the\x04 end"], members)] == [b"the end"]
+
+
+def test_texts_are_cut_between_words_else_between_characters() -> None:
+    assert cut(b"one two", 5) == (b"one", b" two")
+    assert cut(b"one two", 3) == (b"one", b" two")
+    assert cut(b"one", 3) == (b"one", b"")
+    assert cut(b" one", 2) == (b" o", b"ne")
+    assert cut("ab中".encode(), 4) == (b"ab", "中".encode())
+    assert cut(b"one", 0) == (b"", b"one")
 
 
 def test_texts_of_json_lines_and_plain_files(tmp_path) -> None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
-from eva_local.cli.table import print_json, print_table
-
-if TYPE_CHECKING:
-    from eva_local.evaluate.bits import Bits
 
 
 @click.command("eval")
@@ -25,61 +18,48 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Measure bits per byte of the texts of FILE.",
 )
-@setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers")
-@click.option("--method", "methods", multiple=True, help="Only this mapping; may be repeated.")
+@setting_options(
+    *("ensemble", "n_ctx", "threads", "n_gpu_layers"),
+    *("filter_n", "weight_temperature", "weight_decay"),
+)
+@click.option("--method", "mappings", multiple=True, help="Only this mapping; may be repeated.")
+@click.option("--combine", "combines", multiple=True, help="Only mean, or geometric.")
+@click.option("--weights", "weightings", multiple=True, help="Only these weights; may be repeated.")
+@click.option("--filter", "filters", multiple=True, help="Only with this filter: top-n, or off.")
 @click.option("--bytes", "limit", type=click.IntRange(1), help="Read this many bytes at most.")
+@click.option(
+    "--prompt-bytes",
+    type=click.IntRange(0),
+    default=0,
+    help="Give so many bytes of each text as a prompt, and do not measure them.",
+)
 @json_option
 @pass_session
 def evaluate(
     session: Session,
     overrides: dict[str, object],
     file: Path,
-    methods: tuple[str, ...],
+    mappings: tuple[str, ...],
+    combines: tuple[str, ...],
+    weightings: tuple[str, ...],
+    filters: tuple[str, ...],
     limit: int | None,
+    prompt_bytes: int,
     as_json: bool,
 ) -> None:
     """Measure how well an ensemble predicts the texts of FILE.
 
     FILE is plain text, or JSON lines with a field `text`, `question` or `prompt`. Each member
-    is measured alone, and the ensemble under every mapping and way to combine. Lower is better.
+    is measured alone, and the ensemble under every mapping, way to combine, weighting and
+    filter, unless options choose some. Lower is better. The weights prompt-perplexity need
+    --prompt-bytes.
     """
-    from eva_local.alignment.library import METHODS, find_or_build
-    from eva_local.api import mapping_folders, open_models
-    from eva_local.evaluate.bits import bits_per_byte
-    from eva_local.evaluate.texts import read_texts
+    from eva_local.cli.bits import measure
 
-    texts = read_texts(file, limit)
     spec = session.load(overrides).ensemble()
-    with progress_shown() as progress, open_models(spec) as models:
-
-        def told(what: str, share: float) -> None:
-            progress(what, round(1000 * share), 1000)
-
-        members = {member.name: model for member, model in zip(spec.members, models, strict=True)}
-        pivot = members[spec.pivot]
-        mappings = {
-            method: {
-                name: find_or_build(
-                    method, model, pivot, mapping_folders(), partial(told, f"{method}: {name}")
-                )
-                for name, model in members.items()
-            }
-            for method in methods or METHODS
-        }
-        found = bits_per_byte(texts, members, spec.pivot, mappings, told)
-    _print(found, spec.pivot, as_json=as_json)
-
-
-def _print(found: Bits, pivot: str, *, as_json: bool) -> None:
+    chosen = {"mapping": mappings, "combine": combines, "weights": weightings, "filter": filters}
+    found = measure(spec, file, chosen, limit, prompt_bytes)
     if as_json:
-        fused = [
-            {"mapping": method, "combine": combine, "bits_per_byte": bits}
-            for (method, combine), bits in found.fused.items()
-        ]
-        result = {"bytes": found.n_bytes, "pivot": pivot, "alone": found.alone, "fused": fused}
-        print_json(result)
-        return
-    rows = [(f"{name} alone", "", f"{bits:.4f}") for name, bits in found.alone.items()]
-    rows += [(method, combine, f"{bits:.4f}") for (method, combine), bits in found.fused.items()]
-    print_table(("", "COMBINE", "BITS PER BYTE"), rows)
-    click.echo(f"{found.n_bytes} bytes, pivot {pivot}")
+        found.show_json()
+    else:
+        found.show()

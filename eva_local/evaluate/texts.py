@@ -33,7 +33,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[bytes]:
         if left is not None:
             data = data[:left].decode(errors="ignore").encode()
             left -= len(data)
-        parts += _cut(data)
+        parts += _parts(data)
     if not parts:
         raise InputError(f"{path}: holds no text")
     return parts
@@ -55,14 +55,21 @@ def _json_texts(path: Path, content: str) -> list[str]:
     return texts
 
 
-def _cut(data: bytes) -> list[bytes]:
+def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
+    """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
+    if len(data) <= size:
+        return data, b""
+    place = data.rfind(b" ", 1, size + 1)
+    if place < 0:
+        place = size
+        while data[place] & 0xC0 == 0x80:
+            place -= 1
+    return data[:place], data[place:]
+
+
+def _parts(data: bytes) -> list[bytes]:
     parts = []
-    while len(data) > _LONGEST:
-        place = data.rfind(b" ", 1, _LONGEST)
-        if place < 0:
-            place = _LONGEST
-            while data[place] & 0xC0 == 0x80:
-                place -= 1
-        parts.append(data[:place])
-        data = data[place:]
-    return [*parts, data] if data else parts
+    while data:
+        part, data = cut(data, _LONGEST)
+        parts.append(part)
+    return parts
