@@ -1,8 +1,10 @@
-"""A JSON object of a file, read key by key; what is not as it should be names its line."""
+"""JSON objects of a file, read key by key; what is not as it should be names its line."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import TypeVar
 
 from eva_local.errors import InputError
@@ -118,3 +120,36 @@ class Checked:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self.problem(f"has a wrong {key}: {str(value)[:60]}")
         return value
+
+
+def checked_lines(path: Path, data: bytes) -> tuple[list[Checked], int]:
+    """Return the objects of JSON Lines, and how many bytes of `data` they take up.
+
+    What follows the last line end and is no JSON is left out: its writer was interrupted.
+    Raises InputError for any other line that is no JSON object.
+    """
+    *lines, last = data.split(b"\n")
+    whole = len(data)
+    if _is_torn(last):
+        whole -= len(last)
+    elif last:
+        lines.append(last)
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)], whole
+
+
+def _is_torn(last: bytes) -> bool:
+    """Return whether what follows the last line end is a part of a line."""
+    try:
+        json.loads(last or b"{}")
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Checked:
+    where = f"{path}, line {number}"
+    try:
+        return Checked(where, json.loads(line))
+    except (ValueError, RecursionError) as error:
+        # A wrong UTF-8 byte is a ValueError too.
+        raise InputError(f"{where} is no JSON: {error}") from error

@@ -24,7 +24,7 @@ from eva_local.records import (
     Trace,
     Usage,
 )
-from eva_local.trace.checked import Checked
+from eva_local.trace.checked import Checked, checked_lines
 
 SCHEMA = 1
 # Line ends for readers other than JSON's, and control characters that a terminal would obey.
@@ -117,10 +117,7 @@ class TraceWriter:
             raise self._refused(error) from error
 
     def _line(self, line: Mapping[str, object]) -> None:
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
-        text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-        # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
-        left = memoryview(text.encode("utf-8", "backslashreplace") + b"\n")
+        left = memoryview(json_line(line))
         try:
             while left:
                 left = left[self._out.write(left) :]
@@ -129,6 +126,14 @@ class TraceWriter:
 
     def _refused(self, error: OSError) -> InputError:
         return InputError(f"the trace {self._path} cannot be written: {error.strerror or error}")
+
+
+def json_line(line: Mapping[str, object]) -> bytes:
+    """Return an object as a line of JSON that is one line to any reader and harmless to print."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
+    text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _step_line(step: Step) -> dict[str, object]:
@@ -180,13 +185,8 @@ def read_trace(path: Path) -> TraceFile:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"the trace {path} cannot be read: {reason}") from error
-    lines = data.split(b"\n")
-    notes = []
-    if _is_torn(last := lines.pop()):
-        notes.append("the last line is incomplete and was left out")
-    elif last:
-        lines.append(last)
-    parsed = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    parsed, whole = checked_lines(path, data)
+    notes = ["the last line is incomplete and was left out"] if whole < len(data) else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
     header = _header(parsed[0])
@@ -213,24 +213,6 @@ def read_trace(path: Path) -> TraceFile:
         usage=usage,
         notes=tuple(notes),
     )
-
-
-def _is_torn(last: bytes) -> bool:
-    """Return whether what follows the last line end is a part of a line."""
-    try:
-        json.loads(last or b"{}")
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def _parsed(path: Path, number: int, line: bytes) -> Checked:
-    where = f"{path}, line {number}"
-    try:
-        return Checked(where, json.loads(line))
-    except (ValueError, RecursionError) as error:
-        # A wrong UTF-8 byte is a ValueError too.
-        raise InputError(f"{where} is no JSON: {error}") from error
 
 
 def _header(line: Checked) -> TraceFile:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from typing import Literal
 
 from eva_local.records import Ballot, Candidate, Step
 from eva_local.trace.file import TraceFile
@@ -64,7 +65,7 @@ def summarize(trace: TraceFile) -> Summary:
     """Return the numbers of a trace."""
     return Summary(
         tokens=sum(bool(step.piece) for step in trace.steps),
-        disputed=sum(_disputed(step) for step in trace.steps),
+        disputed=sum(disputed(step) for step in trace.steps),
         probability=_mean([step.probability for step in trace.steps]),
         members=tuple(_member(name, trace.steps) for name in trace.members),
     )
@@ -99,14 +100,14 @@ def _step_data(step: Step, shown: str, whole: bool, members: Sequence[str]) -> d
         "hex": step.piece.hex(" "),
         "probability": step.probability,
         "carrier": members.index(trace.carrier) if trace else -1,
-        "disputed": _disputed(step),
+        "disputed": disputed(step),
         "top": _candidates_data(trace.top, step.piece) if trace else [],
         "ballots": [
             {
                 "member": members.index(ballot.member),
                 "top": _candidates_data(ballot.top, step.piece),
                 "chosen": ballot.chosen,
-                "verdict": _verdict(ballot),
+                "verdict": verdict(ballot),
                 "reason": ballot.reason,
                 "weight": ballot.weight,
                 "ms": 1000 * ballot.seconds,
@@ -140,16 +141,18 @@ def _text(piece: bytes) -> str:
     return piece.decode("utf-8", "surrogateescape")
 
 
-def _verdict(ballot: Ballot) -> str:
+def verdict(ballot: Ballot) -> Literal["stayed", "filtered", "absent"]:
+    """Return what became of a member's vote; absent is who was not asked."""
     if ballot.stayed:
         return "stayed"
     # A member that was not asked (a gate) has no candidates and cost nothing.
     return "filtered" if ballot.top or ballot.seconds > 0 else "absent"
 
 
-def _disputed(step: Step) -> bool:
+def disputed(step: Step) -> bool:
+    """Return whether a vote was filtered or a member would have chosen another symbol."""
     return step.trace is not None and any(
-        _verdict(ballot) == "filtered" or (ballot.top and ballot.top[0].piece != step.piece)
+        verdict(ballot) == "filtered" or (ballot.top and ballot.top[0].piece != step.piece)
         for ballot in step.trace.ballots
     )
 
@@ -162,9 +165,9 @@ def _member(name: str, steps: Sequence[Step]) -> MemberSummary:
             continue
         carried += step.trace.carrier == name
         for ballot in step.trace.ballots:
-            verdict = _verdict(ballot)
-            if ballot.member == name and verdict != "absent":
-                filtered += verdict == "filtered"
+            fate = verdict(ballot)
+            if ballot.member == name and fate != "absent":
+                filtered += fate == "filtered"
                 weights.append(ballot.weight)
                 seconds.append(ballot.seconds)
     return MemberSummary(
