@@ -88,6 +88,7 @@ class Ensemble:
     ) -> None:
         """Hold what `open_ensemble` opened; `resources` closes it again."""
         self.spec = spec
+        self._models = tuple(models)
         self._engine = engine
         self._sampling = sampling
         self._writers = [PromptWriter(model) for model in models]
@@ -109,6 +110,15 @@ class Ensemble:
     def members(self) -> tuple[str, ...]:
         """The members' names."""
         return tuple(member.name for member in self.spec.members)
+
+    @property
+    def n_ctx(self) -> tuple[int, ...]:
+        """How many tokens each member's context holds, prompt and answer together."""
+        return tuple(model.n_ctx for model in self._models)
+
+    def prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return how many tokens of its own each member reads `prompt` as."""
+        return tuple(len(writer.tokens(prompt)) for writer in self._writers)
 
     def stream(
         self,
