@@ -36,7 +36,7 @@ def load(
     Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
     """
     effective = load_config(Path(config) if config else None, overrides=settings)
-    return open_ensemble(effective.ensemble(ensemble), effective.sampling, report)
+    return open_ensemble(effective.ensemble(ensemble), report=report)
 
 
 def open_ensemble(
@@ -54,7 +54,7 @@ def open_ensemble(
             side_by_side=len(models) > 1 and _each_on_its_device(spec),
         )
         stack.callback(engine.close)
-        return Ensemble(spec, models, engine, sampling or Sampling(), stack.pop_all())
+        return Ensemble(spec, models, engine, sampling or spec.sampling, stack.pop_all())
 
 
 @contextlib.contextmanager

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from eva_local.errors import ConfigError
+from eva_local.errors import ConfigError, InputError
+from eva_local.records import Sampling
 from eva_local.settings import (
+    REQUEST_KEYS,
     Setting,
     build,
     convert,
     did_you_mean,
     keys_of,
     read_settings,
+    read_text,
     refuse_unknown,
 )
 from eva_local.specs import (
@@ -37,7 +42,10 @@ _MODEL_KEYS = (
     *("sha256", "size", "licence", "description"),
     *keys_of(LoadSettings),
 )
-_ENSEMBLE_KEYS = ("members", "pivot", "description", *keys_of(FusionSettings))
+_ENSEMBLE_KEYS = (
+    *("members", "pivot", "description"),
+    *(*keys_of(FusionSettings), *keys_of(Sampling), *REQUEST_KEYS),
+)
 
 # A model's name becomes part of a file name in the cache.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -130,6 +138,7 @@ def read_ensembles(
             members=members,
             pivot=pivot,
             fusion=build(FusionSettings, {**defaults, **own, **outside}),
+            sampling=_sampling(path, table, defaults, outside),
             description=table.text("description"),
         )
     return ensembles
@@ -243,3 +252,32 @@ def _fusion(table: Table, names: list[str]) -> dict[str, Setting]:
     if "weights" in own:
         check_weights(own["weights"], len(names))
     return own
+
+
+def _sampling(
+    path: Path, table: Table, defaults: Mapping[str, Setting], outside: Mapping[str, Setting]
+) -> Sampling:
+    own = read_settings(Sampling, table.values, table.where)
+    request = {key: _of_request(path, table, key) for key in REQUEST_KEYS if key in table.values}
+    try:
+        return replace(build(Sampling, {**defaults, **own, **outside}), **request)
+    except InputError as error:
+        raise ConfigError(f"{table.place}: {error}") from error
+
+
+def _of_request(path: Path, table: Table, key: str) -> Any:
+    """Read a setting that has a form of its own."""
+    value = table.values[key]
+    if key == "stop":
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise table.error(key, "must be a list of texts")
+        return tuple(value)
+    if key == "logit_bias":
+        if not isinstance(value, dict) or not all(map(_is_bias, value.values())):
+            raise table.error(key, "must be a table of texts with a number each, or false")
+        return value
+    return read_text(path.resolve().parent / Path(table.text(key)).expanduser(), table.where(key))
+
+
+def _is_bias(value: object) -> bool:
+    return value is False or (isinstance(value, int | float) and value is not True)

@@ -43,11 +43,16 @@ class Config:
     models: Mapping[str, ModelSpec]
     ensembles: Mapping[str, EnsembleSpec]
     default_ensemble: str
-    sampling: Sampling
+    defaults: Sampling
     load: LoadSettings
     fusion: FusionSettings
     settings: tuple[Setting, ...]
     weights: Setting | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the ensemble that is run draws its answers."""
+        return self._ensemble_of_file(None).sampling
 
     def model(self, name: str) -> ModelSpec:
         """Return a model by name; ConfigError names the nearest."""
@@ -77,7 +82,7 @@ class Config:
         if name in self.ensembles:
             return self.ensembles[name]
         if name in self.models:
-            return EnsembleSpec(name, (self.models[name],), name, self.fusion)
+            return EnsembleSpec(name, (self.models[name],), name, self.fusion, self.defaults)
         hint = did_you_mean(name, (*self.ensembles, *self.models))
         raise ConfigError(f"{self.path}: there is no ensemble or model {name!r}; {hint}")
 
@@ -119,7 +124,7 @@ def load_config(
         models=MappingProxyType(models),
         ensembles=MappingProxyType(ensembles),
         default_ensemble=str(chosen.value),
-        sampling=build(Sampling, effective),
+        defaults=build(Sampling, effective),
         load=build(LoadSettings, effective),
         fusion=build(FusionSettings, {**defaults, **outside}),
         settings=_all_settings({**effective, "ensemble": chosen}),

@@ -7,6 +7,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from eva_local.errors import ConfigError, InputError
@@ -14,8 +15,8 @@ from eva_local.errors import ConfigError, InputError
 T = TypeVar("T")
 
 RANDOM = "random"
-# What belongs to one request: it has options of its own, and no place in models.toml.
-_OF_REQUEST = ("stop", "logit_bias", "grammar", "json_schema")
+# What has options of its own form, and in models.toml a place with an ensemble only.
+REQUEST_KEYS = ("stop", "logit_bias", "grammar", "json_schema")
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("false", "0", "no", "off")
 
@@ -30,8 +31,8 @@ class Setting:
 
 
 def keys_of(kind: type) -> tuple[str, ...]:
-    """Name the fields of a settings dataclass that can be set from outside."""
-    return tuple(field.name for field in fields(kind) if field.name not in _OF_REQUEST)
+    """Name the fields of a settings dataclass that can be set everywhere, in one form."""
+    return tuple(field.name for field in fields(kind) if field.name not in REQUEST_KEYS)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -66,6 +67,16 @@ def convert(value: object, hint: Any, where: str, *, text: bool = False) -> Any:
     wanted = " or ".join(_describe(option) for option in options)
     shown = repr(value) if isinstance(value, str) else _toml(value)
     raise ConfigError(f"{where}: must be {wanted}, not {shown}")
+
+
+def read_text(path: Path, where: str) -> str:
+    """Return the text of a file that a setting names; raise ConfigError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: {path}: cannot be read: not UTF-8 text") from error
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: cannot be read: {error.strerror}") from error
 
 
 def read_settings(

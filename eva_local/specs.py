@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from eva_local.errors import InputError
+from eva_local.records import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ class EnsembleSpec:
     members: tuple[ModelSpec, ...]
     pivot: str
     fusion: FusionSettings = field(default_factory=FusionSettings)
+    sampling: Sampling = field(default_factory=Sampling)
     description: str = ""
 
     @property

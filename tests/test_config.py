@@ -427,3 +427,55 @@ def test_any_unknown_variable_is_refused(name: str) -> None:
         return
     with pytest.raises(ConfigError, match="unknown key"):
         load_config(shipped("models.toml"), {variable: "1"})
+
+
+ENSEMBLE = '[ensembles.e]\nmembers = ["a"]\n'
+
+
+def test_an_ensemble_can_say_how_it_draws(tmp_path: Path) -> None:
+    (tmp_path / "list.gbnf").write_text('root ::= "ä"', encoding="utf-8")
+    own = """
+    temperature = 0.5
+    top_k = 3
+    stop = ["\\n\\n", "END"]
+    grammar = "list.gbnf"
+    logit_bias = { " the" = -1, "a" = 2.5, "b" = false }
+    """
+    config = load(tmp_path, f"[defaults]\ntop_k = 9\ntop_p = 0.5\n{ENSEMBLE}{own}", top_k=7)
+    expected = Sampling(
+        temperature=0.5,
+        top_k=7,
+        top_p=0.5,
+        stop=("\n\n", "END"),
+        grammar='root ::= "ä"',
+        logit_bias={" the": -1, "a": 2.5, "b": False},
+    )
+    assert config.ensemble("e").sampling == expected
+    assert config.ensemble("a").sampling == Sampling(top_k=7, top_p=0.5)
+    assert load(tmp_path, ENSEMBLE + own, ensemble="e").sampling.stop == ("\n\n", "END")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("temperature = -1", "ensembles.e.temperature: must be in [0, 100), not -1"),
+        ('stop = "END"', "ensembles.e.stop: must be a list of texts"),
+        ('stop = [""]', "ensembles.e: a stop string must not be empty"),
+        ("logit_bias = { a = true }", "ensembles.e.logit_bias: must be a table of texts with"),
+        ("logit_bias = [1]", "ensembles.e.logit_bias: must be a table of texts with"),
+        ("logit_bias = { a = nan }", "ensembles.e: logit_bias of 'a' must be a number or false"),
+        ('grammar = ""', "ensembles.e.grammar: must be a text that is not empty"),
+        ('grammar = "none.gbnf"', "none.gbnf: cannot be read: No such file or directory"),
+        ('grammar = "bad.gbnf"', "bad.gbnf: cannot be read: not UTF-8 text"),
+        ('grammar = "g"\njson_schema = "g"', "ensembles.e: grammar and json_schema exclude"),
+        ('json_shema = "g"', "ensembles.e.json_shema: unknown key; did you mean json_schema?"),
+    ],
+)
+def test_wrong_ways_to_draw(tmp_path: Path, line: str, expected: str) -> None:
+    (tmp_path / "bad.gbnf").write_bytes(b"\xff")
+    (tmp_path / "g").write_text("{}")
+    assert expected in problem(tmp_path, f"{MODELS}\n{ENSEMBLE}{line}")
+
+
+def test_what_belongs_to_an_ensemble_is_no_default(tmp_path: Path) -> None:
+    assert "defaults.grammar: unknown key" in problem(tmp_path, f'{MODELS}[defaults]\ngrammar="g"')

@@ -16,6 +16,7 @@ from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
 from eva_local.config import DEFAULT_KEYS
 from eva_local.errors import InputError
+from eva_local.settings import read_text
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
@@ -77,7 +78,7 @@ def run(
         raise InputError("--raw has no system message: leave --system out")
     temperature = "0" if greedy else overrides["temperature"]
     config = session.load(overrides | {"max_tokens": max_tokens, "temperature": temperature})
-    sampling = _constrained(replace(config.sampling, stop=stop), logit_bias, grammar, json_schema)
+    sampling = _constrained(config.sampling, stop, logit_bias, grammar, json_schema)
     asked = _prompt(_text(prompt), system, raw=raw)
     with _open(config) as ensemble:
         tracing = contextlib.nullcontext() if trace is None else _tracing(trace, config, asked)
@@ -86,20 +87,28 @@ def run(
 
 
 def _constrained(
-    sampling: Sampling, biases: tuple[str, ...], grammar: str | None, json_schema: str | None
+    sampling: Sampling,
+    stop: tuple[str, ...],
+    biases: tuple[str, ...],
+    grammar: str | None,
+    json_schema: str | None,
 ) -> Sampling:
-    """Add what steers the choice of tokens, checked before any model is opened."""
-    constrained = replace(
-        sampling,
-        logit_bias=tuple(_bias(text) for text in biases),
-        grammar=None if grammar is None else _read(grammar, "--grammar"),
-        json_schema=None if json_schema is None else _read(json_schema, "--json-schema"),
-    )
+    """Put what was given in place of the ensemble's own, checked before any model is opened."""
+    if stop:
+        sampling = replace(sampling, stop=stop)
+    if biases:
+        sampling = replace(sampling, logit_bias=tuple(_bias(text) for text in biases))
     if grammar is not None or json_schema is not None:
+        sampling = replace(
+            sampling,
+            grammar=grammar and read_text(Path(grammar), "--grammar"),
+            json_schema=json_schema and read_text(Path(json_schema), "--json-schema"),
+        )
+    if sampling.grammar is not None or sampling.json_schema is not None:
         from eva_local.grammar import check
 
-        check(constrained)
-    return constrained
+        check(sampling)
+    return sampling
 
 
 def _bias(text: str) -> tuple[str, float]:
@@ -110,14 +119,6 @@ def _bias(text: str) -> tuple[str, float]:
     except ValueError:
         pass
     raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
-
-
-def _read(path: str, option: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{option} {path}: cannot be read: {reason}") from error
 
 
 def _open(config: Config) -> Ensemble:
