@@ -8,11 +8,13 @@ from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, warn_if_foreign
 from eva_local.config import load_config, shipped
+from eva_local.decision import Judge
 from eva_local.engine import Engine
-from eva_local.errors import InputError
-from eva_local.model import LlamaModel, Model, can_offload
+from eva_local.errors import ContextError, InputError
+from eva_local.model import ALL, LlamaModel, Model, can_offload
 from eva_local.prompt import Prompt, PromptWriter
-from eva_local.records import Completion, Sampling, Step
+from eva_local.records import Completion, Sampling, Score, Step
+from eva_local.sampling import Forced
 from eva_local.space import PivotSpace
 from eva_local.specs import EnsembleSpec
 from eva_local.store import cache_folder, locate
@@ -45,16 +47,27 @@ def open_ensemble(
     """Open the members of `spec` and the mappings between them."""
     with contextlib.ExitStack() as stack:
         models = stack.enter_context(open_models(spec, report))
-        space = _pivot_space(spec, models, report)
-        engine = Engine(
-            [member.name for member in spec.members],
-            models,
-            space,
-            spec.fusion,
-            side_by_side=len(models) > 1 and _each_on_its_device(spec),
-        )
+        engine = _engine(spec, models, report)
         stack.callback(engine.close)
         return Ensemble(spec, models, engine, sampling or spec.sampling, stack.pop_all())
+
+
+def ensemble_of(
+    spec: EnsembleSpec,
+    models: Sequence[Model],
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+) -> Ensemble:
+    """Let open models answer as `spec`; closing the ensemble leaves them open.
+
+    Their caches are emptied: an ensemble that had these models before must not go on.
+    """
+    for model in models:
+        model.remove(ALL, 0)
+    engine = _engine(spec, models, report)
+    resources = contextlib.ExitStack()
+    resources.callback(engine.close)
+    return Ensemble(spec, models, engine, sampling or spec.sampling, resources)
 
 
 @contextlib.contextmanager
@@ -156,6 +169,57 @@ class Ensemble:
         assert last.finish_reason is not None
         assert last.usage is not None
         return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
+
+    @property
+    def missing_bytes(self) -> frozenset[int]:
+        """The bytes that some member has no token for; no answer and no scored text has them."""
+        return self._engine.missing_bytes
+
+    def score(self, prompt: Prompt, continuation: str, judge: Judge | None = None) -> Score:
+        """Return how likely it is that exactly `continuation` comes right after `prompt`.
+
+        The continuation is forced through every member, symbol by symbol; what the members
+        have read of the prompt for the score before is not read again. With `candidates` above
+        0 in the settings, what lies beyond them is not known exactly: see `Score.unseen`. A
+        `judge` that is given fuses in place of the ensemble's own rule, and hears every vote.
+
+        Raises InputError where a member cannot spell the continuation, ContextError where the
+        text does not fit.
+        """
+        data = continuation.encode("utf-8", "replace")
+        if not self.missing_bytes.isdisjoint(data):
+            raise InputError("a member has no token for a character of the text to be scored")
+        symbols = self._engine.spell(data)
+        forced = Forced(symbols, self._engine.n_symbols)
+        if not symbols:
+            return Score(0.0, 0, 0, (0,) * len(self.members), 0)
+        prompts = [writer.tokens(prompt) for writer in self._writers]
+        sampling = Sampling(max_tokens=len(symbols))
+        draft = self._engine.begin(prompts, sampling, chooser=forced, judge=judge)
+        while not draft.finished:
+            self._engine.step([draft])
+        if not forced.complete:
+            raise ContextError(
+                f"the text to be scored does not fit: {forced.chosen} of {len(symbols)} symbols "
+                "did; shorten it or raise n_ctx"
+            )
+        return Score(
+            log_likelihood=forced.log_likelihood,
+            n_bytes=len(data),
+            n_symbols=len(symbols),
+            filtered=tuple(draft.filtered.tolist()),
+            unseen=forced.unseen,
+        )
+
+
+def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> Engine:
+    return Engine(
+        [member.name for member in spec.members],
+        models,
+        _pivot_space(spec, models, report),
+        spec.fusion,
+        side_by_side=len(models) > 1 and _each_on_its_device(spec),
+    )
 
 
 def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:

@@ -15,7 +15,7 @@ from eva_local.fusion import Vote
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
 from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
-from eva_local.sampling import Sampler
+from eva_local.sampling import Chooser, Sampler
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
@@ -31,7 +31,7 @@ class Draft:
         self,
         voices: Sequence[Voice],
         sampling: Sampling,
-        sampler: Sampler,
+        sampler: Chooser,
         judge: Judge,
         prompts: Sequence[int],
         *,
@@ -109,10 +109,20 @@ class Engine:
         self._models = tuple(models)
         self._space = space
         self._fusion = fusion
-        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
-        self._grammars = Grammars(space, missing)
+        #: Bytes that some member has no token for.
+        self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
+        self._grammars = Grammars(space, self.missing_bytes)
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._voices: dict[int, Sequence[Voice]] = {}
+
+    @property
+    def n_symbols(self) -> int:
+        """How many symbols the shared space has, END included."""
+        return self._space.end + 1
+
+    def spell(self, text: bytes) -> list[int]:
+        """Return symbols of the shared space whose pieces join to `text`."""
+        return self._space.spell(text)
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -126,24 +136,28 @@ class Engine:
         slot: int = 0,
         *,
         traced: bool = False,
+        chooser: Chooser | None = None,
+        judge: Judge | None = None,
     ) -> Draft:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
         What the members' caches hold of these prompts is not decoded again. Every step of a
-        `traced` answer says why its symbol was chosen. Raises ContextError, with the numbers,
-        where a prompt leaves no room for an answer, and InputError where a bias, grammar or
-        schema of `sampling` cannot be used.
+        `traced` answer says why its symbol was chosen. A `chooser` chooses instead of what
+        `sampling` says (except for its end), a `judge` fuses in place of the ensemble's rule.
+        Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
+        InputError where a bias, grammar or schema of `sampling` cannot be used.
         """
         self._refuse_too_long(prompts)
-        sampler = Sampler(sampling, self._space, self._grammars.open(sampling))
+        if chooser is None:
+            chooser = Sampler(sampling, self._space, self._grammars.open(sampling))
         if slot not in self._voices:
             self._voices[slot] = self._space.voices(slot)
         voices = self._voices[slot]
         for voice, prompt in zip(voices, prompts, strict=True):
             voice.start(prompt)
-        judge = Judge(self._fusion, len(voices))
+        judge = judge or Judge(self._fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(voices, sampling, sampler, judge, lengths, traced=traced)
+        return Draft(voices, sampling, chooser, judge, lengths, traced=traced)
 
     def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
         """Take every draft one symbol further, all of them in one batch per member.

@@ -194,3 +194,24 @@ class Completion:
     text: str
     finish_reason: FinishReason
     usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a given text is.
+
+    `log_likelihood` is in nats, over `n_bytes` bytes in `n_symbols` symbols of the shared space.
+    `filtered` counts for each member the symbols at which the filter dropped it, `unseen` the
+    symbols that were no candidate: each counts as the least likely candidate there.
+    """
+
+    log_likelihood: float
+    n_bytes: int
+    n_symbols: int
+    filtered: tuple[int, ...]
+    unseen: int
+
+    @property
+    def per_byte(self) -> float:
+        """Return the mean log-likelihood of a byte, in nats; 0 for no bytes."""
+        return self.log_likelihood / self.n_bytes if self.n_bytes else 0.0

@@ -5,8 +5,10 @@ The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, t
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +16,47 @@ from eva_local.errors import InputError
 from eva_local.fusion import Floats, Ids, Vote
 from eva_local.grammar import Grammar, Symbols
 from eva_local.records import Sampling
+
+
+class Chooser(Protocol):
+    """What turns the fused distributions of a text into its symbols."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but END may follow."""
+
+    def choose(self, vote: Vote) -> int:
+        """Return the next symbol."""
+
+
+class Forced:
+    """Chooses the symbols of a given text, and adds up how likely they were.
+
+    `log_likelihood` is in nats. `unseen` counts the symbols that a vote did not hold: such a
+    symbol counts with the vote's smallest probability, which bounds the true one from above.
+    """
+
+    def __init__(self, symbols: Sequence[int], n_symbols: int) -> None:
+        """Write `symbols`, out of `n_symbols` that the shared space has."""
+        self._symbols = symbols
+        self._n_symbols = n_symbols
+        self.chosen = 0
+        self.log_likelihood = 0.0
+        self.unseen = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all symbols were chosen."""
+        return self.chosen == len(self._symbols)
+
+    def choose(self, vote: Vote) -> int:
+        """Return the next symbol of the text. Who abstains holds all symbols equally likely."""
+        symbol = self._symbols[self.chosen]
+        self.chosen += 1
+        self.unseen += not vote.probability(symbol)
+        probability = vote.at_least(symbol) if len(vote) else 1 / self._n_symbols
+        self.log_likelihood += math.log(probability)
+        return symbol
 
 
 class Sampler:

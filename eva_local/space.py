@@ -57,6 +57,9 @@ class Space(Protocol[V]):
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
 
+    def spell(self, text: bytes) -> list[int]:
+        """Return symbols whose pieces join to `text`."""
+
     def voices(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
 
@@ -151,6 +154,7 @@ class PivotSpace:
         vocabulary = models[pivot].vocabulary
         self.end = len(vocabulary)
         self._pieces = vocabulary.pieces
+        self._tokenizer = models[pivot].tokenizer
         self._members = tuple(zip(models, mappings, strict=True))
         self.lead = pivot
         self._n_candidates = n_candidates
@@ -160,6 +164,10 @@ class PivotSpace:
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
         return b"" if symbol == self.end else self._pieces[symbol]
+
+    def spell(self, text: bytes) -> list[int]:
+        """Return the pivot's own tokens of `text`."""
+        return self._tokenizer.encode(text)
 
     def voices(self, sequence: int) -> list[PivotVoice]:
         """Return a voice of every member for one sequence of each model."""

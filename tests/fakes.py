@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eva_local.model import Logits, Run
+from eva_local.model import ALL, Logits, Run
 from eva_local.tokenizer import Tokenizer
 from eva_local.vocab import Kind, Vocabulary
 
@@ -115,6 +115,10 @@ class FakeModel:
             yield row[None]
 
     def remove(self, sequence: int, start: int) -> bool:
+        if sequence == ALL:
+            assert start == 0
+            self.cache.clear()
+            return True
         if start and not self.can_roll_back:
             return False
         del self.cache.setdefault(sequence, [])[start:]

@@ -1,0 +1,157 @@
+"""Log-likelihood of a given text, forced through the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.alignment.library import identity
+from eva_local.alignment.surface import surface_refined
+from eva_local.api import Ensemble
+from eva_local.decision import Judge
+from eva_local.engine import Engine
+from eva_local.errors import ContextError, InputError
+from eva_local.records import Sampling
+from eva_local.space import PivotSpace
+from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+
+WHOLE = FusionSettings(candidates=0, filter="off")
+
+
+def ensemble(models: list[FakeModel], fusion: FusionSettings = WHOLE) -> Ensemble:
+    mappings = [
+        identity(model)
+        if model.vocabulary.fingerprint == models[0].vocabulary.fingerprint
+        else surface_refined(model.tokenizer, models[0].tokenizer)
+        for model in models
+    ]
+    names = [f"m{i}" for i in range(len(models))]
+    space = PivotSpace(models, mappings, n_candidates=fusion.candidates)
+    members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in names)
+    engine = Engine(names, models, space, fusion)
+    spec = EnsembleSpec("fakes", members, "m0", fusion)
+    return Ensemble(spec, models, engine, Sampling(), contextlib.ExitStack())
+
+
+def alone(model: FakeModel, prompt: str, text: str) -> float:
+    """The sum over the text's tokens, of the speakable tokens and END alone."""
+    tokens = [1, *model.tokenizer.encode(prompt.encode())]
+    speakable = model.vocabulary.speakable.copy()
+    speakable[list(model.vocabulary.end_ids)] = True
+    total = 0.0
+    for token_id in model.tokenizer.encode(text.encode()):
+        logits = model._hashed(tokens).astype(float)
+        weights = np.where(speakable, np.exp(logits - logits.max()), 0)
+        total += math.log(weights[token_id] / weights.sum())
+        tokens.append(token_id)
+    return total
+
+
+@pytest.mark.parametrize("text", ["e", " unbelievable Paris", "é中\n"])
+def test_one_member_scores_its_own_tokens(text) -> None:
+    found = ensemble([FakeModel()]).score("the", text)
+    assert found.log_likelihood == pytest.approx(alone(FakeModel(), "the", text))
+    assert found.n_bytes == len(text.encode())
+    assert found.n_symbols == len(FakeModel().tokenizer.encode(text.encode()))
+    assert found.per_byte == pytest.approx(found.log_likelihood / found.n_bytes)
+    assert (found.filtered, found.unseen) == ((0,), 0)
+
+
+@given(text=st.text("the unbelivaPrs.,", min_size=1, max_size=20))
+def test_copies_score_as_one_does(text) -> None:
+    one = ensemble([FakeModel()]).score("the", text)
+    two = ensemble([FakeModel(), FakeModel()], FusionSettings(candidates=0)).score("the", text)
+    assert two.log_likelihood == pytest.approx(one.log_likelihood)
+
+
+def wordy(words: list[bytes]) -> FakeModel:
+    """A model that writes whole words, each of which only one token spells."""
+    model = FakeModel(words)
+    pieces = model.vocabulary.pieces
+    liked = [len(p) > 1 and p.isalpha() and pieces.count(p) == 1 for p in pieces]
+    model._logits = lambda tokens: (model._hashed(tokens) + np.where(liked, 20, 0)).astype(
+        np.float32
+    )
+    return model
+
+
+def test_a_score_is_the_product_of_what_the_steps_of_an_answer_gave() -> None:
+    fusion = FusionSettings(candidates=0, weights="running", combine="geometric")
+    compared = 0
+    for number in range(40):
+        models = [wordy(WORDS_A), wordy(WORDS_B)]
+        steps = list(ensemble(models, fusion).stream(f"the {number}", Sampling(max_tokens=4)))
+        written = [step.piece for step in steps]
+        tokens = models[0].tokenizer.encode(b"".join(written))
+        # The answer may be spelled in other symbols than those that were drawn.
+        if [models[0].vocabulary.pieces[token_id] for token_id in tokens] != written:
+            continue
+        fresh = ensemble([wordy(WORDS_A), wordy(WORDS_B)], fusion)
+        found = fresh.score(f"the {number}", b"".join(written).decode())
+        expected = sum(math.log(step.probability) for step in steps)
+        assert found.log_likelihood == pytest.approx(expected)
+        compared += 1
+    assert compared > 5
+
+
+def test_choices_share_the_prompt() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    scorer = ensemble(models)
+    prompt = "the unbelievable end " * 10
+    first = scorer.score(prompt, " Paris")
+    before = [model.decoded for model in models]
+    second = scorer.score(prompt, " there")
+    # The last token of the prompt is decoded again, then what comes before the last symbol.
+    assert all(
+        model.decoded - start <= 2 + len(" there")
+        for model, start in zip(models, before, strict=True)
+    )
+    assert min(before) > 30
+    assert scorer.score(prompt, " Paris") == first
+    assert ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)]).score(prompt, " there") == second
+
+
+def test_what_is_no_candidate_counts_as_the_least_of_them() -> None:
+    few = FusionSettings(candidates=2, filter="off")
+    model = FakeModel()
+    found = ensemble([model], few).score("the", "x")
+    logits = np.sort(model._hashed([1, *model.tokenizer.encode(b"the")]).astype(float))[-2:]
+    least = 1 / (1 + math.exp(logits[1] - logits[0]))
+    assert found.unseen == 1
+    assert found.log_likelihood == pytest.approx(math.log(least))
+
+
+def test_the_share_of_dropped_votes_is_counted() -> None:
+    fusion = FusionSettings(candidates=0, filter_n=1)
+    found = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B), FakeModel(WORDS_A)], fusion).score(
+        "the", " unbelievable"
+    )
+    assert found.filtered[1] == found.n_symbols
+    assert found.filtered[0] == 0
+
+
+def test_a_judge_hears_every_vote() -> None:
+    heard = []
+
+    class Listener(Judge):
+        def learn(self, decision, symbol, n_bytes):
+            heard.append(symbol)
+
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    scorer.score("the", " Paris is", Listener(WHOLE, 2))
+    assert heard == FakeModel().tokenizer.encode(b" Paris is")
+
+
+def test_what_cannot_be_scored_is_a_clear_error() -> None:
+    assert ensemble([FakeModel()]).score("the", "").n_bytes == 0
+    with pytest.raises(InputError, match="no token for a character"):
+        ensemble([FakeModel(missing=[0xC3])]).score("the", "é")
+    with pytest.raises(ContextError, match="does not fit"):
+        ensemble([FakeModel(n_ctx=12)]).score("the", "the end is the end is the end is the end")
