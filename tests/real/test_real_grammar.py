@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import real_path
 
 from eva_local.api import Ensemble
 from eva_local.records import Message, Sampling
@@ -72,3 +76,24 @@ def test_penalties_end_a_repetition(demo: Ensemble) -> None:
     plain = demo.complete(prompt, Sampling(max_tokens=24)).text
     varied = demo.complete(prompt, Sampling(max_tokens=24, frequency_penalty=2)).text
     assert len(set(varied.split())) > len(set(plain.split()))
+
+
+def test_a_grammar_of_models_toml_and_one_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "digit.gbnf").write_text("root ::= [0-9]")
+    (tmp_path / "word.gbnf").write_text('root ::= "yes" | "no"')
+    (tmp_path / "models.toml").write_text(
+        "schema = 1\n[models.smol]\n"
+        f"path = '{real_path('smollm2-135m')}'\n"
+        '[ensembles.digit]\nmembers = ["smol"]\ngrammar = "digit.gbnf"\n'
+        'candidates = 0\nlogit_bias = { "7" = 100 }\n'
+    )
+
+    def answer(*options: str) -> str:
+        command = [sys.executable, "-m", "eva_local", "--config", str(tmp_path / "models.toml")]
+        asked = [*command, "run", "-e", "digit", *options, "--raw", "One or two?"]
+        done = subprocess.run(asked, input="", capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert answer() == "7"
+    assert answer("--logit-bias", "7=false", "--logit-bias", "3=100") == "3"
+    assert answer("--grammar", str(tmp_path / "word.gbnf")) in {"yes", "no"}
