@@ -157,6 +157,8 @@ class Ensemble:
         draft = self._engine.begin(prompts, sampling or self._sampling, traced=trace)
         while not draft.finished:
             for step in self._engine.step([draft]):
+                if draft.error is not None:
+                    raise draft.error
                 if step is not None:
                     yield step
                 elif report is not None:
@@ -198,6 +200,8 @@ class Ensemble:
         draft = self._engine.begin(prompts, sampling, chooser=forced, judge=judge)
         while not draft.finished:
             self._engine.step([draft])
+        if draft.error is not None:
+            raise draft.error
         if not forced.complete:
             raise ContextError(
                 f"the text to be scored does not fit: {forced.chosen} of {len(symbols)} symbols "

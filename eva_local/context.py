@@ -59,9 +59,20 @@ class Context:
         """How many leading tokens need no decoding."""
         return self._cached
 
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of `prompt` the cache holds."""
+        return min(common(self._tokens, prompt), self._cached)
+
+    def adopt(self, other: Context) -> None:
+        """Hold what `other`, a context of the same model, holds; the text that was here ends."""
+        self._model.copy(other._sequence, self._sequence)
+        self._tokens = list(other._tokens[: other._cached])
+        self._cached, self._held = other._cached, other._held
+        self._judged = dict(other._judged)
+
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after `prompt`; what the cache already holds of it is kept."""
-        same = _common(self._tokens[: self._cached], prompt)
+        same = self.holds(prompt)
         self._tokens = list(prompt)
         self._border = len(prompt)
         self._ends = []
@@ -84,7 +95,7 @@ class Context:
         border = self._safe_border()
         start = self._ends[border - 1] if border else 0
         tail = self._model.tokenizer.encode(bytes(self._text[start:]))
-        same = _common(self._tokens[self._border + border :], tail)
+        same = common(self._tokens[self._border + border :], tail)
         del self._tokens[self._border + border + same :]
         del self._ends[border + same :]
         self._cached = min(self._cached, len(self._tokens))
@@ -159,7 +170,7 @@ class Context:
         self._cached = self._held = run.start + len(run.tokens)
 
 
-def _common(old: Sequence[int], new: Sequence[int]) -> int:
+def common(old: Sequence[int], new: Sequence[int]) -> int:
     """Return the length of the common beginning."""
     count = 0
     for left, right in zip(old, new, strict=False):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from eva_local.decision import Decision, Judge
-from eva_local.errors import ContextError
+from eva_local.errors import ContextError, EvaError
 from eva_local.fusion import Vote
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
@@ -22,6 +22,12 @@ from eva_local.text import TextStream
 
 # Candidates of each vote that a trace shows.
 _TRACED = 8
+# Tokens of prompts that are read beside answers: as fast as more of them, and short steps.
+CHUNK = 128
+# A shorter beginning of a prompt is decoded again rather than copied: llama.cpp copies whole
+# sequences, which costs about as much as decoding this share of a context.
+_WORTH_COPYING = 1 / 256
+_LEAST_COPIED = 16
 
 
 class Draft:
@@ -36,6 +42,7 @@ class Draft:
         prompts: Sequence[int],
         *,
         traced: bool = False,
+        n_top: int = 0,
     ) -> None:
         """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
         self.voices = voices
@@ -43,12 +50,15 @@ class Draft:
         self.sampler = sampler
         self.judge = judge
         self.traced = traced
+        self.n_top = n_top
         self.text = TextStream(sampling.stop)
         # Members whose logits for the next vote are still missing.
         self.waiting = [True] * len(voices)
         # The lead alone decides the next step.
         self.sure = False
         self.finished = False
+        # What ended the answer before its time.
+        self.error: EvaError | None = None
         self.steps = 0
         self.steps_alone = 0
         self.prompt_tokens = tuple(prompts)
@@ -99,9 +109,12 @@ class Engine:
         fusion: FusionSettings,
         *,
         side_by_side: bool = False,
+        chunk: int = CHUNK,
     ) -> None:
         """Fuse `models` in `space`; `side_by_side` decodes each in a thread of its own.
 
+        Beside answers that are being written, at most `chunk` tokens of prompts are read in a
+        step, so that no answer stalls.
         Threads pay where members run on devices of their own. On one CPU each member uses
         all cores, one after the other.
         """
@@ -109,6 +122,7 @@ class Engine:
         self._models = tuple(models)
         self._space = space
         self._fusion = fusion
+        self._chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         self._grammars = Grammars(space, self.missing_bytes)
@@ -136,13 +150,15 @@ class Engine:
         slot: int = 0,
         *,
         traced: bool = False,
+        n_top: int = 0,
         chooser: Chooser | None = None,
         judge: Judge | None = None,
     ) -> Draft:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
-        What the members' caches hold of these prompts is not decoded again. Every step of a
-        `traced` answer says why its symbol was chosen. A `chooser` chooses instead of what
+        What the members' caches hold of these prompts, in this slot or in another, is not
+        decoded again. Every step of a `traced` answer says why its symbol was chosen, and names
+        the `n_top` likeliest symbols. A `chooser` chooses instead of what
         `sampling` says (except for its end), a `judge` fuses in place of the ensemble's rule.
         Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
         InputError where a bias, grammar or schema of `sampling` cannot be used.
@@ -150,14 +166,25 @@ class Engine:
         self._refuse_too_long(prompts)
         if chooser is None:
             chooser = Sampler(sampling, self._space, self._grammars.open(sampling))
-        if slot not in self._voices:
-            self._voices[slot] = self._space.voices(slot)
-        voices = self._voices[slot]
-        for voice, prompt in zip(voices, prompts, strict=True):
+        voices = self._voices_of(slot)
+        for member, (voice, prompt) in enumerate(zip(voices, prompts, strict=True)):
+            self._share(member, voice, prompt)
             voice.start(prompt)
         judge = judge or Judge(self._fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(voices, sampling, chooser, judge, lengths, traced=traced)
+        return Draft(voices, sampling, chooser, judge, lengths, traced=traced, n_top=n_top)
+
+    def held(self, prompts: Sequence[Sequence[int]], slots: Iterable[int]) -> list[int]:
+        """Return for each member how much of its prompt the best of `slots` holds, in tokens."""
+        voices = [self._voices_of(slot) for slot in slots]
+        return [
+            max((each[member].holds(prompt) for each in voices), default=0)
+            for member, prompt in enumerate(prompts)
+        ]
+
+    def worth_copying(self, member: int) -> int:
+        """Return how long a beginning of a prompt must be to be copied rather than decoded."""
+        return max(_LEAST_COPIED, int(self._models[member].n_ctx * _WORTH_COPYING))
 
     def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
         """Take every draft one symbol further, all of them in one batch per member.
@@ -166,7 +193,21 @@ class Engine:
         prompt gets None.
         """
         self._decode(drafts)
-        return [self._advance(draft) if draft.ready else None for draft in drafts]
+        return [self._try_advance(draft) if draft.ready else None for draft in drafts]
+
+    def _voices_of(self, slot: int) -> Sequence[Voice]:
+        if slot not in self._voices:
+            self._voices[slot] = self._space.voices(slot)
+        return self._voices[slot]
+
+    def _share(self, member: int, voice: Voice, prompt: Sequence[int]) -> None:
+        """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
+        if not self._models[member].can_roll_back:
+            return
+        others = (voices[member] for voices in self._voices.values())
+        best = max(others, key=lambda other: other.holds(prompt))
+        if best.holds(prompt) - voice.holds(prompt) >= self.worth_copying(member):
+            voice.adopt(best)
 
     def _decode(self, drafts: Sequence[Draft]) -> None:
         members = list(range(len(self._models)))
@@ -194,15 +235,18 @@ class Engine:
         model = self._models[member]
         work: list[tuple[Draft, Run]] = []
         room = model.n_batch
+        prompt_room = self._chunk if any(draft.steps for draft in drafts) else room
         for draft in drafts:
             if not draft.waiting[member]:
                 continue
+            limit = room if draft.steps else min(room, prompt_room)
             if draft.steps == 0 and self._fusion.weights == "prompt-perplexity":
                 self._read_prompt(member, draft)
-            elif room > 0:
-                for run in draft.voices[member].pending(room):
+            elif limit > 0:
+                for run in draft.voices[member].pending(limit):
                     work.append((draft, run))
                     room -= len(run.tokens)
+                    prompt_room -= 0 if draft.steps else len(run.tokens)
         if not work:
             return
         began = time.perf_counter()
@@ -223,6 +267,14 @@ class Engine:
         draft.judge.evidence[member] = voice.evidence()
         draft.waiting[member] = False
 
+    def _try_advance(self, draft: Draft) -> Step | None:
+        """Advance a draft; what goes wrong with it is its own end, and nobody else's."""
+        try:
+            return self._advance(draft)
+        except EvaError as error:
+            draft.error, draft.finished = error, True
+            return None
+
     def _advance(self, draft: Draft) -> Step:
         """Vote, filter, fuse, choose, and commit the choice to every member."""
         decision = draft.judge.decide(self._votes(draft))
@@ -237,6 +289,7 @@ class Engine:
         chosen = draft.sampler.choose(fused)
         piece = self._space.piece(chosen)
         trace = self._trace(draft, decision, chosen) if draft.traced else None
+        top = self._candidates(fused, draft.n_top) if draft.n_top else ()
         draft.judge.learn(decision, chosen, len(piece))
         reason = self._commit(draft, chosen)
         text = draft.text.push(piece)
@@ -253,6 +306,7 @@ class Engine:
             finish_reason=reason,
             usage=None if reason is None else self._usage(draft),
             trace=trace,
+            top=top,
         )
 
     def _votes(self, draft: Draft) -> list[Vote | None]:
@@ -264,14 +318,10 @@ class Engine:
         return [lead if member == self._space.lead else None for member in members]
 
     def _trace(self, draft: Draft, decision: Decision, chosen: int) -> Trace:
-        def candidates(vote: Vote | None) -> tuple[Candidate, ...]:
-            top = [] if vote is None else vote.top(_TRACED)
-            return tuple(Candidate(self._space.piece(symbol), share) for symbol, share in top)
-
         ballots = (
             Ballot(
                 member=name,
-                top=candidates(vote),
+                top=() if vote is None else self._candidates(vote, _TRACED),
                 chosen=0.0 if vote is None else vote.probability(chosen),
                 stayed=decision.stayed[member],
                 reason=decision.reasons[member],
@@ -280,7 +330,11 @@ class Engine:
             )
             for member, (name, vote) in enumerate(zip(self.names, decision.votes, strict=True))
         )
-        return Trace(candidates(decision.fused), tuple(ballots))
+        return Trace(self._candidates(decision.fused, _TRACED), tuple(ballots))
+
+    def _candidates(self, vote: Vote, count: int) -> tuple[Candidate, ...]:
+        top = vote.top(count)
+        return tuple(Candidate(self._space.piece(symbol), share) for symbol, share in top)
 
     def _commit(self, draft: Draft, chosen: int) -> FinishReason | None:
         if chosen == self._space.end:

@@ -175,7 +175,8 @@ class Step:
     `piece` are its bytes (empty for END), `text` what became safe to show by it, which may
     lag behind: half characters and possible stop strings wait. `probability` is the symbol's
     in the fused distribution, `stayed` says which members the filter let vote. The last step
-    of an answer has a `finish_reason` and the `usage`; `trace` is there on request.
+    of an answer has a `finish_reason` and the `usage`. `trace`, and the likeliest symbols as
+    `top`, are there on request.
     """
 
     piece: bytes
@@ -185,6 +186,7 @@ class Step:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     trace: Trace | None = None
+    top: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ decoded, takes the logits, votes, and is told which symbol was chosen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,12 @@ class Voice(Protocol):
     @property
     def room(self) -> int:
         """How many more tokens fit into the member's context; negative when it is full."""
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt the cache holds."""
+
+    def adopt(self, other: Self) -> None:
+        """Hold what another voice of the same member holds; the text that was here ends."""
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
@@ -93,6 +99,14 @@ class PivotVoice:
     def room(self) -> int:
         """How many more tokens fit into the member's context; negative when it is full."""
         return self.context.room
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt the cache holds."""
+        return self.context.holds(prompt)
+
+    def adopt(self, other: PivotVoice) -> None:
+        """Hold what another voice of the same member holds; the text that was here ends."""
+        self.context.adopt(other.context)
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
