@@ -27,6 +27,10 @@ class Checked:
         """Return an error about this object."""
         return InputError(f"{self._where} {what}")
 
+    def __contains__(self, key: str) -> bool:
+        """Return whether there is a value of `key`."""
+        return key in self._values
+
     def has(self, key: str, kind: type) -> bool:
         """Return whether the value of `key` is of `kind`."""
         return isinstance(self._get(key, object), kind)
