@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,7 @@ from eva_local.errors import InputError
 from eva_local.evaluate.bits import Passage, _Whole, bits_per_byte, fuse, passages
 from eva_local.evaluate.texts import cut, read_texts
 from eva_local.fusion import combine
-from eva_local.model import Model
+from eva_local.model import Logits, Model
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
 
@@ -148,6 +149,43 @@ def test_whole_votes_are_fused_as_sparse_ones(how, cast) -> None:
     sparse, dense = combine(cast, weights, how), fuse(wholes, weights, how)
     assert np.flatnonzero(dense).tolist() == sparse.symbols.tolist()
     assert dense[sparse.symbols] == pytest.approx(sparse.probabilities)
+
+
+STORY = b"the unbelievable thing is there, the man is in Paris and the end is able. " * 12
+
+
+def reader_of(words: list[bytes], text: bytes, sure: float) -> FakeModel:
+    """A model that has read `text` and knows it, the better the higher `sure`."""
+    model = FakeModel(words)
+
+    def logits(tokens: Sequence[int]) -> Logits:
+        row = model._hashed(tokens) / 4
+        rest = text[len(model.vocabulary.join(tokens)) :]
+        row[model.tokenizer.encode(rest)[0]] += sure
+        return row
+
+    model._logits = logits
+    return model
+
+
+@pytest.mark.parametrize("how", ["mean", "geometric"])
+def test_a_member_that_votes_nonsense_does_not_drag_down_who_follows_the_text(how) -> None:
+    members = {
+        "good": reader_of(WORDS_A, STORY, 6),
+        "fair": reader_of(WORDS_B, STORY, 4),
+        "nonsense": FakeModel(WORDS_A),
+    }
+    cases = {
+        weights: FusionSettings(combine=how, weights=weights, filter="off")
+        for weights in ("equal", "running")
+    }
+    parts = passages([STORY], members)
+    found = bits_per_byte(parts, members, "good", list(cases.values()), mapped(members, "good"))
+    best = min(bits[0] for bits in found.alone.values())
+    cost = {weights: found.fused[case][0] / best for weights, case in cases.items()}
+    assert best == found.alone["good"][0]
+    assert cost["running"] < 1.01
+    assert cost["equal"] > 1.2
 
 
 def test_a_character_that_a_member_cannot_spell_is_left_out() -> None:
