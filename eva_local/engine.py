@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,8 +183,10 @@ class Engine:
             for member, prompt in enumerate(prompts)
         ]
 
-    def worth_copying(self, member: int) -> int:
+    def worth_copying(self, member: int) -> float:
         """Return how long a beginning of a prompt must be to be copied rather than decoded."""
+        if not self._models[member].can_roll_back:
+            return math.inf
         return max(_LEAST_COPIED, int(self._models[member].n_ctx * _WORTH_COPYING))
 
     def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
@@ -202,8 +205,6 @@ class Engine:
 
     def _share(self, member: int, voice: Voice, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        if not self._models[member].can_roll_back:
-            return
         others = (voices[member] for voices in self._voices.values())
         best = max(others, key=lambda other: other.holds(prompt))
         if best.holds(prompt) - voice.holds(prompt) >= self.worth_copying(member):

@@ -33,9 +33,11 @@ ROWS = (
     "decision",
     "text",
     "engine",
+    "scheduler",
     "trace",
     "api",
     "evaluate",
+    "chat",
     "cli",
     "__main__",
 )

@@ -1,0 +1,337 @@
+"""Many requests over one engine of fake models: who runs when, and what they get."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.alignment.library import identity
+from eva_local.alignment.surface import surface
+from eva_local.engine import Engine
+from eva_local.errors import ContextError, EvaError, InputError, ModelError
+from eva_local.records import Sampling, Step
+from eva_local.scheduler import Request, Scheduler
+from eva_local.space import PivotSpace
+from eva_local.specs import FusionSettings
+
+
+class WatchedModel(FakeModel):
+    """A fake model that remembers its batches, as (sequence, number of tokens)."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def decode(self, runs):
+        self.batches.append([(run.sequence, len(run.tokens)) for run in runs])
+        return super().decode(runs)
+
+
+def open_engine(n_batch: int = 64, chunk: int = 16, **options) -> tuple[Engine, list[WatchedModel]]:
+    models = [WatchedModel(words, n_batch=n_batch, **options) for words in (WORDS_A, WORDS_B)]
+    mappings = [identity(models[0]), surface(models[1].tokenizer, models[0].tokenizer)]
+    space = PivotSpace(models, mappings)
+    fusion = FusionSettings(filter="off")
+    return Engine(["a", "b"], models, space, fusion, chunk=chunk), models
+
+
+@dataclass
+class Answer:
+    """What the sink of a request was told."""
+
+    request: Request | None = None
+    steps: list[Step] = field(default_factory=list)
+    error: EvaError | None = None
+
+    def __call__(self, told: Step | EvaError) -> None:
+        assert self.error is None
+        if isinstance(told, Step):
+            self.steps.append(told)
+        else:
+            self.error = told
+
+    @property
+    def text(self) -> bytes:
+        return b"".join(step.piece for step in self.steps)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.steps) and self.steps[-1].finish_reason is not None
+
+
+def ask(
+    scheduler: Scheduler, models: list[WatchedModel], text: bytes, sampling: Sampling | None = None
+) -> Answer:
+    answer = Answer()
+    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    sampling = sampling or Sampling(max_tokens=8)
+    answer.request = scheduler.submit(Request(prompts, sampling, answer))
+    return answer
+
+
+def run(scheduler: Scheduler, most: int = 10_000) -> None:
+    while scheduler.n_waiting or scheduler.n_running:
+        most -= 1
+        assert most > 0, "it never ends"
+        scheduler.step()
+
+
+def alone(text: bytes, sampling: Sampling | None = None) -> bytes:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine)
+    answer = ask(scheduler, models, text, sampling)
+    run(scheduler)
+    return answer.text
+
+
+texts = st.lists(
+    st.builds(
+        lambda head, tail: head + tail,
+        st.sampled_from([b"", b"the unbelievable Paris is the end. " * 3, b" a" * 30]),
+        st.sampled_from([b"the", b" a", b"Paris", b"un", b""]),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@given(texts, st.integers(1, 5), st.sampled_from([4, 64]), st.sampled_from([1, 16]))
+def test_every_answer_is_the_one_it_would_be_alone(asked, n_places, n_batch, chunk) -> None:
+    engine, models = open_engine(max(n_batch, n_places), chunk)
+    scheduler = Scheduler(engine, n_places)
+    answers = [ask(scheduler, models, text) for text in asked]
+    run(scheduler)
+    assert [answer.text for answer in answers] == [alone(text) for text in asked]
+    assert all(answer.finished for answer in answers)
+
+
+def test_a_place_is_taken_at_once_by_the_next() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 3)
+    lengths = [2, 9, 4, 1, 7, 3, 5, 2]
+    # Logits that never want END.
+    for model in models:
+        hashed = model._hashed
+        model._logits = lambda tokens, hashed=hashed: _without_end(hashed(tokens))
+    answers = [ask(scheduler, models, b"%d" % n, Sampling(max_tokens=n)) for n in lengths]
+    while scheduler.n_waiting or scheduler.n_running:
+        waiting = scheduler.n_waiting
+        scheduler.step()
+        batch = models[0].batches[-1]
+        assert len(batch) == 3 or not waiting
+    assert [len(answer.steps) for answer in answers] == lengths
+
+
+def _without_end(row):
+    row = row.copy()
+    row[2:4] = -30
+    return row
+
+
+def test_running_answers_go_first_and_step_on_while_a_long_prompt_is_read() -> None:
+    engine, models = open_engine(n_batch=64, chunk=8)
+    for model in models:
+        hashed = model._hashed
+        model._logits = lambda tokens, hashed=hashed: _without_end(hashed(tokens))
+    scheduler = Scheduler(engine, 3)
+    running = [ask(scheduler, models, t, Sampling(max_tokens=100)) for t in (b"the", b" un")]
+    scheduler.step()
+    assert [len(answer.steps) for answer in running] == [1, 1]
+    late = ask(scheduler, models, b"a, " * 40, Sampling(max_tokens=3))
+    before = len(models[0].batches)
+    while not late.steps:
+        scheduler.step()
+    batches = models[0].batches[before:]
+    assert len(batches) >= 120 / 8
+    for batch in batches:
+        assert [sequence for sequence, _ in batch] == [0, 1, 2]
+        assert batch[-1][1] <= 8
+    assert [len(answer.steps) for answer in running] == [1 + len(batches)] * 2
+
+
+def test_a_prompt_alone_is_read_in_whole_batches() -> None:
+    engine, models = open_engine(n_batch=64, chunk=8)
+    scheduler = Scheduler(engine, 3)
+    ask(scheduler, models, b"a, " * 60)
+    scheduler.step()
+    assert models[0].batches == [[(0, 64)]]
+
+
+def test_a_common_beginning_is_decoded_once() -> None:
+    engine, models = open_engine(n_batch=64)
+    scheduler = Scheduler(engine, 4)
+    prefix = b"the unbelievable Paris is the end. " * 10
+    asked = [prefix + tail for tail in (b"un", b"the", b"ing", b" a", b"Paris", b"is")]
+    answers = [ask(scheduler, models, text, Sampling(max_tokens=1)) for text in asked]
+    run(scheduler)
+    for model in models:
+        size = len(model.tokenizer.encode(prefix))
+        assert size < model.decoded < size + 6 * 12
+    assert [answer.text for answer in answers] == [
+        alone(text, Sampling(max_tokens=1)) for text in asked
+    ]
+    later = answers[-1].steps[-1].usage
+    for cached, read in zip(later.cached_tokens, later.prompt_tokens, strict=True):
+        assert cached > 0.9 * read
+
+
+def test_who_shares_nothing_overtakes_who_waits_for_a_common_beginning() -> None:
+    engine, models = open_engine(n_batch=32)
+    scheduler = Scheduler(engine, 3)
+    prefix = b"the unbelievable Paris is the end. " * 20
+    first, second = (ask(scheduler, models, prefix + tail) for tail in (b"un", b"ing"))
+    other = ask(scheduler, models, b"zzz")
+    scheduler.step()
+    assert first.request.draft is not None
+    assert second.request.draft is None
+    assert other.request.draft is not None
+    run(scheduler)
+    assert second.finished
+
+
+def test_a_common_beginning_is_not_copied_where_nothing_can_be_taken_back() -> None:
+    engine, models = open_engine(can_roll_back=False)
+    scheduler = Scheduler(engine, 3)
+    asked = [b"the unbelievable Paris is the end. " * 4 + tail for tail in (b"un", b"ing", b" a")]
+    answers = [ask(scheduler, models, text) for text in asked]
+    run(scheduler)
+    assert all(answer.finished for answer in answers)
+    assert len(models[0].batches[0]) > 1
+
+
+@given(st.data())
+def test_cancelled_requests_leave_within_a_step_and_nobody_else_notices(data) -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 2)
+    asked = [b"%d the" % number for number in range(6)]
+    answers = [ask(scheduler, models, text) for text in asked]
+    cancelled = data.draw(st.sets(st.integers(0, 5)))
+    moments = {place: data.draw(st.integers(0, 12)) for place in cancelled}
+    for moment in range(60):
+        for place in cancelled:
+            if moments[place] == moment and not answers[place].finished:
+                told = len(answers[place].steps)
+                scheduler.cancel(answers[place].request)
+                scheduler.step()
+                assert answers[place].request not in scheduler._places.values()
+                assert len(answers[place].steps) == told
+        scheduler.step()
+    assert scheduler.n_running == scheduler.n_waiting == 0
+    for text, answer in zip(asked, answers, strict=True):
+        if answer.finished:
+            assert answer.text == alone(text)
+        else:
+            assert asked.index(text) in cancelled
+
+
+def test_what_is_wrong_with_one_request_ends_that_one_alone() -> None:
+    engine, models = open_engine(n_ctx=60)
+    scheduler = Scheduler(engine, 2)
+    fine, long, biased, last = (
+        ask(scheduler, models, b"the"),
+        ask(scheduler, models, b"z" * 80),
+        ask(scheduler, models, b"the", Sampling(logit_bias={"no such symbol": 1.0})),
+        ask(scheduler, models, b" a"),
+    )
+    run(scheduler)
+    assert isinstance(long.error, ContextError)
+    assert isinstance(biased.error, InputError)
+    assert fine.text == alone(b"the")
+    assert last.text == alone(b" a")
+    assert all(answer.request.done for answer in (fine, long, biased, last))
+
+
+def test_an_error_amid_an_answer_ends_that_one_alone() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 2)
+    fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b" a")
+    scheduler.step()
+
+    class Stuck:
+        complete = False
+
+        def choose(self, vote):
+            raise InputError("the grammar asks for text that the models cannot write")
+
+    bad.request.draft.sampler = Stuck()
+    run(scheduler)
+    assert isinstance(bad.error, InputError)
+    assert fine.text == alone(b"the")
+
+
+def test_after_a_failed_decode_everybody_can_go_on() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 2)
+    answers = [ask(scheduler, models, text) for text in (b"the", b" a", b"un")]
+    decode = models[1].decode
+    scheduler.step()
+
+    def fail(runs):
+        raise ModelError("no room left")
+
+    models[1].decode = fail
+    with pytest.raises(ModelError):
+        scheduler.step()
+    models[1].decode = decode
+    run(scheduler)
+    assert [answer.text for answer in answers] == [alone(t) for t in (b"the", b" a", b"un")]
+
+
+def test_other_threads_submit_and_cancel_while_one_steps() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 4)
+    expected = {text: alone(text) for text in (b"the", b" a", b"Paris", b"un", b"ing")}
+    ended = threading.Event()
+    wrong: list[object] = []
+
+    def drive() -> None:
+        while not ended.is_set():
+            if scheduler.wait(0.01):
+                scheduler.step()
+
+    def use(number: int) -> None:
+        for turn in range(12):
+            text = list(expected)[(number + turn) % 5]
+            told, done = Answer(), threading.Event()
+
+            def sink(step, told=told, done=done) -> None:
+                told(step)
+                if told.finished or told.error:
+                    done.set()
+
+            prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+            request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), sink))
+            if turn % 3 == 2:
+                scheduler.cancel(request)
+            elif not done.wait(30) or told.text != expected[text]:
+                wrong.append((text, told))
+
+    driver = threading.Thread(target=drive)
+    users = [threading.Thread(target=use, args=(number,)) for number in range(6)]
+    for thread in (driver, *users):
+        thread.start()
+    for thread in users:
+        thread.join()
+    ended.set()
+    driver.join()
+    assert not wrong
+    scheduler.step()
+    assert scheduler.n_running == scheduler.n_waiting == 0
+
+
+def test_the_likeliest_symbols_are_told_on_request() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine)
+    answer = Answer()
+    prompts = [[1, *model.tokenizer.encode(b"the")] for model in models]
+    scheduler.submit(Request(prompts, Sampling(max_tokens=3), answer, n_top=4))
+    run(scheduler)
+    for step in answer.steps:
+        assert len(step.top) == 4
+        assert step.top[0].piece == step.piece
+        assert step.top[0].probability == step.probability
