@@ -1,0 +1,1 @@
+"""Conversations with an ensemble in a terminal: turns, budget, autosave, commands."""

@@ -1,0 +1,245 @@
+"""One conversation with one ensemble: asks, answers, keeps to the budget, saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eva_local.api import Ensemble, Report
+from eva_local.chat.budget import Budget, first_turn
+from eva_local.chat.conversation import Conversation, Event
+from eva_local.chat.log import Log, Saved
+from eva_local.errors import InputError
+from eva_local.records import FinishReason, Message, Sampling, Step, Usage
+from eva_local.trace import TraceFile
+
+Steps = Generator[Step, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and what it cost; `trace` holds its steps.
+
+    `seconds` is the time from the first step to the last, `first_seconds` from the question to
+    the first step. `needs` are the tokens of the conversation, with this answer, in each
+    member; `usage` is None where the answer was stopped.
+    """
+
+    trace: TraceFile
+    seconds: float
+    first_seconds: float
+    needs: tuple[int, ...]
+    limits: tuple[int, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The symbols that were chosen, END among them."""
+        return self.trace.steps
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the answer ended."""
+        return self.trace.finish_reason or "cancelled"
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the engine counted; None where the answer was stopped."""
+        return self.trace.usage
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def tokens(self) -> int:
+        """How many symbols were written."""
+        return sum(bool(step.piece) for step in self.steps)
+
+
+class Chat:
+    """A conversation that is being held. Every change of it is saved at once."""
+
+    def __init__(
+        self, ensemble: Ensemble, sampling: Sampling, folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        """Begin a conversation, to be saved in `folder`; `tell` is told what must not be silent."""
+        self.ensemble = ensemble
+        self.sampling = sampling
+        self.conversation = Conversation()
+        # The first turn that the members still read, and what they read of the last question.
+        self.first = 0
+        self.last: Answer | None = None
+        self._folder = folder
+        self._tell = tell
+        self._log: Log | None = None
+        self._saves = True
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the conversation; None as long as nothing was said."""
+        return None if self._log is None else self._log.path
+
+    @property
+    def budget(self) -> Budget:
+        """The room in the members' contexts."""
+        ensemble = self.ensemble
+        return Budget(ensemble.members, ensemble.n_ctx, self.sampling.max_tokens)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last message has no answer (its chat was killed)."""
+        turns = self.conversation.turns
+        return bool(turns) and turns[-1].answer is None
+
+    def close(self) -> None:
+        """Give the file of the conversation free."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def resume(self, saved: Saved) -> Saved:
+        """Go on with a saved conversation in its own file; return it as it is now."""
+        self.close()
+        self._log, saved = Log.resume(saved)
+        self._hold(saved.conversation)
+        return saved
+
+    def take_over(self, conversation: Conversation) -> None:
+        """Go on with a conversation from elsewhere in a new file; the one before stays saved."""
+        self.close()
+        self._hold(conversation)
+
+    def use_system(self, text: str) -> None:
+        """Change the system message; an empty text removes it."""
+        self._record(Event("system", text))
+
+    def undo(self) -> str:
+        """Take the last message and its answer back; return the message."""
+        if not self.conversation.turns:
+            raise InputError("there is nothing to take back")
+        question = self.conversation.turns[-1].question
+        self._take_back()
+        self.last = None
+        return question
+
+    def check(self, text: str) -> None:
+        """Raise ContextError, with the numbers, for a message that can never fit."""
+        alone = Conversation(self.conversation.system).after(Event("user", text))
+        first_turn(alone, 0, self.ensemble.prompt_tokens, self.budget)
+
+    def ask(self, text: str, report: Report | None = None) -> Steps:
+        """Send a message and write its answer step by step.
+
+        Closing the iterator keeps what was said as the answer; where nothing was said, the
+        message is taken back. Raises ContextError, and changes nothing, where it cannot fit.
+        """
+        answered = self.conversation
+        if self.is_open:
+            answered = answered.after(Event("undo"))
+        first = self._fitting(answered.after(Event("user", text)))
+        if self.is_open:
+            self._record(Event("undo"))
+        self._record(Event("user", text))
+        self._drop(first)
+        yield from self._answer(report)
+
+    def regenerate(self, report: Report | None = None) -> Steps:
+        """Write the last answer again; the old one stays until the new one is there."""
+        if not self.conversation.turns:
+            raise InputError("there is no answer to write again")
+        self._drop(self._fitting(self.conversation))
+        yield from self._answer(report)
+
+    def needs(self) -> tuple[int, ...]:
+        """Return how many tokens of the conversation stand in each member's context."""
+        turns = self.conversation.turns
+        if not turns:
+            return (0,) * len(self.ensemble.members)
+        parts = [self.ensemble.prompt_tokens(self.conversation.prompt(self.first))]
+        if turns[-1].answer:
+            # Counted apart: not every chat template lets a conversation end with an answer.
+            parts.append(self.ensemble.prompt_tokens(turns[-1].answer))
+        return tuple(map(sum, zip(*parts, strict=True)))
+
+    def _answer(self, report: Report | None) -> Steps:
+        prompt = self.conversation.prompt(self.first)
+        steps: list[Step] = []
+        times = [time.perf_counter()]
+        try:
+            stream = self.ensemble.stream(prompt, self.sampling, trace=True, report=report)
+            for step in stream:
+                times.append(time.perf_counter())
+                steps.append(step)
+                yield step
+        finally:
+            self._keep(prompt, steps, times)
+
+    def _keep(self, prompt: list[Message], steps: list[Step], times: list[float]) -> None:
+        """Save what was said as the answer; without any, leave the conversation as it was."""
+        if not any(step.text or step.finish_reason for step in steps):
+            if self.is_open:
+                self._take_back()
+            return
+        self._record(Event("answer", "".join(step.text for step in steps)))
+        spec = self.ensemble.spec
+        trace = TraceFile(
+            ensemble=spec.name,
+            members=self.ensemble.members,
+            pivot=spec.pivot,
+            prompt=tuple(prompt),
+            settings=asdict(spec.fusion),
+            steps=tuple(steps),
+            finish_reason=steps[-1].finish_reason,
+            usage=steps[-1].usage,
+        )
+        self.last = Answer(
+            trace,
+            seconds=times[-1] - times[1],
+            first_seconds=times[1] - times[0],
+            needs=self.needs(),
+            limits=self.ensemble.n_ctx,
+        )
+
+    def _fitting(self, conversation: Conversation) -> int:
+        return first_turn(conversation, self.first, self.ensemble.prompt_tokens, self.budget)
+
+    def _drop(self, first: int) -> None:
+        if first == self.first:
+            return
+        dropped = first - self.first
+        turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+        needs = self.ensemble.prompt_tokens(self.conversation.prompt(self.first))
+        self._tell(
+            f"the context is full ({self.budget.numbers(needs)}): the oldest {turns} left out "
+            "from here on"
+        )
+        self.first = first
+
+    def _take_back(self) -> None:
+        self._record(Event("undo"))
+        if self.first >= len(self.conversation.turns):
+            # What was dropped for the sake of turns that are gone may fit again.
+            self.first = 0
+
+    def _hold(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.first = 0
+        self.last = None
+
+    def _record(self, event: Event) -> None:
+        """Change the conversation, and save the change."""
+        self.conversation = self.conversation.after(event)
+        if not self._saves:
+            return
+        try:
+            if self._log is not None:
+                self._log.append(event)
+            elif self.conversation.turns:
+                name = self.ensemble.spec.name
+                self._log = Log.begin(self._folder, name, self.conversation)
+        except InputError as error:
+            self._saves = False
+            self._tell(f"{error}; from here on it is not saved")

@@ -1,0 +1,247 @@
+"""What each slash command does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from eva_local.chat import log
+from eva_local.chat.chat import Answer
+from eva_local.chat.conversation import Conversation
+from eva_local.chat.typed import COMMANDS, Command
+from eva_local.chat.votes import cost_table, summary_line, vote_tables
+from eva_local.errors import InputError
+from eva_local.records import Sampling
+from eva_local.settings import keys_of, read_settings, read_text, refuse_unknown
+from eva_local.text import harmless
+from eva_local.trace import TraceWriter, trace_page
+
+if TYPE_CHECKING:
+    from eva_local.chat.repl import Repl
+
+_KEYS = keys_of(Sampling)
+_ON_OFF = {"on": True, "off": False}
+_NOTHING = '""'
+_HELP = (
+    '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
+    "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
+    "Tab completes commands and files, Ctrl-R searches what you wrote."
+)
+
+
+def obey(repl: Repl, command: Command) -> None:
+    """Do what a command says; EvaError where that is not possible."""
+    _ACTIONS[command.name](repl, command.argument)
+
+
+def _help(repl: Repl, _: str) -> None:
+    table = _table()
+    for name, argument, text in COMMANDS:
+        table.add_row(Text(f"/{name} {argument}".rstrip(), style="bold"), text)
+    repl.screen.show(table, Text(_HELP))
+
+
+def _exit(repl: Repl, _: str) -> None:
+    repl.done = True
+
+
+def _clear(repl: Repl, _: str) -> None:
+    system = repl.chat.conversation.system
+    repl.chat.take_over(Conversation(system))
+    repl.texts = []
+    repl.screen.note(f"a new conversation{'; the system message stays' if system else ''}")
+
+
+def _regen(repl: Repl, _: str) -> None:
+    sampling = repl.chat.sampling
+    if repl.chat.last is not None:
+        if sampling.temperature == 0:
+            repl.screen.note("temperature 0 writes the same again; try /set temperature 0.8")
+        elif sampling.seed is not None:
+            repl.screen.note("a fixed seed writes the same again; try /set seed random")
+    repl.regenerate()
+
+
+def _undo(repl: Repl, _: str) -> None:
+    question = log.first_words(repl.chat.undo())
+    left = len(repl.chat.conversation.turns)
+    repl.screen.note(f"taken back: {question} ({left} {'turn' if left == 1 else 'turns'} left)")
+
+
+def _system(repl: Repl, text: str) -> None:
+    if not text:
+        repl.screen.say(repl.chat.conversation.system or "There is no system message.")
+        return
+    repl.chat.use_system("" if text == _NOTHING else text)
+    repl.screen.note("no system message" if text == _NOTHING else "from the next answer on")
+
+
+def _set(repl: Repl, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    value = value.strip()
+    if not name:
+        table = _table()
+        for key in (*_KEYS, *repl.switches):
+            table.add_row(key, _value(repl, key))
+        repl.screen.show(table)
+        return
+    refuse_unknown({name: value}, (*_KEYS, *repl.switches), "/set ")
+    if not value:
+        raise InputError(f"/set {name} needs a value; it is {_value(repl, name)}")
+    if name in repl.switches:
+        if value not in _ON_OFF:
+            raise InputError(f"/set {name} must be on or off, not {value}")
+        repl.switches[name] = _ON_OFF[value]
+    else:
+        found = read_settings(Sampling, {name: value}, lambda key: f"/set {key}", text=True)
+        changed: dict[str, Any] = {name: found[name].value}
+        repl.chat.sampling = replace(repl.chat.sampling, **changed)
+    repl.screen.note(f"{name} is {_value(repl, name)}")
+
+
+def _value(repl: Repl, name: str) -> str:
+    if name in repl.switches:
+        return "on" if repl.switches[name] else "off"
+    value = getattr(repl.chat.sampling, name)
+    return "random" if value is None else str(value)
+
+
+def _show(repl: Repl, what: str) -> None:
+    chat = repl.chat
+    if what == "chat":
+        repl.show_turns(len(chat.conversation.turns))
+        return
+    if what:
+        raise InputError("/show shows what is set, /show chat what was said")
+    spec = chat.ensemble.spec
+    rooms = zip(chat.ensemble.members, chat.needs(), chat.ensemble.n_ctx, strict=True)
+    changed = [name for name in _KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
+    table = _table()
+    for name, value in (
+        ("ensemble", f"{spec.name}; the pivot is {spec.pivot}"),
+        ("context", "\n".join(f"{name}: {need} of {limit}" for name, need, limit in rooms)),
+        ("system", chat.conversation.system or "-"),
+        ("turns", f"{len(chat.conversation.turns)}, of which {chat.first} are out of the context"),
+        ("changed", ", ".join(f"{name} {_value(repl, name)}" for name in changed) or "-"),
+        ("read", ", ".join(log.first_words(text) for text in repl.texts) or "-"),
+        ("saved in", str(chat.path or "-")),
+    ):
+        table.add_row(Text(name, style="dim"), Text(harmless(value)))
+    repl.screen.show(table)
+
+
+def _edit(repl: Repl, text: str) -> None:
+    begun = text or repl.unsent
+    try:
+        edited = click.edit(f"{begun}\n" if begun else "", extension=".md")
+    except click.ClickException as error:
+        raise InputError(error.format_message()) from error
+    if edited is None or not edited.strip():
+        repl.screen.note("nothing was written, nothing is sent")
+        return
+    edited = edited.rstrip()
+    repl.echo(edited)
+    repl.ask(repl.heed(edited))
+
+
+def _read(repl: Repl, name: str) -> None:
+    if not name:
+        repl.texts = []
+        repl.screen.note("nothing goes in front of the next message")
+        return
+    path = Path(name).expanduser()
+    text = repl.heed(read_text(path, "/read"))
+    repl.chat.check("\n\n".join([*repl.texts, text]))
+    repl.texts.append(text)
+    repl.screen.note(f"{path.name}: {len(text)} characters go in front of the next message")
+
+
+def _save(repl: Repl, name: str) -> None:
+    path = _file(name, "/save")
+    if not repl.chat.conversation.turns:
+        raise InputError("nothing was said yet")
+    log.export(path, repl.chat.ensemble.spec.name, repl.chat.conversation)
+    repl.screen.note(f"saved in {path}")
+
+
+def _load(repl: Repl, name: str) -> None:
+    saved = log.read(_file(name, "/load"))
+    repl.chat.take_over(saved.conversation)
+    repl.welcome(saved)
+
+
+def _stats(repl: Repl, _: str) -> None:
+    answer = _last(repl)
+    repl.screen.show(cost_table(answer))
+    repl.screen.note(f"{summary_line(answer)} · first after {answer.first_seconds:.2f} s")
+
+
+def _why(repl: Repl, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise InputError("/why needs the number of a token, such as /why 3")
+    number = int(argument) if argument else None
+    repl.screen.show(*vote_tables(_last(repl), number))
+
+
+def _trace(repl: Repl, name: str) -> None:
+    path, trace = _file(name, "/trace"), _last(repl).trace
+    if path.suffix == ".jsonl":
+        with TraceWriter(
+            path,
+            ensemble=trace.ensemble,
+            members=trace.members,
+            pivot=trace.pivot,
+            prompt=trace.prompt,
+            settings=trace.settings,
+        ) as writer:
+            for step in trace.steps:
+                writer.write(step)
+    elif path.suffix == ".html":
+        try:
+            path.write_text(trace_page(trace), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    else:
+        raise InputError(f"/trace writes FILE.html or FILE.jsonl, not {path.name}")
+    repl.screen.note(f"written to {path}")
+
+
+def _file(name: str, command: str) -> Path:
+    if not name:
+        raise InputError(f"{command} needs the name of a file")
+    return Path(name).expanduser()
+
+
+def _last(repl: Repl) -> Answer:
+    if repl.chat.last is None:
+        raise InputError("no answer was written since this chat began, or it was taken back")
+    return repl.chat.last
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+
+
+_ACTIONS: dict[str, Callable[[Repl, str], None]] = {
+    "help": _help,
+    "exit": _exit,
+    "clear": _clear,
+    "regen": _regen,
+    "undo": _undo,
+    "system": _system,
+    "set": _set,
+    "show": _show,
+    "edit": _edit,
+    "read": _read,
+    "save": _save,
+    "load": _load,
+    "stats": _stats,
+    "why": _why,
+    "trace": _trace,
+}

@@ -1,0 +1,134 @@
+"""Where messages come from: a line editor at a terminal, or plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output
+from prompt_toolkit.output.vt100 import Vt100_Output
+
+from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
+from eva_local.records import Sampling
+from eva_local.settings import keys_of
+
+PROMPT = "> "
+_MORE = ". "
+_HINT = "Write a message; /help lists the commands"
+# Longer messages, such as pasted files, would make the history slow to read.
+_REMEMBERED = 4000
+_WITH_FILE = ("read", "save", "load", "trace")
+
+
+class Reader(Protocol):
+    """Reads what a person sends."""
+
+    def read(self) -> str:
+        """Return the next message or command; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
+        ...
+
+
+class LineEditor:
+    """A line editor with history, completion and bracketed paste."""
+
+    def __init__(self, history: Path) -> None:
+        """Keep what is typed in the file `history`."""
+        self._session: PromptSession[str] = PromptSession(
+            FormattedText([("bold", PROMPT)]),
+            history=_History(history),
+            completer=_completer(),
+            complete_while_typing=False,
+            multiline=Condition(lambda: is_open(self._session.default_buffer.text)),
+            prompt_continuation=_MORE,
+            placeholder=FormattedText([("fg:ansibrightblack", _HINT)]),
+            key_bindings=_keys(),
+            enable_open_in_editor=True,
+            enable_suspend=True,
+            output=_output(),
+        )
+
+    def read(self) -> str:
+        """Let a person edit until Enter."""
+        return self._session.prompt()
+
+
+class PlainReader:
+    """Lines of standard input, where that or the screen is no terminal."""
+
+    def __init__(self) -> None:
+        """Show a prompt only if somebody sits there."""
+        self._somebody = sys.stdin.isatty()
+
+    def read(self) -> str:
+        """Return a line, or all lines up to closing quotes."""
+        text = self._line(PROMPT)
+        while is_open(text):
+            try:
+                text = f"{text}\n{self._line(_MORE)}"
+            except EOFError:
+                # Nothing is lost: what there is counts as closed.
+                return f'{text}"""'
+        return text
+
+    def _line(self, prompt: str) -> str:
+        if self._somebody:
+            click.echo(prompt, nl=False, err=True)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise EOFError
+        return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+class _History(FileHistory):
+    """A history that never stands in the way of the chat."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Return what was typed before, the newest first."""
+        with contextlib.suppress(OSError):
+            return list(super().load_history_strings())
+        return []
+
+    def store_string(self, string: str) -> None:
+        """Keep what was typed, unless it is too long."""
+        if len(string) <= _REMEMBERED:
+            with contextlib.suppress(OSError):
+                super().store_string(string.encode("utf-8", "replace").decode())
+
+
+def _completer() -> Completer:
+    of_file = PathCompleter(expanduser=True)
+    options: dict[str, Completer | dict[str, None] | None] = {}
+    for name, _, _ in COMMANDS:
+        options[f"/{name}"] = of_file if name in _WITH_FILE else None
+    options["/set"] = dict.fromkeys((*keys_of(Sampling), *SWITCHES))
+    options["/show"] = {"chat": None}
+    return NestedCompleter.from_nested_dict(options)
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline()
+
+    return keys
+
+
+def _output() -> Output:
+    output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    # It does not ask for the place of the cursor: an answer that comes late would be taken for
+    # something that was typed.
+    output.enable_cpr = False
+    return output

@@ -1,0 +1,181 @@
+"""The loop of a chat: read, obey or ask, show the answer as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+from eva_local.api import Report
+from eva_local.chat import commands
+from eva_local.chat.chat import Answer, Chat, Steps
+from eva_local.chat.log import Saved
+from eva_local.chat.reader import PROMPT, Reader
+from eva_local.chat.screen import Screen
+from eva_local.chat.signals import interruption_noted, typing_unseen
+from eva_local.chat.typed import SWITCHES, Command, sound, understood
+from eva_local.chat.votes import summary_line
+from eva_local.errors import EvaError
+
+# Longer messages are echoed in part.
+_ECHOED_LINES = 10
+
+
+class Progress(Protocol):
+    """Shows how far something has come."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Say that `done` of `total` is done of `what`."""
+        ...
+
+    def close(self) -> None:
+        """Remove it from the screen."""
+        ...
+
+
+class _StoppedError(Exception):
+    """Ctrl-C was pressed while the members were reading."""
+
+
+class Repl:
+    """A person and a chat."""
+
+    def __init__(
+        self,
+        chat: Chat,
+        reader: Reader,
+        screen: Screen,
+        progress: Callable[[], Progress],
+        *,
+        markdown: bool = False,
+    ) -> None:
+        """Let `reader` ask and `screen` show; `progress` is for prompts that take long to read."""
+        self.chat = chat
+        self.screen = screen
+        self.switches = dict.fromkeys(SWITCHES, True) | {"markdown": markdown}
+        # Texts that go in front of the next message, and a message that could not be sent.
+        self.texts: list[str] = []
+        self.unsent = ""
+        self.done = False
+        self._reader = reader
+        self._progress = progress
+
+    def run(self) -> None:
+        """Go on until the person leaves."""
+        while not self.done:
+            try:
+                self._obey_or_ask(self._reader.read())
+            except EOFError:
+                return
+            except EvaError as error:
+                self.screen.problem(str(error))
+            except KeyboardInterrupt:
+                if not self.screen.interactive:
+                    raise
+                self.screen.note("Ctrl-D or /exit leaves")
+
+    def ask(self, text: str) -> None:
+        """Send a message, after the texts that were read for it."""
+        self.unsent = text
+        whole = "\n\n".join([*self.texts, text])
+        self._answer(lambda report: self.chat.ask(whole, report))
+        self.unsent = ""
+        self.texts = []
+
+    def regenerate(self) -> None:
+        """Write the last answer again."""
+        self._answer(self.chat.regenerate)
+
+    def heed(self, text: str) -> str:
+        """Return text from outside with whole characters; say what was odd about it."""
+        text, notes = sound(text)
+        for note in notes:
+            self.screen.note(note)
+        return text
+
+    def welcome(self, saved: Saved) -> None:
+        """Say what was taken up, and show where it stands."""
+        for note in saved.notes:
+            self.screen.note(note)
+        count = len(self.chat.conversation.turns)
+        self.screen.note(f"{saved.path.stem}: {count} {'turn' if count == 1 else 'turns'}")
+        self.show_turns(1)
+        if self.chat.is_open:
+            self.screen.note("this message has no answer; /regen writes one")
+
+    def show_turns(self, count: int) -> None:
+        """Show the last turns of the conversation."""
+        turns = self.chat.conversation.turns
+        for turn in turns[max(len(turns) - count, 0) :]:
+            self.echo(turn.question)
+            if turn.answer is not None:
+                self.screen.say(turn.answer.strip())
+                self.screen.gap()
+
+    def echo(self, question: str) -> None:
+        """Show the beginning of a message that was not typed here."""
+        lines = question.split("\n")
+        shown = lines if len(lines) <= _ECHOED_LINES else lines[: _ECHOED_LINES - 1]
+        for number, line in enumerate(shown):
+            self.screen.note(f"{PROMPT if number == 0 else '  '}{line}")
+        if len(shown) < len(lines):
+            self.screen.note(f"  … and {len(lines) - len(shown)} lines")
+
+    def _obey_or_ask(self, text: str) -> None:
+        meant = understood(text)
+        if isinstance(meant, Command):
+            commands.obey(self, Command(meant.name, sound(meant.argument)[0]))
+        elif meant.strip():
+            self.ask(self.heed(meant))
+
+    def _answer(self, begin: Callable[[Report], Steps]) -> None:
+        """Show an answer as it comes, until its end or Ctrl-C."""
+        before = self.chat.last
+        self.screen.begin()
+        try:
+            with interruption_noted() as interrupted, typing_unseen():
+                self._stream(begin, interrupted)
+        finally:
+            self.screen.end(markdown=self.switches["markdown"])
+        if self.chat.last is None or self.chat.last is before:
+            self.screen.note("stopped before a word was said; the conversation is as it was")
+        else:
+            self._remark(self.chat.last)
+        self.screen.gap()
+
+    def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
+        reading = self._progress()
+
+        def report(what: str, share: float) -> None:
+            if interrupted():
+                raise _StoppedError
+            reading(what, round(1000 * share), 1000)
+
+        with (
+            contextlib.closing(reading),
+            contextlib.suppress(_StoppedError),
+            contextlib.closing(begin(report)) as steps,
+        ):
+            for step in steps:
+                reading.close()
+                self.screen.write(step.text)
+                if interrupted():
+                    return
+
+    def _remark(self, answer: Answer) -> None:
+        ending = self._ending(answer)
+        if self.switches["stats"]:
+            self.screen.note(" · ".join(filter(None, (ending, summary_line(answer)))))
+        elif ending:
+            self.screen.note(ending)
+
+    def _ending(self, answer: Answer) -> str:
+        """Return why an answer ended where it did, if not by itself."""
+        if answer.finish_reason == "cancelled":
+            return "stopped"
+        if answer.finish_reason == "stop":
+            return "" if answer.text.strip() else "the answer is empty"
+        limit = self.chat.sampling.max_tokens
+        if answer.tokens >= limit:
+            return f"cut off at max_tokens {limit}"
+        return "cut off: the context is full"

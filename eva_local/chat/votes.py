@@ -1,0 +1,209 @@
+"""How the members voted, as tables for a terminal: what /why and /stats show."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+
+from rich.bar import Bar
+from rich.console import RenderableType
+from rich.styled import Styled
+from rich.table import Table
+from rich.text import Text
+
+from eva_local.chat.chat import Answer
+from eva_local.errors import InputError
+from eva_local.records import Ballot, Candidate, Step
+from eva_local.text import harmless
+from eva_local.trace import summarize
+from eva_local.trace.page import disputed, verdict
+
+# One for each member, in the ensemble's order; legible on light and dark screens.
+COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+_MOST_DISPUTED = 3
+_CANDIDATES = 3
+_BAR = 16
+_BEFORE = 40
+_VERDICTS = {"stayed": "voted", "filtered": "filtered", "absent": "not asked"}
+
+
+def short_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Cut names at the first hyphen that leaves them different from each other."""
+    parts = [name.split("-") for name in names]
+    for count in range(1, max(map(len, parts), default=1)):
+        short = ["-".join(part[:count]) for part in parts]
+        if len(set(short)) == len(names):
+            return tuple(short)
+    return tuple(names)
+
+
+def summary_line(answer: Answer) -> str:
+    """Return what an answer cost, on one line."""
+    summary = summarize(answer.trace)
+    parts = [f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"]
+    if answer.seconds > 0:
+        parts.append(f"{(len(answer.steps) - 1) / answer.seconds:.1f} tokens/s")
+    if len(summary.members) > 1:
+        names = short_names([member.name for member in summary.members])
+        carried = [
+            f"{name} {100 * member.carried / len(answer.steps):.0f}%"
+            for name, member in zip(names, summary.members, strict=True)
+        ]
+        parts.append(" ".join(carried))
+        parts.append(f"{sum(member.filtered for member in summary.members)} votes filtered")
+    fullest = max(zip(answer.needs, answer.limits, strict=True), key=lambda pair: pair[0] / pair[1])
+    parts.append("context {}/{}".format(*fullest))
+    return " · ".join(parts)
+
+
+def cost_table(answer: Answer) -> RenderableType:
+    """Return what an answer cost, a row for each member."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for head in ("", "decided", "filtered", "weight", "ms/token", "prompt", "read anew", "context"):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    usage = answer.usage
+    members = summarize(answer.trace).members
+    for place, member in enumerate(members):
+        read = "-" if usage is None else str(usage.prompt_tokens[place])
+        new = "-"
+        if usage is not None:
+            new = str(usage.prompt_tokens[place] - usage.cached_tokens[place])
+        table.add_row(
+            Text(member.name, style=_colour(place)),
+            str(member.carried),
+            str(member.filtered),
+            f"{100 * member.weight:.0f}%",
+            f"{member.decode_ms:.0f}",
+            read,
+            new,
+            f"{answer.needs[place]}/{answer.limits[place]}",
+        )
+    return table
+
+
+def vote_tables(answer: Answer, number: int | None) -> Iterator[RenderableType]:
+    """Yield a table of token `number` (from 1), or of the most disputed tokens in their order.
+
+    Raises InputError for a token that is not there.
+    """
+    steps = answer.steps
+    if number is not None:
+        if not 1 <= number <= len(steps):
+            raise InputError(f"the last answer has tokens 1 to {len(steps)}, not {number}")
+        yield from _step_tables(answer, number - 1)
+        return
+    places = [place for place, step in enumerate(steps) if disputed(step)]
+    if not places:
+        yield Text("No vote was filtered, and all members would have chosen the same tokens.")
+        yield Text(f"/why N shows the votes on token N, from 1 to {len(steps)}.", style="dim")
+        return
+    shown = sorted(sorted(places, key=lambda place: _agreement(steps[place]))[:_MOST_DISPUTED])
+    yield _carried(answer)
+    yield Text(
+        f"{len(places)} of {len(steps)} tokens were disputed"
+        + (f"; the {len(shown)} most disputed:" if len(shown) < len(places) else ":"),
+        style="dim",
+    )
+    for place in shown:
+        yield from _step_tables(answer, place)
+
+
+def _agreement(step: Step) -> float:
+    """Return the mean probability that the members gave the chosen symbol."""
+    assert step.trace is not None
+    asked = [b.chosen for b in step.trace.ballots if verdict(b) != "absent"]
+    return sum(asked) / len(asked)
+
+
+def _carried(answer: Answer) -> Text:
+    """Return the answer in the colours of the members that decided it, with a legend."""
+    members = answer.trace.members
+    text = Text()
+    # A character that several tokens make has the colour of the last of them.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for step in answer.steps:
+        if step.trace is not None:
+            colour = _colour(members.index(step.trace.carrier))
+            text.append(harmless(decoder.decode(step.piece)), style=colour)
+    text.rstrip()
+    text.append("\n")
+    for place, member in enumerate(members):
+        text.append(f"{' · ' if place else ''}{member}", style=_colour(place))
+    return text
+
+
+def _step_tables(answer: Answer, place: int) -> Iterator[RenderableType]:
+    step = answer.steps[place]
+    trace = step.trace
+    assert trace is not None
+    before = b"".join(earlier.piece for earlier in answer.steps[:place])
+    title = Text(f"\ntoken {place + 1} of {len(answer.steps)}  ", style="bold")
+    title.append(_end_of(before), style="dim")
+    title.append(_shown(step.piece), style="bold")
+    yield title
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(max_width=24, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=_BAR)
+    table.add_column(justify="right", no_wrap=True)
+    _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], step.piece, "default")
+    for number, ballot in enumerate(trace.ballots):
+        name = answer.trace.members[number]
+        head = (name, _VERDICTS[verdict(ballot)], f"{100 * ballot.weight:.0f}%")
+        _add_rows(table, head, _candidates(ballot, step.piece), step.piece, _colour(number))
+    yield table
+    for ballot in trace.ballots:
+        if not ballot.stayed:
+            yield Text(f"{ballot.member}: {ballot.reason}", style="dim")
+
+
+def _candidates(ballot: Ballot, chosen: bytes) -> list[Candidate]:
+    """Return the likeliest candidates of a vote, and the chosen one where it is not among them."""
+    top = list(ballot.top[:_CANDIDATES])
+    if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
+        top.append(Candidate(chosen, ballot.chosen))
+    return top
+
+
+def _add_rows(
+    table: Table,
+    head: tuple[str, str, str],
+    candidates: Sequence[Candidate | None],
+    chosen: bytes,
+    colour: str,
+) -> None:
+    style = "dim" if head[1] == "filtered" else ""
+    for candidate in candidates or (None,):
+        name, fate, weight = head
+        cells: list[RenderableType] = [Text(name, style=colour), fate, weight]
+        if candidate is not None:
+            is_chosen = candidate.piece == chosen
+            mark = "▸" if is_chosen else " "
+            cells += [
+                Text(f"{mark}{_shown(candidate.piece)}", style="bold" if is_chosen else ""),
+                Styled(Bar(1, 0, candidate.probability, width=_BAR, color=colour), style),
+                f"{100 * candidate.probability:.1f}%",
+            ]
+        table.add_row(*cells)
+        head = ("", "", "")
+
+
+def _shown(piece: bytes) -> str:
+    """Write a piece so that spaces, control characters and half characters can be seen."""
+    if not piece:
+        return "END"
+    try:
+        return repr(piece.decode())
+    except UnicodeDecodeError:
+        return f"<{piece.hex(' ')}>"
+
+
+def _end_of(before: bytes) -> str:
+    text = repr(before.decode("utf-8", "replace"))[1:-1]
+    return text if len(text) <= _BEFORE else f"…{text[-_BEFORE:]}"
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]

@@ -1,0 +1,189 @@
+"""The command `chat`: a conversation with an ensemble."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eva_local.cli.progress import ProgressDisplay, progress_shown
+from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.table import print_table
+from eva_local.config import DEFAULT_KEYS, Config
+from eva_local.errors import InputError
+from eva_local.text import harmless
+
+if TYPE_CHECKING:
+    from eva_local.api import Ensemble
+    from eva_local.chat.log import Saved
+    from eva_local.chat.reader import Reader
+    from eva_local.chat.screen import Screen
+
+
+@click.command()
+@setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))
+@click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
+@click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
+@click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
+@click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
+@click.option("--markdown", is_flag=True, help="Show each answer as Markdown when it is complete.")
+@pass_session
+def chat(
+    session: Session,
+    overrides: dict[str, object],
+    max_tokens: str | None,
+    stop: tuple[str, ...],
+    system: str | None,
+    go_on: bool,
+    resume: str | None,
+    listing: bool,
+    markdown: bool,
+) -> int:
+    """Hold a conversation.
+
+    Answers are streamed to stdout; /help lists the commands. Every conversation is saved as it
+    goes. Where stdin is no terminal, each line of it is a message.
+    """
+    if go_on and resume is not None:
+        raise InputError("give --continue or --resume, not both")
+    from eva_local.chat import log
+
+    folder = state_folder() / "chats"
+    if listing:
+        _list(folder)
+        return 0
+    saved = log.newest(folder) if go_on else None
+    saved = saved if resume is None else log.find(folder, resume)
+    config = session.load(overrides | {"max_tokens": max_tokens})
+    if saved is not None and overrides["ensemble"] is None:
+        config = _of_conversation(session, config, overrides | {"max_tokens": max_tokens}, saved)
+    return _hold(config, folder, saved, system=system, stop=stop, markdown=markdown)
+
+
+def state_folder() -> Path:
+    """Return the folder of conversations and of what was typed."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("eva-local", appauthor=False))
+
+
+def _of_conversation(
+    session: Session, config: Config, overrides: dict[str, object], saved: Saved
+) -> Config:
+    """Return the configuration for the ensemble that a conversation was held with."""
+    if saved.ensemble in config.ensembles or saved.ensemble in config.models:
+        return session.load(overrides | {"ensemble": saved.ensemble})
+    click.echo(
+        f"eva-local: {config.path} has no ensemble {saved.ensemble!r}, which wrote "
+        f"{saved.path.stem}; {config.default_ensemble} goes on",
+        err=True,
+    )
+    return config
+
+
+def _hold(
+    config: Config,
+    folder: Path,
+    saved: Saved | None,
+    *,
+    system: str | None,
+    stop: tuple[str, ...],
+    markdown: bool,
+) -> int:
+    from eva_local.chat.chat import Chat
+    from eva_local.chat.repl import Repl
+    from eva_local.chat.screen import Screen, is_terminal
+    from eva_local.chat.signals import orderly_end, terminal_restored
+
+    screen = Screen(interactive=is_terminal())
+    sampling = replace(config.sampling, stop=stop) if stop else config.sampling
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(orderly_end())
+        stack.enter_context(terminal_restored())
+        ensemble = stack.enter_context(_open(config))
+        held = stack.enter_context(
+            contextlib.closing(Chat(ensemble, sampling, folder, screen.note))
+        )
+        repl = Repl(held, _reader(screen), screen, ProgressDisplay, markdown=markdown)
+        _greet(ensemble, screen)
+        if saved is not None:
+            repl.welcome(held.resume(saved))
+        if system is not None:
+            held.use_system(system)
+        _say_once()
+        try:
+            repl.run()
+        except BrokenPipeError:
+            # Whoever read the answers has enough of them; Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if held.path is not None and screen.interactive:
+            screen.note(f"go on with: eva-local chat --resume {held.path.stem}")
+    return 0
+
+
+def _open(config: Config) -> Ensemble:
+    from eva_local.api import open_ensemble
+    from eva_local.chat.signals import typing_unseen
+
+    with typing_unseen(), progress_shown() as progress:
+        return open_ensemble(
+            config.ensemble(),
+            report=lambda what, share: progress(what, round(1000 * share), 1000),
+        )
+
+
+def _reader(screen: Screen) -> Reader:
+    from eva_local.chat.reader import LineEditor, PlainReader
+
+    if not screen.interactive:
+        return PlainReader()
+    return LineEditor(state_folder() / "history")
+
+
+def _greet(ensemble: Ensemble, screen: Screen) -> None:
+    if not screen.interactive:
+        return
+    members = " + ".join(ensemble.members)
+    screen.note(f"{ensemble.spec.name}: {members}, context {min(ensemble.n_ctx)}, /help for help")
+
+
+def _say_once() -> None:
+    """Let a warning be given once: a conversation is put to the members again in every turn."""
+    given: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message in given:
+            return False
+        given.add(message)
+        return True
+
+    for handler in logging.getLogger("eva_local").handlers:
+        handler.addFilter(is_new)
+
+
+def _list(folder: Path) -> None:
+    from eva_local.chat import log
+
+    rows = []
+    for path in log.newest_first(folder):
+        held = dt.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        try:
+            saved = log.read(path)
+        except InputError as error:
+            rows.append((path.stem, held, "-", "-", str(error)))
+            continue
+        turns = saved.conversation.turns
+        words = log.first_words(turns[0].question) if turns else ""
+        rows.append((path.stem, held, saved.ensemble, str(len(turns)), harmless(words)))
+    print_table(("ID", "LAST HELD", "ENSEMBLE", "TURNS", "BEGINS"), rows)
