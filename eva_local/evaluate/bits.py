@@ -23,7 +23,7 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.context import Context
 from eva_local.decision import Judge
-from eva_local.evaluate.texts import cut
+from eva_local.evaluate.texts import cut, without
 from eva_local.fusion import Floats, Ids, Vote
 from eva_local.model import Model, Run
 from eva_local.prompt import PromptWriter
@@ -61,9 +61,10 @@ def passages(
     Texts without a rest are left out, and so are characters that some member has no token for.
     """
     writers = {name: PromptWriter(model) for name, model in members.items()}
+    missing = _missing(members)
     found = []
     for text in texts:
-        prompt, rest = cut(_spelled_by_all(text, members), prompt_bytes)
+        prompt, rest = cut(without(text, missing), prompt_bytes)
         if rest:
             start = prompt.decode()
             prompts = {name: writer.tokens(start) for name, writer in writers.items()}
@@ -329,11 +330,3 @@ def _spelled(members: Table[str, Model], pivot: str) -> Floats:
     missing = _missing(members)
     pieces = members[pivot].vocabulary.pieces
     return np.array([*(missing.isdisjoint(piece) for piece in pieces), True], dtype=np.float64)
-
-
-def _spelled_by_all(text: bytes, members: Table[str, Model]) -> bytes:
-    missing = _missing(members)
-    if missing.isdisjoint(text):
-        return text
-    characters = (character.encode() for character in text.decode())
-    return b"".join(data for data in characters if missing.isdisjoint(data))

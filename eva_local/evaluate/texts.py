@@ -33,7 +33,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[bytes]:
         if left is not None:
             data = data[:left].decode(errors="ignore").encode()
             left -= len(data)
-        parts += _parts(data)
+        parts += pieces(data)
     if not parts:
         raise InputError(f"{path}: holds no text")
     return parts
@@ -67,9 +67,18 @@ def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     return data[:place], data[place:]
 
 
-def _parts(data: bytes) -> list[bytes]:
-    parts = []
+def pieces(data: bytes) -> list[bytes]:
+    """Cut UTF-8 text into parts that are short enough for a context."""
+    found = []
     while data:
         part, data = cut(data, _LONGEST)
-        parts.append(part)
-    return parts
+        found.append(part)
+    return found
+
+
+def without(text: bytes, missing: frozenset[int]) -> bytes:
+    """Leave out the characters that have a byte of `missing`."""
+    if missing.isdisjoint(text):
+        return text
+    characters = (character.encode() for character in text.decode())
+    return b"".join(data for data in characters if missing.isdisjoint(data))
