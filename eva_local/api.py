@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from eva_local.alignment.library import find_or_build, warn_if_foreign
 from eva_local.config import load_config, shipped
 from eva_local.decision import Judge
 from eva_local.engine import Engine
-from eva_local.errors import ContextError, InputError
+from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.model import ALL, LlamaModel, Model, can_offload
 from eva_local.prompt import Prompt, PromptWriter
 from eva_local.records import Completion, Sampling, Score, Step
 from eva_local.sampling import Forced
+from eva_local.scheduler import Request, Scheduler, Sink
 from eva_local.space import PivotSpace
 from eva_local.specs import EnsembleSpec
 from eva_local.store import cache_folder, locate
@@ -28,28 +30,35 @@ def load(
     *,
     config: str | Path | None = None,
     report: Report | None = None,
+    parallel: int = 1,
     **settings: object,
 ) -> Ensemble:
     """Open an ensemble (or one model) by its name in models.toml.
 
-    `config` names another models.toml; `settings` override keys of its [defaults]. Use the
-    result in a `with` block, which frees the memory.
+    `config` names another models.toml; `settings` override keys of its [defaults]. `parallel`
+    answers are written side by side at most, each with memory of its own. Use the result in a
+    `with` block, which frees the memory.
 
     Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
     """
     effective = load_config(Path(config) if config else None, overrides=settings)
-    return open_ensemble(effective.ensemble(ensemble), report=report)
+    return open_ensemble(effective.ensemble(ensemble), report=report, parallel=parallel)
 
 
 def open_ensemble(
-    spec: EnsembleSpec, sampling: Sampling | None = None, report: Report | None = None
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+    *,
+    parallel: int = 1,
 ) -> Ensemble:
-    """Open the members of `spec` and the mappings between them."""
+    """Open the members of `spec` for `parallel` texts, and the mappings between them."""
     with contextlib.ExitStack() as stack:
-        models = stack.enter_context(open_models(spec, report))
+        models = stack.enter_context(open_models(spec, report, parallel=parallel))
         engine = _engine(spec, models, report)
         stack.callback(engine.close)
-        return Ensemble(spec, models, engine, sampling or spec.sampling, stack.pop_all())
+        sampling = sampling or spec.sampling
+        return Ensemble(spec, models, engine, sampling, stack.pop_all(), parallel=parallel)
 
 
 def ensemble_of(
@@ -71,13 +80,20 @@ def ensemble_of(
 
 
 @contextlib.contextmanager
-def open_models(spec: EnsembleSpec, report: Report | None = None) -> Iterator[list[LlamaModel]]:
+def open_models(
+    spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1
+) -> Iterator[list[LlamaModel]]:
     """Open the members of `spec` in llama.cpp for the length of a `with` block."""
     paths = [locate(member) for member in spec.members]
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
-                LlamaModel(path, member.load, progress=_labelled(report, f"loading {member.name}"))
+                LlamaModel(
+                    path,
+                    member.load,
+                    n_sequences=parallel,
+                    progress=_labelled(report, f"loading {member.name}"),
+                )
             )
             for path, member in zip(paths, spec.members, strict=True)
         ]
@@ -98,6 +114,8 @@ class Ensemble:
         engine: Engine,
         sampling: Sampling,
         resources: contextlib.ExitStack,
+        *,
+        parallel: int = 1,
     ) -> None:
         """Hold what `open_ensemble` opened; `resources` closes it again."""
         self.spec = spec
@@ -106,6 +124,8 @@ class Ensemble:
         self._sampling = sampling
         self._writers = [PromptWriter(model) for model in models]
         self._resources = resources
+        #: The queue and the places that all answers of this ensemble go through.
+        self.scheduler = Scheduler(engine, parallel)
 
     def __enter__(self) -> Ensemble:
         """Return the open ensemble."""
@@ -151,26 +171,66 @@ class Ensemble:
 
         Raises ContextError where the prompt does not fit, with the numbers.
         """
-        if not isinstance(prompt, str) and not prompt:
-            raise InputError("a conversation needs at least one message")
-        prompts = [writer.tokens(prompt) for writer in self._writers]
-        draft = self._engine.begin(prompts, sampling or self._sampling, traced=trace)
-        while not draft.finished:
-            for step in self._engine.step([draft]):
-                if draft.error is not None:
-                    raise draft.error
-                if step is not None:
-                    yield step
+        told: deque[Step | EvaError] = deque()
+        request = self.submit(prompt, sampling, told.append, trace=trace)
+        try:
+            while told or not request.done:
+                if not told:
+                    self.scheduler.step()
+                if told:
+                    yield _step(told.popleft())
                 elif report is not None:
-                    report("reading the prompt", draft.share_read)
+                    report("reading the prompt", request.share_read)
+        finally:
+            self.scheduler.cancel(request)
 
     def complete(self, prompt: Prompt, sampling: Sampling | None = None) -> Completion:
         """Return the whole answer; see `stream`."""
-        steps = list(self.stream(prompt, sampling))
-        last = steps[-1]
-        assert last.finish_reason is not None
-        assert last.usage is not None
-        return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
+        return _completion(list(self.stream(prompt, sampling)))
+
+    def complete_many(
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Return the answers to many prompts, written side by side, in the order of the prompts.
+
+        `sampling` is one for all, or one for each. A beginning that prompts have in common is
+        read once. Raises the first error that one of them meets; see `stream`.
+        """
+        if not isinstance(sampling, Sequence):
+            sampling = [sampling or self._sampling] * len(prompts)
+        answers: list[list[Step | EvaError]] = [[] for _ in prompts]
+        requests = [
+            self.submit(prompt, each, told.append)
+            for prompt, each, told in zip(prompts, sampling, answers, strict=True)
+        ]
+        try:
+            while not all(request.done for request in requests):
+                self.scheduler.step()
+            return [_completion([_step(step) for step in told]) for told in answers]
+        finally:
+            for request in requests:
+                self.scheduler.cancel(request)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None,
+        sink: Sink,
+        *,
+        trace: bool = False,
+        n_top: int = 0,
+    ) -> Request:
+        """Ask for an answer that `scheduler.step` will write and tell `sink` of.
+
+        With `n_top` every step names as many of the likeliest symbols. Raises InputError and
+        PromptError where the prompt cannot be put to the members; what is found out later, the
+        sink is told.
+        """
+        if not isinstance(prompt, str) and not prompt:
+            raise InputError("a conversation needs at least one message")
+        prompts = [writer.tokens(prompt) for writer in self._writers]
+        request = Request(prompts, sampling or self._sampling, sink, traced=trace, n_top=n_top)
+        return self.scheduler.submit(request)
 
     @property
     def missing_bytes(self) -> frozenset[int]:
@@ -197,11 +257,15 @@ class Ensemble:
             return Score(0.0, 0, 0, (0,) * len(self.members), 0)
         prompts = [writer.tokens(prompt) for writer in self._writers]
         sampling = Sampling(max_tokens=len(symbols))
-        draft = self._engine.begin(prompts, sampling, chooser=forced, judge=judge)
-        while not draft.finished:
-            self._engine.step([draft])
-        if draft.error is not None:
-            raise draft.error
+        told: list[Step | EvaError] = []
+        request = Request(prompts, sampling, told.append, chooser=forced, judge=judge)
+        self.scheduler.submit(request)
+        try:
+            while not request.done:
+                self.scheduler.step()
+        finally:
+            self.scheduler.cancel(request)
+        last = _step(told[-1])
         if not forced.complete:
             raise ContextError(
                 f"the text to be scored does not fit: {forced.chosen} of {len(symbols)} symbols "
@@ -211,9 +275,22 @@ class Ensemble:
             log_likelihood=forced.log_likelihood,
             n_bytes=len(data),
             n_symbols=len(symbols),
-            filtered=tuple(draft.filtered.tolist()),
+            filtered=last.usage.filtered if last.usage else (),
             unseen=forced.unseen,
         )
+
+
+def _step(told: Step | EvaError) -> Step:
+    if isinstance(told, EvaError):
+        raise told
+    return told
+
+
+def _completion(steps: Sequence[Step]) -> Completion:
+    last = steps[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
 
 
 def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> Engine:
