@@ -66,8 +66,10 @@ def ensemble_of(
     models: Sequence[Model],
     sampling: Sampling | None = None,
     report: Report | None = None,
+    *,
+    parallel: int = 1,
 ) -> Ensemble:
-    """Let open models answer as `spec`; closing the ensemble leaves them open.
+    """Let models that are open for `parallel` texts answer as `spec`, and leave them open.
 
     Their caches are emptied: an ensemble that had these models before must not go on.
     """
@@ -76,7 +78,8 @@ def ensemble_of(
     engine = _engine(spec, models, report)
     resources = contextlib.ExitStack()
     resources.callback(engine.close)
-    return Ensemble(spec, models, engine, sampling or spec.sampling, resources)
+    sampling = sampling or spec.sampling
+    return Ensemble(spec, models, engine, sampling, resources, parallel=parallel)
 
 
 @contextlib.contextmanager
@@ -245,37 +248,68 @@ class Ensemble:
         0 in the settings, what lies beyond them is not known exactly: see `Score.unseen`. A
         `judge` that is given fuses in place of the ensemble's own rule, and hears every vote.
 
-        Raises InputError where a member cannot spell the continuation, ContextError where the
-        text does not fit.
+        Raises InputError where there is no continuation or a member cannot spell it,
+        ContextError where the text does not fit.
         """
+        scoring = self.submit_score(prompt, continuation, judge)
+        try:
+            while not scoring.done:
+                self.scheduler.step()
+            return scoring.result()
+        finally:
+            self.scheduler.cancel(scoring.request)
+
+    def submit_score(
+        self, prompt: Prompt, continuation: str, judge: Judge | None = None
+    ) -> Scoring:
+        """Ask for a score that `scheduler.step` will find; see `score`."""
         data = continuation.encode("utf-8", "replace")
+        if not data:
+            raise InputError("there is no text to be scored")
         if not self.missing_bytes.isdisjoint(data):
             raise InputError("a member has no token for a character of the text to be scored")
         symbols = self._engine.spell(data)
         forced = Forced(symbols, self._engine.n_symbols)
-        if not symbols:
-            return Score(0.0, 0, 0, (0,) * len(self.members), 0)
         prompts = [writer.tokens(prompt) for writer in self._writers]
-        sampling = Sampling(max_tokens=len(symbols))
         told: list[Step | EvaError] = []
-        request = Request(prompts, sampling, told.append, chooser=forced, judge=judge)
-        self.scheduler.submit(request)
-        try:
-            while not request.done:
-                self.scheduler.step()
-        finally:
-            self.scheduler.cancel(request)
-        last = _step(told[-1])
+        request = Request(
+            prompts, Sampling(max_tokens=len(symbols)), told.append, chooser=forced, judge=judge
+        )
+        return Scoring(self.scheduler.submit(request), forced, len(data), told)
+
+
+class Scoring:
+    """A text that is being scored."""
+
+    def __init__(
+        self, request: Request, forced: Forced, n_bytes: int, told: Sequence[Step | EvaError]
+    ) -> None:
+        """Watch a request; `told` is what its sink is told."""
+        self.request = request
+        self._forced = forced
+        self._n_bytes = n_bytes
+        self._told = told
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.request.done
+
+    def result(self) -> Score:
+        """Return the score; raise the error that ended it, or ContextError without room."""
+        last = _step(self._told[-1])
+        forced = self._forced
         if not forced.complete:
             raise ContextError(
-                f"the text to be scored does not fit: {forced.chosen} of {len(symbols)} symbols "
+                f"the text to be scored does not fit: {forced.chosen} of {len(forced)} symbols "
                 "did; shorten it or raise n_ctx"
             )
+        assert last.usage is not None
         return Score(
             log_likelihood=forced.log_likelihood,
-            n_bytes=len(data),
-            n_symbols=len(symbols),
-            filtered=last.usage.filtered if last.usage else (),
+            n_bytes=self._n_bytes,
+            n_symbols=len(forced),
+            filtered=last.usage.filtered,
             unseen=forced.unseen,
         )
 

@@ -44,6 +44,10 @@ class Forced:
         self.log_likelihood = 0.0
         self.unseen = 0
 
+    def __len__(self) -> int:
+        """Return the number of symbols of the text."""
+        return len(self._symbols)
+
     @property
     def complete(self) -> bool:
         """Whether all symbols were chosen."""

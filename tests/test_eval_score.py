@@ -150,7 +150,8 @@ def test_a_judge_hears_every_vote() -> None:
 
 
 def test_what_cannot_be_scored_is_a_clear_error() -> None:
-    assert ensemble([FakeModel()]).score("the", "").n_bytes == 0
+    with pytest.raises(InputError, match="no text"):
+        ensemble([FakeModel()]).score("the", "")
     with pytest.raises(InputError, match="no token for a character"):
         ensemble([FakeModel(missing=[0xC3])]).score("the", "é")
     with pytest.raises(ContextError, match="does not fit"):
