@@ -23,14 +23,14 @@ class Answer:
     """An answer and what it cost; `trace` holds its steps.
 
     `seconds` is the time from the first step to the last, `first_seconds` from the question to
-    the first step. `needs` are the tokens of the conversation, with this answer, in each
-    member; `usage` is None where the answer was stopped.
+    the first step. `used` are the tokens of the conversation, with this answer, in each
+    member's context, `limits` those that fit; `usage` is None where the answer was stopped.
     """
 
     trace: TraceFile
     seconds: float
     first_seconds: float
-    needs: tuple[int, ...]
+    used: tuple[int, ...]
     limits: tuple[int, ...]
 
     @property
@@ -153,7 +153,7 @@ class Chat:
         self._drop(self._fitting(self.conversation))
         yield from self._answer(report)
 
-    def needs(self) -> tuple[int, ...]:
+    def used(self) -> tuple[int, ...]:
         """Return how many tokens of the conversation stand in each member's context."""
         turns = self.conversation.turns
         if not turns:
@@ -162,7 +162,7 @@ class Chat:
         if turns[-1].answer:
             # Counted apart: not every chat template lets a conversation end with an answer.
             parts.append(self.ensemble.prompt_tokens(turns[-1].answer))
-        return tuple(map(sum, zip(*parts, strict=True)))
+        return tuple(map(min, map(sum, zip(*parts, strict=True)), self.ensemble.n_ctx))
 
     def _answer(self, report: Report | None) -> Steps:
         prompt = self.conversation.prompt(self.first)
@@ -199,7 +199,7 @@ class Chat:
             trace,
             seconds=times[-1] - times[1],
             first_seconds=times[1] - times[0],
-            needs=self.needs(),
+            used=self.used(),
             limits=self.ensemble.n_ctx,
         )
 

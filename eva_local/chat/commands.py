@@ -120,19 +120,21 @@ def _show(repl: Repl, what: str) -> None:
     if what:
         raise InputError("/show shows what is set, /show chat what was said")
     spec = chat.ensemble.spec
-    rooms = zip(chat.ensemble.members, chat.needs(), chat.ensemble.n_ctx, strict=True)
+    rooms = zip(chat.ensemble.members, chat.used(), chat.ensemble.n_ctx, strict=True)
     changed = [name for name in _KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
     table = _table()
     for name, value in (
-        ("ensemble", f"{spec.name}; the pivot is {spec.pivot}"),
-        ("context", "\n".join(f"{name}: {need} of {limit}" for name, need, limit in rooms)),
-        ("system", chat.conversation.system or "-"),
-        ("turns", f"{len(chat.conversation.turns)}, of which {chat.first} are out of the context"),
-        ("changed", ", ".join(f"{name} {_value(repl, name)}" for name in changed) or "-"),
-        ("read", ", ".join(log.first_words(text) for text in repl.texts) or "-"),
-        ("saved in", str(chat.path or "-")),
+        ("ensemble", f"{spec.name} (pivot: {spec.pivot})"),
+        ("context", "\n".join(f"{name} {need}/{limit}" for name, need, limit in rooms)),
+        ("turns", str(len(chat.conversation.turns))),
+        ("left out", f"the oldest {chat.first}: the context is full" if chat.first else ""),
+        ("system", chat.conversation.system),
+        ("set", ", ".join(f"{name} {_value(repl, name)}" for name in changed)),
+        ("read", ", ".join(log.first_words(text) for text in repl.texts)),
+        ("saved in", str(chat.path or "")),
     ):
-        table.add_row(Text(name, style="dim"), Text(harmless(value)))
+        if value:
+            table.add_row(Text(name, style="dim"), Text(harmless(value)))
     repl.screen.show(table)
 
 
@@ -178,8 +180,8 @@ def _load(repl: Repl, name: str) -> None:
 
 def _stats(repl: Repl, _: str) -> None:
     answer = _last(repl)
+    repl.screen.note(summary_line(answer))
     repl.screen.show(cost_table(answer))
-    repl.screen.note(f"{summary_line(answer)} · first after {answer.first_seconds:.2f} s")
 
 
 def _why(repl: Repl, argument: str) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import click
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText
@@ -50,8 +51,8 @@ class LineEditor:
             completer=_completer(),
             complete_while_typing=False,
             multiline=Condition(lambda: is_open(self._session.default_buffer.text)),
-            prompt_continuation=_MORE,
-            placeholder=FormattedText([("fg:ansibrightblack", _HINT)]),
+            prompt_continuation=_continuation,
+            placeholder=_hint,
             key_bindings=_keys(),
             enable_open_in_editor=True,
             enable_suspend=True,
@@ -114,6 +115,16 @@ def _completer() -> Completer:
     options["/set"] = dict.fromkeys((*keys_of(Sampling), *SWITCHES))
     options["/show"] = {"chat": None}
     return NestedCompleter.from_nested_dict(options)
+
+
+def _hint() -> FormattedText:
+    """Return what stands in an empty line, but not in one that was left."""
+    return FormattedText([] if get_app().is_done else [("fg:ansibrightblack", _HINT)])
+
+
+def _continuation(_width: int, _line: int, wraps: int) -> str:
+    """Return what stands before a line that goes on, at the edge of the screen or after Enter."""
+    return " " * len(_MORE) if wraps else _MORE
 
 
 def _keys() -> KeyBindings:

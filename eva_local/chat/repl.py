@@ -64,11 +64,15 @@ class Repl:
         """Go on until the person leaves."""
         while not self.done:
             try:
-                self._obey_or_ask(self._reader.read())
+                text = self._reader.read()
+                if text.strip():
+                    self._obey_or_ask(text)
+                    self.screen.gap()
             except EOFError:
                 return
             except EvaError as error:
                 self.screen.problem(str(error))
+                self.screen.gap()
             except KeyboardInterrupt:
                 if not self.screen.interactive:
                     raise
@@ -107,10 +111,10 @@ class Repl:
         """Show the last turns of the conversation."""
         turns = self.chat.conversation.turns
         for turn in turns[max(len(turns) - count, 0) :]:
+            self.screen.gap()
             self.echo(turn.question)
             if turn.answer is not None:
                 self.screen.say(turn.answer.strip())
-                self.screen.gap()
 
     def echo(self, question: str) -> None:
         """Show the beginning of a message that was not typed here."""
@@ -141,7 +145,6 @@ class Repl:
             self.screen.note("stopped before a word was said; the conversation is as it was")
         else:
             self._remark(self.chat.last)
-        self.screen.gap()
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
         reading = self._progress()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
 from rich.text import Text
 
+from eva_local.chat.wrap import Wrap
 from eva_local.text import harmless
-
-_TAB = 8
 
 
 def is_terminal() -> bool:
@@ -30,6 +28,7 @@ class Screen:
         self._console = Console(stderr=not interactive, highlight=False, emoji=False, markup=False)
         self._answer = ""
         self._size = self._console.size
+        self._wrap = Wrap(self._size.width)
 
     def show(self, *shown: RenderableType) -> None:
         """Show tables or texts that are safe to show."""
@@ -58,6 +57,7 @@ class Screen:
         """Expect an answer."""
         self._answer = ""
         self._size = self._console.size
+        self._wrap = Wrap(self._size.width)
 
     def write(self, text: str) -> None:
         """Show the next part of the answer."""
@@ -68,7 +68,8 @@ class Screen:
             return
         self._answer += text
         # A model may write escape sequences; a terminal must not obey them.
-        sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+        shown = harmless(text) if sys.stdout.isatty() else text
+        sys.stdout.write(self._wrap.push(shown) if self.interactive else shown)
         sys.stdout.flush()
 
     def end(self, *, markdown: bool = False) -> None:
@@ -78,27 +79,8 @@ class Screen:
             sys.stdout.flush()
         if not (markdown and self.interactive and self._answer.strip()):
             return
-        shown = harmless(self._answer).removesuffix("\n")
-        height = rows(shown, self._size.width)
+        height = self._wrap.rows - self._answer.endswith("\n")
         if self._console.size == self._size and height < self._size.height:
             sys.stdout.write(f"\x1b[{height}A\r\x1b[J")
             sys.stdout.flush()
-            self._console.print(Markdown(shown))
-
-
-def rows(text: str, width: int) -> int:
-    """Return how many rows of a screen of `width` cells a text takes up."""
-    return sum(_rows_of_line(line, width) for line in text.split("\n"))
-
-
-def _rows_of_line(line: str, width: int) -> int:
-    count, column = 1, 0
-    for character in line:
-        if character == "\t":
-            column = min((column // _TAB + 1) * _TAB, width - 1)
-            continue
-        cells = cell_len(character)
-        if column + cells > width:
-            count, column = count + 1, 0
-        column += cells
-    return count
+            self._console.print(Markdown(harmless(self._answer)))

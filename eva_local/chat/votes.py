@@ -24,7 +24,7 @@ _MOST_DISPUTED = 3
 _CANDIDATES = 3
 _BAR = 16
 _BEFORE = 40
-_VERDICTS = {"stayed": "voted", "filtered": "filtered", "absent": "not asked"}
+_VERDICTS = {"stayed": "kept", "filtered": "filtered", "absent": "not asked"}
 
 
 def short_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -40,44 +40,45 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
 def summary_line(answer: Answer) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.trace)
-    parts = [f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"]
+    written = f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"
     if answer.seconds > 0:
-        parts.append(f"{(len(answer.steps) - 1) / answer.seconds:.1f} tokens/s")
+        written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
+    parts = [written]
     if len(summary.members) > 1:
         names = short_names([member.name for member in summary.members])
         carried = [
             f"{name} {100 * member.carried / len(answer.steps):.0f}%"
             for name, member in zip(names, summary.members, strict=True)
         ]
-        parts.append(" ".join(carried))
-        parts.append(f"{sum(member.filtered for member in summary.members)} votes filtered")
-    fullest = max(zip(answer.needs, answer.limits, strict=True), key=lambda pair: pair[0] / pair[1])
+        parts.append(", ".join(carried))
+        parts.append(f"{sum(member.filtered for member in summary.members)} filtered")
+    fullest = max(zip(answer.used, answer.limits, strict=True), key=lambda pair: pair[0] / pair[1])
     parts.append("context {}/{}".format(*fullest))
     return " · ".join(parts)
 
 
-def cost_table(answer: Answer) -> RenderableType:
-    """Return what an answer cost, a row for each member."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("", "decided", "filtered", "weight", "ms/token", "prompt", "read anew", "context"):
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
-    usage = answer.usage
+def cost_table(answer: Answer) -> Table:
+    """Return what an answer cost, a column for each member."""
     members = summarize(answer.trace).members
+    rows = {
+        "tokens decided": [str(member.carried) for member in members],
+        "votes filtered": [str(member.filtered) for member in members],
+        "mean weight": [f"{100 * member.weight:.0f}%" for member in members],
+        "ms a token": [f"{member.decode_ms:.0f}" for member in members],
+    }
+    if answer.usage is not None:
+        read = answer.usage.prompt_tokens
+        new = (n - c for n, c in zip(read, answer.usage.cached_tokens, strict=True))
+        rows["prompt tokens"] = [str(count) for count in read]
+        rows["of them new"] = [str(count) for count in new]
+    rows["context"] = [f"{n}/{limit}" for n, limit in zip(answer.used, answer.limits, strict=True)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
     for place, member in enumerate(members):
-        read = "-" if usage is None else str(usage.prompt_tokens[place])
-        new = "-"
-        if usage is not None:
-            new = str(usage.prompt_tokens[place] - usage.cached_tokens[place])
-        table.add_row(
-            Text(member.name, style=_colour(place)),
-            str(member.carried),
-            str(member.filtered),
-            f"{100 * member.weight:.0f}%",
-            f"{member.decode_ms:.0f}",
-            read,
-            new,
-            f"{answer.needs[place]}/{answer.limits[place]}",
-        )
+        table.add_column(Text(member.name, style=_colour(place)), justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    table.add_row("first after", f"{answer.first_seconds:.2f} s")
     return table
 
 
@@ -138,15 +139,15 @@ def _step_tables(answer: Answer, place: int) -> Iterator[RenderableType]:
     assert trace is not None
     before = b"".join(earlier.piece for earlier in answer.steps[:place])
     title = Text(f"\ntoken {place + 1} of {len(answer.steps)}  ", style="bold")
-    title.append(_end_of(before), style="dim")
+    title.append(f"{_end_of(before)} → ", style="dim")
     title.append(_shown(step.piece), style="bold")
     yield title
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(max_width=24, no_wrap=True, overflow="ellipsis")
-    table.add_column(width=_BAR)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("member", no_wrap=True)
+    table.add_column("vote", no_wrap=True)
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column(" token", max_width=20, no_wrap=True, overflow="ellipsis")
+    table.add_column("probability", width=_BAR)
     table.add_column(justify="right", no_wrap=True)
     _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], step.piece, "default")
     for number, ballot in enumerate(trace.ballots):

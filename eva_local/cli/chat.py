@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from eva_local.chat.reader import Reader
     from eva_local.chat.screen import Screen
 
+# Columns of --list that are left for the first message.
+_FIRST_WORDS = 28
+
 
 @click.command()
 @setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))
@@ -117,6 +120,7 @@ def _hold(
         _greet(ensemble, screen)
         if saved is not None:
             repl.welcome(held.resume(saved))
+            screen.gap()
         if system is not None:
             held.use_system(system)
         _say_once()
@@ -184,6 +188,6 @@ def _list(folder: Path) -> None:
             rows.append((path.stem, held, "-", "-", str(error)))
             continue
         turns = saved.conversation.turns
-        words = log.first_words(turns[0].question) if turns else ""
+        words = log.first_words(turns[0].question, _FIRST_WORDS) if turns else ""
         rows.append((path.stem, held, saved.ensemble, str(len(turns)), harmless(words)))
     print_table(("ID", "LAST HELD", "ENSEMBLE", "TURNS", "BEGINS"), rows)
