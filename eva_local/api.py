@@ -189,7 +189,7 @@ class Ensemble:
 
     def complete(self, prompt: Prompt, sampling: Sampling | None = None) -> Completion:
         """Return the whole answer; see `stream`."""
-        return _completion(list(self.stream(prompt, sampling)))
+        return completion_of(list(self.stream(prompt, sampling)))
 
     def complete_many(
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
@@ -209,7 +209,7 @@ class Ensemble:
         try:
             while not all(request.done for request in requests):
                 self.scheduler.step()
-            return [_completion([_step(step) for step in told]) for told in answers]
+            return [completion_of(told) for told in answers]
         finally:
             for request in requests:
                 self.scheduler.cancel(request)
@@ -320,7 +320,9 @@ def _step(told: Step | EvaError) -> Step:
     return told
 
 
-def _completion(steps: Sequence[Step]) -> Completion:
+def completion_of(told: Sequence[Step | EvaError]) -> Completion:
+    """Join what a sink was told of a whole answer; raise the error that ended it."""
+    steps = [_step(each) for each in told]
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
