@@ -1,0 +1,71 @@
+"""What the numbers mean for a user, in plain sentences."""
+
+from __future__ import annotations
+
+from eva_local.evaluate.summary import FAR_APART, Standing, TaskSummary
+
+# Where some member is right so much more often than the best, better weights may find it.
+_WORTH_TUNING = 10.0
+
+
+def warning(summary: TaskSummary) -> str:
+    """Say so where members are too far apart for equal votes; empty where they are not."""
+    if summary.gap <= FAR_APART:
+        return ""
+    worst = min(summary.members, key=lambda one: one.ahead.value if one.ahead else 0.0)
+    return (
+        f"the members differ by {summary.gap:.1f} {summary.step}, more than {FAR_APART:g}: an "
+        f"equal vote for {worst.name} may cost more than it brings"
+    )
+
+
+def advice(summary: TaskSummary, standing: Standing) -> str:
+    """Say whether to use an ensemble, its best member, or a gate. The interval decides."""
+    ahead, best = standing.ahead, summary.best
+    if ahead is None:
+        return ""
+    amount = f"{abs(ahead.value):.1f} {summary.step}"
+    interval = f"95% interval {ahead.low:+.1f} to {ahead.high:+.1f}"
+    if ahead.low > 0:
+        return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
+    if ahead.high < 0:
+        return (
+            f"Use {best} alone: {standing.name} is {amount} worse ({interval})."
+            f"{_way_out(summary, standing)}"
+        )
+    told = (
+        f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
+        f"({ahead.value:+.1f} {summary.step}, {interval})"
+    )
+    rest = "; with more rows they may"
+    if _leads(summary, standing):
+        rest = f": a gate (gate = 0.9) asks the others only where {best} is unsure"
+    elif (times := _times(summary, standing)) > 1:
+        rest = f": {best} alone is {times:.1f} times as fast"
+    return f"{told}{rest}."
+
+
+def _way_out(summary: TaskSummary, standing: Standing) -> str:
+    """Say how the ensemble might be mended."""
+    score = summary.standing(summary.best).score.value
+    apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
+    if summary.step == "points" and apart > _WORTH_TUNING:
+        return (
+            f" Some member is best by {apart:.1f} points more if picked row by row: "
+            "--tune looks for weights that win some of them."
+        )
+    if _leads(summary, standing):
+        return (
+            f" Or gate it (gate = 0.9): the others are asked only where {summary.best} is unsure."
+        )
+    return ""
+
+
+def _leads(summary: TaskSummary, standing: Standing) -> bool:
+    """Return whether the best member is the pivot, which a gate lets decide alone."""
+    return standing.contestant.spec.pivot == summary.best
+
+
+def _times(summary: TaskSummary, standing: Standing) -> float:
+    seconds = summary.standing(summary.best).seconds
+    return standing.seconds / seconds if seconds else 0.0

@@ -1,0 +1,79 @@
+"""How a row is put to models: the prompt, its examples, and where an answer ends."""
+
+from __future__ import annotations
+
+import re
+
+from eva_local.evaluate.metrics import Metric
+from eva_local.evaluate.rows import Row, Task
+from eva_local.prompt import Prompt
+from eva_local.records import Message, Sampling
+
+# A calculation that GSM8K writes out for a calculator, and the mark before its result.
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_RESULT = re.compile(r"^####\s*(.+?)\.?$")
+# The word in front of a prompt: "Question:", "French:".
+_LABEL = re.compile(r"[^\W\d_][^:\n]{0,30}:")
+# Symbols are enough for the longest usual answer of a task with this metric.
+_MAX_TOKENS: dict[Metric, int] = {"number": 200, "exact": 16, "chrF": 80}
+_TRANSLATION_TOKENS = 100
+
+
+def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
+    """Return the prompt of a row, after the examples of its task.
+
+    With `chat` it is a conversation for the members' own templates, else plain text that ends
+    where the answer begins, without a space.
+    """
+    if not chat:
+        shown = [f"{shot.prompt.rstrip()} {solution(shot)}\n\n" for shot in task.shots]
+        return "".join(shown) + row.prompt.rstrip(" ")
+    turns = []
+    for shot in task.shots:
+        turns += [Message("user", shot.prompt), Message("assistant", solution(shot))]
+    return [*turns, Message("user", row.prompt)]
+
+
+def continuation_of(text: str, *, chat: bool = False) -> str:
+    """Return what a model must write to answer `text`, after a prompt of `prompt_of`."""
+    return text if chat else f" {text}"
+
+
+def solution(row: Row) -> str:
+    """Return the right answer of an example on one line, with the steps that lead to it."""
+    if row.choices:
+        return _line(row.choices[row.label])
+    if not row.rationale:
+        return _line(row.answers[0])
+    lines = []
+    for line in _CALCULATOR.sub("", row.rationale).splitlines():
+        if result := _RESULT.match(line.strip()):
+            lines.append(f"The answer is {result[1]}.")
+        elif line.strip():
+            # Sentences that lines kept apart need a full stop in between.
+            lines.append(line.strip() if line.strip()[-1] in ".!?:,;" else f"{line.strip()}.")
+    return _line(" ".join(lines))
+
+
+def sampling_of(
+    task: Task, metric: Metric, *, chat: bool = False, max_tokens: int | None = None
+) -> Sampling:
+    """Return how answers of a task are drawn: greedy, with an end and a length that fit it.
+
+    After examples an answer is one line, as theirs are. Without them it ends at a blank line,
+    or where the model goes on to the next question by itself. In a chat only END counts.
+    """
+    if max_tokens is None:
+        translates = task.kind == "translate"
+        max_tokens = _TRANSLATION_TOKENS if translates else _MAX_TOKENS[metric]
+    stop: tuple[str, ...] = ()
+    if not chat and task.shots:
+        stop = ("\n",)
+    elif not chat:
+        label = _LABEL.match(task.rows[0].prompt)
+        stop = ("\n\n", *([f"\n{label[0]}"] if label else []))
+    return Sampling(max_tokens=max_tokens, stop=stop)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

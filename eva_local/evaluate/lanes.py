@@ -1,0 +1,86 @@
+"""Many answers and many scores at once, through the scheduler of an ensemble, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from eva_local.api import Ensemble, Scoring, completion_of
+from eva_local.errors import EvaError
+from eva_local.prompt import Prompt
+from eva_local.records import Completion, Sampling, Score, Step
+
+
+def complete_each(
+    ensemble: Ensemble, prompts: Sequence[Prompt], sampling: Sampling
+) -> Iterator[tuple[int, Completion]]:
+    """Complete prompts side by side; yield the place of each with its completion, as they end."""
+    told: list[list[Step | EvaError]] = [[] for _ in prompts]
+    waiting = {
+        place: ensemble.submit(prompt, sampling, told[place].append)
+        for place, prompt in enumerate(prompts)
+    }
+    try:
+        while waiting:
+            ensemble.scheduler.step()
+            for place in [place for place, request in waiting.items() if request.done]:
+                del waiting[place]
+                yield place, completion_of(told[place])
+    finally:
+        for request in waiting.values():
+            ensemble.scheduler.cancel(request)
+
+
+def score_each(
+    ensemble: Ensemble, rows: Sequence[tuple[Prompt, Sequence[str]]]
+) -> Iterator[tuple[int, list[Score]]]:
+    """Score the texts of each row after its prompt; yield rows as they end.
+
+    Rows go side by side, the texts of one row after each other, so that its prompt is read once.
+    """
+    waiting = iter(enumerate(rows))
+    lanes: list[_Lane] = []
+    try:
+        while True:
+            while len(lanes) < ensemble.scheduler.n_places and (row := next(waiting, None)):
+                lanes.append(_Lane(ensemble, *row))
+            if not lanes:
+                return
+            ensemble.scheduler.step()
+            for lane in lanes:
+                lane.go_on()
+            for lane in [lane for lane in lanes if lane.done]:
+                lanes.remove(lane)
+                yield lane.place, lane.scores
+    finally:
+        for lane in lanes:
+            lane.cancel()
+
+
+class _Lane:
+    """One row that is being scored, a text at a time."""
+
+    def __init__(self, ensemble: Ensemble, place: int, row: tuple[Prompt, Sequence[str]]) -> None:
+        self.place = place
+        self.scores: list[Score] = []
+        self._ensemble = ensemble
+        self._prompt, texts = row
+        self._texts = iter(texts)
+        self._now: Scoring | None = None
+        self._submit()
+
+    @property
+    def done(self) -> bool:
+        return self._now is None
+
+    def go_on(self) -> None:
+        if self._now is not None and self._now.done:
+            self.scores.append(self._now.result())
+            self._submit()
+
+    def cancel(self) -> None:
+        if self._now is not None:
+            self._ensemble.scheduler.cancel(self._now.request)
+
+    def _submit(self) -> None:
+        text = next(self._texts, None)
+        self._now = None if text is None else self._ensemble.submit_score(self._prompt, text)

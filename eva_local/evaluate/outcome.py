@@ -1,0 +1,111 @@
+"""What an evaluation came to, as the report and the JSON have it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from eva_local.evaluate.advice import advice, warning
+from eva_local.evaluate.contest import Contestant, Setting
+from eva_local.evaluate.significance import Estimate
+from eva_local.evaluate.summary import Standing, TaskSummary, overall
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The tasks of an evaluation, with the same contestants each.
+
+    `ensemble` is the one that was asked for; `tuned` is the block for models.toml of what was
+    fitted on other rows, and empty where nothing was.
+    """
+
+    ensemble: str
+    pivot: str
+    setting: Setting
+    tasks: tuple[TaskSummary, ...]
+    tuned: str = ""
+
+    @property
+    def ensembles(self) -> tuple[str, ...]:
+        """Return the names of the ensembles, the one that was asked for first."""
+        return tuple(standing.name for standing in self.tasks[0].ensembles)
+
+    def overall(self, name: str) -> Estimate | None:
+        """Return the mean of an ensemble's differences to the best member of each task."""
+        return overall(self.tasks, name)
+
+    def as_json(self) -> dict[str, object]:
+        """Return all figures, and every contestant's answer to every row."""
+        return {
+            "ensemble": self.ensemble,
+            "pivot": self.pivot,
+            "setting": asdict(self.setting),
+            "contestants": [
+                {
+                    "name": one.name,
+                    "members": [member.name for member in one.contestant.spec.members],
+                    "settings": None
+                    if one.contestant.alone
+                    else asdict(one.contestant.spec.fusion),
+                }
+                for one in self.tasks[0].standings
+            ],
+            "tasks": [_task(summary) for summary in self.tasks],
+            "overall": {name: _estimate(self.overall(name)) for name in self.ensembles},
+            "tuned": self.tuned or None,
+        }
+
+
+def _contestant(contestant: Contestant) -> dict[str, object]:
+    spec = contestant.spec
+    return {
+        "name": contestant.name,
+        "members": [member.name for member in spec.members],
+        "pivot": spec.pivot,
+        "settings": None if contestant.alone else asdict(spec.fusion),
+    }
+
+
+def _task(summary: TaskSummary) -> dict[str, object]:
+    task = summary.task
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "metric": summary.metric,
+        "unit": summary.unit,
+        "rows": len(task.rows),
+        "examples": len(task.shots),
+        "best": summary.best,
+        "gap": summary.gap,
+        "oracle": summary.oracle,
+        "agreement": summary.agreement,
+        "warning": warning(summary),
+        "advice": {one.name: advice(summary, one) for one in summary.ensembles},
+        "standings": [_standing(one) for one in summary.standings],
+        "answers": [
+            {
+                "row": row.name,
+                **{one.name: _mark(one, place) for one in summary.standings},
+            }
+            for place, row in enumerate(task.rows)
+        ],
+    }
+
+
+def _standing(standing: Standing) -> dict[str, object]:
+    return {
+        "name": standing.name,
+        "score": _estimate(standing.score),
+        "ahead": _estimate(standing.ahead),
+        **standing.more,
+        "filtered": standing.filtered,
+        "seconds_per_row": standing.seconds,
+    }
+
+
+def _mark(standing: Standing, place: int) -> dict[str, object]:
+    mark = standing.marks[place]
+    return {"value": mark.value, "said": mark.said}
+
+
+def _estimate(found: Estimate | None) -> dict[str, float] | None:
+    return None if found is None else {"value": found.value, "low": found.low, "high": found.high}

@@ -1,0 +1,118 @@
+"""What each contestant made of each row, kept in a file of JSON lines so that runs go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from eva_local.errors import InputError
+from eva_local.trace.checked import Checked, checked_lines
+from eva_local.trace.file import json_line
+
+# Results that were made in another way have another key.
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one contestant made of one row.
+
+    `text` is a generated answer. `log_likelihoods`, in nats, and `n_bytes` are of each choice,
+    or of the one text that was scored. `filtered` counts the votes of each member that were
+    dropped in `steps` steps; `unseen` the symbols of a scored text that were no candidate.
+    """
+
+    steps: int
+    filtered: tuple[int, ...]
+    seconds: float
+    text: str = ""
+    log_likelihoods: tuple[float, ...] = ()
+    n_bytes: tuple[int, ...] = ()
+    unseen: int = 0
+
+
+class Results:
+    """A file of results, each under the key of what it depends on; a context manager.
+
+    Every result is written at once. A line that an interruption cut off is written over.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        """Open the file, or begin it anew where it is absent or `fresh`."""
+        self.path = path
+        self._known: dict[str, Result] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = path.read_bytes() if path.exists() and not fresh else b""
+            lines, whole = checked_lines(path, data)
+            self._known = {line.text("key"): _result(line) for line in lines}
+            self._out = path.open("ab", buffering=0)
+            # An interrupted line is no result; a last line may lack its end.
+            os.truncate(path, whole)
+            if data[:whole] and not data[:whole].endswith(b"\n"):
+                self._out.write(b"\n")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __enter__(self) -> Self:
+        """Return the open file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._out.close()
+
+    def get(self, key: str) -> Result | None:
+        """Return the result of a key, if it is known."""
+        return self._known.get(key)
+
+    def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
+        """Keep a result; `about` says in words what it is of."""
+        self._known[key] = result
+        left = memoryview(json_line({"key": key, **about, **asdict(result)}))
+        try:
+            while left:
+                left = left[self._out.write(left) :]
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> InputError:
+        return InputError(f"the results {self.path} cannot be kept: {error.strerror or error}")
+
+
+def key_of(*parts: object) -> str:
+    """Return a short name of everything that a result depends on."""
+    text = json.dumps([_SCHEMA, *parts], sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return asdict(value)  # type: ignore[call-overload]  # a record is the only other value
+
+
+def _result(line: Checked) -> Result:
+    return Result(
+        steps=line.whole("steps"),
+        filtered=line.wholes("filtered"),
+        seconds=line.number("seconds"),
+        text=line.text("text"),
+        log_likelihoods=line.numbers("log_likelihoods"),
+        n_bytes=line.wholes("n_bytes"),
+        unseen=line.whole("unseen"),
+    )
+
+
+def votes_filtered(results: Sequence[Result]) -> float | None:
+    """Return the share of votes that were dropped; None where a member was alone."""
+    members = len(results[0].filtered)
+    votes = members * sum(result.steps for result in results)
+    if members < 2 or not votes:
+        return None
+    return sum(sum(result.filtered) for result in results) / votes

@@ -1,0 +1,149 @@
+"""Rows of a task: a prompt with what would be right, choices with the right one, or a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from eva_local.errors import InputError
+from eva_local.trace.checked import Checked, checked_lines
+
+Kind = Literal["generate", "choice", "bpb", "translate"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example of the family `family`; what its kind of task does not need is empty.
+
+    `answers` are all that count as right, `label` is the place of the right one of `choices`,
+    `rationale` leads to the answer step by step. Where answers are translations, `language`
+    is theirs.
+    """
+
+    name: str
+    family: str = ""
+    prompt: str = ""
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    label: int = 0
+    text: str = ""
+    rationale: str = ""
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows of one kind, and solved examples of the same family that go before each prompt."""
+
+    name: str
+    kind: Kind
+    rows: tuple[Row, ...]
+    shots: tuple[Row, ...] = ()
+
+
+def read_tasks(
+    files: Sequence[Path],
+    kind: Kind | None = None,
+    limit: int | None = None,
+    shot_files: Sequence[Path] = (),
+    n_shots: int = 0,
+) -> list[Task]:
+    """Read a task from each file: its first `limit` rows, with `n_shots` examples.
+
+    A task takes its examples from the file of examples that is of its family, or from the only
+    one. Without `kind`, the fields of the rows tell it. Raises InputError for rows that do not
+    fit, and where a task has too few examples.
+    """
+    examples = [(path, read_rows(path)) for path in shot_files]
+    tasks: dict[str, Task] = {}
+    for path in files:
+        name = path.stem
+        if name in tasks:
+            raise InputError(f"{path}: another file is called {name} too; rename one")
+        rows = read_rows(path)[:limit]
+        found = kind or _kind(rows[0])
+        for number, row in enumerate(rows, 1):
+            _refuse_unfit(row, found, f"{path}, row {number}")
+        shots = () if found == "bpb" else _shots(rows[0].family, examples, path, n_shots)
+        for row in shots:
+            _refuse_unfit(row, found, f"the examples of {name}, {row.name}")
+        tasks[name] = Task(name, found, rows, shots)
+    return list(tasks.values())
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """Read the rows of a file of JSON lines; raise InputError, naming the line, for a bad one."""
+    try:
+        data = path.read_bytes().strip()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    lines, whole = checked_lines(path, data)
+    if whole < len(data):
+        raise InputError(f"{path}, line {len(lines) + 1} is no JSON")
+    rows = tuple(_row(line, number) for number, line in enumerate(lines, 1))
+    if not rows:
+        raise InputError(f"{path}: holds no row")
+    return rows
+
+
+def _row(line: Checked, number: int) -> Row:
+    def text(key: str) -> str:
+        return line.text(key) if key in line else ""
+
+    def texts(key: str) -> tuple[str, ...]:
+        return line.texts(key) if key in line else ()
+
+    row = Row(
+        name=line.text("id") if "id" in line and line.has("id", str) else str(number),
+        family=text("task"),
+        prompt=text("prompt"),
+        answers=texts("answers"),
+        choices=texts("choices"),
+        label=line.whole("label") if "label" in line else 0,
+        text=text("text"),
+        rationale=text("rationale"),
+        language=text("tgt_lang"),
+    )
+    if row.choices and not row.label < len(row.choices):
+        raise line.problem(f"has label {row.label} of {len(row.choices)} choices")
+    if row.choices and not ("label" in line and all(row.choices)):
+        raise line.problem("needs a label beside its choices, none of which is empty")
+    return row
+
+
+def _kind(row: Row) -> Kind:
+    if row.choices:
+        return "choice"
+    if row.text and not row.prompt:
+        return "bpb"
+    return "translate" if row.language else "generate"
+
+
+def _refuse_unfit(row: Row, kind: Kind, where: str) -> None:
+    needed = {
+        "choice": ("prompt", "choices"),
+        "bpb": ("text",),
+        "generate": ("prompt", "answers"),
+        "translate": ("prompt", "answers"),
+    }
+    for field in needed[kind]:
+        if not getattr(row, field):
+            raise InputError(f"{where}: has no {field}, which a task of kind {kind} needs")
+
+
+def _shots(
+    family: str, examples: Sequence[tuple[Path, tuple[Row, ...]]], path: Path, count: int
+) -> tuple[Row, ...]:
+    if not examples or not count:
+        return ()
+    fitting = [rows for _, rows in examples if rows[0].family == family] or (
+        [examples[0][1]] if len(examples) == 1 else []
+    )
+    if not fitting:
+        raise InputError(f"{path}: no file of examples is of the task {family!r}")
+    if len(fitting[0]) < count:
+        raise InputError(f"{path}: {count} examples are wanted, and there are {len(fitting[0])}")
+    return fitting[0][:count]
