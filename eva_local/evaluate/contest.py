@@ -37,6 +37,11 @@ class Contestant:
         return len(self.spec.members) == 1
 
 
+def alone(member: ModelSpec) -> Contestant:
+    """Return a member as a contestant of its own."""
+    return Contestant(member.name, EnsembleSpec(member.name, (member,), member.name))
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """How rows are put to every contestant; `text_bytes` is how much of a long text is scored."""

@@ -43,17 +43,20 @@ class Results:
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        """Open the file, or begin it anew where it is absent or `fresh`."""
+        """Open the file, or begin it; `fresh` does all again, and leaves the old lines there."""
         self.path = path
         self._known: dict[str, Result] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() and not fresh else b""
+            data = path.read_bytes() if path.exists() else b""
             lines, whole = checked_lines(path, data)
-            self._known = {line.text("key"): _result(line) for line in lines}
+            if not fresh:
+                # Of several results of one key the last counts.
+                self._known = {line.text("key"): _result(line) for line in lines}
             self._out = path.open("ab", buffering=0)
             # An interrupted line is no result; a last line may lack its end.
-            os.truncate(path, whole)
+            if whole < len(data):
+                os.truncate(path, whole)
             if data[:whole] and not data[:whole].endswith(b"\n"):
                 self._out.write(b"\n")
         except OSError as error:

@@ -219,7 +219,7 @@ def _more(entry: Entry, metric: Metric) -> dict[str, float]:
 
 def _oracle(members: Sequence[Sequence[Mark]], less: bool) -> float:
     sign = -1 if less else 1
-    picked = [
+    picked: list[Mark] = [
         max(marks, key=lambda mark: sign * mark.value) for marks in zip(*members, strict=True)
     ]
     return sum(mark.value * mark.weight for mark in picked) / sum(mark.weight for mark in picked)

@@ -1,0 +1,164 @@
+"""Tasks on the command line: `eval FILE…`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eva_local.cli.progress import progress_shown
+from eva_local.cli.scoreboard import show
+from eva_local.cli.session import Session
+from eva_local.cli.table import print_json
+from eva_local.errors import InputError
+from eva_local.settings import did_you_mean, keys_of
+from eva_local.specs import EnsembleSpec, FusionSettings
+
+if TYPE_CHECKING:
+    from eva_local.evaluate.contest import Setting
+    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.rows import Kind, Task
+
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """The options of `eval` that are about tasks, as they were given."""
+
+    files: tuple[Path, ...]
+    kind: Kind | None
+    limit: int | None
+    shot_files: tuple[Path, ...]
+    n_shots: int
+    setting: Setting
+    members: bool
+    compare: tuple[str, ...]
+    parallel: int
+    results: Path | None
+    fresh: bool
+    tune: bool
+    json_out: Path | None
+    html_out: Path | None
+
+
+def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: TaskOptions) -> None:
+    """Let members and ensembles do tasks; print a table, and write what else was asked for."""
+    from eva_local.evaluate.rows import read_tasks
+
+    _refuse_outputs(options)
+    tasks = read_tasks(
+        options.files, options.kind, options.limit, options.shot_files, options.n_shots
+    )
+    spec = session.load(overrides).ensemble()
+    variants = [variant(session, overrides, spec, text) for text in options.compare]
+    outcome = _measured(spec, variants, tasks, options)
+    if options.json_out == STDOUT:
+        print_json(outcome.as_json())
+    else:
+        show(outcome)
+    if options.json_out not in (None, STDOUT):
+        _write(options.json_out, json.dumps(outcome.as_json(), indent=1, default=str))
+    if options.html_out is not None:
+        from eva_local.evaluate.report import report_page
+
+        _write(options.html_out, report_page(outcome))
+
+
+def variant(
+    session: Session, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
+) -> EnsembleSpec:
+    """Return the ensemble under other settings: `KEY=VALUE,…`, or those of another ensemble.
+
+    A part without `=` goes on with the value before it, so that weights can be listed. The
+    other ensemble may have no members of its own.
+    """
+    if "=" not in text:
+        other = session.load().ensemble(text)
+        if not {member.name for member in other.members} <= {one.name for one in spec.members}:
+            raise InputError(f"--compare {text}: has members that {spec.name} has not")
+        return replace(other, name=text)
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if equals:
+            given[key.strip().replace("-", "_")] = value.strip()
+        elif given:
+            given[next(reversed(given))] += f",{part.strip()}"
+    known = ("pivot", *keys_of(FusionSettings))
+    for key in given:
+        if key not in known:
+            raise InputError(f"--compare {text}: {key}: {did_you_mean(key, known)}")
+    pivot = given.pop("pivot", spec.pivot)
+    names = [member.name for member in spec.members]
+    if pivot not in names:
+        raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
+    changed = session.load({**overrides, **given}).ensemble()
+    return replace(changed, name=text, pivot=pivot)
+
+
+def _measured(
+    spec: EnsembleSpec,
+    variants: Sequence[EnsembleSpec],
+    tasks: Sequence[Task],
+    options: TaskOptions,
+) -> Outcome:
+    from eva_local.api import open_models
+    from eva_local.evaluate.contest import Contest, Contestant, alone
+    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.results import Results
+    from eva_local.evaluate.summary import summarize
+    from eva_local.store import cache_folder
+
+    path = options.results or cache_folder() / "evaluations.jsonl"
+    contestants = [alone(member) for member in spec.members] if options.members else []
+    if len(spec.members) > 1:
+        contestants += [Contestant(one.name, one) for one in (spec, *variants)]
+    with Results(path, fresh=options.fresh) as results, progress_shown() as progress:
+
+        def told(what: str, share: float) -> None:
+            progress(what, round(1000 * share), 1000)
+
+        with open_models(spec, told, parallel=options.parallel) as opened:
+            names = [member.name for member in spec.members]
+            models = dict(zip(names, opened, strict=True))
+            contest = Contest(models, results, options.setting, options.parallel, told)
+            try:
+                entries = contest.run(tasks, contestants)
+            except KeyboardInterrupt:
+                progress.close()
+                click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
+                raise
+    summaries = tuple(
+        summarize([entry for entry in entries if entry.task is task], seed)
+        for seed, task in enumerate(tasks)
+    )
+    return Outcome(spec.name, spec.pivot, options.setting, summaries)
+
+
+def _refuse_outputs(options: TaskOptions) -> None:
+    """Find out before hours of work what cannot be written, or would write over the rows."""
+    inputs = {path.resolve() for path in (*options.files, *options.shot_files)}
+    for name, path in (
+        ("--json", options.json_out),
+        ("--html", options.html_out),
+        ("--results", options.results),
+    ):
+        if path is None or path == STDOUT:
+            continue
+        if path.resolve() in inputs:
+            raise InputError(f"{name} {path} is a file of rows; name another")
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"{name} {path} cannot be written: no such folder, or a folder itself")
+
+
+def _write(path: Path | None, text: str) -> None:
+    assert path is not None
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
