@@ -48,10 +48,10 @@ class Summary:
 
 def trace_page(trace: TraceFile) -> str:
     """Return the page of a trace, as HTML."""
-    style, script = (_shipped(name) for name in ("page.css", "page.js"))
+    style, script = palette() + _shipped("page.css"), _shipped("page.js")
     filled = {
-        "STYLE_HASH": _hash(style),
-        "SCRIPT_HASH": _hash(script),
+        "STYLE_HASH": source_hash(style),
+        "SCRIPT_HASH": source_hash(script),
         "STYLE": style,
         "SCRIPT": script,
         "DATA": _embedded(page_data(trace)),
@@ -192,7 +192,12 @@ def _shipped(name: str) -> str:
     return files("eva_local.trace").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(source: str) -> str:
+def palette() -> str:
+    """Return the style of all pages: colours for light and dark, a pair for each member, fonts."""
+    return _shipped("palette.css")
+
+
+def source_hash(source: str) -> str:
     """Return what a content security policy calls this source, and no other, by."""
     digest = hashlib.sha256(source.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
