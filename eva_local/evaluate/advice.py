@@ -14,7 +14,7 @@ def warning(summary: TaskSummary) -> str:
         return ""
     worst = min(summary.members, key=lambda one: one.ahead.value if one.ahead else 0.0)
     return (
-        f"the members differ by {summary.gap:.1f} {summary.step}, more than {FAR_APART:g}: an "
+        f"the members differ by {_amount(summary.gap, summary)}, more than {FAR_APART:g}: an "
         f"equal vote for {worst.name} may cost more than it brings"
     )
 
@@ -24,7 +24,7 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
     ahead, best = standing.ahead, summary.best
     if ahead is None:
         return ""
-    amount = f"{abs(ahead.value):.1f} {summary.step}"
+    amount = _amount(abs(ahead.value), summary)
     interval = f"95% interval {ahead.low:+.1f} to {ahead.high:+.1f}"
     if ahead.low > 0:
         return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
@@ -35,14 +35,21 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
         )
     told = (
         f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
-        f"({ahead.value:+.1f} {summary.step}, {interval})"
+        f"({_amount(ahead.value, summary, '+')}, {interval})"
     )
-    rest = "; with more rows they may"
+    rest = "more rows may tell"
     if _leads(summary, standing):
-        rest = f": a gate (gate = 0.9) asks the others only where {best} is unsure"
+        rest = (
+            f"gate it (gate = 0.9), so that the others are asked only where {best} is unsure, "
+            f"or use {best} alone"
+        )
     elif (times := _times(summary, standing)) > 1:
-        rest = f": {best} alone is {times:.1f} times as fast"
-    return f"{told}{rest}."
+        rest = f"use {best} alone, which is {times:.1f} times as fast"
+    return f"{told}: {rest}."
+
+
+def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
+    return f"{value:{sign}.1f}%" if summary.step == "%" else f"{value:{sign}.1f} points"
 
 
 def _way_out(summary: TaskSummary, standing: Standing) -> str:
@@ -51,19 +58,18 @@ def _way_out(summary: TaskSummary, standing: Standing) -> str:
     apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
     if summary.step == "points" and apart > _WORTH_TUNING:
         return (
-            f" Some member is best by {apart:.1f} points more if picked row by row: "
-            "--tune looks for weights that win some of them."
+            f" Picking the best member row by row would score {apart:.1f} points more than "
+            f"{summary.best}: --tune looks for settings that come nearer."
         )
     if _leads(summary, standing):
-        return (
-            f" Or gate it (gate = 0.9): the others are asked only where {summary.best} is unsure."
-        )
+        return f" Or gate it (gate = 0.9), so that {summary.best} decides alone where it is sure."
     return ""
 
 
 def _leads(summary: TaskSummary, standing: Standing) -> bool:
-    """Return whether the best member is the pivot, which a gate lets decide alone."""
-    return standing.contestant.spec.pivot == summary.best
+    """Return whether the best member is the pivot, which a gate would let decide alone."""
+    spec = standing.contestant.spec
+    return spec.pivot == summary.best and spec.fusion.gate == 1
 
 
 def _times(summary: TaskSummary, standing: Standing) -> float:
