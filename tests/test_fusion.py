@@ -49,6 +49,18 @@ def test_top_k_is_the_softmax_over_the_best() -> None:
     assert probabilities == pytest.approx([1 / 11, 6 / 11, 3 / 11, 1 / 11])
 
 
+@given(st.integers(1, 400), st.integers(1, 40), st.sampled_from([1, 3, 1000]), st.integers(0, 1000))
+def test_top_k_takes_the_highest_of_many(size, count, levels, seed) -> None:
+    # Few levels make ties, of which any may be taken.
+    logits = np.random.default_rng(seed).integers(0, levels, size * 10).astype(np.float32)
+    ids, probabilities = top_k(logits, count)
+    assert (np.diff(ids) > 0).all()
+    assert sorted(logits[ids]) == sorted(logits)[-count:]
+    assert probabilities == pytest.approx(
+        np.exp(logits[ids] - logits.max()) / np.exp(logits[ids] - logits.max()).sum()
+    )
+
+
 def test_top_k_survives_extreme_logits() -> None:
     _, probabilities = top_k(np.array([1e4, -1e4, -np.inf], dtype=np.float32), 0)
     assert probabilities.tolist() == [1, 0, 0]
