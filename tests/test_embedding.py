@@ -120,7 +120,7 @@ def brute_force(x: np.ndarray, z: np.ndarray, i: int, j: int) -> float:
     return 2 * float(x[i] @ z[j]) - best
 
 
-@pytest.mark.parametrize("cells", [40, 300, 10**6])
+@pytest.mark.parametrize("cells", [4, 40, 300, 10**6])
 @pytest.mark.parametrize("told", [False, True])
 def test_csls_against_a_double_loop(cells, told) -> None:
     generator = np.random.default_rng(3)

@@ -9,7 +9,7 @@ neighbourhood of one, and only the symbols' side of it, which alone changes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-# Cells of one block of cosines: 64 MiB of float32, and many times that in the ids of those that
-# pass in the first block.
+# Cells of one block of cosines: 64 MiB of float32.
 _CELLS = 1 << 24
+# Nearly all cells of the first block pass, and their ids take many times its memory: it is small.
+_FIRST = 16
 # Rows of one matrix product with the tokens that are not looked up.
 _ROWS = 8192
 # Scores are rounded, so that the last bits of a sum (the number of threads decides them) matter
@@ -64,10 +65,8 @@ def nearest(
     others = np.setdiff1d(np.arange(len(x)), rows)
     asked = x[rows]
     best = _Best(len(rows), count, floor)
-    blocks = max(1, -(-len(z) * len(rows) // cells))
-    for block in range(blocks):
-        # Every so manieth symbol: a block that is like the whole finds early what must be beaten.
-        symbols = np.arange(block, len(z), blocks)
+    done = 0
+    for symbols in _blocks(len(z), max(1, -(-len(z) * len(rows) // cells))):
         part = z[symbols]
         halves = part @ asked.T
         bound = halves.max(axis=1, initial=-1.0)
@@ -87,9 +86,23 @@ def nearest(
             kept = scores >= best.worst[row]
             place, row, scores = place[kept], row[kept], scores[kept]
         best.add(row, symbols[place], scores)
+        done += len(symbols)
         if progress is not None:
-            progress((block + 1) / blocks)
+            progress(done / len(z))
     return Neighbours(best.symbols, best.scores)
+
+
+def _blocks(n_symbols: int, count: int) -> Iterator[Ids]:
+    """Yield the symbols in `count` blocks and a small one before them.
+
+    Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
+    """
+    first = np.arange(0, n_symbols, count)
+    small = np.arange(len(first)) % _FIRST == 0
+    yield first[small]
+    yield first[~small]
+    for block in range(1, count):
+        yield np.arange(block, n_symbols, count)
 
 
 class _Best:
