@@ -53,12 +53,12 @@ class FusionSettings:
     space: Literal["pivot"] = "pivot"
     mapping: Literal["surface", "surface-refined", "eva", "eva-paper"] = "surface-refined"
     combine: Literal["mean", "geometric"] = "mean"
-    filter: Literal["top-n", "off"] = "top-n"
+    filter: Literal["top-n", "off"] = "off"
     filter_n: int = 3
     candidates: int = 320
-    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "equal"
+    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "running"
     weight_temperature: float = 0.15
-    weight_decay: float = 0.97
+    weight_decay: float = 0.98
     gate: float = 1.0
 
     def __post_init__(self) -> None:

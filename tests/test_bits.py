@@ -151,7 +151,7 @@ def test_whole_votes_are_fused_as_sparse_ones(how, cast) -> None:
     assert dense[sparse.symbols] == pytest.approx(sparse.probabilities)
 
 
-STORY = b"the unbelievable thing is there, the man is in Paris and the end is able. " * 12
+STORY = b"the unbelievable thing is there, the man is in Paris and the end is able. " * 24
 
 
 def reader_of(words: list[bytes], text: bytes, sure: float) -> FakeModel:
