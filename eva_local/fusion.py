@@ -78,7 +78,8 @@ def _highest(values: NDArray[np.float32], count: int) -> Ids:
     whole = len(values) - len(values) % n_groups
     peaks = values[:whole].reshape(-1, n_groups).max(axis=0)
     bound = np.partition(peaks, n_groups - count)[n_groups - count]
-    found = np.flatnonzero(values >= bound)
+    # Nothing is less than what is no number, so that such values are among the highest.
+    found = np.flatnonzero(~(values < bound))
     best = np.argpartition(values[found], len(found) - count)[-count:]
     return found[np.sort(best)]
 

@@ -61,6 +61,12 @@ def test_top_k_takes_the_highest_of_many(size, count, levels, seed) -> None:
     )
 
 
+def test_logits_that_are_no_numbers_make_no_vote() -> None:
+    ids, probabilities = top_k(np.full(5000, np.nan, dtype=np.float32), 7)
+    assert len(ids) == 7
+    assert len(normalised(ids, probabilities)) == 0
+
+
 def test_top_k_survives_extreme_logits() -> None:
     _, probabilities = top_k(np.array([1e4, -1e4, -np.inf], dtype=np.float32), 0)
     assert probabilities.tolist() == [1, 0, 0]
