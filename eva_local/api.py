@@ -236,6 +236,11 @@ class Ensemble:
         return self.scheduler.submit(request)
 
     @property
+    def n_symbols(self) -> int:
+        """How many symbols the shared space has, END included."""
+        return self._engine.n_symbols
+
+    @property
     def missing_bytes(self) -> frozenset[int]:
         """The bytes that some member has no token for; no answer and no scored text has them."""
         return self._engine.missing_bytes
