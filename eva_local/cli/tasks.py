@@ -19,7 +19,7 @@ from eva_local.settings import did_you_mean, keys_of
 from eva_local.specs import EnsembleSpec, FusionSettings
 
 if TYPE_CHECKING:
-    from eva_local.evaluate.contest import Setting
+    from eva_local.evaluate.contest import Contest, Setting
     from eva_local.evaluate.outcome import Outcome
     from eva_local.evaluate.rows import Kind, Task
 
@@ -55,6 +55,8 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
         options.files, options.kind, options.limit, options.shot_files, options.n_shots
     )
     spec = session.load(overrides).ensemble()
+    if options.tune and len(spec.members) < 2:
+        raise InputError(f"--tune needs an ensemble, and {spec.name} is one model")
     variants = [variant(session, overrides, spec, text) for text in options.compare]
     outcome = _measured(spec, variants, tasks, options)
     if options.json_out == STDOUT:
@@ -108,16 +110,11 @@ def _measured(
     options: TaskOptions,
 ) -> Outcome:
     from eva_local.api import open_models
-    from eva_local.evaluate.contest import Contest, Contestant, alone
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.results import Results
-    from eva_local.evaluate.summary import summarize
     from eva_local.store import cache_folder
 
     path = options.results or cache_folder() / "evaluations.jsonl"
-    contestants = [alone(member) for member in spec.members] if options.members else []
-    if len(spec.members) > 1:
-        contestants += [Contestant(one.name, one) for one in (spec, *variants)]
     with Results(path, fresh=options.fresh) as results, progress_shown() as progress:
 
         def told(what: str, share: float) -> None:
@@ -128,16 +125,42 @@ def _measured(
             models = dict(zip(names, opened, strict=True))
             contest = Contest(models, results, options.setting, options.parallel, told)
             try:
-                entries = contest.run(tasks, contestants)
+                return _held(contest, spec, variants, tasks, options)
             except KeyboardInterrupt:
                 progress.close()
                 click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
                 raise
+
+
+def _held(
+    contest: Contest,
+    spec: EnsembleSpec,
+    variants: Sequence[EnsembleSpec],
+    tasks: Sequence[Task],
+    options: TaskOptions,
+) -> Outcome:
+    """Tune if that was asked for, let all contestants do the tasks, and sum up."""
+    from eva_local.evaluate.contest import Contestant, alone
+    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.summary import summarize
+    from eva_local.evaluate.tune import halves, tune
+
+    specs = [spec, *variants]
+    block = ""
+    if options.tune:
+        fit, tasks = halves(tasks)
+        tuned = tune(contest, fit, spec)
+        block = tuned.block()
+        specs += [tuned.spec] if tuned.spec.fusion != spec.fusion else []
+    contestants = [alone(member) for member in spec.members] if options.members else []
+    if len(spec.members) > 1:
+        contestants += [Contestant(one.name, one) for one in specs]
+    entries = contest.run(tasks, contestants)
     summaries = tuple(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
-    return Outcome(spec.name, spec.pivot, options.setting, summaries)
+    return Outcome(spec.name, spec.pivot, options.setting, summaries, block)
 
 
 def _refuse_outputs(options: TaskOptions) -> None:

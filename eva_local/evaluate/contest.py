@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from eva_local.api import Ensemble, Report, ensemble_of
 from eva_local.errors import ContextError
-from eva_local.evaluate.forms import continuation_of, prompt_of, sampling_of
+from eva_local.evaluate.forms import prompt_of, sampling_of, texts_of
 from eva_local.evaluate.lanes import complete_each, score_each
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Row, Task
-from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.model import Model
 from eva_local.prompt import Prompt
 from eva_local.records import Sampling, Score
@@ -148,26 +147,18 @@ class _Job:
 
     def _matter(self, row: Row, prompt: Prompt) -> tuple[object, ...]:
         """Return what a result depends on beside the contestant."""
-        if self._task.kind == "bpb":
-            return (self._texts(row),)
         said = prompt if isinstance(prompt, str) else list(prompt)
-        return (said, self._texts(row)) if self._task.kind == "choice" else (said, self._sampling())
+        return said, (self._texts(row) if self.scored else self._sampling())
 
     def _sampling(self) -> Sampling:
         task, setting = self._task, self._setting
         return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
 
     def _texts(self, row: Row) -> list[str]:
-        """Return what is scored: the choices, or the parts of a text; what all can spell of it."""
-        if self._task.kind == "choice":
-            said = [continuation_of(choice, chat=self._setting.chat) for choice in row.choices]
-            return [self._spelled(text).decode() for text in said]
-        data, size = self._spelled(row.text), self._setting.text_bytes
-        data = data if size is None else cut(data, size)[0]
-        return [piece.decode() for piece in pieces(data)]
-
-    def _spelled(self, text: str) -> bytes:
-        return without(text.encode("utf-8", "replace"), self._unspelled)
+        setting = self._setting
+        return texts_of(
+            row, self._task, self._unspelled, chat=setting.chat, text_bytes=setting.text_bytes
+        )
 
     def _made(self, ensemble: Ensemble) -> Iterator[tuple[int, Result]]:
         prompts = [self._prompts[place] for place in self.missing]
@@ -178,8 +169,6 @@ class _Job:
                 yield self.missing[at], result
             return
         texts = [self._texts(self._task.rows[place]) for place in self.missing]
-        if self._task.kind == "bpb":
-            prompts = [""] * len(texts)
         for at, scores in score_each(ensemble, list(zip(prompts, texts, strict=True))):
             yield self.missing[at], _scored(scores, whole=self._task.kind == "bpb")
 

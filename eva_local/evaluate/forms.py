@@ -6,6 +6,7 @@ import re
 
 from eva_local.evaluate.metrics import Metric
 from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.prompt import Prompt
 from eva_local.records import Message, Sampling
 
@@ -20,11 +21,13 @@ _TRANSLATION_TOKENS = 100
 
 
 def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
-    """Return the prompt of a row, after the examples of its task.
+    """Return the prompt of a row, after the examples of its task; a text has none.
 
     With `chat` it is a conversation for the members' own templates, else plain text that ends
     where the answer begins, without a space.
     """
+    if task.kind == "bpb":
+        return ""
     if not chat:
         shown = [f"{shot.prompt.rstrip()} {solution(shot)}\n\n" for shot in task.shots]
         return "".join(shown) + row.prompt.rstrip(" ")
@@ -34,9 +37,28 @@ def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
     return [*turns, Message("user", row.prompt)]
 
 
-def continuation_of(text: str, *, chat: bool = False) -> str:
-    """Return what a model must write to answer `text`, after a prompt of `prompt_of`."""
-    return text if chat else f" {text}"
+def texts_of(
+    row: Row,
+    task: Task,
+    missing: frozenset[int],
+    *,
+    chat: bool = False,
+    text_bytes: int | None = None,
+) -> list[str]:
+    """Return what is scored of a row: its choices, the parts of its text, or its right answer.
+
+    Characters that have a byte of `missing`, which some member cannot spell, are left out.
+    """
+
+    def spelled(text: str) -> bytes:
+        return without(text.encode("utf-8", "replace"), missing)
+
+    if task.kind == "bpb":
+        data = spelled(row.text)
+        data = data if text_bytes is None else cut(data, text_bytes)[0]
+        return [piece.decode() for piece in pieces(data)]
+    said = row.choices if task.kind == "choice" else (solution(row),)
+    return [spelled(text if chat else f" {text}").decode() for text in said]
 
 
 def solution(row: Row) -> str:

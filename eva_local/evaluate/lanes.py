@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from eva_local.api import Ensemble, Scoring, completion_of
+from eva_local.decision import Judge
 from eva_local.errors import EvaError
 from eva_local.prompt import Prompt
 from eva_local.records import Completion, Sampling, Score, Step
@@ -31,18 +32,21 @@ def complete_each(
 
 
 def score_each(
-    ensemble: Ensemble, rows: Sequence[tuple[Prompt, Sequence[str]]]
+    ensemble: Ensemble,
+    rows: Sequence[tuple[Prompt, Sequence[str]]],
+    judge_of: Callable[[int], Judge | None] = lambda _place: None,
 ) -> Iterator[tuple[int, list[Score]]]:
     """Score the texts of each row after its prompt; yield rows as they end.
 
     Rows go side by side, the texts of one row after each other, so that its prompt is read once.
+    `judge_of` is asked once for each text, with the place of its row; see `Ensemble.score`.
     """
     waiting = iter(enumerate(rows))
     lanes: list[_Lane] = []
     try:
         while True:
             while len(lanes) < ensemble.scheduler.n_places and (row := next(waiting, None)):
-                lanes.append(_Lane(ensemble, *row))
+                lanes.append(_Lane(ensemble, *row, judge_of))
             if not lanes:
                 return
             ensemble.scheduler.step()
@@ -59,12 +63,19 @@ def score_each(
 class _Lane:
     """One row that is being scored, a text at a time."""
 
-    def __init__(self, ensemble: Ensemble, place: int, row: tuple[Prompt, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        place: int,
+        row: tuple[Prompt, Sequence[str]],
+        judge_of: Callable[[int], Judge | None],
+    ) -> None:
         self.place = place
         self.scores: list[Score] = []
         self._ensemble = ensemble
         self._prompt, texts = row
         self._texts = iter(texts)
+        self._judge_of = judge_of
         self._now: Scoring | None = None
         self._submit()
 
@@ -83,4 +94,8 @@ class _Lane:
 
     def _submit(self) -> None:
         text = next(self._texts, None)
-        self._now = None if text is None else self._ensemble.submit_score(self._prompt, text)
+        if text is None:
+            self._now = None
+        else:
+            judge = self._judge_of(self.place)
+            self._now = self._ensemble.submit_score(self._prompt, text, judge)

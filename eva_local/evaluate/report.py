@@ -126,9 +126,7 @@ def _task(summary: TaskSummary, css: dict[str, str]) -> str:
     return (
         f'<section class="task"><h2>{escape(task.name)}</h2>'
         f'<p class="facts">{escape(summary.unit)} · {len(task.rows)} rows{shots}</p>'
-        + "".join(
-            f'<p class="{("also", "advice")[first]}">{escape(text)}</p>' for first, text in said
-        )
+        + "".join(f'<p class="advice">{escape(text)}</p>' for text in said)
         + (f'<p class="note">{escape(warned[0].upper() + warned[1:])}.</p>' if warned else "")
         + intervals(lines, f"scores on {task.name}", summary.unit, mark)
         + _by_rows(summary, css)

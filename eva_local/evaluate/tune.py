@@ -1,0 +1,258 @@
+"""Find settings of an ensemble that fit some rows.
+
+The right answers of the rows are forced through the members once, and every vote is kept. The
+settings are then sought, one after the other, under which these answers are likeliest: that needs
+no model. The best few of different kinds do the rows for real, and the best score wins.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import numpy as np
+
+from eva_local.api import Report, ensemble_of
+from eva_local.errors import InputError
+from eva_local.evaluate.contest import Contest, Contestant, Setting
+from eva_local.evaluate.forms import prompt_of, texts_of
+from eva_local.evaluate.lanes import score_each
+from eva_local.evaluate.metrics import lower_is_better
+from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
+from eva_local.evaluate.rows import Task
+from eva_local.evaluate.summary import summarize
+from eva_local.prompt import Prompt
+from eva_local.specs import EnsembleSpec, FusionSettings
+
+# Bytes of right answers that are listened to, of each task, and of a text at least.
+_BYTES = 12_000
+_LEAST_BYTES = 200
+# Settings that do the rows for real, beside those that the ensemble has.
+_FINALISTS = 3
+# A gate may cost this share of the loss, for the time that it saves.
+_GATE_MAY_COST = 0.001
+_ROUNDS = 3
+_USUAL_TRIALS = 100
+_FILTERS = (1, 2, 3, 5, 10)
+_TEMPERATURES = (0.03, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
+_DECAYS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
+_GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+# Fixed weights are so many parts, shared out among the members; every member gets one.
+_PARTS = {2: 10, 3: 6}
+# What a block says even where it is the default, which may change.
+_ALWAYS_SAID = ("combine", "filter", "weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found: `spec` has the settings, `rows` is how many rows they were fitted on."""
+
+    spec: EnsembleSpec
+    rows: int
+    tasks: tuple[str, ...]
+
+    def block(self) -> str:
+        """Return the block of models.toml that makes this ensemble."""
+        spec, usual = self.spec, FusionSettings()
+        names = [member.name for member in spec.members]
+        on = f"tuned on {self.rows} rows of {', '.join(self.tasks)}"
+        lines = [
+            f"[ensembles.{json.dumps(spec.name)}]",
+            f"description = {json.dumps(on)}",
+            f"members = {json.dumps(names)}",
+            f"pivot = {json.dumps(spec.pivot)}",
+        ]
+        for field in fields(FusionSettings):
+            value = getattr(spec.fusion, field.name)
+            if value != getattr(usual, field.name) or field.name in _ALWAYS_SAID:
+                lines.append(f"{field.name} = {json.dumps(value)}")
+        return "\n".join(lines)
+
+
+def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """Return tasks with every second row, and with the others: to fit on, and to report on."""
+    for task in tasks:
+        if len(task.rows) < 2:
+            raise InputError(f"--tune needs at least 2 rows of {task.name}, better 100")
+    fit = [replace(task, rows=task.rows[::2]) for task in tasks]
+    return fit, [replace(task, rows=task.rows[1::2]) for task in tasks]
+
+
+def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
+    """Fit combine, filter, weights and gate of an ensemble on the rows of some tasks."""
+    search = _Search(spec.fusion, listen(contest, tasks, spec), contest.report)
+    name = f"{spec.name}-tuned"
+    entrants = [
+        Contestant(f"{name}-{place}", replace(spec, fusion=fusion))
+        for place, fusion in enumerate(dict.fromkeys([spec.fusion, *search.finalists()]))
+    ]
+    entries = contest.run(tasks, entrants)
+    gains = {entrant.name: 0.0 for entrant in entrants}
+    for task in tasks:
+        found = summarize([entry for entry in entries if entry.task is task])
+        scores = {one.name: one.score.value for one in found.standings}
+        base = scores[entrants[0].name]
+        for entrant, score in scores.items():
+            gain = 100 * (base - score) / base if lower_is_better(found.metric) else score - base
+            gains[entrant] += gain / len(tasks)
+    # Of equal ones the first: the ensemble's own settings, then the likeliest.
+    best = max(entrants, key=lambda entrant: gains[entrant.name])
+    rows = sum(len(task.rows) for task in tasks)
+    return Tuned(replace(best.spec, name=name), rows, tuple(task.name for task in tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The votes on each choice of a row, of which `label` is right; or on its one right text."""
+
+    transcripts: tuple[Transcript, ...]
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What was heard of one task, in a space of `n_symbols` whose lead is the member `lead`."""
+
+    examples: tuple[Example, ...]
+    lead: int
+    n_symbols: int
+
+    def loss(self, fusion: FusionSettings) -> float:
+        """Return how unlikely the right answers are: nats per byte, or per right choice."""
+        values = [
+            [replay(one, fusion, self.lead, self.n_symbols) for one in example.transcripts]
+            for example in self.examples
+        ]
+        if len(values[0]) == 1:
+            n_bytes = sum(example.transcripts[0].n_bytes for example in self.examples)
+            return -sum(nats for (nats,) in values) / n_bytes
+        losses = map(_choice_loss, values, self.examples)
+        return sum(losses) / len(self.examples)
+
+
+def _choice_loss(values: Sequence[float], example: Example) -> float:
+    """Return minus the log of the right choice's share, when choices compare per byte."""
+    sizes = np.array([one.n_bytes for one in example.transcripts])
+    logs = np.array(values) / sizes * sizes.mean()
+    return float(np.logaddexp.reduce(logs) - logs[example.label])
+
+
+def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[Lesson]:
+    """Force right answers through all members, as many as tuning needs, and keep the votes."""
+    fusion = recording(spec.fusion)
+    models = [contest.models[member.name] for member in spec.members]
+    lessons = []
+    with ensemble_of(replace(spec, fusion=fusion), models, parallel=contest.parallel) as ensemble:
+        for number, task in enumerate(tasks):
+            rows = list(_few(task, contest.setting, ensemble.missing_bytes))
+            heard: list[list[Recorder]] = [[] for _ in rows]
+
+            def judge(place: int, heard: list[list[Recorder]] = heard) -> Recorder:
+                heard[place].append(Recorder(fusion, len(models)))
+                return heard[place][-1]
+
+            asked = [(prompt, texts) for prompt, texts, _ in rows]
+            for done, _ in enumerate(score_each(ensemble, asked, judge)):
+                share = (number + done / len(rows)) / len(tasks)
+                contest.report(f"tuning: listening to {task.name}", share)
+            examples = tuple(
+                Example(tuple(one.transcript() for one in each), label)
+                for each, (_, _, label) in zip(heard, rows, strict=True)
+            )
+            lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols))
+    return lessons
+
+
+def _few(
+    task: Task, setting: Setting, missing: frozenset[int]
+) -> Iterator[tuple[Prompt, list[str], int]]:
+    """Yield prompts with the texts to listen to and the right one's place, until it is enough."""
+    left = _BYTES
+    for row in task.rows:
+        size = max(_BYTES // len(task.rows), _LEAST_BYTES)
+        # One part of a long text is enough.
+        texts = texts_of(row, task, missing, chat=setting.chat, text_bytes=size)
+        texts = texts[:1] if task.kind == "bpb" else texts
+        if left <= 0 or not all(texts):
+            continue
+        left -= sum(len(text.encode()) for text in texts)
+        yield prompt_of(row, task, chat=setting.chat), texts, row.label
+
+
+class _Search:
+    """Looks for the settings under which what was heard is likeliest."""
+
+    def __init__(self, start: FusionSettings, lessons: Sequence[Lesson], report: Report) -> None:
+        self._start = replace(start, gate=1.0)
+        self._lessons = lessons
+        self._report = report
+        self._n_members = len(lessons[0].examples[0].transcripts[0].evidence)
+        self._losses: dict[FusionSettings, float] = {}
+        self._first = [lesson.loss(self._start) for lesson in lessons]
+
+    def finalists(self) -> list[FusionSettings]:
+        """Return the best settings of each kind of weights, the best first."""
+        for combine in ("mean", "geometric"):
+            self._descend(replace(self._start, combine=combine))
+        best: dict[str, FusionSettings] = {}
+        for fusion in sorted(self._losses, key=self.loss):
+            kind = fusion.weights if isinstance(fusion.weights, str) else "fixed"
+            best.setdefault(kind, fusion)
+        return [self._gated(fusion) for fusion in list(best.values())[:_FINALISTS]]
+
+    def loss(self, fusion: FusionSettings) -> float:
+        """Return the mean over the tasks of the log of the loss against the start's."""
+        if fusion not in self._losses:
+            self._report("tuning: trying settings", min(len(self._losses) / _USUAL_TRIALS, 1.0))
+            each = [lesson.loss(fusion) for lesson in self._lessons]
+            ratios = zip(each, self._first, strict=True)
+            self._losses[fusion] = sum(math.log(now / then) for now, then in ratios) / len(each)
+        return self._losses[fusion]
+
+    def _descend(self, best: FusionSettings) -> None:
+        """Change one setting at a time for the better, until nothing gets better."""
+        axes = (self._combines, self._weights, self._temperatures, self._decays, self._filters)
+        for _ in range(_ROUNDS):
+            before = best
+            for axis in axes:
+                best = min((best, *axis(best)), key=self.loss)
+            if best == before:
+                return
+
+    def _gated(self, fusion: FusionSettings) -> FusionSettings:
+        """Return the settings with the gate that saves most time at nearly no cost."""
+        bound = self.loss(fusion) + math.log(1 + _GATE_MAY_COST)
+        gated = (replace(fusion, gate=gate) for gate in _GATES)
+        return next((one for one in gated if self.loss(one) <= bound), fusion)
+
+    def _combines(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        yield replace(fusion, combine="mean")
+        yield replace(fusion, combine="geometric")
+
+    def _filters(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        yield replace(fusion, filter="off")
+        for count in _FILTERS:
+            yield replace(fusion, filter="top-n", filter_n=count)
+
+    def _weights(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        yield replace(fusion, weights="equal")
+        yield replace(fusion, weights="prompt-perplexity")
+        yield replace(fusion, weights="running")
+        count = self._n_members
+        parts = _PARTS.get(count, count + 1)
+        for shares in product(range(1, parts), repeat=count):
+            if sum(shares) == parts:
+                yield replace(fusion, weights=tuple(round(one / parts, 2) for one in shares))
+
+    def _temperatures(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        if fusion.weights in ("running", "prompt-perplexity"):
+            for temperature in _TEMPERATURES:
+                yield replace(fusion, weight_temperature=temperature)
+
+    def _decays(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        if fusion.weights == "running":
+            for decay in _DECAYS:
+                yield replace(fusion, weight_decay=decay)
