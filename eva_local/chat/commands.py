@@ -59,13 +59,14 @@ def _clear(repl: Repl, _: str) -> None:
 
 
 def _regen(repl: Repl, _: str) -> None:
-    sampling = repl.chat.sampling
-    if repl.chat.last is not None:
-        if sampling.temperature == 0:
-            repl.screen.note("temperature 0 writes the same again; try /set temperature 0.8")
-        elif sampling.seed is not None:
-            repl.screen.note("a fixed seed writes the same again; try /set seed random")
+    before = repl.chat.conversation
     repl.regenerate()
+    if repl.chat.conversation == before and not repl.chat.is_open:
+        sampling = repl.chat.sampling
+        if sampling.temperature == 0:
+            repl.screen.note("the same again: temperature is 0; try /set temperature 0.8")
+        elif sampling.seed is not None:
+            repl.screen.note("the same again: the seed is fixed; try /set seed random")
 
 
 def _undo(repl: Repl, _: str) -> None:

@@ -12,12 +12,13 @@ from typing import Protocol
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import Completer, NestedCompleter, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import Output
+from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
@@ -29,7 +30,8 @@ _MORE = ". "
 _HINT = "Write a message; /help lists the commands"
 # Longer messages, such as pasted files, would make the history slow to read.
 _REMEMBERED = 4000
-_WITH_FILE = ("read", "save", "load", "trace")
+_WITH_FILE = ("/read", "/save", "/load", "/trace")
+_ARGUMENTS = {"/set": (*keys_of(Sampling), *SWITCHES), "/show": ("chat",)}
 
 
 class Reader(Protocol):
@@ -45,15 +47,16 @@ class LineEditor:
 
     def __init__(self, history: Path) -> None:
         """Keep what is typed in the file `history`."""
+        is_unfinished = Condition(lambda: is_open(self._session.default_buffer.text))
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("bold", PROMPT)]),
             history=_History(history),
-            completer=_completer(),
+            completer=_Completer(),
             complete_while_typing=False,
-            multiline=Condition(lambda: is_open(self._session.default_buffer.text)),
+            multiline=is_unfinished,
             prompt_continuation=_continuation,
             placeholder=_hint,
-            key_bindings=_keys(),
+            key_bindings=_keys(is_unfinished),
             enable_open_in_editor=True,
             enable_suspend=True,
             output=_output(),
@@ -61,7 +64,14 @@ class LineEditor:
 
     def read(self) -> str:
         """Let a person edit until Enter."""
-        return self._session.prompt()
+        try:
+            return self._session.prompt()
+        except SystemExit:
+            # A signal may have come where prompt_toolkit does not tidy up.
+            self._session.output.disable_bracketed_paste()
+            self._session.output.show_cursor()
+            self._session.output.flush()
+            raise
 
 
 class PlainReader:
@@ -107,14 +117,24 @@ class _History(FileHistory):
                 super().store_string(string.encode("utf-8", "replace").decode())
 
 
-def _completer() -> Completer:
-    of_file = PathCompleter(expanduser=True)
-    options: dict[str, Completer | dict[str, None] | None] = {}
-    for name, _, _ in COMMANDS:
-        options[f"/{name}"] = of_file if name in _WITH_FILE else None
-    options["/set"] = dict.fromkeys((*keys_of(Sampling), *SWITCHES))
-    options["/show"] = {"chat": None}
-    return NestedCompleter.from_nested_dict(options)
+class _Completer(Completer):
+    """Completes commands and what follows them."""
+
+    _paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield what the text before the cursor can become."""
+        command, space, argument = document.text_before_cursor.partition(" ")
+        if not space:
+            names = (f"/{name}" for name, _, _ in COMMANDS)
+            return _beginning_with(command, names) if command.startswith("/") else ()
+        if command in _WITH_FILE:
+            return self._paths.get_completions(Document(argument), event)
+        return _beginning_with(argument, _ARGUMENTS.get(command, ()))
+
+
+def _beginning_with(text: str, known: Iterable[str]) -> list[Completion]:
+    return [Completion(name, -len(text)) for name in known if name.startswith(text)]
 
 
 def _hint() -> FormattedText:
@@ -127,18 +147,22 @@ def _continuation(_width: int, _line: int, wraps: int) -> str:
     return " " * len(_MORE) if wraps else _MORE
 
 
-def _keys() -> KeyBindings:
+def _keys(is_unfinished: Condition) -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
+    @keys.add("enter", filter=is_unfinished)
     def new_line(event: KeyPressEvent) -> None:
-        event.current_buffer.newline()
+        # Without the indentation of the line before, which would stand before closing quotes.
+        event.current_buffer.newline(copy_margin=False)
 
     return keys
 
 
 def _output() -> Output:
-    output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    output = Vt100_Output.from_pty(
+        sys.stdout, term=os.environ.get("TERM"), default_color_depth=ColorDepth.from_env()
+    )
     # It does not ask for the place of the cursor: an answer that comes late would be taken for
     # something that was typed.
     output.enable_cpr = False

@@ -60,7 +60,7 @@ def understood(text: str) -> Command | str:
     if quoted is not None:
         inner, _, after = quoted["text"].partition(QUOTES)
         if not after.strip():
-            inner = inner.strip("\n")
+            inner = inner.lstrip("\n").rstrip()
             return inner if quoted["name"] is None else _command(quoted["name"], inner)
     text = _without_blank_ends(text)
     if not text.startswith("/") or "\n" in text:

@@ -45,14 +45,13 @@ class Wrap:
             return self._written(character, cells)
         if character == " ":
             return self._new_row()
-        if self._movable and self._word:
-            word, taken = self._word, cell_len(self._word)
-            back = f"\x1b[{taken}D\x1b[K{self._new_row()}"
-            self._word, self._column = word, taken
-            return back + self._written(character, cells)
-        if self._movable and self._column and cells > 1:
-            return self._new_row() + self._written(character, cells)
-        return self._written(character, cells)
+        word, taken = self._word, cell_len(self._word)
+        if not self._movable or self._column == taken:
+            return self._written(character, cells)
+        back = f"\x1b[{taken}D\x1b[K" if word else ""
+        moved = f"{back}{self._new_row()}{word}"
+        self._word, self._column = word, taken
+        return moved + self._written(character, cells)
 
     @property
     def _is_code(self) -> bool:

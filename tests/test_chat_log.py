@@ -1,0 +1,207 @@
+"""Conversations and their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import awkward_text
+
+from eva_local.chat import log
+from eva_local.chat.conversation import Conversation, Event, Turn
+from eva_local.errors import InputError
+from eva_local.records import Message
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    """Events in an order in which they can come."""
+    events: list[Event] = []
+    conversation = Conversation()
+    for _ in range(draw(st.integers(0, 12))):
+        kinds = ["system"]
+        if not conversation.turns or conversation.turns[-1].answer is not None:
+            kinds.append("user")
+        if conversation.turns:
+            kinds += ["answer", "undo"]
+        kind = draw(st.sampled_from(kinds))
+        event = Event(kind, "" if kind == "undo" else draw(awkward_text))
+        conversation = conversation.after(event)
+        events.append(event)
+    return events
+
+
+def replayed(events: list[Event]) -> Conversation:
+    conversation = Conversation()
+    for event in events:
+        conversation = conversation.after(event)
+    return conversation
+
+
+def test_the_prompt_is_open_for_the_answer_to_the_last_message() -> None:
+    conversation = Conversation("s", (Turn("q1", "a1"), Turn("q2", "a2"), Turn("q3", "a3")))
+    assert conversation.prompt(1) == [
+        Message("system", "s"),
+        Message("user", "q2"),
+        Message("assistant", "a2"),
+        Message("user", "q3"),
+    ]
+
+
+def test_a_second_answer_takes_the_place_of_the_first() -> None:
+    events = [Event("user", "q"), Event("answer", "a"), Event("answer", "b")]
+    assert replayed(events).turns == (Turn("q", "b"),)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [Event("answer", "a")],
+        [Event("undo")],
+        [Event("user", "q"), Event("user", "r")],
+        [Event("user", "q"), Event("undo"), Event("undo")],
+    ],
+)
+def test_events_that_cannot_come_are_refused(events) -> None:
+    with pytest.raises(ValueError):
+        replayed(events)
+
+
+@given(events=histories())
+def test_a_conversation_is_what_its_events_lead_to(events) -> None:
+    conversation = replayed(events)
+    assert replayed(list(conversation.events())) == conversation
+
+
+@settings(max_examples=60)
+@given(events=histories(), cut=st.floats(0, 1))
+def test_a_file_torn_anywhere_holds_all_whole_lines(tmp_path_factory, events, cut) -> None:
+    folder = tmp_path_factory.mktemp("chats")
+    held = log.Log.begin(folder, "demo", Conversation())
+    for event in events:
+        held.append(event)
+    held.close()
+    data = held.path.read_bytes()
+    assert log.read(held.path).conversation == replayed(events)
+
+    place = round(cut * len(data))
+    held.path.write_bytes(data[:place])
+    whole = data[:place].count(b"\n")
+    # A line without its end is whole if it is JSON.
+    rest = data[:place].rpartition(b"\n")[2]
+    whole += bool(rest) and data[place : place + 1] in (b"\n", b"")
+    if whole == 0:
+        with pytest.raises(InputError, match="no conversation"):
+            log.read(held.path)
+        return
+    saved = log.read(held.path)
+    assert saved.conversation == replayed(events[: whole - 1])
+    assert bool(saved.notes) == (bool(rest) and data[place : place + 1] not in (b"\n", b""))
+
+    # What is written on stands on a line of its own.
+    again, saved = log.Log.resume(saved)
+    again.append(Event("system", "later"))
+    again.close()
+    assert log.read(held.path).conversation == saved.conversation.after(Event("system", "later"))
+    assert log.read(held.path).notes == ()
+
+
+def test_a_conversation_that_is_held_is_locked(tmp_path) -> None:
+    held = log.Log.begin(tmp_path, "demo", Conversation("", (Turn("q", "a"),)))
+    with pytest.raises(InputError, match="open in another chat"):
+        log.Log.resume(log.read(held.path))
+    held.close()
+    again, _ = log.Log.resume(log.read(held.path))
+    again.close()
+
+
+def test_conversations_of_one_second_have_different_names_and_are_private(tmp_path) -> None:
+    folder = tmp_path / "deep" / "chats"
+    logs = [log.Log.begin(folder, "demo", Conversation()) for _ in range(3)]
+    assert len({held.path for held in logs}) == 3
+    assert {held.path.stat().st_mode & 0o777 for held in logs} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for held in logs:
+        held.close()
+
+
+def test_the_newest_is_the_one_that_was_last_held(tmp_path) -> None:
+    paths = []
+    for number in range(3):
+        held = log.Log.begin(tmp_path, "demo", Conversation("", (Turn(f"q{number}", "a"),)))
+        held.close()
+        paths.append(held.path)
+        os.utime(held.path, (1000 + number, 1000 + number))
+    (tmp_path / "broken.jsonl").write_bytes(b'{"kind"')
+    saved = log.newest(tmp_path)
+    assert saved.path == paths[2]
+    assert re.search("broken.jsonl holds no conversation", saved.notes[0])
+    assert log.find(tmp_path, paths[0].stem).conversation.turns[0].question == "q0"
+
+
+@pytest.mark.parametrize("name", ["2026", "../secret", "/etc/passwd", ""])
+def test_a_name_is_never_a_path(tmp_path, name) -> None:
+    folder = tmp_path / "chats"
+    log.Log.begin(folder, "demo", Conversation()).close()
+    (tmp_path / "secret.jsonl").write_bytes(log.saved_form("demo", Conversation()))
+    with pytest.raises(InputError, match="there is no conversation"):
+        log.find(folder, name)
+
+
+def test_without_any_conversation_there_is_nothing_to_continue(tmp_path) -> None:
+    with pytest.raises(InputError, match="no conversation to continue"):
+        log.newest(tmp_path / "absent")
+
+
+HEADER = {"schema": 1, "kind": "chat", "ensemble": "demo", "began": "2026-11-22T12:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ([], "holds no conversation"),
+        (["no JSON", "{}"], "line 1 is no JSON"),
+        ([HEADER, [1]], "line 2 is no JSON object"),
+        ([HEADER | {"schema": 2}], "schema 2, and this eva-local reads schema 1"),
+        ([HEADER | {"kind": "trace"}], "kind 'trace'"),
+        ([HEADER, {"kind": "shout", "text": "q"}], "line 2 has kind 'shout'"),
+        ([HEADER, {"kind": "user"}], "line 2 has no text"),
+        ([HEADER, {"kind": "user", "text": 1}], "line 2 has a wrong text"),
+        ([HEADER, {"kind": "answer", "text": "a"}], "line 2 cannot stand here"),
+    ],
+)
+def test_what_is_no_conversation_names_its_line(tmp_path, lines, problem) -> None:
+    path = tmp_path / "x.jsonl"
+    spelled = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("".join(f"{line}\n" for line in spelled))
+    with pytest.raises(InputError, match=problem):
+        log.read(path)
+
+
+def test_an_export_can_be_read_and_takes_the_place_of_nothing_else(tmp_path) -> None:
+    conversation = Conversation("Be brief.", (Turn("two\nlines", " an answer\n"), Turn("q")))
+    path = tmp_path / "chat.jsonl"
+    log.export(path, "demo", conversation)
+    log.export(path, "demo", conversation)
+    assert log.read(path).conversation == conversation
+
+    document = tmp_path / "chat.md"
+    log.export(document, "demo", conversation)
+    assert document.read_text() == "*Be brief.*\n\n> two\n> lines\n\nan answer\n\n> q\n"
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for mine in (document, notes, tmp_path):
+        with pytest.raises(InputError, match="stays as it is"):
+            log.export(mine, "demo", conversation)
+    assert notes.read_text() == "mine"
+    with pytest.raises(InputError, match="cannot be saved: No such file"):
+        log.export(tmp_path / "absent" / "chat.jsonl", "demo", conversation)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "chat.jsonl",
+        "chat.md",
+        "notes.txt",
+    ]

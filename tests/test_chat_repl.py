@@ -1,0 +1,205 @@
+"""What a person sees of a chat where no terminal is: commands, remarks, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from chats import fake_chat
+
+from eva_local.chat.repl import Repl
+from eva_local.chat.screen import Screen
+from eva_local.cli.progress import ProgressDisplay
+
+Talk = Callable[..., tuple[str, str]]
+
+
+class Script:
+    """Says lines, and then leaves."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    def read(self) -> str:
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+
+@pytest.fixture
+def talk(tmp_path, monkeypatch, capsys) -> Iterator[Talk]:
+    """Say lines to one and the same chat; return what was written to stdout and to stderr."""
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    screen = Screen(interactive=False)
+    chat = fake_chat(tmp_path, [])
+    chat._tell = screen.note
+    reader = Script()
+    repl = Repl(chat, reader, screen, ProgressDisplay)
+
+    def say(*lines: str) -> tuple[str, str]:
+        reader.lines = list(lines)
+        repl.done = False
+        capsys.readouterr()
+        repl.run()
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    say.repl = repl  # type: ignore[attr-defined]
+    with contextlib.closing(chat):
+        yield say
+
+
+def turns(talk: Talk) -> list[str]:
+    return [turn.question for turn in talk.repl.chat.conversation.turns]
+
+
+def test_answers_go_to_stdout_and_all_else_to_stderr(talk) -> None:
+    out, err = talk("the cat", "/why 1", "/stats", "/show", "/nonsense")
+    (turn,) = talk.repl.chat.conversation.turns
+    assert out.strip() == turn.answer.strip()
+    assert "6 tokens at" in err
+    assert "is no command" in err
+    assert "\x1b" not in err
+
+
+def test_the_remark_after_an_answer(talk) -> None:
+    _, err = talk("the cat")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("cut off at max_tokens 6 · 6 tokens at ")
+    assert last.count(" · ") == 4
+    for part in ("a ", "b ", "% · ", " filtered · context ", "/4096"):
+        assert part in last
+    assert talk("/set stats off", "there")[1].splitlines()[-1] == "cut off at max_tokens 6"
+
+
+def test_commands_that_change_the_conversation(talk) -> None:
+    talk("the cat", "there")
+    assert turns(talk) == ["the cat", "there"]
+    _, err = talk("/undo")
+    assert (turns(talk), err) == (["the cat"], "taken back: there (1 turn left)\n")
+    assert "the same again: temperature is 0" in talk("/regen")[1]
+    assert turns(talk) == ["the cat"]
+    talk("/system be a cat", "/clear")
+    assert turns(talk) == []
+    assert talk.repl.chat.conversation.system == "be a cat"
+    assert talk("/system")[1] == "be a cat\n"
+    talk('/system ""')
+    assert talk.repl.chat.conversation.system == ""
+    assert "nothing to take back" in talk("/undo")[1]
+    assert "no answer to write again" in talk("/regen")[1]
+
+
+def test_settings_are_checked_and_the_nearest_is_named(talk) -> None:
+    talk("/set temperature 0.5", "/set seed 7", "/set max_tokens 3")
+    sampling = talk.repl.chat.sampling
+    assert (sampling.temperature, sampling.seed, sampling.max_tokens) == (0.5, 7, 3)
+    talk("/set seed random")
+    assert talk.repl.chat.sampling.seed is None
+    for line, problem in (
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set temperature hot", "must be a number"),
+        ("/set temperature -1", "must be in [0, 100)"),
+        ("/set top_k", "needs a value; it is 40"),
+        ("/set markdown maybe", "must be on or off"),
+    ):
+        assert problem in talk(line)[1]
+    shown = talk("/set")[1]
+    assert "temperature" in shown
+    assert "markdown" in shown
+
+
+def test_saving_and_loading(talk, tmp_path) -> None:
+    assert "nothing was said yet" in talk("/save x.jsonl")[1]
+    talk("the cat", "/save x.jsonl", "/save x.md")
+    assert (tmp_path / "x.md").read_text().startswith("> the cat\n\n")
+    before = talk.repl.chat.conversation
+    talk("/clear", "there")
+    _, err = talk("/load x.jsonl")
+    assert talk.repl.chat.conversation == before
+    assert "> the cat" in err
+    for line, problem in (
+        ("/load absent.jsonl", "cannot be read: No such file"),
+        ("/load x.md", "no JSON"),
+        ("/load", "needs the name of a file"),
+        ("/save x.md", "stays as it is"),
+        ("/save", "needs the name of a file"),
+    ):
+        assert problem in talk(line)[1]
+    assert talk.repl.chat.conversation == before
+
+
+def test_a_file_goes_in_front_of_the_next_message_and_of_no_other(talk, tmp_path) -> None:
+    (tmp_path / "a file.txt").write_text("the cat\nsat")
+    (tmp_path / "half.txt").write_bytes("é".encode()[:1])
+    (tmp_path / "long.txt").write_text("cat " * 6000)
+    _, err = talk("/read a file.txt", "why is that", "there")
+    assert "a file.txt: 11 characters" in err
+    assert turns(talk) == ["the cat\nsat\n\nwhy is that", "there"]
+    for line, problem in (
+        ("/read absent.txt", "No such file"),
+        ("/read half.txt", "not UTF-8"),
+        ("/read long.txt", "does not fit: a-1 needs"),
+        ("/read .", "cannot be read: Is a directory"),
+    ):
+        assert problem in talk(line)[1]
+    talk("/read a file.txt", "/read", "able")
+    assert turns(talk)[-1] == "able"
+
+
+def test_a_message_that_was_refused_can_be_edited(talk, tmp_path, monkeypatch) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nhead -c 7 "$1" > "$1.new" && mv "$1.new" "$1"\n')
+    editor.chmod(0o700)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(editor))
+    assert "does not fit" in talk("the cat " * 3000)[1]
+    _, err = talk("/edit")
+    assert turns(talk) == ["the cat"]
+    assert err.startswith("> the cat\n")
+    talk("/edit /exit now")
+    assert turns(talk)[-1] == "/exit n"
+    monkeypatch.setenv("EDITOR", "true")
+    assert "nothing is sent" in talk("/edit")[1]
+    monkeypatch.setenv("EDITOR", str(tmp_path / "absent"))
+    assert "absent" in talk("/edit there")[1]
+
+
+def test_why_and_trace_look_at_the_last_answer(talk, tmp_path) -> None:
+    for line in ("/why", "/stats", "/trace x.html"):
+        assert "no answer was written" in talk(line)[1]
+    talk("the cat")
+    shown = talk("/why")[1]
+    assert "tokens were disputed" in shown or "No vote was filtered" in shown
+    shown = talk("/why 2")[1]
+    assert "token 2 of 6" in shown
+    for part in ("together", "a-1", "b-2", "kept", "%"):
+        assert part in shown
+    assert "has tokens 1 to 6, not 7" in talk("/why 7")[1]
+    assert "needs the number of a token" in talk("/why cat")[1]
+    talk("/trace x.html", "/trace x.jsonl")
+    assert (tmp_path / "x.html").read_text().startswith("<!")
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["trace", *["step"] * 6, "end"]
+    assert "FILE.html or FILE.jsonl" in talk("/trace x.txt")[1]
+    assert "cannot be written" in talk("/trace absent/x.html")[1]
+
+
+def test_odd_text_is_sent_and_said(talk) -> None:
+    _, err = talk("caf\udcc3 \x1b[31mred\x00")
+    assert turns(talk) == ["caf\ufffd \x1b[31mred\x00"]
+    assert "1 byte was no UTF-8" in err
+    assert "2 control characters" in err
+    shown = talk("/show chat", "/undo")[1]
+    assert "\x1b" not in shown
+    assert "␛[31mred␀" in shown
+
+
+def test_slashes_quotes_and_empty_lines(talk) -> None:
+    talk("", "   ", "//why is that", '"""\n/exit\nthe cat\n"""')
+    assert turns(talk) == ["/why is that", "/exit\nthe cat"]
+    talk("/exit", "not any more")
+    assert turns(talk) == ["/why is that", "/exit\nthe cat"]
+    assert "/regen" in talk("/help")[1]

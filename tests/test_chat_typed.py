@@ -1,0 +1,88 @@
+"""What counts as a command, what as a message, and what odd bytes become."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.chat.commands import _ACTIONS
+from eva_local.chat.typed import COMMANDS, Command, is_open, sound, understood
+from eva_local.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("hello", "hello"),
+        ("  indented", "  indented"),
+        ("\n  \n  code\n\n", "  code"),
+        ("", ""),
+        ("/why 3", Command("why", "3")),
+        ("/why", Command("why")),
+        ("/set  top_k   5 ", Command("set", "top_k   5")),
+        ("/bye", Command("exit")),
+        ("/?", Command("help")),
+        ("//why", "/why"),
+        ("// a comment", "/ a comment"),
+        ("// a comment\nint main() {}", "// a comment\nint main() {}"),
+        ("/etc/passwd\n/etc/group", "/etc/passwd\n/etc/group"),
+        ('"""\ntwo\n  lines\n"""', "two\n  lines"),
+        ('"""/exit"""', "/exit"),
+        ('"""Doc."""\nimport os', '"""Doc."""\nimport os'),
+        ('/system """Be\nbrief."""', Command("system", "Be\nbrief.")),
+        ('"""never closed', "never closed"),
+    ],
+)
+def test_what_is_understood(text, meant) -> None:
+    assert understood(text) == meant
+
+
+@pytest.mark.parametrize("text", ["/regne", "/", "/usr/bin/env", "/WHY", "/" + "x" * 100])
+def test_an_unknown_command_names_the_nearest_and_the_way_out(text) -> None:
+    with pytest.raises(InputError, match=r"is no command \(//.*/(regen|why)"):
+        understood(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('"""', True),
+        ('"""a\nb', True),
+        ('/system """a', True),
+        ('"""a"""', False),
+        ("hello", False),
+        ('say """', False),
+    ],
+)
+def test_three_quotes_keep_a_message_open(text, answer) -> None:
+    assert is_open(text) is answer
+
+
+@given(data=st.binary())
+def test_bytes_from_a_terminal_become_text_that_can_be_encoded(data) -> None:
+    text, notes = sound(data.decode("utf-8", "surrogateescape"))
+    text.encode()
+    assert "\r" not in text
+    assert any("no UTF-8" in note for note in notes) == (not valid(data))
+
+
+def valid(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_what_was_odd_is_said_with_numbers() -> None:
+    text, notes = sound("caf\udcc3 \x00\x1b[31m\r\n")
+    assert text == "caf\ufffd \x00\x1b[31m\n"
+    assert notes == [
+        "1 byte was no UTF-8 and became U+FFFD in the message",
+        "2 control characters are in the message; the models get the text as it is",
+    ]
+
+
+def test_every_command_does_something() -> None:
+    assert set(_ACTIONS) == {name for name, _, _ in COMMANDS}
