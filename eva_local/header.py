@@ -21,7 +21,10 @@ _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What `eva-local show` tells of a file; a value that the file does not name is None."""
+    """What a file says of its model; a value that the file does not name is None.
+
+    `n_cached` counts the numbers that the cache holds for a token, at most.
+    """
 
     architecture: str
     name: str | None
@@ -32,6 +35,7 @@ class Header:
     tokenizer: str | None
     quantisation: str | None
     has_chat_template: bool
+    n_cached: int | None = None
 
 
 def read_header(path: Path) -> Header:
@@ -54,6 +58,7 @@ def read_header(path: Path) -> Header:
         tokenizer=_text(values, "tokenizer.ggml.model"),
         quantisation=_quantisation(_number(values, "general.file_type")),
         has_chat_template="tokenizer.chat_template" in values,
+        n_cached=_cached(values, architecture),
     )
 
 
@@ -65,6 +70,24 @@ def _text(values: dict[str, object], key: str) -> str | None:
 def _number(values: dict[str, object], key: str) -> int | None:
     value = values.get(key)
     return value if isinstance(value, int) else None
+
+
+def _cached(values: dict[str, object], architecture: str) -> int | None:
+    """Count the keys and values of a token: those of every layer and head."""
+
+    def number(key: str) -> int | None:
+        return _number(values, f"{architecture}.{key}")
+
+    layers, width, heads = (
+        number("block_count"),
+        number("embedding_length"),
+        number("attention.head_count"),
+    )
+    if not layers or not width or not heads:
+        return None
+    head = width // heads
+    pair = (number("attention.key_length") or head) + (number("attention.value_length") or head)
+    return layers * (number("attention.head_count_kv") or heads) * pair
 
 
 def _quantisation(file_type: int | None) -> str | None:

@@ -72,6 +72,16 @@ def locate_members(ensemble: EnsembleSpec) -> tuple[Path, ...]:
     return tuple(locate(member) for member in ensemble.members)
 
 
+def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
+    """Return the sha256 of a model's file: the known one, or else computed now."""
+    path = locate(spec)
+    known = spec.sha256 or _kept_checksum(spec, path)
+    try:
+        return known or hash_file(path, spec.name, progress or no_progress)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def no_progress(what: str, done: int, total: int | None) -> None:
     """Show no progress."""
 
