@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from eva_local.alignment.library import find_or_build, warn_if_foreign
+from eva_local.alignment.library import find, find_or_build, warn_if_foreign
+from eva_local.byte_space import BRANCHES, ByteSpace
 from eva_local.config import load_config, shipped
 from eva_local.decision import Judge
 from eva_local.engine import Engine
@@ -54,7 +55,9 @@ def open_ensemble(
 ) -> Ensemble:
     """Open the members of `spec` for `parallel` texts, and the mappings between them."""
     with contextlib.ExitStack() as stack:
-        models = stack.enter_context(open_models(spec, report, parallel=parallel))
+        bytewise = spec.fusion.space == "bytes"
+        opening = open_models(spec, report, parallel=parallel, bytewise=bytewise)
+        models = stack.enter_context(opening)
         engine = _engine(spec, models, report)
         stack.callback(engine.close)
         sampling = sampling or spec.sampling
@@ -84,9 +87,17 @@ def ensemble_of(
 
 @contextlib.contextmanager
 def open_models(
-    spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1
+    spec: EnsembleSpec,
+    report: Report | None = None,
+    *,
+    parallel: int = 1,
+    bytewise: bool = False,
 ) -> Iterator[list[LlamaModel]]:
-    """Open the members of `spec` in llama.cpp for the length of a `with` block."""
+    """Open the members of `spec` in llama.cpp for the length of a `with` block.
+
+    Models that are opened `bytewise` can follow several rows of tokens in each of `parallel`
+    texts, as the space of bytes needs; they serve any other space too.
+    """
     paths = [locate(member) for member in spec.members]
     with contextlib.ExitStack() as stack:
         yield [
@@ -95,6 +106,7 @@ def open_models(
                     path,
                     member.load,
                     n_sequences=parallel,
+                    n_branches=BRANCHES if bytewise else 1,
                     progress=_labelled(report, f"loading {member.name}"),
                 )
             )
@@ -151,6 +163,18 @@ class Ensemble:
     def n_ctx(self) -> tuple[int, ...]:
         """How many tokens each member's context holds, prompt and answer together."""
         return tuple(model.n_ctx for model in self._models)
+
+    def mapping_files(self) -> tuple[Path, ...]:
+        """Return the files of the mappings between the members."""
+        pivot = self._models[self.spec.pivot_index]
+        others = (
+            model
+            for model in self._models
+            if model.vocabulary.fingerprint != pivot.vocabulary.fingerprint
+        )
+        method, folders = self.spec.fusion.mapping, mapping_folders()
+        found = (find(method, model, pivot, folders) for model in others)
+        return tuple(path for path in found if path is not None)
 
     def prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
@@ -338,10 +362,18 @@ def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) 
     return Engine(
         [member.name for member in spec.members],
         models,
-        _pivot_space(spec, models, report),
+        _space(spec, models, report),
         spec.fusion,
         side_by_side=len(models) > 1 and _each_on_its_device(spec),
     )
+
+
+def _space(
+    spec: EnsembleSpec, models: Sequence[Model], report: Report | None
+) -> PivotSpace | ByteSpace:
+    if spec.fusion.space == "bytes":
+        return ByteSpace(models)
+    return _pivot_space(spec, models, report)
 
 
 def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from eva_local.evidence import Evidence
 from eva_local.model import Logits, Model, Run
 
 # How far back re-tokenising may reach, in bytes: longer than nearly every piece.
@@ -31,8 +30,7 @@ class Context:
         # Leading tokens of `_tokens` that llama.cpp's cache holds, and positions it holds in all.
         self._cached = 0
         self._held = 0
-        # Log-likelihood of prompt tokens that were judged, by place; kept as long as cached.
-        self._judged: dict[int, float] = {}
+        self._evidence = Evidence(model.vocabulary.pieces)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -68,7 +66,7 @@ class Context:
         self._model.copy(other._sequence, self._sequence)
         self._tokens = list(other._tokens[: other._cached])
         self._cached, self._held = other._cached, other._held
-        self._judged = dict(other._judged)
+        self._evidence.adopt(other._evidence)
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after `prompt`; what the cache already holds of it is kept."""
@@ -78,7 +76,7 @@ class Context:
         self._ends = []
         self._text = bytearray()
         self._cached = same
-        self._judged = {place: nats for place, nats in self._judged.items() if place < same}
+        self._evidence.begin(same)
 
     def append_token(self, token_id: int) -> None:
         """Append one of the model's own tokens as it is."""
@@ -130,21 +128,13 @@ class Context:
     def judge(self, place: int, logits: Logits) -> None:
         """Remember how likely the tokens from `place` on were, by the logits before each.
 
-        `logits: (m, n_vocab)`. Tokens that stand for no bytes are not judged: a template wrote
-        them.
+        `logits: (m, n_vocab)`.
         """
-        tokens = self._tokens[place : place + len(logits)]
-        best = logits.max(axis=1)
-        totals = np.log(np.exp(logits - best[:, None]).sum(axis=1)) + best
-        for row, token_id in enumerate(tokens):
-            if self._model.vocabulary.pieces[token_id]:
-                self._judged[place + row] = float(logits[row, token_id] - totals[row])
+        self._evidence.judge(self._tokens[place : place + len(logits)], place, logits)
 
     def log_likelihood_per_byte(self) -> float:
         """Return the mean log-likelihood of the judged tokens, in nats per byte; 0 for none."""
-        pieces = self._model.vocabulary.pieces
-        n_bytes = sum(len(pieces[self._tokens[place]]) for place in self._judged)
-        return sum(self._judged.values()) / n_bytes if n_bytes else 0.0
+        return self._evidence.per_byte()
 
     def pending(self, limit: int | None = None) -> Run:
         """Return what must be decoded (at most `limit` tokens) before the next vote.

@@ -23,6 +23,8 @@ from eva_local.text import TextStream
 
 # Candidates of each vote that a trace shows.
 _TRACED = 8
+# A step of several symbols ends after this many bytes at the latest.
+_LONGEST_STEP = 64
 # Tokens of prompts that are read beside answers: as fast as more of them, and short steps.
 CHUNK = 128
 # A shorter beginning of a prompt is decoded again rather than copied: llama.cpp copies whole
@@ -53,8 +55,7 @@ class Draft:
         self.traced = traced
         self.n_top = n_top
         self.text = TextStream(sampling.stop)
-        # Members whose logits for the next vote are still missing.
-        self.waiting = [True] * len(voices)
+        self.span = _Span(len(voices))
         # The lead alone decides the next step.
         self.sure = False
         self.finished = False
@@ -75,7 +76,7 @@ class Draft:
     @property
     def ready(self) -> bool:
         """Whether all who are asked can vote."""
-        return self.sure or not any(self.waiting)
+        return self.sure or all(voice.ready for voice in self.voices)
 
     @property
     def share_read(self) -> float:
@@ -91,12 +92,24 @@ class Draft:
         self.decode_seconds[member] += seconds
         self.last_seconds[member] += seconds
 
-    def next_step(self) -> None:
-        """Record that a symbol was committed to every member."""
-        self.steps += 1
-        self.sure = False
-        self.waiting = [True] * len(self.voices)
+    def next_span(self) -> None:
+        """Begin the next step."""
+        self.span = _Span(len(self.voices))
         self.last_seconds = np.zeros(len(self.voices))
+
+
+class _Span:
+    """The symbols of a step, as far as they were chosen."""
+
+    def __init__(self, n_members: int) -> None:
+        self.piece = b""
+        self.probability = 1.0
+        # How likely each member thought all of the symbols.
+        self.chosen = np.ones(n_members)
+        # The decision about the first symbol, and what was thought likeliest then.
+        self.first: Decision | None = None
+        self.fused_top: tuple[Candidate, ...] = ()
+        self.tops: list[tuple[Candidate, ...]] = []
 
 
 class Engine:
@@ -226,7 +239,7 @@ class Engine:
         """Return whether the lead alone decides this step; the others catch up when asked."""
         lead = self._space.lead
         # Each member must have read its prompt first, so that all have something to go on from.
-        if draft.waiting[lead] or draft.steps == 0:
+        if not draft.voices[lead].ready or draft.steps == 0:
             return False
         vote = self._space.lead_vote(draft.voices)
         draft.sure = bool(len(vote)) and vote.top(1)[0][1] >= self._fusion.gate
@@ -238,7 +251,7 @@ class Engine:
         room = model.n_batch
         prompt_room = self._chunk if any(draft.steps for draft in drafts) else room
         for draft in drafts:
-            if not draft.waiting[member]:
+            if draft.voices[member].ready:
                 continue
             limit = room if draft.steps else min(room, prompt_room)
             if draft.steps == 0 and self._fusion.weights == "prompt-perplexity":
@@ -256,7 +269,6 @@ class Engine:
         for (draft, run), row in zip(work, logits, strict=True):
             draft.voices[member].take(run, row)
             draft.count(member, run, seconds / len(work))
-            draft.waiting[member] = row is None
 
     def _read_prompt(self, member: int, draft: Draft) -> None:
         """Decode a whole prompt with the logits after each token: what the weights rest on."""
@@ -266,7 +278,6 @@ class Engine:
             voice.read(run, self._models[member].decode_every(run))
             draft.count(member, run, time.perf_counter() - began)
         draft.judge.evidence[member] = voice.evidence()
-        draft.waiting[member] = False
 
     def _try_advance(self, draft: Draft) -> Step | None:
         """Advance a draft; what goes wrong with it is its own end, and nobody else's."""
@@ -276,39 +287,92 @@ class Engine:
             draft.error, draft.finished = error, True
             return None
 
-    def _advance(self, draft: Draft) -> Step:
-        """Vote, filter, fuse, choose, and commit the choice to every member."""
-        decision = draft.judge.decide(self._votes(draft))
-        fused = decision.fused
-        if draft.steps == 0:
-            draft.first_seconds = time.perf_counter() - draft.started
-            draft.prompt_seconds = draft.decode_seconds.copy()
-        draft.filtered += [
-            vote is not None and not stays
-            for vote, stays in zip(decision.votes, decision.stayed, strict=True)
-        ]
-        chosen = draft.sampler.choose(fused)
-        piece = self._space.piece(chosen)
-        trace = self._trace(draft, decision, chosen) if draft.traced else None
-        top = self._candidates(fused, draft.n_top) if draft.n_top else ()
+    def _advance(self, draft: Draft) -> Step | None:
+        """Choose and commit symbols until a step is whole, or a member must decode first."""
+        while draft.ready:
+            decision = draft.judge.decide(self._votes(draft))
+            if draft.steps == 0 and draft.span.first is None:
+                draft.first_seconds = time.perf_counter() - draft.started
+                draft.prompt_seconds = draft.decode_seconds.copy()
+            draft.filtered += [
+                vote is not None and not stays
+                for vote, stays in zip(decision.votes, decision.stayed, strict=True)
+            ]
+            chosen = draft.sampler.choose(decision.fused)
+            self._extend(draft, decision, chosen)
+            step = self._completed(draft, chosen)
+            if step is not None:
+                return step
+        return None
+
+    def _extend(self, draft: Draft, decision: Decision, chosen: int) -> None:
+        """Add a chosen symbol to the step, and commit it to every member."""
+        span, piece = draft.span, self._space.piece(chosen)
+        if span.first is None:
+            span.first = decision
+            self._note_tops(draft, decision)
+        span.piece += piece
+        span.probability *= decision.fused.probability(chosen)
+        span.chosen *= [0.0 if v is None else v.probability(chosen) for v in decision.votes]
         draft.judge.learn(decision, chosen, len(piece))
-        reason = self._commit(draft, chosen)
-        text = draft.text.push(piece)
-        if draft.text.stopped:
+        draft.sure = False
+        if chosen != self._space.end:
+            for voice in draft.voices:
+                voice.commit(chosen)
+
+    def _note_tops(self, draft: Draft, decision: Decision) -> None:
+        span = draft.span
+        count = max(draft.n_top, _TRACED if draft.traced else 0)
+        if count:
+            span.fused_top = tuple(
+                Candidate(self._space.piece(symbol), share)
+                for symbol, share in decision.fused.top(count)
+            )
+        if draft.traced:
+            span.tops = [
+                ()
+                if vote is None
+                else tuple(
+                    Candidate(piece, share) for piece, share in voice.candidates(vote, _TRACED)
+                )
+                for voice, vote in zip(draft.voices, decision.votes, strict=True)
+            ]
+
+    def _completed(self, draft: Draft, chosen: int) -> Step | None:
+        """Return the step, if the symbol that was chosen last completes it."""
+        span = draft.span
+        assert span.first is not None
+        ended = chosen == self._space.end
+        stops = ended or draft.sampler.complete
+        full = not ended and any(voice.room < 0 for voice in draft.voices)
+        weights = span.first.weights
+        heaviest = draft.voices[max(range(len(weights)), key=weights.__getitem__)]
+        whole = heaviest.at_border or len(span.piece) >= _LONGEST_STEP
+        if not (stops or full or whole or draft.text.would_stop(span.piece)):
+            return None
+        if not ended or span.piece:
+            draft.steps += 1
+        text = draft.text.push(span.piece)
+        reason: FinishReason | None = None
+        if stops or draft.text.stopped:
             reason = "stop"
+        elif full or draft.steps >= draft.sampling.max_tokens:
+            reason = "length"
         if reason is not None:
             text += draft.text.finish()
             draft.finished = True
-        return Step(
-            piece=piece,
+        step = Step(
+            piece=span.piece,
             text=text,
-            probability=fused.probability(chosen),
-            stayed=decision.stayed,
+            probability=span.probability,
+            stayed=span.first.stayed,
             finish_reason=reason,
             usage=None if reason is None else self._usage(draft),
-            trace=trace,
-            top=top,
+            trace=self._trace(draft, span.first) if draft.traced else None,
+            top=span.fused_top[: draft.n_top],
         )
+        draft.next_span()
+        return step
 
     def _votes(self, draft: Draft) -> list[Vote | None]:
         lead = self._space.lead_vote(draft.voices)
@@ -318,35 +382,21 @@ class Engine:
         members = range(len(self._models))
         return [lead if member == self._space.lead else None for member in members]
 
-    def _trace(self, draft: Draft, decision: Decision, chosen: int) -> Trace:
+    def _trace(self, draft: Draft, decision: Decision) -> Trace:
+        span = draft.span
         ballots = (
             Ballot(
                 member=name,
-                top=() if vote is None else self._candidates(vote, _TRACED),
-                chosen=0.0 if vote is None else vote.probability(chosen),
+                top=span.tops[member],
+                chosen=float(span.chosen[member]),
                 stayed=decision.stayed[member],
                 reason=decision.reasons[member],
                 weight=decision.weights[member],
                 seconds=float(draft.last_seconds[member]),
             )
-            for member, (name, vote) in enumerate(zip(self.names, decision.votes, strict=True))
+            for member, name in enumerate(self.names)
         )
-        return Trace(self._candidates(decision.fused, _TRACED), tuple(ballots))
-
-    def _candidates(self, vote: Vote, count: int) -> tuple[Candidate, ...]:
-        top = vote.top(count)
-        return tuple(Candidate(self._space.piece(symbol), share) for symbol, share in top)
-
-    def _commit(self, draft: Draft, chosen: int) -> FinishReason | None:
-        if chosen == self._space.end:
-            return "stop"
-        for voice in draft.voices:
-            voice.commit(chosen)
-        draft.next_step()
-        if draft.sampler.complete:
-            return "stop"
-        full = any(voice.room < 0 for voice in draft.voices)
-        return "length" if full or draft.steps >= draft.sampling.max_tokens else None
+        return Trace(span.fused_top[:_TRACED], tuple(ballots))
 
     def _usage(self, draft: Draft) -> Usage:
         return Usage(

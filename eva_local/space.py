@@ -25,6 +25,10 @@ class Voice(Protocol):
     def room(self) -> int:
         """How many more tokens fit into the member's context; negative when it is full."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can vote; else something is pending."""
+
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
 
@@ -48,6 +52,13 @@ class Voice(Protocol):
 
     def evidence(self) -> float:
         """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+
+    @property
+    def at_border(self) -> bool:
+        """Whether a piece of the member more likely ends where the text ends than goes on."""
+
+    def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
+        """Return what the member thinks likeliest to come next, as pieces; END has no bytes."""
 
 
 V = TypeVar("V", bound=Voice)
@@ -100,6 +111,11 @@ class PivotVoice:
         """How many more tokens fit into the member's context; negative when it is full."""
         return self.context.room
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can vote; else something is pending."""
+        return self._candidates is not None
+
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
         return self.context.holds(prompt)
@@ -110,6 +126,7 @@ class PivotVoice:
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+        self._candidates = None
         self.context.start(prompt)
 
     def pending(self, limit: int | None = None) -> list[Run]:
@@ -124,6 +141,7 @@ class PivotVoice:
 
     def commit(self, symbol: int) -> None:
         """Append the chosen symbol: as a token where the vocabularies are equal, else as bytes."""
+        self._candidates = None
         if self._native:
             self.context.append_token(symbol)
         else:
@@ -141,6 +159,16 @@ class PivotVoice:
     def evidence(self) -> float:
         """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
         return self.context.log_likelihood_per_byte()
+
+    @property
+    def at_border(self) -> bool:
+        """Return True: a symbol is a whole piece."""
+        return True
+
+    def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
+        """Return the pieces of the likeliest symbols of the member's vote."""
+        pieces = self._pieces
+        return [(pieces[i] if i < len(pieces) else b"", share) for i, share in vote.top(count)]
 
     def vote(self, lead: Vote | None) -> Vote:
         """Return the member's vote; `lead` is the pivot's."""

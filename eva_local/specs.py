@@ -43,6 +43,7 @@ class LoadSettings:
 class FusionSettings:
     """How the members' votes become one distribution.
 
+    In the space of bytes no mapping is needed, and mapping and candidates have no effect.
     candidates 0 takes every token of a member. weights are equal, or numbers in the order of
     the members, or follow the members' likelihood of the text so far (running) or of the
     prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
@@ -50,7 +51,7 @@ class FusionSettings:
     the probability gate, the others are not asked; 1 asks them always.
     """
 
-    space: Literal["pivot"] = "pivot"
+    space: Literal["pivot", "bytes"] = "pivot"
     mapping: Literal["surface", "surface-refined", "eva", "eva-paper"] = "surface-refined"
     combine: Literal["mean", "geometric"] = "mean"
     filter: Literal["top-n", "off"] = "off"

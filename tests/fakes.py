@@ -124,8 +124,9 @@ class FakeModel:
         del self.cache.setdefault(sequence, [])[start:]
         return True
 
-    def copy(self, source: int, target: int) -> None:
-        self.cache[target] = list(self.cache.get(source, []))
+    def copy(self, source: int, target: int, length: int = -1) -> None:
+        row = self.cache.get(source, [])
+        self.cache[target] = row[:length] if length >= 0 else list(row)
 
     def close(self) -> None:
         self.cache.clear()

@@ -36,7 +36,7 @@ HELP = {
     "presence_penalty": "Taken from the log-probability of what was written; 0 is off.",
     "frequency_penalty": "The same, for each time that it was written.",
     "seed": "Start of the random numbers, or random.",
-    "space": "The space in which votes are added up: pivot.",
+    "space": "The space in which votes are added up: pivot or bytes.",
     "mapping": "surface, surface-refined, eva or eva-paper.",
     "combine": "mean or geometric.",
     "filter": "Which members take part in a step: top-n or off.",

@@ -1,0 +1,100 @@
+"""Several token rows of one text in one member, which share their past in llama.cpp's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from eva_local.context import common
+from eva_local.model import Model, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row of tokens in the cache: the first `length` of a sequence."""
+
+    sequence: int
+    length: int
+
+
+class Branches:
+    """A tree of token rows, kept in a few sequences of a model.
+
+    Rows that agree up to a place share what the cache holds of it. A row grows in its own
+    sequence as long as nobody needs what stands there, else in a copy of it.
+    """
+
+    def __init__(self, model: Model, sequences: Sequence[int]) -> None:
+        """Use `sequences`, which nobody else uses, of `model`."""
+        self._model = model
+        # What the cache holds of each sequence; an interrupted decode counts as held.
+        self._rows: dict[int, list[int]] = {sequence: [] for sequence in sequences}
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt some sequence holds."""
+        return max(common(row, prompt) for row in self._rows.values())
+
+    def adopt(self, other: Branches) -> None:
+        """Hold the longest row that `other`, of the same model, holds, and nothing else."""
+        source, row = max(other._rows.items(), key=lambda item: len(item[1]))
+        target = next(iter(self._rows))
+        for sequence in self._rows:
+            self._clear(sequence)
+        self._model.copy(source, target, len(row))
+        self._rows[target] = list(row)
+
+    def begin(self, prompt: Sequence[int]) -> Place:
+        """Forget all but the longest beginning of `prompt` that some sequence holds.
+
+        At least the last token of the prompt is left out, so that its logits can be had.
+        """
+        shared = {
+            sequence: min(common(row, prompt), len(prompt) - 1)
+            for sequence, row in self._rows.items()
+        }
+        kept = max(shared, key=shared.__getitem__)
+        for sequence in self._rows:
+            if sequence != kept:
+                self._clear(sequence)
+        length = shared[kept]
+        if not self._truncate(kept, length):
+            self._clear(kept)
+            length = 0
+        return Place(kept, length)
+
+    def grow(self, place: Place, tokens: Sequence[int], needed: Collection[Place]) -> Run | None:
+        """Return the run that puts `tokens` after `place`, whose logits are wanted.
+
+        `needed` are the places that must stay. None where no sequence is free, or where a
+        model that cannot be rolled back would have to be.
+        """
+        target = place.sequence
+        if any(other.sequence == target and other.length > place.length for other in needed):
+            taken = {other.sequence for other in needed}
+            free = [sequence for sequence in self._rows if sequence not in taken]
+            if not free or not self._model.can_roll_back:
+                return None
+            target = free[0]
+            self._model.copy(place.sequence, target, place.length)
+            self._rows[target] = self._rows[place.sequence][: place.length]
+        elif not self._truncate(target, place.length):
+            return None
+        self._rows[target] += tokens
+        return Run(target, place.length, tokens)
+
+    def row(self, place: Place) -> Sequence[int]:
+        """Return the tokens of a row."""
+        return self._rows[place.sequence][: place.length]
+
+    def _truncate(self, sequence: int, length: int) -> bool:
+        row = self._rows[sequence]
+        if len(row) > length:
+            if not self._model.remove(sequence, length):
+                return False
+            del row[length:]
+        return True
+
+    def _clear(self, sequence: int) -> None:
+        if self._rows[sequence]:
+            self._model.remove(sequence, 0)
+            self._rows[sequence] = []

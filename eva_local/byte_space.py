@@ -1,0 +1,270 @@
+"""The 256 bytes and END as the shared space: no mapping between vocabularies is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from eva_local.branches import Branches, Place
+from eva_local.evidence import Evidence
+from eva_local.fusion import Ids, Vote
+from eva_local.hypotheses import END, Border, Hypotheses
+from eva_local.model import Logits, Model, Run
+from eva_local.trie import Trie
+
+log = logging.getLogger("eva_local")
+
+#: Sequences that a text may have in each member, for rows that are tried beside each other.
+BRANCHES = 8
+#: Rows with a smaller share wait; see docs/bytes.md for what it costs and brings.
+THRESHOLD = 0.04
+# A vote holds every byte: what a member's rows leave out is no proof that it cannot come.
+_FLOOR = 1e-5
+_SPACE = 0x20
+
+
+class ByteVoice:
+    """A member that says how likely each next byte is, whatever its tokens are."""
+
+    def __init__(
+        self, model: Model, sequences: Sequence[int], trie: Trie, symbols: Ids, threshold: float
+    ) -> None:
+        """Use some sequences of `model`; `symbols` are those that every member can say."""
+        self._model = model
+        self._sequences = sequences
+        self._branches = Branches(model, sequences)
+        self._hypotheses = Hypotheses(model.vocabulary, trie, threshold)
+        self._evidence = Evidence(model.vocabulary.pieces)
+        self._symbols = symbols
+        self._prompt: Sequence[int] = ()
+        self._read = Place(sequences[0], 0)
+        self._running: dict[int, tuple[Border, Place]] = {}
+        # The text before this byte is in the tokeniser's own tokens.
+        self._mended = 0
+        self.forwarded = 0
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into the member's context; negative when it is full."""
+        longest = max((place.length for place in self._hypotheses.places), default=0)
+        return self._model.n_ctx - longest - 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether the member can vote."""
+        return self._read.length == len(self._prompt) and not self._hypotheses.wanted()
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt the cache holds."""
+        return self._branches.holds(prompt)
+
+    def adopt(self, other: ByteVoice) -> None:
+        """Hold what another voice of the same member holds; the text that was here ends."""
+        self._branches.adopt(other._branches)
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+        self._prompt = list(prompt)
+        self._read = self._branches.begin(prompt)
+        self._evidence.begin(self._read.length)
+        self._hypotheses.clear()
+        self._running = {}
+        self._mended = 0
+
+    def pending(self, limit: int | None = None) -> list[Run]:
+        """Return what must be decoded before the next vote, at most `limit` tokens of it."""
+        if self._read.length < len(self._prompt):
+            return [self._rest_of_prompt(limit)]
+        self._running = {}
+        runs: list[Run] = []
+        left = limit
+        for border in self._hypotheses.wanted():
+            if not self._hypotheses.holds(border):
+                continue
+            run = self._grow(border) if left is None or len(border.tokens) <= left else None
+            if run is None:
+                break
+            runs.append(run)
+            left = None if left is None else left - len(run.tokens)
+        return runs
+
+    def take(self, run: Run, logits: Logits | None) -> None:
+        """Take the result of a run from `pending`."""
+        self.forwarded += len(run.tokens)
+        if self._read.length < len(self._prompt):
+            self._read = Place(run.sequence, run.start + len(run.tokens))
+            if logits is None:
+                return
+            border, place = Border(0.0, self._read, [], 0), self._read
+            self._hypotheses.begin(border)
+        else:
+            border, place = self._running.pop(run.sequence)
+        assert logits is not None
+        self._hypotheses.decoded(border, place, logits)
+
+    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
+        """Take the logits after every token of a run, and remember how likely each was."""
+        place = run.start + 1
+        for block in blocks:
+            self._evidence.judge(self._prompt[place : place + len(block)], place, block)
+            place += len(block)
+            last = block[-1]
+        self.take(run, last)
+
+    def evidence(self) -> float:
+        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+        return self._evidence.per_byte()
+
+    def commit(self, symbol: int) -> None:
+        """Append a byte."""
+        self._hypotheses.append(symbol)
+        if self._hypotheses.lost:
+            # All rows were given up too early: the tokeniser's own row is always there.
+            text = bytes(self._hypotheses.text)
+            self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
+        if symbol == _SPACE:
+            self._mend()
+
+    def vote(self) -> Vote:
+        """Return the member's vote: every byte that all members can spell, and END."""
+        masses = self._hypotheses.next()[self._symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
+        return Vote(self._symbols, masses / masses.sum())
+
+    @property
+    def at_border(self) -> bool:
+        """Whether a token more likely ends where the text ends than goes on."""
+        return self._hypotheses.border_share() >= 0.5
+
+    def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
+        """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
+        return self._hypotheses.candidates(count)
+
+    def _rest_of_prompt(self, limit: int | None) -> Run:
+        start = self._read.length
+        tokens = self._prompt[start:] if limit is None else self._prompt[start : start + limit]
+        run = self._branches.grow(self._read, tokens, ())
+        assert run is not None
+        return Run(run.sequence, run.start, tokens, logits=start + len(tokens) == len(self._prompt))
+
+    def _grow(self, border: Border) -> Run | None:
+        """Put a border's tokens behind its row; None where that must wait for another round."""
+        if not self._model.can_roll_back:
+            # One row alone, since nothing that was decoded can be taken back.
+            self._hypotheses.begin(border)
+        run = self._branches.grow(border.place, border.tokens, self._needed())
+        if run is None and self._model.can_roll_back:
+            if not self._make_room(border):
+                return None
+            run = self._branches.grow(border.place, border.tokens, self._needed())
+        elif run is None:
+            row = [*self._branches.row(border.place), *border.tokens]
+            border = self._restart(row, border.covers)
+            run = self._branches.grow(border.place, border.tokens, ())
+        assert run is not None
+        self._running[run.sequence] = (border, Place(run.sequence, run.start + len(run.tokens)))
+        return run
+
+    def _needed(self) -> set[Place]:
+        return self._hypotheses.places | {place for _, place in self._running.values()}
+
+    def _make_room(self, border: Border) -> bool:
+        """Give up the least likely sequence that is not about to be decoded."""
+        kept = {border.place.sequence, *self._running}
+        kept |= {running.place.sequence for running, _ in self._running.values()}
+        weakest = self._hypotheses.weakest([s for s in self._sequences if s not in kept])
+        if weakest is not None:
+            self._hypotheses.forget(weakest)
+        return weakest is not None
+
+    def _mend(self) -> None:
+        """Write the likeliest row as the tokeniser would, as far as later text cannot change it.
+
+        Which tokens make up a word is known only at its end, and a row that spells a word in
+        odd tokens is a bad past for all that follows: members copy from what they read.
+        """
+        text = self._hypotheses.text
+        end = len(text) - 1
+        lead = self._hypotheses.leading()
+        if lead is None or lead[1] != end or text[end - 1 : end].isspace():
+            return
+        place = lead[0]
+        row = self._branches.row(place)
+        tokens = self._model.tokenizer.encode(bytes(text[self._mended : end]))
+        count, left = 0, end - self._mended
+        while left > 0:
+            count += 1
+            left -= len(self._model.vocabulary.pieces[row[-count]])
+        if left < 0:
+            return
+        self._mended = end
+        if list(row[len(row) - count :]) != tokens:
+            self._hypotheses.rewrite(place, len(row) - count, tokens)
+
+    def _restart(self, row: Sequence[int], covers: int) -> Border:
+        """Begin again with one row of tokens, prompt included, for all of the text."""
+        place = self._branches.begin(row)
+        border = Border(0.0, place, row[place.length :], covers)
+        self._hypotheses.begin(border)
+        self._mended = covers
+        return border
+
+
+class ByteSpace:
+    """The bytes as the shared space: each member's votes are exact, whatever its tokens are.
+
+    Bytes that some member cannot spell (a few vocabularies lack some) are never chosen.
+    """
+
+    end = END
+    lead = 0
+
+    def __init__(self, models: Sequence[Model], threshold: float = THRESHOLD) -> None:
+        """Use `models`, each of them opened with BRANCHES sequences for a text.
+
+        A row of tokens whose share of a member's belief is under `threshold` is not decoded
+        until that share has grown; 0 decodes them all.
+        """
+        self._models = tuple(models)
+        self._tries = [Trie(model.vocabulary) for model in models]
+        self._threshold = threshold
+        for model in models:
+            if not model.can_roll_back:
+                log.warning(
+                    "%s cannot take tokens back, so it follows one row of tokens alone: "
+                    'its votes in space = "bytes" are less exact',
+                    model.path.name,
+                )
+        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
+        self._symbols = np.asarray([symbol for symbol in range(END + 1) if symbol not in missing])
+
+    def piece(self, symbol: int) -> bytes:
+        """Return the bytes of a symbol; END has none."""
+        return b"" if symbol == END else bytes([symbol])
+
+    def spell(self, text: bytes) -> list[int]:
+        """Return symbols whose pieces join to `text`."""
+        return list(text)
+
+    def voices(self, sequence: int) -> list[ByteVoice]:
+        """Return a voice of every member for one text."""
+        first = sequence * BRANCHES
+        return [
+            ByteVoice(
+                model,
+                range(first, first + (BRANCHES if model.can_roll_back else 1)),
+                trie,
+                self._symbols,
+                self._threshold if model.can_roll_back else 0.5,
+            )
+            for model, trie in zip(self._models, self._tries, strict=True)
+        ]
+
+    def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
+        """Return the first member's vote."""
+        return voices[self.lead].vote()
+
+    def votes(self, voices: Sequence[ByteVoice], lead: Vote) -> list[Vote]:
+        """Return every member's vote."""
+        return [lead if i == self.lead else voice.vote() for i, voice in enumerate(voices)]
