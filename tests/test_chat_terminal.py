@@ -63,7 +63,10 @@ def spawn(tmp_path) -> Iterator[Spawn]:
 
     yield start
     for child in running:
-        child.close(force=True)
+        if child.isalive():
+            child.kill(9)
+            child.wait()
+        child.close()
 
 
 def ready(child: pexpect.spawn) -> None:

@@ -228,7 +228,11 @@ def _last(repl: Repl) -> Answer:
 
 
 def _table() -> Table:
-    return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    # A path that is too long goes on in the next line.
+    table.add_column(overflow="fold")
+    return table
 
 
 _ACTIONS: dict[str, Callable[[Repl, str], None]] = {
