@@ -9,7 +9,7 @@ import numpy as np
 
 from eva_local.branches import Branches, Place
 from eva_local.evidence import Evidence
-from eva_local.fusion import Ids, Vote
+from eva_local.fusion import Floats, Ids, Vote
 from eva_local.hypotheses import END, Border, Hypotheses
 from eva_local.model import Logits, Model, Run
 from eva_local.trie import Trie
@@ -38,6 +38,7 @@ class ByteVoice:
         self._hypotheses = Hypotheses(model.vocabulary, trie, threshold)
         self._evidence = Evidence(model.vocabulary.pieces)
         self._symbols = symbols
+        self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
         self._read = Place(sequences[0], 0)
         self._running: dict[int, tuple[Border, Place]] = {}
@@ -124,12 +125,16 @@ class ByteVoice:
             # All rows were given up too early: the tokeniser's own row is always there.
             text = bytes(self._hypotheses.text)
             self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
-        if symbol == _SPACE:
+        if symbol == _SPACE and self._mends:
             self._mend()
+
+    def next_bytes(self) -> Floats:
+        """Return (257,): the probability of each next byte, and of END, by this member alone."""
+        return self._hypotheses.next()
 
     def vote(self) -> Vote:
         """Return the member's vote: every byte that all members can spell, and END."""
-        masses = self._hypotheses.next()[self._symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
+        masses = self.next_bytes()[self._symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
         return Vote(self._symbols, masses / masses.sum())
 
     @property

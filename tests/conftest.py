@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from eva_local.api import Ensemble, load
 from eva_local.config import load_config, shipped
 from eva_local.model import LlamaModel
 from eva_local.specs import ModelSpec
 from eva_local.store import locate
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")
 
