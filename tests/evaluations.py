@@ -12,7 +12,7 @@ from eva_local.evaluate.summary import summarize
 from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 
 MEMBERS = ("qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m")
-WORDS = "the sea is salt because rivers carry minerals from stones into it for ages".split()
+WORDS = (*("the", "sea", "is", "salt", "because", "rivers", "carry"), *("minerals", "for", "ages"))
 
 
 def spec(name: str = "trio", members: tuple[str, ...] = MEMBERS, **fusion: object) -> EnsembleSpec:

@@ -34,6 +34,7 @@ _LEAST_BYTES = 200
 _FINALISTS = 3
 # A gate may cost this share of the loss, for the time that it saves.
 _GATE_MAY_COST = 0.001
+_LEAST_LOSS = 1e-6
 _ROUNDS = 3
 _USUAL_TRIALS = 100
 _FILTERS = (1, 2, 3, 5, 10)
@@ -130,7 +131,8 @@ class Lesson:
             n_bytes = sum(example.transcripts[0].n_bytes for example in self.examples)
             return -sum(nats for (nats,) in values) / n_bytes
         losses = map(_choice_loss, values, self.examples)
-        return sum(losses) / len(self.examples)
+        # Losses are compared by their ratios.
+        return max(sum(losses) / len(self.examples), _LEAST_LOSS)
 
 
 def _choice_loss(values: Sequence[float], example: Example) -> float:

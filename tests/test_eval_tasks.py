@@ -1,0 +1,418 @@
+"""Rows, prompts, and contests between fake models: what is done, kept, and not done again."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evaluations import contestants, entry, outcome, spec, task
+from fakes import WORDS_A, WORDS_B, FakeModel
+
+from eva_local.cli import main
+from eva_local.cli.session import Session
+from eva_local.cli.tasks import variant
+from eva_local.errors import ContextError, InputError
+from eva_local.evaluate.advice import advice, warning
+from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
+from eva_local.evaluate.forms import prompt_of, sampling_of, solution, texts_of
+from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
+from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks
+from eva_local.evaluate.summary import choice, mark, overall, summarize
+from eva_local.records import Message
+
+MEMBERS = ("one", "two")
+
+
+def write(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ANSWER = {"task": "sums", "prompt": "Question: 1+1?\nAnswer:", "answers": ["2"]}
+CHOICE = {"task": "tests", "prompt": "Question: who?\nAnswer:", "choices": ["he", "she"]}
+
+
+def test_fields_tell_the_kind(tmp_path) -> None:
+    write(tmp_path / "sums.jsonl", ANSWER, {**ANSWER, "id": 7})
+    write(tmp_path / "picks.jsonl", {**CHOICE, "label": 1})
+    write(tmp_path / "texts.jsonl", {"text": "the end"})
+    write(tmp_path / "french.jsonl", {**ANSWER, "tgt_lang": "en"})
+    names = ("sums", "picks", "texts", "french")
+    tasks = read_tasks([tmp_path / f"{name}.jsonl" for name in names])
+    assert [(one.name, one.kind) for one in tasks] == list(
+        zip(names, ("generate", "choice", "bpb", "translate"), strict=True)
+    )
+    assert [row.name for row in tasks[0].rows] == ["1", "2"]
+    assert len(read_tasks([tmp_path / "sums.jsonl"], limit=1)[0].rows) == 1
+
+
+def test_examples_are_found_by_their_family_or_because_they_are_the_only_ones(tmp_path) -> None:
+    sums = write(tmp_path / "sums.jsonl", ANSWER)
+    picks = write(tmp_path / "picks.jsonl", {**CHOICE, "label": 0})
+    shots = write(tmp_path / "a.jsonl", *[{**ANSWER, "id": str(i)} for i in range(3)])
+    others = write(tmp_path / "b.jsonl", *[{**CHOICE, "label": 1}] * 3)
+    tasks = read_tasks([sums, picks], None, None, [others, shots], 2)
+    assert [[row.family for row in one.shots] for one in tasks] == [["sums"] * 2, ["tests"] * 2]
+    foreign = write(tmp_path / "svamp.jsonl", {**ANSWER, "task": "svamp"})
+    assert len(read_tasks([foreign], None, None, [shots], 2)[0].shots) == 2
+    with pytest.raises(InputError, match="no file of examples is of the task 'svamp'"):
+        read_tasks([foreign], None, None, [shots, others], 2)
+    with pytest.raises(InputError, match="4 examples are wanted, and there are 3"):
+        read_tasks([sums], None, None, [shots], 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "holds no row"),
+        ("{\n", "line 1"),
+        ('{"prompt": "a"}\n{"pro', "line 2"),
+        ("[]", "no JSON object"),
+        ('{"prompt": "a"}', "has no answers"),
+        ('{"prompt": 1, "answers": ["a"]}', "wrong prompt"),
+        ('{"prompt": "a", "answers": "a"}', "wrong answers"),
+        ('{"prompt": "a", "choices": ["a"]}', "needs a label"),
+        ('{"prompt": "a", "choices": ["a", ""], "label": 0}', "none of which is empty"),
+        ('{"prompt": "a", "choices": ["a"], "label": 1}', "label 1 of 1"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, content, problem) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=problem):
+        read_tasks([path])
+
+
+def test_files_of_one_name_and_absent_files_are_refused(tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [write(folder / "r.jsonl", ANSWER) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(InputError, match="another file is called r"):
+        read_tasks(paths)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="has no choices"):
+        read_tasks([paths[0]], "choice")
+
+
+SHOT = Row(
+    "s",
+    prompt="Question: 2+2?\nAnswer:",
+    answers=("4",),
+    rationale="Two <<2+2=4>>and two\nmake 4.\n#### 4",
+)
+ASKED = Row("a", prompt="Question: 1+1?\nAnswer: ", answers=("2",))
+
+
+def test_prompts_with_examples() -> None:
+    of = Task("t", "generate", (ASKED,), (SHOT,))
+    line = "Two and two. make 4. The answer is 4."
+    assert solution(SHOT) == line
+    assert prompt_of(ASKED, of) == f"Question: 2+2?\nAnswer: {line}\n\nQuestion: 1+1?\nAnswer:"
+    assert prompt_of(ASKED, of, chat=True) == [
+        Message("user", SHOT.prompt),
+        Message("assistant", line),
+        Message("user", ASKED.prompt),
+    ]
+    assert solution(Row("c", choices=("a", "b\nc"), label=1)) == "b c"
+    assert solution(ASKED) == "2"
+
+
+def test_answers_end_where_they_should() -> None:
+    bare, shown = Task("t", "generate", (ASKED,)), Task("t", "generate", (ASKED,), (SHOT,))
+    assert sampling_of(bare, "number").stop == ("\n\n", "\nQuestion:")
+    assert sampling_of(shown, "number").stop == ("\n",)
+    assert sampling_of(shown, "number", chat=True).stop == ()
+    lengths = [sampling_of(bare, metric).max_tokens for metric in ("number", "exact", "chrF")]
+    assert lengths == [200, 16, 80]
+    assert sampling_of(Task("t", "translate", (ASKED,)), "chrF").max_tokens == 100
+    assert sampling_of(bare, "number", max_tokens=5).max_tokens == 5
+    assert sampling_of(bare, "number").temperature == 0
+
+
+def test_what_is_scored_of_a_row() -> None:
+    row = Row("r", prompt="p", choices=("né", "no"), text="one two three")
+    assert texts_of(row, Task("t", "choice", (row,)), frozenset()) == [" né", " no"]
+    assert texts_of(row, Task("t", "choice", (row,)), frozenset([0xC3])) == [" n", " no"]
+    assert texts_of(row, Task("t", "choice", (row,)), frozenset(), chat=True) == ["né", "no"]
+    assert texts_of(ASKED, Task("t", "generate", (ASKED,)), frozenset()) == [" 2"]
+    assert texts_of(row, Task("t", "bpb", (row,)), frozenset(), text_bytes=8) == ["one two"]
+    assert prompt_of(row, Task("t", "bpb", (row,))) == ""
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch) -> dict[str, FakeModel]:
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    return {"one": FakeModel(WORDS_A), "two": FakeModel(WORDS_B)}
+
+
+def players() -> list[Contestant]:
+    both = spec("both", MEMBERS)
+    return [*map(alone, both.members), Contestant("both", both)]
+
+
+TASKS = [
+    Task("sums", "generate", tuple(replace(ASKED, name=str(i)) for i in range(3)), (SHOT,)),
+    Task(
+        "picks",
+        "choice",
+        tuple(Row(f"{i}", prompt=f"the {i}", choices=(" un", "the end"), label=1) for i in (1, 2)),
+    ),
+    Task("texts", "bpb", (Row("t", text="the unbelievable Paris is there, " * 3),)),
+]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_contest_is_gone_on_with(tmp_path, models, parallel) -> None:
+    path = tmp_path / "kept" / "results.jsonl"
+    told: list[float] = []
+    with Results(path) as results:
+        contest = Contest(
+            models, results, Setting(max_tokens=4), parallel, lambda _, share: told.append(share)
+        )
+        first = contest.run(TASKS, players())
+    assert [len(one.results) for one in first] == [3, 2, 1] * 3
+    assert told == sorted(told)
+    assert told[-1] == 1
+    lines = path.read_text().splitlines()
+    assert len(lines) == 18
+    # A run that was cut off inside a line does that row again, and no other.
+    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    decoded = [model.decoded for model in models.values()]
+    with Results(path) as results:
+        again = Contest(models, results, Setting(max_tokens=4), parallel).run(TASKS, players())
+    assert [without_time(one.results) for one in again] == [
+        without_time(one.results) for one in first
+    ]
+    assert len(path.read_text().splitlines()) == 18
+    before = sum(decoded)
+    assert sum(model.decoded for model in models.values()) - before < before / 4
+    with Results(path) as results:
+        Contest(models, results, Setting(max_tokens=5), parallel).run(TASKS, players())
+    # Another length is another answer, but the same scores.
+    assert len(path.read_text().splitlines()) == 18 + 9
+    with Results(path, fresh=True) as results:
+        Contest(models, results, Setting(max_tokens=5), parallel).run(TASKS, players())
+    assert len(path.read_text().splitlines()) == 18 + 9 + 18
+
+
+def without_time(results: tuple[Result, ...]) -> list[Result]:
+    return [replace(result, seconds=0.0) for result in results]
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path, models) -> None:
+    found = []
+    for parallel in (1, 4):
+        with Results(tmp_path / f"{parallel}.jsonl") as results:
+            entries = Contest(models, results, Setting(max_tokens=6), parallel).run(
+                TASKS, players()
+            )
+        found.append([without_time(one.results) for one in entries])
+    for one, many in zip(*found, strict=True):
+        for a, b in zip(one, many, strict=True):
+            assert replace(a, log_likelihoods=()) == replace(b, log_likelihoods=())
+            assert a.log_likelihoods == pytest.approx(b.log_likelihoods)
+
+
+def test_a_prompt_that_does_not_fit_says_whose_it_is(tmp_path, models) -> None:
+    models["two"].n_ctx = 8
+    problem = pytest.raises(ContextError, match="two: sums: the prompt does not fit")
+    with Results(tmp_path / "r.jsonl") as results, problem:
+        Contest(models, results).run(TASKS[:1], players())
+    # What was done before is kept.
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_file_of_something_else_is_no_file_of_results(tmp_path) -> None:
+    path = write(tmp_path / "r.jsonl", ANSWER)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="has no key"):
+        Results(path)
+    assert path.read_bytes() == before
+
+
+def test_keys_tell_everything_apart() -> None:
+    assert key_of("a", ["b"]) == key_of("a", ["b"])
+    assert len({key_of("a", "b"), key_of("ab"), key_of("a", ["b"]), key_of("b", "a")}) == 4
+
+
+def test_marks_by_hand() -> None:
+    shared = {"steps": 3, "filtered": (1, 2), "seconds": 0.1}
+    long = Result(**shared, log_likelihoods=(-4.0, -6.0), n_bytes=(2, 6))
+    assert (choice(long, per_byte=False), choice(long, per_byte=True)) == (0, 1)
+    row = Row("r", prompt="p", choices=("a", "bc"), label=1, answers=("Poison", "2"))
+    assert mark(row, long, "choice").value == 100
+    text = Result(**shared, log_likelihoods=(-8 * math.log(2),), n_bytes=(4,))
+    assert mark(row, text, "bits").value == pytest.approx(2)
+    assert mark(row, text, "bits").weight == 4
+    assert mark(row, Result(**shared, text=" the poison.\nmore"), "exact").value == 100
+    assert mark(row, Result(**shared, text="the answer is 2."), "number").value == 100
+    assert mark(row, Result(**shared, text="Poison"), "chrF").value == pytest.approx(100)
+    assert votes_filtered([long, text]) == pytest.approx(6 / 12)
+    assert votes_filtered([Result(3, (0,), 0.1)]) is None
+
+
+def hand_made(*right: tuple[bool, ...]) -> list:
+    """Entries on one task: for each contestant, in which rows it chose right."""
+    of = task("choice", len(right[0]))
+    them = contestants(("a", "b"))
+
+    def result(won: bool, size: int) -> Result:
+        nats = (-1.0, -5.0, -6.0) if won else (-6.0, -1.0, -5.0)
+        return Result(2, (0,) * size, 0.1 * size, log_likelihoods=nats, n_bytes=(1, 1, 1))
+
+    return [
+        replace(
+            entry(of, one, 1, 1),
+            results=tuple(result(won, len(one.spec.members)) for won in mine),
+        )
+        for one, mine in zip(them, right, strict=True)
+    ]
+
+
+def test_oracle_agreement_and_gap_by_hand() -> None:
+    yes, no = True, False
+    found = summarize(hand_made((yes, yes, no, no), (yes, no, no, yes), (yes, yes, no, yes)))
+    assert [one.score.value for one in found.standings] == [50, 50, 75]
+    assert found.oracle == 75
+    assert found.agreement == 0.5
+    assert found.best == "a"
+    assert found.gap == 0
+    assert found.standing("trio").ahead.value == 25
+    assert found.standing("a").ahead is None
+    assert found.standings[2].more["% right, raw"] == 75
+
+
+def test_bits_are_weighed_by_bytes_and_less_is_better() -> None:
+    found = outcome(("bpb",), 30).tasks[0]
+    bits = [mark.value * mark.weight for mark in found.standing("trio").marks]
+    weights = [mark.weight for mark in found.standing("trio").marks]
+    assert found.standing("trio").score.value == pytest.approx(sum(bits) / sum(weights))
+    best = min(found.members, key=lambda one: one.score.value)
+    assert found.best == best.name
+    ahead = 100 * (1 - found.standing("trio").score.value / best.score.value)
+    assert found.standing("trio").ahead.value == pytest.approx(ahead)
+    assert found.gap > 0
+    assert found.agreement is None
+
+
+def test_the_mean_over_tasks_counts_points_only() -> None:
+    whole = outcome()
+    points = [one for one in whole.tasks if one.metric != "bits"]
+    expected = sum(one.standing("trio").ahead.value for one in points) / 3
+    assert overall(whole.tasks, "trio").value == pytest.approx(expected)
+    assert overall(whole.tasks[:1], "trio") is None
+
+
+ROWS = 60
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both", "said"),
+    [
+        (20, 18, 50, "Use trio: it is 50.0 points better than a alone"),
+        (50, 45, 20, "Use a alone: trio is 50.0 points worse"),
+        (30, 29, 30, "60 rows cannot tell trio from a alone .* gate it"),
+        (29, 30, 30, "60 rows cannot tell trio from b alone .* use b alone, which is 2.0 times"),
+    ],
+)
+def test_advice_in_a_plain_sentence(first, second, both, said) -> None:
+    made = hand_made(*[tuple(i < count for i in range(ROWS)) for count in (first, second, both)])
+    found = summarize(made)
+    assert re.match(said, advice(found, found.standing("trio")))
+    assert advice(found, found.members[0]) == "" or found.best != found.members[0].name
+
+
+def test_members_that_are_far_apart_are_warned_of() -> None:
+    near = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 25, 30)]))
+    far = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 20, 30)]))
+    assert warning(near) == ""
+    assert "differ by 16.7 points, more than 10: an equal vote for b" in warning(far)
+
+
+CONFIG = """
+schema = 1
+[models.one]
+path = "one.gguf"
+[models.two]
+path = "two.gguf"
+[models.three]
+path = "three.gguf"
+[ensembles.both]
+members = ["one", "two"]
+pivot = "one"
+[ensembles.turned]
+members = ["two", "one"]
+weights = [2, 1]
+[ensembles.other]
+members = ["one", "three"]
+"""
+
+
+@pytest.fixture
+def session(tmp_path) -> Session:
+    (tmp_path / "models.toml").write_text(CONFIG)
+    return Session(tmp_path / "models.toml")
+
+
+def test_other_settings_to_compare(session) -> None:
+    given = {"ensemble": "both", "combine": "geometric"}
+    own = session.load(given).ensemble()
+    other = variant(session, given, own, "weights=2,1,filter=top-n, filter-n=5")
+    assert other.fusion == replace(own.fusion, weights=(2.0, 1.0), filter="top-n", filter_n=5)
+    assert other.fusion.combine == "geometric"
+    assert variant(session, given, own, "pivot=two").pivot == "two"
+    turned = variant(session, given, own, "turned")
+    assert [member.name for member in turned.members] == ["two", "one"]
+    assert turned.fusion.weights == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("other", "has members that both has not"),
+        ("pivot=three", "is no member"),
+        ("wieghts=equal", "did you mean weights"),
+        ("weights=1,2,3", "2 weights"),
+        ("combine=sum", "mean"),
+        ("nobody", "no ensemble"),
+    ],
+)
+def test_settings_that_cannot_be_compared(session, text, problem) -> None:
+    own = session.load({"ensemble": "both"}).ensemble()
+    with pytest.raises(Exception, match=problem) as error:
+        variant(session, {"ensemble": "both"}, own, text)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "no rows"),
+        (["{rows}", "--bits-per-byte", "{rows}"], "not both"),
+        (["{rows}", "--combine", "mean", "--combine", "geometric"], "--compare combine"),
+        (["{rows}", "--json", "{rows}"], "is a file of rows"),
+        (["--json", "{rows}"], "no rows"),
+        (["{rows}", "--html", "{folder}"], "cannot be written"),
+        (["{rows}", "--results", "{folder}/absent/r.jsonl"], "cannot be written"),
+        (["{rows}", "-e", "one", "--tune"], "is one model"),
+        (["{rows}", "--task", "choice"], "has no choices"),
+        (["{rows}", "--few-shot", "{rows}"], "4 examples are wanted"),
+        (["{rows}"], "one.gguf"),
+    ],
+)
+def test_bad_input_is_one_line_and_loses_nothing(
+    tmp_path, session, capsys, monkeypatch, arguments, problem
+) -> None:
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    rows = write(tmp_path / "rows.jsonl", ANSWER)
+    before = rows.read_bytes()
+    filled = [one.format(rows=rows, folder=tmp_path) for one in arguments]
+    assert main(["--config", str(session.config_path), "eval", *filled]) == 2
+    complaint = capsys.readouterr().err
+    assert problem in complaint
+    assert complaint.count("\n") == 1
+    assert rows.read_bytes() == before
