@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from eva_local.cli.answer import answer
+from eva_local.cli.drawing import Drawing, drawing_options
 from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, json_option, pass_session, setting_options
-from eva_local.config import DEFAULT_KEYS
+from eva_local.cli.session import Session, json_option, pass_session
 from eva_local.errors import InputError
-from eva_local.settings import read_text
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.config import Config
     from eva_local.prompt import Prompt
-    from eva_local.records import Sampling
     from eva_local.trace import TraceWriter
 
 
 @click.command()
 @click.argument("prompt", required=False)
-@setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))
-@click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens.")
-@click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0.")
+@drawing_options
 @click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
-@click.option(
-    "--logit-bias",
-    multiple=True,
-    metavar="TEXT=VALUE",
-    help="Add VALUE to the log-probability of the token TEXT; false forbids it. Repeatable.",
-)
-@click.option("--grammar", metavar="FILE", help="Write only what this grammar allows (GBNF).")
-@click.option("--json-schema", metavar="FILE", help="Write only JSON that obeys this schema.")
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
 @click.option(
     "--trace",
@@ -54,14 +40,8 @@ if TYPE_CHECKING:
 def run(
     session: Session,
     prompt: str | None,
-    overrides: dict[str, object],
-    max_tokens: str | None,
-    greedy: bool,
+    drawing: Drawing,
     system: str | None,
-    stop: tuple[str, ...],
-    logit_bias: tuple[str, ...],
-    grammar: str | None,
-    json_schema: str | None,
     raw: bool,
     trace: Path | None,
     stats: bool,
@@ -72,53 +52,14 @@ def run(
     Without a PROMPT, or beside one, standard input is read; it goes after the PROMPT. The
     answer is streamed to stdout, and nothing else is written there.
     """
-    if greedy and overrides["temperature"] is not None:
-        raise InputError("give --greedy or --temperature, not both")
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
-    temperature = "0" if greedy else overrides["temperature"]
-    config = session.load(overrides | {"max_tokens": max_tokens, "temperature": temperature})
-    sampling = _constrained(config.sampling, stop, logit_bias, grammar, json_schema)
+    config, sampling = drawing.load(session)
     asked = _prompt(_text(prompt), system, raw=raw)
     with _open(config) as ensemble:
         tracing = contextlib.nullcontext() if trace is None else _tracing(trace, config, asked)
         with tracing as writer:
             return answer(ensemble, asked, sampling, stats=stats, as_json=as_json, trace=writer)
-
-
-def _constrained(
-    sampling: Sampling,
-    stop: tuple[str, ...],
-    biases: tuple[str, ...],
-    grammar: str | None,
-    json_schema: str | None,
-) -> Sampling:
-    """Put what was given in place of the ensemble's own, checked before any model is opened."""
-    if stop:
-        sampling = replace(sampling, stop=stop)
-    if biases:
-        sampling = replace(sampling, logit_bias=tuple(_bias(text) for text in biases))
-    if grammar is not None or json_schema is not None:
-        sampling = replace(
-            sampling,
-            grammar=grammar and read_text(Path(grammar), "--grammar"),
-            json_schema=json_schema and read_text(Path(json_schema), "--json-schema"),
-        )
-    if sampling.grammar is not None or sampling.json_schema is not None:
-        from eva_local.grammar import check
-
-        check(sampling)
-    return sampling
-
-
-def _bias(text: str) -> tuple[str, float]:
-    token, equals, value = text.rpartition("=")
-    try:
-        if equals:
-            return token, -math.inf if value.lower() == "false" else float(value)
-    except ValueError:
-        pass
-    raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
 
 
 def _open(config: Config) -> Ensemble:
