@@ -57,6 +57,15 @@ class ByteVoice:
         """Whether the member can vote."""
         return self._read.length == len(self._prompt) and not self._hypotheses.wanted()
 
+    @property
+    def text(self) -> bytes:
+        """The bytes after the prompt."""
+        return bytes(self._hypotheses.text)
+
+    def rows(self) -> list[Sequence[int]]:
+        """Return the rows of tokens that are followed, prompt included."""
+        return [self._branches.row(place) for place in self._hypotheses.places]
+
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
         return self._branches.holds(prompt)

@@ -1,0 +1,149 @@
+"""The laws of the step loop in the space of bytes, on fake models."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eva_local.byte_space import ByteSpace
+from eva_local.engine import Draft, Engine
+from eva_local.records import Sampling, Step
+from eva_local.specs import FusionSettings
+
+FUSION = FusionSettings(space="bytes", combine="geometric", filter="off", weights="running")
+
+
+def ensemble(*models: FakeModel, fusion: FusionSettings = FUSION) -> Engine:
+    return Engine([f"m{i}" for i in range(len(models))], models, ByteSpace(models), fusion)
+
+
+def begin(
+    engine: Engine, models: list[FakeModel], sampling: Sampling, text: bytes = b"the", slot: int = 0
+) -> Draft:
+    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    return engine.begin(prompts, sampling, slot, traced=True)
+
+
+def run(engine: Engine, *drafts: Draft) -> list[list[Step]]:
+    steps: list[list[Step]] = [[] for _ in drafts]
+    while not all(draft.finished for draft in drafts):
+        live = [i for i, draft in enumerate(drafts) if not draft.finished]
+        for i, step in zip(live, engine.step([drafts[i] for i in live]), strict=True):
+            if step is not None:
+                steps[i].append(step)
+    assert not any(draft.error for draft in drafts)
+    return steps
+
+
+def text_of(steps: list[Step]) -> bytes:
+    return b"".join(step.piece for step in steps)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0, 1]))
+def test_law_1_every_row_of_every_member_is_the_shared_text(seed: int, temperature: float) -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(*models)
+    draft = begin(engine, models, Sampling(max_tokens=12, temperature=temperature, seed=seed))
+    shared = b""
+    while not draft.finished:
+        (step,) = engine.step([draft])
+        shared += step.piece if step else b""
+        for model, voice in zip(models, draft.voices, strict=True):
+            assert voice.text.startswith(shared)
+            assert shared.startswith(voice.text[: len(shared)])
+            prompt = len(model.tokenizer.encode(b"the")) + 1
+            for row in voice.rows():
+                assert voice.text.startswith(model.vocabulary.join(row[prompt:]))
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(3)))
+def test_law_4_the_order_of_members_does_not_matter(order: list[int]) -> None:
+    words = [WORDS_A, WORDS_B, WORDS_B[::-1]]
+    texts = []
+    for places in (range(3), order):
+        models = [FakeModel(words[i]) for i in places]
+        engine = ensemble(*models)
+        texts.append(text_of(run(engine, begin(engine, models, Sampling(max_tokens=8)))[0]))
+    shortest = min(map(len, texts))
+    # The borders of steps depend on who leads; the bytes do not.
+    assert texts[0][:shortest] == texts[1][:shortest]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_law_5_streamed_text_is_the_whole_text(seed: int) -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(*models)
+    sampling = Sampling(max_tokens=20, temperature=1, seed=seed, stop=("th", "e "))
+    (steps,) = run(engine, begin(engine, models, sampling))
+    shown = "".join(step.text for step in steps)
+    whole = text_of(steps).decode("utf-8", "replace")
+    assert whole.startswith(shown.rstrip("\ufffd")[: len(shown)])
+    assert not any(stop in shown for stop in sampling.stop)
+    assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+
+
+def test_law_6_same_seed_same_text() -> None:
+    def write(seed: int) -> bytes:
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        engine = ensemble(*models)
+        sampling = Sampling(max_tokens=12, temperature=1.5, top_p=1, min_p=0, top_k=0, seed=seed)
+        return text_of(run(engine, begin(engine, models, sampling))[0])
+
+    assert write(7) == write(7)
+    assert len({write(seed) for seed in range(5)}) == 5
+
+
+def test_texts_side_by_side_read_as_each_alone() -> None:
+    starts = [b"the", b" a", b"Paris", b"un"]
+    sampling = Sampling(max_tokens=8)
+    models = [FakeModel(WORDS_A, n_batch=256), FakeModel(WORDS_B, n_batch=256)]
+    engine = ensemble(*models)
+    drafts = [begin(engine, models, sampling, start, slot) for slot, start in enumerate(starts)]
+    together = [text_of(steps) for steps in run(engine, *drafts)]
+    alone = []
+    for start in starts:
+        fresh = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        one = ensemble(*fresh)
+        alone.append(text_of(run(one, begin(one, fresh, sampling, start))[0]))
+    assert together == alone
+
+
+def test_a_second_turn_decodes_only_what_is_new() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(*models)
+    draft = begin(engine, models, Sampling(max_tokens=4), b"the unbelievable Paris is")
+    (steps,) = run(engine, draft)
+    again = begin(engine, models, Sampling(max_tokens=4), b"the unbelievable Paris is a")
+    (more,) = run(engine, again)
+    usage = more[-1].usage
+    assert usage is not None
+    assert all(
+        cached >= len(model.tokenizer.encode(b"the unbelievable Paris"))
+        for cached, model in zip(usage.cached_tokens, models, strict=True)
+    )
+    fresh = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    one = ensemble(*fresh)
+    expected = run(one, begin(one, fresh, Sampling(max_tokens=4), b"the unbelievable Paris is a"))
+    assert text_of(more) == text_of(expected[0])
+    assert steps
+
+
+@pytest.mark.parametrize("weights", ["equal", "running", (1.0, 0.0)])
+@pytest.mark.parametrize("combine", ["mean", "geometric"])
+def test_a_trace_tells_pieces_and_weights(weights: str, combine: str) -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    fusion = FusionSettings(space="bytes", combine=combine, filter="off", weights=weights)
+    engine = ensemble(*models, fusion=fusion)
+    (steps,) = run(engine, begin(engine, models, Sampling(max_tokens=6)))
+    for step in steps:
+        assert step.trace is not None
+        assert sum(ballot.weight for ballot in step.trace.ballots) == pytest.approx(1)
+        assert 0 < step.probability <= 1
+        for ballot in step.trace.ballots:
+            assert 0 <= ballot.chosen <= 1
+            assert sum(c.probability for c in ballot.top) <= 1 + 1e-9
