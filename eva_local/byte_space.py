@@ -233,6 +233,7 @@ class ByteSpace:
 
     end = END
     lead = 0
+    has_pieces = False
 
     def __init__(self, models: Sequence[Model], threshold: float = THRESHOLD) -> None:
         """Use `models`, each of them opened with BRANCHES sequences for a text.

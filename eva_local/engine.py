@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eva_local.decision import Decision, Judge
-from eva_local.errors import ContextError, EvaError
+from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.fusion import Vote
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
@@ -179,6 +179,8 @@ class Engine:
         """
         self._refuse_too_long(prompts)
         if chooser is None:
+            if not self._space.has_pieces:
+                _refuse_pieces(sampling)
             chooser = Sampler(sampling, self._space, self._grammars.open(sampling))
         voices = self._voices_of(slot)
         for member, (voice, prompt) in enumerate(zip(voices, prompts, strict=True)):
@@ -421,3 +423,12 @@ class Engine:
             for name, prompt, model in sizes
         )
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
+
+
+def _refuse_pieces(sampling: Sampling) -> None:
+    """Raise InputError for what speaks of pieces, where symbols are single bytes."""
+    if sampling.logit_bias or sampling.penalises:
+        raise InputError(
+            "logit_bias and penalties speak of whole tokens, which the space of bytes has not; "
+            'leave them out, or use space = "pivot"'
+        )

@@ -50,6 +50,13 @@ class Sampling:
     grammar: str | None = None
     json_schema: str | None = None
 
+    @property
+    def penalises(self) -> bool:
+        """Whether what was written is less likely to be written again."""
+        return self.repeat_last_n != 0 and (
+            self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        )
+
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range; make the biases a tuple."""
         object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))

@@ -121,11 +121,7 @@ class _Seen:
     """Counts of the last symbols; nothing is kept where no penalty is on."""
 
     def __init__(self, sampling: Sampling, end: int) -> None:
-        self.penalised = sampling.repeat_last_n != 0 and (
-            sampling.repeat_penalty != 1
-            or sampling.presence_penalty != 0
-            or sampling.frequency_penalty != 0
-        )
+        self.penalised = sampling.penalises
         # A table, so that the counts of all candidates are one indexing.
         self.counts = np.zeros(end + 1 if self.penalised else 0, dtype=np.int64)
         self._window: deque[int] = deque()

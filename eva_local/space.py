@@ -70,6 +70,8 @@ class Space(Protocol[V]):
     end: int
     #: The member whose vote comes first: the others may depend on it.
     lead: int
+    #: Whether symbols are pieces, so that a penalty or a bias on one has a meaning.
+    has_pieces: bool
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
@@ -183,6 +185,8 @@ class PivotSpace:
     Symbols that some member cannot spell (a few vocabularies lack a byte) are never chosen,
     so that every member can follow.
     """
+
+    has_pieces = True
 
     def __init__(
         self,

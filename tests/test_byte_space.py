@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from eva_local.fusion import Floats
 from eva_local.hypotheses import END
 from eva_local.model import Logits, Model, Run
 from eva_local.trie import ROOT, Trie
-from fakes import WORDS_A, WORDS_B, FakeModel
 
 # Nested, overlapping and duplicate pieces, halves of characters, and a byte that is a word too.
 WORDS = [b"a", b"ab", b"abc", b"b", b"bc", b"c", b"ab", b"\xc3", b"\xc3\xa9", b" a", b" "]

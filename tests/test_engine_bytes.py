@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eva_local.byte_space import ByteSpace
 from eva_local.engine import Draft, Engine
+from eva_local.errors import InputError
 from eva_local.records import Sampling, Step
 from eva_local.specs import FusionSettings
 
@@ -147,3 +148,10 @@ def test_a_trace_tells_pieces_and_weights(weights: str, combine: str) -> None:
         for ballot in step.trace.ballots:
             assert 0 <= ballot.chosen <= 1
             assert sum(c.probability for c in ballot.top) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("settings", [{"logit_bias": {" the": 1.0}}, {"repeat_penalty": 1.2}])
+def test_what_speaks_of_pieces_is_refused(settings: dict[str, object]) -> None:
+    models = [FakeModel(WORDS_A)]
+    with pytest.raises(InputError, match='space = "pivot"'):
+        begin(ensemble(*models), models, Sampling(**settings))
