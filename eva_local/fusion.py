@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from eva_local.alignment.mapping import Mapping
 
+# Symbols are dense where they are at least this part of all up to the highest.
+_DENSE = 8
+
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
@@ -45,7 +48,11 @@ class Vote:
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        among = np.arange(len(self))
+        if 0 < count < len(self):
+            least = np.partition(self.probabilities, -count)[-count]
+            among = np.flatnonzero(self.probabilities >= least)
+        order = among[np.argsort(-self.probabilities[among], kind="stable")][:count]
         return [(int(self.symbols[i]), float(self.probabilities[i])) for i in order]
 
 
@@ -86,11 +93,20 @@ def _highest(values: NDArray[np.float32], count: int) -> Ids:
 
 def normalised(symbols: Ids, masses: Floats) -> Vote:
     """Add up masses of equal symbols and scale to sum 1; symbols without mass are left out."""
-    unique, place = np.unique(symbols, return_inverse=True)
-    summed = np.bincount(place, masses, minlength=len(unique))
-    held = summed > 0
+    if _are_dense(symbols):
+        unique: Ids | None = None
+        summed = np.bincount(symbols, masses)
+    else:
+        unique, place = np.unique(symbols, return_inverse=True)
+        summed = np.bincount(place, masses, minlength=len(unique))
+    held = np.flatnonzero(summed > 0)
     kept = summed[held]
-    return Vote(unique[held], kept / kept.sum())
+    return Vote(held if unique is None else unique[held], kept / kept.sum())
+
+
+def _are_dense(symbols: Ids) -> bool:
+    """Return whether an array of all symbols is quicker than sorting these."""
+    return len(symbols) > 0 and _DENSE * len(symbols) > int(symbols.max())
 
 
 def project(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote | None = None) -> Vote:
@@ -117,9 +133,13 @@ def _project_rows(ids: Ids, probabilities: Floats, mapping: Mapping) -> tuple[Id
 
 def _project_refined(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote) -> Vote:
     begins = mapping.first[pivot.symbols]
-    place = np.searchsorted(ids, begins)
-    place[place == len(ids)] = 0
-    split = ids[place] == begins
+    if len(ids) == len(mapping.indptr) - 1:
+        # All tokens of the member: each stands in its own place.
+        place, split = begins.astype(np.int64), begins >= 0
+    else:
+        place = np.searchsorted(ids, begins)
+        place[place == len(ids)] = 0
+        split = ids[place] == begins
     place, shares = place[split], pivot.probabilities[split]
     totals = np.bincount(place, shares, minlength=len(ids))
     # A token that begins none of the pivot's likely symbols keeps its row of the mapping.
@@ -188,10 +208,21 @@ def combine(votes: Sequence[Vote], weights: Sequence[float], method: str = "mean
             np.concatenate([vote.symbols for vote, _ in present]),
             np.concatenate([vote.probabilities * (weight / total) for vote, weight in present]),
         )
-    symbols = np.unique(np.concatenate([vote.symbols for vote, _ in present]))
+    symbols, places = _united([vote.symbols for vote, _ in present])
     logs = np.zeros(len(symbols))
-    for vote, weight in present:
+    for (vote, weight), place in zip(present, places, strict=True):
         spread = np.full(len(symbols), vote.probabilities.min())
-        spread[np.searchsorted(symbols, vote.symbols)] = vote.probabilities
+        spread[place] = vote.probabilities
         logs += (weight / total) * np.log(spread)
     return normalised(symbols, np.exp(logs - logs.max()))
+
+
+def _united(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
+    """Return all symbols, ascending, and the places of each part's symbols among them."""
+    joined = np.concatenate(parts)
+    if not _are_dense(joined):
+        symbols = np.unique(joined)
+        return symbols, [np.searchsorted(symbols, part) for part in parts]
+    held = np.bincount(joined) > 0
+    place = np.cumsum(held) - 1
+    return np.flatnonzero(held), [place[part] for part in parts]
