@@ -129,7 +129,7 @@ def test_what_is_no_candidate_counts_as_the_least_of_them() -> None:
 
 
 def test_the_share_of_dropped_votes_is_counted() -> None:
-    fusion = FusionSettings(candidates=0, filter_n=1)
+    fusion = FusionSettings(candidates=0, filter="top-n", filter_n=1)
     found = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B), FakeModel(WORDS_A)], fusion).score(
         "the", " unbelievable"
     )

@@ -19,9 +19,6 @@ from eva_local.records import Sampling, Score
 from eva_local.specs import EnsembleSpec, ModelSpec
 from eva_local.store import locate
 
-# Given texts hold unlikely tokens too. What is beyond these counts as the least likely of them.
-_CANDIDATES = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -95,9 +92,9 @@ class Contest:
         return [job.entry() for job in jobs]
 
     def _ensemble(self, spec: EnsembleSpec, *, scored: bool) -> Ensemble:
-        wanted = spec.fusion.candidates
-        if scored and 0 < wanted < _CANDIDATES:
-            spec = replace(spec, fusion=replace(spec.fusion, candidates=_CANDIDATES))
+        if scored:
+            # Given texts hold unlikely tokens too, so all are candidates.
+            spec = replace(spec, fusion=replace(spec.fusion, candidates=0))
         models = [self.models[member.name] for member in spec.members]
         return ensemble_of(spec, models, parallel=self.parallel)
 
