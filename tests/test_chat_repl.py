@@ -19,6 +19,8 @@ Talk = Callable[..., tuple[str, str]]
 class Script:
     """Says lines, and then leaves."""
 
+    somebody = False
+
     def __init__(self, *lines: str) -> None:
         self.lines = list(lines)
 
@@ -203,3 +205,11 @@ def test_slashes_quotes_and_empty_lines(talk) -> None:
     talk("/exit", "not any more")
     assert turns(talk) == ["/why is that", "/exit\nthe cat"]
     assert "/regen" in talk("/help")[1]
+
+
+def test_blank_lines_around_an_answer_are_not_shown(capsys) -> None:
+    screen = Screen(interactive=False)
+    for text in ("\n", "  one", " \n", "\n", "two", "\n", " \n"):
+        screen.write(text)
+    screen.end()
+    assert capsys.readouterr().out == "one \n\ntwo\n"

@@ -27,6 +27,7 @@ SLOW_MODULES = (
     "gguf",
     "jinja2",
     "llguidance",
+    "prompt_toolkit",
 )
 
 

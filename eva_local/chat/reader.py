@@ -35,7 +35,9 @@ _ARGUMENTS = {"/set": (*keys_of(Sampling), *SWITCHES), "/show": ("chat",)}
 
 
 class Reader(Protocol):
-    """Reads what a person sends."""
+    """Reads what is sent; `somebody` says whether a person sits there, who may go on."""
+
+    somebody: bool
 
     def read(self) -> str:
         """Return the next message or command; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
@@ -44,6 +46,8 @@ class Reader(Protocol):
 
 class LineEditor:
     """A line editor with history, completion and bracketed paste."""
+
+    somebody = True
 
     def __init__(self, history: Path) -> None:
         """Keep what is typed in the file `history`."""
@@ -79,7 +83,7 @@ class PlainReader:
 
     def __init__(self) -> None:
         """Show a prompt only if somebody sits there."""
-        self._somebody = sys.stdin.isatty()
+        self.somebody = sys.stdin.isatty()
 
     def read(self) -> str:
         """Return a line, or all lines up to closing quotes."""
@@ -93,10 +97,12 @@ class PlainReader:
         return text
 
     def _line(self, prompt: str) -> str:
-        if self._somebody:
+        if self.somebody:
             click.echo(prompt, nl=False, err=True)
         line = sys.stdin.buffer.readline()
         if not line:
+            if self.somebody:
+                click.echo(err=True)
             raise EOFError
         return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
 

@@ -74,7 +74,7 @@ class Repl:
                 self.screen.problem(str(error))
                 self.screen.gap()
             except KeyboardInterrupt:
-                if not self.screen.interactive:
+                if not self._reader.somebody:
                     raise
                 self.screen.note("Ctrl-D or /exit leaves")
 

@@ -26,9 +26,7 @@ class Screen:
         """Use the terminal, or plain streams."""
         self.interactive = interactive
         self._console = Console(stderr=not interactive, highlight=False, emoji=False, markup=False)
-        self._answer = ""
-        self._size = self._console.size
-        self._wrap = Wrap(self._size.width)
+        self.begin()
 
     def show(self, *shown: RenderableType) -> None:
         """Show tables or texts that are safe to show."""
@@ -56,31 +54,33 @@ class Screen:
     def begin(self) -> None:
         """Expect an answer."""
         self._answer = ""
+        self._held = ""
         self._size = self._console.size
         self._wrap = Wrap(self._size.width)
 
     def write(self, text: str) -> None:
-        """Show the next part of the answer."""
+        """Show the next part of the answer, without blank lines before and after it all."""
         if not self._answer:
-            # A model may begin with spaces and line ends, which are part of no layout.
             text = text.lstrip()
-        if not text:
+        text = self._held + text
+        ready = text.rstrip()
+        self._held = text[len(ready) :]
+        if not ready:
             return
-        self._answer += text
+        self._answer += ready
         # A model may write escape sequences; a terminal must not obey them.
-        shown = harmless(text) if sys.stdout.isatty() else text
+        shown = harmless(ready) if sys.stdout.isatty() else ready
         sys.stdout.write(self._wrap.push(shown) if self.interactive else shown)
         sys.stdout.flush()
 
     def end(self, *, markdown: bool = False) -> None:
         """End the answer with its line; show it as Markdown if it stands on the screen whole."""
-        if self._answer and not self._answer.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        if not (markdown and self.interactive and self._answer.strip()):
+        if not self._answer:
             return
-        height = self._wrap.rows - self._answer.endswith("\n")
-        if self._console.size == self._size and height < self._size.height:
-            sys.stdout.write(f"\x1b[{height}A\r\x1b[J")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        fits = self._console.size == self._size and self._wrap.rows < self._size.height
+        if markdown and self.interactive and fits:
+            sys.stdout.write(f"\x1b[{self._wrap.rows}A\r\x1b[J")
             sys.stdout.flush()
             self._console.print(Markdown(harmless(self._answer)))

@@ -158,7 +158,10 @@ def _greet(ensemble: Ensemble, screen: Screen) -> None:
     if not screen.interactive:
         return
     members = " + ".join(ensemble.members)
-    screen.note(f"{ensemble.spec.name}: {members}, context {min(ensemble.n_ctx)}, /help for help")
+    name = (
+        members if ensemble.members == (ensemble.spec.name,) else f"{ensemble.spec.name}: {members}"
+    )
+    screen.note(f"{name}, context {min(ensemble.n_ctx)}, /help for help")
 
 
 def _say_once() -> None:
