@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from eva_local.branches import Branches, Place
 from eva_local.evidence import Evidence
 from eva_local.fusion import Floats, Ids, Vote
-from eva_local.hypotheses import END, Border, Hypotheses
+from eva_local.hypotheses import END, Border, Customs, Hypotheses
 from eva_local.model import Logits, Model, Run
 from eva_local.trie import Trie
 
@@ -29,13 +29,19 @@ class ByteVoice:
     """A member that says how likely each next byte is, whatever its tokens are."""
 
     def __init__(
-        self, model: Model, sequences: Sequence[int], trie: Trie, symbols: Ids, threshold: float
+        self,
+        model: Model,
+        sequences: Sequence[int],
+        trie: Trie,
+        symbols: Ids,
+        threshold: float,
+        before: Mapping[str, Floats] | None = None,
     ) -> None:
         """Use some sequences of `model`; `symbols` are those that every member can say."""
         self._model = model
         self._sequences = sequences
         self._branches = Branches(model, sequences)
-        self._hypotheses = Hypotheses(model.vocabulary, trie, threshold)
+        self._hypotheses = Hypotheses(model.vocabulary, trie, threshold, before)
         self._evidence = Evidence(model.vocabulary.pieces)
         self._symbols = symbols
         self._mends = threshold > 0
@@ -61,6 +67,11 @@ class ByteVoice:
     def text(self) -> bytes:
         """The bytes after the prompt."""
         return bytes(self._hypotheses.text)
+
+    @property
+    def customs(self) -> Customs:
+        """What usually follows a border of this text."""
+        return self._hypotheses.customs
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
@@ -235,12 +246,19 @@ class ByteSpace:
     lead = 0
     has_pieces = False
 
-    def __init__(self, models: Sequence[Model], threshold: float = THRESHOLD) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        threshold: float = THRESHOLD,
+        before: Mapping[str, Floats] | None = None,
+    ) -> None:
         """Use `models`, each of them opened with BRANCHES sequences for a text.
 
         A row of tokens whose share of a member's belief is under `threshold` is not decoded
-        until that share has grown; 0 decodes them all.
+        until that share has grown; 0 decodes them all. `before` is what follows borders in
+        other texts, if not what comes along.
         """
+        self._before = before
         self._models = tuple(models)
         self._tries = [Trie(model.vocabulary) for model in models]
         self._threshold = threshold
@@ -272,6 +290,7 @@ class ByteSpace:
                 trie,
                 self._symbols,
                 self._threshold if model.can_roll_back else 0.5,
+                self._before,
             )
             for model, trie in zip(self._models, self._tries, strict=True)
         ]

@@ -10,9 +10,11 @@ Time".)
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TypeVar
 
 import numpy as np
@@ -34,7 +36,11 @@ _NEGLIGIBLE = 1e-9
 # Longer than nearly every piece: who was right has shown it by then.
 _LONGEST_WAIT = 32
 
-_ANY = "any"
+#: The kind of all borders.
+ANY = "any"
+_UNIFORM = np.full(END + 1, 1 / (END + 1))
+# As many borders of a text count as much as all that was found in others.
+_PRIOR = 8
 # e to this power is still a float.
 _MOST_NATS = 700.0
 
@@ -69,26 +75,41 @@ class Customs:
 
     A border that waits is taken to go on like others of its kind: its last byte, and whether it
     was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
-    the loss is several times as high (docs/bytes.md).
+    the loss is several times as high (docs/bytes.md). A text begins with what was found in
+    others (`tools/customs.py`), which counts as few borders, so that it soon learns its own.
     """
 
-    def __init__(self) -> None:
-        """Know nothing."""
-        self._means: dict[object, Floats] = {_ANY: np.full(END + 1, 1 / (END + 1))}
-        self._counts: dict[object, int] = {_ANY: 1}
+    def __init__(self, means: Mapping[str, Floats]) -> None:
+        """Begin with `means: (257,)` of kinds that are known."""
+        self._means = dict(means)
+        self._counts = dict.fromkeys(means, _PRIOR)
 
-    def learn(self, kind: object, masses: Floats) -> None:
+    def learn(self, kind: str, masses: Floats) -> None:
         """Take in `masses: (257,)`, how a border of a kind goes on; they sum to 1."""
-        for key in (_ANY, kind):
+        for key in (ANY, kind):
             # A kind begins with what is known of all.
-            mean = self._means.get(key, self._means[_ANY])
+            mean = self.expected(key)
             count = self._counts.get(key, 1) + 1
             self._means[key] = mean + (masses - mean) / count
             self._counts[key] = count
 
-    def expected(self, kind: object) -> Floats:
+    def expected(self, kind: str) -> Floats:
         """Return (257,): how a border of a kind is thought to go on."""
-        return self._means.get(kind, self._means[_ANY])
+        mean = self._means.get(kind)
+        return mean if mean is not None else self._means.get(ANY, _UNIFORM)
+
+    def means(self) -> dict[str, tuple[Floats, int]]:
+        """Return what is known of each kind, and of how many borders."""
+        return {kind: (mean, self._counts[kind]) for kind, mean in self._means.items()}
+
+
+@functools.cache
+def found_before() -> Mapping[str, Floats]:
+    """Return what follows borders in other texts, by kind."""
+    with resources.files(__package__).joinpath("customs.npz").open("rb") as file:
+        held = np.load(file, allow_pickle=False)
+        kinds, means = held["kinds"].tolist(), held["means"].astype(np.float64)
+    return dict(zip(kinds, means, strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +125,7 @@ class Border:
     tokens: Sequence[int]
     covers: int
     #: Of what kind it is, as far as that tells how it goes on.
-    kind: object = None
+    kind: str = ANY
 
 
 @dataclass(slots=True, eq=False)
@@ -132,8 +153,18 @@ class Hypotheses:
     the others become so unlikely that its share has grown.
     """
 
-    def __init__(self, vocabulary: Vocabulary, trie: Trie, threshold: float) -> None:
-        """Begin without a text; `trie` is that of `vocabulary`."""
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        trie: Trie,
+        threshold: float,
+        before: Mapping[str, Floats] | None = None,
+    ) -> None:
+        """Begin without a text; `trie` is that of `vocabulary`.
+
+        `before` is what follows borders in other texts, if not what comes along.
+        """
+        self._before = found_before() if before is None else before
         self._trie = trie
         self._pieces = vocabulary.pieces
         self._end_ids = sorted(vocabulary.end_ids)
@@ -146,7 +177,7 @@ class Hypotheses:
         # The log-probability of each beginning of the text, as far as it was known.
         self._fates = [0.0]
         self._now: Floats | None = None
-        self._customs = Customs()
+        self.customs = Customs(self._before)
 
     def begin(self, border: Border) -> None:
         """Forget everything but one row that covers all of the text there is."""
@@ -159,7 +190,7 @@ class Hypotheses:
         """Begin a new text."""
         self.text.clear()
         self._open, self._waiting = [], []
-        self._customs = Customs()
+        self.customs = Customs(self._before)
         self._fates = [0.0]
         self._now = None
 
@@ -233,15 +264,15 @@ class Hypotheses:
             masses = np.zeros(END + 1)
             masses[entered.labels] = entered.sums
             masses[END] = entered.end
-            self._customs.learn(border.kind, masses)
+            self.customs.learn(border.kind, masses)
 
     def append(self, byte: int) -> None:
         """Go on with a byte."""
         masses = self.next()
         inside = self._inside()
         # What waits goes on as well as what is known does, or at least as is usual.
-        fate = max(masses[byte], self._customs.expected(inside)[byte])
-        self._customs.learn(inside, masses)
+        fate = max(masses[byte], self.customs.expected(inside)[byte])
+        self.customs.learn(inside, masses)
         self._fates.append(self._fates[-1] + math.log(fate))
         self._now = None
         self.text.append(byte)
@@ -254,7 +285,8 @@ class Hypotheses:
         here = self._here()
         whole = self._live() + sum(map(self._share, here))
         for border in here:
-            border.kind = (_kind_of(byte), self._share(border) >= whole / 2)
+            likely = self._share(border) >= whole / 2
+            border.kind = f"{_kind_of(byte)}, {'likely' if likely else 'unlikely'}"
         self._prune()
 
     def _merge(self) -> None:
@@ -287,13 +319,13 @@ class Hypotheses:
                 masses[END] += weight * h.end
         for border in self._waiting:
             kind = border.kind if border.covers == len(self.text) else self._inside()
-            masses += self._share(border) * self._customs.expected(kind)
+            masses += self._share(border) * self.customs.expected(kind)
         total = masses.sum()
         return masses / total if total > 0 else masses
 
-    def _inside(self) -> object:
+    def _inside(self) -> str:
         """Return the kind of a place inside a piece, where the text ends."""
-        return (_kind_of(self.text[-1]) if self.text else None, None)
+        return f"{_kind_of(self.text[-1])}, inside" if self.text else ANY
 
     def _here(self) -> list[Border]:
         """Return the borders that are where the text ends."""
@@ -375,7 +407,7 @@ class Hypotheses:
         log_weight = border.log_weight
         if border.covers < len(self.text):
             byte = self.text[border.covers]
-            log_weight += math.log(self._customs.expected(border.kind)[byte])
+            log_weight += math.log(self.customs.expected(border.kind)[byte])
             log_weight += self._fates[-1] - self._fates[border.covers + 1]
         return math.exp(min(log_weight - self._scale, _MOST_NATS))
 
@@ -396,14 +428,14 @@ class Hypotheses:
         self._waiting = [b for b in waiting if len(self.text) - b.covers <= _LONGEST_WAIT]
 
 
-def _kind_of(byte: int) -> object:
+def _kind_of(byte: int) -> str:
     """Return the kind of a byte: the kind of letter or digit, else the byte itself."""
     character = chr(byte)
     if byte >= 0x80:
         return "half"
     if character.isalpha():
         return "upper" if character.isupper() else "lower"
-    return "digit" if character.isdigit() else byte
+    return "digit" if character.isdigit() else f"byte {byte}"
 
 
 def _best(items: list[T], weights: Sequence[float], bound: float, most: int) -> list[T]:

@@ -1,0 +1,64 @@
+"""Find what usually follows the end of a token.
+
+`python -m tools.customs FILE…` writes eva_local/customs.npz, with which every text in the space
+of bytes begins. Reads the beginning of each file with two of the small models, decoding nearly
+every row of tokens (docs/bytes.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import eva_local
+from eva_local.byte_space import BRANCHES, ByteSpace
+from eva_local.config import load_config, shipped
+from eva_local.hypotheses import END
+from eva_local.model import ALL, LlamaModel
+from eva_local.prompt import PromptWriter
+from eva_local.store import locate
+
+MODELS = ("smollm2-135m", "gemma3-270m")
+THRESHOLD = 0.01
+# A kind that was met less often is left to the mean of all.
+LEAST = 5
+BYTES = 2500
+
+
+def main(files: list[Path]) -> None:
+    """Read the beginning of each file with each model, and average what they found."""
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(END + 1))
+    counts: dict[str, float] = defaultdict(float)
+    for name in MODELS:
+        spec = load_config(shipped("models.toml"), {}).model(name)
+        with contextlib.closing(LlamaModel(locate(spec), spec.load, n_branches=BRANCHES)) as model:
+            for file in files:
+                for kind, (mean, count) in _found(model, file.read_bytes()[:BYTES]).items():
+                    sums[kind] += count * mean
+                    counts[kind] += count
+    kinds = sorted(kind for kind, count in counts.items() if count >= LEAST)
+    means = np.asarray([sums[kind] / sums[kind].sum() for kind in kinds], dtype=np.float32)
+    path = Path(eva_local.__file__).parent / "customs.npz"
+    np.savez_compressed(path, kinds=np.asarray(kinds), means=means)
+    print(f"{path.name}: {len(kinds)} kinds, {path.stat().st_size} bytes")
+
+
+def _found(model: LlamaModel, text: bytes) -> dict[str, tuple[np.ndarray, int]]:
+    (voice,) = ByteSpace([model], THRESHOLD, before={}).voices(0)
+    model.remove(ALL, 0)
+    voice.start(PromptWriter(model).tokens(""))
+    for byte in text:
+        while not voice.ready:
+            runs = voice.pending(None)
+            for run, logits in zip(runs, model.decode(runs), strict=True):
+                voice.take(run, logits)
+        voice.commit(byte)
+    return voice.customs.means()
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
