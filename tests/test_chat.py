@@ -40,6 +40,11 @@ def saved(chat: Chat) -> Conversation:
     return log.read(chat.path).conversation
 
 
+def resume(chat: Chat, left: log.Saved) -> None:
+    file, left = log.Log.resume(left)
+    chat.resume(file, left.conversation)
+
+
 def new_tokens(chat: Chat) -> tuple[int, ...]:
     """Prompt tokens of the last answer that were decoded for it."""
     usage = chat.last.usage
@@ -144,7 +149,7 @@ def test_a_killed_chat_loses_only_the_answer_being_written(tmp_path, chat) -> No
 
     notes: list[str] = []
     with contextlib.closing(fake_chat(tmp_path, notes)) as again:
-        again.resume(log.find(tmp_path / "chats", copy.stem))
+        resume(again, log.find(tmp_path / "chats", copy.stem))
         assert again.is_open
         text = said(again.regenerate())
         assert again.conversation.turns == (*done, Turn("there", text))
@@ -154,7 +159,7 @@ def test_a_killed_chat_loses_only_the_answer_being_written(tmp_path, chat) -> No
 def test_a_new_message_takes_the_place_of_one_without_an_answer(tmp_path, chat) -> None:
     folder = tmp_path / "chats"
     log.Log.begin(folder, "fake", Conversation("", (Turn("a", "b"), Turn("lost")))).close()
-    chat.resume(log.newest(folder))
+    resume(chat, log.newest(folder))
     with pytest.raises(ContextError):
         said(chat.ask("the " * 5000))
     assert chat.is_open

@@ -10,7 +10,7 @@ from pathlib import Path
 from eva_local.api import Ensemble, Report
 from eva_local.chat.budget import Budget, first_turn
 from eva_local.chat.conversation import Conversation, Event
-from eva_local.chat.log import Log, Saved
+from eva_local.chat.log import Log
 from eva_local.errors import InputError
 from eva_local.records import FinishReason, Message, Sampling, Step, Usage
 from eva_local.trace import TraceFile
@@ -100,12 +100,11 @@ class Chat:
             self._log.close()
             self._log = None
 
-    def resume(self, saved: Saved) -> Saved:
-        """Go on with a saved conversation in its own file; return it as it is now."""
+    def resume(self, log: Log, conversation: Conversation) -> None:
+        """Go on with a saved conversation in its own file."""
         self.close()
-        self._log, saved = Log.resume(saved)
-        self._hold(saved.conversation)
-        return saved
+        self._log = log
+        self._hold(conversation)
 
     def take_over(self, conversation: Conversation) -> None:
         """Go on with a conversation from elsewhere in a new file; the one before stays saved."""

@@ -76,8 +76,10 @@ class Log:
         self._write(json_line(_event_line(event)))
 
     def close(self) -> None:
-        """Give the file free."""
-        os.close(self._descriptor)
+        """Give the file free; do nothing if it is free."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @classmethod
     def _create(cls, folder: Path) -> Log:

@@ -103,6 +103,7 @@ def _hold(
     markdown: bool,
 ) -> int:
     from eva_local.chat.chat import Chat
+    from eva_local.chat.log import Log
     from eva_local.chat.repl import Repl
     from eva_local.chat.screen import Screen, is_terminal
     from eva_local.chat.signals import orderly_end, terminal_restored
@@ -110,6 +111,11 @@ def _hold(
     screen = Screen(interactive=is_terminal())
     sampling = replace(config.sampling, stop=stop) if stop else config.sampling
     with contextlib.ExitStack() as stack:
+        file = None
+        if saved is not None:
+            # Before the models are opened: another chat may hold it.
+            file, saved = Log.resume(saved)
+            stack.callback(file.close)
         stack.enter_context(orderly_end())
         stack.enter_context(terminal_restored())
         ensemble = stack.enter_context(_open(config))
@@ -118,8 +124,9 @@ def _hold(
         )
         repl = Repl(held, _reader(screen), screen, ProgressDisplay, markdown=markdown)
         _greet(ensemble, screen)
-        if saved is not None:
-            repl.welcome(held.resume(saved))
+        if file is not None and saved is not None:
+            held.resume(file, saved.conversation)
+            repl.welcome(saved)
             screen.gap()
         if system is not None:
             held.use_system(system)
