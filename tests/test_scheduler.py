@@ -282,6 +282,19 @@ def test_after_a_failed_decode_everybody_can_go_on() -> None:
     assert [answer.text for answer in answers] == [alone(t) for t in (b"the", b" a", b"un")]
 
 
+class Awaited(Answer):
+    """An answer for which another thread can wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = threading.Event()
+
+    def __call__(self, told) -> None:
+        super().__call__(told)
+        if self.finished or self.error:
+            self.done.set()
+
+
 def test_other_threads_submit_and_cancel_while_one_steps() -> None:
     engine, models = open_engine()
     scheduler = Scheduler(engine, 4)
@@ -297,18 +310,12 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
     def use(number: int) -> None:
         for turn in range(12):
             text = list(expected)[(number + turn) % 5]
-            told, done = Answer(), threading.Event()
-
-            def sink(step, told=told, done=done) -> None:
-                told(step)
-                if told.finished or told.error:
-                    done.set()
-
+            told = Awaited()
             prompts = [[1, *model.tokenizer.encode(text)] for model in models]
-            request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), sink))
+            request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), told))
             if turn % 3 == 2:
                 scheduler.cancel(request)
-            elif not done.wait(30) or told.text != expected[text]:
+            elif not told.done.wait(30) or told.text != expected[text]:
                 wrong.append((text, told))
 
     driver = threading.Thread(target=drive)
