@@ -120,7 +120,9 @@ def _measured(
         def told(what: str, share: float) -> None:
             progress(what, round(1000 * share), 1000)
 
-        with open_models(spec, told, parallel=options.parallel) as opened:
+        bytewise = any(one.fusion.space == "bytes" for one in (spec, *variants))
+        opening = open_models(spec, told, parallel=options.parallel, bytewise=bytewise)
+        with opening as opened:
             names = [member.name for member in spec.members]
             models = dict(zip(names, opened, strict=True))
             contest = Contest(models, results, options.setting, options.parallel, told)

@@ -160,10 +160,12 @@ class _Job:
     def _made(self, ensemble: Ensemble) -> Iterator[tuple[int, Result]]:
         prompts = [self._prompts[place] for place in self.missing]
         if not self.scored:
+            bytewise = self.contestant.spec.fusion.space == "bytes"
             for at, completion in complete_each(ensemble, prompts, self._sampling()):
-                usage = completion.usage
-                result = Result(usage.steps, usage.filtered, 0.0, text=completion.text)
-                yield self.missing[at], result
+                usage, text = completion.usage, completion.text
+                # There is a vote on every byte there, and a step is several bytes.
+                steps = len(text.encode()) if bytewise else usage.steps
+                yield self.missing[at], Result(steps, usage.filtered, 0.0, text=text)
             return
         texts = [self._texts(self._task.rows[place]) for place in self.missing]
         for at, scores in score_each(ensemble, list(zip(prompts, texts, strict=True))):

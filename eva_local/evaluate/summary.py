@@ -24,6 +24,8 @@ from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.significance import Estimate, estimate, mean_of
 
 _BITS_PER_NAT = 1.4426950408889634
+# Metrics by which an answer is right or wrong.
+_ANSWERS: tuple[Metric, ...] = ("exact", "number", "choice")
 # Members further apart than this hurt an ensemble in which they have equal votes (UniTE).
 FAR_APART = 10.0
 
@@ -70,8 +72,9 @@ class TaskSummary:
 
     `best` is the best member's name and `gap` how far behind it the worst member is, in the
     unit of `ahead`. `oracle` is the score of picking the best member for every row, `agreement`
-    the share of rows to which all members gave the same answer; both are None without two
-    members. `gap` and `ahead` are in points, for bits per byte in percent of the best member.
+    the share of rows to which all members gave the same answer, where answers can be the same;
+    both are None without two members. `gap` and `ahead` are in points, for bits per byte in
+    percent of the best member.
     """
 
     task: Task
@@ -144,7 +147,7 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
         best=best,
         gap=0.0 if last is None else -last.value,
         oracle=_oracle(together, less) if len(alone) > 1 else None,
-        agreement=_agreement(together) if len(alone) > 1 and metric != "bits" else None,
+        agreement=_agreement(together) if len(alone) > 1 and metric in _ANSWERS else None,
     )
 
 

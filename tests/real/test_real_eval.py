@@ -1,0 +1,114 @@
+"""The task evaluation on the real demo models: a few short rows, from the command line too."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eva_local.alignment.library import find_or_build
+from eva_local.api import Ensemble, ensemble_of, mapping_folders, open_models
+from eva_local.config import shipped
+from eva_local.evaluate.bits import bits_per_byte, passages
+
+pytestmark = pytest.mark.real
+
+COMMAND = [sys.executable, "-m", "eva_local", "--config", str(shipped("models.toml")), "eval"]
+ROWS = {
+    "capitals": [
+        {
+            "id": land,
+            "prompt": f"Question: What is the capital of {land}?\nAnswer:",
+            "choices": ["Madrid", "Paris", "Rome"],
+            "label": place,
+        }
+        for place, land in enumerate(("Spain", "France", "Italy"))
+    ],
+    "sums": [
+        {"prompt": f"Question: What is {n} plus {n}?\nAnswer:", "answers": [str(2 * n)]}
+        for n in (1, 2, 5)
+    ],
+    "texts": [{"text": "The capital of France is Paris, and that of Italy is Rome."}],
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("rows")
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [folder / f"{name}.jsonl" for name in ROWS]
+
+
+def evaluated(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_true_capital_is_the_likelier_one(demo: Ensemble) -> None:
+    prompt = "The capital of France is"
+    right, wrong = demo.score(prompt, " Paris"), demo.score(prompt, " Madrid")
+    assert right.per_byte > wrong.per_byte
+    again = demo.score(prompt, " Paris")
+    assert again.log_likelihood == pytest.approx(right.log_likelihood, abs=1e-3)
+
+
+def test_a_score_is_the_bits_that_the_other_path_counts(demo: Ensemble) -> None:
+    """Two ways to the same figure: sparse votes in the engine, dense ones in `bits`."""
+    text = ROWS["texts"][0]["text"]
+    fusion = replace(demo.spec.fusion, candidates=0)
+    spec = replace(demo.spec, fusion=fusion)
+    with open_models(spec) as models:
+        scored = ensemble_of(spec, models).score("", text)
+        for model in models:
+            model.remove(-1, 0)
+        members = dict(zip(demo.members, models, strict=True))
+        mappings = {
+            name: find_or_build(fusion.mapping, model, members[spec.pivot], mapping_folders())
+            for name, model in members.items()
+        }
+        parts = passages([text.encode()], members)
+        found = bits_per_byte(parts, members, spec.pivot, [fusion], {fusion.mapping: mappings})
+    bits = -scored.log_likelihood / math.log(2) / scored.n_bytes
+    assert found.per_byte(found.fused[fusion]) == pytest.approx(bits, rel=1e-3)
+
+
+def test_tasks_from_the_command_line(files, tmp_path) -> None:
+    kept, out, page = (tmp_path / name for name in ("kept.jsonl", "out.json", "page.html"))
+    options = ("-e", "demo", "--max-tokens", 6, "--results", kept, "--json", out, "--html", page)
+    done = evaluated(*files, *options)
+    assert done.returncode == 0, done.stderr
+    assert "best of members" in done.stdout
+    data = json.loads(out.read_text())
+    assert [one["kind"] for one in data["tasks"]] == ["choice", "generate", "bpb"]
+    scores = {one["name"]: one["score"]["value"] for one in data["tasks"][0]["standings"]}
+    assert list(scores) == ["qwen2.5-coder-0.5b", "smollm2-135m", "demo"]
+    assert scores["demo"] > 60
+    assert page.read_text().count("<svg") >= 6
+    lines = kept.read_text().splitlines()
+    assert len(lines) == 3 * 7
+    again = evaluated(*files, *options)
+    assert again.stdout == done.stdout
+    assert kept.read_text().splitlines() == lines
+
+
+def test_tuned_settings_are_a_block_that_runs(files, tmp_path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    done = evaluated(files[0], "-e", "demo", "--tune", "--results", kept)
+    assert done.returncode == 0, done.stderr
+    block = done.stdout[done.stdout.index('[ensembles."demo-tuned"]') :]
+    config = tmp_path / "models.toml"
+    config.write_text(shipped("models.toml").read_text() + "\n" + block)
+    shown = subprocess.run(
+        [*COMMAND[:3], "--config", str(config), "show", "-e", "demo-tuned"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
