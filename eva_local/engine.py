@@ -123,12 +123,12 @@ class Engine:
         fusion: FusionSettings,
         *,
         side_by_side: bool = False,
-        chunk: int = CHUNK,
+        chunk: int | None = CHUNK,
     ) -> None:
         """Fuse `models` in `space`; `side_by_side` decodes each in a thread of its own.
 
         Beside answers that are being written, at most `chunk` tokens of prompts are read in a
-        step, so that no answer stalls.
+        step, so that no answer has to wait long; None fills the batches, which reads faster.
         Threads pay where members run on devices of their own. On one CPU each member uses
         all cores, one after the other.
         """
@@ -136,7 +136,7 @@ class Engine:
         self._models = tuple(models)
         self._space = space
         self._fusion = fusion
-        self._chunk = chunk
+        self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         self._grammars = Grammars(space, self.missing_bytes)
@@ -251,7 +251,7 @@ class Engine:
         model = self._models[member]
         work: list[tuple[Draft, Run]] = []
         room = model.n_batch
-        prompt_room = self._chunk if any(draft.steps for draft in drafts) else room
+        prompt_room = (self.chunk or room) if any(draft.steps for draft in drafts) else room
         for draft in drafts:
             if draft.voices[member].ready:
                 continue

@@ -64,6 +64,15 @@ class Scheduler:
         self._changed = threading.Condition()
 
     @property
+    def chunk(self) -> int | None:
+        """How many tokens of prompts a step may read beside answers; None fills the batches."""
+        return self._engine.chunk
+
+    @chunk.setter
+    def chunk(self, chunk: int | None) -> None:
+        self._engine.chunk = chunk
+
+    @property
     def n_waiting(self) -> int:
         """How many requests have no place yet."""
         return len(self._waiting)
