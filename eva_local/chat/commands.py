@@ -120,12 +120,16 @@ def _show(repl: Repl, what: str) -> None:
         return
     if what:
         raise InputError("/show shows what is set, /show chat what was said")
-    spec = chat.ensemble.spec
+    spec, fusion = chat.ensemble.spec, chat.ensemble.spec.fusion
+    weights = (
+        ",".join(map(str, fusion.weights)) if isinstance(fusion.weights, tuple) else fusion.weights
+    )
     rooms = zip(chat.ensemble.members, chat.used(), chat.ensemble.n_ctx, strict=True)
     changed = [name for name in _KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
     table = _table()
     for name, value in (
         ("ensemble", f"{spec.name} (pivot: {spec.pivot})"),
+        ("fusion", f"{fusion.combine}, weights {weights}, filter {fusion.filter}"),
         ("context", "\n".join(f"{name} {need}/{limit}" for name, need, limit in rooms)),
         ("turns", str(len(chat.conversation.turns))),
         ("left out", f"the oldest {chat.first}: the context is full" if chat.first else ""),
