@@ -165,7 +165,9 @@ class Ensemble:
         return tuple(model.n_ctx for model in self._models)
 
     def mapping_files(self) -> tuple[Path, ...]:
-        """Return the files of the mappings between the members."""
+        """Return the files of the mappings that the members' votes go through."""
+        if self.spec.fusion.space != "pivot":
+            return ()
         pivot = self._models[self.spec.pivot_index]
         others = (
             model

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import align, chat, evaluate, models, run, trace
+from eva_local.cli import align, batch, chat, evaluate, models, run, trace
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
 COMMANDS: tuple[click.Command, ...] = (
     run.run,
     chat.chat,
+    batch.batch,
     models.pull,
     models.list_models,
     models.show,

@@ -1,0 +1,175 @@
+"""The rows of a job through an ensemble: fed as places become free, written as they finish."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from eva_local.api import Ensemble
+from eva_local.batch.forms import Form, Shares
+from eva_local.batch.results import Results
+from eva_local.batch.rows import Row
+from eva_local.errors import EvaError
+from eva_local.records import Step
+from eva_local.scheduler import Request
+from eva_local.wire import answer_of
+
+# How far the rows that are written in order may run ahead of one that takes long, for each place.
+_AHEAD = 64
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a job is. `n_rows` are those of this run, `n_tokens` symbols of answers."""
+
+    n_rows: int
+    n_done: int = 0
+    n_failed: int = 0
+    n_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """The time since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.n_tokens / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the other rows will take, if they are like those before."""
+        if not self.n_done:
+            return None
+        return self.seconds / self.n_done * (self.n_rows - self.n_done)
+
+
+class Job:
+    """Writes the answers to rows."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        form: Form,
+        results: Results,
+        n_rows: int,
+        *,
+        shares: bool = False,
+        ordered: bool = False,
+    ) -> None:
+        """Write rows of `form` to `results`: as they finish, or `ordered` as they were put in.
+
+        With `shares` a row says which share of its symbols each member carried.
+        """
+        self.progress = Progress(n_rows)
+        # Nobody reads along: what counts is when the last row is written.
+        ensemble.scheduler.chunk = None
+        self._ensemble = ensemble
+        self._form = form
+        self._results = results
+        self._shares = shares
+        self._ordered = ordered
+        self._running: dict[int, Request] = {}
+        # Finished rows that wait for one before them, by their place in the input.
+        self._early: dict[int, Mapping[str, object]] = {}
+        self._next = 0
+
+    def run(
+        self,
+        rows: Iterator[Row],
+        stopped: Callable[[], bool] = lambda: False,
+        told: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        """Answer the rows until none is left, or until `stopped`; `told` hears of each step.
+
+        Raises ModelError where a member fails, and InputError where the results cannot be
+        written; what was written stays.
+        """
+        places = enumerate(rows)
+        try:
+            while not stopped():
+                fed = self._feed(places)
+                if not fed and not self._running:
+                    return
+                self._ensemble.scheduler.step()
+                told(self.progress)
+        finally:
+            for request in self._running.values():
+                self._ensemble.scheduler.cancel(request)
+
+    def _feed(self, rows: Iterator[tuple[int, Row]]) -> int:
+        """Keep as many rows waiting as one step can make place for; return how many came."""
+        scheduler = self._ensemble.scheduler
+        wanted = max(scheduler.n_places - scheduler.n_waiting, 0)
+        if len(self._early) >= _AHEAD * scheduler.n_places:
+            wanted = 0
+        fed = 0
+        for place, row in islice(rows, wanted):
+            self._begin(place, row)
+            fed += 1
+        return fed
+
+    def _begin(self, place: int, row: Row) -> None:
+        if row.asked is None:
+            self._fail(place, row, row.problem)
+            return
+        sink = partial(self._take, place, row, [], Counter())
+        asked = row.asked
+        try:
+            self._running[place] = self._ensemble.submit(
+                asked.prompt,
+                asked.sampling,
+                sink,
+                trace=self._shares,
+                n_top=asked.n_top or 0,
+            )
+        except EvaError as error:
+            self._fail(place, row, str(error))
+
+    def _take(
+        self,
+        place: int,
+        row: Row,
+        steps: list[Step],
+        carried: Counter[str],
+        told: Step | EvaError,
+    ) -> None:
+        """Take what is told of a row; its answer is written with the last step."""
+        if isinstance(told, EvaError):
+            self._fail(place, row, str(told))
+            return
+        if told.piece:
+            self.progress.n_tokens += 1
+            if told.trace is not None:
+                carried[told.trace.carrier] += 1
+        steps.append(told)
+        if told.finish_reason is None:
+            return
+        answer = answer_of(steps, told=row.asked is not None and row.asked.n_top is not None)
+        shares = self._shares_of(carried) if self._shares else None
+        self._write(place, self._form.answered(row, answer, self._ensemble.spec.name, shares))
+
+    def _shares_of(self, carried: Counter[str]) -> Shares:
+        total = max(carried.total(), 1)
+        return {name: carried[name] / total for name in self._ensemble.members}
+
+    def _fail(self, place: int, row: Row, problem: str) -> None:
+        self.progress.n_failed += 1
+        self._write(place, self._form.failed(row, f"line {row.line}: {problem}"))
+
+    def _write(self, place: int, result: Mapping[str, object]) -> None:
+        self._running.pop(place, None)
+        self.progress.n_done += 1
+        if not self._ordered:
+            self._results.append(result)
+            return
+        self._early[place] = result
+        while self._next in self._early:
+            self._results.append(self._early.pop(self._next))
+            self._next += 1

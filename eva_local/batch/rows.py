@@ -1,0 +1,71 @@
+"""Rows of the input: what each asks for, or why it cannot be answered."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from eva_local.batch.template import Template
+from eva_local.errors import EvaError, InputError
+from eva_local.prompt import Prompt
+from eva_local.records import Message, Sampling
+from eva_local.wire import Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: `asked`, or a `problem` in plain words.
+
+    `line` is where it begins, from 1. A row without an id of its own has that number for an
+    `id`, and a `mark`: the hash of what it says, by which a change is noticed.
+    """
+
+    line: int
+    id: str | int
+    mark: str = ""
+    asked: Asked | None = None
+    problem: str = ""
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What holds for all rows: the options of the command.
+
+    `n_top` as in `Asked`; `shares` asks how much each member carried. `raw` prompts are gone on
+    with as they are, others are a user's message, behind `system` where there is one.
+    """
+
+    sampling: Sampling
+    system: str | None = None
+    raw: bool = False
+    template: Template | None = None
+    n_top: int | None = None
+    shares: bool = False
+
+    def asked(self, prompt: str, sampling: Sampling) -> Asked:
+        """Return what a row asks for whose prompt is a text."""
+        return Asked(self._prompt(prompt), sampling, self.n_top)
+
+    def _prompt(self, text: str) -> Prompt:
+        if self.raw:
+            return text
+        messages = [Message("user", text)]
+        return messages if self.system is None else [Message("system", self.system), *messages]
+
+
+def mark_of(content: bytes) -> str:
+    """Return a short hash of what a row says."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def checked_id(value: object) -> str | int:
+    """Return a row's own id; raise InputError for what can be none."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InputError("id must be a text or a whole number")
+    return value
+
+
+def problem_of(error: Exception) -> str:
+    """Word what is wrong with a row."""
+    return str(error) if isinstance(error, EvaError) else f"is no JSON: {error}"

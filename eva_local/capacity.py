@@ -1,0 +1,149 @@
+"""How many texts are best written side by side: as many as fit, and as make it faster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from eva_local.api import Ensemble, Report, open_ensemble
+from eva_local.errors import ModelError
+from eva_local.header import read_header
+from eva_local.model import can_offload
+from eva_local.records import Sampling
+from eva_local.specs import EnsembleSpec, LoadSettings
+from eva_local.store import locate
+
+log = logging.getLogger("eva_local")
+
+# More texts than this gain little on any machine, and wait for each other's prompts.
+MOST = 32
+# Memory that stays free for everything else, as a share of what is free now.
+_LEFT_FREE = 0.25
+# The cache's types: bytes for each number.
+_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+# Fewer texts are enough where they write this share of what the best number writes.
+_NEARLY = 0.95
+# Two texts may be slower than one, and four faster: this many numbers without gain end it.
+_PATIENCE = 2
+# Something to write, for the measurement: more symbols than it takes steps.
+_WRITTEN = " one two three four five six seven eight"
+_STEPS = 4
+
+
+def open_widest(
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+    *,
+    most: int = MOST,
+) -> Ensemble:
+    """Open an ensemble with the number of places, at most `most`, that writes fastest here.
+
+    Memory decides how many there can be, a measurement of a few seconds how many are used.
+    Raises ModelError where not even one text fits.
+    """
+    places = places_that_fit(spec, most)
+    while True:
+        try:
+            ensemble = open_ensemble(spec, sampling, report, parallel=places)
+            break
+        except ModelError:
+            # On a GPU only llama.cpp knows what is free.
+            if places == 1:
+                raise
+            places //= 2
+    try:
+        ensemble.scheduler.n_places = fastest(ensemble, places)
+    except BaseException:
+        ensemble.close()
+        raise
+    return ensemble
+
+
+def places_that_fit(spec: EnsembleSpec, most: int) -> int:
+    """Return how many texts, at most `most`, fit into memory beside the weights."""
+    on_cpu = [
+        member for member in spec.members if not can_offload() or not member.load.n_gpu_layers
+    ]
+    free = free_memory()
+    if not on_cpu or free is None:
+        return most
+    paths = [locate(member) for member in on_cpu]
+    free -= sum(path.stat().st_size for path in paths)
+    needed = sum(
+        _bytes_of_text(path, member.load) for path, member in zip(paths, on_cpu, strict=True)
+    )
+    return max(1, min(most, int(free * (1 - _LEFT_FREE) / max(needed, 1))))
+
+
+def fastest(ensemble: Ensemble, most: int) -> int:
+    """Measure 1, 2, 4 … texts side by side; return the smallest number that is nearly fastest."""
+    rates: dict[int, float] = {}
+    places = 1
+    while places not in rates:
+        rates[places] = _measured(ensemble, places)
+        log.debug("%d texts side by side: %.1f tokens/s", places, rates[places])
+        if max(rates.values()) > max(list(rates.values())[-_PATIENCE:]):
+            break
+        places = min(2 * places, most)
+    enough = max(rates.values()) * _NEARLY
+    return next(places for places, rate in rates.items() if rate >= enough)
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that are free, or None where the system does not tell."""
+    limits = [_free_in_system(), _free_in_group(Path("/sys/fs/cgroup"))]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _measured(ensemble: Ensemble, places: int) -> float:
+    """Return the tokens per second of `places` texts."""
+    scheduler = ensemble.scheduler
+    before, scheduler.n_places = scheduler.n_places, places
+    running = [ensemble.submit_score("zero", _WRITTEN) for _ in range(places)]
+    try:
+        while any(each.request.reads or each.request.draft is None for each in running):
+            scheduler.step()
+        began = time.perf_counter()
+        for _ in range(_STEPS):
+            scheduler.step()
+        return places * _STEPS / (time.perf_counter() - began)
+    finally:
+        for each in running:
+            scheduler.cancel(each.request)
+        scheduler.n_places = before
+
+
+def _bytes_of_text(path: Path, settings: LoadSettings) -> int:
+    header = read_header(path)
+    trained = header.n_ctx_train or settings.n_ctx
+    n_ctx = min(settings.n_ctx, trained) if settings.n_ctx else trained
+    return int(n_ctx * (header.n_cached or 0) * _BYTES[settings.kv_type])
+
+
+def _free_in_system() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        # What is free is not told here; half of all there is rarely is too much.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return None
+
+
+def _free_in_group(folder: Path) -> int | None:
+    """Return what a container may still use, or None outside of one."""
+    try:
+        limit, used = (
+            int((folder / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):
+        return None
+    return max(limit - used, 0)

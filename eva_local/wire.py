@@ -1,0 +1,350 @@
+"""Requests and answers in the shape of OpenAI's API, and options as JSON writes them."""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, get_args, get_type_hints
+
+from eva_local.errors import InputError
+from eva_local.prompt import Prompt
+from eva_local.records import Candidate, FinishReason, Message, Role, Sampling, Step, Usage
+from eva_local.settings import REQUEST_KEYS, convert, did_you_mean
+
+Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+CHAT, COMPLETION = get_args(Endpoint)
+#: Likeliest symbols that an answer can name for each symbol at most.
+MOST_TOP = 20
+_NEVER = -9999.0
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+_HINTS = get_type_hints(Sampling)
+OPTIONS = tuple(_HINTS)
+# OpenAI's names for what is called otherwise here.
+_ALIASES = {"max_completion_tokens": "max_tokens"}
+# What says nothing about the answer.
+_IGNORED = ("model", "user", "metadata", "store", "service_tier", "safety_identifier")
+# What cannot be done, beside the value that asks for nothing.
+_REFUSED: Mapping[str, object] = {
+    "n": 1,
+    "best_of": 1,
+    "stream": False,
+    "echo": False,
+    "suffix": "",
+    "tools": [],
+    "functions": [],
+    "modalities": ["text"],
+}
+_BODY_KEYS = (
+    *("messages", "prompt", "logprobs", "top_logprobs", "response_format"),
+    *(*OPTIONS, *_ALIASES, *_IGNORED, *_REFUSED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for: an answer, and for each symbol the `n_top` likeliest ones.
+
+    With `n_top` None nothing is told of probabilities.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    n_top: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One symbol of an answer; `start` is its place in the text, in characters."""
+
+    piece: bytes
+    start: int
+    logprob: float
+    top: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; `tokens` are there where probabilities were asked for."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    tokens: tuple[Token, ...] = ()
+
+
+def answer_of(steps: Sequence[Step], *, told: bool) -> Answer:
+    """Join the steps of a finished answer, with its tokens where they are to be `told`."""
+    last = steps[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    text = "".join(step.text for step in steps)
+    tokens = _tokens(steps, len(text.encode("utf-8", "replace"))) if told else ()
+    return Answer(text, last.finish_reason, last.usage, tuple(tokens))
+
+
+def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> Asked:
+    """Read the body of a request to an endpoint; `defaults` are what it does not say.
+
+    Raises InputError where it asks for something that cannot be done.
+    """
+    body = {key: value for key, value in body.items() if value is not None}
+    _refuse_what_cannot_be_done(body)
+    options = {_ALIASES.get(key, key): value for key, value in body.items()}
+    if "logit_bias" in options and options.pop("logit_bias"):
+        raise InputError("logit_bias names tokens by number, which differ from model to model")
+    sampling = read_sampling(options, defaults)
+    if "response_format" in body:
+        sampling = _formatted(sampling, body["response_format"])
+    if endpoint == CHAT:
+        return Asked(read_messages(body.get("messages")), sampling, _n_top_of_chat(body))
+    if endpoint == COMPLETION:
+        return Asked(_plain_prompt(body.get("prompt")), sampling, _n_top(body.get("logprobs")))
+    raise InputError(f"url {_shown(endpoint)} is none of {CHAT}, {COMPLETION}")
+
+
+def read_messages(value: object) -> list[Message]:
+    """Read a conversation; raise InputError for what is none."""
+    if not isinstance(value, list) or not value:
+        raise InputError("messages must be a list of at least one message")
+    return [_message(each, f"messages[{place}]") for place, each in enumerate(value)]
+
+
+def read_sampling(values: Mapping[str, object], defaults: Sampling) -> Sampling:
+    """Put those of `values` that are options of sampling in place of the defaults.
+
+    Raises InputError and ConfigError for values that cannot be used.
+    """
+    given = {
+        key: _option(key, values[key])
+        for key in values.keys() & _HINTS.keys()
+        if values[key] is not None
+    }
+    # Of grammar and json_schema only one can be obeyed: what is asked for wins.
+    for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
+        if key in given:
+            given.setdefault(other, None)
+    return replace(defaults, **given) if given else defaults  # type: ignore[arg-type]  # checked
+
+
+@lru_cache(maxsize=1024)
+def misspelled(key: str, known: tuple[str, ...]) -> str | None:
+    """Return the known key that was probably meant by one that is not known."""
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.85)), None)
+
+
+def chat_completion(
+    answer: Answer, *, name: str, created: int, model: str, told: bool
+) -> dict[str, object]:
+    """Return the body that answers a request for a chat completion; `told` adds logprobs."""
+    logprobs = {"content": chat_tokens(answer), "refusal": None}
+    return {
+        "id": name,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": logprobs if told else None,
+                "finish_reason": answer.finish_reason,
+            }
+        ],
+        "usage": _usage(answer.usage),
+    }
+
+
+def chat_tokens(answer: Answer) -> list[dict[str, object]]:
+    """Return the tokens of an answer with their log-probabilities, in nats."""
+    return [_chat_token(token) for token in answer.tokens]
+
+
+def text_completion(
+    answer: Answer, *, name: str, created: int, model: str, told: bool
+) -> dict[str, object]:
+    """Return the body that answers a request for a plain completion; `told` adds logprobs."""
+    tokens = answer.tokens
+    logprobs = {
+        "tokens": [_shown_piece(token.piece) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [
+            {_shown_piece(c.piece): _log(c.probability) for c in token.top} for token in tokens
+        ],
+        "text_offset": [token.start for token in tokens],
+    }
+    return {
+        "id": name,
+        "object": "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "text": answer.text,
+                "logprobs": logprobs if told else None,
+                "finish_reason": answer.finish_reason,
+            }
+        ],
+        "usage": _usage(answer.usage),
+    }
+
+
+def _tokens(steps: Sequence[Step], n_bytes: int) -> Iterator[Token]:
+    """Yield the symbols of a text of `n_bytes`; what follows it (a stop string) is left out."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    at = start = 0
+    for step in steps:
+        if not step.piece or at >= n_bytes:
+            continue
+        yield Token(step.piece, start, _log(step.probability), step.top)
+        at += len(step.piece)
+        start += len(decoder.decode(step.piece))
+
+
+def _refuse_what_cannot_be_done(body: Mapping[str, object]) -> None:
+    for key, value in body.items():
+        if key not in _BODY_KEYS:
+            raise InputError(f"unknown option {_shown(key)}; {did_you_mean(key, _BODY_KEYS)}")
+        if key in _REFUSED and value != _REFUSED[key]:
+            raise InputError(f"{key} {_shown(value)} cannot be done here; leave it out")
+
+
+def _option(key: str, value: object) -> object:
+    if key not in REQUEST_KEYS:
+        return convert(value, _HINTS[key], key)
+    if key == "stop":
+        return _stop(value)
+    if key == "logit_bias":
+        return _biases(value)
+    if key == "json_schema" and isinstance(value, dict):
+        return json.dumps(value)
+    return convert(value, str, key)
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"stop must be a text or a list of texts, not {_shown(value)}")
+    return tuple(texts)
+
+
+def _biases(value: object) -> dict[str, float | bool]:
+    if not isinstance(value, dict) or not all(
+        each is False or (isinstance(each, int | float) and each is not True)
+        for each in value.values()
+    ):
+        raise InputError("logit_bias must be an object of texts with a number each, or false")
+    return value
+
+
+def _formatted(sampling: Sampling, value: object) -> Sampling:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return sampling
+    schema: object = {"type": "object"}
+    if isinstance(value, dict) and kind == "json_schema":
+        inner = value.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+    if kind not in ("json_object", "json_schema") or not isinstance(schema, dict):
+        raise InputError(
+            "response_format must be of type text, json_object, or json_schema with a schema"
+        )
+    return replace(sampling, grammar=None, json_schema=json.dumps(schema))
+
+
+def _n_top_of_chat(body: Mapping[str, object]) -> int | None:
+    told = body.get("logprobs", False)
+    if not isinstance(told, bool):
+        raise InputError(f"logprobs must be true or false, not {_shown(told)}")
+    if not told:
+        if body.get("top_logprobs"):
+            raise InputError("top_logprobs needs logprobs true")
+        return None
+    return _n_top(body.get("top_logprobs", 0), "top_logprobs")
+
+
+def _n_top(value: object, key: str = "logprobs") -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOP:
+        raise InputError(f"{key} must be from 0 to {MOST_TOP}, not {_shown(value)}")
+    return value
+
+
+def _plain_prompt(value: object) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if not isinstance(value, str):
+        raise InputError("prompt must be one text")
+    return value
+
+
+def _message(value: object, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is no JSON object")
+    role, content = value.get("role"), value.get("content")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InputError(f"{where}: role must be one of {', '.join(_ROLES)}, not {_shown(role)}")
+    if isinstance(content, list):
+        content = "".join(_part(part, where) for part in content)
+    if not isinstance(content, str):
+        raise InputError(f"{where}: content must be a text, not {_shown(content)}")
+    return Message(_ROLES[role], content)
+
+
+def _part(part: object, where: str) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise InputError(f"{where}: only parts of type text can be read")
+    return text
+
+
+def _chat_token(token: Token) -> dict[str, object]:
+    return {
+        "token": _shown_piece(token.piece),
+        "logprob": token.logprob,
+        "bytes": list(token.piece),
+        "top_logprobs": [
+            {
+                "token": _shown_piece(candidate.piece),
+                "logprob": _log(candidate.probability),
+                "bytes": list(candidate.piece),
+            }
+            for candidate in token.top
+        ],
+    }
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    """Count as the first member does: there is one number for each in OpenAI's shape."""
+    return {
+        "prompt_tokens": usage.prompt_tokens[0],
+        "completion_tokens": usage.steps,
+        "total_tokens": usage.prompt_tokens[0] + usage.steps,
+    }
+
+
+def _log(probability: float) -> float:
+    """Return the log-probability in nats; of what a grammar alone wanted, OpenAI's stand-in."""
+    return math.log(probability) if probability > 0 else _NEVER
+
+
+def _shown_piece(piece: bytes) -> str:
+    r"""Return a piece as text; half characters as \x escapes, as OpenAI shows them."""
+    return piece.decode("utf-8", "backslashreplace")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
