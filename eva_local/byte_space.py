@@ -12,6 +12,7 @@ from eva_local.evidence import Evidence
 from eva_local.fusion import Floats, Ids, Vote
 from eva_local.hypotheses import END, Border, Customs, Hypotheses
 from eva_local.model import Logits, Model, Run
+from eva_local.space import Slate
 from eva_local.trie import Trie
 
 log = logging.getLogger("eva_local")
@@ -152,6 +153,10 @@ class ByteVoice:
         """Return (257,): the probability of each next byte, and of END, by this member alone."""
         return self._hypotheses.next()
 
+    def settle(self) -> None:
+        """Take it that a piece ends where the text ends, and is not the beginning of another."""
+        self._hypotheses.settle()
+
     def vote(self) -> Vote:
         """Return the member's vote: every byte that all members can spell, and END."""
         masses = self.next_bytes()[self._symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
@@ -164,7 +169,20 @@ class ByteVoice:
 
     def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
         """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
-        return self._hypotheses.candidates(count)
+        pieces, shares, _ = self._hypotheses.pieces(count)
+        found = zip(pieces, shares.tolist(), strict=True)
+        return sorted(found, key=lambda pair: -pair[1])[:count]
+
+    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+        """Return the likeliest pieces, how likely they are, and how surely each ends."""
+        return self._hypotheses.pieces(count)
+
+    def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
+        """Return the member's vote on pieces that another (or this one) has put forward."""
+        masses = np.maximum(self._hypotheses.support(pieces, shares, ends), 0)
+        total = masses.sum()
+        spread = masses / total if total > 0 else np.full(len(pieces), 1 / len(pieces))
+        return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
         start = self._read.length
@@ -260,6 +278,7 @@ class ByteSpace:
         """
         self._before = before
         self._models = tuple(models)
+        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint) for m in models]
         self._tries = [Trie(model.vocabulary) for model in models]
         self._threshold = threshold
         for model in models:
@@ -269,8 +288,8 @@ class ByteSpace:
                     'its votes in space = "bytes" are less exact',
                     model.path.name,
                 )
-        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
-        self._symbols = np.asarray([symbol for symbol in range(END + 1) if symbol not in missing])
+        self._missing = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
+        self._symbols = np.asarray([s for s in range(END + 1) if s not in self._missing])
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
@@ -298,6 +317,31 @@ class ByteSpace:
     def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
         """Return the first member's vote."""
         return voices[self.lead].vote()
+
+    def slate(self, voices: Sequence[ByteVoice], weights: Floats, count: int) -> Slate:
+        """Return pieces to choose among, and every member's vote on them.
+
+        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
+        that a member gives to the bytes of a piece, times how surely the lead's piece ends there
+        and is not the beginning of a longer one; so the lead's vote is its own distribution.
+        """
+        # Of equals the one with the most tokens, whatever the order of the members.
+        lead = max(range(len(voices)), key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
+        pieces, shares, ends = voices[lead].pieces(count)
+        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
+        if spelled:
+            pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
+        votes = [voice.vote_on(pieces, shares, ends) for voice in voices]
+        return Slate(lead, tuple(pieces), votes)
+
+    def write(self, voices: Sequence[ByteVoice], slate: Slate, chosen: int) -> None:
+        """Append the chosen piece of a slate; the member that put it forward takes it as whole."""
+        piece = slate.pieces[chosen]
+        for voice in voices:
+            for byte in piece:
+                voice.commit(byte)
+        if piece:
+            voices[slate.lead].settle()
 
     def votes(self, voices: Sequence[ByteVoice], lead: Vote) -> list[Vote]:
         """Return every member's vote."""

@@ -43,7 +43,7 @@ class Judge:
         asked = [vote for vote in votes if vote is not None]
         stay = iter(self._filter(asked))
         stayed = tuple(vote is not None and next(stay) for vote in votes)
-        weights = self._weights() * stayed
+        weights = self.weights * stayed
         if weights.sum() == 0:
             # Only members of weight 0 stayed: they are what there is.
             weights = np.asarray(stayed, dtype=np.float64)
@@ -79,7 +79,9 @@ class Judge:
             return [len(vote) > 0 for vote in votes]
         return faithful(votes, self._fusion.filter_n)
 
-    def _weights(self) -> Floats:
+    @property
+    def weights(self) -> Floats:
+        """What each member counts as long as the filter keeps it; not scaled."""
         weights = self._fusion.weights
         if isinstance(weights, tuple):
             return np.asarray(weights)

@@ -25,6 +25,8 @@ from eva_local.text import TextStream
 _TRACED = 8
 # A step of several symbols ends after this many bytes at the latest.
 _LONGEST_STEP = 64
+# Pieces to choose among where the symbols are bytes.
+_PUT_FORWARD = 64
 # Tokens of prompts that are read beside answers: as fast as more of them, and short steps.
 CHUNK = 128
 # A shorter beginning of a prompt is decoded again rather than copied: llama.cpp copies whole
@@ -291,21 +293,54 @@ class Engine:
 
     def _advance(self, draft: Draft) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
+        if draft.sampler.by_piece and not self._space.has_pieces:
+            return self._advance_piece(draft)
         while draft.ready:
             decision = draft.judge.decide(self._votes(draft))
-            if draft.steps == 0 and draft.span.first is None:
-                draft.first_seconds = time.perf_counter() - draft.started
-                draft.prompt_seconds = draft.decode_seconds.copy()
-            draft.filtered += [
-                vote is not None and not stays
-                for vote, stays in zip(decision.votes, decision.stayed, strict=True)
-            ]
+            self._note(draft, decision)
             chosen = draft.sampler.choose(decision.fused)
             self._extend(draft, decision, chosen)
-            step = self._completed(draft, chosen)
+            step = self._completed(draft, ended=chosen == self._space.end)
             if step is not None:
                 return step
         return None
+
+    def _advance_piece(self, draft: Draft) -> Step | None:
+        """Choose among pieces that the member puts forward that counts most."""
+        members = np.arange(len(draft.voices))
+        asked = members == self._space.lead if draft.sure else members >= 0
+        slate = self._space.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
+        draft.steps_alone += draft.sure
+        votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
+        decision = draft.judge.decide(votes)
+        self._note(draft, decision)
+        chosen = draft.sampler.choose(decision.fused)
+
+        def shown(vote: Vote | None, count: int) -> tuple[Candidate, ...]:
+            top = [] if vote is None else vote.top(count)
+            return tuple(Candidate(slate.pieces[place], share) for place, share in top)
+
+        span = draft.span
+        span.first, span.piece = decision, slate.pieces[chosen]
+        span.probability = decision.fused.probability(chosen)
+        span.chosen *= [0.0 if v is None else v.probability(chosen) for v in votes]
+        if draft.traced or draft.n_top:
+            span.fused_top = shown(decision.fused, max(_TRACED, draft.n_top))
+            span.tops = [shown(vote, _TRACED) for vote in votes]
+        draft.judge.learn(decision, chosen, len(span.piece))
+        draft.sure = False
+        self._space.write(draft.voices, slate, chosen)
+        return self._completed(draft, ended=not span.piece)
+
+    def _note(self, draft: Draft, decision: Decision) -> None:
+        """Count who was filtered; the first decision ends the time of the prompt."""
+        if draft.steps == 0 and draft.span.first is None:
+            draft.first_seconds = time.perf_counter() - draft.started
+            draft.prompt_seconds = draft.decode_seconds.copy()
+        draft.filtered += [
+            vote is not None and not stays
+            for vote, stays in zip(decision.votes, decision.stayed, strict=True)
+        ]
 
     def _extend(self, draft: Draft, decision: Decision, chosen: int) -> None:
         """Add a chosen symbol to the step, and commit it to every member."""
@@ -340,16 +375,15 @@ class Engine:
                 for voice, vote in zip(draft.voices, decision.votes, strict=True)
             ]
 
-    def _completed(self, draft: Draft, chosen: int) -> Step | None:
-        """Return the step, if the symbol that was chosen last completes it."""
+    def _completed(self, draft: Draft, *, ended: bool) -> Step | None:
+        """Return the step, if what was chosen last completes it; `ended` says it was END."""
         span = draft.span
         assert span.first is not None
-        ended = chosen == self._space.end
         stops = ended or draft.sampler.complete
         full = not ended and any(voice.room < 0 for voice in draft.voices)
         weights = span.first.weights
         heaviest = draft.voices[max(range(len(weights)), key=weights.__getitem__)]
-        whole = heaviest.at_border or len(span.piece) >= _LONGEST_STEP
+        whole = draft.sampler.by_piece or heaviest.at_border or len(span.piece) >= _LONGEST_STEP
         if not (stops or full or whole or draft.text.would_stop(span.piece)):
             return None
         if not ended or span.piece:

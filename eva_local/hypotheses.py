@@ -303,6 +303,12 @@ class Hypotheses:
         best.log_weight = float(np.logaddexp.reduce(logs))
         self._waiting = [b for b in self._waiting if b is best or b.covers < len(self.text)]
 
+    def settle(self) -> None:
+        """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
+        here = self._here()
+        if here:
+            self._open, self._waiting, self._now = [], here, None
+
     def next(self) -> Floats:
         """Return (257,): the probability of each next byte, and of END; they sum to 1."""
         if self._now is None:
@@ -331,14 +337,14 @@ class Hypotheses:
         """Return the borders that are where the text ends."""
         return [border for border in self._waiting if border.covers == len(self.text)]
 
-    def candidates(self, count: int) -> list[tuple[bytes, float]]:
-        """Return the likeliest pieces after the likeliest row that was decoded.
+    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+        """Return the likeliest pieces (m,) after the likeliest row, at most `count` and END.
 
-        Of a piece that was begun, the rest is told. END has no bytes.
+        With them goes how likely each is, (m,), and the share of the rows that begin with its
+        bytes which end there, (m,). Of a piece that was begun, the rest is told. END is last,
+        without bytes, and is there at a border only.
         """
-        lead = max(self._open, key=self._weight, default=None)
-        if lead is None or lead.left <= 0:
-            return []
+        lead = max(self._open, key=self._weight)
         low = int(self._trie.low[lead.node]) - lead.offset
         high = int(self._trie.high[lead.node]) - lead.offset
         low += int(self._trie.exact[lead.node])
@@ -346,14 +352,79 @@ class Hypotheses:
         count = min(count, len(masses))
         best = np.argpartition(-masses, count - 1)[:count].tolist() if count else []
         begun = len(self.text) - lead.covers
-        found = [
-            (self._pieces[self._trie.token_ids[lead.offset + low + i]][begun:], masses[i])
-            for i in best
-        ]
+        token_ids = self._trie.token_ids
+        # Several ids may have the same bytes: a piece is named once.
+        found = sorted({self._pieces[token_ids[lead.offset + low + i]][begun:] for i in best})
+        shares, ends = [], []
+        for piece in found:
+            node = self._down(lead.node, piece)
+            start = int(self._trie.low[node]) - lead.offset
+            under = float(lead.masses[start : int(self._trie.high[node]) - lead.offset].sum())
+            exact = float(lead.masses[start : start + int(self._trie.exact[node])].sum())
+            shares.append(exact / lead.left)
+            ends.append(exact / under if under > 0 else 0.0)
         if lead.node == ROOT:
-            found.append((b"", lead.end))
-        found.sort(key=lambda pair: -pair[1])
-        return [(piece, float(mass / lead.left)) for piece, mass in found[:count]]
+            found.append(b"")
+            shares.append(lead.end / lead.left)
+            ends.append(1.0)
+        return found, np.asarray(shares), np.asarray(ends)
+
+    def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
+        """Return (m,): the mass that all rows give to each of `pieces`, END without bytes.
+
+        That is the mass of the tokens that begin with a piece, times `ends: (m,)`, how surely it
+        is whole and not the beginning of a longer one. Where no token begins with a piece, the
+        member would write it in several: the mass of the first of them is split among all
+        pieces that it begins so, in proportion to `shares: (m,)`.
+        """
+        places = {piece: place for place, piece in enumerate(pieces)}
+        masses = np.zeros(len(pieces))
+        for h in self._open:
+            weight = math.exp(h.log_weight - self._scale)
+            firsts: dict[bytes, list[int]] = {}
+            for place, piece in enumerate(pieces):
+                if not piece:
+                    masses[place] += weight * h.end if h.node == ROOT else 0.0
+                    continue
+                node, first = self._walk(h.node, piece)
+                if node >= 0:
+                    masses[place] += weight * self._under(h, node) * ends[place]
+                elif first:
+                    firsts.setdefault(first, []).append(place)
+            for first, begun in firsts.items():
+                mass = weight * self._exactly(h, first)
+                if first in places:
+                    masses[places[first]] -= mass * ends[places[first]]
+                    begun.append(places[first])
+                whole = shares[begun].sum()
+                masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
+        return masses
+
+    def _walk(self, node: int, piece: bytes) -> tuple[int, bytes]:
+        """Return the node of a piece, or -1 and the longest token that the piece begins with."""
+        first = b""
+        for count, byte in enumerate(piece, start=1):
+            node = self._trie.child(node, byte)
+            if node < 0:
+                break
+            if self._trie.exact[node]:
+                first = piece[:count]
+        return node, first
+
+    def _under(self, hypothesis: _Open, node: int) -> float:
+        h = hypothesis
+        low, high = int(self._trie.low[node]) - h.offset, int(self._trie.high[node]) - h.offset
+        return float(h.masses[low:high].sum())
+
+    def _exactly(self, hypothesis: _Open, piece: bytes) -> float:
+        h, node = hypothesis, self._down(hypothesis.node, piece)
+        low = int(self._trie.low[node]) - h.offset
+        return float(h.masses[low : low + int(self._trie.exact[node])].sum())
+
+    def _down(self, node: int, piece: bytes) -> int:
+        for byte in piece:
+            node = self._trie.child(node, byte)
+        return node
 
     def border_share(self) -> float:
         """Return the share of the rows that end exactly where the text ends."""

@@ -21,6 +21,9 @@ from eva_local.records import Sampling
 class Chooser(Protocol):
     """What turns the fused distributions of a text into its symbols."""
 
+    #: Whether it can choose among pieces where the symbols are none.
+    by_piece: bool
+
     @property
     def complete(self) -> bool:
         """Whether nothing but END may follow."""
@@ -35,6 +38,8 @@ class Forced:
     `log_likelihood` is in nats. `unseen` counts the symbols that a vote did not hold: such a
     symbol counts with the vote's smallest probability, which bounds the true one from above.
     """
+
+    by_piece = False
 
     def __init__(self, symbols: Sequence[int], n_symbols: int) -> None:
         """Write `symbols`, out of `n_symbols` that the shared space has."""
@@ -77,6 +82,8 @@ class Sampler:
         self._generator = np.random.default_rng(sampling.seed)
         self._biases = biased_symbols(dict(sampling.logit_bias), symbols)
         self._seen = _Seen(sampling, symbols.end)
+        # A grammar speaks of symbols.
+        self.by_piece = grammar is None
 
     @property
     def complete(self) -> bool:

@@ -7,6 +7,7 @@ decoded, takes the logits, votes, and is told which symbol was chosen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
@@ -64,6 +65,18 @@ class Voice(Protocol):
 V = TypeVar("V", bound=Voice)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Slate:
+    """Pieces to choose among, ascending, END last and without bytes, and the votes on them.
+
+    The symbols of these votes are the places of the pieces. Member `lead` put the pieces forward.
+    """
+
+    lead: int
+    pieces: tuple[bytes, ...]
+    votes: Sequence[Vote]
+
+
 class Space(Protocol[V]):
     """The symbols in which votes are added up; one of them, `end`, is END."""
 
@@ -81,6 +94,15 @@ class Space(Protocol[V]):
 
     def voices(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
+
+    def slate(self, voices: Sequence[V], weights: Floats, count: int) -> Slate:
+        """Return `count` pieces to choose among, where symbols are no pieces.
+
+        `weights: (members,)` are what the voices will count.
+        """
+
+    def write(self, voices: Sequence[V], slate: Slate, chosen: int) -> None:
+        """Append the chosen piece of a slate."""
 
     def lead_vote(self, voices: Sequence[V]) -> Vote:
         """Return the lead's vote; its voice must have taken its logits."""
@@ -232,6 +254,14 @@ class PivotSpace:
             lead if index == self.lead else self._spellable(voice.vote(lead))
             for index, voice in enumerate(voices)
         ]
+
+    def slate(self, voices: Sequence[PivotVoice], weights: Floats, count: int) -> Slate:
+        """Raise NotImplementedError: here the symbols are pieces."""
+        raise NotImplementedError
+
+    def write(self, voices: Sequence[PivotVoice], slate: Slate, chosen: int) -> None:
+        """Raise NotImplementedError: here the symbols are pieces."""
+        raise NotImplementedError
 
     def _spellable(self, vote: Vote) -> Vote:
         if self._spelled is None:
