@@ -78,7 +78,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_pull_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "pull", "-e", "both")
     path = next((folder / "cache" / "models").glob("*-far.gguf"))
-    assert (code, err) == (0, "")
+    assert code == 0
+    # A slow machine is told how far it is.
+    assert all(line.endswith("%") for line in err.splitlines())
     assert out == f"own: your own file: {folder / 'own.gguf'}\nfar: pulled: {path}\n"
     # Without a name: the default ensemble.
     assert "far: already here: " in run(capsys, "pull")[1]

@@ -177,7 +177,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ("[ensembles.e]\nmembers = [1]", "ensembles.e.members: there is no model 1"),
         ('[ensembles.a]\nmembers = ["a"]', "ensembles.a: a model has this name already"),
         ('[ensembles.e]\nmembers = ["a"]\npivot = "b"', "ensembles.e.pivot: 'b' is no member"),
-        ('[ensembles.e]\nmembers = ["a"]\nspace = "x"', 'ensembles.e.space: must be "pivot", not'),
+        ('[ensembles.e]\nmembers = ["a"]\nspace = "x"', 'ensembles.e.space: must be "pivot" or'),
         ('[ensembles.e]\nmembers = ["a"]\nmap = "x"', "ensembles.e.map: unknown key; did you mean"),
         ('[ensembles.e]\nmembers = ["a"]\nweights = [-1]', "ensembles.e.weights: must be at"),
         ('[ensembles.e]\nmembers = ["a"]\nweights = [nan]', "ensembles.e.weights: must be "),

@@ -383,8 +383,13 @@ def version(requirement: Requirement) -> str:
 
 def declared(*, dev: bool) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["optional-dependencies"]["dev"] if dev else project["dependencies"]
-    return [Requirement(text) for text in texts]
+    extras = project["optional-dependencies"]
+    texts = extras["dev"] if dev else project["dependencies"]
+    found = [Requirement(text) for text in texts]
+    # Developers have some of the extras that users may have.
+    chosen = [extra for own in found if own.name == project["name"] for extra in own.extras]
+    others = [own for own in found if own.name != project["name"]]
+    return others + [Requirement(text) for extra in chosen for text in extras[extra]]
 
 
 @pytest.mark.parametrize("dev", [False, True])
