@@ -31,6 +31,7 @@ _WORDS_OF_A_NAME = 5
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"(?<![\w.])-?[$€£]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _VERDICT = re.compile(r"answer\s+is\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?:\s|$)")
 # Languages that BLEU must cut into characters, as their words are not set apart.
 _TOKENISERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
 
@@ -75,10 +76,12 @@ def exact_match(text: str, answers: Sequence[str]) -> bool:
 def number_in(text: str) -> Decimal | None:
     """Return the number that a text comes to: after the last "answer is", else the last one.
 
+    A sentence that reckons ("the answer is 2 + 3 = 5") comes to what stands after its last "=".
     Thousands may have commas; currencies and units are left out.
     """
     for verdict in reversed(list(_VERDICT.finditer(text))):
-        if after := _numbers(first_line(text[verdict.end() :])):
+        sentence = _SENTENCE_END.split(first_line(text[verdict.end() :]), maxsplit=1)[0]
+        if after := _numbers(sentence.rpartition("=")[2]):
             return after[0]
     return next(reversed(_numbers(text)), None)
 
