@@ -156,6 +156,8 @@ class ByteVoice:
     def settle(self) -> None:
         """Take it that a piece ends where the text ends, and is not the beginning of another."""
         self._hypotheses.settle()
+        # The tokens that the member itself chose stand, odd or not.
+        self._mended = len(self._hypotheses.text)
 
     def vote(self) -> Vote:
         """Return the member's vote: every byte that all members can spell, and END."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given, settings
@@ -155,3 +156,30 @@ def test_what_speaks_of_pieces_is_refused(settings: dict[str, object]) -> None:
     models = [FakeModel(WORDS_A)]
     with pytest.raises(InputError, match='space = "pivot"'):
         begin(ensemble(*models), models, Sampling(**settings))
+
+
+def greedy_alone(model: FakeModel, text: bytes, count: int) -> bytes:
+    """The plain loop: the likeliest piece again and again, where ids with one piece add up."""
+    vocabulary = model.vocabulary
+    tokens = [1, *model.tokenizer.encode(text)]
+    made: list[int] = []
+    while len(made) < count:
+        masses = np.exp(model._hashed(tokens + made).astype(np.float64))
+        by_piece: dict[bytes, list[int]] = {b"": sorted(vocabulary.end_ids)}
+        for token_id in np.flatnonzero(vocabulary.speakable).tolist():
+            by_piece.setdefault(vocabulary.pieces[token_id], []).append(token_id)
+        ids = max(by_piece.values(), key=lambda ids: masses[ids].sum())
+        if ids[0] in vocabulary.end_ids:
+            break
+        made.append(max(ids, key=masses.__getitem__))
+    return vocabulary.join(made)
+
+
+@settings(max_examples=20)
+@given(text=st.sampled_from([b"the", b"un", b"Paris", b" a", b"!", b"e", b"ing", b"by"]))
+def test_law_2_a_member_alone_writes_what_it_writes_by_tokens(text: bytes) -> None:
+    model = FakeModel(WORDS_A)
+    engine = ensemble(model)
+    (steps,) = run(engine, begin(engine, [model], Sampling(max_tokens=10), text))
+    expected = greedy_alone(FakeModel(WORDS_A), text, 10)
+    assert text_of(steps) == expected
