@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +13,6 @@ from chats import fake_chat
 
 from eva_local.chat.repl import Repl
 from eva_local.chat.screen import Screen
-from eva_local.cli.progress import ProgressDisplay
 
 Talk = Callable[..., tuple[str, str]]
 
@@ -39,7 +40,7 @@ def talk(tmp_path, monkeypatch, capsys) -> Iterator[Talk]:
     chat = fake_chat(tmp_path, [])
     chat._tell = screen.note
     reader = Script()
-    repl = Repl(chat, reader, screen, ProgressDisplay)
+    repl = Repl(chat, reader, screen)
 
     def say(*lines: str) -> tuple[str, str]:
         reader.lines = list(lines)
@@ -149,6 +150,18 @@ def test_a_file_goes_in_front_of_the_next_message_and_of_no_other(talk, tmp_path
         assert problem in talk(line)[1]
     talk("/read a file.txt", "/read", "able")
     assert turns(talk)[-1] == "able"
+
+
+def test_what_was_read_waits_until_it_was_answered(talk, tmp_path, monkeypatch) -> None:
+    (tmp_path / "x.txt").write_text("the cat " * 40)
+    talk("/read x.txt")
+    with monkeypatch.context() as patch:
+        # As Ctrl-C does while the members read.
+        patch.setattr(talk.repl.screen, "reading", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        assert "stopped before a word was said; all is as it was" in talk("why is that")[1]
+    assert turns(talk) == []
+    talk("there")
+    assert turns(talk) == ["the cat " * 40 + "\n\nthere"]
 
 
 def test_a_message_that_was_refused_can_be_edited(talk, tmp_path, monkeypatch) -> None:

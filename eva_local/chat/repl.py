@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Protocol
 
 from eva_local.api import Report
 from eva_local.chat import commands
@@ -21,18 +20,6 @@ from eva_local.errors import EvaError
 _ECHOED_LINES = 10
 
 
-class Progress(Protocol):
-    """Shows how far something has come."""
-
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Say that `done` of `total` is done of `what`."""
-        ...
-
-    def close(self) -> None:
-        """Remove it from the screen."""
-        ...
-
-
 class _StoppedError(Exception):
     """Ctrl-C was pressed while the members were reading."""
 
@@ -41,15 +28,9 @@ class Repl:
     """A person and a chat."""
 
     def __init__(
-        self,
-        chat: Chat,
-        reader: Reader,
-        screen: Screen,
-        progress: Callable[[], Progress],
-        *,
-        markdown: bool = False,
+        self, chat: Chat, reader: Reader, screen: Screen, *, markdown: bool = False
     ) -> None:
-        """Let `reader` ask and `screen` show; `progress` is for prompts that take long to read."""
+        """Let `reader` ask and `screen` show."""
         self.chat = chat
         self.screen = screen
         self.switches = dict.fromkeys(SWITCHES, True) | {"markdown": markdown}
@@ -58,7 +39,6 @@ class Repl:
         self.unsent = ""
         self.done = False
         self._reader = reader
-        self._progress = progress
 
     def run(self) -> None:
         """Go on until the person leaves."""
@@ -82,9 +62,9 @@ class Repl:
         """Send a message, after the texts that were read for it."""
         self.unsent = text
         whole = "\n\n".join([*self.texts, text])
-        self._answer(lambda report: self.chat.ask(whole, report))
-        self.unsent = ""
-        self.texts = []
+        if self._answer(lambda report: self.chat.ask(whole, report)):
+            self.unsent = ""
+            self.texts = []
 
     def regenerate(self) -> None:
         """Write the last answer again."""
@@ -132,8 +112,8 @@ class Repl:
         elif meant.strip():
             self.ask(self.heed(meant))
 
-    def _answer(self, begin: Callable[[Report], Steps]) -> None:
-        """Show an answer as it comes, until its end or Ctrl-C."""
+    def _answer(self, begin: Callable[[Report], Steps]) -> bool:
+        """Show an answer as it comes, until its end or Ctrl-C; return whether there is one."""
         before = self.chat.last
         self.screen.begin()
         try:
@@ -142,25 +122,22 @@ class Repl:
         finally:
             self.screen.end(markdown=self.switches["markdown"])
         if self.chat.last is None or self.chat.last is before:
-            self.screen.note("stopped before a word was said; the conversation is as it was")
-        else:
-            self._remark(self.chat.last)
+            self.screen.note("stopped before a word was said; all is as it was")
+            return False
+        self._remark(self.chat.last)
+        return True
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
-        reading = self._progress()
-
-        def report(what: str, share: float) -> None:
+        def report(_: str, share: float) -> None:
             if interrupted():
                 raise _StoppedError
-            reading(what, round(1000 * share), 1000)
+            self.screen.reading(share)
 
         with (
-            contextlib.closing(reading),
             contextlib.suppress(_StoppedError),
             contextlib.closing(begin(report)) as steps,
         ):
             for step in steps:
-                reading.close()
                 self.screen.write(step.text)
                 if interrupted():
                     return

@@ -7,6 +7,7 @@ import sys
 
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
+from rich.status import Status
 from rich.text import Text
 
 from eva_local.chat.wrap import Wrap
@@ -26,7 +27,11 @@ class Screen:
         """Use the terminal, or plain streams."""
         self.interactive = interactive
         self._console = Console(stderr=not interactive, highlight=False, emoji=False, markup=False)
-        self.begin()
+        self._reading: Status | None = None
+        self._answer = ""
+        self._held = ""
+        self._size = self._console.size
+        self._wrap = Wrap(self._size.width)
 
     def show(self, *shown: RenderableType) -> None:
         """Show tables or texts that are safe to show."""
@@ -52,11 +57,19 @@ class Screen:
             self._console.print()
 
     def begin(self) -> None:
-        """Expect an answer."""
+        """Expect an answer; at a terminal, say that the members are reading."""
         self._answer = ""
         self._held = ""
         self._size = self._console.size
         self._wrap = Wrap(self._size.width)
+        if self.interactive:
+            self._reading = self._console.status(Text("reading", style="dim"))
+            self._reading.start()
+
+    def reading(self, share: float) -> None:
+        """Say how far the members have read."""
+        if self._reading is not None:
+            self._reading.update(Text(f"reading {share:.0%}", style="dim"))
 
     def write(self, text: str) -> None:
         """Show the next part of the answer, without blank lines before and after it all."""
@@ -67,6 +80,7 @@ class Screen:
         self._held = text[len(ready) :]
         if not ready:
             return
+        self._settle()
         self._answer += ready
         # A model may write escape sequences; a terminal must not obey them.
         shown = harmless(ready) if sys.stdout.isatty() else ready
@@ -75,6 +89,7 @@ class Screen:
 
     def end(self, *, markdown: bool = False) -> None:
         """End the answer with its line; show it as Markdown if it stands on the screen whole."""
+        self._settle()
         if not self._answer:
             return
         sys.stdout.write("\n")
@@ -84,3 +99,8 @@ class Screen:
             sys.stdout.write(f"\x1b[{self._wrap.rows}A\r\x1b[J")
             sys.stdout.flush()
             self._console.print(Markdown(harmless(self._answer)))
+
+    def _settle(self) -> None:
+        if self._reading is not None:
+            self._reading.stop()
+            self._reading = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.progress import ProgressDisplay, progress_shown
+from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
 from eva_local.cli.table import print_table
 from eva_local.config import DEFAULT_KEYS, Config
@@ -122,7 +122,7 @@ def _hold(
         held = stack.enter_context(
             contextlib.closing(Chat(ensemble, sampling, folder, screen.note))
         )
-        repl = Repl(held, _reader(screen), screen, ProgressDisplay, markdown=markdown)
+        repl = Repl(held, _reader(screen), screen, markdown=markdown)
         _greet(ensemble, screen)
         if file is not None and saved is not None:
             held.resume(file, saved.conversation)
