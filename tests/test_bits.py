@@ -6,16 +6,13 @@ from itertools import product
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
-from hypothesis import given
-from test_fusion import votes
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.decision import Judge
 from eva_local.errors import InputError
-from eva_local.evaluate.bits import Passage, _Whole, bits_per_byte, fuse, passages
+from eva_local.evaluate.bits import Passage, bits_per_byte, passages
 from eva_local.evaluate.texts import cut, read_texts
-from eva_local.fusion import combine
 from eva_local.model import Logits, Model
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
@@ -135,20 +132,6 @@ def test_every_setting_is_measured_as_the_engine_would_fuse() -> None:
         assert bits == pytest.approx(
             [by_the_engine(part, members, "a", setting, mappings) for part in parts], rel=1e-6
         )
-
-
-@given(cast=votes)
-@pytest.mark.parametrize("how", ["mean", "geometric"])
-def test_whole_votes_are_fused_as_sparse_ones(how, cast) -> None:
-    wholes = []
-    for vote in cast:
-        masses = np.zeros(41)
-        masses[vote.symbols] = vote.probabilities
-        wholes.append(_Whole(masses, 0, 3))
-    weights = np.arange(1, len(cast) + 1) / sum(range(1, len(cast) + 1))
-    sparse, dense = combine(cast, weights, how), fuse(wholes, weights, how)
-    assert np.flatnonzero(dense).tolist() == sparse.symbols.tolist()
-    assert dense[sparse.symbols] == pytest.approx(sparse.probabilities)
 
 
 STORY = b"the unbelievable thing is there, the man is in Paris and the end is able. " * 24

@@ -4,8 +4,8 @@ Teacher-forced: every token of the pivot's own tokenisation of a text is scored 
 distribution before all members read it. Members alone are scored on their own tokens. Lower is
 better; models with different vocabularies compare, since bytes are counted.
 
-All settings share the forward passes. Whole votes are fused (no candidates are cut off), in dense
-arrays; what each vote weighs is left to the engine's own Judge.
+All settings share the forward passes. Votes and weights are those of the engine, but that no
+candidates are cut off.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Table
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
-from eva_local.context import Context
 from eva_local.decision import Judge
 from eva_local.evaluate.texts import cut, without
-from eva_local.fusion import Floats, Ids, Vote
+from eva_local.fusion import Floats, Vote, combine
 from eva_local.model import Model, Run
 from eva_local.prompt import PromptWriter
+from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
 
 Progress = Callable[[str, float], None]
@@ -125,154 +123,108 @@ def _fused(
     mappings: Table[str, Table[str, Mapping]],
     progress: Progress,
 ) -> dict[FusionSettings, tuple[float, ...]]:
-    readers = {name: _Reader(model) for name, model in members.items()}
-    projector = _Projector(members, pivot, {one.mapping: mappings[one.mapping] for one in settings})
+    models, place = list(members.values()), list(members).index(pivot)
+    readers = {
+        method: _Reader(models, [mappings[method][name] for name in members], place)
+        for method in {one.mapping: None for one in settings}
+    }
     tallies = [_Tally(one) for one in settings]
     count = max(one.filter_n for one in settings)
-    tokenizer = members[pivot].tokenizer
     for passage in _told(chosen, "fused", progress):
-        evidence = [reader.start(passage.prompts[name]) for name, reader in readers.items()]
+        prompts = [passage.prompts[name] for name in members]
+        evidence = _start(models, [*readers.values()], prompts)
         for tally in tallies:
-            tally.begin(np.array(evidence))
-        for token_id in tokenizer.encode(passage.text):
-            spreads = {name: reader.next() for name, reader in readers.items()}
+            tally.begin(evidence)
+        for symbol in members[pivot].tokenizer.encode(passage.text):
+            _decode(models, [*readers.values()])
             steps = {
-                method: _Step([_Whole(vote, token_id, count) for vote in votes], token_id)
-                for method, votes in projector.votes(spreads)
+                method: _Step(reader.votes(), symbol, count) for method, reader in readers.items()
             }
-            piece = members[pivot].vocabulary.pieces[token_id]
+            n_bytes = len(members[pivot].vocabulary.pieces[symbol])
             for tally in tallies:
-                tally.add(steps[tally.fusion.mapping], len(piece))
+                tally.add(steps[tally.fusion.mapping], n_bytes)
             for reader in readers.values():
-                reader.commit(members[pivot], token_id)
+                reader.commit(symbol)
     return {tally.fusion: tuple(tally.bits) for tally in tallies}
 
 
 class _Reader:
-    """A member that reads a text token by token, and says what it expects next."""
+    """The engine's own voices under one mapping, which vote with all of their tokens."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, models: Sequence[Model], table: Sequence[Mapping], pivot: int) -> None:
+        """Let `models` read in sequence 0; `table` carries their tokens into those of `pivot`."""
+        self._space = PivotSpace(models, table, pivot=pivot, n_candidates=0)
+        self.voices = self._space.voices(0)
+
+    def votes(self) -> list[Vote]:
+        return self._space.votes(self.voices, self._space.lead_vote(self.voices))
+
+    def commit(self, symbol: int) -> None:
+        for voice in self.voices:
+            voice.commit(symbol)
+
+
+def _start(
+    models: Sequence[Model], readers: Sequence[_Reader], prompts: Sequence[Sequence[int]]
+) -> Floats:
+    """Begin a passage; return how likely each member found its prompt, in nats per byte."""
+    evidence = []
+    for place, (model, prompt) in enumerate(zip(models, prompts, strict=True)):
+        voices = [reader.voices[place] for reader in readers]
         model.remove(0, 0)
-        self._model = model
-        self._context = Context(model)
-
-    def start(self, prompt: Sequence[int]) -> float:
-        """Read a prompt; return its mean log-likelihood in nats per byte, 0 without text."""
-        self._context.start(prompt)
-        run = self._context.pending()
-        place = run.start + 1
-        for block in self._model.decode_every(run):
-            self._context.judge(place, block)
-            place += len(block)
-        self._context.decoded(run)
-        return self._context.log_likelihood_per_byte()
-
-    def next(self) -> Floats:
-        """Return the next-token distribution (n_tokens,)."""
-        run = self._context.pending()
-        (logits,) = self._model.decode([run])
-        self._context.decoded(run)
-        assert logits is not None
-        return _scaled(np.exp((logits - logits.max()).astype(np.float64)))
-
-    def commit(self, pivot: Model, token_id: int) -> None:
-        """Read one of the pivot's tokens."""
-        if self._model.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
-            self._context.append_token(token_id)
-        else:
-            self._context.append(pivot.vocabulary.pieces[token_id])
+        for voice in voices:
+            # What was read before is forgotten, so that all of the prompt is judged.
+            voice.start(())
+            voice.start(prompt)
+        runs = [voice.pending()[0] for voice in voices]
+        voices[0].read(runs[0], model.decode_every(runs[0]))
+        for voice, run in zip(voices[1:], runs[1:], strict=True):
+            voice.take(run, None)
+        evidence.append(voices[0].evidence())
+    return np.array(evidence)
 
 
-class _Projector:
-    """Carries whole distributions into the pivot's space, under several mappings."""
-
-    def __init__(
-        self, members: Table[str, Model], pivot: str, mappings: Table[str, Table[str, Mapping]]
-    ) -> None:
-        spelled = _spelled(members, pivot)
-        self._pivot = pivot
-        self._lead = _Projection(identity(members[pivot]), spelled)
-        self._others = {
-            method: {name: _Projection(table[name], spelled) for name in members if name != pivot}
-            for method, table in mappings.items()
-        }
-
-    def votes(self, spreads: Table[str, Floats]) -> Iterator[tuple[str, list[Floats]]]:
-        """Yield each method with the votes (n_symbols,) of the members, in their order."""
-        lead = self._lead.project(spreads[self._pivot], None)
-        for method, others in self._others.items():
-            yield (
-                method,
-                [
-                    lead if name == self._pivot else others[name].project(spread, lead)
-                    for name, spread in spreads.items()
-                ],
-            )
-
-
-class _Projection:
-    """A mapping as it acts on whole distributions."""
-
-    def __init__(self, mapping: Mapping, spelled: Floats) -> None:
-        from scipy.sparse import csr_array
-
-        shape = (len(mapping.indptr) - 1, mapping.n_symbols)
-        matrix = csr_array((mapping.weights, mapping.indices, mapping.indptr), shape=shape)
-        self._columns = matrix.T.tocsr().astype(np.float64)
-        self._spelled = spelled
-        self._symbols = np.flatnonzero(mapping.first >= 0)
-        self._first = mapping.first[self._symbols]
-
-    def project(self, probabilities: Floats, lead: Floats | None) -> Floats:
-        """Carry (n_tokens,) to (n_symbols,), summing to 1; `lead` is the pivot's vote."""
-        vote = np.zeros(self._columns.shape[0])
-        if lead is not None and len(self._first):
-            shares = lead[self._symbols]
-            totals = np.bincount(self._first, shares, minlength=len(probabilities))
-            split = totals > 0
-            each = np.divide(probabilities, totals, out=np.zeros(len(totals)), where=split)
-            vote[self._symbols] = each[self._first] * shares
-            probabilities = np.where(split, 0, probabilities)
-        vote += np.asarray(self._columns @ probabilities)
-        return _scaled(vote * self._spelled)
-
-
-class _Whole:
-    """A whole vote: `masses: (n_symbols,)`, of which the true next symbol is `symbol`."""
-
-    def __init__(self, masses: Floats, symbol: int, count: int) -> None:
-        self.masses = masses
-        self.held = masses > 0
-        least = int(np.where(self.held, masses, np.inf).argmin())
-        best = np.argpartition(masses, -count)[-count:]
-        looked_at: Ids = np.unique([*best, least, symbol])
-        looked_at = looked_at[self.held[looked_at]]
-        # What a Judge looks at: the first choices, the true symbol, the smallest probability.
-        self.seen = Vote(looked_at, masses[looked_at])
-
-    @cached_property
-    def logs(self) -> Floats:
-        """The logarithms; what has no mass counts with the smallest, as in `fusion.combine`."""
-        logs: Floats = np.log(np.where(self.held, self.masses, self.seen.probabilities.min()))
-        return logs
+def _decode(models: Sequence[Model], readers: Sequence[_Reader]) -> None:
+    """Decode once for all readers, whose contexts hold the same tokens."""
+    for place, model in enumerate(models):
+        voices = [reader.voices[place] for reader in readers]
+        runs = [voice.pending()[0] for voice in voices]
+        (logits,) = model.decode(runs[:1])
+        for voice, run in zip(voices, runs, strict=True):
+            voice.take(run, logits)
 
 
 class _Step:
-    """The whole votes of one step under one mapping."""
+    """The whole votes of one step, of which `symbol` came true."""
 
-    def __init__(self, votes: Sequence[_Whole], symbol: int) -> None:
+    def __init__(self, votes: Sequence[Vote], symbol: int, count: int) -> None:
         self.symbol = symbol
-        self.seen = [vote.seen for vote in votes]
+        self.seen = [_seen(vote, symbol, count) for vote in votes]
         self._votes = votes
         self._found: dict[tuple[str, tuple[float, ...]], float] = {}
 
-    def probability(self, combine: str, weights: tuple[float, ...]) -> float:
+    def probability(self, how: str, weights: tuple[float, ...]) -> float:
         """Return the fused probability of the true symbol; without mass, the smallest."""
-        key = combine, weights
+        key = how, weights
         if key not in self._found:
-            fused = fuse(self._votes, weights, combine)
-            self._found[key] = float(fused[self.symbol] or fused[fused > 0].min())
+            self._found[key] = combine(self._votes, weights, how).at_least(self.symbol)
         return self._found[key]
+
+
+def _seen(vote: Vote, symbol: int, count: int) -> Vote:
+    """Return what a Judge looks at: first choices, the true symbol, the smallest probability.
+
+    So each setting can have a Judge of its own, and settings that come to the same weights
+    share the fusion of whole votes, which takes the time.
+    """
+    if not len(vote):
+        return vote
+    least = int(vote.symbols[vote.probabilities.argmin()])
+    looked_at = {least, *(first for first, _ in vote.top(count))}
+    if vote.probability(symbol):
+        looked_at.add(symbol)
+    symbols = np.array(sorted(looked_at))
+    return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
 
 
 class _Tally:
@@ -297,25 +249,6 @@ class _Tally:
         self._judge.learn(decision, step.symbol, n_bytes)
 
 
-def fuse(votes: Sequence[_Whole], weights: Sequence[float], combine: str) -> Floats:
-    """Do to whole votes what `fusion.combine` does to sparse ones; `weights` sum to 1."""
-    present = [(vote, weight) for vote, weight in zip(votes, weights, strict=True) if weight > 0]
-    total = np.zeros(len(votes[0].masses))
-    if combine == "mean" or len(present) == 1:
-        for vote, weight in present:
-            total += weight * vote.masses
-        return total
-    for vote, weight in present:
-        total += weight * vote.logs
-    held = np.logical_or.reduce([vote.held for vote, _ in present])
-    return _scaled(np.exp(total - total.max()) * held)
-
-
-def _scaled(masses: Floats) -> Floats:
-    scaled: Floats = masses / masses.sum()
-    return scaled
-
-
 def _log2_probability(logits: NDArray[np.float32], token_id: int) -> float:
     shifted = logits.astype(np.float64) - logits.max()
     return float((shifted[token_id] - np.log(np.exp(shifted).sum())) / math.log(2))
@@ -323,10 +256,3 @@ def _log2_probability(logits: NDArray[np.float32], token_id: int) -> float:
 
 def _missing(members: Table[str, Model]) -> frozenset[int]:
     return frozenset[int]().union(*(model.tokenizer.missing_bytes for model in members.values()))
-
-
-def _spelled(members: Table[str, Model], pivot: str) -> Floats:
-    """Return (n_symbols,): 1 for what every member can spell, else 0; END counts as spelled."""
-    missing = _missing(members)
-    pieces = members[pivot].vocabulary.pieces
-    return np.array([*(missing.isdisjoint(piece) for piece in pieces), True], dtype=np.float64)
