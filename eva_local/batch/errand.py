@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -203,14 +204,16 @@ def _output(errand: Errand, form: Form) -> Iterator[_FileOutput | _StreamOutput]
 @contextlib.contextmanager
 def _stream(target: str) -> Iterator[StreamResults]:
     if target == "-":
-        yield StreamResults(sys.stdout.buffer, "standard output")
+        yield StreamResults(sys.stdout.fileno(), "standard output")
         return
     try:
-        file = Path(target).open("wb")  # noqa: SIM115  # closed below
+        descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    with file:
-        yield StreamResults(file, target)
+    try:
+        yield StreamResults(descriptor, target)
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_own_input(errand: Errand) -> None:

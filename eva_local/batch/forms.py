@@ -300,7 +300,7 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
 
 
 def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
-    first = next((content for _, content in _lines(file)), b"")
+    first = next((content.strip() for _, content in _lines(file)), b"")
     if first.startswith(b"{"):
         return OpenAI.name if _is_openai(first) else JsonLines.name
     if first == b"[" or first.startswith(b"[{"):

@@ -30,9 +30,6 @@ class Results(Protocol):
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row, whole; raise InputError where that cannot be done."""
 
-    def close(self) -> None:
-        """Make sure that everything is written."""
-
 
 def _hash(key: str) -> int:
     data = key.encode("utf-8", "surrogatepass")
@@ -218,26 +215,20 @@ class FileResults:
 class StreamResults:
     """Standard output, or another place that keeps nothing."""
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
-        """Write rows to `stream`."""
-        self._stream = stream
+    def __init__(self, descriptor: int, name: str) -> None:
+        """Write rows to an open file, which stays open."""
+        # Without a buffer, what a failed write leaves behind cannot fail again later.
+        self._descriptor = descriptor
         self._name = name
 
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row. Raises BrokenPipeError where nobody reads any more."""
         try:
-            self._stream.write(json_line(result))
-            self._stream.flush()
+            _write(self._descriptor, json_line(result))
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise self._refused(error) from error
-
-    def close(self) -> None:
-        """Do nothing: every row is written already."""
-
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"{self._name}: cannot be written: {error.strerror or error}")
+            raise InputError(f"{self._name}: cannot be written: {error.strerror}") from error
 
 
 def keeps_nothing(path: Path) -> bool:

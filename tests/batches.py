@@ -1,0 +1,126 @@
+"""A fake ensemble for batch jobs, and jobs in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import WORDS_A, WORDS_B, FakeModel
+
+from eva_local.alignment.library import identity
+from eva_local.alignment.surface import surface
+from eva_local.api import Ensemble
+from eva_local.batch.errand import Errand, Outcome, carry_out
+from eva_local.batch.rows import Wishes
+from eva_local.engine import Engine
+from eva_local.records import Sampling
+from eva_local.space import PivotSpace
+from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+
+
+def fake_spec(folder: Path, *names: str) -> EnsembleSpec:
+    """An ensemble whose files are only there to have a checksum."""
+    members = []
+    for name in names or ("a", "b"):
+        path = folder / f"{name}.gguf"
+        if not path.exists():
+            path.write_bytes(f"the weights of {name}".encode())
+        members.append(ModelSpec(name, PathSource(path)))
+    return EnsembleSpec("pair", tuple(members), members[0].name, FusionSettings(filter="off"))
+
+
+def fake_ensemble(
+    spec: EnsembleSpec, parallel: int = 4, *, delay: float = 0.0, **options: Any
+) -> Ensemble:
+    """An ensemble of fake models; each decoding takes `delay` seconds."""
+    models = [
+        _Slow(words, delay, **options)
+        for words, _ in zip((WORDS_A, WORDS_B), spec.members, strict=False)
+    ]
+    return ensemble_of_models(spec, models, parallel)
+
+
+def ensemble_of_models(spec: EnsembleSpec, models: list[FakeModel], parallel: int) -> Ensemble:
+    pivot = models[0]
+    mappings = [
+        identity(model) if model is pivot else surface(model.tokenizer, pivot.tokenizer)
+        for model in models
+    ]
+    engine = Engine(
+        [member.name for member in spec.members], models, PivotSpace(models, mappings), spec.fusion
+    )
+    return Ensemble(spec, models, engine, spec.sampling, contextlib.ExitStack(), parallel=parallel)
+
+
+class _Slow(FakeModel):
+    def __init__(self, words, delay: float, **options) -> None:
+        super().__init__(words, **options)
+        self._delay = delay
+
+    def decode(self, runs):
+        if self._delay:
+            time.sleep(self._delay)
+        return super().decode(runs)
+
+
+class Quick(FakeModel):
+    """A model of one step: it wants one of a few words, then END, and costs next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(WORDS_A, logits=self._simple)
+        self._rows = np.full((8, len(self.vocabulary)), -20, dtype=np.float32)
+        self._rows[0, 2] = 10
+        for place in range(1, 8):
+            self._rows[place, 270 + place] = 10
+
+    def _simple(self, tokens):
+        return self._rows[len(tokens) % 8]
+
+
+SAMPLING = Sampling(max_tokens=6)
+
+
+def errand(source: Path | str, target: Path | str, spec: EnsembleSpec, **options: Any) -> Errand:
+    wishes = Wishes(options.pop("sampling", SAMPLING), **options.pop("wishes", {}))
+    return Errand(str(source), str(target), spec, wishes, **options)
+
+
+def do(job: Errand, parallel: int = 4, **options: Any) -> Outcome:
+    """Carry out an errand on fake models."""
+    delay = options.pop("delay", 0.0)
+    return carry_out(job, lambda _: fake_ensemble(job.spec, parallel, delay=delay), **options)
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    """Read an output that must be whole lines of JSON."""
+    data = path.read_bytes()
+    assert not data or data.endswith(b"\n")
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def texts(path: Path) -> dict[str | int, str | None]:
+    """Return the text of each id, None for one that failed; every id must be there once."""
+    rows = results(path)
+    found = {row["id"]: row.get("text") for row in rows}
+    assert len(found) == len(rows), "an id is there twice"
+    return found
+
+
+def write_rows(path: Path, count: int, **more: Any) -> Path:
+    with path.open("w") as file:
+        for number in range(count):
+            row = {"id": f"row-{number}", "prompt": f"the {number} unbelievable", **more}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    # One run of a job, for tests that end it from outside.
+    folder, source, target = map(Path, sys.argv[1:4])
+    job = errand(source, target, fake_spec(folder))
+    carry_out(job, lambda _: fake_ensemble(job.spec, 4, delay=0.002))

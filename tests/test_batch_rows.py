@@ -1,0 +1,335 @@
+"""Rows of every form of input: what they ask for, and what is wrong with them."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text, form_of
+from eva_local.batch.results import Known
+from eva_local.batch.rows import Row, Wishes
+from eva_local.batch.template import Template
+from eva_local.errors import EvaError, InputError
+from eva_local.records import Message, Sampling, Step, Usage
+from eva_local.wire import Answer, answer_of
+
+DEFAULTS = Sampling(max_tokens=9)
+WISHES = Wishes(DEFAULTS)
+
+
+def rows(form: type, data: bytes, **wishes: Any) -> list[Row]:
+    return list(form(Wishes(DEFAULTS, **wishes)).rows(io.BytesIO(data)))
+
+
+def row(form: type, value: object, **wishes: Any) -> Row:
+    (only,) = rows(form, json.dumps(value).encode() + b"\n", **wishes)
+    return only
+
+
+def test_a_row_of_json_lines() -> None:
+    found = row(JsonLines, {"id": "x", "prompt": "Hi", "temperature": 0.5, "stop": "\n", "seed": 3})
+    assert (found.line, found.id, found.mark, found.problem) == (1, "x", "", "")
+    assert found.asked.prompt == [Message("user", "Hi")]
+    assert found.asked.sampling == Sampling(max_tokens=9, temperature=0.5, stop=("\n",), seed=3)
+
+
+def test_prompts_are_messages_behind_the_system_message_or_raw() -> None:
+    found = row(JsonLines, {"prompt": "Hi"}, system="Be kind.")
+    assert found.asked.prompt == [Message("system", "Be kind."), Message("user", "Hi")]
+    assert row(JsonLines, {"prompt": "Hi"}, raw=True).asked.prompt == "Hi"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    found = row(JsonLines, {"messages": messages}, raw=True, system="Be kind.")
+    assert found.asked.prompt == [Message("user", "Hi"), Message("assistant", "Ho")]
+
+
+def test_columns_of_a_data_set_are_no_options() -> None:
+    found = row(JsonLines, {"prompt": "Hi", "task": "gsm8k", "answers": ["18"], "split": "test"})
+    assert not found.problem
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([1], "is no JSON object"),
+        ({}, "needs a prompt"),
+        ({"prompt": 7}, "needs a prompt"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "both"),
+        ({"messages": []}, "at least one message"),
+        ({"messages": ["a"]}, "messages[0] is no JSON object"),
+        ({"messages": [{"role": "king", "content": "b"}]}, "role must be one of"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content must be a text"),
+        ({"prompt": "a", "temprature": 1}, "did you mean temperature?"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature: must be a number"),
+        ({"prompt": "a", "temperature": -1}, "temperature must be in"),
+        ({"prompt": "a", "temperature": True}, "temperature: must be a number"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens: must be a whole number"),
+        ({"prompt": "a", "stop": 3}, "stop must be a text or a list"),
+        ({"prompt": "a", "stop": [""]}, "must not be empty"),
+        ({"prompt": "a", "logit_bias": {"a": "b"}}, "logit_bias must be an object"),
+        ({"prompt": "a", "grammar": "x", "json_schema": "{}"}, "exclude each other"),
+        ({"prompt": "a", "id": 1.5}, "id must be a text or a whole number"),
+        ({"prompt": "a", "id": True}, "id must be a text or a whole number"),
+        ({"prompt": "a", "id": ""}, "id must be a text or a whole number"),
+    ],
+)
+def test_a_wrong_row_says_what_is_wrong(value, problem) -> None:
+    found = row(JsonLines, value)
+    assert problem in found.problem
+    assert found.asked is None
+
+
+def test_a_wrong_row_keeps_its_id() -> None:
+    assert row(JsonLines, {"id": "x", "prompt": 7}).id == "x"
+    found = row(JsonLines, {"prompt": 7})
+    assert (found.id, len(found.mark)) == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{bad", b'{"prompt": "\xff"}', b'{"a":' * 100_000, b"\x00", b'{"prompt": "a"} x', b"NaN"],
+)
+def test_a_line_that_is_no_json_is_a_row_with_a_problem(line) -> None:
+    good = b'{"prompt": "a"}'
+    found = rows(JsonLines, good + b"\n" + line + b"\n\r\n" + good)
+    assert [bool(each.problem) for each in found] == [False, True, False]
+    assert [each.line for each in found] == [1, 2, 4]
+    assert [each.id for each in found] == [1, 2, 4]
+
+
+@given(st.lists(st.binary(max_size=30)), st.sampled_from(list(FORMS)))
+def test_whatever_the_bytes_are_every_line_is_one_row(lines, name) -> None:
+    lines = [line.replace(b"\n", b"").replace(b"\r", b"") for line in lines]
+    data = b"\n".join(lines)
+    if name == "csv":
+        found = rows(Csv, b"id,prompt\n" + data) if b'"' not in data else []
+    else:
+        found = rows(FORMS[name], data)
+        data = data.removeprefix(b"\xef\xbb\xbf")
+        assert len(found) == sum(bool(line.strip()) for line in data.split(b"\n"))
+    for each in found:
+        assert (each.asked is None) == bool(each.problem)
+
+
+def test_a_row_of_openais_format() -> None:
+    body = {
+        "model": "gpt-4o-mini",
+        "messages": [
+            {"role": "developer", "content": "Be kind."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}],
+            },
+        ],
+        "max_completion_tokens": 5,
+        "temperature": 0.3,
+        "top_p": None,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "user": "me",
+        "n": 1,
+        "response_format": {"type": "json_object"},
+    }
+    value = {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    found = row(OpenAI, value)
+    assert found.problem == ""
+    assert found.id == "q"
+    assert found.asked.prompt == [Message("system", "Be kind."), Message("user", "Hi")]
+    assert found.asked.sampling == Sampling(
+        max_tokens=5, temperature=0.3, json_schema='{"type": "object"}'
+    )
+    assert found.asked.n_top == 3
+    plain = {**value, "url": "/v1/completions", "body": {"prompt": ["Hi"], "logprobs": 2}}
+    found = row(OpenAI, plain)
+    assert (found.asked.prompt, found.asked.n_top) == ("Hi", 2)
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"custom_id": None}, "custom_id must be a text"),
+        ({"method": "GET"}, "method must be POST"),
+        ({"url": "/v1/embeddings"}, "url '/v1/embeddings' is none of"),
+        ({"body": []}, "needs a url and a body"),
+        ({"body": {}}, "messages must be a list"),
+        ({"body": {**CHAT, "n": 2}}, "n 2 cannot be done here"),
+        ({"body": {**CHAT, "stream": True}}, "stream True cannot be done here"),
+        ({"body": {**CHAT, "tools": [{"type": "function"}]}}, "tools"),
+        ({"body": {**CHAT, "logit_bias": {"50256": -100}}}, "logit_bias names tokens by number"),
+        ({"body": {**CHAT, "temprature": 1}}, "unknown option 'temprature'"),
+        ({"body": {**CHAT, "top_logprobs": 3}}, "top_logprobs needs logprobs"),
+        ({"body": {**CHAT, "logprobs": 3}}, "logprobs must be true or false"),
+        ({"body": {**CHAT, "logprobs": True, "top_logprobs": 30}}, "from 0 to 20"),
+        ({"body": {**CHAT, "response_format": {"type": "xml"}}}, "response_format must be"),
+        ({"body": {**CHAT, "response_format": {"type": "json_schema"}}}, "with a schema"),
+        (
+            {"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}},
+            "only parts of type text",
+        ),
+        ({"url": "/v1/completions", "body": {"prompt": [1, 2]}}, "prompt must be one text"),
+    ],
+)
+def test_what_openais_format_asks_for_and_cannot_be_done(change, problem) -> None:
+    value = {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
+    assert problem in row(OpenAI, {**value, **change}).problem
+
+
+def test_a_table_with_quoted_fields_and_a_template() -> None:
+    data = '\ufeffid,question,unit\r\na,"How ""far"",\nJohn?",km\r\n,x,y\r\nb,1\r\n'.encode()
+    template = Template("{question} in {unit}, {{sic}}")
+    found = rows(Csv, data, template=template, raw=True)
+    assert found[0].asked.prompt == 'How "far",\nJohn? in km, {sic}'
+    assert [(each.id, each.line) for each in found] == [("a", 2), (4, 4), ("b", 5)]
+    assert "has 2 fields, and the head has 3" in found[2].problem
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_may_have_a_column_prompt(delimiter) -> None:
+    data = delimiter.join(["n", "prompt"]) + "\n" + delimiter.join(["1", "Hi"]) + "\n"
+    (only,) = rows(Csv, data.encode(), raw=True)
+    assert (only.id, only.asked.prompt) == (2, "Hi")
+
+
+def test_a_table_without_a_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="no column prompt; give --prompt-template"):
+        rows(Csv, b"a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"names \{questoin\}; did you mean question"):
+        rows(Csv, b"id,question\n1,2\n", template=Template("{questoin}"))
+    with pytest.raises(InputError, match="two columns of the same name"):
+        rows(Csv, b"prompt,prompt\n1,2\n")
+
+
+def test_a_field_that_is_no_utf8_is_a_row_with_a_problem() -> None:
+    found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n")
+    assert [each.problem for each in found] == ["is not UTF-8 text", ""]
+
+
+def test_templates_take_values_of_json_lines() -> None:
+    template = Template("{question} ({year})")
+    found = row(JsonLines, {"question": "Who?", "year": 1999}, template=template, raw=True)
+    assert found.asked.prompt == "Who? (1999)"
+    assert "has no year" in row(JsonLines, {"question": "Who?"}, template=template).problem
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "}", "{a.b!r}", "{a:>10}", "{}", "no place", "{a!s}", "{{a}}"]
+)
+def test_templates_can_do_nothing_but_name_columns(text) -> None:
+    with pytest.raises(InputError):
+        Template(text)
+
+
+def test_a_template_reaches_no_attributes() -> None:
+    template = Template("{a.__class__}{a[0]}")
+    with pytest.raises(InputError, match=r"has no a\.__class__"):
+        template.fill({"a": "x"})
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "expected"),
+    [
+        (b'{"prompt": "a"}\n', "in", JsonLines),
+        (b'\xef\xbb\xbf\n {"prompt": "a"}\n', "in", JsonLines),
+        (b'\n{"prompt": "a"}\n', "in", JsonLines),
+        (b"{bad\n", "in.txt", JsonLines),
+        (b'{"custom_id": "a", "body": {}}\n', "in", OpenAI),
+        (b'{"custom_id": bad\n', "in", OpenAI),
+        (b"id,prompt\n1,a\n", "in", Csv),
+        (b"a,b\n1,a\n", "in.csv", Csv),
+        (b"Hello, prompt\n", "in", Text),
+        (b"What is this?\n", "in", Text),
+        (b"", "in", Text),
+    ],
+)
+def test_the_form_is_found_by_the_content(data, name, expected) -> None:
+    file = io.BytesIO(data)
+    assert type(form_of(file, name, WISHES)) is expected
+    assert file.tell() == 0
+    assert type(form_of(file, name, WISHES, "text")) is Text
+
+
+def test_a_template_makes_a_table_of_text() -> None:
+    wishes = Wishes(DEFAULTS, template=Template("{a}"))
+    assert type(form_of(io.BytesIO(b"a,b\n"), "in", wishes)) is Csv
+    with pytest.raises(InputError, match="goes with csv and jsonl"):
+        form_of(io.BytesIO(b"a,b\n"), "in", wishes, "text")
+
+
+def test_a_json_array_is_refused() -> None:
+    with pytest.raises(InputError, match="is a JSON array"):
+        form_of(io.BytesIO(b'[{"prompt": "a"}]'), "in", WISHES)
+
+
+def answer(**options: Any) -> Answer:
+    usage = Usage(("a",), (5,), (0,), (0,), (0.1,), (0.1,), 2, 0.2, 0.1)
+    pieces = options.pop("pieces", [b"H", b"\xc3", b"\xa9", b" stop"])
+    steps = [Step(piece, "", 0.5, (True,)) for piece in pieces]
+    steps.append(Step(b"", options.pop("text", "Hé"), 0.25, (True,), "stop", usage))
+    return answer_of(steps, told=True)
+
+
+def test_tokens_that_the_text_does_not_hold_are_left_out() -> None:
+    tokens = answer().tokens
+    assert [token.piece for token in tokens] == [b"H", b"\xc3", b"\xa9"]
+    assert [token.start for token in tokens] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("form", [JsonLines(WISHES), Text(WISHES)])
+def test_own_results_are_known_again(form) -> None:
+    for asked in (Row(3, "x"), Row(3, 3, "0123")):
+        for result in (
+            form.answered(asked, answer(), "m", {"a": 1.0}),
+            form.failed(asked, "is bad"),
+        ):
+            assert form.identity(json.loads(json.dumps(result))) == (asked.id, asked.mark)
+    assert form.failed(Row(3, "x"), "is bad")["error"] == {"message": "is bad", "line": 3}
+
+
+def test_results_in_openais_format() -> None:
+    form = OpenAI(WISHES)
+    value = {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
+    asked = row(OpenAI, {**value, "body": {**CHAT, "logprobs": True}})
+    result = form.answered(asked, answer(), "demo", None)
+    assert result["custom_id"] == "q"
+    assert result["error"] is None
+    assert result["response"]["status_code"] == 200
+    body = result["response"]["body"]
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Hé", "refusal": None}
+    assert choice["finish_reason"] == "stop"
+    assert choice["logprobs"]["content"][1]["bytes"] == [0xC3]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert body["model"] == "demo"
+    assert form.identity(result) == ("q", "")
+    plain = row(OpenAI, {**value, "url": "/v1/completions", "body": {"prompt": "a", "logprobs": 0}})
+    (choice,) = form.answered(plain, answer(), "demo", None)["response"]["body"]["choices"]
+    assert choice["text"] == "Hé"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1]
+    bad = row(OpenAI, {"custom_id": 5})
+    result = form.failed(bad, "is bad")
+    assert result["custom_id"] is None
+    assert result["response"] is None
+    assert result["error"]["message"] == "is bad"
+    assert form.identity(result) == (1, bad.mark)
+
+
+@given(st.lists(st.text(max_size=3)), st.text(max_size=3))
+def test_known_keys(keys, other) -> None:
+    known = Known(keys)
+    assert all(key in known for key in keys)
+    assert (other in known) == (other in keys)
+    repeated = known.repeated()
+    assert all((key in repeated) == (keys.count(key) > 1) for key in keys)
+
+
+def test_errors_of_rows_are_eva_errors() -> None:
+    with pytest.raises(EvaError):
+        form_of(io.BytesIO(b"[\n"), "in", WISHES)
