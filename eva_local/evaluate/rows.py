@@ -143,7 +143,10 @@ def _shots(
         [examples[0][1]] if len(examples) == 1 else []
     )
     if not fitting:
-        raise InputError(f"{path}: no file of examples is of the task {family!r}")
+        raise InputError(
+            f"{path}: no file of examples is of the task {family!r}; measure it by itself, with "
+            "the one file of examples that it should have"
+        )
     if len(fitting[0]) < count:
         raise InputError(f"{path}: {count} examples are wanted, and there are {len(fitting[0])}")
     return fitting[0][:count]
