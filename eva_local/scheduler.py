@@ -80,7 +80,7 @@ class Scheduler:
     @property
     def n_running(self) -> int:
         """How many places are taken."""
-        return len(self._places)
+        return sum(not request.done for request in list(self._places.values()))
 
     def submit(self, request: Request) -> Request:
         """Put a request at the end of the queue."""

@@ -252,13 +252,10 @@ def test_an_error_amid_an_answer_ends_that_one_alone() -> None:
     fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b" a")
     scheduler.step()
 
-    class Stuck:
-        complete = False
+    def stuck(vote):
+        raise InputError("the grammar asks for text that the models cannot write")
 
-        def choose(self, vote):
-            raise InputError("the grammar asks for text that the models cannot write")
-
-    bad.request.draft.sampler = Stuck()
+    bad.request.draft.sampler.choose = stuck
     run(scheduler)
     assert isinstance(bad.error, InputError)
     assert fine.text == alone(b"the")
@@ -300,7 +297,7 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
     scheduler = Scheduler(engine, 4)
     expected = {text: alone(text) for text in (b"the", b" a", b"Paris", b"un", b"ing")}
     ended = threading.Event()
-    wrong: list[object] = []
+    right: list[bool] = []
 
     def drive() -> None:
         while not ended.is_set():
@@ -310,13 +307,11 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
     def use(number: int) -> None:
         for turn in range(12):
             text = list(expected)[(number + turn) % 5]
-            told = Awaited()
-            prompts = [[1, *model.tokenizer.encode(text)] for model in models]
-            request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), told))
+            told, done = answered_by_another_thread(scheduler, models, text)
             if turn % 3 == 2:
-                scheduler.cancel(request)
-            elif not told.done.wait(30) or told.text != expected[text]:
-                wrong.append((text, told))
+                scheduler.cancel(told.request)
+            else:
+                right.append(done.wait(30) and told.text == expected[text])
 
     driver = threading.Thread(target=drive)
     users = [threading.Thread(target=use, args=(number,)) for number in range(6)]
@@ -326,9 +321,21 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
         thread.join()
     ended.set()
     driver.join()
-    assert not wrong
-    scheduler.step()
+    assert right == [True] * 6 * 8
     assert scheduler.n_running == scheduler.n_waiting == 0
+
+
+def answered_by_another_thread(scheduler, models, text) -> tuple[Answer, threading.Event]:
+    told, done = Answer(), threading.Event()
+
+    def sink(step) -> None:
+        told(step)
+        if told.finished or told.error:
+            done.set()
+
+    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    told.request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), sink))
+    return told, done
 
 
 def test_the_likeliest_symbols_are_told_on_request() -> None:

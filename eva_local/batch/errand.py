@@ -82,6 +82,7 @@ def carry_out(
         done = output.begin()
         n_left = source.count(done, ordered=errand.ordered)
         if not n_left:
+            output.settled()
             return Outcome(Progress(0), done, 0, finished=True)
         with open_ensemble(n_left) as ensemble:
             output.opened(ensemble)
@@ -129,11 +130,15 @@ class _FileOutput:
         mappings = {file.name: _sha256(file) for file in ensemble.mapping_files()}
         if self._earlier is not None:
             self._manifest.refuse_changes(self._earlier, {"mappings": mappings})
-            if self._errand.retry_errors:
-                self._file.drop_failed()
+            self.settled()
             return
         self._file.restart()
         self._manifest.write({**self._grounds, "mappings": mappings})
+
+    def settled(self) -> None:
+        """Take out the rows that are to be tried again, or are no rows of the input any more."""
+        if self._errand.retry_errors:
+            self._file.drop_failed()
 
 
 class _StreamOutput:
@@ -146,6 +151,9 @@ class _StreamOutput:
         return NOTHING
 
     def opened(self, ensemble: Ensemble) -> None:
+        pass
+
+    def settled(self) -> None:
         pass
 
 

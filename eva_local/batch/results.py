@@ -127,10 +127,10 @@ class FileResults:
                     break
                 at += len(line)
                 row_id, mark, failed = self._known(number, line)
-                n_failed += failed
                 if not (failed and retry):
                     keys += _keys(row_id, mark)
                     n_rows += 1
+                    n_failed += failed
         if at < self._size:
             self._shorten(at)
         return Done(n_rows, n_failed, Known(keys))
