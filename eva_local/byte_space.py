@@ -86,6 +86,9 @@ class ByteVoice:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)
 
+    def trade(self, other: ByteVoice) -> None:
+        """Stay: all texts share one cache, in which no place is better than another."""
+
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
         self._prompt = list(prompt)

@@ -68,6 +68,11 @@ class Context:
         self._cached, self._held = other._cached, other._held
         self._evidence.adopt(other._evidence)
 
+    def trade(self, other: Context) -> None:
+        """Go on in the sequence of `other`, whose text is over and which gets this one's."""
+        other.adopt(self)
+        self._sequence, other._sequence = other._sequence, self._sequence
+
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after `prompt`; what the cache already holds of it is kept."""
         same = self.holds(prompt)

@@ -200,6 +200,12 @@ class Engine:
             for member, prompt in enumerate(prompts)
         ]
 
+    def move(self, slot: int, free: int) -> None:
+        """Let the text of a slot go on in another one, whose own text is over."""
+        for voice, other in zip(self._voices_of(slot), self._voices_of(free), strict=True):
+            voice.trade(other)
+        self._voices[slot], self._voices[free] = self._voices[free], self._voices[slot]
+
     def worth_copying(self, member: int) -> float:
         """Return how long a beginning of a prompt must be to be copied rather than decoded."""
         if not self._models[member].can_roll_back:

@@ -59,6 +59,9 @@ class Scheduler:
         """Use the slots 0 to `n_places` - 1 of `engine`, which nobody else may use."""
         self._engine = engine
         self.n_places = n_places
+        #: Whether texts move together when nothing waits. llama.cpp decodes neighbours up to
+        #: twice as fast, but what the caches hold of texts that are over is lost.
+        self.gapless = False
         self._waiting: deque[Request] = deque()
         self._places: dict[int, Request] = {}
         self._changed = threading.Condition()
@@ -108,6 +111,7 @@ class Scheduler:
         """
         self._places = {slot: held for slot, held in self._places.items() if not held.done}
         self._admit()
+        self._close_gap()
         # Answers go first into a batch, prompts fill the rest in the order of their coming.
         running = sorted(self._places.items(), key=lambda item: item[1].reads)
         drafts = [request.draft for _, request in running if request.draft is not None]
@@ -140,6 +144,17 @@ class Scheduler:
                 continue
             free.remove(slot)
             self._places[slot] = request
+
+    def _close_gap(self) -> None:
+        """Move the text in the highest slot into the lowest free one."""
+        highest = max(self._places, default=-1)
+        if not self.gapless or self._waiting or highest < len(self._places):
+            return
+        free = next(slot for slot in range(highest) if slot not in self._places)
+        self._engine.move(highest, free)
+        self._places = {
+            free if slot == highest else slot: held for slot, held in self._places.items()
+        }
 
     def _best(self, free: Sequence[int], request: Request) -> int:
         """Return the slot that holds most of the prompts; the lowest of several.

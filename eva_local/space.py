@@ -36,6 +36,9 @@ class Voice(Protocol):
     def adopt(self, other: Self) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
 
+    def trade(self, other: Self) -> None:
+        """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
+
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
 
@@ -147,6 +150,10 @@ class PivotVoice:
     def adopt(self, other: PivotVoice) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self.context.adopt(other.context)
+
+    def trade(self, other: PivotVoice) -> None:
+        """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
+        self.context.trade(other.context)
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""

@@ -21,11 +21,21 @@ from eva_local.specs import FusionSettings
 
 
 class WatchedModel(FakeModel):
-    """A fake model that remembers its batches, as (sequence, number of tokens)."""
+    """A fake model that remembers its batches, as (sequence, number of tokens).
 
-    def __init__(self, *arguments, **options) -> None:
+    One that is `endless` never wants END.
+    """
+
+    def __init__(self, *arguments, endless: bool = False, **options) -> None:
         super().__init__(*arguments, **options)
         self.batches: list[list[tuple[int, int]]] = []
+        self._endless = endless
+
+    def _hashed(self, tokens):
+        row = super()._hashed(tokens)
+        if self._endless:
+            row[2:4] = -30
+        return row
 
     def decode(self, runs):
         self.batches.append([(run.sequence, len(run.tokens)) for run in runs])
@@ -81,8 +91,8 @@ def run(scheduler: Scheduler, most: int = 10_000) -> None:
         scheduler.step()
 
 
-def alone(text: bytes, sampling: Sampling | None = None) -> bytes:
-    engine, models = open_engine()
+def alone(text: bytes, sampling: Sampling | None = None, **options) -> bytes:
+    engine, models = open_engine(**options)
     scheduler = Scheduler(engine)
     answer = ask(scheduler, models, text, sampling)
     run(scheduler)
@@ -100,10 +110,13 @@ texts = st.lists(
 )
 
 
-@given(texts, st.integers(1, 5), st.sampled_from([4, 64]), st.sampled_from([1, 16]))
-def test_every_answer_is_the_one_it_would_be_alone(asked, n_places, n_batch, chunk) -> None:
+@given(texts, st.integers(1, 5), st.sampled_from([4, 64]), st.sampled_from([1, 16]), st.booleans())
+def test_every_answer_is_the_one_it_would_be_alone(
+    asked, n_places, n_batch, chunk, gapless
+) -> None:
     engine, models = open_engine(max(n_batch, n_places), chunk)
     scheduler = Scheduler(engine, n_places)
+    scheduler.gapless = gapless
     answers = [ask(scheduler, models, text) for text in asked]
     run(scheduler)
     assert [answer.text for answer in answers] == [alone(text) for text in asked]
@@ -111,13 +124,9 @@ def test_every_answer_is_the_one_it_would_be_alone(asked, n_places, n_batch, chu
 
 
 def test_a_place_is_taken_at_once_by_the_next() -> None:
-    engine, models = open_engine()
+    engine, models = open_engine(endless=True)
     scheduler = Scheduler(engine, 3)
     lengths = [2, 9, 4, 1, 7, 3, 5, 2]
-    # Logits that never want END.
-    for model in models:
-        hashed = model._hashed
-        model._logits = lambda tokens, hashed=hashed: _without_end(hashed(tokens))
     answers = [ask(scheduler, models, b"%d" % n, Sampling(max_tokens=n)) for n in lengths]
     while scheduler.n_waiting or scheduler.n_running:
         waiting = scheduler.n_waiting
@@ -127,17 +136,8 @@ def test_a_place_is_taken_at_once_by_the_next() -> None:
     assert [len(answer.steps) for answer in answers] == lengths
 
 
-def _without_end(row):
-    row = row.copy()
-    row[2:4] = -30
-    return row
-
-
 def test_running_answers_go_first_and_step_on_while_a_long_prompt_is_read() -> None:
-    engine, models = open_engine(n_batch=64, chunk=8)
-    for model in models:
-        hashed = model._hashed
-        model._logits = lambda tokens, hashed=hashed: _without_end(hashed(tokens))
+    engine, models = open_engine(n_batch=64, chunk=8, endless=True)
     scheduler = Scheduler(engine, 3)
     running = [ask(scheduler, models, t, Sampling(max_tokens=100)) for t in (b"the", b" un")]
     scheduler.step()
@@ -152,6 +152,25 @@ def test_running_answers_go_first_and_step_on_while_a_long_prompt_is_read() -> N
         assert [sequence for sequence, _ in batch] == [0, 1, 2]
         assert batch[-1][1] <= 8
     assert [len(answer.steps) for answer in running] == [1 + len(batches)] * 2
+
+
+def test_texts_move_together_when_nothing_waits() -> None:
+    engine, models = open_engine(endless=True)
+    scheduler = Scheduler(engine, 6)
+    scheduler.gapless = True
+    lengths = [3, 20, 5, 20, 8, 20]
+    prompts = [b"%d the" % n for n in range(6)]
+    answers = [
+        ask(scheduler, models, prompt, Sampling(max_tokens=n))
+        for prompt, n in zip(prompts, lengths, strict=True)
+    ]
+    run(scheduler)
+    assert [len(answer.steps) for answer in answers] == lengths
+    for batch in models[0].batches[6:]:
+        assert sorted(sequence for sequence, _ in batch) == list(range(len(batch)))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        sampling = Sampling(max_tokens=len(answer.steps))
+        assert answer.text == alone(prompt, sampling, endless=True)
 
 
 def test_a_prompt_alone_is_read_in_whole_batches() -> None:

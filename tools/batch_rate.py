@@ -58,6 +58,7 @@ class Work:
         """Queue all rows."""
         self.ensemble.scheduler.n_places = self.n_places
         self.ensemble.scheduler.chunk = None
+        self.ensemble.scheduler.gapless = True
         for place, prompt in enumerate(prompts):
             self.ensemble.submit([Message("user", prompt)], sampling, self._sink(place))
 
@@ -93,7 +94,11 @@ class Work:
 
         def counted(runs: Sequence[Run]) -> Any:
             for run in runs:
-                border = voices[run.sequence][member].context._border
+                border = next(
+                    voice[member].context._border
+                    for voice in voices.values()
+                    if voice[member].context._sequence == run.sequence
+                )
                 of_prompt = max(min(border - run.start, len(run.tokens)), 0)
                 self.read[member] += of_prompt
                 self.written[member] += len(run.tokens) - of_prompt

@@ -70,6 +70,7 @@ class Job:
         self.progress = Progress(n_rows)
         # Nobody reads along: what counts is when the last row is written.
         ensemble.scheduler.chunk = None
+        ensemble.scheduler.gapless = True
         self._ensemble = ensemble
         self._form = form
         self._results = results
