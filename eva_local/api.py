@@ -18,6 +18,7 @@ from eva_local.prompt import Prompt, PromptWriter
 from eva_local.records import Completion, Sampling, Score, Step
 from eva_local.sampling import Forced
 from eva_local.scheduler import Request, Scheduler, Sink
+from eva_local.settings import did_you_mean
 from eva_local.space import PivotSpace
 from eva_local.specs import EnsembleSpec
 from eva_local.store import cache_folder, locate
@@ -248,18 +249,29 @@ class Ensemble:
         *,
         trace: bool = False,
         n_top: int = 0,
+        alone: str | None = None,
     ) -> Request:
         """Ask for an answer that `scheduler.step` will write and tell `sink` of.
 
-        With `n_top` every step names as many of the likeliest symbols. Raises InputError and
-        PromptError where the prompt cannot be put to the members; what is found out later, the
-        sink is told.
+        With `n_top` every step names as many of the likeliest symbols. The member named by
+        `alone` writes by itself, in its own tokens, beside the answers of all.
+
+        Raises InputError and PromptError where the prompt cannot be put to the members; what is
+        found out later, the sink is told.
         """
         if not isinstance(prompt, str) and not prompt:
             raise InputError("a conversation needs at least one message")
-        prompts = [writer.tokens(prompt) for writer in self._writers]
-        request = Request(prompts, sampling or self._sampling, sink, traced=trace, n_top=n_top)
+        only = None if alone is None else self._place(alone)
+        writers = self._writers if only is None else [self._writers[only]]
+        prompts = [writer.tokens(prompt) for writer in writers]
+        sampling = sampling or self._sampling
+        request = Request(prompts, sampling, sink, traced=trace, n_top=n_top, alone=only)
         return self.scheduler.submit(request)
+
+    def _place(self, member: str) -> int:
+        if member not in self.members:
+            raise InputError(f"{member} is no member; {did_you_mean(member, self.members)}")
+        return self.members.index(member)
 
     @property
     def n_symbols(self) -> int:

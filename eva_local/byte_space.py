@@ -283,8 +283,8 @@ class ByteSpace:
         """
         self._before = before
         self._models = tuple(models)
-        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint) for m in models]
         self._tries = [Trie(model.vocabulary) for model in models]
+        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint) for m in models]
         self._threshold = threshold
         for model in models:
             if not model.can_roll_back:
@@ -318,6 +318,14 @@ class ByteSpace:
             )
             for model, trie in zip(self._models, self._tries, strict=True)
         ]
+
+    def alone(self, member: int) -> ByteSpace:
+        """Return the space in which one member speaks alone."""
+        return ByteSpace([self._models[member]], self._threshold, self._before)
+
+    def over(self, voices: Sequence[ByteVoice]) -> list[ByteVoice]:
+        """Return the voices as they are: the symbols are the same."""
+        return list(voices)
 
     def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
         """Return the first member's vote."""

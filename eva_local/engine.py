@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,26 @@ _WORTH_COPYING = 1 / 256
 _LEAST_COPIED = 16
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """Members who write a text, the space they vote in, and the rule that fuses their votes.
+
+    `members` are their places among the engine's models.
+    """
+
+    members: tuple[int, ...]
+    names: tuple[str, ...]
+    space: Space[Any]
+    fusion: FusionSettings
+    grammars: Grammars
+
+
 class Draft:
-    """One answer in progress, in one sequence of every member."""
+    """One answer in progress, in one sequence of every member of its panel."""
 
     def __init__(
         self,
+        panel: Panel,
         voices: Sequence[Voice],
         sampling: Sampling,
         sampler: Chooser,
@@ -50,7 +66,9 @@ class Draft:
         n_top: int = 0,
     ) -> None:
         """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
+        self.panel = panel
         self.voices = voices
+        self._places = {member: place for place, member in enumerate(panel.members)}
         self.sampling = sampling
         self.sampler = sampler
         self.judge = judge
@@ -86,8 +104,12 @@ class Draft:
         known = sum(count or 0 for count in self.cached_tokens) + self.read_tokens
         return min(known / sum(self.prompt_tokens), 1.0)
 
+    def place_of(self, member: int) -> int | None:
+        """Return the place in the panel of one of the engine's models, if it is there."""
+        return self._places.get(member)
+
     def count(self, member: int, run: Run, seconds: float) -> None:
-        """Record that a run of a member was decoded in `seconds`."""
+        """Record that a run of a member, by its place, was decoded in `seconds`."""
         if self.cached_tokens[member] is None:
             self.cached_tokens[member] = run.start
         self.read_tokens += len(run.tokens)
@@ -136,23 +158,24 @@ class Engine:
         """
         self.names = tuple(names)
         self._models = tuple(models)
-        self._space = space
-        self._fusion = fusion
         self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
-        self._grammars = Grammars(space, self.missing_bytes)
+        grammars = Grammars(space, self.missing_bytes)
+        members = tuple(range(len(models)))
+        self._all = Panel(members, self.names, space, fusion, grammars)
+        self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._voices: dict[int, Sequence[Voice]] = {}
 
     @property
     def n_symbols(self) -> int:
         """How many symbols the shared space has, END included."""
-        return self._space.end + 1
+        return self._all.space.end + 1
 
     def spell(self, text: bytes) -> list[int]:
         """Return symbols of the shared space whose pieces join to `text`."""
-        return self._space.spell(text)
+        return self._all.space.spell(text)
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -169,36 +192,45 @@ class Engine:
         n_top: int = 0,
         chooser: Chooser | None = None,
         judge: Judge | None = None,
+        alone: int | None = None,
     ) -> Draft:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
-        What the members' caches hold of these prompts, in this slot or in another, is not
-        decoded again. Every step of a `traced` answer says why its symbol was chosen, and names
-        the `n_top` likeliest symbols. A `chooser` chooses instead of what
-        `sampling` says (except for its end), a `judge` fuses in place of the ensemble's rule.
+        With `alone` one member writes it, by itself and in its own tokens, beside the answers
+        of all; `prompts` are its prompt alone. What the members' caches hold of these prompts, in
+        this slot or in another, is not decoded again. Every step of a `traced` answer says why
+        its symbol was chosen, and names the `n_top` likeliest symbols. A `chooser` chooses
+        instead of what `sampling` says (except for its end), a `judge` fuses in place of the
+        ensemble's rule.
+
         Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
         InputError where a bias, grammar or schema of `sampling` cannot be used.
         """
-        self._refuse_too_long(prompts)
+        panel = self._all if alone is None else self._alone_panel(alone)
+        self._refuse_too_long(panel, prompts)
         if chooser is None:
-            if not self._space.has_pieces:
+            if not panel.space.has_pieces:
                 _refuse_pieces(sampling)
-            chooser = Sampler(sampling, self._space, self._grammars.open(sampling))
-        voices = self._voices_of(slot)
-        for member, (voice, prompt) in enumerate(zip(voices, prompts, strict=True)):
+            chooser = Sampler(sampling, panel.space, panel.grammars.open(sampling))
+        held = self._voices_of(slot)
+        voices = [held[member] for member in panel.members]
+        for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
             self._share(member, voice, prompt)
+        if alone is not None:
+            voices = panel.space.over(voices)
+        for voice, prompt in zip(voices, prompts, strict=True):
             voice.start(prompt)
-        judge = judge or Judge(self._fusion, len(voices))
+        judge = judge or Judge(panel.fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(voices, sampling, chooser, judge, lengths, traced=traced, n_top=n_top)
+        return Draft(panel, voices, sampling, chooser, judge, lengths, traced=traced, n_top=n_top)
 
-    def held(self, prompts: Sequence[Sequence[int]], slots: Iterable[int]) -> list[int]:
-        """Return for each member how much of its prompt the best of `slots` holds, in tokens."""
+    def held(self, prompts: Mapping[int, Sequence[int]], slots: Iterable[int]) -> dict[int, int]:
+        """Return how much of each member's prompt the best of `slots` holds, in tokens."""
         voices = [self._voices_of(slot) for slot in slots]
-        return [
-            max((each[member].holds(prompt) for each in voices), default=0)
-            for member, prompt in enumerate(prompts)
-        ]
+        return {
+            member: max((each[member].holds(prompt) for each in voices), default=0)
+            for member, prompt in prompts.items()
+        }
 
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
@@ -221,9 +253,19 @@ class Engine:
         self._decode(drafts)
         return [self._try_advance(draft) if draft.ready else None for draft in drafts]
 
+    def _alone_panel(self, member: int) -> Panel:
+        if member not in self._alone:
+            space = self._all.space.alone(member)
+            names = (self.names[member],)
+            # What one model says is not weighed, and nobody else need be asked.
+            fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
+            grammars = Grammars(space, self._models[member].tokenizer.missing_bytes)
+            self._alone[member] = Panel((member,), names, space, fusion, grammars)
+        return self._alone[member]
+
     def _voices_of(self, slot: int) -> Sequence[Voice]:
         if slot not in self._voices:
-            self._voices[slot] = self._space.voices(slot)
+            self._voices[slot] = self._all.space.voices(slot)
         return self._voices[slot]
 
     def _share(self, member: int, voice: Voice, prompt: Sequence[int]) -> None:
@@ -235,9 +277,9 @@ class Engine:
 
     def _decode(self, drafts: Sequence[Draft]) -> None:
         members = list(range(len(self._models)))
-        if self._fusion.gate < 1 and len(members) > 1:
-            members.remove(self._space.lead)
-            self._decode_member(self._space.lead, drafts)
+        if self._all.fusion.gate < 1 and len(members) > 1:
+            members.remove(self._all.space.lead)
+            self._decode_member(self._all.space.lead, drafts)
             drafts = [draft for draft in drafts if not self._is_sure(draft)]
         if self._pool is None:
             for member in members:
@@ -247,47 +289,48 @@ class Engine:
 
     def _is_sure(self, draft: Draft) -> bool:
         """Return whether the lead alone decides this step; the others catch up when asked."""
-        lead = self._space.lead
+        space, gate = draft.panel.space, draft.panel.fusion.gate
         # Each member must have read its prompt first, so that all have something to go on from.
-        if not draft.voices[lead].ready or draft.steps == 0:
+        if gate == 1 or not draft.voices[space.lead].ready or draft.steps == 0:
             return False
-        vote = self._space.lead_vote(draft.voices)
-        draft.sure = bool(len(vote)) and vote.top(1)[0][1] >= self._fusion.gate
+        vote = space.lead_vote(draft.voices)
+        draft.sure = bool(len(vote)) and vote.top(1)[0][1] >= gate
         return draft.sure
 
     def _decode_member(self, member: int, drafts: Sequence[Draft]) -> None:
         model = self._models[member]
-        work: list[tuple[Draft, Run]] = []
+        work: list[tuple[Draft, int, Run]] = []
         room = model.n_batch
         prompt_room = (self.chunk or room) if any(draft.steps for draft in drafts) else room
         for draft in drafts:
-            if draft.voices[member].ready:
+            place = draft.place_of(member)
+            if place is None or draft.voices[place].ready:
                 continue
             limit = room if draft.steps else min(room, prompt_room)
-            if draft.steps == 0 and self._fusion.weights == "prompt-perplexity":
-                self._read_prompt(member, draft)
+            if draft.steps == 0 and draft.panel.fusion.weights == "prompt-perplexity":
+                self._read_prompt(model, draft, place)
             elif limit > 0:
-                for run in draft.voices[member].pending(limit):
-                    work.append((draft, run))
+                for run in draft.voices[place].pending(limit):
+                    work.append((draft, place, run))
                     room -= len(run.tokens)
                     prompt_room -= 0 if draft.steps else len(run.tokens)
         if not work:
             return
         began = time.perf_counter()
-        logits = model.decode([run for _, run in work])
+        logits = model.decode([run for _, _, run in work])
         seconds = time.perf_counter() - began
-        for (draft, run), row in zip(work, logits, strict=True):
-            draft.voices[member].take(run, row)
-            draft.count(member, run, seconds / len(work))
+        for (draft, place, run), row in zip(work, logits, strict=True):
+            draft.voices[place].take(run, row)
+            draft.count(place, run, seconds / len(work))
 
-    def _read_prompt(self, member: int, draft: Draft) -> None:
+    def _read_prompt(self, model: Model, draft: Draft, place: int) -> None:
         """Decode a whole prompt with the logits after each token: what the weights rest on."""
-        voice = draft.voices[member]
+        voice = draft.voices[place]
         for run in voice.pending(None):
             began = time.perf_counter()
-            voice.read(run, self._models[member].decode_every(run))
-            draft.count(member, run, time.perf_counter() - began)
-        draft.judge.evidence[member] = voice.evidence()
+            voice.read(run, model.decode_every(run))
+            draft.count(place, run, time.perf_counter() - began)
+        draft.judge.evidence[place] = voice.evidence()
 
     def _try_advance(self, draft: Draft) -> Step | None:
         """Advance a draft; what goes wrong with it is its own end, and nobody else's."""
@@ -299,23 +342,25 @@ class Engine:
 
     def _advance(self, draft: Draft) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
-        if draft.sampler.by_piece and not self._space.has_pieces:
+        space = draft.panel.space
+        if draft.sampler.by_piece and not space.has_pieces:
             return self._advance_piece(draft)
         while draft.ready:
             decision = draft.judge.decide(self._votes(draft))
             self._note(draft, decision)
             chosen = draft.sampler.choose(decision.fused)
             self._extend(draft, decision, chosen)
-            step = self._completed(draft, ended=chosen == self._space.end)
+            step = self._completed(draft, ended=chosen == space.end)
             if step is not None:
                 return step
         return None
 
     def _advance_piece(self, draft: Draft) -> Step | None:
         """Choose among pieces that the member puts forward that counts most."""
+        space = draft.panel.space
         members = np.arange(len(draft.voices))
-        asked = members == self._space.lead if draft.sure else members >= 0
-        slate = self._space.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
+        asked = members == space.lead if draft.sure else members >= 0
+        slate = space.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
         draft.steps_alone += draft.sure
         votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
         decision = draft.judge.decide(votes)
@@ -335,7 +380,7 @@ class Engine:
             span.tops = [shown(vote, _TRACED) for vote in votes]
         draft.judge.learn(decision, chosen, len(span.piece))
         draft.sure = False
-        self._space.write(draft.voices, slate, chosen)
+        space.write(draft.voices, slate, chosen)
         return self._completed(draft, ended=not span.piece)
 
     def _note(self, draft: Draft, decision: Decision) -> None:
@@ -350,7 +395,8 @@ class Engine:
 
     def _extend(self, draft: Draft, decision: Decision, chosen: int) -> None:
         """Add a chosen symbol to the step, and commit it to every member."""
-        span, piece = draft.span, self._space.piece(chosen)
+        space, span = draft.panel.space, draft.span
+        piece = space.piece(chosen)
         if span.first is None:
             span.first = decision
             self._note_tops(draft, decision)
@@ -359,7 +405,7 @@ class Engine:
         span.chosen *= [0.0 if v is None else v.probability(chosen) for v in decision.votes]
         draft.judge.learn(decision, chosen, len(piece))
         draft.sure = False
-        if chosen != self._space.end:
+        if chosen != space.end:
             for voice in draft.voices:
                 voice.commit(chosen)
 
@@ -368,7 +414,7 @@ class Engine:
         count = max(draft.n_top, _TRACED if draft.traced else 0)
         if count:
             span.fused_top = tuple(
-                Candidate(self._space.piece(symbol), share)
+                Candidate(draft.panel.space.piece(symbol), share)
                 for symbol, share in decision.fused.top(count)
             )
         if draft.traced:
@@ -417,12 +463,12 @@ class Engine:
         return step
 
     def _votes(self, draft: Draft) -> list[Vote | None]:
-        lead = self._space.lead_vote(draft.voices)
+        space = draft.panel.space
+        lead = space.lead_vote(draft.voices)
         if not draft.sure:
-            return [*self._space.votes(draft.voices, lead)]
+            return [*space.votes(draft.voices, lead)]
         draft.steps_alone += 1
-        members = range(len(self._models))
-        return [lead if member == self._space.lead else None for member in members]
+        return [lead if place == space.lead else None for place in range(len(draft.voices))]
 
     def _trace(self, draft: Draft, decision: Decision) -> Trace:
         span = draft.span
@@ -436,13 +482,13 @@ class Engine:
                 weight=decision.weights[member],
                 seconds=float(draft.last_seconds[member]),
             )
-            for member, name in enumerate(self.names)
+            for member, name in enumerate(draft.panel.names)
         )
         return Trace(span.fused_top[:_TRACED], tuple(ballots))
 
     def _usage(self, draft: Draft) -> Usage:
         return Usage(
-            members=self.names,
+            members=draft.panel.names,
             prompt_tokens=draft.prompt_tokens,
             cached_tokens=tuple(count or 0 for count in draft.cached_tokens),
             filtered=tuple(draft.filtered.tolist()),
@@ -454,8 +500,9 @@ class Engine:
             first_seconds=draft.first_seconds,
         )
 
-    def _refuse_too_long(self, prompts: Sequence[Sequence[int]]) -> None:
-        sizes = list(zip(self.names, prompts, self._models, strict=True))
+    def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
+        models = [self._models[member] for member in panel.members]
+        sizes = list(zip(panel.names, prompts, models, strict=True))
         if all(len(prompt) < model.n_ctx for _, prompt, model in sizes):
             return
         needs = ", ".join(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -23,7 +23,8 @@ Sink = Callable[[Step | EvaError], None]
 class Request:
     """An answer that was asked for; `prompts` are each member's own tokens.
 
-    For the other fields see `Engine.begin`.
+    With `alone`, the place of a member, it writes alone, and `prompts` are its prompt only. For
+    the other fields see `Engine.begin`.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -33,9 +34,16 @@ class Request:
     n_top: int = 0
     chooser: Chooser | None = None
     judge: Judge | None = None
+    alone: int | None = None
     draft: Draft | None = None
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.
     done: bool = False
+
+    @property
+    def prompt_of(self) -> dict[int, Sequence[int]]:
+        """The prompts by the places of their members."""
+        members = range(len(self.prompts)) if self.alone is None else [self.alone]
+        return dict(zip(members, self.prompts, strict=True))
 
     @property
     def reads(self) -> bool:
@@ -137,6 +145,7 @@ class Scheduler:
                     n_top=request.n_top,
                     chooser=request.chooser,
                     judge=request.judge,
+                    alone=request.alone,
                 )
             except EvaError as error:
                 request.done = True
@@ -163,27 +172,31 @@ class Scheduler:
         """
         if len(free) == 1:
             return free[0]
-        return max(free, key=lambda slot: sum(self._engine.held(request.prompts, [slot])))
+        return max(free, key=lambda slot: self._held(request, [slot]))
 
     def _next(self) -> Request | None:
         """Take the first request that gains nothing by waiting for what is being read."""
         with self._changed:
             for place, request in enumerate(islice(self._waiting, self.n_places)):
-                if not self._is_being_read(request.prompts):
+                if not self._is_being_read(request.prompt_of):
                     del self._waiting[place]
                     return request
         return None
 
-    def _is_being_read(self, prompts: Sequence[Sequence[int]]) -> bool:
+    def _held(self, request: Request, slots: Iterable[int]) -> int:
+        return sum(self._engine.held(request.prompt_of, slots).values())
+
+    def _is_being_read(self, prompts: Mapping[int, Sequence[int]]) -> bool:
         """Return whether the beginning of the prompts will soon be there to copy."""
-        readers = [request.prompts for request in self._places.values() if request.reads]
+        readers = [request.prompt_of for request in self._places.values() if request.reads]
         if not readers:
             return False
         held = self._engine.held(prompts, range(self.n_places))
         return any(
             common(theirs[member], prompt) - held[member] >= self._engine.worth_copying(member)
             for theirs in readers
-            for member, prompt in enumerate(prompts)
+            for member, prompt in prompts.items()
+            if member in theirs
         )
 
 

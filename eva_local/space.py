@@ -13,6 +13,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.context import Context
 from eva_local.fusion import Floats, Ids, Vote, normalised, project, top_k
@@ -98,6 +99,12 @@ class Space(Protocol[V]):
     def voices(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
 
+    def alone(self, member: int) -> Self:
+        """Return the space in which one member speaks alone."""
+
+    def over(self, voices: Sequence[V]) -> list[V]:
+        """Return voices of this space in the sequences of others, of the same models."""
+
     def slate(self, voices: Sequence[V], weights: Floats, count: int) -> Slate:
         """Return `count` pieces to choose among, where symbols are no pieces.
 
@@ -119,14 +126,13 @@ class PivotVoice:
 
     def __init__(
         self,
-        model: Model,
-        sequence: int,
+        context: Context,
         mapping: Mapping,
         symbol_pieces: Sequence[bytes],
         n_candidates: int,
     ) -> None:
-        """Use one sequence of `model`, whose likeliest tokens `mapping` carries over."""
-        self.context = Context(model, sequence)
+        """Write in a context; `mapping` carries the likeliest tokens of its model over."""
+        self.context = context
         self._mapping = mapping
         self._pieces = symbol_pieces
         self._n_candidates = n_candidates
@@ -227,10 +233,11 @@ class PivotSpace:
     ) -> None:
         """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them."""
         vocabulary = models[pivot].vocabulary
+        self._models = tuple(models)
         self.end = len(vocabulary)
         self._pieces = vocabulary.pieces
         self._tokenizer = models[pivot].tokenizer
-        self._members = tuple(zip(models, mappings, strict=True))
+        self._mappings = tuple(mappings)
         self.lead = pivot
         self._n_candidates = n_candidates
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
@@ -246,10 +253,16 @@ class PivotSpace:
 
     def voices(self, sequence: int) -> list[PivotVoice]:
         """Return a voice of every member for one sequence of each model."""
-        return [
-            PivotVoice(model, sequence, mapping, self._pieces, self._n_candidates)
-            for model, mapping in self._members
-        ]
+        return self._voices([Context(model, sequence) for model in self._models])
+
+    def alone(self, member: int) -> PivotSpace:
+        """Return the space of a member's own tokens."""
+        model = self._models[member]
+        return PivotSpace([model], [identity(model)], n_candidates=self._n_candidates)
+
+    def over(self, voices: Sequence[PivotVoice]) -> list[PivotVoice]:
+        """Return voices of this space in the sequences of others, of the same models."""
+        return self._voices([voice.context for voice in voices])
 
     def lead_vote(self, voices: Sequence[PivotVoice]) -> Vote:
         """Return the pivot's vote."""
@@ -269,6 +282,12 @@ class PivotSpace:
     def write(self, voices: Sequence[PivotVoice], slate: Slate, chosen: int) -> None:
         """Raise NotImplementedError: here the symbols are pieces."""
         raise NotImplementedError
+
+    def _voices(self, contexts: Sequence[Context]) -> list[PivotVoice]:
+        return [
+            PivotVoice(context, mapping, self._pieces, self._n_candidates)
+            for context, mapping in zip(contexts, self._mappings, strict=True)
+        ]
 
     def _spellable(self, vote: Vote) -> Vote:
         if self._spelled is None:

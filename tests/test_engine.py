@@ -166,7 +166,7 @@ def test_side_by_side_decoding_gives_the_same_text() -> None:
     for side_by_side in (False, True):
         models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
         plain = ensemble(models)
-        engine = Engine(plain.names, models, plain._space, MEAN, side_by_side=side_by_side)
+        engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=side_by_side)
         texts.append(
             text_of(run(engine, begin(engine, models, b"the", Sampling(max_tokens=20)))[0])
         )

@@ -75,12 +75,17 @@ class Answer:
 
 
 def ask(
-    scheduler: Scheduler, models: list[WatchedModel], text: bytes, sampling: Sampling | None = None
+    scheduler: Scheduler,
+    models: list[WatchedModel],
+    text: bytes,
+    sampling: Sampling | None = None,
+    member: int | None = None,
 ) -> Answer:
     answer = Answer()
-    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    asked = models if member is None else [models[member]]
+    prompts = [[1, *model.tokenizer.encode(text)] for model in asked]
     sampling = sampling or Sampling(max_tokens=8)
-    answer.request = scheduler.submit(Request(prompts, sampling, answer))
+    answer.request = scheduler.submit(Request(prompts, sampling, answer, alone=member))
     return answer
 
 
@@ -171,6 +176,30 @@ def test_texts_move_together_when_nothing_waits() -> None:
     for prompt, answer in zip(prompts, answers, strict=True):
         sampling = Sampling(max_tokens=len(answer.steps))
         assert answer.text == alone(prompt, sampling, endless=True)
+
+
+@given(texts, st.integers(1, 3), st.lists(st.sampled_from([None, 0, 1]), min_size=9, max_size=9))
+def test_members_alone_write_beside_all_what_they_would_write_by_themselves(
+    asked, n_places, who
+) -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, n_places)
+    answers = [
+        ask(scheduler, models, text, member=member)
+        for text, member in zip(asked, who, strict=False)
+    ]
+    run(scheduler)
+    for text, member, answer in zip(asked, who, answers, strict=False):
+        if member is None:
+            assert answer.text == alone(text)
+            continue
+        model = WatchedModel((WORDS_A, WORDS_B)[member])
+        space = PivotSpace([model], [identity(model)])
+        single = Scheduler(Engine(["one"], [model], space, FusionSettings(weights="equal")))
+        expected = ask(single, [model], text)
+        run(single)
+        assert answer.text == expected.text
+        assert answer.steps[-1].usage.members == (("a", "b")[member],)
 
 
 def test_a_prompt_alone_is_read_in_whole_batches() -> None:
