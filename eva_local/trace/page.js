@@ -1,77 +1,9 @@
-"use strict";
 (() => {
+  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { steps, members, summary } = data;
-  const COLOURS = 8;
-  const SHOWN = 5;
   const BINS = 300;
   const $ = (id) => document.getElementById(id);
-
-  // Text of users and models reaches the document through here and `glyphs` only, as text.
-  function make(tag, className, text) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
-  function add(parent, ...children) {
-    parent.append(...children);
-    return parent;
-  }
-  function mark(label, className = "mark") {
-    const node = make("span", className);
-    node.dataset.mark = label;
-    return node;
-  }
-  const colour = (member) => (member < 0 ? "" : `m${member % COLOURS}`);
-  const letter = (member) => String.fromCharCode(65 + (member % 26));
-  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}%`;
-  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-  function fixed(value, digits) {
-    return value.toFixed(digits);
-  }
-
-  // Bytes that are no UTF-8, controls, and characters that move or hide others.
-  const SPECIAL = /[\ud800-\udfff]|[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\u{e0000}-\u{e007f}]| {2,}/gu;
-  // In a list of candidates every space counts.
-  const SPECIAL_OR_SPACE = new RegExp(`${SPECIAL.source}| `, "gu");
-
-  /** Append text with a sign for every character that has none of its own; `broken` into lines. */
-  function glyphs(node, text, broken) {
-    if (/^ +$/.test(text)) return spaces(node, text.length);
-    let from = 0;
-    for (const found of text.matchAll(broken ? SPECIAL : SPECIAL_OR_SPACE)) {
-      const at = found.index;
-      node.append(text.slice(from, at));
-      from = at + found[0].length;
-      special(node, found[0], broken);
-    }
-    node.append(text.slice(from));
-    return node;
-  }
-  function special(node, text, broken) {
-    const code = text.codePointAt(0);
-    if (text[0] === " ") spaces(node, text.length);
-    else if (text === "\n") add(node, mark("↵"), broken ? "\n" : "");
-    else if (text === "\t") add(node, mark("⇥"), broken ? "\t" : "");
-    else if (code < 0x20) node.append(mark(String.fromCharCode(0x2400 + code)));
-    // How the file's reader hands on a byte that is no UTF-8.
-    else if (code >= 0xdc80 && code <= 0xdcff) node.append(mark((code - 0xdc00).toString(16).toUpperCase(), "mark chip"));
-    else node.append(mark(`U+${code.toString(16).toUpperCase().padStart(4, "0")}`, "mark chip"));
-  }
-  function spaces(node, count) {
-    for (let i = 0; i < count; i += 1) node.append(make("span", "dot", " "));
-    return node;
-  }
-  function token(node, step, broken) {
-    if (step.hex === "") return add(node, mark("END", "mark chip"));
-    if (step.shown === "") return add(node, mark("◦"));
-    return glyphs(node, step.shown, broken);
-  }
-  const spoken = (step) =>
-    step.hex === "" ? "end of the answer"
-      : step.shown === "" ? "part of a character"
-      : step.shown.replace(/\n/g, " line break ").trim() || "space";
 
   function header() {
     document.title = `${data.ensemble}: trace`;
@@ -105,19 +37,6 @@
       add(list, glyphs(make("dt"), key, true), glyphs(make("dd"), written, true));
     }
   }
-
-  function bar(share, member) {
-    const fill = make("div", `fill ${colour(member)}`);
-    fill.style.width = `${Math.min(100, 100 * share)}%`;
-    const track = add(make("div", "track"), fill);
-    track.setAttribute("aria-hidden", "true");
-    return track;
-  }
-  const swatch = (member) => {
-    const node = mark(letter(member), `swatch ${colour(member)}`);
-    node.setAttribute("aria-hidden", "true");
-    return node;
-  };
 
   function legend() {
     const total = Math.max(summary.members.reduce((sum, member) => sum + member.carried, 0), 1);
@@ -173,46 +92,9 @@
     $("text").append(all);
   }
 
-  function candidates(parent, top, member) {
-    top.forEach(([piece, probability, chosen], rank) => {
-      if (rank >= SHOWN && !chosen) return;
-      const row = make("div", chosen ? "candidate chosen" : "candidate");
-      const what = make("span", "what");
-      if (piece === "") what.append(mark("END", "mark chip"));
-      else glyphs(what, piece, false);
-      what.title = piece;
-      add(parent, add(row, what, bar(probability, member), make("span", "much", percent(probability))));
-    });
-  }
-  function ballot(vote, step) {
-    const part = make("section", `ballot ${vote.verdict}`);
-    const weighed = vote.verdict === "stayed" ? `weight ${fixed(vote.weight, 2)}` : vote.verdict;
-    const verdict = `${vote.verdict === "absent" ? "not asked" : weighed} · ${fixed(vote.ms, 1)} ms`;
-    const name = glyphs(add(make("span"), swatch(vote.member)), members[vote.member], true);
-    add(part, add(make("h2"), name, make("span", "verdict", verdict)));
-    if (vote.reason && vote.verdict !== "stayed") part.append(glyphs(make("p", "reason"), vote.reason, true));
-    candidates(part, vote.top, vote.member);
-    if (vote.top.length && !vote.top.some((candidate) => candidate[2])) {
-      part.append(make("p", "aside", `gave the chosen token ${percent(vote.chosen)}`));
-    }
-    return part;
-  }
   function card(index) {
-    const step = steps[index];
-    const head = make("div", "chosen-token");
-    const glyph = token(make("span", `glyph ${colour(step.carrier)}`), step, false);
-    add(head, glyph, make("span", "aside", `step ${index + 1} of ${steps.length}`));
-    const by = step.carrier < 0 ? "" : `carried by ${members[step.carrier]}`;
-    const bytes = glyphs(make("p", "aside"), by, true);
-    if (step.hex) add(bytes, by ? " · bytes " : "bytes ", make("span", "bytes", step.hex));
-    const fused = make("section", "ballot");
-    const title = make("h2", "", "All together");
-    add(title, make("span", "verdict", `chosen with ${percent(step.probability)}`));
-    fused.append(title);
-    candidates(fused, step.top, -1);
-    const parts = step.ballots.map((vote) => ballot(vote, step));
-    if (!parts.length) parts.push(make("p", "aside", "Nothing more was recorded of this step."));
-    $("card").replaceChildren(head, bytes, fused, ...parts);
+    const place = `step ${index + 1} of ${steps.length}`;
+    $("card").replaceChildren(...describe(steps[index], members, place));
   }
 
   let kept = -1;

@@ -6,7 +6,7 @@ import base64
 import codecs
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Literal
@@ -48,17 +48,15 @@ class Summary:
 
 def trace_page(trace: TraceFile) -> str:
     """Return the page of a trace, as HTML."""
-    style, script = palette() + _shipped("page.css"), _shipped("page.js")
-    filled = {
+    style, script = shared_style() + _shipped("page.css"), shared_script() + _shipped("page.js")
+    parts = {
         "STYLE_HASH": source_hash(style),
         "SCRIPT_HASH": source_hash(script),
         "STYLE": style,
         "SCRIPT": script,
         "DATA": _embedded(page_data(trace)),
     }
-    # Cut first and filled once, so that text of a model is never taken for a placeholder.
-    parts = _shipped("page.html").split("@@")
-    return "".join(filled[part] if i % 2 else part for i, part in enumerate(parts))
+    return filled(_shipped("page.html"), parts)
 
 
 def summarize(trace: TraceFile) -> Summary:
@@ -195,6 +193,23 @@ def _shipped(name: str) -> str:
 def palette() -> str:
     """Return the style of all pages: colours for light and dark, a pair for each member, fonts."""
     return _shipped("palette.css")
+
+
+def shared_style() -> str:
+    """Return the style of pages with tokens: the palette, tokens, and what a card says of one."""
+    return palette() + _shipped("shared.css")
+
+
+def shared_script() -> str:
+    """Return the script of pages with tokens; it defines `eva` for the page's own that follows."""
+    return _shipped("shared.js")
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """Return a template with the part for each `@@NAME@@` in it."""
+    # Cut first and filled once, so that text of a model is never taken for a placeholder.
+    cut = template.split("@@")
+    return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
 
 
 def source_hash(source: str) -> str:
