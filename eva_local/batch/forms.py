@@ -13,19 +13,16 @@ from typing import Any, BinaryIO, Protocol
 
 from eva_local.batch.rows import Row, Wishes, checked_id, mark_of, problem_of
 from eva_local.errors import EvaError, InputError
-from eva_local.wire import (
+from eva_local.wire.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
+from eva_local.wire.request import (
     CHAT,
     COMPLETION,
     OPTIONS,
-    Answer,
     Asked,
-    chat_completion,
-    chat_tokens,
     misspelled,
     read_body,
     read_messages,
     read_sampling,
-    text_completion,
 )
 
 _BOM = b"\xef\xbb\xbf"
@@ -69,7 +66,7 @@ class _Own:
             "usage": asdict(answer.usage),
         }
         if row.asked is not None and row.asked.n_top is not None:
-            result["logprobs"] = chat_tokens(answer)
+            result["logprobs"] = chat_tokens(answer.tokens)
         if shares is not None:
             result["shares"] = dict(shares)
         return result
@@ -171,7 +168,8 @@ class OpenAI:
         assert row.asked is not None
         write = {CHAT: chat_completion, COMPLETION: text_completion}[row.endpoint]
         body = write(
-            answer,
+            [answer],
+            Counts.of([answer]),
             name=f"{'chatcmpl' if row.endpoint == CHAT else 'cmpl'}-{row.line}",
             created=int(time.time()),
             model=model,

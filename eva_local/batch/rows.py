@@ -9,7 +9,7 @@ from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
 from eva_local.prompt import Prompt
 from eva_local.records import Message, Sampling
-from eva_local.wire import Asked
+from eva_local.wire.request import Asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,23 @@
-"""Requests and answers in the shape of OpenAI's API, and options as JSON writes them."""
+"""What a request asks for, in the shape of OpenAI's API, and options as JSON writes them."""
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args, get_type_hints
 
 from eva_local.errors import InputError
 from eva_local.prompt import Prompt
-from eva_local.records import Candidate, FinishReason, Message, Role, Sampling, Step, Usage
+from eva_local.records import Message, Role, Sampling
 from eva_local.settings import REQUEST_KEYS, convert, did_you_mean
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
 #: Likeliest symbols that an answer can name for each symbol at most.
 MOST_TOP = 20
-_NEVER = -9999.0
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -61,36 +58,6 @@ class Asked:
     prompt: Prompt
     sampling: Sampling
     n_top: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One symbol of an answer; `start` is its place in the text, in characters."""
-
-    piece: bytes
-    start: int
-    logprob: float
-    top: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer; `tokens` are there where probabilities were asked for."""
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    tokens: tuple[Token, ...] = ()
-
-
-def answer_of(steps: Sequence[Step], *, told: bool) -> Answer:
-    """Join the steps of a finished answer, with its tokens where they are to be `told`."""
-    last = steps[-1]
-    assert last.finish_reason is not None
-    assert last.usage is not None
-    text = "".join(step.text for step in steps)
-    tokens = _tokens(steps, len(text.encode("utf-8", "replace"))) if told else ()
-    return Answer(text, last.finish_reason, last.usage, tuple(tokens))
 
 
 def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> Asked:
@@ -141,75 +108,6 @@ def read_sampling(values: Mapping[str, object], defaults: Sampling) -> Sampling:
 def misspelled(key: str, known: tuple[str, ...]) -> str | None:
     """Return the known key that was probably meant by one that is not known."""
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.85)), None)
-
-
-def chat_completion(
-    answer: Answer, *, name: str, created: int, model: str, told: bool
-) -> dict[str, object]:
-    """Return the body that answers a request for a chat completion; `told` adds logprobs."""
-    logprobs = {"content": chat_tokens(answer), "refusal": None}
-    return {
-        "id": name,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": logprobs if told else None,
-                "finish_reason": answer.finish_reason,
-            }
-        ],
-        "usage": _usage(answer.usage),
-    }
-
-
-def chat_tokens(answer: Answer) -> list[dict[str, object]]:
-    """Return the tokens of an answer with their log-probabilities, in nats."""
-    return [_chat_token(token) for token in answer.tokens]
-
-
-def text_completion(
-    answer: Answer, *, name: str, created: int, model: str, told: bool
-) -> dict[str, object]:
-    """Return the body that answers a request for a plain completion; `told` adds logprobs."""
-    tokens = answer.tokens
-    logprobs = {
-        "tokens": [_shown_piece(token.piece) for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [
-            {_shown_piece(c.piece): _log(c.probability) for c in token.top} for token in tokens
-        ],
-        "text_offset": [token.start for token in tokens],
-    }
-    return {
-        "id": name,
-        "object": "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "text": answer.text,
-                "logprobs": logprobs if told else None,
-                "finish_reason": answer.finish_reason,
-            }
-        ],
-        "usage": _usage(answer.usage),
-    }
-
-
-def _tokens(steps: Sequence[Step], n_bytes: int) -> Iterator[Token]:
-    """Yield the symbols of a text of `n_bytes`; what follows it (a stop string) is left out."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    at = start = 0
-    for step in steps:
-        if not step.piece or at >= n_bytes:
-            continue
-        yield Token(step.piece, start, _log(step.probability), step.top)
-        at += len(step.piece)
-        start += len(decoder.decode(step.piece))
 
 
 def _refuse_what_cannot_be_done(body: Mapping[str, object]) -> None:
@@ -308,41 +206,6 @@ def _part(part: object, where: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{where}: only parts of type text can be read")
     return text
-
-
-def _chat_token(token: Token) -> dict[str, object]:
-    return {
-        "token": _shown_piece(token.piece),
-        "logprob": token.logprob,
-        "bytes": list(token.piece),
-        "top_logprobs": [
-            {
-                "token": _shown_piece(candidate.piece),
-                "logprob": _log(candidate.probability),
-                "bytes": list(candidate.piece),
-            }
-            for candidate in token.top
-        ],
-    }
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    """Count as the first member does: there is one number for each in OpenAI's shape."""
-    return {
-        "prompt_tokens": usage.prompt_tokens[0],
-        "completion_tokens": usage.steps,
-        "total_tokens": usage.prompt_tokens[0] + usage.steps,
-    }
-
-
-def _log(probability: float) -> float:
-    """Return the log-probability in nats; of what a grammar alone wanted, OpenAI's stand-in."""
-    return math.log(probability) if probability > 0 else _NEVER
-
-
-def _shown_piece(piece: bytes) -> str:
-    r"""Return a piece as text; half characters as \x escapes, as OpenAI shows them."""
-    return piece.decode("utf-8", "backslashreplace")
 
 
 def _shown(value: object) -> str:
