@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from eva_local.alignment.library import find, find_or_build, warn_if_foreign
 from eva_local.byte_space import BRANCHES, ByteSpace
 from eva_local.config import load_config, shipped
 from eva_local.decision import Judge
+from eva_local.driver import Driver
 from eva_local.engine import Engine
-from eva_local.errors import ContextError, EvaError, InputError
+from eva_local.errors import ClosedError, ContextError, EvaError, InputError
 from eva_local.model import ALL, LlamaModel, Model, can_offload
 from eva_local.prompt import Prompt, PromptWriter
 from eva_local.records import Completion, Sampling, Score, Step
@@ -121,7 +125,11 @@ def mapping_folders() -> list[Path]:
 
 
 class Ensemble:
-    """Models that write one answer together."""
+    """Models that write one answer together.
+
+    Several threads and an event loop may use it at once: their answers are written side by
+    side, as many as the ensemble has places, and the others wait in a queue.
+    """
 
     def __init__(
         self,
@@ -142,6 +150,10 @@ class Ensemble:
         self._resources = resources
         #: The queue and the places that all answers of this ensemble go through.
         self.scheduler = Scheduler(engine, parallel)
+        self._driver = Driver(self.scheduler)
+        # Held while tokenisers are at work, so that nobody frees them meanwhile.
+        self._tokenizers = threading.Lock()
+        self._closed = False
 
     def __enter__(self) -> Ensemble:
         """Return the open ensemble."""
@@ -152,8 +164,12 @@ class Ensemble:
         self.close()
 
     def close(self) -> None:
-        """Free the memory; the ensemble cannot be used afterwards."""
-        self._resources.close()
+        """Free the memory; who still waits for an answer gets a ClosedError."""
+        self._driver.close()
+        self.scheduler.close()
+        with self._tokenizers:
+            self._closed = True
+            self._resources.close()
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -181,7 +197,9 @@ class Ensemble:
 
     def prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
-        return tuple(len(writer.tokens(prompt)) for writer in self._writers)
+        with self._tokenizers:
+            self._refuse_closed()
+            return tuple(len(writer.tokens(prompt)) for writer in self._writers)
 
     def stream(
         self,
@@ -189,24 +207,31 @@ class Ensemble:
         sampling: Sampling | None = None,
         *,
         trace: bool = False,
+        n_top: int = 0,
+        alone: str | None = None,
+        judge: Judge | None = None,
         report: Report | None = None,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
         A `str` is text to go on with; messages are a conversation, put to each member in its
         own chat template. `sampling` defaults to that of models.toml. The last step carries
-        the finish reason and the usage. With `trace` every step says why its symbol was chosen.
+        the finish reason and the usage. With `trace` every step says why its symbol was chosen,
+        with `n_top` it names as many of the likeliest symbols. The member named by `alone` writes
+        by itself. A `judge` fuses in place of the ensemble's own rule.
         What the members have read before is not read again; `report` is told how far they are
         with the rest, which is read a batch at a time.
 
         Raises ContextError where the prompt does not fit, with the numbers.
         """
         told: deque[Step | EvaError] = deque()
-        request = self.submit(prompt, sampling, told.append, trace=trace)
+        request = self.submit(
+            prompt, sampling, told.append, trace=trace, n_top=n_top, alone=alone, judge=judge
+        )
         try:
-            while told or not request.done:
-                if not told:
-                    self.scheduler.step()
+            # Another thread may take the steps: it tells first, and then says that all is done.
+            while not request.done or told:
+                self.scheduler.step(unless=lambda: bool(told) or request.done)
                 if told:
                     yield _step(told.popleft())
                 elif report is not None:
@@ -214,9 +239,41 @@ class Ensemble:
         finally:
             self.scheduler.cancel(request)
 
-    def complete(self, prompt: Prompt, sampling: Sampling | None = None) -> Completion:
+    async def astream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        trace: bool = False,
+        n_top: int = 0,
+        alone: str | None = None,
+        judge: Judge | None = None,
+    ) -> AsyncGenerator[Step, None]:
+        """Write an answer step by step, as `stream` does, without blocking the event loop.
+
+        Closing the iterator, or cancelling the task that awaits it, ends the answer.
+        """
+        asked = partial(
+            self._request, prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
+        )
+        # Tokenising a long prompt takes a while.
+        request = await asyncio.to_thread(asked)
+        async with contextlib.aclosing(self._driver.answer(request)) as steps:
+            async for step in steps:
+                yield step
+
+    def complete(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, alone: str | None = None
+    ) -> Completion:
         """Return the whole answer; see `stream`."""
-        return completion_of(list(self.stream(prompt, sampling)))
+        return completion_of(list(self.stream(prompt, sampling, alone=alone)))
+
+    async def acomplete(
+        self, prompt: Prompt, sampling: Sampling | None = None, *, alone: str | None = None
+    ) -> Completion:
+        """Return the whole answer, as `complete` does, without blocking the event loop."""
+        async with contextlib.aclosing(self.astream(prompt, sampling, alone=alone)) as steps:
+            return completion_of([step async for step in steps])
 
     def complete_many(
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
@@ -235,7 +292,7 @@ class Ensemble:
         ]
         try:
             while not all(request.done for request in requests):
-                self.scheduler.step()
+                self.scheduler.step(unless=lambda: all(request.done for request in requests))
             return [completion_of(told) for told in answers]
         finally:
             for request in requests:
@@ -250,6 +307,7 @@ class Ensemble:
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
+        judge: Judge | None = None,
     ) -> Request:
         """Ask for an answer that `scheduler.step` will write and tell `sink` of.
 
@@ -259,14 +317,39 @@ class Ensemble:
         Raises InputError and PromptError where the prompt cannot be put to the members; what is
         found out later, the sink is told.
         """
+        request = self._request(
+            prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
+        )
+        request.sink = sink
+        return self.scheduler.submit(request)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None,
+        *,
+        trace: bool = False,
+        n_top: int = 0,
+        alone: str | None = None,
+        judge: Judge | None = None,
+    ) -> Request:
+        """Tokenise a prompt for all members, or for one; see `submit`."""
+        only = None if alone is None else self._place(alone)
+        prompts = self._tokens(prompt, only)
+        sampling = sampling or self._sampling
+        return Request(prompts, sampling, traced=trace, n_top=n_top, judge=judge, alone=only)
+
+    def _tokens(self, prompt: Prompt, only: int | None = None) -> list[list[int]]:
         if not isinstance(prompt, str) and not prompt:
             raise InputError("a conversation needs at least one message")
-        only = None if alone is None else self._place(alone)
         writers = self._writers if only is None else [self._writers[only]]
-        prompts = [writer.tokens(prompt) for writer in writers]
-        sampling = sampling or self._sampling
-        request = Request(prompts, sampling, sink, traced=trace, n_top=n_top, alone=only)
-        return self.scheduler.submit(request)
+        with self._tokenizers:
+            self._refuse_closed()
+            return [writer.tokens(prompt) for writer in writers]
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ClosedError()
 
     def _place(self, member: str) -> int:
         if member not in self.members:
@@ -297,7 +380,7 @@ class Ensemble:
         scoring = self.submit_score(prompt, continuation, judge)
         try:
             while not scoring.done:
-                self.scheduler.step()
+                self.scheduler.step(unless=lambda: scoring.done)
             return scoring.result()
         finally:
             self.scheduler.cancel(scoring.request)
@@ -311,9 +394,11 @@ class Ensemble:
             raise InputError("there is no text to be scored")
         if not self.missing_bytes.isdisjoint(data):
             raise InputError("a member has no token for a character of the text to be scored")
-        symbols = self._engine.spell(data)
+        with self._tokenizers:
+            self._refuse_closed()
+            symbols = self._engine.spell(data)
         forced = Forced(symbols, self._engine.n_symbols)
-        prompts = [writer.tokens(prompt) for writer in self._writers]
+        prompts = self._tokens(prompt)
         told: list[Step | EvaError] = []
         request = Request(
             prompts, Sampling(max_tokens=len(symbols)), told.append, chooser=forced, judge=judge

@@ -37,3 +37,11 @@ class MappingError(EvaError):
 
 class InputError(EvaError):
     """A value that the user gave cannot be used."""
+
+
+class ClosedError(EvaError):
+    """An ensemble was closed before it answered."""
+
+    def __init__(self, message: str = "the ensemble is closed; open it again to go on") -> None:
+        """Say so."""
+        super().__init__(message)

@@ -112,7 +112,6 @@ class LlamaModel:
         self.n_branches = n_branches
         self.n_ctx = 0
         self.can_roll_back = True
-        self._text_buffer = np.empty(64, dtype=np.int32)
         self._model = self._open(settings, vocabulary_only, progress)
         try:
             self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -274,10 +273,8 @@ class LlamaModel:
 
     def _tokenize(self, text: bytes) -> list[int]:
         """Return llama.cpp's tokens of valid UTF-8: no BOS, control tokens not parsed."""
-        size = len(text) + 2
-        if len(self._text_buffer) < size:
-            self._text_buffer = np.empty(2 * size, dtype=np.int32)
-        buffer = self._text_buffer
+        # Its own each time: a thread may read a prompt while another one steps.
+        buffer = np.empty(len(text) + 2, dtype=np.int32)
         pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         count = self._llama.llama_tokenize(
             self._vocab, text, len(text), pointer, len(buffer), False, False

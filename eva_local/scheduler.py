@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from itertools import islice
 from eva_local.context import common
 from eva_local.decision import Judge
 from eva_local.engine import Draft, Engine
-from eva_local.errors import EvaError
+from eva_local.errors import ClosedError, EvaError
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser
 
@@ -29,7 +30,7 @@ class Request:
 
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
-    sink: Sink
+    sink: Sink = lambda _: None
     traced: bool = False
     n_top: int = 0
     chooser: Chooser | None = None
@@ -56,11 +57,20 @@ class Request:
         return 0.0 if self.draft is None else self.draft.share_read
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A thread's time to step."""
+
+    ended: bool = False
+    error: Exception | None = None
+
+
 class Scheduler:
     """A queue before `n_places` texts that are written side by side.
 
-    `submit`, `cancel` and `wait` may be called by any thread, `step` by one at a time. What
-    `step` finds out, it tells the sinks of the requests, in its own thread.
+    All methods may be called by any thread. One thread steps at a time, for all requests. What
+    a step finds out, it tells their sinks, in that thread; sinks must be quick and not raise
+    where others wait for the same step.
     """
 
     def __init__(self, engine: Engine, n_places: int = 1) -> None:
@@ -73,6 +83,8 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._places: dict[int, Request] = {}
         self._changed = threading.Condition()
+        self._turn: _Turn | None = None
+        self._closed = False
 
     @property
     def chunk(self) -> int | None:
@@ -94,8 +106,9 @@ class Scheduler:
         return sum(not request.done for request in list(self._places.values()))
 
     def submit(self, request: Request) -> Request:
-        """Put a request at the end of the queue."""
+        """Put a request at the end of the queue; raise ClosedError where all is over."""
         with self._changed:
+            self._refuse_closed()
             self._waiting.append(request)
             self._changed.notify_all()
         return request
@@ -104,19 +117,72 @@ class Scheduler:
         """End a request: its sink is told nothing more, and the next step has its place free."""
         with self._changed:
             request.done = True
-            if request in self._waiting:
-                self._waiting.remove(request)
+        self._leaves_queue(request)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for something to do, at most `timeout` seconds; return whether there is."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._waiting or self._places), timeout)
 
-    def step(self) -> None:
+    def step(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Fill free places, and take every text one symbol further.
 
+        Where another thread is at it, wait for the end of that step instead, and raise what it
+        raised. Nothing is done where what was hoped for is there already, as `unless` says.
         Raises ModelError where a member cannot decode; the requests then keep their places.
+        Raises ClosedError after `close`.
         """
+        mine = _Turn()
+        try:
+            if self._takes(mine, unless):
+                self._advance()
+        except Exception as error:
+            mine.error = error
+            raise
+        finally:
+            self._end(mine)
+
+    def close(self) -> None:
+        """Wait for the end of a step, and end all requests, whose sinks are told ClosedError."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._turn is None)
+            asked = [*self._waiting, *self._places.values()]
+            self._waiting.clear()
+            self._places = {}
+        for request in asked:
+            if not request.done:
+                request.sink(ClosedError())
+                request.done = True
+
+    def _takes(self, mine: _Turn, unless: Callable[[], bool]) -> bool:
+        """Return whether the turn was taken; where another has it, wait until it ends."""
+        with self._changed:
+            if unless():
+                return False
+            theirs = self._turn
+            if theirs is None:
+                self._refuse_closed()
+                self._turn = mine
+                return True
+            self._changed.wait_for(lambda: theirs.ended)
+        if theirs.error is not None:
+            # An exception carries the way it took, which is another in every thread.
+            raise copy.copy(theirs.error) from theirs.error
+        return False
+
+    def _end(self, mine: _Turn) -> None:
+        with self._changed:
+            mine.ended = True
+            if self._turn is mine:
+                self._turn = None
+                self._changed.notify_all()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ClosedError()
+
+    def _advance(self) -> None:
         self._places = {slot: held for slot, held in self._places.items() if not held.done}
         self._admit()
         self._close_gap()
@@ -129,8 +195,7 @@ class Scheduler:
         for (_, request), draft, step in zip(running, drafts, steps, strict=True):
             told = draft.error or step
             if told is not None and not request.done:
-                request.done = draft.finished
-                request.sink(told)
+                _tell(request, told, last=draft.finished)
 
     def _admit(self) -> None:
         free = [slot for slot in range(self.n_places) if slot not in self._places]
@@ -148,8 +213,7 @@ class Scheduler:
                     alone=request.alone,
                 )
             except EvaError as error:
-                request.done = True
-                request.sink(error)
+                _tell(request, error, last=True)
                 continue
             free.remove(slot)
             self._places[slot] = request
@@ -177,11 +241,19 @@ class Scheduler:
     def _next(self) -> Request | None:
         """Take the first request that gains nothing by waiting for what is being read."""
         with self._changed:
-            for place, request in enumerate(islice(self._waiting, self.n_places)):
-                if not self._is_being_read(request.prompt_of):
-                    del self._waiting[place]
-                    return request
+            first = list(islice(self._waiting, self.n_places))
+        for request in first:
+            if not self._is_being_read(request.prompt_of) and self._leaves_queue(request):
+                return request
         return None
+
+    def _leaves_queue(self, request: Request) -> bool:
+        """Take a request out of the queue; False where it was cancelled in the meantime."""
+        with self._changed:
+            waits = request in self._waiting
+            if waits:
+                self._waiting.remove(request)
+            return waits
 
     def _held(self, request: Request, slots: Iterable[int]) -> int:
         return sum(self._engine.held(request.prompt_of, slots).values())
@@ -202,3 +274,12 @@ class Scheduler:
 
 def _is_finished(request: Request) -> bool:
     return request.draft is not None and request.draft.finished
+
+
+def _tell(request: Request, told: Step | EvaError, *, last: bool) -> None:
+    """Tell a sink; who sees that a request is done has been told all of it."""
+    try:
+        request.sink(told)
+    finally:
+        if last:
+            request.done = True

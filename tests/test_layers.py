@@ -39,6 +39,7 @@ ROWS = (
     "text",
     "engine",
     "scheduler",
+    "driver",
     "trace",
     "wire",
     "api",
