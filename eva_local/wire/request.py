@@ -30,7 +30,12 @@ OPTIONS = tuple(_HINTS)
 # OpenAI's names for what is called otherwise here.
 _ALIASES = {"max_completion_tokens": "max_tokens"}
 # What says nothing about the answer.
-_IGNORED = ("model", "user", "metadata", "store", "service_tier", "safety_identifier")
+_IGNORED = (
+    *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+)
+# OpenAI's `logit_bias` names tokens by number; this is ours for texts.
+TEXT_BIAS = "text_bias"
 # What cannot be done, beside the value that asks for nothing.
 _REFUSED: Mapping[str, object] = {
     "n": 1,
@@ -39,11 +44,13 @@ _REFUSED: Mapping[str, object] = {
     "echo": False,
     "suffix": "",
     "tools": [],
+    "tool_choice": "none",
     "functions": [],
     "modalities": ["text"],
 }
-_BODY_KEYS = (
-    *("messages", "prompt", "logprobs", "top_logprobs", "response_format"),
+#: What the body of a request can say.
+BODY_KEYS = (
+    *("messages", "prompt", "logprobs", "top_logprobs", "response_format", TEXT_BIAS),
     *(*OPTIONS, *_ALIASES, *_IGNORED, *_REFUSED),
 )
 
@@ -65,19 +72,42 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 
     Raises InputError where it asks for something that cannot be done.
     """
-    body = {key: value for key, value in body.items() if value is not None}
+    if endpoint not in (CHAT, COMPLETION):
+        raise InputError(f"url {shown(endpoint)} is none of {CHAT}, {COMPLETION}")
+    body = given(body)
+    sampling, n_top = read_wishes(body, endpoint, defaults)
+    prompt = body.get("messages" if endpoint == CHAT else "prompt")
+    return Asked(
+        read_messages(prompt) if endpoint == CHAT else _plain_prompt(prompt), sampling, n_top
+    )
+
+
+def given(body: Mapping[str, object]) -> dict[str, object]:
+    """Return what a body says: null says nothing."""
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def read_wishes(
+    body: Mapping[str, object], endpoint: str, defaults: Sampling
+) -> tuple[Sampling, int | None]:
+    """Read all of a body but its prompt: how is to be drawn, and `n_top` as in `Asked`.
+
+    Raises InputError where it asks for something that cannot be done.
+    """
     _refuse_what_cannot_be_done(body)
     options = {_ALIASES.get(key, key): value for key, value in body.items()}
-    if "logit_bias" in options and options.pop("logit_bias"):
-        raise InputError("logit_bias names tokens by number, which differ from model to model")
+    if options.pop("logit_bias", None):
+        raise InputError(
+            f"logit_bias names tokens by number, which differ from model to model; {TEXT_BIAS} "
+            "names them by their text"
+        )
+    options["logit_bias"] = options.pop(TEXT_BIAS, None)
     sampling = read_sampling(options, defaults)
     if "response_format" in body:
         sampling = _formatted(sampling, body["response_format"])
     if endpoint == CHAT:
-        return Asked(read_messages(body.get("messages")), sampling, _n_top_of_chat(body))
-    if endpoint == COMPLETION:
-        return Asked(_plain_prompt(body.get("prompt")), sampling, _n_top(body.get("logprobs")))
-    raise InputError(f"url {_shown(endpoint)} is none of {CHAT}, {COMPLETION}")
+        return sampling, _n_top_of_chat(body)
+    return sampling, _n_top(body.get("logprobs"))
 
 
 def read_messages(value: object) -> list[Message]:
@@ -92,16 +122,16 @@ def read_sampling(values: Mapping[str, object], defaults: Sampling) -> Sampling:
 
     Raises InputError and ConfigError for values that cannot be used.
     """
-    given = {
+    changed = {
         key: _option(key, values[key])
         for key in values.keys() & _HINTS.keys()
         if values[key] is not None
     }
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
     for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
-        if key in given:
-            given.setdefault(other, None)
-    return replace(defaults, **given) if given else defaults  # type: ignore[arg-type]  # checked
+        if key in changed:
+            changed.setdefault(other, None)
+    return replace(defaults, **changed) if changed else defaults  # type: ignore[arg-type]  # checked
 
 
 @lru_cache(maxsize=1024)
@@ -112,10 +142,10 @@ def misspelled(key: str, known: tuple[str, ...]) -> str | None:
 
 def _refuse_what_cannot_be_done(body: Mapping[str, object]) -> None:
     for key, value in body.items():
-        if key not in _BODY_KEYS:
-            raise InputError(f"unknown option {_shown(key)}; {did_you_mean(key, _BODY_KEYS)}")
+        if key not in BODY_KEYS:
+            raise InputError(f"unknown option {shown(key)}; {did_you_mean(key, BODY_KEYS)}")
         if key in _REFUSED and value != _REFUSED[key]:
-            raise InputError(f"{key} {_shown(value)} cannot be done here; leave it out")
+            raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 
 
 def _option(key: str, value: object) -> object:
@@ -133,7 +163,7 @@ def _option(key: str, value: object) -> object:
 def _stop(value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"stop must be a text or a list of texts, not {_shown(value)}")
+        raise InputError(f"stop must be a text or a list of texts, not {shown(value)}")
     return tuple(texts)
 
 
@@ -164,7 +194,7 @@ def _formatted(sampling: Sampling, value: object) -> Sampling:
 def _n_top_of_chat(body: Mapping[str, object]) -> int | None:
     told = body.get("logprobs", False)
     if not isinstance(told, bool):
-        raise InputError(f"logprobs must be true or false, not {_shown(told)}")
+        raise InputError(f"logprobs must be true or false, not {shown(told)}")
     if not told:
         if body.get("top_logprobs"):
             raise InputError("top_logprobs needs logprobs true")
@@ -176,7 +206,7 @@ def _n_top(value: object, key: str = "logprobs") -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOP:
-        raise InputError(f"{key} must be from 0 to {MOST_TOP}, not {_shown(value)}")
+        raise InputError(f"{key} must be from 0 to {MOST_TOP}, not {shown(value)}")
     return value
 
 
@@ -193,11 +223,11 @@ def _message(value: object, where: str) -> Message:
         raise InputError(f"{where} is no JSON object")
     role, content = value.get("role"), value.get("content")
     if not isinstance(role, str) or role not in _ROLES:
-        raise InputError(f"{where}: role must be one of {', '.join(_ROLES)}, not {_shown(role)}")
+        raise InputError(f"{where}: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
     if isinstance(content, list):
         content = "".join(_part(part, where) for part in content)
     if not isinstance(content, str):
-        raise InputError(f"{where}: content must be a text, not {_shown(content)}")
+        raise InputError(f"{where}: content must be a text, not {shown(content)}")
     return Message(_ROLES[role], content)
 
 
@@ -208,6 +238,7 @@ def _part(part: object, where: str) -> str:
     return text
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
