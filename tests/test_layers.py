@@ -47,6 +47,7 @@ ROWS = (
     "batch",
     "evaluate",
     "chat",
+    "server",
     "cli",
     "__main__",
 )

@@ -1,0 +1,1 @@
+"""A local server in the shape of OpenAI's API."""
