@@ -151,13 +151,14 @@ class LlamaModel:
         """
         if sum(len(run.tokens) for run in runs) > self.n_batch:
             runs = [self._all_but_last(run) for run in runs]
-        rows: list[int | None] = []
+        rows: dict[int, int] = {}
         at = 0
-        for run in runs:
-            at = self._fill(at, run, every=False)
-            rows.append(at - 1 if run.logits else None)
+        # llama.cpp decodes sequences together only where their numbers ascend without a gap.
+        for place in sorted(range(len(runs)), key=lambda place: runs[place].sequence):
+            at = self._fill(at, runs[place], every=False)
+            rows[place] = at - 1
         self._decode_batch(at)
-        return [None if row is None else self._row(row) for row in rows]
+        return [self._row(rows[i]) if run.logits else None for i, run in enumerate(runs)]
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """Decode one run and yield blocks (m, n_vocab): the logits after each of its tokens.
