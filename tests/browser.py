@@ -37,6 +37,9 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 PATIENCE_S = 60.0
+# Keys that write, and keys that do something of the browser's own.
+TEXTS = {"Enter": "\r"}
+CODES = {"Enter": 13, "Escape": 27, "Tab": 9}
 
 
 def find_browser() -> str | None:
@@ -140,22 +143,37 @@ class Browser:
 
     def point(self, selector: str, *, click: bool = False) -> None:
         """Move the pointer to the middle of an element, and click there."""
-        x, y = self.run(
-            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
-            "node.scrollIntoView({block: 'center'});"
-            "const box = node.getClientRects()[0];"
-            "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
-        )
+        x, y = self._middle(selector)
         kinds = ["mouseMoved"] + (["mousePressed", "mouseReleased"] if click else [])
         for kind in kinds:
             button = "left" if kind != "mouseMoved" else "none"
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
 
-    def press(self, key: str) -> None:
+    def tap(self, selector: str) -> None:
+        """Touch the middle of an element with a finger."""
+        x, y = self._middle(selector)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def press(self, key: str, *, shift: bool = False) -> None:
         """Press and release a key."""
-        text = {"text": key} if len(key) == 1 else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+        text = {"text": TEXTS.get(key, key)} if len(key) == 1 or key in TEXTS else {}
+        code = {"windowsVirtualKeyCode": CODES[key]} if key in CODES else {}
+        held = {"modifiers": 8} if shift else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text, **code, **held)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, **code, **held)
+
+    def type(self, text: str) -> None:
+        """Write text where the cursor is, as an input method would."""
+        self.call("Input.insertText", text=text)
+
+    def wait(self, expression: str, *, patience_s: float = 10.0) -> Any:
+        """Wait until a JavaScript expression is true, and return its value."""
+        end = time.monotonic() + patience_s
+        while not (value := self.run(expression)):
+            assert time.monotonic() < end, f"after {patience_s:.0f} s: {expression}"
+            time.sleep(0.02)
+        return value
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG file."""
@@ -170,6 +188,15 @@ class Browser:
         """Return what was written to the console, and exceptions."""
         kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
         return [event for event in self.events if event["method"] in kinds]
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        x, y = self.run(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
+            "node.scrollIntoView({block: 'center'});"
+            "const box = node.getClientRects()[0];"
+            "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
+        )
+        return x, y
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE_S

@@ -1,11 +1,13 @@
-"""Fixtures on the real demo models, opened once for all tests."""
+"""A browser for the pages; the real demo models, opened once for all tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, find_browser
 from hypothesis import settings
 
 from eva_local.api import Ensemble, load
@@ -18,7 +20,21 @@ from eva_local.store import locate
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# Set to `required`, a browser that is missing fails the tests that need one.
+REQUIRED = "EVA_LOCAL_TEST_BROWSER"
 REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find_browser()
+    if program is None:
+        missing = "no chromium: apt install chromium"
+        if os.environ.get(REQUIRED) == "required":
+            pytest.fail(f"{missing} ({REQUIRED}=required)")
+        pytest.skip(missing)
+    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as found:
+        yield found
 
 
 def spec(name: str) -> ModelSpec:

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+from browser import Browser
 from evaluations import outcome
-from test_trace_page import CONTRAST, HOSTILE, REQUIRED
+from test_trace_page import CONTRAST, HOSTILE
 
 from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.report import report_page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        missing = "no chromium: apt install chromium"
-        if os.environ.get(REQUIRED) == "required":
-            pytest.fail(f"{missing} ({REQUIRED}=required)")
-        pytest.skip(missing)
-    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as found:
-        yield found
 
 
 @pytest.fixture

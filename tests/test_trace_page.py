@@ -1,17 +1,15 @@
 """The page of a trace, in a real browser: what it shows, and that hostile text stays text."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+from browser import Browser
 from traces import LONG, MEMBERS, TEXT, made_trace, pieces
 
 from eva_local.trace import TraceFile, trace_page
 
-REQUIRED = "EVA_LOCAL_TEST_BROWSER"
 HOSTILE = [
     b"</script><script>window.hacked = 1</script>",
     b'<img src="http://127.0.0.1:9/x.png" onerror="window.hacked = 1">',
@@ -48,18 +46,6 @@ CONTRAST = """(() => {
   }
   return worst;
 })()"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        missing = "no chromium: apt install chromium"
-        if os.environ.get(REQUIRED) == "required":
-            pytest.fail(f"{missing} ({REQUIRED}=required)")
-        pytest.skip(missing)
-    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as found:
-        yield found
 
 
 Opener = Callable[..., Browser]

@@ -1,5 +1,5 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { steps, members, summary } = data;
   const BINS = 300;
@@ -131,27 +131,11 @@
     }
     return undefined;
   }
-  /** Return the token above or below: the nearest one of the next line in that direction. */
-  function vertical(direction) {
-    const here = tokens[kept].getClientRects()[0];
-    let best = -1;
-    let line = null;
-    let distance = Infinity;
-    for (let i = kept + direction; i >= 0 && i < steps.length; i += direction) {
-      const rect = tokens[i].getClientRects()[0];
-      if (Math.abs(rect.top - here.top) < here.height / 2) continue;
-      if (line === null) line = rect.top;
-      if (Math.abs(rect.top - line) > here.height / 2) break;
-      const off = Math.abs(rect.left - here.left);
-      if (off < distance) [best, distance] = [i, off];
-    }
-    return best;
-  }
   const KEYS = {
     ArrowRight: () => kept + 1,
     ArrowLeft: () => kept - 1,
-    ArrowDown: () => vertical(1),
-    ArrowUp: () => vertical(-1),
+    ArrowDown: () => vertical(tokens, kept, 1),
+    ArrowUp: () => vertical(tokens, kept, -1),
     Home: () => 0,
     End: () => steps.length - 1,
   };

@@ -125,6 +125,22 @@ const eva = (() => {
     if (!parts.length) parts.push(make("p", "aside", "Nothing more was recorded of this step."));
     return [head, bytes, fused, ...parts];
   }
+  /** Return the number of the token above or below: the nearest one of the next line there, or -1. */
+  function vertical(tokens, from, direction) {
+    const here = tokens[from].getClientRects()[0];
+    let best = -1;
+    let line = null;
+    let distance = Infinity;
+    for (let i = from + direction; i >= 0 && i < tokens.length; i += direction) {
+      const rect = tokens[i].getClientRects()[0];
+      if (Math.abs(rect.top - here.top) < here.height / 2) continue;
+      if (line === null) line = rect.top;
+      if (Math.abs(rect.top - line) > here.height / 2) break;
+      const off = Math.abs(rect.left - here.left);
+      if (off < distance) [best, distance] = [i, off];
+    }
+    return best;
+  }
 
-  return { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe };
+  return { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical };
 })();

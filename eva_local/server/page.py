@@ -1,0 +1,58 @@
+"""The chat page: one document that needs no other, and may load none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from eva_local.trace.page import filled, shared_script, shared_style, source_hash
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPage:
+    """The page, and the headers without which it must not be sent."""
+
+    html: bytes
+    headers: Mapping[str, str]
+
+
+def chat_page() -> ChatPage:
+    """Return the page that `GET /` answers with; it holds no secret, so it asks for no key."""
+    style, script = shared_style() + _shipped("page.css"), shared_script() + _shipped("page.js")
+    html = filled(_shipped("page.html"), {"STYLE": style, "SCRIPT": script})
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": _policy(style, script),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        # A newer eva-local on the same port brings a newer page.
+        "Cache-Control": "no-cache",
+    }
+    return ChatPage(html.encode(), headers)
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the rules of a browser for the page: its own two sources, its own server."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{source_hash(style)}'",
+            f"script-src '{source_hash(script)}'",
+            "connect-src 'self'",
+            # The icon in the tab.
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            # No text can become markup, not even by a mistake of ours.
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )
+
+
+def _shipped(name: str) -> str:
+    return files("eva_local.server").joinpath(name).read_text(encoding="utf-8")
