@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import align, batch, chat, evaluate, models, run, trace
+from eva_local.cli import align, batch, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
@@ -22,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     run.run,
     chat.chat,
     batch.batch,
+    serve.serve,
     models.pull,
     models.list_models,
     models.show,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eva_local.cli.drawing import Drawing, drawing_options
-from eva_local.cli.progress import progress_shown
+from eva_local.cli.parallel import open_places, parallel_option, places_of
 from eva_local.cli.session import Session, pass_session
 from eva_local.errors import InputError
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from eva_local.records import Sampling
     from eva_local.specs import EnsembleSpec
 
-AUTO = "auto"
 # Without a terminal, a line of progress this often; on one, the bar this often.
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.2
@@ -38,13 +37,7 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @drawing_options
-@click.option(
-    "--parallel",
-    metavar="N",
-    default=AUTO,
-    show_default=True,
-    help="Write N rows side by side; auto measures what is fastest.",
-)
+@parallel_option("rows")
 @click.option(
     "--resume/--restart",
     default=True,
@@ -95,7 +88,7 @@ def batch(
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
     config, sampling = drawing.load(session)
-    places = _places(parallel)
+    places = places_of(parallel)
     from eva_local.batch.errand import Errand, carry_out
 
     errand = Errand(
@@ -246,18 +239,7 @@ def _opener(
     """Return what opens the ensemble, and lets signals be wishes from then on."""
 
     def opener(n_rows: int) -> Ensemble:
-        from eva_local.api import open_ensemble
-        from eva_local.capacity import MOST, open_widest
-
-        with progress_shown() as progress:
-
-            def report(what: str, share: float) -> None:
-                progress(what, round(1000 * share), 1000)
-
-            if places is None:
-                ensemble = open_widest(spec, sampling, report, most=min(n_rows, MOST))
-            else:
-                ensemble = open_ensemble(spec, sampling, report, parallel=min(places, n_rows))
+        ensemble = open_places(spec, sampling, places, most=n_rows)
         interruption.watch()
         return ensemble
 
@@ -284,16 +266,3 @@ def _wishes(
         n_top=n_top,
         shares=shares,
     )
-
-
-def _places(text: str) -> int | None:
-    """Read --parallel; None is auto."""
-    if text == AUTO:
-        return None
-    try:
-        places = int(text)
-    except ValueError:
-        places = 0
-    if not places > 0:
-        raise InputError(f"--parallel must be {AUTO} or a whole number above 0, not {text!r}")
-    return places

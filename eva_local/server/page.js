@@ -15,7 +15,12 @@
   }
 
   /** What went wrong, in words for the user. */
-  class Trouble extends Error {}
+  class Trouble extends Error {
+    constructor(words, status = 0) {
+      super(words);
+      this.status = status;
+    }
+  }
   const say = (words) => { $("said").textContent = words; };
   function trouble(words) {
     $("trouble").hidden = !words;
@@ -37,7 +42,7 @@
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
     }
     if (response.status === 401) askForKey();
-    if (!response.ok) throw new Trouble(await refusal(response));
+    if (!response.ok) throw new Trouble(await refusal(response), response.status);
     return response;
   }
   async function refusal(response) {
@@ -47,7 +52,7 @@
     const seconds = Number(response.headers.get("Retry-After"));
     if (response.status === 401) return "The server wants its API key: enter it below, then try again.";
     if (response.status === 503 || response.status === 429) {
-      const again = seconds > 0 ? ` Try again in ${plural(seconds, "second")}.` : " Try again soon.";
+      const again = seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
       return reasoned("The server is busy") + again;
     }
     if (response.status < 500) return reasoned("The server refused the request");
@@ -80,7 +85,8 @@
       offer(data.map((model) => model.id));
       trouble("");
     } catch (error) {
-      trouble(error instanceof Trouble ? error.message : "The server's list of models cannot be read.");
+      trouble(error.status === 503 ? "The server is still opening its models."
+        : error instanceof Trouble ? error.message : "The server's list of models cannot be read.");
       if ($("key").hidden) setTimeout(load, RETRY_MS);
     }
   }

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from eva_local.records import Candidate, FinishReason, Step, Usage
+from eva_local.records import Candidate, FinishReason, ScoredSymbol, Step, Usage
 
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
@@ -69,13 +69,13 @@ class Tokens:
     So those of a stop string, which is never shown, are left out.
     """
 
-    def __init__(self) -> None:
-        """Begin an answer."""
+    def __init__(self, start: int = 0) -> None:
+        """Begin an answer behind a text of `start` characters."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = 0
         self._at = 0
-        self._start = 0
+        self._start = start
 
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the symbols that are shown by now."""
@@ -90,15 +90,28 @@ class Tokens:
         return ready
 
 
-def answer_of(steps: Sequence[Step], *, told: bool) -> Answer:
-    """Join the steps of a finished answer, with its tokens where they are to be `told`."""
+def answer_of(steps: Sequence[Step], *, told: bool, start: int = 0) -> Answer:
+    """Join the steps of a finished answer, with its tokens where they are to be `told`.
+
+    Their places are those behind a text of `start` characters.
+    """
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
     text = "".join(step.text for step in steps)
-    tokens = Tokens()
+    tokens = Tokens(start)
     shown = tuple(token for step in steps for token in tokens.push(step)) if told else ()
     return Answer(text, last.finish_reason, last.usage, shown)
+
+
+def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
+    """Return the symbols of a text that was scored, with their places in it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    start, tokens = 0, []
+    for symbol in symbols:
+        tokens.append(Token(symbol.piece, start, symbol.log_probability, symbol.top))
+        start += len(decoder.decode(symbol.piece))
+    return tuple(tokens)
 
 
 def chat_completion(
@@ -194,4 +207,5 @@ def _chat_token(token: Token) -> dict[str, object]:
 def _table(token: Token) -> dict[str, float] | None:
     if token.logprob is None:
         return None
-    return {shown_piece(c.piece): log_of(c.probability) for c in token.top}
+    # Several symbols may look alike: the likeliest counts, which is the first.
+    return {shown_piece(c.piece): log_of(c.probability) for c in reversed(token.top)}

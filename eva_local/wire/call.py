@@ -108,7 +108,7 @@ def read_call(
         stream=_flag(own, "stream"),
         include_usage=_include_usage(own),
         trace=_flag(own, "trace"),
-        weights=_weights(own.get("weights"), members),
+        weights=read_weights(own.get("weights"), members),
     )
     if call.n_answers > MOST_ANSWERS:
         raise InputError(f"n: {call.n_answers} answers are asked for, and {MOST_ANSWERS} can be")
@@ -122,16 +122,20 @@ def read_ids(value: object, key: str) -> TokenIds:
     return TokenIds(tuple(value))
 
 
+def is_ids(value: object) -> bool:
+    """Return whether a value is meant as token ids; an empty list is."""
+    return isinstance(value, list) and all(_is_whole(each) for each in value)
+
+
 def _prompts(body: Mapping[str, object], endpoint: str) -> Iterator[Prompt | TokenIds]:
     if endpoint == CHAT:
         yield read_messages(body.get("messages"))
         return
     value = body.get("prompt")
-    several = value if isinstance(value, list) and not _is_whole(value[0] if value else 0) else None
-    for each in [value] if several is None else several:
+    for each in value if isinstance(value, list) and not is_ids(value) else [value]:
         if isinstance(each, str):
             yield each
-        elif isinstance(each, list) and each:
+        elif is_ids(each) and each:
             yield read_ids(each, "prompt")
         else:
             raise InputError("prompt must be a text, a list of token ids, or a list of these")
@@ -160,7 +164,8 @@ def _flag(values: Mapping[str, object], key: str) -> bool:
     return value
 
 
-def _weights(value: object, members: Sequence[str]) -> Weights | None:
+def read_weights(value: object, members: Sequence[str]) -> Weights | None:
+    """Read what each member is to count; raise InputError for what is no weights of theirs."""
     if value is None or value == "equal" or value == "running":
         return value
     if isinstance(value, dict) and value.keys() == set(members):

@@ -65,9 +65,11 @@ class Choice:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return self._chunk({"delta": delta, "logprobs": None})
 
-    def echo(self, text: str, tokens: Sequence[Token]) -> dict[str, object]:
-        """Return the prompt of a plain completion, in front of its answer."""
-        return self._chunk({"text": text, "logprobs": text_logprobs(tokens) if tokens else None})
+    def echo(self, text: str, tokens: Sequence[Token], *, last: bool) -> dict[str, object]:
+        """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
+        self._tokens = Tokens(len(text))
+        logprobs = text_logprobs(tokens) if tokens else None
+        return self._chunk({"text": text, "logprobs": logprobs}, "length" if last else None)
 
     def step(self, step: Step) -> dict[str, object] | None:
         """Return what a step says; None where there is nothing to say yet."""

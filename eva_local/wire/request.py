@@ -107,7 +107,7 @@ def read_wishes(
         sampling = _formatted(sampling, body["response_format"])
     if endpoint == CHAT:
         return sampling, _n_top_of_chat(body)
-    return sampling, _n_top(body.get("logprobs"))
+    return sampling, read_n_top(body.get("logprobs"))
 
 
 def read_messages(value: object) -> list[Message]:
@@ -199,10 +199,11 @@ def _n_top_of_chat(body: Mapping[str, object]) -> int | None:
         if body.get("top_logprobs"):
             raise InputError("top_logprobs needs logprobs true")
         return None
-    return _n_top(body.get("top_logprobs", 0), "top_logprobs")
+    return read_n_top(body.get("top_logprobs", 0), "top_logprobs")
 
 
-def _n_top(value: object, key: str = "logprobs") -> int | None:
+def read_n_top(value: object, key: str = "logprobs") -> int | None:
+    """Read how many likely symbols are to be named; raise InputError for what is no number."""
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOP:

@@ -1,0 +1,120 @@
+"""The application: what answers at which path, and what every request goes through."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eva_local.errors import EvaError
+from eva_local.server import completions, scores, state, tokens
+from eva_local.server.guard import Guard
+from eva_local.server.intake import Intake
+from eva_local.server.refusal import RefusedError
+from eva_local.server.service import Service
+from eva_local.wire.problem import is_of_caller, problem, problem_of
+from eva_local.wire.request import CHAT, COMPLETION
+
+log = logging.getLogger("eva_local")
+
+ROUTES = (
+    Route("/", state.page),
+    Route("/health", state.health),
+    Route("/metrics", state.metrics),
+    Route("/openapi.json", state.description),
+    Route("/v1/models", state.models),
+    Route("/v1/models/{name:path}", state.model),
+    Route(CHAT, completions.chat, methods=["POST"]),
+    Route(COMPLETION, completions.completion, methods=["POST"]),
+    Route("/v1/score", scores.score, methods=["POST"]),
+    Route("/tokenize", tokens.tokenize, methods=["POST"]),
+    Route("/detokenize", tokens.detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokens.tokenizer_info),
+)
+
+
+def make_app(
+    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = ()
+) -> Starlette:
+    """Return the application of a service.
+
+    It asks for one of `keys`, and lets web pages from `origins` read its answers.
+    """
+    middleware = [Middleware(_Counted, service=service)]
+    if origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+            )
+        )
+    middleware.append(Middleware(Guard, keys=keys, origins=origins))
+    middleware.append(Middleware(Intake))
+    app = Starlette(
+        routes=ROUTES,
+        middleware=middleware,
+        exception_handlers={
+            RefusedError: _refused,
+            EvaError: _failed,
+            HTTPException: _unknown,
+            Exception: _broken,
+        },
+    )
+    # A redirection would repeat the Host header.
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+class _Counted:
+    """Counts the answers to requests by path and status."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._measures = service.measures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = any(scope["path"] == route.path for route in ROUTES)
+                self._measures.answered(scope["path"] if known else "other", message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return error.response()
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, EvaError)
+    if is_of_caller(error):
+        return JSONResponse(problem_of(error), 400)
+    log.error("%s", error)
+    return JSONResponse(problem_of(error), 500)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"][:60]
+    what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
+    body = problem(f"{what} {path}; /openapi.json lists what can be asked")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _broken(_request: Request, error: Exception) -> Response:
+    """Tell of a fault of ours; the stack trace goes to the log alone."""
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(problem("the server failed; its log says why", "server_error"), 500)

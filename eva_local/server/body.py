@@ -1,0 +1,33 @@
+"""Bodies of requests as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from starlette.requests import Request
+
+from eva_local.errors import InputError
+
+# JSON can name half a character, which is no text.
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+async def read_object(request: Request) -> dict[str, object]:
+    """Return the JSON object that a body is; raise InputError for anything else."""
+    data = await request.body()
+    try:
+        body = json.loads(data, parse_constant=_refuse_constant)
+        if _HALF.search(data):
+            json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the body holds half of a surrogate pair, which is no text") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
+    if not isinstance(body, dict):
+        raise InputError("the body must be a JSON object")
+    return body
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,166 @@
+"""The endpoints that write: chats and plain completions, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from eva_local.grammar import check
+from eva_local.records import Step, Usage
+from eva_local.server.body import read_object
+from eva_local.server.events import Events, Part
+from eva_local.server.lanes import Echo, answers
+from eva_local.server.models import Model
+from eva_local.server.service import Service, service_of
+from eva_local.wire.answer import (
+    Answer,
+    Counts,
+    answer_of,
+    chat_completion,
+    text_completion,
+)
+from eva_local.wire.call import Call, read_call
+from eva_local.wire.chunk import Choice, Letterhead, trace_of
+from eva_local.wire.request import CHAT, COMPLETION
+
+
+async def chat(request: Request) -> ASGIApp:
+    """Answer a conversation."""
+    return await _answer(request, CHAT)
+
+
+async def completion(request: Request) -> ASGIApp:
+    """Go on with texts."""
+    return await _answer(request, COMPLETION)
+
+
+async def _answer(request: Request, endpoint: str) -> ASGIApp:
+    service = service_of(request)
+    body = await read_object(request)
+    model = service.models.named(body.get("model"))
+    call = read_call(
+        body,
+        endpoint,
+        model.ensemble.spec.sampling,
+        piece_of=lambda token: model.ensemble.detokenize([token], alone=model.alone),
+        members=model.members,
+    )
+    # A schema may take a while.
+    await asyncio.to_thread(check, call.sampling)
+    head = _letterhead(endpoint, model, call)
+    if not call.stream:
+        return JSONResponse(await _whole(service, model, call, head))
+    events = Events(_parts(service, model, call, head))
+    await events.begin()
+    return events
+
+
+def _letterhead(endpoint: str, model: Model, call: Call) -> Letterhead:
+    kind = "chatcmpl" if endpoint == CHAT else "cmpl"
+    name = f"{kind}-{secrets.token_hex(12)}"
+    return Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
+
+
+async def _whole(service: Service, model: Model, call: Call, head: Letterhead) -> dict[str, object]:
+    heard = [_Heard() for _ in range(call.n_answers)]
+    async with contextlib.aclosing(answers(model, call)) as told:
+        async for index, each in told:
+            heard[index].take(each)
+            service.measures.hear(model, each)
+    whole = [each.answer(model, told=call.n_top is not None) for each in heard]
+    write = chat_completion if head.endpoint == CHAT else text_completion
+    body = write(
+        whole,
+        Counts.of(whole, call.n),
+        name=head.name,
+        created=head.created,
+        model=head.model,
+        told=call.n_top is not None,
+    )
+    if call.trace:
+        for choice, so_far in zip(_choices(body), heard, strict=True):
+            choice["eva"] = [trace_of(step) for step in so_far.steps]
+    return body
+
+
+async def _parts(
+    service: Service, model: Model, call: Call, head: Letterhead
+) -> AsyncGenerator[Part, None]:
+    """Yield what is streamed."""
+    told = call.n_top is not None
+    choices = [Choice(head, i, told=told, traced=call.trace) for i in range(call.n_answers)]
+    heard = [_Heard() for _ in choices]
+    async with contextlib.aclosing(answers(model, call)) as all_told:
+        async for index, each in all_told:
+            service.measures.hear(model, each)
+            choice, so_far = choices[index], heard[index]
+            if head.endpoint == CHAT and so_far.is_new:
+                yield choice.opening()
+            so_far.take(each)
+            if isinstance(each, Echo):
+                yield choice.echo(each.text, each.tokens, last=call.scored)
+            elif (part := choice.step(each)) is not None:
+                yield part
+    if call.include_usage:
+        yield head.last(Counts.of([each.answer(model) for each in heard], call.n))
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What is there of one answer."""
+
+    echo: Echo | None = None
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is there yet."""
+        return self.echo is None and not self.steps
+
+    def take(self, told: Echo | Step) -> None:
+        """Add what came."""
+        if isinstance(told, Echo):
+            self.echo = told
+        else:
+            self.steps.append(told)
+
+    def answer(self, model: Model, *, told: bool = False) -> Answer:
+        """Return the whole answer, behind its echo, with its tokens where they are `told`."""
+        if self.echo is None:
+            return answer_of(self.steps, told=told)
+        if not self.steps:
+            usage = _unwritten(model, self.echo.n_tokens)
+            return Answer(self.echo.text, "length", usage, self.echo.tokens)
+        echo = self.echo
+        own = answer_of(self.steps, told=told, start=len(echo.text))
+        return replace(own, text=echo.text + own.text, tokens=(*echo.tokens, *own.tokens))
+
+
+def _unwritten(model: Model, n_tokens: int) -> Usage:
+    """Return what a prompt costs that nothing is written after."""
+    count = len(model.members)
+    return Usage(
+        members=model.members,
+        prompt_tokens=(n_tokens,) * count,
+        cached_tokens=(0,) * count,
+        filtered=(0,) * count,
+        decode_seconds=(0.0,) * count,
+        prompt_seconds=(0.0,) * count,
+        steps=0,
+        seconds=0.0,
+        first_seconds=0.0,
+    )
+
+
+def _choices(body: dict[str, object]) -> list[dict[str, object]]:
+    choices = body["choices"]
+    assert isinstance(choices, list)
+    return choices

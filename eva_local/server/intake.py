@@ -1,0 +1,83 @@
+"""The body of a request, read whole within its limits; and an eye on who asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eva_local.server.refusal import RefusedError
+
+#: Bytes of a body at most: more than the longest context holds.
+MOST_BYTES = 4 * 2**20
+# How long a body may take.
+_PATIENCE_S = 60.0
+
+
+class Intake:
+    """Hands a request on with its whole body, and ends the work on it when who asked is gone."""
+
+    def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
+        """Refuse bodies of more than `most_bytes`."""
+        self._app = app
+        self._most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                body = await self._body(receive)
+        except TimeoutError:
+            body = RefusedError(408, "the body did not come in time")
+        if isinstance(body, RefusedError):
+            await body.response()(scope, receive, send)
+        elif body is not None:
+            await self._answer(body, scope, receive, send)
+
+    async def _body(self, receive: Receive) -> bytes | RefusedError | None:
+        """Return the body; None where who asked is gone."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._most_bytes:
+                return RefusedError(413, f"the body has more than {self._most_bytes} bytes")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._work(body, scope, send))
+        gone = asyncio.create_task(_departure(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                # Who asked may be gone because the last byte is sent.
+                work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _work(self, body: bytes, scope: Scope, send: Send) -> None:
+        waiting = [body]
+
+        async def receive() -> Message:
+            if not waiting:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+
+        await self._app(scope, receive, send)
+
+
+async def _departure(receive: Receive) -> None:
+    """Return when who asked is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,44 @@
+"""Answers that say no, in the shape of OpenAI's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse, Response
+
+from eva_local.wire.problem import problem
+
+# When to come again, in seconds: a place becomes free, or a model is open, at some time.
+_AGAIN_S = 2
+
+
+class RefusedError(Exception):
+    """A request that is not answered, and why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        *,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Refuse with an HTTP `status`."""
+        super().__init__(message)
+        self._status = status
+        self._kind = kind
+        self._code = code
+        self._headers = headers
+
+    def response(self) -> Response:
+        """Return what the caller gets."""
+        body = problem(str(self), self._kind, code=self._code)
+        return JSONResponse(body, self._status, self._headers)
+
+
+def come_again(message: str, code: str) -> RefusedError:
+    """Return a refusal that may not last."""
+    return RefusedError(
+        503, message, "server_error", code=code, headers={"Retry-After": str(_AGAIN_S)}
+    )

@@ -1,0 +1,173 @@
+"""The server itself: it listens, opens the models meanwhile, answers, and ends cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from eva_local.api import Ensemble
+from eva_local.errors import InputError
+from eva_local.server.app import make_app
+from eva_local.server.guard import refuse_open_door
+from eva_local.server.models import Models
+from eva_local.server.service import Service
+
+# How long answers that are under way may take once the server is to end.
+GRACE_S = 2
+
+# Opens one ensemble; called in a thread of its own.
+Opener = Callable[[], Ensemble]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the server listens, and who may ask. Port 0 takes one that is free."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a door that is open to everyone."""
+        refuse_open_door(self.host, self.keys)
+
+
+def serve(
+    openers: Sequence[Opener],
+    door: Door,
+    *,
+    n_waiting: int,
+    told: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Answer requests until the process is asked to end; `told` hears where, and when it can.
+
+    At most `n_waiting` answers wait for a place before each ensemble. Raises InputError where
+    it cannot listen there, and what the openers raise.
+    """
+    asyncio.run(Server(openers, door, n_waiting=n_waiting, told=told).run())
+
+
+class Server:
+    """One server, from its port to its end; `url` is where it listens."""
+
+    def __init__(
+        self,
+        openers: Sequence[Opener],
+        door: Door,
+        *,
+        n_waiting: int,
+        told: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Take the port; see `serve`."""
+        self.service = Service()
+        self._openers = openers
+        self._n_waiting = n_waiting
+        self._told = told
+        self._resources = contextlib.ExitStack()
+        app = make_app(self.service, keys=door.keys, origins=door.origins)
+        config = uvicorn.Config(
+            app,
+            host=door.host,
+            port=door.port,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            # What goes wrong is said by the application; what clients do is nobody's business.
+            log_config=None,
+            log_level=100,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        self._server = _Uvicorn(config)
+        with _refusing(config):
+            self._socket = config.bind_socket()
+        host = f"[{door.host}]" if ":" in door.host else door.host
+        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+
+    async def run(self) -> None:
+        """Answer until `stop`; raise what the openers raise."""
+        self._told(f"listening on {self.url}, loading")
+        loading = asyncio.create_task(self._load())
+        loading.add_done_callback(self._loaded)
+        with self._resources, _signals(self.stop):
+            await self._server.serve([self._socket])
+            # llama.cpp is not stopped in the middle of a file, unless by a second signal.
+            await loading
+
+    def stop(self) -> None:
+        """Answer no new request, and end soon."""
+        self._server.should_exit = True
+
+    async def _load(self) -> list[Ensemble]:
+        """Open the ensembles, which the resources will close."""
+        ensembles = []
+        for opener in self._openers:
+            if self._server.should_exit:
+                break
+            ensemble = await asyncio.to_thread(opener)
+            self._resources.callback(ensemble.close)
+            ensembles.append(ensemble)
+        return ensembles
+
+    def _loaded(self, loading: asyncio.Task[list[Ensemble]]) -> None:
+        if loading.cancelled() or loading.exception() is not None:
+            self.stop()
+            return
+        if self._server.should_exit:
+            return
+        models = Models(loading.result(), self._n_waiting)
+        self.service.open(models)
+        self._told(f"ready: {', '.join(model.name for model in models)}")
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would send them again at the end."""
+        yield
+
+
+@contextlib.contextmanager
+def _refusing(config: uvicorn.Config) -> Iterator[None]:
+    """Turn uvicorn's end of the process into an error."""
+    try:
+        yield
+    except SystemExit as error:
+        reason = error.__context__
+        problem = getattr(reason, "strerror", None) or reason
+        raise InputError(f"cannot listen on {config.host}:{config.port}: {problem}") from None
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Stop at the first signal, and end at once at the second; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop_once() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    for number in numbers:
+        loop.add_signal_handler(number, stop_once)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -1,0 +1,49 @@
+"""The endpoints for tokens of the shared space: text to ids and back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from eva_local.errors import InputError
+from eva_local.server.body import read_object
+from eva_local.server.service import service_of
+from eva_local.settings import refuse_unknown
+from eva_local.wire.call import read_ids
+from eva_local.wire.request import given
+
+# Others' names for the text; nothing is ever put in front of it.
+_TEXT_KEYS = ("prompt", "content", "text")
+_IGNORED = ("add_special_tokens", "parse_special")
+
+
+async def tokenize(request: Request) -> Response:
+    """Return the ids that a text has."""
+    body = given(await read_object(request))
+    refuse_unknown(body, (*_TEXT_KEYS, *_IGNORED, "model"), "")
+    model = service_of(request).models.named(body.get("model"))
+    text = next((body[key] for key in _TEXT_KEYS if key in body), None)
+    if not isinstance(text, str):
+        raise InputError("prompt must be a text")
+    ids = await asyncio.to_thread(model.ensemble.tokenize, text, alone=model.alone)
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
+
+
+async def detokenize(request: Request) -> Response:
+    """Return the text that ids stand for."""
+    body = given(await read_object(request))
+    refuse_unknown(body, ("tokens", "model"), "")
+    model = service_of(request).models.named(body.get("model"))
+    ids = read_ids(body.get("tokens"), "tokens").ids
+    text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")
+    return JSONResponse({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
+    model = service_of(request).models.named(None)
+    return JSONResponse(
+        {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
+    )
