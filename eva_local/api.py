@@ -16,12 +16,12 @@ from eva_local.config import load_config, shipped
 from eva_local.decision import Judge
 from eva_local.driver import Driver
 from eva_local.engine import Engine
-from eva_local.errors import ClosedError, ContextError, EvaError, InputError
+from eva_local.errors import ClosedError, EvaError, InputError
 from eva_local.model import ALL, LlamaModel, Model, can_offload
 from eva_local.prompt import Prompt, PromptWriter
-from eva_local.records import Completion, Sampling, Score, Step
-from eva_local.sampling import Forced
+from eva_local.records import Completion, Message, Sampling, Score, Step
 from eva_local.scheduler import Request, Scheduler, Sink
+from eva_local.scoring import Scoring
 from eva_local.settings import did_you_mean
 from eva_local.space import PivotSpace
 from eva_local.specs import EnsembleSpec
@@ -29,6 +29,8 @@ from eva_local.store import cache_folder, locate
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
+# What can be gone on with: text, a conversation, or symbols, which are read as plain text.
+Asked = Prompt | Sequence[int]
 
 
 def load(
@@ -203,7 +205,7 @@ class Ensemble:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Asked,
         sampling: Sampling | None = None,
         *,
         trace: bool = False,
@@ -214,13 +216,13 @@ class Ensemble:
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
-        A `str` is text to go on with; messages are a conversation, put to each member in its
-        own chat template. `sampling` defaults to that of models.toml. The last step carries
-        the finish reason and the usage. With `trace` every step says why its symbol was chosen,
-        with `n_top` it names as many of the likeliest symbols. The member named by `alone` writes
-        by itself. A `judge` fuses in place of the ensemble's own rule.
-        What the members have read before is not read again; `report` is told how far they are
-        with the rest, which is read a batch at a time.
+        A `str` is text to go on with, and so are symbols as `tokenize` returns them; messages
+        are a conversation, put to each member in its own chat template. `sampling` defaults to
+        that of models.toml. The last step carries the finish reason and the usage. With `trace`
+        every step says why its symbol was chosen, with `n_top` it names as many of the likeliest
+        symbols. The member named by `alone` writes by itself. A `judge` fuses in place of the
+        ensemble's own rule. What the members have read before is not read again; `report` is
+        told how far they are with the rest, which is read a batch at a time.
 
         Raises ContextError where the prompt does not fit, with the numbers.
         """
@@ -241,7 +243,7 @@ class Ensemble:
 
     async def astream(
         self,
-        prompt: Prompt,
+        prompt: Asked,
         sampling: Sampling | None = None,
         *,
         trace: bool = False,
@@ -263,34 +265,35 @@ class Ensemble:
                 yield step
 
     def complete(
-        self, prompt: Prompt, sampling: Sampling | None = None, *, alone: str | None = None
+        self, prompt: Asked, sampling: Sampling | None = None, *, alone: str | None = None
     ) -> Completion:
         """Return the whole answer; see `stream`."""
         return completion_of(list(self.stream(prompt, sampling, alone=alone)))
 
     async def acomplete(
-        self, prompt: Prompt, sampling: Sampling | None = None, *, alone: str | None = None
+        self, prompt: Asked, sampling: Sampling | None = None, *, alone: str | None = None
     ) -> Completion:
         """Return the whole answer, as `complete` does, without blocking the event loop."""
         async with contextlib.aclosing(self.astream(prompt, sampling, alone=alone)) as steps:
             return completion_of([step async for step in steps])
 
     def complete_many(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None
+        self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:
         """Return the answers to many prompts, written side by side, in the order of the prompts.
 
         `sampling` is one for all, or one for each. A beginning that prompts have in common is
         read once. Raises the first error that one of them meets; see `stream`.
         """
-        if not isinstance(sampling, Sequence):
-            sampling = [sampling or self._sampling] * len(prompts)
         answers: list[list[Step | EvaError]] = [[] for _ in prompts]
         requests = [
-            self.submit(prompt, each, told.append)
-            for prompt, each, told in zip(prompts, sampling, answers, strict=True)
+            self._request(prompt, each)
+            for prompt, each in zip(prompts, _for_each(sampling, len(prompts)), strict=True)
         ]
         try:
+            for request, told in zip(requests, answers, strict=True):
+                request.sink = told.append
+                self.scheduler.submit(request)
             while not all(request.done for request in requests):
                 self.scheduler.step(unless=lambda: all(request.done for request in requests))
             return [completion_of(told) for told in answers]
@@ -298,9 +301,23 @@ class Ensemble:
             for request in requests:
                 self.scheduler.cancel(request)
 
+    async def acomplete_many(
+        self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
+        tasks = [
+            asyncio.create_task(self.acomplete(prompt, each))
+            for prompt, each in zip(prompts, _for_each(sampling, len(prompts)), strict=True)
+        ]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     def submit(
         self,
-        prompt: Prompt,
+        prompt: Asked,
         sampling: Sampling | None,
         sink: Sink,
         *,
@@ -325,7 +342,7 @@ class Ensemble:
 
     def _request(
         self,
-        prompt: Prompt,
+        prompt: Asked,
         sampling: Sampling | None,
         *,
         trace: bool = False,
@@ -334,24 +351,49 @@ class Ensemble:
         judge: Judge | None = None,
     ) -> Request:
         """Tokenise a prompt for all members, or for one; see `submit`."""
-        only = None if alone is None else self._place(alone)
+        only = self._place_of(alone)
         prompts = self._tokens(prompt, only)
         sampling = sampling or self._sampling
         return Request(prompts, sampling, traced=trace, n_top=n_top, judge=judge, alone=only)
 
-    def _tokens(self, prompt: Prompt, only: int | None = None) -> list[list[int]]:
-        if not isinstance(prompt, str) and not prompt:
-            raise InputError("a conversation needs at least one message")
+    def _tokens(self, prompt: Asked, only: int | None = None) -> list[list[int]]:
+        plain = self._plain(prompt, only)
         writers = self._writers if only is None else [self._writers[only]]
         with self._tokenizers:
             self._refuse_closed()
-            return [writer.tokens(prompt) for writer in writers]
+            return [writer.tokens(plain) for writer in writers]
+
+    def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
+        """Return a prompt with the bytes that symbols stand for."""
+        if isinstance(prompt, str):
+            return prompt
+        if not prompt:
+            raise InputError("a conversation needs at least one message")
+        messages = [each for each in prompt if isinstance(each, Message)]
+        symbols = [each for each in prompt if isinstance(each, int)]
+        if len(messages) == len(prompt):
+            return messages
+        if len(symbols) == len(prompt):
+            return self._bytes_of(symbols, only)
+        raise InputError("a prompt is a text, a list of Message, or a list of symbols")
+
+    def _bytes_of(self, symbols: Sequence[int], only: int | None) -> bytes:
+        space = self._engine.panel(only).space
+        for symbol in symbols:
+            if not space.is_text(symbol):
+                raise InputError(
+                    f"{symbol} is no text here: it must be a symbol under {space.end} that is "
+                    "no control token; put conversations as messages"
+                )
+        return b"".join(map(space.piece, symbols))
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise ClosedError()
 
-    def _place(self, member: str) -> int:
+    def _place_of(self, member: str | None) -> int | None:
+        if member is None:
+            return None
         if member not in self.members:
             raise InputError(f"{member} is no member; {did_you_mean(member, self.members)}")
         return self.members.index(member)
@@ -366,18 +408,47 @@ class Ensemble:
         """The bytes that some member has no token for; no answer and no scored text has them."""
         return self._engine.missing_bytes
 
-    def score(self, prompt: Prompt, continuation: str, judge: Judge | None = None) -> Score:
+    def tokenize(self, text: str, *, alone: str | None = None) -> list[int]:
+        """Return the symbols of the shared space for a text, or a member's own tokens.
+
+        No symbol is put in front, and none is a control token. Raises PromptError where the
+        pivot (or the member) has no token for a character.
+        """
+        return self._spell(text.encode("utf-8", "replace"), self._place_of(alone))
+
+    def detokenize(self, symbols: Sequence[int], *, alone: str | None = None) -> bytes:
+        """Return the bytes that symbols stand for; they need not be whole characters.
+
+        Raises InputError for a number that is no symbol or stands for no text.
+        """
+        return self._bytes_of(symbols, self._place_of(alone))
+
+    def score(
+        self,
+        prompt: Asked,
+        continuation: str | Sequence[int],
+        judge: Judge | None = None,
+        *,
+        alone: str | None = None,
+        symbols: bool = False,
+        n_top: int = 0,
+    ) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
-        The continuation is forced through every member, symbol by symbol; what the members
-        have read of the prompt for the score before is not read again. With `candidates` above
-        0 in the settings, what lies beyond them is not known exactly: see `Score.unseen`. A
-        `judge` that is given fuses in place of the ensemble's own rule, and hears every vote.
+        The continuation, a text or symbols as `tokenize` returns them, is forced through every
+        member, symbol by symbol; what the members have read of the prompt for the score before
+        is not read again. With `candidates` above 0 in the settings, what lies beyond them is
+        not known exactly: see `Score.unseen`. With `symbols` the score tells each symbol, with
+        `n_top` the likeliest ones in its place, too. The member named by `alone` is scored by
+        itself. A `judge` that is given fuses in place of the ensemble's own rule, and hears
+        every vote.
 
         Raises InputError where there is no continuation or a member cannot spell it,
         ContextError where the text does not fit.
         """
-        scoring = self.submit_score(prompt, continuation, judge)
+        scoring = self.submit_score(
+            prompt, continuation, judge, alone=alone, symbols=symbols, n_top=n_top
+        )
         try:
             while not scoring.done:
                 self.scheduler.step(unless=lambda: scoring.done)
@@ -385,67 +456,88 @@ class Ensemble:
         finally:
             self.scheduler.cancel(scoring.request)
 
+    async def ascore(
+        self,
+        prompt: Asked,
+        continuation: str | Sequence[int],
+        judge: Judge | None = None,
+        *,
+        alone: str | None = None,
+        symbols: bool = False,
+        n_top: int = 0,
+    ) -> Score:
+        """Return a score, as `score` does, without blocking the event loop."""
+        asked = partial(self._scoring, prompt, continuation, judge, alone, symbols, n_top)
+        scoring = await asyncio.to_thread(asked)
+        async with contextlib.aclosing(self._driver.answer(scoring.request)) as steps:
+            async for step in steps:
+                scoring.hear(step)
+        return scoring.result()
+
     def submit_score(
-        self, prompt: Prompt, continuation: str, judge: Judge | None = None
+        self,
+        prompt: Asked,
+        continuation: str | Sequence[int],
+        judge: Judge | None = None,
+        *,
+        alone: str | None = None,
+        symbols: bool = False,
+        n_top: int = 0,
     ) -> Scoring:
         """Ask for a score that `scheduler.step` will find; see `score`."""
-        data = continuation.encode("utf-8", "replace")
-        if not data:
-            raise InputError("there is no text to be scored")
-        if not self.missing_bytes.isdisjoint(data):
+        scoring = self._scoring(prompt, continuation, judge, alone, symbols, n_top)
+        self.scheduler.submit(scoring.request)
+        return scoring
+
+    def _scoring(
+        self,
+        prompt: Asked,
+        continuation: str | Sequence[int],
+        judge: Judge | None,
+        alone: str | None,
+        detailed: bool,
+        n_top: int,
+    ) -> Scoring:
+        only = self._place_of(alone)
+        spelled = self._spelled(continuation, only)
+        return Scoring(
+            self._engine.panel(only),
+            self._tokens(prompt, only),
+            spelled,
+            judge,
+            alone=only,
+            detailed=detailed or n_top > 0,
+            n_top=n_top,
+        )
+
+    def _spelled(self, continuation: str | Sequence[int], only: int | None) -> Sequence[int]:
+        """Return the symbols of a text to be scored; refuse what cannot be written."""
+        models = self._models if only is None else [self._models[only]]
+        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
+        if isinstance(continuation, str):
+            data = continuation.encode("utf-8", "replace")
+        else:
+            data = self._bytes_of(continuation, only)
+        if not missing.isdisjoint(data):
             raise InputError("a member has no token for a character of the text to be scored")
+        return self._spell(data, only) if isinstance(continuation, str) else continuation
+
+    def _spell(self, data: bytes, only: int | None) -> list[int]:
         with self._tokenizers:
             self._refuse_closed()
-            symbols = self._engine.spell(data)
-        forced = Forced(symbols, self._engine.n_symbols)
-        prompts = self._tokens(prompt)
-        told: list[Step | EvaError] = []
-        request = Request(
-            prompts, Sampling(max_tokens=len(symbols)), told.append, chooser=forced, judge=judge
-        )
-        return Scoring(self.scheduler.submit(request), forced, len(data), told)
-
-
-class Scoring:
-    """A text that is being scored."""
-
-    def __init__(
-        self, request: Request, forced: Forced, n_bytes: int, told: Sequence[Step | EvaError]
-    ) -> None:
-        """Watch a request; `told` is what its sink is told."""
-        self.request = request
-        self._forced = forced
-        self._n_bytes = n_bytes
-        self._told = told
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a result."""
-        return self.request.done
-
-    def result(self) -> Score:
-        """Return the score; raise the error that ended it, or ContextError without room."""
-        last = _step(self._told[-1])
-        forced = self._forced
-        if not forced.complete:
-            raise ContextError(
-                f"the text to be scored does not fit: {forced.chosen} of {len(forced)} symbols "
-                "did; shorten it or raise n_ctx"
-            )
-        assert last.usage is not None
-        return Score(
-            log_likelihood=forced.log_likelihood,
-            n_bytes=self._n_bytes,
-            n_symbols=len(forced),
-            filtered=last.usage.filtered,
-            unseen=forced.unseen,
-        )
+            return self._engine.panel(only).space.spell(data)
 
 
 def _step(told: Step | EvaError) -> Step:
     if isinstance(told, EvaError):
         raise told
     return told
+
+
+def _for_each(
+    sampling: Sampling | Sequence[Sampling] | None, count: int
+) -> Sequence[Sampling | None]:
+    return sampling if isinstance(sampling, Sequence) else [sampling] * count
 
 
 def completion_of(told: Sequence[Step | EvaError]) -> Completion:

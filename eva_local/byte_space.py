@@ -304,6 +304,10 @@ class ByteSpace:
         """Return symbols whose pieces join to `text`."""
         return list(text)
 
+    def is_text(self, symbol: int) -> bool:
+        """Return whether it is a byte."""
+        return 0 <= symbol < END
+
     def voices(self, sequence: int) -> list[ByteVoice]:
         """Return a voice of every member for one text."""
         first = sequence * BRANCHES

@@ -173,9 +173,9 @@ class Engine:
         """How many symbols the shared space has, END included."""
         return self._all.space.end + 1
 
-    def spell(self, text: bytes) -> list[int]:
-        """Return symbols of the shared space whose pieces join to `text`."""
-        return self._all.space.spell(text)
+    def panel(self, alone: int | None = None) -> Panel:
+        """Return all members, or one who writes alone, by its place."""
+        return self._all if alone is None else self._alone_panel(alone)
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -206,7 +206,7 @@ class Engine:
         Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
         InputError where a bias, grammar or schema of `sampling` cannot be used.
         """
-        panel = self._all if alone is None else self._alone_panel(alone)
+        panel = self.panel(alone)
         self._refuse_too_long(panel, prompts)
         if chooser is None:
             if not panel.space.has_pieces:

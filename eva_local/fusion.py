@@ -6,6 +6,7 @@ probabilities sum to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,13 @@ class Vote:
     def at_least(self, symbol: int) -> float:
         """Return the probability of a symbol; of one that was cut off, an upper bound."""
         return self.probability(symbol) or float(self.probabilities.min(initial=1.0))
+
+    def likelihood(self, symbol: int, n_symbols: int) -> float:
+        """Return the log-probability of a symbol in nats; of one that was cut off, a bound above.
+
+        Who abstains holds all `n_symbols` equally likely.
+        """
+        return math.log(self.at_least(symbol) if len(self) else 1 / n_symbols)
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""

@@ -35,13 +35,16 @@ class PromptWriter:
         self._markers = _marker_pattern(model.vocabulary)
         self._template = _compile(model.chat_template) if model.chat_template else None
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: Prompt | bytes) -> list[int]:
         """Return the tokens of a conversation (opened for the answer) or of a plain text.
 
+        A text in bytes may begin or end within a character.
         Exactly one BOS stands in front where the model wants one. Control tokens come from
         the template alone: in a message they are spelled out as text.
         Raises PromptError where the template refuses the conversation.
         """
+        if isinstance(prompt, bytes):
+            return self._with_bos(self._encode_bytes(prompt))
         if isinstance(prompt, str):
             segments = [(prompt, False)]
         elif self._template is None:
@@ -86,7 +89,9 @@ class PromptWriter:
         return ids + self._encode_text(text)
 
     def _encode_text(self, text: str) -> list[int]:
-        data = text.encode("utf-8", "replace")
+        return self._encode_bytes(text.encode("utf-8", "replace"))
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
         return self._tokenizer.encode(_expressible(data, self._tokenizer)) if data else []
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -202,5 +207,8 @@ def _expressible(data: bytes, tokenizer: Tokenizer) -> bytes:
     log.warning("a member has no token for a character of the prompt; it reads %r there", mark)
     return b"".join(
         piece if missing.isdisjoint(piece) else mark
-        for piece in (character.encode() for character in data.decode())
+        for piece in (
+            character.encode("utf-8", "surrogateescape")
+            for character in data.decode("utf-8", "surrogateescape")
+        )
     )

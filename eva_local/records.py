@@ -206,12 +206,26 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredSymbol:
+    """One symbol of a text that was scored.
+
+    `piece` are its bytes, `log_probability` is in nats, `top` are the likeliest symbols there.
+    """
+
+    piece: bytes
+    log_probability: float
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """How likely a given text is.
 
     `log_likelihood` is in nats, over `n_bytes` bytes in `n_symbols` symbols of the shared space.
     `filtered` counts for each member the symbols at which the filter dropped it, `unseen` the
-    symbols that were no candidate: each counts as the least likely candidate there.
+    symbols that were no candidate: each counts as the least likely candidate there. `members`
+    are the log-likelihoods of the same symbols by each member's own vote; None for a member that
+    was not asked each time, because the pivot was sure. `symbols` are there on request.
     """
 
     log_likelihood: float
@@ -219,6 +233,8 @@ class Score:
     n_symbols: int
     filtered: tuple[int, ...]
     unseen: int
+    members: tuple[float | None, ...]
+    symbols: tuple[ScoredSymbol, ...] = ()
 
     @property
     def per_byte(self) -> float:

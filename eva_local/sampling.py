@@ -5,7 +5,6 @@ The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, t
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -35,16 +34,23 @@ class Chooser(Protocol):
 class Forced:
     """Chooses the symbols of a given text, and adds up how likely they were.
 
-    `log_likelihood` is in nats. `unseen` counts the symbols that a vote did not hold: such a
-    symbol counts with the vote's smallest probability, which bounds the true one from above.
+    `log_likelihood` is in nats, `likelihoods` are its parts, symbol by symbol. `unseen` counts
+    the symbols that a vote did not hold: such a symbol counts with the vote's smallest
+    probability, which bounds the true one from above.
     """
 
     by_piece = False
 
-    def __init__(self, symbols: Sequence[int], n_symbols: int) -> None:
-        """Write `symbols`, out of `n_symbols` that the shared space has."""
+    def __init__(self, symbols: Sequence[int], n_symbols: int, n_top: int = 0) -> None:
+        """Write `symbols`, out of `n_symbols` that the shared space has.
+
+        In `tops` the `n_top` likeliest symbols are kept, each time.
+        """
         self._symbols = symbols
         self._n_symbols = n_symbols
+        self._n_top = n_top
+        self.likelihoods: list[float] = []
+        self.tops: list[list[tuple[int, float]]] = []
         self.chosen = 0
         self.log_likelihood = 0.0
         self.unseen = 0
@@ -63,8 +69,9 @@ class Forced:
         symbol = self._symbols[self.chosen]
         self.chosen += 1
         self.unseen += not vote.probability(symbol)
-        probability = vote.at_least(symbol) if len(vote) else 1 / self._n_symbols
-        self.log_likelihood += math.log(probability)
+        self.likelihoods.append(vote.likelihood(symbol, self._n_symbols))
+        self.log_likelihood += self.likelihoods[-1]
+        self.tops.append(vote.top(self._n_top) if self._n_top else [])
         return symbol
 
 

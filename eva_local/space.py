@@ -96,6 +96,9 @@ class Space(Protocol[V]):
     def spell(self, text: bytes) -> list[int]:
         """Return symbols whose pieces join to `text`."""
 
+    def is_text(self, symbol: int) -> bool:
+        """Return whether there is such a symbol and it stands for text: no END, no control."""
+
     def voices(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
 
@@ -234,6 +237,7 @@ class PivotSpace:
         """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them."""
         vocabulary = models[pivot].vocabulary
         self._models = tuple(models)
+        self._speakable = vocabulary.speakable
         self.end = len(vocabulary)
         self._pieces = vocabulary.pieces
         self._tokenizer = models[pivot].tokenizer
@@ -250,6 +254,10 @@ class PivotSpace:
     def spell(self, text: bytes) -> list[int]:
         """Return the pivot's own tokens of `text`."""
         return self._tokenizer.encode(text)
+
+    def is_text(self, symbol: int) -> bool:
+        """Return whether there is such a symbol and it stands for text: no END, no control."""
+        return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
     def voices(self, sequence: int) -> list[PivotVoice]:
         """Return a voice of every member for one sequence of each model."""

@@ -156,3 +156,97 @@ def test_what_cannot_be_scored_is_a_clear_error() -> None:
         ensemble([FakeModel(missing=[0xC3])]).score("the", "é")
     with pytest.raises(ContextError, match="does not fit"):
         ensemble([FakeModel(n_ctx=12)]).score("the", "the end is the end is the end is the end")
+
+
+@given(text=st.text("the unbelivaPrs.,", min_size=1, max_size=20))
+def test_each_member_scores_the_same_symbols_by_its_own_vote(text) -> None:
+    pair = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    found = pair.score("the", text)
+    one, other = found.members
+    assert one == pytest.approx(alone(FakeModel(WORDS_A), "the", text))
+    assert one == pytest.approx(pair.score("the", text, alone="m0").log_likelihood)
+    assert other < 0
+    # The mean of two votes is at least half of each.
+    assert found.log_likelihood >= max(one, other) - found.n_symbols * math.log(2) - 1e-9
+    assert pair.score("the", text, alone="m1").members == pytest.approx(
+        [alone(FakeModel(WORDS_B), "the", text)]
+    )
+
+
+def test_a_member_that_was_not_asked_each_time_has_no_score() -> None:
+    fusion = FusionSettings(candidates=0, filter="off", gate=0.01)
+    found = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)], fusion).score("the", " Paris is")
+    assert found.members[0] < 0
+    assert found.members[1] is None
+
+
+def test_a_judge_that_is_given_does_not_change_what_members_think() -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    expected = scorer.score("the", " Paris is")
+    first = FusionSettings(candidates=0, filter="off", weights=(1.0, 0.0))
+    found = scorer.score("the", " Paris is", Judge(first, 2))
+    assert found.members == pytest.approx(expected.members)
+    assert found.log_likelihood == pytest.approx(expected.members[0])
+
+
+@given(text=st.text(min_size=1, max_size=20), n_top=st.integers(0, 5))
+def test_symbols_are_told_on_request(text, n_top) -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    found = scorer.score("the", text, symbols=True, n_top=n_top)
+    assert b"".join(symbol.piece for symbol in found.symbols) == text.encode("utf-8", "replace")
+    assert sum(symbol.log_probability for symbol in found.symbols) == pytest.approx(
+        found.log_likelihood
+    )
+    for symbol in found.symbols:
+        assert len(symbol.top) == n_top
+        shares = [each.probability for each in symbol.top]
+        assert shares == sorted(shares, reverse=True)
+    assert scorer.score("the", text).symbols == ()
+
+
+@given(text=st.text(max_size=20))
+def test_symbols_are_as_good_as_their_text(text) -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    data = text.encode("utf-8", "replace")
+    prompt = scorer.tokenize("the" + text)
+    assert scorer.detokenize(prompt) == b"the" + data
+    expected = scorer.score("the" + text, " Paris")
+    assert scorer.score(prompt, " Paris") == expected
+    assert scorer.score(prompt, scorer.tokenize(" Paris")) == expected
+    few = Sampling(max_tokens=3)
+    assert scorer.complete(prompt, few).text == scorer.complete("the" + text, few).text
+
+
+def test_symbols_are_scored_as_they_are_given() -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    letters = [scorer.tokenize(letter)[0] for letter in "the"]
+    found = scorer.score("a", letters, symbols=True)
+    assert [symbol.piece for symbol in found.symbols] == [b"t", b"h", b"e"]
+    assert found.n_symbols == 3 > scorer.score("a", "the").n_symbols
+
+
+def test_half_a_character_can_be_a_prompt() -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B, missing=[0xC3])])
+    halves = [3 + 1 + byte for byte in b"the \xe4\xb8"]
+    assert scorer.detokenize(halves) == b"the \xe4\xb8"
+    assert scorer.score(halves, " a").log_likelihood < 0
+
+
+def test_control_tokens_never_come_from_symbols() -> None:
+    scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    vocabulary = FakeModel(WORDS_A).vocabulary
+    pad = vocabulary.pieces.index(b"[PAD]")
+    for symbol in (0, 1, 2, 3, pad, scorer.n_symbols - 1, scorer.n_symbols, -1):
+        with pytest.raises(InputError, match="no text here"):
+            scorer.detokenize([symbol])
+        with pytest.raises(InputError, match="no text here"):
+            scorer.score([*scorer.tokenize("the"), symbol], " a")
+        with pytest.raises(InputError, match="no text here"):
+            scorer.score("the", [symbol])
+        with pytest.raises(InputError, match="no text here"):
+            scorer.complete([symbol])
+    assert 3 not in scorer.tokenize("<|im_end|>")
+    with pytest.raises(InputError, match="a prompt is"):
+        scorer.complete([{"role": "user", "content": "the"}])
+    with pytest.raises(InputError, match="no text"):
+        scorer.score("the", [])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from eva_local.api import Ensemble, Scoring, completion_of
+from eva_local.api import Ensemble, completion_of
 from eva_local.decision import Judge
 from eva_local.errors import EvaError
 from eva_local.prompt import Prompt
 from eva_local.records import Completion, Sampling, Score, Step
+from eva_local.scoring import Scoring
 
 
 def complete_each(
