@@ -141,6 +141,11 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def settle(self) -> None:
+        """Wait until two more frames were drawn, so that nothing that is due moves any more."""
+        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.call("Runtime.evaluate", expression=f"{frames}.then(() => 1)", awaitPromise=True)
+
     def point(self, selector: str, *, click: bool = False) -> None:
         """Move the pointer to the middle of an element, and click there."""
         x, y = self._middle(selector)
@@ -167,13 +172,12 @@ class Browser:
         """Write text where the cursor is, as an input method would."""
         self.call("Input.insertText", text=text)
 
-    def wait(self, expression: str, *, patience_s: float = 10.0) -> Any:
-        """Wait until a JavaScript expression is true, and return its value."""
+    def wait(self, expression: str, *, patience_s: float = 10.0) -> None:
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + patience_s
-        while not (value := self.run(expression)):
+        while not self.run(f"!!({expression})"):
             assert time.monotonic() < end, f"after {patience_s:.0f} s: {expression}"
             time.sleep(0.02)
-        return value
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG file."""

@@ -316,9 +316,13 @@
       await navigator.clipboard.writeText(turn.content);
     } catch {
       // Without TLS on another machine than this one, browsers keep the clipboard closed.
-      getSelection().selectAllChildren(turn.text);
+      const held = make("textarea", "unseen");
+      held.value = turn.content;
+      document.body.append(held);
+      held.select();
       document.execCommand("copy");
-      getSelection().removeAllRanges();
+      held.remove();
+      turn.copy.focus();
     }
     turn.copy.textContent = "Copied";
     say("Copied.");
@@ -335,7 +339,9 @@
   function painted() {
     for (const turn of unpainted) figures(turn);
     unpainted.clear();
-    if (follow) $("talk").scrollTop = $("talk").scrollHeight;
+    if (!follow) return;
+    $("talk").scrollTop = $("talk").scrollHeight;
+    height = $("talk").scrollTop;
   }
   function figures(turn) {
     turn.carried.forEach((carried, member) => {
@@ -358,14 +364,18 @@
     const fill = make("div", `fill ${colour(member)}`);
     const much = make("span", "much");
     turn.bar.append(fill);
-    turn.dotted.before(add(glyphs(add(make("li"), swatch(member)), members[member], true), much));
+    turn.dotted.before(add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", much));
     return { fill, much };
   }
-  // The end of the answer stays in sight until the user looks at something else.
+  // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
+  // the end says nothing: text may have come since the last frame.
   let follow = true;
+  let height = 0;
   function scrolled() {
     const talk = $("talk");
-    follow = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 48;
+    if (talk.scrollTop < height) follow = false;
+    if (talk.scrollHeight - talk.scrollTop - talk.clientHeight < 24) follow = true;
+    height = talk.scrollTop;
   }
 
   // The card: a pointer shows a token for the moment, a click or a key keeps it
