@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -87,7 +88,8 @@ class Server:
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(config, self._begin)
+        self._loading: asyncio.Task[list[Ensemble]] | None = None
         with _refusing(config):
             self._socket = config.bind_socket()
         host = f"[{door.host}]" if ":" in door.host else door.host
@@ -95,17 +97,21 @@ class Server:
 
     async def run(self) -> None:
         """Answer until `stop`; raise what the openers raise."""
-        self._told(f"listening on {self.url}, loading")
-        loading = asyncio.create_task(self._load())
-        loading.add_done_callback(self._loaded)
         with self._resources, _signals(self.stop):
             await self._server.serve([self._socket])
-            # llama.cpp is not stopped in the middle of a file, unless by a second signal.
-            await loading
+            if self._loading is not None:
+                # llama.cpp is not stopped in the middle of a file, unless by a second signal.
+                await self._loading
 
     def stop(self) -> None:
         """Answer no new request, and end soon."""
         self._server.should_exit = True
+
+    def _begin(self) -> None:
+        """Load, now that requests can come."""
+        self._told(f"listening on {self.url}, loading")
+        self._loading = asyncio.create_task(self._load())
+        self._loading.add_done_callback(self._loaded)
 
     async def _load(self) -> list[Ensemble]:
         """Open the ensembles, which the resources will close."""
@@ -130,9 +136,19 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
+    """uvicorn, which says when it listens and leaves the signals to others."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would send them again at the end."""
+        # uvicorn would send them again at the end.
         yield
 
 

@@ -90,7 +90,9 @@ def read_call(
     """
     body = given(body)
     own = {key: body.pop(key) for key in OWN_KEYS if key in body}
-    echo = endpoint != CHAT and _flag(own, "echo")
+    if endpoint == CHAT and own.get("echo"):
+        raise InputError("echo: a conversation is not repeated; leave it out")
+    echo = _flag(own, "echo")
     scored = echo and body.get("max_tokens") == 0
     if scored:
         del body["max_tokens"]
