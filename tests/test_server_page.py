@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 
 import pytest
+from batches import fake_ensemble, fake_spec
 from browser import Browser
+from servers import serving, until
 from test_trace_page import CONTRAST, HOSTILE
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces
 
@@ -24,7 +27,12 @@ from eva_local.wire.problem import problem
 from eva_local.wire.request import CHAT
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
+MESSAGES = [{"role": "user", "content": "the unbelievable"}]
 TOKENS = ".turn:last-child .token"
+
+
+def members_of(name: str) -> Sequence[str]:
+    return (name.partition("/")[2],) if "/" in name else MEMBERS
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             page = chat_page()
             self._send(200, page.html, page.headers)
         elif self.path == "/v1/models" and self._may():
-            data = [{"id": name, "object": "model"} for name in told.ids]
+            data = [{"id": name, "members": members_of(name)} for name in told.ids]
             body = problem("loading") if told.loading else {"object": "list", "data": data}
             self._send(503 if told.loading else 200, json.dumps(body).encode())
 
@@ -427,7 +435,9 @@ def test_stopping_leaves_the_server_at_once(page, server, how) -> None:
 
 def test_copy_hands_out_the_exact_text(page, server) -> None:
     seen = page()
-    seen.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    seen.call(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
     ask(seen)
     seen.point(".turn:last-child .copy", click=True)
     seen.wait("document.querySelector('.copy').textContent === 'Copied'")
@@ -546,9 +556,8 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     assert seen.run("document.activeElement.id") == "secret"
     seen.type("wrong")
     seen.press("Enter")
-    seen.wait("!document.getElementById('key').hidden")
-    seen.wait("!document.getElementById('trouble').hidden")
-    seen.run("document.getElementById('secret').focus()")
+    seen.wait("document.getElementById('trouble').textContent.includes('does not know')")
+    assert seen.run("document.activeElement.id") == "secret"
     seen.type("sesame")
     seen.press("Enter")
     seen.wait("document.getElementById('model').value")
@@ -560,7 +569,7 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     assert answer(seen) == TEXT
     server.key = "other"
     ask(seen, "And?")
-    assert "wants its API key" in text(seen, ".turn:last-child .note")
+    assert "does not know this API key" in text(seen, ".turn:last-child .note")
     assert seen.run("sessionStorage.length") == 0
 
 
@@ -704,3 +713,99 @@ def test_a_server_that_still_loads_is_asked_again(page, server) -> None:
     seen.wait("document.getElementById('model').value")
     assert seen.run("document.getElementById('trouble').hidden")
     assert not seen.run("document.getElementById('send').disabled")
+
+
+# The real server, on fake models.
+
+
+def opened(browser: Browser, client) -> Browser:
+    browser.open(f"http://127.0.0.1:{client.port}/")
+    return browser
+
+
+def letters(words: str) -> str:
+    """Leave out what the page shows as signs: fake models write control characters, too."""
+    return re.sub(r"[^\w<>]", "", words)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return fake_spec(tmp_path)
+
+
+def test_the_real_server_answers_the_page(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec)) as client:
+        sent = client.ask("/").headers
+        assert all(sent[name] == value for name, value in chat_page().headers.items())
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        assert text(seen, "#cast").split() == ["a", "b"]
+        expected = client.chat().body["choices"][0]["message"]["content"]
+        ask(seen, "the unbelievable")
+        assert letters(answer(seen)) == letters(expected)
+        assert seen.run("document.querySelectorAll('.token.m0, .token.m1').length")
+        seen.point(f"{TOKENS}:nth-child(2)")
+        assert "carried by" in text(seen, "#card")
+        alone = client.chat(model="pair/b").body["choices"][0]["message"]["content"]
+        seen.run(
+            "(m => { m.value = 'pair/b'; m.dispatchEvent(new Event('change')); })"
+            "(document.getElementById('model'))"
+        )
+        seen.point("#new", click=True)
+        ask(seen, "the unbelievable")
+        assert letters(answer(seen)) == letters(alone)
+        assert seen.complaints() == []
+
+
+def test_stopping_frees_the_place_at_the_real_server(browser, spec) -> None:
+    ensemble = fake_ensemble(spec, parallel=1, delay=0.05)
+    with serving(lambda: ensemble, n_waiting=0) as client:
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        ask(seen, "the unbelievable", done=False)
+        seen.wait(f"document.querySelector({json.dumps(TOKENS)})")
+        assert ensemble.scheduler.n_running == 1
+        assert client.chat().status == 503
+        seen.press("Escape")
+        until(lambda: ensemble.scheduler.n_running == 0)
+        finished(seen)
+        with contextlib.closing(client.open(CHAT, {"messages": MESSAGES, "stream": True})):
+            until(lambda: ensemble.scheduler.n_running == 1)
+            ask(seen, "the unbelievable")
+            assert "The server is busy: " in text(seen, ".turn:last-child .note")
+
+
+def test_the_real_server_s_key(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec), keys=("sesame",)) as client:
+        seen = opened(browser, client)
+        seen.wait("!document.getElementById('key').hidden")
+        seen.type("sesame")
+        seen.press("Enter")
+        seen.wait("document.getElementById('model').value")
+        ask(seen, "the unbelievable")
+        assert answer(seen)
+        seen.run("sessionStorage.clear()")
+
+
+def test_the_page_waits_for_the_real_server_s_models(browser, spec) -> None:
+    go = threading.Event()
+
+    def opener():
+        assert go.wait(20)
+        return fake_ensemble(spec)
+
+    with serving(opener, ready=False) as client:
+        try:
+            until(lambda: answers(client))
+            seen = opened(browser, client)
+            seen.wait("document.getElementById('trouble').textContent.includes('opening')")
+        finally:
+            go.set()
+        seen.wait("document.getElementById('model').value")
+
+
+def answers(client) -> bool:
+    try:
+        return client.ask("/health").status == 503
+    except ConnectionError:
+        return False

@@ -41,7 +41,7 @@
       if (error.name === "AbortError") throw error;
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
     }
-    if (response.status === 401) askForKey();
+    if (response.status === 401) throw new Trouble(askForKey(), 401);
     if (!response.ok) throw new Trouble(await refusal(response), response.status);
     return response;
   }
@@ -50,7 +50,6 @@
     const said = typeof told === "string" && told ? told.replace(/[.\s]+$/, "") : "";
     const reasoned = (words) => (said ? `${words}: ${said}.` : `${words}.`);
     const seconds = Number(response.headers.get("Retry-After"));
-    if (response.status === 401) return "The server wants its API key: enter it below, then try again.";
     if (response.status === 503 || response.status === 429) {
       const again = seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
       return reasoned("The server is busy") + again;
@@ -74,15 +73,18 @@
     }
   }
 
+  /** Show the field for the key, and return why. */
   function askForKey() {
+    const refused = sessionStorage.getItem(SECRET) !== null;
     sessionStorage.removeItem(SECRET);
     $("key").hidden = false;
     $("secret").focus();
+    return refused ? "The server does not know this API key." : "The server wants its API key.";
   }
   async function load() {
     try {
       const { data } = await (await request("v1/models")).json();
-      offer(data.map((model) => model.id));
+      offer(data);
       trouble("");
     } catch (error) {
       trouble(error.status === 503 ? "The server is still opening its models."
@@ -90,26 +92,27 @@
       if ($("key").hidden) setTimeout(load, RETRY_MS);
     }
   }
-  const inside = (id, ids) => ids.filter((other) => other.startsWith(`${id}/`));
-  function offer(ids) {
-    $("model").replaceChildren(...ids.map((id) => {
-      const several = inside(id, ids).length;
-      const how = id.includes("/") ? " alone" : several ? ` (${plural(several, "member")} together)` : "";
+  function offer(models) {
+    cast.clear();
+    for (const { id, members: names } of models) {
+      cast.set(id, names);
+      names.forEach(place);
+    }
+    $("model").replaceChildren(...models.map(({ id, members: names }) => {
+      const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together)` : "";
       const option = make("option", "", id + how);
       option.value = id;
       return option;
     }));
-    ids.filter((id) => id.includes("/")).forEach((id) => place(memberOf(id)));
-    $("model").dispatchEvent(new Event("change"));
+    introduce();
     ready();
   }
-  const memberOf = (id) => id.slice(id.indexOf("/") + 1);
-  function cast() {
-    const ids = [...$("model").options].map((option) => option.value);
-    const chosen = $("model").value;
-    const names = chosen.includes("/") ? [memberOf(chosen)] : inside(chosen, ids).map(memberOf);
+  const cast = new Map();
+  function introduce() {
+    const names = cast.get($("model").value) ?? [];
     $("empty-words").textContent =
-      names.length > 1 ? "These models write the answer together. Each token has the colour of the member that carried it:"
+      names.length > 1 ? "These models write the answer together. Each token has the colour of the member that carried it; "
+        + "point at one, or tap it, to see what each proposed."
         : "One model answers alone.";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
   }
@@ -202,6 +205,7 @@
     turn.again.textContent = note && !turn.content ? "Try again" : "Regenerate";
     turn.copy.hidden = !turn.content;
     turn.tools.hidden = false;
+    hint();
     say(note || (stopped ? "Stopped." : `Answer complete, ${plural(turn.count, "token")}.`));
     ready();
     paint(turn);
@@ -219,6 +223,7 @@
     $("turns").replaceChildren();
     $("empty").hidden = false;
     hide();
+    hint();
     ready();
     $("words").focus();
   }
@@ -388,10 +393,14 @@
     shown.turn?.tokens[shown.index].classList.remove("current");
     shown = at;
     $("card").hidden = at.turn === null;
+    hint();
     if (at.turn === null) return;
     at.turn.tokens[at.index].classList.add("current");
     $("about").replaceChildren(...describe(at.turn.steps[at.index], members, `token ${at.index + 1}`));
     $("card").scrollTop = 0;
+  }
+  function hint() {
+    $("hint").hidden = shown.turn !== null || !turns.some(({ answer }) => answer?.tokens.length);
   }
   function keep(turn, index) {
     if (index < 0 || index >= turn.tokens.length) return;
@@ -476,7 +485,7 @@
   $("new").addEventListener("click", restart);
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
-  $("model").addEventListener("change", cast);
+  $("model").addEventListener("change", introduce);
   $("talk").addEventListener("scroll", scrolled, { passive: true });
   for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
     $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 from eva_local.trace.page import filled, shared_script, shared_style, source_hash
@@ -17,6 +18,7 @@ class ChatPage:
     headers: Mapping[str, str]
 
 
+@cache
 def chat_page() -> ChatPage:
     """Return the page that `GET /` answers with; it holds no secret, so it asks for no key."""
     style, script = shared_style() + _shipped("page.css"), shared_script() + _shipped("page.js")
