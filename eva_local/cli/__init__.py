@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import align, batch, chat, evaluate, models, run, serve, trace
+from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
 
@@ -30,6 +30,7 @@ COMMANDS: tuple[click.Command, ...] = (
     models.config,
     align.align,
     evaluate.evaluate,
+    bench.bench,
     trace.trace,
 )
 INTERRUPTED = 130

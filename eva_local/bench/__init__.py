@@ -1,0 +1,1 @@
+"""Measure what an ensemble costs against its members: decoding, fusing, memory."""

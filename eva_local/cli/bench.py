@@ -1,0 +1,126 @@
+"""The command `bench`: what an ensemble costs against its members."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.errors import InputError
+
+_PATH = click.Path(path_type=Path)
+_STDOUT = Path("-")
+
+
+@click.command("bench")
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(100, 3000),
+    show_default=True,
+    help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Measure one text, and so many side by side.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="Steps that are measured of each.",
+)
+@click.option("--against-naive", is_flag=True, help="Also take steps without caches, as EVA does.")
+@click.option(
+    "--naive-tokens",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="With --against-naive: tokens of text before them.",
+)
+@click.option(
+    "--naive-steps",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="With --against-naive: how many; each takes seconds.",
+)
+@click.option(
+    "--json",
+    "json_out",
+    is_flag=False,
+    flag_value="-",
+    metavar="OUT",
+    type=_PATH,
+    help="Write all figures as JSON; - is stdout.",
+)
+@setting_options(
+    *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
+    *("flash_attention", "kv_type", "swa_full", "space", "mapping", "combine", "filter"),
+    *("candidates", "weights", "gate"),
+)
+@pass_session
+def bench(
+    session: Session,
+    /,
+    overrides: dict[str, object],
+    contexts: tuple[int, ...],
+    parallel: int,
+    rounds: int,
+    against_naive: bool,
+    naive_tokens: int,
+    naive_steps: int,
+    json_out: Path | None,
+) -> None:
+    """Measure what an ensemble costs against its members.
+
+    A step of the ensemble and each member's raw decoding of the same tokens take turns, so that
+    what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
+    """
+    from eva_local.bench.trial import Plan, measure
+    from eva_local.cli.progress import progress_shown
+    from eva_local.cli.speeds import show
+    from eva_local.cli.table import print_json
+
+    _refuse_outputs(json_out)
+    spec = session.load(overrides).ensemble()
+    plan = Plan(
+        contexts=tuple(sorted(set(contexts))),
+        parallel=parallel,
+        rounds=rounds,
+        naive_tokens=naive_tokens,
+        naive_steps=naive_steps if against_naive else 0,
+    )
+    with progress_shown() as progress:
+        outcome = measure(spec, plan, lambda what, share: progress(what, round(1000 * share), 1000))
+    if json_out == _STDOUT:
+        print_json(outcome.as_json())
+    else:
+        show(outcome)
+    if json_out not in (None, _STDOUT):
+        _write(json_out, json.dumps(outcome.as_json(), indent=1))
+
+
+def _refuse_outputs(*outputs: Path | None) -> None:
+    """Find out before minutes of work what cannot be written."""
+    for path in outputs:
+        if path is None or path == _STDOUT:
+            continue
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"{path} cannot be written: no such folder, or a folder itself")
+
+
+def _write(path: Path | None, text: str) -> None:
+    assert path is not None
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
