@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import copy
+import logging
 import threading
 from collections.abc import AsyncGenerator
 
-from eva_local.errors import ClosedError, EvaError, ModelError
+from eva_local.errors import ClosedError, EvaError
 from eva_local.records import Step
-from eva_local.scheduler import Request, Scheduler
+from eva_local.scheduler import Request, Scheduler, passed_on
+
+log = logging.getLogger("eva_local")
 
 
 class Driver:
@@ -81,18 +83,15 @@ class Driver:
                 atexit.register(self.close)
 
     def _run(self) -> None:
-        try:
-            while self._wait():
-                try:
-                    self._scheduler.step()
-                except EvaError as error:
-                    self._fail(error)
-        except BaseException as error:
-            # A fault of ours: nobody may wait for ever, and the next answer gets a new thread.
-            with self._changed:
-                self._thread = None
-            self._fail(ModelError(f"a step failed: {error!r}"))
-            raise
+        while self._wait():
+            try:
+                self._scheduler.step()
+            except EvaError as error:
+                self._fail(error)
+            except Exception as error:
+                # Nobody may wait for ever, whatever it was.
+                log.exception("a step failed")
+                self._fail(error)
 
     def _wait(self) -> bool:
         """Wait until somebody awaits an answer; return False where all is over."""
@@ -104,11 +103,11 @@ class Driver:
         self._asked = {request for request in self._asked if not request.done}
         return bool(self._asked)
 
-    def _fail(self, error: EvaError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Tell all who await an answer what went wrong."""
         with self._changed:
             failed, self._asked = self._asked, set()
         for request in failed:
             if not request.done:
                 self._scheduler.cancel(request)
-                request.sink(copy.copy(error))
+                request.sink(passed_on(error))

@@ -12,7 +12,7 @@ from itertools import islice
 from eva_local.context import common
 from eva_local.decision import Judge
 from eva_local.engine import Draft, Engine
-from eva_local.errors import ClosedError, EvaError
+from eva_local.errors import ClosedError, EvaError, ModelError
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser
 
@@ -110,7 +110,6 @@ class Scheduler:
         with self._changed:
             self._refuse_closed()
             self._waiting.append(request)
-            self._changed.notify_all()
         return request
 
     def cancel(self, request: Request) -> None:
@@ -118,11 +117,6 @@ class Scheduler:
         with self._changed:
             request.done = True
         self._leaves_queue(request)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for something to do, at most `timeout` seconds; return whether there is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._waiting or self._places), timeout)
 
     def step(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Fill free places, and take every text one symbol further.
@@ -167,8 +161,7 @@ class Scheduler:
                 return True
             self._changed.wait_for(lambda: theirs.ended)
         if theirs.error is not None:
-            # An exception carries the way it took, which is another in every thread.
-            raise copy.copy(theirs.error) from theirs.error
+            raise passed_on(theirs.error) from theirs.error
         return False
 
     def _end(self, mine: _Turn) -> None:
@@ -270,6 +263,16 @@ class Scheduler:
             for member, prompt in prompts.items()
             if member in theirs
         )
+
+
+def passed_on(error: Exception) -> EvaError:
+    """Return an error for others who wait for the step that raised it, in other threads.
+
+    An exception carries the way it took, which is another in each of them.
+    """
+    if isinstance(error, EvaError):
+        return copy.copy(error)
+    return ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
 
 
 def _is_finished(request: Request) -> bool:

@@ -349,8 +349,7 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
 
     def drive() -> None:
         while not ended.is_set():
-            if scheduler.wait(0.01):
-                scheduler.step()
+            scheduler.step()
 
     def use(number: int) -> None:
         for turn in range(12):

@@ -1,0 +1,49 @@
+"""An ensemble of fake models that several threads and event loops use at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from batches import ensemble_of_models
+from fakes import WORDS_A, WORDS_B, FakeModel
+
+from eva_local.api import Ensemble
+from eva_local.records import Sampling
+from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+
+PROMPTS = ("the", " a", "Paris is", "un", "the unbelievable end of it", "é中", "z", "there")
+
+
+class Endless(FakeModel):
+    """A model that never wants END, and takes its time for each batch."""
+
+    def __init__(self, words: list[bytes], delay: float, **options) -> None:
+        super().__init__(words, **options)
+        self._delay = delay
+        #: What the next decoding raises.
+        self.fault: Exception | None = None
+
+    def _hashed(self, tokens):
+        row = super()._hashed(tokens)
+        row[2:4] = -30
+        return row
+
+    def decode(self, runs):
+        time.sleep(self._delay)
+        if self.fault is not None:
+            raise self.fault
+        return super().decode(runs)
+
+
+def open_shared(parallel: int = 3, delay: float = 0.0, **options) -> Ensemble:
+    models = [Endless(words, delay, **options) for words in (WORDS_A, WORDS_B)]
+    members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in ("a", "b"))
+    spec = EnsembleSpec("pair", members, "a", FusionSettings(filter="off"))
+    return ensemble_of_models(spec, models, parallel)
+
+
+def alone(prompt: str, sampling: Sampling) -> str:
+    """What an ensemble writes that nobody else uses."""
+    with open_shared(1) as ensemble:
+        return ensemble.complete(prompt, sampling).text

@@ -1,0 +1,305 @@
+"""Answers that event loops await: what threads get, without blocking the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from shared import PROMPTS, Endless, alone, open_shared
+
+from eva_local.api import Ensemble
+from eva_local.errors import ClosedError, ContextError, InputError, ModelError
+from eva_local.records import Sampling
+
+LONG = Sampling(max_tokens=4000)
+FEW = Sampling(max_tokens=9)
+PATIENCE_S = 20.0
+
+
+def run(app: Coroutine[None, None, None]) -> None:
+    asyncio.run(asyncio.wait_for(app, PATIENCE_S))
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.001)
+
+
+def is_idle(ensemble: Ensemble) -> bool:
+    return ensemble.scheduler.n_running == ensemble.scheduler.n_waiting == 0
+
+
+def drivers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "eva-local"]
+
+
+def test_awaited_answers_are_those_that_a_thread_gets() -> None:
+    async def app() -> None:
+        texts = await asyncio.gather(*(ensemble.acomplete(prompt, FEW) for prompt in PROMPTS))
+        assert [each.text for each in texts] == expected
+        texts = await ensemble.acomplete_many(PROMPTS, FEW)
+        assert [each.text for each in texts] == expected
+        steps = [step async for step in ensemble.astream("the", FEW, trace=True, n_top=3)]
+        assert "".join(step.text for step in steps) == expected[0]
+        assert all(step.trace and len(step.top) == 3 for step in steps)
+        assert [step.finish_reason for step in steps] == [None] * 8 + ["length"]
+        assert await ensemble.ascore("the", " Paris", symbols=True) == score
+        one = await ensemble.acomplete("the", FEW, alone="b")
+        assert one.usage.members == ("b",)
+
+    expected = [alone(prompt, FEW) for prompt in PROMPTS]
+    with open_shared(3) as ensemble:
+        score = ensemble.score("the", " Paris", symbols=True)
+        run(app())
+        assert is_idle(ensemble)
+    assert not drivers()
+
+
+def test_threads_and_an_event_loop_share_one_ensemble() -> None:
+    async def app() -> list[str]:
+        found = []
+        for _ in range(3):
+            found += await ensemble.acomplete_many(PROMPTS, FEW)
+        return [each.text for each in found]
+
+    expected = [alone(prompt, FEW) for prompt in PROMPTS]
+    with open_shared(4) as ensemble, ThreadPoolExecutor(3) as threads:
+        loops = [threads.submit(asyncio.run, app()) for _ in range(2)]
+        plain = threads.submit(
+            lambda: [ensemble.complete(prompt, FEW).text for prompt in PROMPTS * 3]
+        )
+        for task in (*loops, plain):
+            assert task.result(PATIENCE_S) == expected * 3
+        assert is_idle(ensemble)
+
+
+def test_the_loop_goes_on_while_a_step_takes_its_time() -> None:
+    async def app() -> None:
+        answer = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=2)))
+        longest, last = 0.0, time.monotonic()
+        while not answer.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert longest < 0.4
+
+    # Each step takes 0.6 s.
+    with open_shared(2, delay=0.3) as ensemble:
+        run(app())
+
+
+def test_the_loop_goes_on_while_a_prompt_is_tokenised() -> None:
+    async def app() -> None:
+        answer = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=1)))
+        ticks = 0
+        while not answer.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert ticks >= 10
+
+    with open_shared(2) as ensemble:
+        tokenizer = ensemble._models[0].tokenizer
+        raw = tokenizer._raw
+        tokenizer._raw = lambda text: (time.sleep(0.2), raw(text))[1]
+        run(app())
+
+
+def test_closing_the_iterator_frees_the_place_within_one_step() -> None:
+    async def app() -> None:
+        steps = ensemble.astream("the", LONG)
+        async with contextlib.aclosing(steps):
+            async for _ in steps:
+                break
+        assert is_idle(ensemble)
+        late = await ensemble.acomplete(" a", FEW)
+        assert late.text == alone(" a", FEW)
+
+    with open_shared(1) as ensemble:
+        run(app())
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002])
+def test_cancelled_tasks_leave_within_a_step_and_nobody_else_notices(delay) -> None:
+    async def app() -> None:
+        stay = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=60)))
+        leave = [asyncio.create_task(ensemble.acomplete(prompt, LONG)) for prompt in PROMPTS]
+        scheduler = ensemble.scheduler
+        await eventually(lambda: scheduler.n_running == 3 and scheduler.n_waiting == 6)
+        for task in leave:
+            task.cancel()
+        found = await asyncio.gather(*leave, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in found)
+        assert scheduler.n_waiting == 0
+        assert scheduler.n_running <= 1
+        assert (await stay).text == alone("the", Sampling(max_tokens=60))
+
+    with open_shared(3, delay=delay) as ensemble:
+        run(app())
+
+
+def test_a_task_that_is_cancelled_before_its_prompt_is_read_asks_for_nothing() -> None:
+    async def app() -> None:
+        for wait in (0.0, 0.0001, 0.001, 0.005):
+            for _ in range(20):
+                task = asyncio.create_task(ensemble.acomplete("the", LONG))
+                await asyncio.sleep(wait)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                assert is_idle(ensemble)
+        assert (await ensemble.acomplete("the", FEW)).text == alone("the", FEW)
+
+    with open_shared(2) as ensemble:
+        run(app())
+
+
+def test_time_limits_work() -> None:
+    async def app() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ensemble.acomplete("the", LONG)
+        assert is_idle(ensemble)
+
+    with open_shared(1, delay=0.002) as ensemble:
+        run(app())
+
+
+def test_errors_reach_those_whom_they_concern() -> None:
+    async def app() -> None:
+        fine = asyncio.create_task(ensemble.acomplete("the", FEW))
+        with pytest.raises(ContextError):
+            await ensemble.acomplete("z" * 80)
+        with pytest.raises(InputError, match="no member"):
+            await ensemble.acomplete("the", alone="c")
+        with pytest.raises(InputError, match="at least one message"):
+            await ensemble.acomplete([])
+        with pytest.raises(InputError):
+            await ensemble.acomplete_many(["the", " a", []], LONG)
+        with pytest.raises(InputError, match="no text"):
+            await ensemble.ascore("the", "")
+        assert (await fine).text == alone("the", FEW)
+        await eventually(lambda: is_idle(ensemble))
+
+    with open_shared(2, n_ctx=40) as ensemble:
+        run(app())
+
+
+@pytest.mark.parametrize("fault", [ModelError("no room left"), ZeroDivisionError("a slip")])
+def test_a_failed_step_reaches_all_and_the_next_may_succeed(fault) -> None:
+    async def app() -> None:
+        tasks = [asyncio.create_task(ensemble.acomplete(prompt, LONG)) for prompt in PROMPTS[:3]]
+        await eventually(lambda: ensemble.scheduler.n_running == 2)
+        model.fault = fault
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors] == [ModelError] * 3
+        assert all(str(fault) in str(error) for error in errors)
+        model.fault = None
+        assert is_idle(ensemble)
+        assert (await ensemble.acomplete("the", FEW)).text == alone("the", FEW)
+
+    with open_shared(2, delay=0.002) as ensemble:
+        model = ensemble._models[1]
+        assert isinstance(model, Endless)
+        run(app())
+
+
+def test_an_error_in_the_step_of_a_thread_reaches_the_loop_too() -> None:
+    async def app() -> None:
+        thread = asyncio.create_task(asyncio.to_thread(ensemble.complete, "the", LONG))
+        task = asyncio.create_task(ensemble.acomplete(" a", LONG))
+        await eventually(lambda: ensemble.scheduler.n_running == 2)
+        model.fault = ModelError("no room left")
+        errors = await asyncio.gather(thread, task, return_exceptions=True)
+        assert [str(error) for error in errors] == ["no room left"] * 2
+        model.fault = None
+
+    with open_shared(2, delay=0.002) as ensemble:
+        model = ensemble._models[1]
+        assert isinstance(model, Endless)
+        run(app())
+
+
+def test_closing_tells_all_who_await() -> None:
+    async def app() -> None:
+        tasks = [asyncio.create_task(ensemble.acomplete(prompt, LONG)) for prompt in PROMPTS[:4]]
+        tasks.append(asyncio.create_task(asyncio.to_thread(ensemble.complete, "the", LONG)))
+        scheduler = ensemble.scheduler
+        await eventually(lambda: scheduler.n_running + scheduler.n_waiting == 5)
+        await asyncio.to_thread(ensemble.close)
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors] == [ClosedError] * 5
+        with pytest.raises(ClosedError):
+            await ensemble.acomplete("the")
+        with pytest.raises(ClosedError):
+            await ensemble.ascore("the", " a")
+
+    ensemble = open_shared(2, delay=0.002)
+    run(app())
+    assert not drivers()
+
+
+def test_a_loop_that_ends_in_mid_answer_frees_its_place() -> None:
+    loop = asyncio.new_event_loop()
+    with open_shared(1) as ensemble:
+        steps = ensemble.astream("the", LONG)
+        loop.run_until_complete(anext(steps))
+        # Closed as by a program that does not clean up.
+        loop.close()
+        assert ensemble.complete(" a", FEW).text == alone(" a", FEW)
+        assert is_idle(ensemble)
+        # What is left of the iterator ends without a loop.
+        with pytest.raises(StopIteration):
+            steps.aclose().send(None)
+
+
+def test_the_thread_begins_with_the_first_answer_and_rests_after_the_last() -> None:
+    with open_shared(1) as ensemble:
+        ensemble.complete("the", FEW)
+        assert not drivers()
+        run(ensemble.ascore("the", " a"))
+        assert len(drivers()) == 1
+        # Whose answer nobody takes is not written by the thread either.
+        paused = ensemble.stream("the", LONG)
+        next(paused)
+        decoded = ensemble._models[0].decoded
+        time.sleep(0.05)
+        assert ensemble._models[0].decoded == decoded
+        paused.close()
+    assert not drivers()
+
+
+def test_a_program_that_forgets_to_close_ends() -> None:
+    program = """
+        import asyncio
+        from shared import open_shared
+        from eva_local.records import Sampling
+
+        async def app():
+            async for step in ensemble.astream("the", Sampling(max_tokens=4000)):
+                print("one step")
+                break
+
+        ensemble = open_shared(1, delay=0.01)
+        answers = ensemble.astream("the", Sampling(max_tokens=4000))
+        asyncio.run(app())
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(anext(answers))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert done.stdout == "one step\n"
+    assert "Fatal" not in done.stderr
