@@ -54,7 +54,7 @@ class Client:
     def open(self, path: str, body: Any = None, **headers: str) -> http.client.HTTPConnection:
         """Send a request, and leave the answer to who wants it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        data = body if body is None or isinstance(body, bytes | Iterator) else json.dumps(body)
         method = headers.pop("method", "GET" if body is None else "POST")
         connection.request(method, path, data, {k.replace("_", "-"): v for k, v in headers.items()})
         return connection

@@ -11,8 +11,8 @@ from eva_local.server.refusal import RefusedError
 
 #: Bytes of a body at most: more than the longest context holds.
 MOST_BYTES = 4 * 2**20
-# How long a body may take.
-_PATIENCE_S = 60.0
+#: How long a body may take.
+PATIENCE_S = 60.0
 
 
 class Intake:
@@ -29,7 +29,7 @@ class Intake:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 body = await self._body(receive)
         except TimeoutError:
             body = RefusedError(408, "the body did not come in time")
