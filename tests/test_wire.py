@@ -1,0 +1,123 @@
+"""Requests in OpenAI's shape: whatever comes, it is understood or refused in plain words."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eva_local.errors import ConfigError, InputError
+from eva_local.records import Sampling, Step
+from eva_local.wire.answer import Tokens, tokens_of
+from eva_local.wire.call import OWN_KEYS, TokenIds, read_call
+from eva_local.wire.problem import problem_of
+from eva_local.wire.request import BODY_KEYS, CHAT, COMPLETION, read_body
+from eva_local.wire.scored import read_score_call
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 200)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["equal", "running", "json_schema", "json_object", "user", "text", "1"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=4) | st.sampled_from(BODY_KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+BODIES = st.dictionaries(
+    st.sampled_from([*BODY_KEYS, *OWN_KEYS, "continuation"]) | st.text(max_size=4), JSON, max_size=4
+)
+
+
+def call(body, endpoint=COMPLETION):
+    return read_call(
+        body,
+        endpoint,
+        Sampling(),
+        piece_of=lambda token: bytes([token]) if token < 256 else b"",
+        members=("a", "b"),
+    )
+
+
+def problem_with(read, body) -> str | None:
+    """Return what is said of a body that is refused; nothing else may be raised."""
+    try:
+        read(body)
+    except (InputError, ConfigError) as error:
+        return problem_of(error)["error"]["message"]
+    return None
+
+
+@given(BODIES, st.sampled_from([CHAT, COMPLETION]))
+def test_any_body_is_understood_or_refused(body, endpoint) -> None:
+    whole = {"messages": [{"role": "user", "content": "a"}], "prompt": "a", "continuation": "b"}
+    for each in (body, whole | body):
+        for read in (
+            lambda body: call(body, endpoint),
+            lambda body: read_body(body, endpoint, Sampling()),
+            lambda body: read_score_call(body, ("a", "b")),
+        ):
+            message = problem_with(read, each)
+            assert message is None or (message and "\n" not in message)
+
+
+def test_prompts_in_every_shape() -> None:
+    assert call({"prompt": "a"}).prompts == ("a",)
+    assert call({"prompt": ["a", "b"]}).prompts == ("a", "b")
+    assert call({"prompt": [1, 2]}).prompts == (TokenIds((1, 2)),)
+    assert call({"prompt": [[1, 2], "b"]}).prompts == (TokenIds((1, 2)), "b")
+    for bad in ([], [[]], [True], [-1], [1, "a"], {"a": 1}, 1, None, [[1.5]]):
+        with pytest.raises(InputError, match="prompt"):
+            call({"prompt": bad})
+
+
+def test_biases_by_id_become_texts() -> None:
+    found = call({"prompt": "a", "logit_bias": {"97": 5}, "text_bias": {"b": False}}).sampling
+    assert dict(found.logit_bias) == {"a": 5.0, "b": float("-inf")}
+    for bad in ("200", "300", "-1", "1" * 12, "x", "¹"):
+        with pytest.raises(InputError, match="logit_bias"):
+            call({"prompt": "a", "logit_bias": {bad: 1}})
+
+
+def test_what_is_asked_of_the_members() -> None:
+    for weights in ("equal", "running"):
+        assert call({"prompt": "a", "weights": weights}).weights == weights
+    assert call({"prompt": "a", "weights": [1, 0.5]}).weights == (1.0, 0.5)
+    assert call({"prompt": "a", "weights": {"b": 1, "a": 0}}).weights == (0.0, 1.0)
+    for bad in ([1], [1, 2, 3], [-1, 2], [0, 0], {"a": 1}, "prompt-perplexity", 1, [True, 1]):
+        with pytest.raises(InputError, match="weights must be"):
+            call({"prompt": "a", "weights": bad})
+
+
+def test_nothing_is_written_behind_an_echo_of_zero_tokens() -> None:
+    assert call({"prompt": "a", "echo": True, "max_tokens": 0}).scored
+    assert not call({"prompt": "a", "echo": True, "max_tokens": 1}).scored
+    with pytest.raises(InputError, match="max_tokens"):
+        call({"prompt": "a", "max_tokens": 0})
+
+
+def test_null_says_nothing() -> None:
+    body = dict.fromkeys((*BODY_KEYS, *OWN_KEYS)) | {"prompt": "a"}
+    assert call(body).sampling == Sampling()
+
+
+@given(st.binary(min_size=1, max_size=12), st.integers(0, 5), st.integers(1, 3))
+def test_the_tokens_of_a_shown_text_are_all_told(data, start, size) -> None:
+    """Whatever the pieces, their places are those of the text that they spell."""
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    tokens = Tokens(start)
+    told = []
+    for place, piece in enumerate(pieces):
+        # The text lags behind, and comes all at the end.
+        text = data.decode("utf-8", "replace") if place == len(pieces) - 1 else ""
+        told += tokens.push(Step(piece, text, 0.5, (True,)))
+    assert b"".join(token.piece for token in told) == data
+    assert told[0].start == start
+    assert all(a.start <= b.start for a, b in itertools.pairwise(told))
+    assert tokens_of(()) == ()
