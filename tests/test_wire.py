@@ -64,7 +64,7 @@ def test_any_body_is_understood_or_refused(body, endpoint) -> None:
             lambda body: read_score_call(body, ("a", "b")),
         ):
             message = problem_with(read, each)
-            assert message is None or (message and "\n" not in message)
+            assert message is None or (0 < len(message) <= 501 and message.isprintable())
 
 
 def test_prompts_in_every_shape() -> None:

@@ -10,9 +10,8 @@ from starlette.responses import JSONResponse, Response
 from eva_local.errors import InputError
 from eva_local.server.body import read_object
 from eva_local.server.service import service_of
-from eva_local.settings import refuse_unknown
 from eva_local.wire.call import read_ids
-from eva_local.wire.request import given
+from eva_local.wire.request import given, refuse_other_keys
 
 # Others' names for the text; nothing is ever put in front of it.
 _TEXT_KEYS = ("prompt", "content", "text")
@@ -22,7 +21,7 @@ _IGNORED = ("add_special_tokens", "parse_special")
 async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
     body = given(await read_object(request))
-    refuse_unknown(body, (*_TEXT_KEYS, *_IGNORED, "model"), "")
+    refuse_other_keys(body, (*_TEXT_KEYS, *_IGNORED, "model"))
     model = service_of(request).models.named(body.get("model"))
     text = next((body[key] for key in _TEXT_KEYS if key in body), None)
     if not isinstance(text, str):
@@ -34,7 +33,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
     body = given(await read_object(request))
-    refuse_unknown(body, ("tokens", "model"), "")
+    refuse_other_keys(body, ("tokens", "model"))
     model = service_of(request).models.named(body.get("model"))
     ids = read_ids(body.get("tokens"), "tokens").ids
     text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")

@@ -17,6 +17,8 @@ from eva_local.wire.request import BODY_KEYS
 # What the caller can put right. Other errors speak of the machine, and perhaps of its files.
 _OF_CALLER = (ConfigError, ContextError, InputError, PromptError)
 _FIRST_WORD = re.compile(r"\w+")
+# What is wrong may be repeated in what is said of it, as long as it may be.
+_LONGEST = 500
 _PARAMS = frozenset((*BODY_KEYS, *OWN_KEYS))
 
 
@@ -43,5 +45,7 @@ def problem_of(error: EvaError) -> dict[str, object]:
     message = str(error)
     first = _FIRST_WORD.match(message)
     param = first[0] if first and first[0] in _PARAMS else None
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}…"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
     return problem(message, param=param, code=code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args, get_type_hints
@@ -87,6 +87,13 @@ def given(body: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
+def refuse_other_keys(body: Mapping[str, object], known: Collection[str]) -> None:
+    """Raise InputError for the first key of a body that is not known."""
+    for key in body:
+        if key not in known:
+            raise InputError(f"unknown option {shown(key)}; {did_you_mean(key, known)}")
+
+
 def read_wishes(
     body: Mapping[str, object], endpoint: str, defaults: Sampling
 ) -> tuple[Sampling, int | None]:
@@ -141,9 +148,8 @@ def misspelled(key: str, known: tuple[str, ...]) -> str | None:
 
 
 def _refuse_what_cannot_be_done(body: Mapping[str, object]) -> None:
+    refuse_other_keys(body, BODY_KEYS)
     for key, value in body.items():
-        if key not in BODY_KEYS:
-            raise InputError(f"unknown option {shown(key)}; {did_you_mean(key, BODY_KEYS)}")
         if key in _REFUSED and value != _REFUSED[key]:
             raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from eva_local.errors import InputError
 from eva_local.prompt import Prompt
 from eva_local.records import Score
-from eva_local.settings import refuse_unknown
 from eva_local.wire.answer import chat_tokens, tokens_of
 from eva_local.wire.call import (
     MOST_ANSWERS,
@@ -18,7 +17,7 @@ from eva_local.wire.call import (
     read_ids,
     read_weights,
 )
-from eva_local.wire.request import given, read_messages, read_n_top
+from eva_local.wire.request import given, read_messages, read_n_top, refuse_other_keys
 
 _KEYS = ("model", "prompt", "messages", "continuation", "logprobs", "weights")
 
@@ -36,7 +35,7 @@ class ScoreCall:
 def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> ScoreCall:
     """Read a body; raise InputError and ConfigError where it asks for what cannot be done."""
     body = given(body)
-    refuse_unknown(body, _KEYS, "")
+    refuse_other_keys(body, _KEYS)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
     if "messages" in body:
