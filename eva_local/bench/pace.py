@@ -70,6 +70,12 @@ class Round:
         return _over(self.seconds, sum, [part.single for part in self.parts])
 
     @property
+    def inside_over_alone(self) -> float | None:
+        """Return the members' decoding in the step over the same decoding alone."""
+        inside = sum(part.inside for part in self.parts)
+        return _over(inside, sum, [part.alone for part in self.parts])
+
+    @property
     def bookkeeping(self) -> float:
         """Return the share of the step in which no member decoded."""
         return 1 - self.busy / self.seconds
@@ -101,6 +107,7 @@ class Pace:
     over_sum: Spread | None
     over_slowest: Spread | None
     over_single: Spread | None
+    inside_over_alone: Spread | None
     bookkeeping: Spread
     members: tuple[MemberPace, ...]
 
@@ -121,6 +128,7 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
         over_sum=Spread.of(each.over_sum for each in rounds),
         over_slowest=Spread.of(each.over_slowest for each in rounds),
         over_single=Spread.of(each.over_single for each in rounds),
+        inside_over_alone=Spread.of(each.inside_over_alone for each in rounds),
         bookkeeping=bookkeeping,
         members=tuple(
             _member(name, [each.parts[place] for each in rounds])

@@ -15,6 +15,7 @@ from eva_local.bench.naive import Comparison, against_naive
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Part, Round, pace
 from eva_local.bench.passage import passage
+from eva_local.byte_space import BRANCHES
 from eva_local.errors import EvaError, InputError
 from eva_local.records import Sampling, Step
 from eva_local.scheduler import Request
@@ -38,7 +39,7 @@ class Plan:
 
     contexts: tuple[int, ...] = (100, 3000)
     parallel: int = 8
-    rounds: int = 12
+    rounds: int = 20
     naive_tokens: int = 500
     naive_steps: int = 0
 
@@ -61,7 +62,7 @@ def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
     bytewise = spec.fusion.space == "bytes"
     places = max(plan.parallel, 2 if plan.naive_steps else 1)
     with open_models(spec, report, parallel=places, bytewise=bytewise) as models:
-        meters = [Meter(model, places) for model in models]
+        meters = [Meter(model, places * (BRANCHES if bytewise else 1)) for model in models]
         with ensemble_of(spec, meters, _sampling(spec), report, parallel=plan.parallel) as ensemble:
             prompts = [_prompts(ensemble, n_tokens, plan) for n_tokens in plan.contexts]
             trials = tuple(

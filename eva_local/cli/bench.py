@@ -34,7 +34,7 @@ _STDOUT = Path("-")
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    default=12,
+    default=20,
     show_default=True,
     help="Steps that are measured of each.",
 )

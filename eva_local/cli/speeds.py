@@ -75,6 +75,7 @@ def _ratios(writing: Pace) -> list[tuple[str, str]]:
         ("step / sum of the members, same tokens", _ratio(writing.over_sum)),
         ("step / slowest member, same tokens", _ratio(writing.over_slowest)),
         ("step / sum of the members, one token each", _ratio(writing.over_single)),
+        ("decoding in the step / alone, same tokens", _ratio(writing.inside_over_alone)),
         ("bookkeeping: share of the step without decoding", _share(writing.bookkeeping)),
     ]
 

@@ -1,0 +1,109 @@
+"""The command `bench` on two tiny models with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eva_local.cli import main
+from tools.tiny_gguf import write_tiny_gguf
+
+CONFIG = """
+schema = 1
+[defaults]
+n_ctx = 128
+[models.one]
+path = "one.gguf"
+[models.two]
+path = "two.gguf"
+[ensembles.pair]
+members = ["one", "two"]
+"""
+SMALL = ("--context", "20", "--parallel", "3", "--rounds", "4")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
+    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
+    (folder / "models.toml").write_text(CONFIG)
+    return folder / "models.toml"
+
+
+@pytest.fixture
+def bench(config, tmp_path, monkeypatch, capsys):
+    """Runs `eva-local bench`, and returns its exit code, stdout and stderr."""
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["--config", str(config), "bench", *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_table_and_all_figures_as_json(bench, tmp_path) -> None:
+    out = tmp_path / "bench.json"
+    naive = ("--against-naive", "--naive-tokens", "40", "--naive-steps", "2")
+    code, shown, _ = bench("-e", "pair", *SMALL, *naive, "--json", str(out))
+    assert code == 0
+    assert "20 tokens of context, one text" in shown
+    assert "20 tokens of context, 3 texts" in shown
+    assert "step / sum of the members, same tokens" in shown
+    assert "whole text read again by every member" in shown
+    found = json.loads(out.read_text())
+    assert [(one["context"], one["texts"]) for one in found["trials"]] == [(20, 1), (20, 3)]
+    for trial in found["trials"]:
+        writing = trial["writing"]
+        assert writing["over_sum"]["count"] == 4
+        assert writing["over_sum"]["median"] > writing["inside_over_alone"]["median"] > 0
+        assert writing["over_slowest"]["median"] > writing["over_sum"]["median"]
+        assert 0 < writing["bookkeeping"]["median"] < 1
+        assert [member["name"] for member in writing["members"]] == ["one", "two"]
+        assert writing["members"][0]["n_tokens"] >= trial["texts"]
+    assert found["trials"][0]["reading"]["over_sum"]["count"] >= 1
+    assert found["trials"][1]["reading"] is None
+    assert found["naive"]["n_compared"] >= 1
+    assert found["naive"]["difference"] == pytest.approx(0, abs=1e-3)
+    assert found["naive"]["difference_alike"] in (None, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("-e", "pair", "--space", "bytes", "--combine", "geometric"),
+        ("-e", "pair", "--gate", "0.01"),
+        ("-e", "pair", "--weights", "prompt-perplexity"),
+        ("-e", "one"),
+    ],
+)
+def test_other_settings_can_be_measured_and_stdout_is_json_alone(bench, settings) -> None:
+    code, shown, _ = bench(*settings, *SMALL, "--json")
+    assert code == 0
+    for trial in json.loads(shown)["trials"]:
+        assert trial["writing"]["step"]["median"] > 0
+        assert trial["writing"]["rate"]["median"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--context", "0"), "0 is not in the range"),
+        (("--rounds", "none"), "'none' is not a valid integer"),
+        (("--context", "120"), "120 tokens of context and 20 rounds do not fit: one needs"),
+        (("--space", "bytes", "--against-naive"), '--against-naive needs space = "pivot"'),
+        ((*SMALL, "--against-naive", "--naive-tokens", "200"), "give fewer --naive-tokens"),
+        (("--json", "no/where/out.json"), "cannot be written"),
+        (("-e", "none"), "none"),
+        (("--n-ctx", "many"), "--n-ctx: must be a whole number"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_code_2(bench, arguments, problem) -> None:
+    ensemble = () if "-e" in arguments else ("-e", "pair")
+    code, shown, told = bench(*ensemble, *arguments)
+    assert (code, shown) == (2, "")
+    assert problem in told
+    assert told.count("\n") == 1
