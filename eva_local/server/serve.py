@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,7 @@ def serve(
 
 
 class Server:
-    """One server, from its port to its end; `url` is where it listens."""
+    """One server, from its port to its end; `url` is where it listens, once it does."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Server:
         n_waiting: int,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take the port; see `serve`."""
+        """Listen nowhere yet; see `serve`."""
         self.service = Service()
         self._openers = openers
         self._n_waiting = n_waiting
@@ -90,15 +91,13 @@ class Server:
         )
         self._server = _Uvicorn(config, self._begin)
         self._loading: asyncio.Task[list[Ensemble]] | None = None
-        with _refusing(config):
-            self._socket = config.bind_socket()
-        host = f"[{door.host}]" if ":" in door.host else door.host
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._host = f"[{door.host}]" if ":" in door.host else door.host
+        self.url = ""
 
     async def run(self) -> None:
-        """Answer until `stop`; raise what the openers raise."""
+        """Answer until `stop`; raise InputError without a port, and what the openers raise."""
         with self._resources, _signals(self.stop):
-            await self._server.serve([self._socket])
+            await self._server.serve()
             if self._loading is not None:
                 # llama.cpp is not stopped in the middle of a file, unless by a second signal.
                 await self._loading
@@ -107,8 +106,9 @@ class Server:
         """Answer no new request, and end soon."""
         self._server.should_exit = True
 
-    def _begin(self) -> None:
+    def _begin(self, port: int) -> None:
         """Load, now that requests can come."""
+        self.url = f"http://{self._host}:{port}"
         self._told(f"listening on {self.url}, loading")
         self._loading = asyncio.create_task(self._load())
         self._loading.add_done_callback(self._loaded)
@@ -138,13 +138,18 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which says when it listens and leaves the signals to others."""
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, listening: Callable[[int], None]) -> None:
         super().__init__(config)
         self._listening = listening
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
-        await super().startup(sockets)
-        self._listening()
+        # A socket that uvicorn binds beforehand would lack TCP_NODELAY: 40 ms for each answer.
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            where = f"{self.config.host}:{self.config.port}"
+            raise InputError(f"cannot listen on {where}: {_reason(error)}") from None
+        self._listening(self.servers[0].sockets[0].getsockname()[1])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -152,15 +157,12 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-@contextlib.contextmanager
-def _refusing(config: uvicorn.Config) -> Iterator[None]:
-    """Turn uvicorn's end of the process into an error."""
-    try:
-        yield
-    except SystemExit as error:
-        reason = error.__context__
-        problem = getattr(reason, "strerror", None) or reason
-        raise InputError(f"cannot listen on {config.host}:{config.port}: {problem}") from None
+def _reason(end: SystemExit) -> str:
+    """Return why uvicorn wanted to end the process."""
+    cause = end.__context__
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return getattr(cause, "strerror", None) or str(cause)
 
 
 @contextlib.contextmanager
