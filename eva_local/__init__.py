@@ -36,3 +36,8 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(f"eva_local.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Name what is public."""
+    return __all__
