@@ -197,6 +197,10 @@ class LlamaModel:
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = settings.n_gpu_layers
         parameters.main_gpu = settings.main_gpu
+        if settings.batch_invariant:
+            # Both round differently in larger batches. The variable is read once in a process.
+            parameters.use_extra_bufts = False
+            os.environ["GGML_CPU_TILED_MM"] = "0"
         if settings.tensor_split:
             shares = (ctypes.c_float * llama.llama_max_devices())(*settings.tensor_split)
             parameters.tensor_split = shares

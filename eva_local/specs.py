@@ -15,7 +15,9 @@ class LoadSettings:
     """How llama.cpp opens a model.
 
     n_gpu_layers -1 offloads all layers where the build can; threads 0 uses all cores;
-    tensor_split () leaves the split over several GPUs to llama.cpp.
+    tensor_split () leaves the split over several GPUs to llama.cpp. With batch_invariant a CPU
+    computes each row of a batch as it would alone, so that a text does not depend on the texts
+    beside it.
     """
 
     n_ctx: int = 4096
@@ -27,6 +29,7 @@ class LoadSettings:
     flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_type: Literal["f16", "q8_0", "q4_0", "f32"] = "f16"
     swa_full: bool = True
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""

@@ -276,6 +276,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "flash_attention": "on",
         "kv_type": "q8_0",
         "swa_full": "off",
+        "batch_invariant": "on",
         "temperature": "0.5",
         "top_p": "0.5",
         "min_p": "0.5",
@@ -301,7 +302,9 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         gate=0.5,
     )
     assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7, 7, 7, 7, 7)
-    assert config.model("b").load == LoadSettings(7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False)
+    assert config.model("b").load == LoadSettings(
+        7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False, True
+    )
     assert {setting.origin for setting in config.settings} == {
         f"environment {name}" for name in environ
     }

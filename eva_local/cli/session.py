@@ -26,6 +26,7 @@ HELP = {
     "flash_attention": "auto, on or off.",
     "kv_type": "Type of the cached keys and values: f16, q8_0, q4_0 or f32.",
     "swa_full": "Keep all of a sliding window, so that text can be taken back.",
+    "batch_invariant": "Compute each text on the CPU as if no other were beside it.",
     "max_tokens": "Write at most this many tokens.",
     "temperature": "0 always takes the likeliest token.",
     "top_k": "Draw from this many tokens; 0 is off.",
