@@ -12,6 +12,7 @@ import pytest
 from evaluations import contestants, entry, outcome, spec, task
 from fakes import WORDS_A, WORDS_B, FakeModel
 
+from eva_local.api import ensemble_of
 from eva_local.cli import main
 from eva_local.cli.session import Session
 from eva_local.cli.tasks import variant
@@ -215,6 +216,37 @@ def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path, models) -> 
         for a, b in zip(one, many, strict=True):
             assert replace(a, log_likelihoods=()) == replace(b, log_likelihoods=())
             assert a.log_likelihoods == pytest.approx(b.log_likelihoods)
+
+
+def test_texts_that_are_heard_once_score_as_if_each_contestant_had_heard_them(
+    tmp_path, models
+) -> None:
+    settings = [
+        {"combine": combine, "weights": weights, "filter": filter_, "gate": gate}
+        for combine in ("mean", "geometric")
+        for weights in ("equal", "running", "prompt-perplexity", (0.3, 0.7))
+        for filter_, gate in (("off", 1.0), ("top-n", 1.0), ("off", 0.5))
+    ] + [{"mapping": "surface"}]
+    them = [Contestant(str(n), spec(str(n), MEMBERS, **one)) for n, one in enumerate(settings)]
+    decoded = sum(model.decoded for model in models.values())
+    with Results(tmp_path / "r.jsonl") as results:
+        entries = Contest(models, results).run(TASKS[1:], them[:1])
+        once = sum(model.decoded for model in models.values()) - decoded
+        entries = Contest(models, results).run(TASKS[1:], them)
+    assert sum(model.decoded for model in models.values()) - decoded < 5 * once
+    for one in entries:
+        fusion = replace(one.contestant.spec.fusion, candidates=0)
+        alone_ = replace(one.contestant.spec, fusion=fusion)
+        with ensemble_of(alone_, [models[name] for name in MEMBERS]) as ensemble:
+            for row, result in zip(one.task.rows, one.results, strict=True):
+                texts = texts_of(row, one.task, ensemble.missing_bytes)
+                scores = [ensemble.score(prompt_of(row, one.task), text) for text in texts]
+                likelihoods = [score.log_likelihood for score in scores]
+                if one.task.kind == "bpb":
+                    likelihoods = [sum(likelihoods)]
+                assert result.log_likelihoods == pytest.approx(likelihoods)
+                filtered = zip(*(score.filtered for score in scores), strict=True)
+                assert result.filtered == tuple(map(sum, filtered))
 
 
 def test_a_prompt_that_does_not_fit_says_whose_it_is(tmp_path, models) -> None:

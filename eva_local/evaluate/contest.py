@@ -11,12 +11,13 @@ from eva_local.errors import ContextError
 from eva_local.evaluate.forms import prompt_of, sampling_of, texts_of
 from eva_local.evaluate.lanes import complete_each, score_each
 from eva_local.evaluate.metrics import metric_of
+from eva_local.evaluate.replay import Juror, Jury, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Row, Task
 from eva_local.model import Model
 from eva_local.prompt import Prompt
 from eva_local.records import Sampling, Score
-from eva_local.specs import EnsembleSpec, ModelSpec
+from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec
 from eva_local.store import locate
 
 
@@ -60,7 +61,9 @@ class Entry:
 class Contest:
     """The models of all contestants, by name, open for `parallel` texts, and how they compete.
 
-    Contestants take turns, so that what a task's prompts have in common is read once by each.
+    Contestants take turns at writing, so that what a task's prompts have in common is read once
+    by each. Given texts are heard once for all contestants of the same members and the same
+    mapping, who differ in what they make of the votes.
     """
 
     models: Mapping[str, Model]
@@ -77,26 +80,86 @@ class Contest:
         jobs = [_Job(contestant, task, self) for contestant in contestants for task in tasks]
         total = max(sum(len(job.missing) for job in jobs), 1)
         done = 0
-        for contestant in contestants:
-            mine = [job for job in jobs if job.contestant is contestant and job.missing]
-            for scored in (False, True):
-                chosen = [job for job in mine if job.scored == scored]
-                if not chosen:
-                    continue
-                with self._ensemble(contestant.spec, scored=scored) as ensemble:
-                    for job in chosen:
-                        self.report(job.label, done / total)
-                        for _ in job.work(ensemble):
-                            done += 1
-                            self.report(job.label, done / total)
+        for hall in _halls([job for job in jobs if job.missing]):
+            with self._ensemble(hall[0].heard_as([job.contestant for job in hall])) as ensemble:
+                for task in tasks:
+                    rivals = [job for job in hall if job.task is task]
+                    if not rivals:
+                        continue
+                    label = rivals[0].label
+                    self.report(label, done / total)
+                    for count in _work(rivals, ensemble):
+                        done += count
+                        self.report(label, done / total)
         return [job.entry() for job in jobs]
 
-    def _ensemble(self, spec: EnsembleSpec, *, scored: bool) -> Ensemble:
-        if scored:
-            # Given texts hold unlikely tokens too, so all are candidates.
-            spec = replace(spec, fusion=replace(spec.fusion, candidates=0))
+    def _ensemble(self, spec: EnsembleSpec) -> Ensemble:
         models = [self.models[member.name] for member in spec.members]
         return ensemble_of(spec, models, parallel=self.parallel)
+
+
+def _halls(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Group jobs that one ensemble can do: those of one writer, or of one set of votes."""
+    halls: dict[object, list[_Job]] = {}
+    for job in jobs:
+        halls.setdefault(job.hall, []).append(job)
+    return list(halls.values())
+
+
+def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
+    """Do what is missing of one task, a row at a time; yield for how many contestants."""
+    began = time.perf_counter()
+    made = _scored(rivals, ensemble) if rivals[0].scored else _written(rivals[0], ensemble)
+    try:
+        for place, results in made:
+            now = time.perf_counter()
+            for job, result in results:
+                # Rows may be worked on side by side: what counts is how fast they come.
+                job.keep(place, replace(result, seconds=now - began))
+            began = now
+            yield len(results)
+    except ContextError as error:
+        raise ContextError(f"{rivals[0].label}: {error}") from error
+
+
+def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
+    """Yield the place of a row, and what its contestant wrote."""
+    places = list(job.missing)
+    bytewise = job.contestant.spec.fusion.space == "bytes"
+    prompts = [job.prompts[place] for place in places]
+    for at, completion in complete_each(ensemble, prompts, job.sampling()):
+        usage, text = completion.usage, completion.text
+        # There is a vote on every byte there, and a step is several bytes.
+        steps = len(text.encode()) if bytewise else usage.steps
+        yield places[at], [(job, Result(steps, usage.filtered, 0.0, text=text))]
+
+
+def _scored(
+    rivals: Sequence[_Job], ensemble: Ensemble
+) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
+    """Yield the place of a row, and the scores of those contestants who need it."""
+    first = rivals[0]
+    places = sorted(set().union(*(job.missing for job in rivals)))
+    asked = [[job for job in rivals if place in job.missing] for place in places]
+    juries: list[list[Jury]] = [[] for _ in places]
+    fusion, lead = ensemble.spec.fusion, ensemble.spec.pivot_index
+
+    def judge(at: int) -> Jury:
+        jurors = [Juror(job.fusion, lead, ensemble.n_symbols) for job in asked[at]]
+        juries[at].append(Jury(fusion, len(ensemble.members), jurors))
+        return juries[at][-1]
+
+    rows = [(first.prompts[place], first.texts(place)) for place in places]
+    for at, scores in score_each(ensemble, rows, judge):
+        whole = first.task.kind == "bpb"
+        yield (
+            places[at],
+            [
+                (job, _result(scores, [jury.jurors[number] for jury in juries[at]], whole=whole))
+                for number, job in enumerate(asked[at])
+            ],
+        )
+        juries[at] = []
 
 
 class _Job:
@@ -106,83 +169,88 @@ class _Job:
         self.contestant = contestant
         self.label = f"{contestant.name}: {task.name}"
         self.scored = task.kind in ("choice", "bpb")
-        self._task = task
+        self.task = task
         self._setting = contest.setting
         self._results = contest.results
         tokenizers = (model.tokenizer for model in contest.models.values())
         self._unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
-        self._prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
+        self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
         who = identity(contestant.spec)
         self._keys = [
             key_of(who, task.kind, *self._matter(row, prompt))
-            for row, prompt in zip(task.rows, self._prompts, strict=True)
+            for row, prompt in zip(task.rows, self.prompts, strict=True)
         ]
-        self.missing = [i for i, key in enumerate(self._keys) if self._results.get(key) is None]
+        # In their order.
+        self.missing = {i: None for i, key in enumerate(self._keys) if not self._results.get(key)}
 
     def entry(self) -> Entry:
         """Return all results."""
         found = [self._results.get(key) for key in self._keys]
-        return Entry(self._task, self.contestant, tuple(filter(None, found)))
+        return Entry(self.task, self.contestant, tuple(filter(None, found)))
 
-    def work(self, ensemble: Ensemble) -> Iterator[None]:
-        """Do what is missing, a row at a time."""
-        began = time.perf_counter()
-        try:
-            for place, result in self._made(ensemble):
-                now = time.perf_counter()
-                about = {
-                    "task": self._task.name,
-                    "row": self._task.rows[place].name,
-                    "contestant": self.contestant.name,
-                }
-                # Rows may be worked on side by side: what counts is how fast they come.
-                self._results.add(self._keys[place], replace(result, seconds=now - began), about)
-                began = now
-                yield
-        except ContextError as error:
-            raise ContextError(f"{self.label}: {error}") from error
+    @property
+    def fusion(self) -> FusionSettings:
+        """The rule of the contestant; nobody is weighed against one model."""
+        fusion = self.contestant.spec.fusion
+        return fusion if not self.contestant.alone else hearing(fusion, prompts=False)
+
+    @property
+    def hall(self) -> object:
+        """What jobs have in common that one ensemble can do at the same time."""
+        spec = self.contestant.spec
+        if not self.scored:
+            return self.contestant.name
+        return spec.members, spec.pivot, hearing(spec.fusion, prompts=False)
+
+    def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
+        """Return the ensemble that writes, or whose votes all of `contestants` can judge."""
+        spec = self.contestant.spec
+        if not self.scored:
+            return spec
+        prompts = any(one.spec.fusion.weights == "prompt-perplexity" for one in contestants)
+        return replace(spec, fusion=hearing(spec.fusion, prompts=prompts))
+
+    def keep(self, place: int, result: Result) -> None:
+        """Keep the result of a row."""
+        about = {
+            "task": self.task.name,
+            "row": self.task.rows[place].name,
+            "contestant": self.contestant.name,
+        }
+        self._results.add(self._keys[place], result, about)
+
+    def sampling(self) -> Sampling:
+        """Return how answers are drawn."""
+        task, setting = self.task, self._setting
+        return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
+
+    def texts(self, place: int) -> list[str]:
+        """Return what is scored of a row."""
+        return self._texts(self.task.rows[place])
 
     def _matter(self, row: Row, prompt: Prompt) -> tuple[object, ...]:
         """Return what a result depends on beside the contestant."""
         said = prompt if isinstance(prompt, str) else list(prompt)
-        return said, (self._texts(row) if self.scored else self._sampling())
-
-    def _sampling(self) -> Sampling:
-        task, setting = self._task, self._setting
-        return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
+        return said, (self._texts(row) if self.scored else self.sampling())
 
     def _texts(self, row: Row) -> list[str]:
         setting = self._setting
         return texts_of(
-            row, self._task, self._unspelled, chat=setting.chat, text_bytes=setting.text_bytes
+            row, self.task, self._unspelled, chat=setting.chat, text_bytes=setting.text_bytes
         )
 
-    def _made(self, ensemble: Ensemble) -> Iterator[tuple[int, Result]]:
-        prompts = [self._prompts[place] for place in self.missing]
-        if not self.scored:
-            bytewise = self.contestant.spec.fusion.space == "bytes"
-            for at, completion in complete_each(ensemble, prompts, self._sampling()):
-                usage, text = completion.usage, completion.text
-                # There is a vote on every byte there, and a step is several bytes.
-                steps = len(text.encode()) if bytewise else usage.steps
-                yield self.missing[at], Result(steps, usage.filtered, 0.0, text=text)
-            return
-        texts = [self._texts(self._task.rows[place]) for place in self.missing]
-        for at, scores in score_each(ensemble, list(zip(prompts, texts, strict=True))):
-            yield self.missing[at], _scored(scores, whole=self._task.kind == "bpb")
 
-
-def _scored(scores: Sequence[Score], *, whole: bool) -> Result:
-    """Return the scores of choices, or of the parts of one `whole` text."""
-    likelihoods = tuple(score.log_likelihood for score in scores)
+def _result(scores: Sequence[Score], jurors: Sequence[Juror], *, whole: bool) -> Result:
+    """Return what a contestant thinks of choices, or of the parts of one `whole` text."""
+    likelihoods = tuple(juror.log_likelihood for juror in jurors)
     sizes = tuple(score.n_bytes for score in scores)
     return Result(
         steps=sum(score.n_symbols for score in scores),
-        filtered=tuple(map(sum, zip(*(score.filtered for score in scores), strict=True))),
+        filtered=tuple(map(sum, zip(*(juror.filtered for juror in jurors), strict=True))),
         seconds=0.0,
         log_likelihoods=(sum(likelihoods),) if whole else likelihoods,
         n_bytes=(sum(sizes),) if whole else sizes,
-        unseen=sum(score.unseen for score in scores),
+        unseen=sum(juror.unseen for juror in jurors),
     )
 
 

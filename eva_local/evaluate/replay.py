@@ -1,9 +1,9 @@
-"""Votes that were heard once, judged again under other settings without the models."""
+"""Votes that were heard once, judged under many settings without asking the models again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,63 @@ class Transcript:
         return sum(heard.n_bytes for heard in self.heard)
 
 
+class Juror:
+    """Says how likely a given text is under some settings, from the members' votes on it."""
+
+    def __init__(self, fusion: FusionSettings, lead: int, n_symbols: int) -> None:
+        """Begin a text, in a space of `n_symbols` whose lead is the member `lead`."""
+        self._fusion = fusion
+        self._lead = lead
+        self._n_symbols = n_symbols
+        self._judge: Judge | None = None
+        #: In nats.
+        self.log_likelihood = 0.0
+        #: How often each member was dropped, and how many symbols were no candidate.
+        self.filtered: tuple[int, ...] = ()
+        self.unseen = 0
+
+    def hear(self, heard: Heard, evidence: Sequence[float]) -> None:
+        """Take the next symbol; `evidence` is each member's of the prompt."""
+        first = self._judge is None
+        if self._judge is None:
+            self._judge = Judge(self._fusion, len(heard.votes))
+            self.filtered = (0,) * len(heard.votes)
+            if self._fusion.weights == "prompt-perplexity":
+                self._judge.evidence = np.array(evidence)
+        decision = self._judge.decide(self._asked(heard.votes, first=first))
+        forced = Forced([heard.symbol], self._n_symbols)
+        forced.choose(decision.fused)
+        self.log_likelihood += forced.log_likelihood
+        self.unseen += forced.unseen
+        dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
+        self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
+        self._judge.learn(decision, heard.symbol, heard.n_bytes)
+
+    def _asked(self, votes: Sequence[Vote], *, first: bool) -> Sequence[Vote | None]:
+        """Leave out, as the engine does, who a sure lead would not have asked."""
+        lead = self._lead
+        if self._fusion.gate == 1 or first or not len(votes[lead]):
+            return votes
+        if votes[lead].top(1)[0][1] < self._fusion.gate:
+            return votes
+        return [vote if member == lead else None for member, vote in enumerate(votes)]
+
+
+class Jury(Judge):
+    """A judge that lets jurors hear the votes of a text too."""
+
+    def __init__(self, fusion: FusionSettings, n_members: int, jurors: Sequence[Juror]) -> None:
+        """Begin a text."""
+        super().__init__(fusion, n_members)
+        self.jurors = jurors
+
+    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
+        """Tell the jurors the votes, and which symbol came."""
+        votes = tuple(vote for vote in decision.votes if vote is not None)
+        for juror in self.jurors:
+            juror.hear(Heard(votes, symbol, n_bytes), self.evidence.tolist())
+
+
 class Recorder(Judge):
     """A judge that keeps what it hears."""
 
@@ -55,34 +112,27 @@ class Recorder(Judge):
 
 def recording(fusion: FusionSettings) -> FusionSettings:
     """Return settings under which a Recorder hears all that other settings may need."""
+    candidates = fusion.candidates or FusionSettings().candidates
+    return replace(hearing(fusion, prompts=True), candidates=candidates)
+
+
+def hearing(fusion: FusionSettings, *, prompts: bool) -> FusionSettings:
+    """Return settings whose votes are those of `fusion`, all of them and with all candidates.
+
+    `prompts` has the members judge their prompts too, as the weights prompt-perplexity need.
+    """
     return FusionSettings(
         space=fusion.space,
         mapping=fusion.mapping,
-        candidates=fusion.candidates or FusionSettings().candidates,
-        weights="prompt-perplexity",
+        candidates=0,
+        weights="prompt-perplexity" if prompts else "equal",
         filter="off",
     )
 
 
 def replay(transcript: Transcript, fusion: FusionSettings, lead: int, n_symbols: int) -> float:
     """Return the log-likelihood, in nats, that the text would have had under `fusion`."""
-    judge = Judge(fusion, len(transcript.evidence))
-    if fusion.weights == "prompt-perplexity":
-        judge.evidence = np.array(transcript.evidence)
-    forced = Forced([heard.symbol for heard in transcript.heard], n_symbols)
+    juror = Juror(fusion, lead, n_symbols)
     for heard in transcript.heard:
-        decision = judge.decide(_asked(heard.votes, fusion, lead, first=forced.chosen == 0))
-        forced.choose(decision.fused)
-        judge.learn(decision, heard.symbol, heard.n_bytes)
-    return forced.log_likelihood
-
-
-def _asked(
-    votes: Sequence[Vote], fusion: FusionSettings, lead: int, *, first: bool
-) -> Sequence[Vote | None]:
-    """Leave out, as the engine does, who a sure lead would not have asked."""
-    if fusion.gate == 1 or first or not len(votes[lead]):
-        return votes
-    if votes[lead].top(1)[0][1] < fusion.gate:
-        return votes
-    return [vote if member == lead else None for member, vote in enumerate(votes)]
+        juror.hear(heard, transcript.evidence)
+    return juror.log_likelihood
