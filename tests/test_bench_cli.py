@@ -46,14 +46,18 @@ def bench(config, tmp_path, monkeypatch, capsys):
 
 
 def test_a_table_and_all_figures_as_json(bench, tmp_path) -> None:
-    out = tmp_path / "bench.json"
+    out, page = tmp_path / "bench.json", tmp_path / "bench.html"
     naive = ("--against-naive", "--naive-tokens", "40", "--naive-steps", "2")
-    code, shown, _ = bench("-e", "pair", *SMALL, *naive, "--json", str(out))
+    code, shown, _ = bench("-e", "pair", *SMALL, *naive, "--json", str(out), "--html", str(page))
     assert code == 0
     assert "20 tokens of context, one text" in shown
     assert "20 tokens of context, 3 texts" in shown
     assert "step / sum of the members, same tokens" in shown
     assert "whole text read again by every member" in shown
+    html = page.read_text()
+    assert html.count("<svg ") == html.count("</svg>") == 6
+    assert "<script" not in html
+    assert "times as fast as without caches" in html
     found = json.loads(out.read_text())
     assert [(one["context"], one["texts"]) for one in found["trials"]] == [(20, 1), (20, 3)]
     for trial in found["trials"]:

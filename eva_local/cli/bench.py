@@ -62,9 +62,19 @@ _STDOUT = Path("-")
     type=_PATH,
     help="Write all figures as JSON; - is stdout.",
 )
+@click.option("--html", "html_out", metavar="OUT", type=_PATH, help="Write a report with plots.")
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
-    *("flash_attention", "kv_type", "swa_full", "space", "mapping", "combine", "filter"),
+    *(
+        "flash_attention",
+        "kv_type",
+        "swa_full",
+        "batch_invariant",
+        "space",
+        "mapping",
+        "combine",
+        "filter",
+    ),
     *("candidates", "weights", "gate"),
 )
 @pass_session
@@ -79,6 +89,7 @@ def bench(
     naive_tokens: int,
     naive_steps: int,
     json_out: Path | None,
+    html_out: Path | None,
 ) -> None:
     """Measure what an ensemble costs against its members.
 
@@ -90,7 +101,7 @@ def bench(
     from eva_local.cli.speeds import show
     from eva_local.cli.table import print_json
 
-    _refuse_outputs(json_out)
+    _refuse_outputs(json_out, html_out)
     spec = session.load(overrides).ensemble()
     plan = Plan(
         contexts=tuple(sorted(set(contexts))),
@@ -107,6 +118,10 @@ def bench(
         show(outcome)
     if json_out not in (None, _STDOUT):
         _write(json_out, json.dumps(outcome.as_json(), indent=1))
+    if html_out is not None:
+        from eva_local.bench.report import report_page
+
+        _write(html_out, report_page(outcome))
 
 
 def _refuse_outputs(*outputs: Path | None) -> None:

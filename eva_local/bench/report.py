@@ -1,0 +1,131 @@
+"""A bench as one HTML page with plots that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from eva_local.bench.outcome import Outcome, Trial
+from eva_local.bench.pace import Spread
+from eva_local.evaluate.plots import Line, intervals
+from eva_local.trace.page import palette, source_hash
+
+# Colours that the palette has, one a member; the ensemble has the ink.
+_COLOURS = 8
+
+
+def report_page(outcome: Outcome) -> str:
+    """Return the page, as HTML."""
+    style = palette() + files("eva_local.evaluate").joinpath("report.css").read_text("utf-8")
+    title = escape(f"{outcome.ensemble}: what it costs")
+    body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials), _naive(outcome)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n{''.join(body)}\n</body>\n</html>\n"
+    )
+
+
+def _head(outcome: Outcome) -> str:
+    facts = (
+        f"pivot {outcome.pivot} · space {outcome.space} · {outcome.rounds} rounds · "
+        f"{outcome.machine}, {outcome.cores} cores · llama-cpp-python {outcome.llama_cpp_python}"
+    )
+    return (
+        '<header><p class="eyebrow">eva-local bench</p>'
+        f"<h1>What {escape(outcome.ensemble)} costs against its members</h1>"
+        f'<p class="facts">{escape(facts)}</p></header>'
+    )
+
+
+def _ratios(outcome: Outcome) -> str:
+    """Plot what a step takes against the members' raw decoding, and the share beside it."""
+    sums = [_line(_name(t), t.writing.over_sum, ".3f") for t in outcome.trials]
+    slowest = [_line(_name(t), t.writing.over_slowest, ".3f") for t in outcome.trials]
+    shares = [
+        _line(_name(t), _times(t.writing.bookkeeping, 100), ".1f", "%") for t in outcome.trials
+    ]
+    plots = [
+        _plot("A step over the sum of its members", sums, "ratio", (1.0, "one after the other")),
+        _plot("A step over its slowest member", slowest, "ratio", (1.0, "all at once")),
+        _plot("Bookkeeping, beside decoding", shares, "% of a step", (0.0, "")),
+    ]
+    return (
+        '<section><p class="facts">Dots are medians, lines quartiles. A step and the same '
+        "decoding by each member alone took turns; a ratio is formed within each turn.</p>"
+        f"{''.join(plots)}</section>"
+    )
+
+
+def _trial(trial: Trial) -> str:
+    members = [
+        _line(one.name, _times(one.alone, 1000), ".1f", " ms", f"m{place % _COLOURS}")
+        for place, one in enumerate(trial.writing.members)
+    ]
+    lines = [*members, _line("ensemble", _times(trial.writing.step, 1000), ".1f", " ms")]
+    first = "" if trial.first_seconds is None else f"{trial.first_seconds:.2f} s, "
+    facts = [
+        f"{trial.writing.rate.median:.1f} tokens/s",
+        f"first token {first}{trial.cached_first_seconds:.2f} s after a cached prompt",
+        f"peak memory {trial.peak_memory / 1e9:.2f} GB",
+    ]
+    return (
+        f'<section class="task"><h2>{escape(_name(trial))}</h2>'
+        f'<p class="facts">{escape(" · ".join(facts))}</p>'
+        f"{_plot('A step, and each member decoding the same alone', lines, 'ms', (0.0, ''))}</section>"
+    )
+
+
+def _naive(outcome: Outcome) -> str:
+    naive = outcome.naive
+    if naive is None:
+        return ""
+    tokens = ", ".join(map(str, naive.prompt_tokens))
+    same = (
+        "no step had the same tokens in both ways"
+        if naive.difference is None
+        else f"fused probabilities differ by at most {naive.difference:.1e}"
+    )
+    facts = f"{naive.steps} steps after {tokens} tokens · {same}"
+    lines = [
+        _line("whole text read again", naive.naive, ".2f", " s"),
+        _line("with caches", naive.ours, ".3f", " s"),
+    ]
+    return (
+        f"<section><h2>{naive.times.median:.0f} times as fast as without caches</h2>"
+        f'<p class="facts">{escape(facts)}</p>{_plot("A step", lines, "seconds", (0.0, ""))}'
+        "</section>"
+    )
+
+
+def _plot(
+    title: str, lines: Sequence[Line | None], unit: str, mark: tuple[float, str] | None = None
+) -> str:
+    known = [line for line in lines if line is not None]
+    if not known:
+        return ""
+    return f"<h3>{escape(title)}</h3>{intervals(known, title, unit, mark)}"
+
+
+def _line(
+    label: str, spread: Spread | None, form: str, unit: str = "", css: str = "main"
+) -> Line | None:
+    if spread is None:
+        return None
+    text = f"{spread.median:{form}}{unit}"
+    return Line(label, css, spread.median, spread.low, spread.high, text)
+
+
+def _times(spread: Spread | None, factor: float) -> Spread | None:
+    if spread is None:
+        return None
+    return Spread(factor * spread.median, factor * spread.low, factor * spread.high, spread.count)
+
+
+def _name(trial: Trial) -> str:
+    texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
+    return f"{trial.context:,} tokens, {texts}"
