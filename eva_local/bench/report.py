@@ -67,6 +67,7 @@ def _trial(trial: Trial) -> str:
         for place, one in enumerate(trial.writing.members)
     ]
     lines = [*members, _line("ensemble", _times(trial.writing.step, 1000), ".1f", " ms")]
+    title = "A step, and each member decoding the same alone"
     first = "" if trial.first_seconds is None else f"{trial.first_seconds:.2f} s, "
     facts = [
         f"{trial.writing.rate.median:.1f} tokens/s",
@@ -76,7 +77,7 @@ def _trial(trial: Trial) -> str:
     return (
         f'<section class="task"><h2>{escape(_name(trial))}</h2>'
         f'<p class="facts">{escape(" · ".join(facts))}</p>'
-        f"{_plot('A step, and each member decoding the same alone', lines, 'ms', (0.0, ''))}</section>"
+        f"{_plot(title, lines, 'ms', (0.0, ''))}</section>"
     )
 
 
