@@ -111,7 +111,7 @@ def against_naive(
     theirs = [Meter(model, 1, first=1) for model in models]
     alike: list[Meter] = [Retraced(model, meter) for model, meter in zip(models, mine, strict=True)]
     with ensemble_of(spec, mine, report=report) as ensemble:
-        prompt, continuation = _text(ensemble, n_tokens, steps)
+        prompt, continuation = text_for(ensemble, n_tokens, steps)
         listener = Listener(spec.fusion, len(models))
         scoring = ensemble.submit_score(prompt, continuation, listener)
         while not listener.heard:
@@ -150,8 +150,11 @@ class _Pair:
         return difference(self.our_vote, self.naive_vote) if self.same_rows else None
 
 
-def _text(ensemble: Ensemble, n_tokens: int, steps: int) -> tuple[str, str]:
-    """Return a prompt of `n_tokens` of the pivot's tokens, and how it goes on."""
+def text_for(ensemble: Ensemble, n_tokens: int, steps: int) -> tuple[str, str]:
+    """Return a prompt of `n_tokens` of the pivot's tokens, and how it goes on.
+
+    Raises InputError where a member has no room for both.
+    """
     pivot = ensemble.spec.pivot_index
 
     def count(text: str) -> int:

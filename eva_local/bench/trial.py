@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report, ensemble_of, open_models
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.naive import Comparison, against_naive
+from eva_local.bench.naive import Comparison, against_naive, text_for
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Part, Round, pace
 from eva_local.bench.passage import passage
@@ -65,6 +65,9 @@ def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
         meters = [Meter(model, places * (BRANCHES if bytewise else 1)) for model in models]
         with ensemble_of(spec, meters, _sampling(spec), report, parallel=plan.parallel) as ensemble:
             prompts = [_prompts(ensemble, n_tokens, plan) for n_tokens in plan.contexts]
+            if plan.naive_steps:
+                # What does not fit is found before minutes of work.
+                text_for(ensemble, plan.naive_tokens, plan.naive_steps)
             trials = tuple(
                 trial
                 for n_tokens, texts in zip(plan.contexts, prompts, strict=True)
