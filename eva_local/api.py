@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from functools import partial
@@ -16,10 +15,10 @@ from eva_local.config import load_config, shipped
 from eva_local.decision import Judge
 from eva_local.driver import Driver
 from eva_local.engine import Engine
-from eva_local.errors import ClosedError, EvaError, InputError
+from eva_local.errors import EvaError, InputError
 from eva_local.model import ALL, LlamaModel, Model, can_offload
-from eva_local.prompt import Prompt, PromptWriter
-from eva_local.records import Completion, Message, Sampling, Score, Step
+from eva_local.readers import Asked, Readers
+from eva_local.records import Completion, Sampling, Score, Step
 from eva_local.scheduler import Request, Scheduler, Sink
 from eva_local.scoring import Scoring
 from eva_local.settings import did_you_mean
@@ -29,8 +28,6 @@ from eva_local.store import cache_folder, locate
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
-# What can be gone on with: text, a conversation, or symbols, which are read as plain text.
-Asked = Prompt | Sequence[int]
 
 
 def load(
@@ -148,14 +145,11 @@ class Ensemble:
         self._models = tuple(models)
         self._engine = engine
         self._sampling = sampling
-        self._writers = [PromptWriter(model) for model in models]
+        self._readers = Readers(models, engine)
         self._resources = resources
         #: The queue and the places that all answers of this ensemble go through.
         self.scheduler = Scheduler(engine, parallel)
         self._driver = Driver(self.scheduler)
-        # Held while tokenisers are at work, so that nobody frees them meanwhile.
-        self._tokenizers = threading.Lock()
-        self._closed = False
 
     def __enter__(self) -> Ensemble:
         """Return the open ensemble."""
@@ -169,9 +163,7 @@ class Ensemble:
         """Free the memory; who still waits for an answer gets a ClosedError."""
         self._driver.close()
         self.scheduler.close()
-        with self._tokenizers:
-            self._closed = True
-            self._resources.close()
+        self._readers.close(self._resources.close)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -197,11 +189,9 @@ class Ensemble:
         found = (find(method, model, pivot, folders) for model in others)
         return tuple(path for path in found if path is not None)
 
-    def prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    def prompt_tokens(self, prompt: Asked) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
-        with self._tokenizers:
-            self._refuse_closed()
-            return tuple(len(writer.tokens(prompt)) for writer in self._writers)
+        return tuple(map(len, self._readers.tokens(prompt)))
 
     def stream(
         self,
@@ -352,44 +342,9 @@ class Ensemble:
     ) -> Request:
         """Tokenise a prompt for all members, or for one; see `submit`."""
         only = self._place_of(alone)
-        prompts = self._tokens(prompt, only)
+        prompts = self._readers.tokens(prompt, only)
         sampling = sampling or self._sampling
         return Request(prompts, sampling, traced=trace, n_top=n_top, judge=judge, alone=only)
-
-    def _tokens(self, prompt: Asked, only: int | None = None) -> list[list[int]]:
-        plain = self._plain(prompt, only)
-        writers = self._writers if only is None else [self._writers[only]]
-        with self._tokenizers:
-            self._refuse_closed()
-            return [writer.tokens(plain) for writer in writers]
-
-    def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
-        """Return a prompt with the bytes that symbols stand for."""
-        if isinstance(prompt, str):
-            return prompt
-        if not prompt:
-            raise InputError("a conversation needs at least one message")
-        messages = [each for each in prompt if isinstance(each, Message)]
-        symbols = [each for each in prompt if isinstance(each, int)]
-        if len(messages) == len(prompt):
-            return messages
-        if len(symbols) == len(prompt):
-            return self._bytes_of(symbols, only)
-        raise InputError("a prompt is a text, a list of Message, or a list of symbols")
-
-    def _bytes_of(self, symbols: Sequence[int], only: int | None) -> bytes:
-        space = self._engine.panel(only).space
-        for symbol in symbols:
-            if not space.is_text(symbol):
-                raise InputError(
-                    f"{symbol} is no text here: it must be a symbol under {space.end} that is "
-                    "no control token; put conversations as messages"
-                )
-        return b"".join(map(space.piece, symbols))
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError()
 
     def _place_of(self, member: str | None) -> int | None:
         if member is None:
@@ -414,14 +369,14 @@ class Ensemble:
         No symbol is put in front, and none is a control token. Raises PromptError where the
         pivot (or the member) has no token for a character.
         """
-        return self._spell(text.encode("utf-8", "replace"), self._place_of(alone))
+        return self._readers.spell(text.encode("utf-8", "replace"), self._place_of(alone))
 
     def detokenize(self, symbols: Sequence[int], *, alone: str | None = None) -> bytes:
         """Return the bytes that symbols stand for; they need not be whole characters.
 
         Raises InputError for a number that is no symbol or stands for no text.
         """
-        return self._bytes_of(symbols, self._place_of(alone))
+        return self._readers.bytes_of(symbols, self._place_of(alone))
 
     def score(
         self,
@@ -499,33 +454,16 @@ class Ensemble:
         n_top: int,
     ) -> Scoring:
         only = self._place_of(alone)
-        spelled = self._spelled(continuation, only)
+        spelled = self._readers.writable(continuation, only)
         return Scoring(
             self._engine.panel(only),
-            self._tokens(prompt, only),
+            self._readers.tokens(prompt, only),
             spelled,
             judge,
             alone=only,
             detailed=detailed or n_top > 0,
             n_top=n_top,
         )
-
-    def _spelled(self, continuation: str | Sequence[int], only: int | None) -> Sequence[int]:
-        """Return the symbols of a text to be scored; refuse what cannot be written."""
-        models = self._models if only is None else [self._models[only]]
-        missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
-        if isinstance(continuation, str):
-            data = continuation.encode("utf-8", "replace")
-        else:
-            data = self._bytes_of(continuation, only)
-        if not missing.isdisjoint(data):
-            raise InputError("a member has no token for a character of the text to be scored")
-        return self._spell(data, only) if isinstance(continuation, str) else continuation
-
-    def _spell(self, data: bytes, only: int | None) -> list[int]:
-        with self._tokenizers:
-            self._refuse_closed()
-            return self._engine.panel(only).space.spell(data)
 
 
 def _step(told: Step | EvaError) -> Step:

@@ -39,6 +39,7 @@ ROWS = (
     "text",
     "engine",
     "scheduler",
+    "readers",
     "scoring",
     "driver",
     "trace",

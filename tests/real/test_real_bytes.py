@@ -36,9 +36,9 @@ def demo_in_bytes() -> Iterator[Ensemble]:
 def test_law_2_a_model_alone_writes_what_llama_cpp_writes(alone: Ensemble, prompt: str) -> None:
     made = alone.complete(prompt, Sampling(max_tokens=LENGTH))
     (model,) = alone._engine._models
-    (writer,) = alone._writers
+    (tokens,) = alone._readers.tokens(prompt)
     model.remove(ALL, 0)
-    row, expected = list(writer.tokens(prompt)), b""
+    row, expected = list(tokens), b""
     allowed = model.vocabulary.speakable.copy()
     allowed[list(model.vocabulary.end_ids)] = True
     (logits,) = model.decode([Run(0, 0, row)])

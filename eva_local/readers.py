@@ -1,0 +1,94 @@
+"""The members as readers: what is asked of them, in tokens and symbols."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from eva_local.engine import Engine
+from eva_local.errors import ClosedError, InputError
+from eva_local.model import Model
+from eva_local.prompt import Prompt, PromptWriter
+from eva_local.records import Message
+
+# What can be gone on with: text, a conversation, or symbols, which are read as plain text.
+Asked = Prompt | Sequence[int]
+
+
+class Readers:
+    """Turns prompts into each member's tokens, and texts into symbols, for any thread.
+
+    `only`, the place of a member, reads as that one does when it writes alone. Everything
+    raises ClosedError after `close`.
+    """
+
+    def __init__(self, models: Sequence[Model], engine: Engine) -> None:
+        """Read for the members of `engine`, which are `models`."""
+        self._models = tuple(models)
+        self._engine = engine
+        self._writers = [PromptWriter(model) for model in models]
+        # Held while tokenisers are at work, so that nobody frees them meanwhile.
+        self._at_work = threading.Lock()
+        self._closed = False
+
+    def close(self, free: Callable[[], None]) -> None:
+        """Read nothing more; `free` is called when nobody reads."""
+        with self._at_work:
+            self._closed = True
+            free()
+
+    def tokens(self, prompt: Asked, only: int | None = None) -> list[list[int]]:
+        """Return a prompt as each member reads it.
+
+        Raises InputError and PromptError where it cannot be put to a member.
+        """
+        plain = self._plain(prompt, only)
+        writers = self._writers if only is None else [self._writers[only]]
+        with self._at_work:
+            self._refuse_closed()
+            return [writer.tokens(plain) for writer in writers]
+
+    def spell(self, text: bytes, only: int | None = None) -> list[int]:
+        """Return symbols whose pieces join to `text`."""
+        with self._at_work:
+            self._refuse_closed()
+            return self._engine.panel(only).space.spell(text)
+
+    def bytes_of(self, symbols: Sequence[int], only: int | None = None) -> bytes:
+        """Return what symbols stand for; raise InputError where it is no text."""
+        space = self._engine.panel(only).space
+        for symbol in symbols:
+            if not space.is_text(symbol):
+                raise InputError(
+                    f"{symbol} is no text here: it must be a symbol under {space.end} that is "
+                    "no control token; put conversations as messages"
+                )
+        return b"".join(map(space.piece, symbols))
+
+    def writable(self, text: str | Sequence[int], only: int | None = None) -> Sequence[int]:
+        """Return the symbols of a text; raise InputError where a member cannot write it."""
+        data = (
+            text.encode("utf-8", "replace") if isinstance(text, str) else self.bytes_of(text, only)
+        )
+        models = self._models if only is None else [self._models[only]]
+        if any(not model.tokenizer.missing_bytes.isdisjoint(data) for model in models):
+            raise InputError("a member has no token for a character of the text to be scored")
+        return self.spell(data, only) if isinstance(text, str) else text
+
+    def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
+        """Return a prompt with the bytes that symbols stand for."""
+        if isinstance(prompt, str):
+            return prompt
+        if not prompt:
+            raise InputError("a conversation needs at least one message")
+        messages = [each for each in prompt if isinstance(each, Message)]
+        symbols = [each for each in prompt if isinstance(each, int)]
+        if len(messages) == len(prompt):
+            return messages
+        if len(symbols) == len(prompt):
+            return self.bytes_of(symbols, only)
+        raise InputError("a prompt is a text, a list of Message, or a list of symbols")
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ClosedError()
