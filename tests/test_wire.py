@@ -107,17 +107,28 @@ def test_null_says_nothing() -> None:
     assert call(body).sampling == Sampling()
 
 
-@given(st.binary(min_size=1, max_size=12), st.integers(0, 5), st.integers(1, 3))
-def test_the_tokens_of_a_shown_text_are_all_told(data, start, size) -> None:
+@given(st.binary(min_size=1, max_size=12), st.text(max_size=5), st.integers(1, 3))
+def test_the_tokens_of_a_shown_text_are_all_told(data, echo, size) -> None:
     """Whatever the pieces, their places are those of the text that they spell."""
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    tokens = Tokens(start)
-    told = []
-    for place, piece in enumerate(pieces):
-        # The text lags behind, and comes all at the end.
-        text = data.decode("utf-8", "replace") if place == len(pieces) - 1 else ""
-        told += tokens.push(Step(piece, text, 0.5, (True,)))
-    assert b"".join(token.piece for token in told) == data
-    assert told[0].start == start
-    assert all(a.start <= b.start for a, b in itertools.pairwise(told))
+    # The text lags behind, and comes all at the end.
+    texts = [""] * (len(pieces) - 1) + [data.decode("utf-8", "replace")]
+    for tokens in (Tokens(), Tokens(echo)):
+        told = [
+            token
+            for piece, text in zip(pieces, texts, strict=True)
+            for token in tokens.push(Step(piece, text, 0.5, (True,)))
+        ]
+        assert b"".join(token.piece for token in told) == data
+        assert all(a.start <= b.start for a, b in itertools.pairwise(told))
+    assert told[0].start == len(echo)
     assert tokens_of(()) == ()
+
+
+def test_behind_an_echo_each_choice_is_told() -> None:
+    """lm_eval takes the last token off, whichever was written: half a character, or END."""
+    for piece in (b"\xc3", b""):
+        step = Step(piece, "", 0.25, (True,))
+        assert Tokens().push(step) == []
+        (token,) = Tokens("the").push(step)
+        assert (token.piece, token.start) == (piece, 3)

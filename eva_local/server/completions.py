@@ -140,7 +140,7 @@ class _Heard:
             usage = _unwritten(model, self.echo.n_tokens)
             return Answer(self.echo.text, "length", usage, self.echo.tokens)
         echo = self.echo
-        own = answer_of(self.steps, told=told, start=len(echo.text))
+        own = answer_of(self.steps, told=told, echo=echo.text)
         return replace(own, text=echo.text + own.text, tokens=(*echo.tokens, *own.tokens))
 
 

@@ -66,40 +66,42 @@ class Counts:
 class Tokens:
     """Gives out the symbols of an answer once their beginning is shown.
 
-    So those of a stop string, which is never shown, are left out.
+    So those of a stop string, which is never shown, are left out, and so is END. Behind an echo
+    all are told, whatever is shown: evaluation harnesses rely on one for each that was chosen.
     """
 
-    def __init__(self, start: int = 0) -> None:
-        """Begin an answer behind a text of `start` characters."""
+    def __init__(self, echo: str | None = None) -> None:
+        """Begin an answer, perhaps behind an echo of its prompt."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = 0
         self._at = 0
-        self._start = start
+        self._start = len(echo or "")
+        self._all = echo is not None
 
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the symbols that are shown by now."""
-        if step.piece:
+        if step.piece or self._all:
             token = Token(step.piece, self._start, log_of(step.probability), step.top)
             self._waiting.append((self._at, token))
             self._at += len(step.piece)
             self._start += len(self._decoder.decode(step.piece))
         self._shown += len(step.text.encode("utf-8", "replace"))
-        ready = [token for at, token in self._waiting if at < self._shown]
+        ready = [token for at, token in self._waiting if self._all or at < self._shown]
         del self._waiting[: len(ready)]
         return ready
 
 
-def answer_of(steps: Sequence[Step], *, told: bool, start: int = 0) -> Answer:
+def answer_of(steps: Sequence[Step], *, told: bool, echo: str | None = None) -> Answer:
     """Join the steps of a finished answer, with its tokens where they are to be `told`.
 
-    Their places are those behind a text of `start` characters.
+    The `echo` is not put in front; it says how the tokens are told, as `Tokens` do.
     """
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
     text = "".join(step.text for step in steps)
-    tokens = Tokens(start)
+    tokens = Tokens(echo)
     shown = tuple(token for step in steps for token in tokens.push(step)) if told else ()
     return Answer(text, last.finish_reason, last.usage, shown)
 

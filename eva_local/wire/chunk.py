@@ -67,7 +67,7 @@ class Choice:
 
     def echo(self, text: str, tokens: Sequence[Token], *, last: bool) -> dict[str, object]:
         """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
-        self._tokens = Tokens(len(text))
+        self._tokens = Tokens(text)
         logprobs = text_logprobs(tokens) if tokens else None
         return self._chunk({"text": text, "logprobs": logprobs}, "length" if last else None)
 
