@@ -34,6 +34,8 @@ ALL = -1
 # Rows of logits that one call may ask for: few, since a row is n_vocab floats.
 _LOGIT_ROWS = 32
 _SPARE_CELLS = 256
+# A run of more tokens than a step can add is (part of) a prompt.
+_LONGEST_ANSWER = 8
 _KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
@@ -112,6 +114,7 @@ class LlamaModel:
         self.n_branches = n_branches
         self.n_ctx = 0
         self.can_roll_back = True
+        self._apart = False
         self._model = self._open(settings, vocabulary_only, progress)
         try:
             self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -149,6 +152,17 @@ class LlamaModel:
         valid until the next call, or None where no logits are wanted.
         Raises ModelError where llama.cpp refuses (no room in the cache, say).
         """
+        long = [run for run in runs if len(run.tokens) > _LONGEST_ANSWER]
+        if not self._apart or not long or len(runs) == 1:
+            return self._decode_together(runs)
+        # Attention over many tokens of one text rounds otherwise than over single ones, so no
+        # token of a prompt may fall among the answers.
+        found = {id(run): _kept(self._decode_together([run])[0]) for run in long}
+        short = [run for run in runs if len(run.tokens) <= _LONGEST_ANSWER]
+        found |= zip(map(id, short), self._decode_together(short) if short else (), strict=True)
+        return [found[id(run)] for run in runs]
+
+    def _decode_together(self, runs: Sequence[Run]) -> list[Logits | None]:
         if sum(len(run.tokens) for run in runs) > self.n_batch:
             runs = [self._all_but_last(run) for run in runs]
         rows: dict[int, int] = {}
@@ -245,6 +259,7 @@ class LlamaModel:
             )
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._apart = settings.batch_invariant and self.n_branches == 1
         windowed = llama.llama_model_n_swa(self._model) > 0 and not settings.swa_full
         self.can_roll_back = not (
             windowed
@@ -326,6 +341,11 @@ class LlamaModel:
         view = np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),))
         view.flags.writeable = False
         return view
+
+
+def _kept(logits: Logits | None) -> Logits | None:
+    """Copy what llama.cpp is going to write over."""
+    return None if logits is None else logits.copy()
 
 
 _listeners: list[list[str]] = []
