@@ -210,7 +210,10 @@ class LlamaModel:
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = settings.n_gpu_layers
-        parameters.main_gpu = settings.main_gpu
+        if settings.main_gpu >= 0:
+            # Else llama.cpp shares the layers out among all there are.
+            parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
+            parameters.main_gpu = settings.main_gpu
         if settings.batch_invariant:
             # Both round differently in larger batches. The variable is read once in a process.
             parameters.use_extra_bufts = False

@@ -14,15 +14,16 @@ from eva_local.records import Sampling
 class LoadSettings:
     """How llama.cpp opens a model.
 
-    n_gpu_layers -1 offloads all layers where the build can; threads 0 uses all cores;
-    tensor_split () leaves the split over several GPUs to llama.cpp. With batch_invariant a CPU
+    n_gpu_layers -1 offloads all layers where the build can; threads 0 uses all cores. main_gpu
+    is the one GPU that is used; with -1 the layers are shared out among all, as tensor_split says
+    or, where that is (), as llama.cpp thinks best. With batch_invariant a CPU
     computes each row of a batch as it would alone, so that a text does not depend on the texts
     beside it.
     """
 
     n_ctx: int = 4096
     n_gpu_layers: int = -1
-    main_gpu: int = 0
+    main_gpu: int = -1
     tensor_split: tuple[float, ...] = ()
     threads: int = 0
     n_batch: int = 512
@@ -35,7 +36,7 @@ class LoadSettings:
         """Raise InputError for a value outside its range."""
         _at_least("n_ctx", self.n_ctx, 1)
         _at_least("n_gpu_layers", self.n_gpu_layers, -1)
-        _at_least("main_gpu", self.main_gpu, 0)
+        _at_least("main_gpu", self.main_gpu, -1)
         _at_least("threads", self.threads, 0)
         _at_least("n_batch", self.n_batch, 1)
         for share in self.tensor_split:

@@ -169,7 +169,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ('[models.d]\npath = "x"\nsize = -1', "models.d.size: must be at least 1, not -1"),
         ('[models.d]\npath = ""', "models.d.path: must be a text that is not empty, not ''"),
         ('[models.d]\npath = "x"\nlicense = "MIT"', "models.d.license: unknown key; did you mean"),
-        ('[models.d]\npath = "x"\nmain_gpu = -1', "models.d.main_gpu: must be at least 0"),
+        ('[models.d]\npath = "x"\nmain_gpu = -2', "models.d.main_gpu: must be at least -1"),
         ('[models."d/e"]\npath = "x"', "models.d/e: a name is letters, digits"),
         ("[ensembles.e]", "ensembles.e.members: must be a list of at least one model name"),
         ("[ensembles.e]\nmembers = []", "ensembles.e.members: must be a list of at least one"),

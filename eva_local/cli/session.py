@@ -19,7 +19,7 @@ HELP = {
     "ensemble": "Run this ensemble, or one model alone.",
     "n_ctx": "Tokens of context of each member.",
     "n_gpu_layers": "Layers on the GPU; -1 is all.",
-    "main_gpu": "The GPU that is used where one is enough.",
+    "main_gpu": "The one GPU to use, from 0; -1 is all.",
     "tensor_split": "Shares of the GPUs, such as 3,1.",
     "threads": "CPU threads; 0 is all cores.",
     "n_batch": "Tokens decoded at once at most.",
