@@ -210,7 +210,7 @@ class LlamaModel:
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = settings.n_gpu_layers
-        if settings.main_gpu >= 0:
+        if settings.main_gpu >= 0 and can_offload():
             # Else llama.cpp shares the layers out among all there are.
             parameters.split_mode = llama.LLAMA_SPLIT_MODE_NONE
             parameters.main_gpu = settings.main_gpu
