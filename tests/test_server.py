@@ -328,6 +328,8 @@ def test_what_is_described_is_what_there_is(client) -> None:
     document = client.ask("/openapi.json").body
     paths = {route.path for route in ROUTES if "{" not in route.path}
     assert set(document["paths"]) == paths
+    chat = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat["properties"]["model"] == {"enum": ["pair", "pair/a", "pair/b"]}
     for path, methods in document["paths"].items():
         for method in methods:
             route = next(route for route in ROUTES if route.path == path)

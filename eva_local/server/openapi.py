@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, get_type_hints
 
@@ -69,8 +70,11 @@ _FORMAT: Schema = {
 _TYPES = {int: "integer", float: "number"}
 
 
-def document() -> Schema:
-    """Return the whole description."""
+def document(models: Sequence[str] = ()) -> Schema:
+    """Return the whole description; `models` are what can be named, where that is known."""
+    model = {"enum": list(models)} if models else _TEXT
+    bodies = (_chat, _completion, _score, _tokenize, _detokenize)
+    chat, completion, score, tokenize, detokenize = (body(model) for body in bodies)
     return {
         "openapi": "3.1.0",
         "info": {"title": "eva-local", "version": version("eva-local")},
@@ -80,11 +84,11 @@ def document() -> Schema:
             "/metrics": {"get": _operation("Counters for Prometheus.", media="text/plain")},
             "/openapi.json": {"get": _operation("This description.")},
             "/v1/models": {"get": _operation("What the key model can name.")},
-            CHAT: {"post": _operation("Answer a conversation.", body=_chat(), streams=True)},
-            COMPLETION: {"post": _operation("Go on with texts.", body=_completion(), streams=True)},
-            "/v1/score": {"post": _operation("How likely texts are.", body=_score())},
-            "/tokenize": {"post": _operation("Text to token ids.", body=_tokenize())},
-            "/detokenize": {"post": _operation("Token ids to text.", body=_detokenize())},
+            CHAT: {"post": _operation("Answer a conversation.", body=chat, streams=True)},
+            COMPLETION: {"post": _operation("Go on with texts.", body=completion, streams=True)},
+            "/v1/score": {"post": _operation("How likely texts are.", body=score)},
+            "/tokenize": {"post": _operation("Text to token ids.", body=tokenize)},
+            "/detokenize": {"post": _operation("Token ids to text.", body=detokenize)},
             "/tokenizer_info": {"get": _operation("What is put around tokens: nothing.")},
         },
         "components": {
@@ -129,24 +133,32 @@ def _object(required: tuple[str, ...], **properties: Schema) -> Schema:
     return {
         "type": "object",
         "required": list(required),
-        "properties": {"model": _TEXT, **properties},
+        "properties": properties,
         "additionalProperties": False,
     }
 
 
-def _chat() -> Schema:
+def _chat(model: Schema) -> Schema:
     return _object(
-        ("messages",), messages=_MESSAGES, logprobs=_FLAG, top_logprobs=_TOP, **_options()
+        ("messages",),
+        model=model,
+        messages=_MESSAGES,
+        logprobs=_FLAG,
+        top_logprobs=_TOP,
+        **_options(),
     )
 
 
-def _completion() -> Schema:
-    return _object(("prompt",), prompt=_PROMPTS, echo=_FLAG, logprobs=_TOP, **_options())
+def _completion(model: Schema) -> Schema:
+    return _object(
+        ("prompt",), model=model, prompt=_PROMPTS, echo=_FLAG, logprobs=_TOP, **_options()
+    )
 
 
-def _score() -> Schema:
+def _score(model: Schema) -> Schema:
     return _object(
         ("continuation",),
+        model=model,
         prompt=_PROMPT,
         messages=_MESSAGES,
         continuation=_PROMPTS,
@@ -155,12 +167,12 @@ def _score() -> Schema:
     )
 
 
-def _tokenize() -> Schema:
-    return _object(("prompt",), prompt=_TEXT, add_special_tokens=_FLAG)
+def _tokenize(model: Schema) -> Schema:
+    return _object(("prompt",), model=model, prompt=_TEXT, add_special_tokens=_FLAG)
 
 
-def _detokenize() -> Schema:
-    return _object(("tokens",), tokens=_IDS)
+def _detokenize(model: Schema) -> Schema:
+    return _object(("tokens",), model=model, tokens=_IDS)
 
 
 def _options() -> dict[str, Schema]:

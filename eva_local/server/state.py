@@ -41,9 +41,10 @@ async def metrics(request: Request) -> Response:
     return service_of(request).measures.response()
 
 
-async def description(_request: Request) -> Response:
+async def description(request: Request) -> Response:
     """Return the description of all endpoints, as OpenAPI."""
-    return JSONResponse(document())
+    service = service_of(request)
+    return JSONResponse(document([m.name for m in service.models] if service.is_ready else ()))
 
 
 def _described(model: Model) -> dict[str, object]:
