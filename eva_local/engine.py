@@ -17,7 +17,7 @@ from eva_local.fusion import Vote
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
 from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
-from eva_local.sampling import Chooser, Sampler
+from eva_local.sampling import Chooser, PieceSampler, Sampler
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
@@ -209,9 +209,7 @@ class Engine:
         panel = self.panel(alone)
         self._refuse_too_long(panel, prompts)
         if chooser is None:
-            if not panel.space.has_pieces:
-                _refuse_pieces(sampling)
-            chooser = Sampler(sampling, panel.space, panel.grammars.open(sampling))
+            chooser = _chooser(sampling, panel)
         held = self._voices_of(slot)
         voices = [held[member] for member in panel.members]
         for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
@@ -343,8 +341,8 @@ class Engine:
     def _advance(self, draft: Draft) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
         space = draft.panel.space
-        if draft.sampler.by_piece and not space.has_pieces:
-            return self._advance_piece(draft)
+        if isinstance(draft.sampler, PieceSampler):
+            return self._advance_piece(draft, draft.sampler)
         while draft.ready:
             decision = draft.judge.decide(self._votes(draft))
             self._note(draft, decision)
@@ -355,7 +353,7 @@ class Engine:
                 return step
         return None
 
-    def _advance_piece(self, draft: Draft) -> Step | None:
+    def _advance_piece(self, draft: Draft, sampler: PieceSampler) -> Step | None:
         """Choose among pieces that the member puts forward that counts most."""
         space = draft.panel.space
         members = np.arange(len(draft.voices))
@@ -365,7 +363,7 @@ class Engine:
         votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
         decision = draft.judge.decide(votes)
         self._note(draft, decision)
-        chosen = draft.sampler.choose(decision.fused)
+        chosen = sampler.choose_piece(decision.fused, slate.pieces)
 
         def shown(vote: Vote | None, count: int) -> tuple[Candidate, ...]:
             top = [] if vote is None else vote.top(count)
@@ -435,7 +433,11 @@ class Engine:
         full = not ended and any(voice.room < 0 for voice in draft.voices)
         weights = span.first.weights
         heaviest = draft.voices[max(range(len(weights)), key=weights.__getitem__)]
-        whole = draft.sampler.by_piece or heaviest.at_border or len(span.piece) >= _LONGEST_STEP
+        whole = (
+            isinstance(draft.sampler, PieceSampler)
+            or heaviest.at_border
+            or len(span.piece) >= _LONGEST_STEP
+        )
         if not (stops or full or whole or draft.text.would_stop(span.piece)):
             return None
         if not ended or span.piece:
@@ -512,10 +514,16 @@ class Engine:
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
 
 
-def _refuse_pieces(sampling: Sampling) -> None:
-    """Raise InputError for what speaks of pieces, where symbols are single bytes."""
+def _chooser(sampling: Sampling, panel: Panel) -> Chooser:
+    """Return what draws an answer; raise InputError for what cannot be done."""
+    grammar = panel.grammars.open(sampling)
+    if panel.space.has_pieces:
+        return Sampler(sampling, panel.space, grammar)
+    if grammar is None:
+        return PieceSampler(sampling)
     if sampling.logit_bias or sampling.penalises:
         raise InputError(
-            "logit_bias and penalties speak of whole tokens, which the space of bytes has not; "
-            'leave them out, or use space = "pivot"'
+            "under a grammar or schema, the space of bytes chooses single bytes, and logit_bias "
+            'and penalties speak of whole tokens: leave them out, or use space = "pivot"'
         )
+    return Sampler(sampling, panel.space, grammar)

@@ -5,7 +5,7 @@ The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, t
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -19,9 +19,6 @@ from eva_local.records import Sampling
 
 class Chooser(Protocol):
     """What turns the fused distributions of a text into its symbols."""
-
-    #: Whether it can choose among pieces where the symbols are none.
-    by_piece: bool
 
     @property
     def complete(self) -> bool:
@@ -38,8 +35,6 @@ class Forced:
     the symbols that a vote did not hold: such a symbol counts with the vote's smallest
     probability, which bounds the true one from above.
     """
-
-    by_piece = False
 
     def __init__(self, symbols: Sequence[int], n_symbols: int, n_top: int = 0) -> None:
         """Write `symbols`, out of `n_symbols` that the shared space has.
@@ -89,8 +84,6 @@ class Sampler:
         self._generator = np.random.default_rng(sampling.seed)
         self._biases = biased_symbols(dict(sampling.logit_bias), symbols)
         self._seen = _Seen(sampling, symbols.end)
-        # A grammar speaks of symbols.
-        self.by_piece = grammar is None
 
     @property
     def complete(self) -> bool:
@@ -129,6 +122,54 @@ class Sampler:
         # What the grammar demands wins over a bias that forbids it.
         free = (way for way in ways if self._biases.get(way, 0.0) > -np.inf)
         return next(free, ways[0])
+
+
+class PieceSampler:
+    """Draws the pieces of one answer where symbols are no pieces.
+
+    At each step some pieces are put forward, and a vote's symbols are their places. Biases and
+    penalties speak of the bytes of a piece; what is not put forward, no bias can bring in.
+    """
+
+    complete = False
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Begin an answer."""
+        self._sampling = sampling
+        self._generator = np.random.default_rng(sampling.seed)
+        self._biases = {text.encode(): bias for text, bias in dict(sampling.logit_bias).items()}
+        self._counts: Counter[bytes] = Counter()
+        self._window: deque[bytes] = deque()
+
+    def choose_piece(self, vote: Vote, pieces: Sequence[bytes]) -> int:
+        """Return the place of the next piece, and remember the piece."""
+        shaped = self._shaped(vote, pieces)
+        # Where a bias forbids all that was put forward, the vote stands.
+        chosen = choose(shaped if len(shaped) else vote, self._sampling, self._generator)
+        self._remember(pieces[chosen])
+        return chosen
+
+    def choose(self, vote: Vote) -> int:
+        """Raise NotImplementedError: pieces must be put forward."""
+        raise NotImplementedError
+
+    def _shaped(self, vote: Vote, pieces: Sequence[bytes]) -> Vote:
+        if not (self._biases or self._sampling.penalises):
+            return vote
+        offered = [pieces[place] for place in vote.symbols]
+        logs = np.log(vote.probabilities)
+        logs += np.asarray([self._biases.get(piece, 0.0) for piece in offered])
+        counts = np.asarray([self._counts[piece] for piece in offered])
+        return _from_logs(vote.symbols, penalised(logs, counts, self._sampling))
+
+    def _remember(self, piece: bytes) -> None:
+        if not self._sampling.penalises:
+            return
+        self._counts[piece] += 1
+        if self._sampling.repeat_last_n > 0:
+            self._window.append(piece)
+            if len(self._window) > self._sampling.repeat_last_n:
+                self._counts[self._window.popleft()] -= 1
 
 
 class _Seen:

@@ -151,11 +151,29 @@ def test_a_trace_tells_pieces_and_weights(weights: str, combine: str) -> None:
             assert sum(c.probability for c in ballot.top) <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("settings", [{"logit_bias": {" the": 1.0}}, {"repeat_penalty": 1.2}])
-def test_what_speaks_of_pieces_is_refused(settings: dict[str, object]) -> None:
+def test_biases_and_penalties_speak_of_whole_pieces() -> None:
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(*models)
+
+    def written(**options: object) -> list[bytes]:
+        (steps,) = run(engine, begin(engine, models, Sampling(max_tokens=12, **options)))
+        return [step.piece for step in steps if step.piece]
+
+    plain = written()
+    forbidden = next(piece for piece in plain[1:] if piece.isascii())
+    first = plain.index(forbidden)
+    biased = written(logit_bias={forbidden.decode(): False})
+    assert biased[:first] == plain[:first]
+    assert forbidden not in biased
+    assert written(repeat_penalty=1.0, logit_bias={"nothing like this": 5}) == plain
+
+
+def test_a_grammar_by_bytes_leaves_no_room_for_biases() -> None:
     models = [FakeModel(WORDS_A)]
     with pytest.raises(InputError, match='space = "pivot"'):
-        begin(ensemble(*models), models, Sampling(**settings))
+        begin(
+            ensemble(*models), models, Sampling(grammar='root ::= "the"', logit_bias={"the": 1.0})
+        )
 
 
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> bytes:

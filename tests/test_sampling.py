@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from test_fusion import as_dict, vote
 
 from eva_local.errors import InputError
-from eva_local.fusion import NOBODY
+from eva_local.fusion import NOBODY, Vote
 from eva_local.records import Sampling
 from eva_local.sampling import (
+    PieceSampler,
     Sampler,
     biased,
     biased_symbols,
@@ -300,3 +301,20 @@ def test_law_6_equal_seeds_choose_alike_and_always_a_symbol(
 def test_values_out_of_range_are_refused(wrong) -> None:
     with pytest.raises(InputError, match=next(iter(wrong)).split("_")[0]):
         Sampling(**wrong)
+
+
+def test_pieces_that_are_put_forward_are_biased_and_penalised_by_hand() -> None:
+    pieces = (b"a", b"b", b"")
+    fused = Vote(np.arange(3), np.array([0.5, 0.3, 0.2]))
+    assert PieceSampler(Sampling(logit_bias={"b": 1.0})).choose_piece(fused, pieces) == 1
+    assert PieceSampler(Sampling(logit_bias={"a": False})).choose_piece(fused, pieces) == 1
+    drawn = PieceSampler(Sampling(presence_penalty=1.0, repeat_last_n=1))
+    # log 0.5 - 1 is under log 0.3; the window then holds "b" alone.
+    found = [drawn.choose_piece(fused, pieces) for _ in range(3)]
+    assert [pieces[place] for place in found] == [b"a", b"b", b"a"]
+    # The places of pieces change from step to step.
+    drawn = PieceSampler(Sampling(presence_penalty=1.0))
+    assert drawn.choose_piece(fused, pieces) == 0
+    assert drawn.choose_piece(fused, (b"c", b"a", b"")) == 0
+    forbidden = PieceSampler(Sampling(logit_bias={"a": False, "b": False}))
+    assert forbidden.choose_piece(Vote(np.arange(2), np.array([0.6, 0.4])), pieces) == 0
