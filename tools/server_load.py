@@ -198,10 +198,15 @@ def loaded(options: argparse.Namespace, port: int) -> tuple[bool, float]:
     # What is allocated once is there after a while of the same.
     warm = Load(port, options.tokens, options.leaving)
     warm.run(options.clients, options.seconds / 6)
-    before, began = metrics(port), time.monotonic()
     load = Load(port, options.tokens, options.leaving)
-    load.run(options.clients, options.seconds)
-    taken, after = time.monotonic() - began, metrics(port)
+    clients = threading.Thread(target=load.run, args=(options.clients, options.seconds))
+    clients.start()
+    # What is written while all are there: neither the first prompts nor the last answers.
+    time.sleep(options.seconds / 6)
+    before, began = metrics(port), time.monotonic()
+    time.sleep(options.seconds * 5 / 6)
+    after, taken = metrics(port), time.monotonic() - began
+    clients.join()
     time.sleep(1)
     idle = metrics(port)
     last = answer(port, options.tokens)
@@ -211,7 +216,7 @@ def loaded(options: argparse.Namespace, port: int) -> tuple[bool, float]:
         name: idle[f"process_{name}"] - before[f"process_{name}"]
         for name in ("resident_memory_bytes", "open_fds")
     }
-    print(f"{options.clients} clients for {taken:.0f} s: {dict(load.counts)}")
+    print(f"{options.clients} clients for {options.seconds:.0f} s: {dict(load.counts)}")
     print(f"places kept: {held}; grown since the first sixth: {grown}")
     print(f"the last answer is the first one: {last == first}")
     print(f"server: {rate:.1f} tokens/s, {options.parallel} side by side")

@@ -108,7 +108,7 @@ def _operation(
 ) -> Schema:
     answer = {media: {"schema": _OBJECT if media == "application/json" else _TEXT}}
     if streams:
-        answer["text/event-stream"] = {"schema": _TEXT}
+        answer["text/event-stream"] = {}
     refused = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     operation: Schema = {
         "summary": summary,
