@@ -44,9 +44,8 @@ def ensemble_of(*names: str) -> EnsembleSpec:
     members = []
     for name in names:
         one = spec(name)
-        members.append(
-            replace(one, load=replace(one.load, n_ctx=512, threads=2, flash_attention="off"))
-        )
+        same = {"n_ctx": 512, "threads": 2, "flash_attention": "off", "batch_invariant": False}
+        members.append(replace(one, load=replace(one.load, **same)))
     return EnsembleSpec("laws", tuple(members), names[0], FusionSettings())
 
 
