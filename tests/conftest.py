@@ -1,4 +1,4 @@
-"""A browser for the pages; the real demo models, opened once for all tests."""
+"""A browser for the pages; tiny models; the real demo models, opened once for all tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from eva_local.config import load_config, shipped
 from eva_local.model import LlamaModel
 from eva_local.specs import ModelSpec
 from eva_local.store import locate
+from tools.tiny_gguf import write_tiny_gguf
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
@@ -22,6 +23,21 @@ settings.load_profile("untimed")
 
 # Set to `required`, a browser that is missing fails the tests that need one.
 REQUIRED = "EVA_LOCAL_TEST_BROWSER"
+TINY = """
+schema = 1
+[defaults]
+n_ctx = 128
+[models.one]
+path = "{folder}/one.gguf"
+[models.two]
+path = "{folder}/two.gguf"
+[models.none]
+path = "{folder}/none.gguf"
+[ensembles.pair]
+members = ["one", "two"]
+[ensembles.broken]
+members = ["one", "none"]
+"""
 REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")
 
 
@@ -35,6 +51,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         pytest.skip(missing)
     with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models.toml, and two models with random weights that it names."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
+    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
+    (folder / "models.toml").write_text(TINY.format(folder=folder))
+    return folder
 
 
 def spec(name: str) -> ModelSpec:

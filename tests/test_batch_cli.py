@@ -18,29 +18,6 @@ from batches import results, texts
 from eva_local.capacity import fastest, free_memory, open_widest, places_that_fit
 from eva_local.config import load_config
 from eva_local.header import read_header
-from tools.tiny_gguf import write_tiny_gguf
-
-CONFIG = """
-schema = 1
-[defaults]
-n_ctx = 128
-[models.one]
-path = "one.gguf"
-[models.two]
-path = "two.gguf"
-[ensembles.pair]
-members = ["one", "two"]
-"""
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """A folder with models.toml and the files that it names."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
-    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
-    (folder / "models.toml").write_text(CONFIG.replace('path = "', f'path = "{folder}/'))
-    return folder
 
 
 @pytest.fixture

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from eva_local.cli import main
-from tools.tiny_gguf import write_tiny_gguf
 
-CONFIG = """
-schema = 1
-[defaults]
-n_ctx = 128
-[models.one]
-path = "one.gguf"
-[models.two]
-path = "two.gguf"
-[ensembles.pair]
-members = ["one", "two"]
-"""
 SMALL = ("--context", "20", "--parallel", "3", "--rounds", "4")
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
-    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
-    (folder / "models.toml").write_text(CONFIG)
-    return folder / "models.toml"
-
-
 @pytest.fixture
-def bench(config, tmp_path, monkeypatch, capsys):
+def bench(models, tmp_path, monkeypatch, capsys):
     """Runs `eva-local bench`, and returns its exit code, stdout and stderr."""
     monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(["--config", str(config), "bench", *arguments])
+        code = main(["--config", str(models / "models.toml"), "bench", *arguments])
         return code, *capsys.readouterr()
 
     return run

@@ -15,33 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.tiny_gguf import write_tiny_gguf
-
-CONFIG = """
-schema = 1
-[defaults]
-n_ctx = 128
-[models.one]
-path = "{folder}/one.gguf"
-[models.two]
-path = "{folder}/two.gguf"
-[models.none]
-path = "{folder}/none.gguf"
-[ensembles.pair]
-members = ["one", "two"]
-[ensembles.broken]
-members = ["one", "none"]
-"""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
-    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
-    (folder / "models.toml").write_text(CONFIG.format(folder=folder))
-    return folder
-
 
 def start(models: Path, *arguments: str) -> subprocess.Popen[str]:
     call = [sys.executable, "-m", "eva_local", "--config", str(models / "models.toml"), "serve"]

@@ -9,7 +9,7 @@ from importlib.resources import files
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Spread
 from eva_local.evaluate.plots import Line, intervals
-from eva_local.trace.page import palette, source_hash
+from eva_local.trace.page import palette, still_page
 
 # Colours that the palette has, one a member; the ensemble has the ink.
 _COLOURS = 8
@@ -18,16 +18,9 @@ _COLOURS = 8
 def report_page(outcome: Outcome) -> str:
     """Return the page, as HTML."""
     style = palette() + files("eva_local.evaluate").joinpath("report.css").read_text("utf-8")
-    title = escape(f"{outcome.ensemble}: what it costs")
+    title = f"{outcome.ensemble}: what it costs"
     body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials), _naive(outcome)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n{''.join(body)}\n</body>\n</html>\n"
-    )
+    return still_page(title, style, "".join(body))
 
 
 def _head(outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.rows import Row
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary
-from eva_local.trace.page import palette, source_hash
+from eva_local.trace.page import palette, still_page
 
 # Rows that are shown of each task: those in which ensemble and best member differ most.
 _SHOWN_ROWS = 24
@@ -25,7 +25,7 @@ _COLOURS = 8
 def report_page(outcome: Outcome) -> str:
     """Return the page, as HTML. Text of rows and models is data to it."""
     style = palette() + files("eva_local.evaluate").joinpath("report.css").read_text("utf-8")
-    title = escape(f"{outcome.ensemble}: evaluation")
+    title = f"{outcome.ensemble}: evaluation"
     css = _colours(outcome)
     body = [
         _head(outcome),
@@ -34,14 +34,7 @@ def report_page(outcome: Outcome) -> str:
         _tuned(outcome.tuned),
         _settings(outcome),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n{''.join(body)}\n</body>\n</html>\n"
-    )
+    return still_page(title, style, "".join(body))
 
 
 def _colours(outcome: Outcome) -> dict[str, str]:

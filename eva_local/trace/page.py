@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from importlib.resources import files
 from typing import Literal
 
@@ -210,6 +211,18 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     # Cut first and filled once, so that text of a model is never taken for a placeholder.
     cut = template.split("@@")
     return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
+
+
+def still_page(title: str, style: str, body: str) -> str:
+    """Return a page without script; `title` is plain text, `style` and `body` are as they are."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def source_hash(source: str) -> str:
