@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from eva_local.cli.outputs import STDOUT, output_options, refuse_outputs, write_outputs
 from eva_local.cli.session import Session, pass_session, setting_options
-from eva_local.errors import InputError
-
-_PATH = click.Path(path_type=Path)
-_STDOUT = Path("-")
 
 
 @click.command("bench")
@@ -53,29 +49,11 @@ _STDOUT = Path("-")
     show_default=True,
     help="With --against-naive: how many; each takes seconds.",
 )
-@click.option(
-    "--json",
-    "json_out",
-    is_flag=False,
-    flag_value="-",
-    metavar="OUT",
-    type=_PATH,
-    help="Write all figures as JSON; - is stdout.",
-)
-@click.option("--html", "html_out", metavar="OUT", type=_PATH, help="Write a report with plots.")
+@output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
-    *(
-        "flash_attention",
-        "kv_type",
-        "swa_full",
-        "batch_invariant",
-        "space",
-        "mapping",
-        "combine",
-        "filter",
-    ),
-    *("candidates", "weights", "gate"),
+    *("flash_attention", "kv_type", "swa_full", "batch_invariant"),
+    *("space", "mapping", "combine", "filter", "candidates", "weights", "gate"),
 )
 @pass_session
 def bench(
@@ -101,7 +79,7 @@ def bench(
     from eva_local.cli.speeds import show
     from eva_local.cli.table import print_json
 
-    _refuse_outputs(json_out, html_out)
+    refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
     plan = Plan(
         contexts=tuple(sorted(set(contexts))),
@@ -112,30 +90,14 @@ def bench(
     )
     with progress_shown() as progress:
         outcome = measure(spec, plan, lambda what, share: progress(what, round(1000 * share), 1000))
-    if json_out == _STDOUT:
+    if json_out == STDOUT:
         print_json(outcome.as_json())
     else:
         show(outcome)
-    if json_out not in (None, _STDOUT):
-        _write(json_out, json.dumps(outcome.as_json(), indent=1))
-    if html_out is not None:
+
+    def page() -> str:
         from eva_local.bench.report import report_page
 
-        _write(html_out, report_page(outcome))
+        return report_page(outcome)
 
-
-def _refuse_outputs(*outputs: Path | None) -> None:
-    """Find out before minutes of work what cannot be written."""
-    for path in outputs:
-        if path is None or path == _STDOUT:
-            continue
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise InputError(f"{path} cannot be written: no such folder, or a folder itself")
-
-
-def _write(path: Path | None, text: str) -> None:
-    assert path is not None
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    write_outputs(outcome.as_json(), page, json_out, html_out)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from eva_local.cli.outputs import output_options
 from eva_local.cli.session import Command, Session, pass_session, setting_options
 from eva_local.errors import InputError
 
@@ -71,16 +72,7 @@ def _many(*names: str, help_text: str) -> Callable[[Command], Command]:
     help="Keep each answer there, so that the same command goes on.",
 )
 @click.option("--fresh", is_flag=True, help="Do again what is kept already.")
-@click.option(
-    "--json",
-    "json_out",
-    is_flag=False,
-    flag_value="-",
-    metavar="OUT",
-    type=_PATH,
-    help="Write all figures as JSON; - is stdout.",
-)
-@click.option("--html", "html_out", metavar="OUT", type=_PATH, help="Write a report with plots.")
+@output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "candidates"),
     *("filter_n", "weight_temperature", "weight_decay", "gate"),

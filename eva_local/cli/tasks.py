@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.outputs import STDOUT, refuse_outputs, write_outputs
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest, Setting
     from eva_local.evaluate.outcome import Outcome
     from eva_local.evaluate.rows import Kind, Task
-
-STDOUT = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,8 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
     """Let members and ensembles do tasks; print a table, and write what else was asked for."""
     from eva_local.evaluate.rows import read_tasks
 
-    _refuse_outputs(options)
+    outputs = {"--json": options.json_out, "--html": options.html_out}
+    refuse_outputs({**outputs, "--results": options.results}, (*options.files, *options.shot_files))
     tasks = read_tasks(
         options.files, options.kind, options.limit, options.shot_files, options.n_shots
     )
@@ -63,12 +62,13 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
         print_json(outcome.as_json())
     else:
         show(outcome)
-    if options.json_out not in (None, STDOUT):
-        _write(options.json_out, json.dumps(outcome.as_json(), indent=1, default=str))
-    if options.html_out is not None:
+
+    def page() -> str:
         from eva_local.evaluate.report import report_page
 
-        _write(options.html_out, report_page(outcome))
+        return report_page(outcome)
+
+    write_outputs(outcome.as_json(), page, options.json_out, options.html_out)
 
 
 def variant(
@@ -163,27 +163,3 @@ def _held(
         for seed, task in enumerate(tasks)
     )
     return Outcome(spec.name, spec.pivot, options.setting, summaries, block)
-
-
-def _refuse_outputs(options: TaskOptions) -> None:
-    """Find out before hours of work what cannot be written, or would write over the rows."""
-    inputs = {path.resolve() for path in (*options.files, *options.shot_files)}
-    for name, path in (
-        ("--json", options.json_out),
-        ("--html", options.html_out),
-        ("--results", options.results),
-    ):
-        if path is None or path == STDOUT:
-            continue
-        if path.resolve() in inputs:
-            raise InputError(f"{name} {path} is a file of rows; name another")
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise InputError(f"{name} {path} cannot be written: no such folder, or a folder itself")
-
-
-def _write(path: Path | None, text: str) -> None:
-    assert path is not None
-    try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
