@@ -9,7 +9,6 @@ import numpy as np
 
 from eva_local.decision import Decision, Judge
 from eva_local.fusion import Vote
-from eva_local.sampling import Forced
 from eva_local.specs import FusionSettings
 
 
@@ -59,10 +58,8 @@ class Juror:
             if self._fusion.weights == "prompt-perplexity":
                 self._judge.evidence = np.array(evidence)
         decision = self._judge.decide(self._asked(heard.votes, first=first))
-        forced = Forced([heard.symbol], self._n_symbols)
-        forced.choose(decision.fused)
-        self.log_likelihood += forced.log_likelihood
-        self.unseen += forced.unseen
+        self.log_likelihood += decision.fused.likelihood(heard.symbol, self._n_symbols)
+        self.unseen += not decision.fused.probability(heard.symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
         self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
         self._judge.learn(decision, heard.symbol, heard.n_bytes)
@@ -88,8 +85,9 @@ class Jury(Judge):
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Tell the jurors the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
+        heard, evidence = Heard(votes, symbol, n_bytes), self.evidence.tolist()
         for juror in self.jurors:
-            juror.hear(Heard(votes, symbol, n_bytes), self.evidence.tolist())
+            juror.hear(heard, evidence)
 
 
 class Recorder(Judge):
