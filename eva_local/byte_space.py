@@ -267,7 +267,11 @@ class ByteSpace:
 
     end = END
     lead = 0
-    has_pieces = False
+
+    @property
+    def slates(self) -> ByteSpace:
+        """This space: it puts pieces forward itself."""
+        return self
 
     def __init__(
         self,

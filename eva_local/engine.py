@@ -58,7 +58,7 @@ class Draft:
         panel: Panel,
         voices: Sequence[Voice],
         sampling: Sampling,
-        sampler: Chooser,
+        sampler: Chooser | PieceSampler,
         judge: Judge,
         prompts: Sequence[int],
         *,
@@ -208,8 +208,7 @@ class Engine:
         """
         panel = self.panel(alone)
         self._refuse_too_long(panel, prompts)
-        if chooser is None:
-            chooser = _chooser(sampling, panel)
+        sampler = _chooser(sampling, panel) if chooser is None else chooser
         held = self._voices_of(slot)
         voices = [held[member] for member in panel.members]
         for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
@@ -220,7 +219,7 @@ class Engine:
             voice.start(prompt)
         judge = judge or Judge(panel.fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(panel, voices, sampling, chooser, judge, lengths, traced=traced, n_top=n_top)
+        return Draft(panel, voices, sampling, sampler, judge, lengths, traced=traced, n_top=n_top)
 
     def held(self, prompts: Mapping[int, Sequence[int]], slots: Iterable[int]) -> dict[int, int]:
         """Return how much of each member's prompt the best of `slots` holds, in tokens."""
@@ -340,13 +339,13 @@ class Engine:
 
     def _advance(self, draft: Draft) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
-        space = draft.panel.space
-        if isinstance(draft.sampler, PieceSampler):
-            return self._advance_piece(draft, draft.sampler)
+        space, sampler = draft.panel.space, draft.sampler
+        if isinstance(sampler, PieceSampler):
+            return self._advance_piece(draft, sampler)
         while draft.ready:
             decision = draft.judge.decide(self._votes(draft))
             self._note(draft, decision)
-            chosen = draft.sampler.choose(decision.fused)
+            chosen = sampler.choose(decision.fused)
             self._extend(draft, decision, chosen)
             step = self._completed(draft, ended=chosen == space.end)
             if step is not None:
@@ -356,9 +355,10 @@ class Engine:
     def _advance_piece(self, draft: Draft, sampler: PieceSampler) -> Step | None:
         """Choose among pieces that the member puts forward that counts most."""
         space = draft.panel.space
+        assert space.slates is not None
         members = np.arange(len(draft.voices))
         asked = members == space.lead if draft.sure else members >= 0
-        slate = space.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
+        slate = space.slates.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
         draft.steps_alone += draft.sure
         votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
         decision = draft.judge.decide(votes)
@@ -378,7 +378,7 @@ class Engine:
             span.tops = [shown(vote, _TRACED) for vote in votes]
         draft.judge.learn(decision, chosen, len(span.piece))
         draft.sure = False
-        space.write(draft.voices, slate, chosen)
+        space.slates.write(draft.voices, slate, chosen)
         return self._completed(draft, ended=not span.piece)
 
     def _note(self, draft: Draft, decision: Decision) -> None:
@@ -514,10 +514,10 @@ class Engine:
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
 
 
-def _chooser(sampling: Sampling, panel: Panel) -> Chooser:
+def _chooser(sampling: Sampling, panel: Panel) -> Chooser | PieceSampler:
     """Return what draws an answer; raise InputError for what cannot be done."""
     grammar = panel.grammars.open(sampling)
-    if panel.space.has_pieces:
+    if panel.space.slates is None:
         return Sampler(sampling, panel.space, grammar)
     if grammar is None:
         return PieceSampler(sampling)

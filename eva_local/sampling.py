@@ -149,10 +149,6 @@ class PieceSampler:
         self._remember(pieces[chosen])
         return chosen
 
-    def choose(self, vote: Vote) -> int:
-        """Raise NotImplementedError: pieces must be put forward."""
-        raise NotImplementedError
-
     def _shaped(self, vote: Vote, pieces: Sequence[bytes]) -> Vote:
         if not (self._biases or self._sampling.penalises):
             return vote

@@ -67,6 +67,7 @@ class Voice(Protocol):
 
 
 V = TypeVar("V", bound=Voice)
+V_contra = TypeVar("V_contra", bound=Voice, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,14 +82,29 @@ class Slate:
     votes: Sequence[Vote]
 
 
+class Slates(Protocol[V_contra]):
+    """Lets pieces be chosen where symbols are none."""
+
+    def slate(self, voices: Sequence[V_contra], weights: Floats, count: int) -> Slate:
+        """Return `count` pieces to choose among; `weights: (members,)` are what voices count."""
+
+    def write(self, voices: Sequence[V_contra], slate: Slate, chosen: int) -> None:
+        """Append the chosen piece of a slate."""
+
+
 class Space(Protocol[V]):
     """The symbols in which votes are added up; one of them, `end`, is END."""
 
     end: int
     #: The member whose vote comes first: the others may depend on it.
     lead: int
-    #: Whether symbols are pieces, so that a penalty or a bias on one has a meaning.
-    has_pieces: bool
+
+    @property
+    def slates(self) -> Slates[V] | None:
+        """What puts pieces forward where symbols are none; else None.
+
+        Penalties and biases have a meaning on pieces only.
+        """
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
@@ -107,15 +123,6 @@ class Space(Protocol[V]):
 
     def over(self, voices: Sequence[V]) -> list[V]:
         """Return voices of this space in the sequences of others, of the same models."""
-
-    def slate(self, voices: Sequence[V], weights: Floats, count: int) -> Slate:
-        """Return `count` pieces to choose among, where symbols are no pieces.
-
-        `weights: (members,)` are what the voices will count.
-        """
-
-    def write(self, voices: Sequence[V], slate: Slate, chosen: int) -> None:
-        """Append the chosen piece of a slate."""
 
     def lead_vote(self, voices: Sequence[V]) -> Vote:
         """Return the lead's vote; its voice must have taken its logits."""
@@ -224,7 +231,7 @@ class PivotSpace:
     so that every member can follow.
     """
 
-    has_pieces = True
+    slates = None
 
     def __init__(
         self,
@@ -282,14 +289,6 @@ class PivotSpace:
             lead if index == self.lead else self._spellable(voice.vote(lead))
             for index, voice in enumerate(voices)
         ]
-
-    def slate(self, voices: Sequence[PivotVoice], weights: Floats, count: int) -> Slate:
-        """Raise NotImplementedError: here the symbols are pieces."""
-        raise NotImplementedError
-
-    def write(self, voices: Sequence[PivotVoice], slate: Slate, chosen: int) -> None:
-        """Raise NotImplementedError: here the symbols are pieces."""
-        raise NotImplementedError
 
     def _voices(self, contexts: Sequence[Context]) -> list[PivotVoice]:
         return [
