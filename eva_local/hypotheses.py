@@ -10,24 +10,20 @@ Time".)
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.branches import Place
+from eva_local.customs import ANY, END, Customs, border_kind, found_before, inside_kind
 from eva_local.fusion import Floats
 from eva_local.model import Logits
 from eva_local.trie import ROOT, Trie
 from eva_local.vocab import Vocabulary
-
-#: END among the symbols, after the 256 bytes.
-END = 256
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.
 _MOST_OPEN = 32
@@ -35,12 +31,6 @@ _MOST_WAITING = 16
 _NEGLIGIBLE = 1e-9
 # Longer than nearly every piece: who was right has shown it by then.
 _LONGEST_WAIT = 32
-
-#: The kind of all borders.
-ANY = "any"
-_UNIFORM = np.full(END + 1, 1 / (END + 1))
-# As many borders of a text count as much as all that was found in others.
-_PRIOR = 8
 # e to this power is still a float.
 _MOST_NATS = 700.0
 
@@ -68,48 +58,6 @@ class Outlook:
         masses /= total
         self.masses: Floats = masses
         self.end = end / total
-
-
-class Customs:
-    """What usually follows a border, learned from those of the text that were decoded.
-
-    A border that waits is taken to go on like others of its kind: its last byte, and whether it
-    was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
-    the loss is several times as high (docs/bytes.md). A text begins with what was found in
-    others (`tools/customs.py`), which counts as few borders, so that it soon learns its own.
-    """
-
-    def __init__(self, means: Mapping[str, Floats]) -> None:
-        """Begin with `means: (257,)` of kinds that are known."""
-        self._means = dict(means)
-        self._counts = dict.fromkeys(means, _PRIOR)
-
-    def learn(self, kind: str, masses: Floats) -> None:
-        """Take in `masses: (257,)`, how a border of a kind goes on; they sum to 1."""
-        for key in (ANY, kind):
-            # A kind begins with what is known of all.
-            mean = self.expected(key)
-            count = self._counts.get(key, 1) + 1
-            self._means[key] = mean + (masses - mean) / count
-            self._counts[key] = count
-
-    def expected(self, kind: str) -> Floats:
-        """Return (257,): how a border of a kind is thought to go on."""
-        mean = self._means.get(kind)
-        return mean if mean is not None else self._means.get(ANY, _UNIFORM)
-
-    def means(self) -> dict[str, tuple[Floats, int]]:
-        """Return what is known of each kind, and of how many borders."""
-        return {kind: (mean, self._counts[kind]) for kind, mean in self._means.items()}
-
-
-@functools.cache
-def found_before() -> Mapping[str, Floats]:
-    """Return what follows borders in other texts, by kind."""
-    with resources.files(__package__).joinpath("customs.npz").open("rb") as file:
-        held = np.load(file, allow_pickle=False)
-        kinds, means = held["kinds"].tolist(), held["means"].astype(np.float64)
-    return dict(zip(kinds, means, strict=True))
 
 
 @dataclass(slots=True, eq=False)
@@ -285,8 +233,7 @@ class Hypotheses:
         here = self._here()
         whole = self._live() + sum(map(self._share, here))
         for border in here:
-            likely = self._share(border) >= whole / 2
-            border.kind = f"{_kind_of(byte)}, {'likely' if likely else 'unlikely'}"
+            border.kind = border_kind(byte, likely=self._share(border) >= whole / 2)
         self._prune()
 
     def _merge(self) -> None:
@@ -331,7 +278,7 @@ class Hypotheses:
 
     def _inside(self) -> str:
         """Return the kind of a place inside a piece, where the text ends."""
-        return f"{_kind_of(self.text[-1])}, inside" if self.text else ANY
+        return inside_kind(self.text[-1]) if self.text else ANY
 
     def _here(self) -> list[Border]:
         """Return the borders that are where the text ends."""
@@ -497,16 +444,6 @@ class Hypotheses:
         self._open = _best(self._open, weights, bound, _MOST_OPEN)
         waiting = _best(self._waiting, shares, bound, _MOST_WAITING)
         self._waiting = [b for b in waiting if len(self.text) - b.covers <= _LONGEST_WAIT]
-
-
-def _kind_of(byte: int) -> str:
-    """Return the kind of a byte: the kind of letter or digit, else the byte itself."""
-    character = chr(byte)
-    if byte >= 0x80:
-        return "half"
-    if character.isalpha():
-        return "upper" if character.isupper() else "lower"
-    return "digit" if character.isdigit() else f"byte {byte}"
 
 
 def _best(items: list[T], weights: Sequence[float], bound: float, most: int) -> list[T]:

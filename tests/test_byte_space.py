@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eva_local.byte_space import BRANCHES, ByteSpace, ByteVoice
+from eva_local.customs import END
 from eva_local.fusion import Floats
-from eva_local.hypotheses import END
 from eva_local.model import Logits, Model, Run
 from eva_local.trie import ROOT, Trie
 

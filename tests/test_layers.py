@@ -32,6 +32,7 @@ ROWS = (
     "fusion",
     "space",
     "trie",
+    "customs",
     "hypotheses",
     "byte_space",
     "sampling",

@@ -17,7 +17,7 @@ import numpy as np
 import eva_local
 from eva_local.byte_space import BRANCHES, ByteSpace
 from eva_local.config import load_config, shipped
-from eva_local.hypotheses import END
+from eva_local.customs import END
 from eva_local.model import ALL, LlamaModel
 from eva_local.prompt import PromptWriter
 from eva_local.store import locate
