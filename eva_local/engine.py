@@ -1,4 +1,4 @@
-"""The step loop: decode, vote, filter, fuse, choose, commit; for many texts side by side."""
+"""The step loop over many texts: decode for all of them, then advance each."""
 
 from __future__ import annotations
 
@@ -6,134 +6,25 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from eva_local.decision import Decision, Judge
+from eva_local.decision import Judge
+from eva_local.draft import Draft, Panel
 from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.fusion import Vote
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
-from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
+from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser, PieceSampler, Sampler
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
-from eva_local.text import TextStream
 
-# Candidates of each vote that a trace shows.
-_TRACED = 8
-# A step of several symbols ends after this many bytes at the latest.
-_LONGEST_STEP = 64
-# Pieces to choose among where the symbols are bytes.
-_PUT_FORWARD = 64
 # Tokens of prompts that are read beside answers: as fast as more of them, and short steps.
 CHUNK = 128
 # A shorter beginning of a prompt is decoded again rather than copied: llama.cpp copies whole
 # sequences, which costs about as much as decoding this share of a context.
 _WORTH_COPYING = 1 / 256
 _LEAST_COPIED = 16
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Panel:
-    """Members who write a text, the space they vote in, and the rule that fuses their votes.
-
-    `members` are their places among the engine's models.
-    """
-
-    members: tuple[int, ...]
-    names: tuple[str, ...]
-    space: Space[Any]
-    fusion: FusionSettings
-    grammars: Grammars
-
-
-class Draft:
-    """One answer in progress, in one sequence of every member of its panel."""
-
-    def __init__(
-        self,
-        panel: Panel,
-        voices: Sequence[Voice],
-        sampling: Sampling,
-        sampler: Chooser | PieceSampler,
-        judge: Judge,
-        prompts: Sequence[int],
-        *,
-        traced: bool = False,
-        n_top: int = 0,
-    ) -> None:
-        """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
-        self.panel = panel
-        self.voices = voices
-        self._places = {member: place for place, member in enumerate(panel.members)}
-        self.sampling = sampling
-        self.sampler = sampler
-        self.judge = judge
-        self.traced = traced
-        self.n_top = n_top
-        self.text = TextStream(sampling.stop)
-        self.span = _Span(len(voices))
-        # The lead alone decides the next step.
-        self.sure = False
-        self.finished = False
-        # What ended the answer before its time.
-        self.error: EvaError | None = None
-        self.steps = 0
-        self.steps_alone = 0
-        self.prompt_tokens = tuple(prompts)
-        self.cached_tokens: list[int | None] = [None] * len(voices)
-        self.read_tokens = 0
-        self.filtered = np.zeros(len(voices), dtype=np.int64)
-        self.decode_seconds = np.zeros(len(voices))
-        self.prompt_seconds = np.zeros(len(voices))
-        self.last_seconds = np.zeros(len(voices))
-        self.started = time.perf_counter()
-        self.first_seconds = 0.0
-
-    @property
-    def ready(self) -> bool:
-        """Whether all who are asked can vote."""
-        return self.sure or all(voice.ready for voice in self.voices)
-
-    @property
-    def share_read(self) -> float:
-        """The share of the prompts that all members together have read, from 0 to 1."""
-        known = sum(count or 0 for count in self.cached_tokens) + self.read_tokens
-        return min(known / sum(self.prompt_tokens), 1.0)
-
-    def place_of(self, member: int) -> int | None:
-        """Return the place in the panel of one of the engine's models, if it is there."""
-        return self._places.get(member)
-
-    def count(self, member: int, run: Run, seconds: float) -> None:
-        """Record that a run of a member, by its place, was decoded in `seconds`."""
-        if self.cached_tokens[member] is None:
-            self.cached_tokens[member] = run.start
-        self.read_tokens += len(run.tokens)
-        self.decode_seconds[member] += seconds
-        self.last_seconds[member] += seconds
-
-    def next_span(self) -> None:
-        """Begin the next step."""
-        self.span = _Span(len(self.voices))
-        self.last_seconds = np.zeros(len(self.voices))
-
-
-class _Span:
-    """The symbols of a step, as far as they were chosen."""
-
-    def __init__(self, n_members: int) -> None:
-        self.piece = b""
-        self.probability = 1.0
-        # How likely each member thought all of the symbols.
-        self.chosen = np.ones(n_members)
-        # The decision about the first symbol, and what was thought likeliest then.
-        self.first: Decision | None = None
-        self.fused_top: tuple[Candidate, ...] = ()
-        self.tops: list[tuple[Candidate, ...]] = []
 
 
 class Engine:
@@ -332,175 +223,10 @@ class Engine:
     def _try_advance(self, draft: Draft) -> Step | None:
         """Advance a draft; what goes wrong with it is its own end, and nobody else's."""
         try:
-            return self._advance(draft)
+            return draft.advance()
         except EvaError as error:
             draft.error, draft.finished = error, True
             return None
-
-    def _advance(self, draft: Draft) -> Step | None:
-        """Choose and commit symbols until a step is whole, or a member must decode first."""
-        space, sampler = draft.panel.space, draft.sampler
-        if isinstance(sampler, PieceSampler):
-            return self._advance_piece(draft, sampler)
-        while draft.ready:
-            decision = draft.judge.decide(self._votes(draft))
-            self._note(draft, decision)
-            chosen = sampler.choose(decision.fused)
-            self._extend(draft, decision, chosen)
-            step = self._completed(draft, ended=chosen == space.end)
-            if step is not None:
-                return step
-        return None
-
-    def _advance_piece(self, draft: Draft, sampler: PieceSampler) -> Step | None:
-        """Choose among pieces that the member puts forward that counts most."""
-        space = draft.panel.space
-        assert space.slates is not None
-        members = np.arange(len(draft.voices))
-        asked = members == space.lead if draft.sure else members >= 0
-        slate = space.slates.slate(draft.voices, draft.judge.weights * asked, _PUT_FORWARD)
-        draft.steps_alone += draft.sure
-        votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
-        decision = draft.judge.decide(votes)
-        self._note(draft, decision)
-        chosen = sampler.choose_piece(decision.fused, slate.pieces)
-
-        def shown(vote: Vote | None, count: int) -> tuple[Candidate, ...]:
-            top = [] if vote is None else vote.top(count)
-            return tuple(Candidate(slate.pieces[place], share) for place, share in top)
-
-        span = draft.span
-        span.first, span.piece = decision, slate.pieces[chosen]
-        span.probability = decision.fused.probability(chosen)
-        span.chosen *= [0.0 if v is None else v.probability(chosen) for v in votes]
-        if draft.traced or draft.n_top:
-            span.fused_top = shown(decision.fused, max(_TRACED, draft.n_top))
-            span.tops = [shown(vote, _TRACED) for vote in votes]
-        draft.judge.learn(decision, chosen, len(span.piece))
-        draft.sure = False
-        space.slates.write(draft.voices, slate, chosen)
-        return self._completed(draft, ended=not span.piece)
-
-    def _note(self, draft: Draft, decision: Decision) -> None:
-        """Count who was filtered; the first decision ends the time of the prompt."""
-        if draft.steps == 0 and draft.span.first is None:
-            draft.first_seconds = time.perf_counter() - draft.started
-            draft.prompt_seconds = draft.decode_seconds.copy()
-        draft.filtered += [
-            vote is not None and not stays
-            for vote, stays in zip(decision.votes, decision.stayed, strict=True)
-        ]
-
-    def _extend(self, draft: Draft, decision: Decision, chosen: int) -> None:
-        """Add a chosen symbol to the step, and commit it to every member."""
-        space, span = draft.panel.space, draft.span
-        piece = space.piece(chosen)
-        if span.first is None:
-            span.first = decision
-            self._note_tops(draft, decision)
-        span.piece += piece
-        span.probability *= decision.fused.probability(chosen)
-        span.chosen *= [0.0 if v is None else v.probability(chosen) for v in decision.votes]
-        draft.judge.learn(decision, chosen, len(piece))
-        draft.sure = False
-        if chosen != space.end:
-            for voice in draft.voices:
-                voice.commit(chosen)
-
-    def _note_tops(self, draft: Draft, decision: Decision) -> None:
-        span = draft.span
-        count = max(draft.n_top, _TRACED if draft.traced else 0)
-        if count:
-            span.fused_top = tuple(
-                Candidate(draft.panel.space.piece(symbol), share)
-                for symbol, share in decision.fused.top(count)
-            )
-        if draft.traced:
-            span.tops = [
-                ()
-                if vote is None
-                else tuple(
-                    Candidate(piece, share) for piece, share in voice.candidates(vote, _TRACED)
-                )
-                for voice, vote in zip(draft.voices, decision.votes, strict=True)
-            ]
-
-    def _completed(self, draft: Draft, *, ended: bool) -> Step | None:
-        """Return the step, if what was chosen last completes it; `ended` says it was END."""
-        span = draft.span
-        assert span.first is not None
-        stops = ended or draft.sampler.complete
-        full = not ended and any(voice.room < 0 for voice in draft.voices)
-        weights = span.first.weights
-        heaviest = draft.voices[max(range(len(weights)), key=weights.__getitem__)]
-        whole = (
-            isinstance(draft.sampler, PieceSampler)
-            or heaviest.at_border
-            or len(span.piece) >= _LONGEST_STEP
-        )
-        if not (stops or full or whole or draft.text.would_stop(span.piece)):
-            return None
-        if not ended or span.piece:
-            draft.steps += 1
-        text = draft.text.push(span.piece)
-        reason: FinishReason | None = None
-        if stops or draft.text.stopped:
-            reason = "stop"
-        elif full or draft.steps >= draft.sampling.max_tokens:
-            reason = "length"
-        if reason is not None:
-            text += draft.text.finish()
-            draft.finished = True
-        step = Step(
-            piece=span.piece,
-            text=text,
-            probability=span.probability,
-            stayed=span.first.stayed,
-            finish_reason=reason,
-            usage=None if reason is None else self._usage(draft),
-            trace=self._trace(draft, span.first) if draft.traced else None,
-            top=span.fused_top[: draft.n_top],
-        )
-        draft.next_span()
-        return step
-
-    def _votes(self, draft: Draft) -> list[Vote | None]:
-        space = draft.panel.space
-        lead = space.lead_vote(draft.voices)
-        if not draft.sure:
-            return [*space.votes(draft.voices, lead)]
-        draft.steps_alone += 1
-        return [lead if place == space.lead else None for place in range(len(draft.voices))]
-
-    def _trace(self, draft: Draft, decision: Decision) -> Trace:
-        span = draft.span
-        ballots = (
-            Ballot(
-                member=name,
-                top=span.tops[member],
-                chosen=float(span.chosen[member]),
-                stayed=decision.stayed[member],
-                reason=decision.reasons[member],
-                weight=decision.weights[member],
-                seconds=float(draft.last_seconds[member]),
-            )
-            for member, name in enumerate(draft.panel.names)
-        )
-        return Trace(span.fused_top[:_TRACED], tuple(ballots))
-
-    def _usage(self, draft: Draft) -> Usage:
-        return Usage(
-            members=draft.panel.names,
-            prompt_tokens=draft.prompt_tokens,
-            cached_tokens=tuple(count or 0 for count in draft.cached_tokens),
-            filtered=tuple(draft.filtered.tolist()),
-            decode_seconds=tuple(draft.decode_seconds.tolist()),
-            prompt_seconds=tuple(draft.prompt_seconds.tolist()),
-            steps=draft.steps,
-            steps_alone=draft.steps_alone,
-            seconds=time.perf_counter() - draft.started,
-            first_seconds=draft.first_seconds,
-        )
 
     def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
         models = [self._models[member] for member in panel.members]

@@ -11,7 +11,8 @@ from itertools import islice
 
 from eva_local.context import common
 from eva_local.decision import Judge
-from eva_local.engine import Draft, Engine
+from eva_local.draft import Draft
+from eva_local.engine import Engine
 from eva_local.errors import ClosedError, EvaError, ModelError
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser

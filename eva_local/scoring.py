@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eva_local.decision import Decision, Judge
-from eva_local.engine import Panel
+from eva_local.draft import Panel
 from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.fusion import Floats, Vote
 from eva_local.records import Candidate, Sampling, Score, ScoredSymbol, Step

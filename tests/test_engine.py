@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
-from eva_local.engine import Draft, Engine
+from eva_local.draft import Draft
+from eva_local.engine import Engine
 from eva_local.errors import ContextError
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace

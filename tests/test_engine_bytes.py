@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eva_local.byte_space import ByteSpace
-from eva_local.engine import Draft, Engine
+from eva_local.draft import Draft
+from eva_local.engine import Engine
 from eva_local.errors import InputError
 from eva_local.records import Sampling, Step
 from eva_local.specs import FusionSettings

@@ -38,6 +38,7 @@ ROWS = (
     "sampling",
     "decision",
     "text",
+    "draft",
     "engine",
     "scheduler",
     "readers",
