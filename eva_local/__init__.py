@@ -12,15 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eva_local.api import Ensemble, load
+    from eva_local.api import Ensemble
     from eva_local.errors import EvaError
+    from eva_local.opening import load
     from eva_local.records import Completion, Message, Sampling, Step
 
 __all__ = ["Completion", "Ensemble", "EvaError", "Message", "Sampling", "Step", "load"]
 
 _HOMES = {
     "Ensemble": "api",
-    "load": "api",
+    "load": "opening",
     "EvaError": "errors",
     "Completion": "records",
     "Message": "records",

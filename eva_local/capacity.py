@@ -7,10 +7,11 @@ import os
 import time
 from pathlib import Path
 
-from eva_local.api import Ensemble, Report, open_ensemble
+from eva_local.api import Ensemble, Report
 from eva_local.errors import ModelError
 from eva_local.header import read_header
 from eva_local.model import can_offload
+from eva_local.opening import open_ensemble
 from eva_local.records import Sampling
 from eva_local.specs import EnsembleSpec, LoadSettings
 from eva_local.store import locate

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fakes import WORDS_A, WORDS_B, FakeModel
 
-from eva_local.api import Ensemble, ensemble_of
+from eva_local.api import Ensemble
 from eva_local.chat.chat import Chat
+from eva_local.opening import ensemble_of
 from eva_local.records import Sampling, Step
 from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 

@@ -10,9 +10,10 @@ import pytest
 from browser import Browser, find_browser
 from hypothesis import settings
 
-from eva_local.api import Ensemble, load
+from eva_local.api import Ensemble
 from eva_local.config import load_config, shipped
 from eva_local.model import LlamaModel
+from eva_local.opening import load
 from eva_local.specs import ModelSpec
 from eva_local.store import locate
 from tools.tiny_gguf import write_tiny_gguf

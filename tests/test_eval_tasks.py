@@ -12,7 +12,6 @@ import pytest
 from evaluations import contestants, entry, outcome, spec, task
 from fakes import WORDS_A, WORDS_B, FakeModel
 
-from eva_local.api import ensemble_of
 from eva_local.cli import main
 from eva_local.cli.session import Session
 from eva_local.cli.tasks import variant
@@ -23,6 +22,7 @@ from eva_local.evaluate.forms import prompt_of, sampling_of, solution, texts_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks
 from eva_local.evaluate.summary import choice, mark, overall, summarize
+from eva_local.opening import ensemble_of
 from eva_local.records import Message
 
 MEMBERS = ("one", "two")

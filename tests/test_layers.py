@@ -47,6 +47,7 @@ ROWS = (
     "trace",
     "wire",
     "api",
+    "opening",
     "capacity",
     "batch",
     "evaluate",

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eva_local.api import Ensemble, open_ensemble
+from eva_local.api import Ensemble
 from eva_local.config import load_config
 from eva_local.errors import EvaError
 from eva_local.model import Run
+from eva_local.opening import open_ensemble
 from eva_local.records import Message, Sampling, Step
 
 TURN_S = 2.5

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from eva_local.api import open_ensemble
 from eva_local.chat.chat import Chat
 from eva_local.config import load_config
+from eva_local.opening import open_ensemble
 from eva_local.records import Sampling
 
 TURNS = 10

@@ -16,8 +16,10 @@ from eva_local.alignment.mapping import Mapping, from_entries, twins
 from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import Progress, surface, surface_refined
 from eva_local.alignment.weights import output_layer
+from eva_local.config import shipped
 from eva_local.errors import MappingError
 from eva_local.model import Model
+from eva_local.store import cache_folder
 from eva_local.tokenizer import Tokenizer
 
 log = logging.getLogger("eva_local")
@@ -53,6 +55,11 @@ BY_EMBEDDING: Table[str, Table[str, Any]] = {
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
 _REBUILD = "eva-local align --force"
+
+
+def mapping_folders() -> list[Path]:
+    """Return where mappings are looked for; new ones go into the first."""
+    return [cache_folder() / "mappings", shipped("mappings")]
 
 
 def find_or_build(

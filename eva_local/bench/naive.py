@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from eva_local.api import Ensemble, Report, ensemble_of
+from eva_local.api import Ensemble, Report
 from eva_local.bench.meter import Clock, Meter
 from eva_local.bench.pace import Spread
 from eva_local.bench.passage import passage
@@ -21,6 +21,7 @@ from eva_local.decision import Decision, Judge
 from eva_local.errors import InputError
 from eva_local.fusion import Floats, Vote
 from eva_local.model import Logits, Model, Run
+from eva_local.opening import ensemble_of
 from eva_local.specs import EnsembleSpec, FusionSettings
 
 

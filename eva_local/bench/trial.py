@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.api import Ensemble, Report, ensemble_of, open_models
+from eva_local.api import Ensemble, Report
 from eva_local.bench.meter import Clock, Meter, busy
 from eva_local.bench.naive import Comparison, against_naive, text_for
 from eva_local.bench.outcome import Outcome, Trial
@@ -17,6 +17,7 @@ from eva_local.bench.pace import Part, Round, pace
 from eva_local.bench.passage import passage
 from eva_local.byte_space import BRANCHES
 from eva_local.errors import EvaError, InputError
+from eva_local.opening import ensemble_of, open_models
 from eva_local.records import Sampling, Step
 from eva_local.scheduler import Request
 from eva_local.specs import EnsembleSpec

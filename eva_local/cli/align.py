@@ -60,7 +60,7 @@ def align(
     what it cost.
     """
     from eva_local.alignment import library
-    from eva_local.api import open_models
+    from eva_local.opening import open_models
 
     spec = session.load(overrides).ensemble()
     reports = []
@@ -92,10 +92,9 @@ def _report(
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
     from eva_local.alignment.retained import retained_mass
-    from eva_local.api import mapping_folders
 
     told = partial(_tell, progress, f"{method}: {names[0]} to {names[1]}")
-    folders = mapping_folders()
+    folders = library.mapping_folders()
     path = None if force else library.find(method, model, pivot, folders)
     state, seconds, found = "here", None, None
     if path is None:

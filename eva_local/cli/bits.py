@@ -85,10 +85,10 @@ def measure(
 
     `chosen` has the values of `mapping`, `combine`, `weights` and `filter` to measure.
     """
-    from eva_local.alignment.library import METHODS, find_or_build
-    from eva_local.api import mapping_folders, open_models
+    from eva_local.alignment.library import METHODS, find_or_build, mapping_folders
     from eva_local.evaluate.bits import bits_per_byte, passages
     from eva_local.evaluate.texts import read_texts
+    from eva_local.opening import open_models
 
     texts = read_texts(file, limit)
     settings = _settings(spec, {**_DEFAULTS, "mapping": tuple(METHODS)}, chosen)

@@ -143,8 +143,8 @@ def _hold(
 
 
 def _open(config: Config) -> Ensemble:
-    from eva_local.api import open_ensemble
     from eva_local.chat.signals import typing_unseen
+    from eva_local.opening import open_ensemble
 
     with typing_unseen(), progress_shown() as progress:
         return open_ensemble(

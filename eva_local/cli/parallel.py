@@ -50,8 +50,8 @@ def open_places(
     most: int | None = None,
 ) -> Ensemble:
     """Open an ensemble with places for that many texts, or for the best number up to `most`."""
-    from eva_local.api import open_ensemble
     from eva_local.capacity import MOST, open_widest
+    from eva_local.opening import open_ensemble
 
     with progress_shown() as progress:
 

@@ -63,7 +63,7 @@ def run(
 
 
 def _open(config: Config) -> Ensemble:
-    from eva_local.api import open_ensemble
+    from eva_local.opening import open_ensemble
 
     with progress_shown() as progress:
         return open_ensemble(

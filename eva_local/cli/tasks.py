@@ -109,9 +109,9 @@ def _measured(
     tasks: Sequence[Task],
     options: TaskOptions,
 ) -> Outcome:
-    from eva_local.api import open_models
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.results import Results
+    from eva_local.opening import open_models
     from eva_local.store import cache_folder
 
     path = options.results or cache_folder() / "evaluations.jsonl"

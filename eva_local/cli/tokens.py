@@ -8,7 +8,6 @@ import click
 import numpy as np
 
 from eva_local.alignment import library
-from eva_local.api import mapping_folders
 from eva_local.errors import InputError
 from eva_local.model import LlamaModel
 from eva_local.store import locate
@@ -72,7 +71,7 @@ def _mappings(model: LlamaModel, pivot: LlamaModel) -> dict[str, Mapping]:
     """Return the mappings of a pair that need not be built first."""
     if model.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
         return {"identity": library.identity(pivot)}
-    paths = {m: library.find(m, model, pivot, mapping_folders()) for m in library.METHODS}
+    paths = {m: library.find(m, model, pivot, library.mapping_folders()) for m in library.METHODS}
     return {m: library.read(path, model, pivot) for m, path in paths.items() if path}
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from eva_local.api import Ensemble, Report, ensemble_of
+from eva_local.api import Ensemble, Report
 from eva_local.errors import ContextError
 from eva_local.evaluate.forms import prompt_of, sampling_of, texts_of
 from eva_local.evaluate.lanes import complete_each, score_each
@@ -15,6 +15,7 @@ from eva_local.evaluate.replay import Juror, Jury, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Row, Task
 from eva_local.model import Model
+from eva_local.opening import ensemble_of
 from eva_local.prompt import Prompt
 from eva_local.records import Sampling, Score
 from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec

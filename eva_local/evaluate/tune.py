@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from eva_local.api import Report, ensemble_of
+from eva_local.api import Report
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting
 from eva_local.evaluate.forms import prompt_of, texts_of
@@ -24,6 +24,7 @@ from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
+from eva_local.opening import ensemble_of
 from eva_local.prompt import Prompt
 from eva_local.specs import EnsembleSpec, FusionSettings
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from eva_local.api import Ensemble, load
+from eva_local.api import Ensemble
 from eva_local.config import shipped
+from eva_local.opening import load
 from eva_local.records import Message, Sampling, Step
 
 pytestmark = pytest.mark.real

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from eva_local.api import open_models
 from eva_local.bench.naive import against_naive
 from eva_local.config import load_config, shipped
+from eva_local.opening import open_models
 
 pytestmark = pytest.mark.real
 

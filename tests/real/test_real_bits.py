@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.alignment.library import find_or_build
-from eva_local.api import mapping_folders, open_models
+from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config import load_config, shipped
 from eva_local.evaluate.bits import Passage, bits_per_byte, passages
 from eva_local.model import LlamaModel, Logits, Run
+from eva_local.opening import open_models
 from eva_local.prompt import PromptWriter
 from eva_local.records import Message
 from eva_local.specs import EnsembleSpec

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from eva_local.api import Ensemble, load
+from eva_local.api import Ensemble
 from eva_local.config import shipped
 from eva_local.model import ALL, Run
+from eva_local.opening import load
 from eva_local.records import Message, Sampling
 
 pytestmark = pytest.mark.real

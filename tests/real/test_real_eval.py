@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.alignment.library import find_or_build
-from eva_local.api import Ensemble, ensemble_of, mapping_folders, open_models
+from eva_local.alignment.library import find_or_build, mapping_folders
+from eva_local.api import Ensemble
 from eva_local.config import shipped
 from eva_local.evaluate.bits import bits_per_byte, passages
+from eva_local.opening import ensemble_of, open_models
 
 pytestmark = pytest.mark.real
 

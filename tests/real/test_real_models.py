@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import REAL_MODELS, real_path, spec
 
-from eva_local.api import open_ensemble
 from eva_local.context import Context
 from eva_local.model import LlamaModel, Run
+from eva_local.opening import open_ensemble
 from eva_local.records import Message, Sampling
 from eva_local.specs import EnsembleSpec, FusionSettings
 

@@ -10,8 +10,8 @@ import openai
 import pytest
 from servers import serving
 
-from eva_local.api import load
 from eva_local.config import shipped
+from eva_local.opening import load
 from eva_local.records import Message, Sampling
 
 pytestmark = pytest.mark.real

@@ -1,0 +1,143 @@
+"""From the name of an ensemble, or its spec, to one that answers: models, mappings, space."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
+from eva_local.api import Ensemble, Report
+from eva_local.byte_space import BRANCHES, ByteSpace
+from eva_local.config import load_config
+from eva_local.engine import Engine
+from eva_local.model import ALL, LlamaModel, Model, can_offload
+from eva_local.records import Sampling
+from eva_local.space import PivotSpace
+from eva_local.specs import EnsembleSpec
+from eva_local.store import locate
+
+
+def load(
+    ensemble: str | None = None,
+    *,
+    config: str | Path | None = None,
+    report: Report | None = None,
+    parallel: int = 1,
+    **settings: object,
+) -> Ensemble:
+    """Open an ensemble (or one model) by its name in models.toml.
+
+    `config` names another models.toml; `settings` override keys of its [defaults]. `parallel`
+    answers are written side by side at most, each with memory of its own. Use the result in a
+    `with` block, which frees the memory.
+
+    Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
+    """
+    effective = load_config(Path(config) if config else None, overrides=settings)
+    return open_ensemble(effective.ensemble(ensemble), report=report, parallel=parallel)
+
+
+def open_ensemble(
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+    *,
+    parallel: int = 1,
+) -> Ensemble:
+    """Open the members of `spec` for `parallel` texts, and the mappings between them."""
+    with contextlib.ExitStack() as stack:
+        bytewise = spec.fusion.space == "bytes"
+        opening = open_models(spec, report, parallel=parallel, bytewise=bytewise)
+        models = stack.enter_context(opening)
+        engine = _engine(spec, models, report)
+        stack.callback(engine.close)
+        sampling = sampling or spec.sampling
+        return Ensemble(spec, models, engine, sampling, stack.pop_all(), parallel=parallel)
+
+
+def ensemble_of(
+    spec: EnsembleSpec,
+    models: Sequence[Model],
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+    *,
+    parallel: int = 1,
+) -> Ensemble:
+    """Let models that are open for `parallel` texts answer as `spec`, and leave them open.
+
+    Their caches are emptied: an ensemble that had these models before must not go on.
+    """
+    for model in models:
+        model.remove(ALL, 0)
+    engine = _engine(spec, models, report)
+    resources = contextlib.ExitStack()
+    resources.callback(engine.close)
+    sampling = sampling or spec.sampling
+    return Ensemble(spec, models, engine, sampling, resources, parallel=parallel)
+
+
+@contextlib.contextmanager
+def open_models(
+    spec: EnsembleSpec,
+    report: Report | None = None,
+    *,
+    parallel: int = 1,
+    bytewise: bool = False,
+) -> Iterator[list[LlamaModel]]:
+    """Open the members of `spec` in llama.cpp for the length of a `with` block.
+
+    Models that are opened `bytewise` can follow several rows of tokens in each of `parallel`
+    texts, as the space of bytes needs; they serve any other space too.
+    """
+    paths = [locate(member) for member in spec.members]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                LlamaModel(
+                    path,
+                    member.load,
+                    n_sequences=parallel,
+                    n_branches=BRANCHES if bytewise else 1,
+                    progress=_labelled(report, f"loading {member.name}"),
+                )
+            )
+            for path, member in zip(paths, spec.members, strict=True)
+        ]
+
+
+def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> Engine:
+    return Engine(
+        [member.name for member in spec.members],
+        models,
+        _space(spec, models, report),
+        spec.fusion,
+        side_by_side=len(models) > 1 and _each_on_its_device(spec),
+    )
+
+
+def _space(
+    spec: EnsembleSpec, models: Sequence[Model], report: Report | None
+) -> PivotSpace | ByteSpace:
+    if spec.fusion.space == "bytes":
+        return ByteSpace(models)
+    return _pivot_space(spec, models, report)
+
+
+def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:
+    pivot = models[spec.pivot_index]
+    folders = mapping_folders()
+    mappings = []
+    for member, model in zip(spec.members, models, strict=True):
+        warn_if_foreign(member.name, model, spec.pivot, pivot)
+        told = _labelled(report, f"mapping {member.name} to {spec.pivot}")
+        mappings.append(find_or_build(spec.fusion.mapping, model, pivot, folders, told))
+    return PivotSpace(models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates)
+
+
+def _each_on_its_device(spec: EnsembleSpec) -> bool:
+    return can_offload() and all(member.load.n_gpu_layers != 0 for member in spec.members)
+
+
+def _labelled(report: Report | None, label: str) -> Callable[[float], None] | None:
+    return None if report is None else lambda share: report(label, share)
