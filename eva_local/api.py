@@ -16,7 +16,7 @@ from eva_local.engine import Engine
 from eva_local.errors import EvaError, InputError
 from eva_local.model import Model
 from eva_local.readers import Asked, Readers
-from eva_local.records import Completion, Sampling, Score, Step
+from eva_local.records import Completion, Message, Sampling, Score, Step
 from eva_local.scheduler import Request, Scheduler, Sink
 from eva_local.scoring import Scoring
 from eva_local.settings import did_you_mean
@@ -247,7 +247,22 @@ class Ensemble:
         only = self._place_of(alone)
         prompts = self._readers.tokens(prompt, only)
         sampling = sampling or self._sampling
-        return Request(prompts, sampling, traced=trace, n_top=n_top, judge=judge, alone=only)
+        judged = self._judged(prompt, only)
+        return Request(
+            *(prompts, sampling),
+            traced=trace,
+            n_top=n_top,
+            judge=judge,
+            alone=only,
+            judged=judged,
+        )
+
+    def _judged(self, prompt: Asked, only: int | None) -> int:
+        """Return how many bytes at the end of a prompt say how well the members predict."""
+        if only is not None or len(self._models) == 1:
+            return 0
+        said = any(isinstance(each, Message) for each in prompt)
+        return self.spec.fusion.evidence_bytes(conversation=said)
 
     def _place_of(self, member: str | None) -> int | None:
         if member is None:
@@ -364,6 +379,7 @@ class Ensemble:
             spelled,
             judge,
             alone=only,
+            judged=self._judged(prompt, only),
             detailed=detailed or n_top > 0,
             n_top=n_top,
         )

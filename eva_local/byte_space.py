@@ -86,15 +86,18 @@ class ByteVoice:
     def adopt(self, other: ByteVoice) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)
+        self._evidence.adopt(other._evidence)
 
     def trade(self, other: ByteVoice) -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
 
-    def start(self, prompt: Sequence[int]) -> None:
-        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+        """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)
-        self._evidence.begin(self._read.length)
+        kept = self._evidence.begin(prompt, self._read.length, judged)
+        if kept < self._read.length:
+            self._read = self._branches.begin(prompt[: kept + 1])
         self._hypotheses.clear()
         self._running = {}
         self._mended = 0
@@ -137,10 +140,10 @@ class ByteVoice:
             self._evidence.judge(self._prompt[place : place + len(block)], place, block)
             place += len(block)
             last = block[-1]
-        self.take(run, last)
+        self.take(run, last if run.logits else None)
 
     def evidence(self) -> float:
-        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
         return self._evidence.per_byte()
 
     def commit(self, symbol: int) -> None:
@@ -192,10 +195,12 @@ class ByteVoice:
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
         start = self._read.length
-        tokens = self._prompt[start:] if limit is None else self._prompt[start : start + limit]
+        end, every = self._evidence.stretch(start)
+        tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
         run = self._branches.grow(self._read, tokens, ())
         assert run is not None
-        return Run(run.sequence, run.start, tokens, logits=start + len(tokens) == len(self._prompt))
+        whole = start + len(tokens) == len(self._prompt)
+        return Run(run.sequence, run.start, tokens, whole, every)
 
     def _grow(self, border: Border) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""

@@ -73,15 +73,17 @@ class Context:
         other.adopt(self)
         self._sequence, other._sequence = other._sequence, self._sequence
 
-    def start(self, prompt: Sequence[int]) -> None:
-        """Begin a new text after `prompt`; what the cache already holds of it is kept."""
-        same = self.holds(prompt)
+    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+        """Begin a new text after `prompt`; what the cache already holds of it is kept.
+
+        The last `judged` bytes of the prompt are evidence of how well the model predicts it.
+        """
+        same = self._evidence.begin(prompt, self.holds(prompt), judged)
         self._tokens = list(prompt)
         self._border = len(prompt)
         self._ends = []
         self._text = bytearray()
         self._cached = same
-        self._evidence.begin(same)
 
     def append_token(self, token_id: int) -> None:
         """Append one of the model's own tokens as it is."""
@@ -145,7 +147,8 @@ class Context:
         """Return what must be decoded (at most `limit` tokens) before the next vote.
 
         Forgets what the cache holds beyond the common beginning. Logits are asked for only
-        where the run reaches the last token. Call `decoded` after the run was decoded.
+        where the run reaches the last token, or judge the prompt. Call `decoded` after the run
+        was decoded.
         """
         if self._cached == len(self._tokens):
             # The cache keeps no logits: the last token is decoded again.
@@ -154,11 +157,15 @@ class Context:
             # A model that cannot be rolled back begins anew.
             self._model.remove(self._sequence, 0)
             self._cached = self._held = 0
-        last = len(self._tokens) if limit is None else min(self._cached + limit, len(self._tokens))
+        last, every = self._evidence.stretch(self._cached)
+        if last >= self._border:
+            last = len(self._tokens)
+        if limit is not None:
+            last = min(last, self._cached + limit)
         # Counted as held from now on: an interrupted decode may have stored any part of it.
         self._held = last
         tokens = self._tokens[self._cached : last]
-        return Run(self._sequence, self._cached, tokens, logits=last == len(self._tokens))
+        return Run(self._sequence, self._cached, tokens, last == len(self._tokens), every)
 
     def decoded(self, run: Run) -> None:
         """Record that a run from `pending` was decoded."""

@@ -38,6 +38,10 @@ class Judge:
         self._fusion = fusion
         self.evidence: Floats = np.zeros(n_members)
 
+    def begin(self, evidence: Sequence[float]) -> None:
+        """Take in how well each member predicts its prompt, in nats per byte."""
+        self.evidence = np.array(evidence, dtype=np.float64)
+
     def decide(self, votes: Sequence[Vote | None]) -> Decision:
         """Filter, weigh and combine."""
         asked = [vote for vote in votes if vote is not None]

@@ -54,10 +54,14 @@ class Draft:
         judge: Judge,
         prompts: Sequence[int],
         *,
+        judged: bool = False,
         traced: bool = False,
         n_top: int = 0,
     ) -> None:
-        """Begin an answer by `voices` that have started; `prompts` are their prompt lengths."""
+        """Begin an answer by `voices` that have started; `prompts` are their prompt lengths.
+
+        Where the prompts are `judged`, the judge is told what they say of the members.
+        """
         self.panel = panel
         self.voices = voices
         self._places = {member: place for place, member in enumerate(panel.members)}
@@ -70,6 +74,7 @@ class Draft:
         self._span = _Span(len(voices))
         # The lead alone decides the next step.
         self.sure = False
+        self._tells = judged
         self.finished = False
         # What ended the answer before its time.
         self.error: EvaError | None = None
@@ -111,6 +116,9 @@ class Draft:
     def advance(self) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
         space, sampler = self.panel.space, self.sampler
+        if self._tells:
+            self.judge.begin([voice.evidence() for voice in self.voices])
+            self._tells = False
         if isinstance(sampler, PieceSampler):
             return self._advance_piece(sampler)
         while self.ready:

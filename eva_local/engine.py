@@ -84,6 +84,7 @@ class Engine:
         chooser: Chooser | None = None,
         judge: Judge | None = None,
         alone: int | None = None,
+        judged: int = 0,
     ) -> Draft:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
@@ -92,7 +93,8 @@ class Engine:
         this slot or in another, is not decoded again. Every step of a `traced` answer says why
         its symbol was chosen, and names the `n_top` likeliest symbols. A `chooser` chooses
         instead of what `sampling` says (except for its end), a `judge` fuses in place of the
-        ensemble's rule.
+        ensemble's rule. It is told how well each member predicts the last `judged` bytes of
+        its prompt; to know that costs a row of logits for each of their tokens.
 
         Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
         InputError where a bias, grammar or schema of `sampling` cannot be used.
@@ -107,10 +109,15 @@ class Engine:
         if alone is not None:
             voices = panel.space.over(voices)
         for voice, prompt in zip(voices, prompts, strict=True):
-            voice.start(prompt)
+            voice.start(prompt, judged)
         judge = judge or Judge(panel.fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(panel, voices, sampling, sampler, judge, lengths, traced=traced, n_top=n_top)
+        return Draft(
+            *(panel, voices, sampling, sampler, judge, lengths),
+            judged=judged > 0,
+            traced=traced,
+            n_top=n_top,
+        )
 
     def held(self, prompts: Mapping[int, Sequence[int]], slots: Iterable[int]) -> dict[int, int]:
         """Return how much of each member's prompt the best of `slots` holds, in tokens."""
@@ -195,13 +202,15 @@ class Engine:
             if place is None or draft.voices[place].ready:
                 continue
             limit = room if draft.steps else min(room, prompt_room)
-            if draft.steps == 0 and draft.panel.fusion.weights == "prompt-perplexity":
-                self._read_prompt(model, draft, place)
-            elif limit > 0:
-                for run in draft.voices[place].pending(limit):
-                    work.append((draft, place, run))
-                    room -= len(run.tokens)
-                    prompt_room -= 0 if draft.steps else len(run.tokens)
+            if limit <= 0:
+                continue
+            for run in draft.voices[place].pending(limit):
+                prompt_room -= 0 if draft.steps else len(run.tokens)
+                if run.every:
+                    self._judge(model, draft, place, run)
+                    continue
+                work.append((draft, place, run))
+                room -= len(run.tokens)
         if not work:
             return
         began = time.perf_counter()
@@ -211,14 +220,11 @@ class Engine:
             draft.voices[place].take(run, row)
             draft.count(place, run, seconds / len(work))
 
-    def _read_prompt(self, model: Model, draft: Draft, place: int) -> None:
-        """Decode a whole prompt with the logits after each token: what the weights rest on."""
-        voice = draft.voices[place]
-        for run in voice.pending(None):
-            began = time.perf_counter()
-            voice.read(run, model.decode_every(run))
-            draft.count(place, run, time.perf_counter() - began)
-        draft.judge.evidence[place] = voice.evidence()
+    def _judge(self, model: Model, draft: Draft, place: int, run: Run) -> None:
+        """Decode a part of a prompt with the logits after each of its tokens."""
+        began = time.perf_counter()
+        draft.voices[place].read(run, model.decode_every(run))
+        draft.count(place, run, time.perf_counter() - began)
 
     def _try_advance(self, draft: Draft) -> Step | None:
         """Advance a draft; what goes wrong with it is its own end, and nobody else's."""

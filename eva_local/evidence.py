@@ -10,16 +10,41 @@ from eva_local.model import Logits
 
 
 class Evidence:
-    """The log-likelihoods of the tokens of a prompt that were judged, by their place."""
+    """The log-likelihoods of the last tokens of a prompt, by their place."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         """Judge tokens that stand for `pieces`."""
         self._pieces = pieces
         self._judged: dict[int, tuple[float, int]] = {}
+        self._first = self._end = 0
 
-    def begin(self, kept: int) -> None:
-        """Begin a new prompt, of which the first `kept` tokens are the same as before."""
+    def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
+        """Begin a new prompt, of which the first `kept` tokens are the same as before.
+
+        Its last `n_bytes` bytes are to be judged, as whole tokens. Returns how many leading
+        tokens need not be decoded: at most `kept`, fewer where some of these bytes were not
+        judged yet.
+        """
         self._judged = {place: found for place, found in self._judged.items() if place < kept}
+        self._first = self._end = len(prompt)
+        # Nothing comes before the first token that could say how likely it was.
+        while self._first > 1 and n_bytes > 0:
+            self._first -= 1
+            n_bytes -= len(self._pieces[prompt[self._first]])
+        # The token after those that are kept is judged by the logits after the last of these.
+        for place in range(self._first, min(kept + 1, len(prompt))):
+            if place not in self._judged and self._pieces[prompt[place]]:
+                return place - 1
+        return kept
+
+    def stretch(self, place: int) -> tuple[int, bool]:
+        """Return where a run of the prompt from `place` on must end at the latest.
+
+        With it goes whether the logits after each of its tokens are wanted, to judge the next.
+        """
+        if self._first == self._end or place >= self._end - 1:
+            return self._end, False
+        return (self._first - 1, False) if place < self._first - 1 else (self._end, True)
 
     def adopt(self, other: Evidence) -> None:
         """Know what `other`, of the same member, knows."""
@@ -40,6 +65,7 @@ class Evidence:
                 self._judged[place + row] = (nats, n_bytes)
 
     def per_byte(self) -> float:
-        """Return the mean log-likelihood of the judged tokens, in nats per byte; 0 for none."""
-        n_bytes = sum(count for _, count in self._judged.values())
-        return sum(nats for nats, _ in self._judged.values()) / n_bytes if n_bytes else 0.0
+        """Return the mean log-likelihood of what was to be judged, in nats per byte; else 0."""
+        found = [judged for place, judged in self._judged.items() if place >= self._first]
+        n_bytes = sum(count for _, count in found)
+        return sum(nats for nats, _ in found) / n_bytes if n_bytes else 0.0

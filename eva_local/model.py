@@ -44,13 +44,15 @@ _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 class Run:
     """Tokens to append to one sequence, of which the first has position `start`.
 
-    `logits` says whether the distribution after the last token is wanted.
+    `logits` says whether the distribution after the last token is wanted, `every` that it is
+    after each of them.
     """
 
     sequence: int
     start: int
     tokens: Sequence[int]
     logits: bool = True
+    every: bool = False
 
 
 def can_offload() -> bool:

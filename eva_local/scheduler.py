@@ -37,6 +37,7 @@ class Request:
     chooser: Chooser | None = None
     judge: Judge | None = None
     alone: int | None = None
+    judged: int = 0
     draft: Draft | None = None
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.
     done: bool = False
@@ -205,6 +206,7 @@ class Scheduler:
                     chooser=request.chooser,
                     judge=request.judge,
                     alone=request.alone,
+                    judged=request.judged,
                 )
             except EvaError as error:
                 _tell(request, error, last=True)

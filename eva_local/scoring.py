@@ -36,6 +36,10 @@ class Witness(Judge):
         """What each member counts with the judge."""
         return self._judge.weights
 
+    def begin(self, evidence: Sequence[float]) -> None:
+        """Tell the judge."""
+        self._judge.begin(evidence)
+
     def decide(self, votes: Sequence[Vote | None]) -> Decision:
         """Let the judge decide."""
         return self._judge.decide(votes)
@@ -62,11 +66,13 @@ class Scoring:
         judge: Judge | None = None,
         *,
         alone: int | None = None,
+        judged: int = 0,
         detailed: bool = False,
         n_top: int = 0,
     ) -> None:
         """Put `symbols` of the panel's space behind each member's own prompt.
 
+        The last `judged` bytes of the prompts are evidence; see `Engine.begin`.
         With `detailed` the score tells each symbol, and the `n_top` likeliest in its place.
         Raises InputError where there is nothing to score, or a symbol that nobody can write.
         """
@@ -89,6 +95,7 @@ class Scoring:
             chooser=self._forced,
             judge=self._witness,
             alone=alone,
+            judged=judged,
         )
 
     @property

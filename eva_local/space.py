@@ -40,8 +40,11 @@ class Voice(Protocol):
     def trade(self, other: Self) -> None:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
 
-    def start(self, prompt: Sequence[int]) -> None:
-        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
+
+        The last `judged` bytes of the prompt are evidence of how well the member predicts it.
+        """
 
     def pending(self, limit: int | None) -> list[Run]:
         """Return what must be decoded before the next vote, at most `limit` tokens of it."""
@@ -56,7 +59,7 @@ class Voice(Protocol):
         """Append the chosen symbol."""
 
     def evidence(self) -> float:
-        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
 
     @property
     def at_border(self) -> bool:
@@ -171,10 +174,10 @@ class PivotVoice:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
         self.context.trade(other.context)
 
-    def start(self, prompt: Sequence[int]) -> None:
-        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
+    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+        """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._candidates = None
-        self.context.start(prompt)
+        self.context.start(prompt, judged)
 
     def pending(self, limit: int | None = None) -> list[Run]:
         """Return the one run of tokens that llama.cpp has not seen."""
@@ -201,10 +204,10 @@ class PivotVoice:
             self.context.judge(place, block)
             place += len(block)
             last = block[-1]
-        self.take(run, last)
+        self.take(run, last if run.logits else None)
 
     def evidence(self) -> float:
-        """Return the mean log-likelihood of the prompt, as far as it was read, in nats per byte."""
+        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
         return self.context.log_likelihood_per_byte()
 
     @property

@@ -51,8 +51,9 @@ class FusionSettings:
     candidates 0 takes every token of a member. weights are equal, or numbers in the order of
     the members, or follow the members' likelihood of the text so far (running) or of the
     prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
-    running forgets by weight_decay per byte. Where the pivot's likeliest symbol has at least
-    the probability gate, the others are not asked; 1 asks them always.
+    running forgets by weight_decay per byte. Both begin with what the last prompt_evidence
+    bytes of a prompt say. Where the pivot's likeliest symbol has at least the probability gate,
+    the others are not asked; 1 asks them always.
     """
 
     space: Literal["pivot", "bytes"] = "pivot"
@@ -64,12 +65,14 @@ class FusionSettings:
     weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "running"
     weight_temperature: float = 0.15
     weight_decay: float = 0.98
+    prompt_evidence: int = 1000
     gate: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""
         _at_least("filter_n", self.filter_n, 1)
         _at_least("candidates", self.candidates, 0)
+        _at_least("prompt_evidence", self.prompt_evidence, 0)
         if not self.weight_temperature > 0:
             raise InputError(f"must be above 0, not {self.weight_temperature}")
         for name, share in (("weight_decay", self.weight_decay), ("gate", self.gate)):
@@ -80,6 +83,17 @@ class FusionSettings:
                 _at_least("weights", weight, 0)
             if not any(self.weights):
                 raise InputError("weights must not all be zero")
+
+    def evidence_bytes(self, *, conversation: bool) -> int:
+        """Return how many bytes at the end of a prompt are evidence before the answer begins.
+
+        Most of a conversation is the templates' own words and what was answered before, which
+        would have to be read again: there running weights begin with nothing.
+        """
+        follows = self.weights == "prompt-perplexity" or (
+            self.weights == "running" and not conversation
+        )
+        return self.prompt_evidence if follows else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,11 +130,11 @@ def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     assert meter.inside > 0
 
 
-def test_a_prompt_read_token_by_token_is_timed_but_not_repeated() -> None:
+def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
     clock = Clock()
     meter = Meter(Timed(WORDS_A, clock, 0.5), 1, clock=clock)
     assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
-    assert (meter.n_tokens, meter.inside, meter.again()) == (3, 1.5, None)
+    assert (meter.n_tokens, meter.inside, meter.again()) == (3, 1.5, 1.5)
     assert meter.rows == {0: [1, 2, 3]}
 
 

@@ -299,6 +299,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         weights=(2.0,),
         weight_temperature=7.0,
         weight_decay=0.5,
+        prompt_evidence=7,
         gate=0.5,
     )
     assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7, 7, 7, 7, 7)

@@ -36,9 +36,10 @@ def ensemble(
 
 
 def begin(
-    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0
+    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0, judged=0
 ) -> Draft:
-    return engine.begin([[1, *m.tokenizer.encode(text)] for m in models], sampling, slot)
+    prompts = [[1, *m.tokenizer.encode(text)] for m in models]
+    return engine.begin(prompts, sampling, slot, judged=judged)
 
 
 def run(engine: Engine, *drafts: Draft) -> list[list[Step]]:
@@ -305,31 +306,55 @@ def test_a_gate_that_never_opens_changes_nothing() -> None:
     assert texts[0] == texts[1]
 
 
-def test_prompt_perplexity_weighs_by_the_likelihood_of_the_prompt() -> None:
+def likelihood(model: FakeModel, tokens: list[int], first: int) -> float:
+    """Return the log-likelihood of the tokens from `first` on, in nats."""
+    nats = 0.0
+    for place in range(first, len(tokens)):
+        row = model._logits(tokens[:place]).astype(float)
+        nats += row[tokens[place]] - np.log(np.exp(row - row.max()).sum()) - row.max()
+    return nats
+
+
+@pytest.mark.parametrize(("judged", "n_tokens"), [(1, 1), (4, 1), (5, 2), (11, 99), (999, 99)])
+def test_members_are_judged_by_the_end_of_the_prompt(judged: int, n_tokens: int) -> None:
     text = b" the un the"
-    models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_B)]
+    models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_A, n_batch=3)]
     engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
-    draft = begin(engine, models, text, Sampling(max_tokens=2))
-    engine.step([draft])
+    draft = begin(engine, models, text, Sampling(max_tokens=2), judged=judged)
+    while not draft.steps:
+        engine.step([draft])
     for model, found in zip(models, draft.judge.evidence, strict=True):
         tokens = [1, *model.tokenizer.encode(text)]
-        nats = 0.0
-        for place in range(1, len(tokens)):
-            row = model._logits(tokens[:place]).astype(float)
-            nats += row[tokens[place]] - np.log(np.exp(row - row.max()).sum()) - row.max()
-        assert found == pytest.approx(nats / len(text), rel=1e-4)
+        first = max(len(tokens) - n_tokens, 1)
+        n_bytes = len(model.vocabulary.join(tokens[first:]))
+        assert found == pytest.approx(likelihood(model, tokens, first) / n_bytes, rel=1e-4)
 
 
-def test_prompt_perplexity_remembers_what_was_read_before() -> None:
+@given(st.integers(0, 40), st.lists(st.sampled_from([b" the", b"un", b"?"]), max_size=12))
+def test_what_the_caches_hold_of_a_prompt_does_not_change_its_evidence(judged, words) -> None:
+    found = []
+    for known in (True, False):
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        engine = ensemble(models, replace(MEAN, weights="running"))
+        start = b" the unbelievable"
+        if known:
+            run(engine, begin(engine, models, start, Sampling(max_tokens=5), judged=3))
+        draft = begin(engine, models, start + b"".join(words), Sampling(), judged=judged)
+        while not draft.ready:
+            engine._decode([draft])
+        found.append([voice.evidence() for voice in draft.voices])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert all(found[0]) == (judged > 0)
+
+
+def test_a_prompt_whose_evidence_is_known_is_not_read_again() -> None:
     models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
-    evidence = []
+    engine = ensemble(models)
     for _ in range(2):
-        draft = begin(engine, models, b" the unbelievable", Sampling(max_tokens=1))
-        engine.step([draft])
-        evidence.append(draft.judge.evidence)
-    # The last token is decoded again, for its logits; all tokens stay judged.
-    assert evidence[0] == pytest.approx(evidence[1])
+        before = [model.decoded for model in models]
+        run(engine, begin(engine, models, b" the unbelievable", Sampling(max_tokens=1), judged=9))
+    # The last token is decoded again, for its logits.
+    assert [model.decoded for model in models] == [count + 1 for count in before]
 
 
 def test_a_trace_says_who_voted_for_what() -> None:

@@ -115,9 +115,8 @@ class Meter:
         return logits
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Decode one run; see `Model.decode_every`. It cannot be done again."""
+        """Decode one run; see `Model.decode_every`. Again it is decoded without those logits."""
         (run,) = self._shifted([run])
-        self._can_repeat = False
         blocks = self._model.decode_every(run)
         done = 0
         while True:

@@ -183,9 +183,8 @@ def _uncached(
 ) -> tuple[float, Decision]:
     """Read a text anew and decide on the piece that follows; return the seconds, and how."""
     fusion = spec.fusion
-    if fusion.weights == "prompt-perplexity":
-        # The prompt of this step is the whole text so far: what counts was found before.
-        fusion = replace(fusion, weights="running")
+    # The prompt of this step is the whole text so far: what counts was found before.
+    fusion = replace(fusion, prompt_evidence=0)
     listener = Listener(fusion, len(meters), evidence)
     with ensemble_of(replace(spec, fusion=fusion), meters) as ensemble:
         began = clock()

@@ -46,6 +46,7 @@ HELP = {
     "weights": "equal, running, prompt-perplexity, or numbers, such as 2,1.",
     "weight_temperature": "Weights that follow the text: the higher, the more equal.",
     "weight_decay": "Running weights: what is left of the past after each byte.",
+    "prompt_evidence": "Bytes at the end of a prompt that weights begin with; 0 is none.",
     "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
 }
 
