@@ -358,6 +358,12 @@ def test_advice_in_a_plain_sentence(first, second, both, said) -> None:
     assert advice(found, found.members[0]) == "" or found.best != found.members[0].name
 
 
+def test_one_row_says_nothing_of_others() -> None:
+    found = summarize(hand_made((True,), (False,), (False,)))
+    said = "One row cannot tell trio from a alone (-100.0 points)."
+    assert advice(found, found.standing("trio")) == said
+
+
 def test_members_that_are_far_apart_are_warned_of() -> None:
     near = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 25, 30)]))
     far = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 20, 30)]))
