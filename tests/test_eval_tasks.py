@@ -18,7 +18,7 @@ from eva_local.cli.tasks import variant
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.advice import advice, warning
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
-from eva_local.evaluate.forms import prompt_of, sampling_of, solution, texts_of
+from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks
 from eva_local.evaluate.summary import choice, mark, overall, summarize
@@ -136,12 +136,16 @@ def test_answers_end_where_they_should() -> None:
 
 def test_what_is_scored_of_a_row() -> None:
     row = Row("r", prompt="p", choices=("né", "no"), text="one two three")
-    assert texts_of(row, Task("t", "choice", (row,)), frozenset()) == [" né", " no"]
-    assert texts_of(row, Task("t", "choice", (row,)), frozenset([0xC3])) == [" n", " no"]
-    assert texts_of(row, Task("t", "choice", (row,)), frozenset(), chat=True) == ["né", "no"]
-    assert texts_of(ASKED, Task("t", "generate", (ASKED,)), frozenset()) == [" 2"]
-    assert texts_of(row, Task("t", "bpb", (row,)), frozenset(), text_bytes=8) == ["one two"]
-    assert prompt_of(row, Task("t", "bpb", (row,))) == ""
+    picks, texts, none = Task("t", "choice", (row,)), Task("t", "bpb", (row,)), frozenset()
+    assert scored_of(row, picks, none) == [("p", " né"), ("p", " no")]
+    assert scored_of(row, picks, frozenset([0xC3])) == [("p", " n"), ("p", " no")]
+    said = [Message("user", "p")]
+    assert scored_of(row, picks, none, chat=True) == [(said, "né"), (said, "no")]
+    prompt = "Question: 1+1?\nAnswer:"
+    assert scored_of(ASKED, Task("t", "generate", (ASKED,)), none) == [(prompt, " 2")]
+    assert scored_of(row, texts, none, text_bytes=8) == [("", "one two")]
+    assert scored_of(row, texts, none, prompt_bytes=8) == [("one two", " three")]
+    assert scored_of(row, texts, none, text_bytes=8, prompt_bytes=7) == []
 
 
 @pytest.fixture
@@ -239,8 +243,8 @@ def test_texts_that_are_heard_once_score_as_if_each_contestant_had_heard_them(
         alone_ = replace(one.contestant.spec, fusion=fusion)
         with ensemble_of(alone_, [models[name] for name in MEMBERS]) as ensemble:
             for row, result in zip(one.task.rows, one.results, strict=True):
-                texts = texts_of(row, one.task, ensemble.missing_bytes)
-                scores = [ensemble.score(prompt_of(row, one.task), text) for text in texts]
+                asked = scored_of(row, one.task, ensemble.missing_bytes)
+                scores = [ensemble.score(prompt, text) for prompt, text in asked]
                 likelihoods = [score.log_likelihood for score in scores]
                 if one.task.kind == "bpb":
                     likelihoods = [sum(likelihoods)]
@@ -358,6 +362,12 @@ def test_advice_in_a_plain_sentence(first, second, both, said) -> None:
     assert advice(found, found.members[0]) == "" or found.best != found.members[0].name
 
 
+def test_one_row_says_nothing_of_others() -> None:
+    found = summarize(hand_made((True,), (False,), (False,)))
+    said = "One row cannot tell trio from a alone (-100.0 points)."
+    assert advice(found, found.standing("trio")) == said
+
+
 def test_members_that_are_far_apart_are_warned_of() -> None:
     near = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 25, 30)]))
     far = summarize(hand_made(*[tuple(i < n for i in range(ROWS)) for n in (30, 20, 30)]))
@@ -424,8 +434,6 @@ def test_settings_that_cannot_be_compared(session, text, problem) -> None:
     ("arguments", "problem"),
     [
         ([], "no rows"),
-        (["{rows}", "--bits-per-byte", "{rows}"], "not both"),
-        (["{rows}", "--combine", "mean", "--combine", "geometric"], "--compare combine"),
         (["{rows}", "--json", "{rows}"], "is a file of rows"),
         (["--json", "{rows}"], "no rows"),
         (["{rows}", "--html", "{folder}"], "cannot be written"),

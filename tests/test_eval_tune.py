@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,19 @@ from test_eval_score import ensemble
 from eva_local.config import load_config
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Setting
-from eva_local.evaluate.replay import Recorder, recording, replay
+from eva_local.evaluate.replay import (
+    Heard,
+    Juror,
+    Jury,
+    Recorder,
+    hearing,
+    recording,
+    replay,
+)
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.tune import Tuned, halves, listen, tune
+from eva_local.fusion import NOBODY, Vote
 from eva_local.specs import FusionSettings
 
 fusions = st.builds(
@@ -47,6 +57,58 @@ def test_a_replay_gives_what_the_engine_gives(fusion, text) -> None:
     expected = ensemble(models(), fusion).score("the end", text).log_likelihood
     assert found == pytest.approx(expected)
     assert recorder.transcript().n_bytes == len(text.encode())
+
+
+masses = st.lists(st.sampled_from([0.0, 0.0, 1.0, 2.0, 5.0]), min_size=8, max_size=8)
+# A vote of every member on every symbol, and the symbol that comes.
+steps = st.tuples(st.lists(masses, min_size=2, max_size=2), st.integers(0, 7))
+
+
+def vote(masses: Sequence[float]) -> Vote:
+    whole = np.array(masses)
+    symbols = np.flatnonzero(whole)
+    return Vote(symbols, whole[symbols] / whole.sum()) if len(symbols) else NOBODY
+
+
+@given(
+    text=st.lists(steps, min_size=1, max_size=4),
+    rules=st.lists(fusions, min_size=1, max_size=4),
+    lead=st.integers(0, 1),
+)
+def test_a_jury_says_what_each_juror_would_say_alone(text, rules, lead) -> None:
+    together = [Juror(fusion, lead, 8) for fusion in rules]
+    apart = [Juror(fusion, lead, 8) for fusion in rules]
+    jury = Jury(hearing(rules[0], prompts=True), 2, together)
+    jury.evidence = np.array([-0.5, -0.7])
+    for spread, symbol in text:
+        votes = tuple(map(vote, spread))
+        jury.learn(jury.decide(votes), symbol, 2)
+        for juror in apart:
+            juror.hear(Heard(votes, symbol, 2), jury.evidence.tolist())
+    for one, other in zip(together, apart, strict=True):
+        assert one.log_likelihood == pytest.approx(other.log_likelihood)
+        assert (one.filtered, one.unseen) == (other.filtered, other.unseen)
+
+
+def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
+    fused = []
+    whole = [vote(masses) for masses in np.random.default_rng(1).random((2, 1000))]
+
+    def combine(votes, weights, how):
+        fused.append((how, tuple(weights)))
+        return votes[0]
+
+    monkeypatch.setattr("eva_local.evaluate.replay.combine", combine)
+    rules = [
+        FusionSettings(combine=how, weights=weights, filter="off", weight_decay=decay)
+        for how in ("mean", "geometric")
+        for weights in ("equal", "running", (1.0, 1.0))
+        for decay in (0.9, 0.98)
+    ]
+    jury = Jury(hearing(rules[0], prompts=False), 2, [Juror(one, 0, 1000) for one in rules])
+    jury.learn(jury.decide(whole), 5, 2)
+    # The jury's own decision is the mean at equal weights.
+    assert fused == [("geometric", (0.5, 0.5))]
 
 
 def knowing(words: list[bytes], text: bytes, strength: float) -> FakeModel:

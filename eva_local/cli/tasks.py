@@ -147,6 +147,7 @@ def _held(
     from eva_local.evaluate.summary import summarize
     from eva_local.evaluate.tune import halves, tune
 
+    tasks = [contest.scorable(task) for task in tasks]
     specs = [spec, *variants]
     block = ""
     if options.tune:

@@ -24,6 +24,9 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
     ahead, best = standing.ahead, summary.best
     if ahead is None:
         return ""
+    if len(standing.marks) < 2:
+        amount = _amount(ahead.value, summary, "+")
+        return f"One row cannot tell {standing.name} from {best} alone ({amount})."
     amount = _amount(abs(ahead.value), summary)
     interval = f"95% interval {ahead.low:+.1f} to {ahead.high:+.1f}"
     if ahead.low > 0:

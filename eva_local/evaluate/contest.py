@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from eva_local.api import Ensemble, Report
-from eva_local.errors import ContextError
-from eva_local.evaluate.forms import prompt_of, sampling_of, texts_of
+from eva_local.errors import ContextError, InputError
+from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import complete_each, score_each
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Juror, Jury, hearing
 from eva_local.evaluate.results import Result, Results, key_of
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task
 from eva_local.model import Model
 from eva_local.opening import ensemble_of
 from eva_local.prompt import Prompt
@@ -42,11 +42,16 @@ def alone(member: ModelSpec) -> Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How rows are put to every contestant; `text_bytes` is how much of a long text is scored."""
+    """How rows are put to every contestant.
+
+    Of a long text the first `text_bytes` are taken; of each of its parts the first
+    `prompt_bytes` are read, and not scored.
+    """
 
     chat: bool = False
     max_tokens: int | None = None
     text_bytes: int | None = None
+    prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,32 @@ class Contest:
     setting: Setting = field(default_factory=Setting)
     parallel: int = 1
     report: Report = lambda _what, _share: None
+
+    def asked(self, task: Task) -> list[list[tuple[Prompt, str]]]:
+        """Return what is scored of each row, each text with the prompt before it."""
+        tokenizers = (model.tokenizer for model in self.models.values())
+        unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
+        return [
+            scored_of(
+                row,
+                task,
+                unspelled,
+                chat=self.setting.chat,
+                text_bytes=self.setting.text_bytes,
+                prompt_bytes=self.setting.prompt_bytes,
+            )
+            for row in task.rows
+        ]
+
+    def scorable(self, task: Task) -> Task:
+        """Leave out texts of which nothing can be scored; raise InputError where that is all."""
+        if task.kind != "bpb":
+            return task
+        asked = zip(task.rows, self.asked(task), strict=True)
+        rows = tuple(row for row, texts in asked if texts)
+        if not rows:
+            raise InputError(f"{task.name}: no text is longer than its prompt")
+        return replace(task, rows=rows)
 
     def run(self, tasks: Sequence[Task], contestants: Sequence[Contestant]) -> list[Entry]:
         """Return what all contestants made of all tasks; what is known already is not done again.
@@ -150,7 +181,7 @@ def _scored(
         juries[at].append(Jury(fusion, len(ensemble.members), jurors))
         return juries[at][-1]
 
-    rows = [(first.prompts[place], first.texts(place)) for place in places]
+    rows = [first.asked[place] for place in places]
     for at, scores in score_each(ensemble, rows, judge):
         whole = first.task.kind == "bpb"
         yield (
@@ -173,14 +204,17 @@ class _Job:
         self.task = task
         self._setting = contest.setting
         self._results = contest.results
-        tokenizers = (model.tokenizer for model in contest.models.values())
-        self._unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
-        self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
+        #: What is scored of each row, or the prompts that are answered.
+        self.asked: list[list[tuple[Prompt, str]]] = []
+        self.prompts: list[Prompt] = []
+        if self.scored:
+            self.asked = contest.asked(task)
+            matter = [_matter(texts) for texts in self.asked]
+        else:
+            self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
+            matter = [(prompt, self.sampling()) for prompt in self.prompts]
         who = identity(contestant.spec)
-        self._keys = [
-            key_of(who, task.kind, *self._matter(row, prompt))
-            for row, prompt in zip(task.rows, self.prompts, strict=True)
-        ]
+        self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
         self.missing = {i: None for i, key in enumerate(self._keys) if not self._results.get(key)}
 
@@ -225,20 +259,12 @@ class _Job:
         task, setting = self.task, self._setting
         return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
 
-    def texts(self, place: int) -> list[str]:
-        """Return what is scored of a row."""
-        return self._texts(self.task.rows[place])
 
-    def _matter(self, row: Row, prompt: Prompt) -> tuple[object, ...]:
-        """Return what a result depends on beside the contestant."""
-        said = prompt if isinstance(prompt, str) else list(prompt)
-        return said, (self._texts(row) if self.scored else self.sampling())
-
-    def _texts(self, row: Row) -> list[str]:
-        setting = self._setting
-        return texts_of(
-            row, self.task, self._unspelled, chat=setting.chat, text_bytes=setting.text_bytes
-        )
+def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:
+    """Return what scores depend on beside the contestant: the prompt, or prompts, and texts."""
+    prompts, texts = [prompt for prompt, _ in asked], [text for _, text in asked]
+    alike = all(prompt == prompts[0] for prompt in prompts)
+    return prompts[0] if prompts and alike else prompts, texts
 
 
 def _result(scores: Sequence[Score], jurors: Sequence[Juror], *, whole: bool) -> Result:

@@ -21,13 +21,11 @@ _TRANSLATION_TOKENS = 100
 
 
 def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
-    """Return the prompt of a row, after the examples of its task; a text has none.
+    """Return the prompt of a row, after the examples of its task.
 
     With `chat` it is a conversation for the members' own templates, else plain text that ends
     where the answer begins, without a space.
     """
-    if task.kind == "bpb":
-        return ""
     if not chat:
         shown = [f"{shot.prompt.rstrip()} {solution(shot)}\n\n" for shot in task.shots]
         return "".join(shown) + row.prompt.rstrip(" ")
@@ -37,17 +35,20 @@ def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
     return [*turns, Message("user", row.prompt)]
 
 
-def texts_of(
+def scored_of(
     row: Row,
     task: Task,
     missing: frozenset[int],
     *,
     chat: bool = False,
     text_bytes: int | None = None,
-) -> list[str]:
-    """Return what is scored of a row: its choices, the parts of its text, or its right answer.
+    prompt_bytes: int = 0,
+) -> list[tuple[Prompt, str]]:
+    """Return what is scored of a row, each with the prompt before it.
 
-    Characters that have a byte of `missing`, which some member cannot spell, are left out.
+    That is its choices, its right answer, or the parts of the first `text_bytes` of its text, of
+    each of which the first `prompt_bytes` are the prompt; a part without a rest is left out.
+    Characters that have a byte of `missing`, which some member cannot spell, are left out too.
     """
 
     def spelled(text: str) -> bytes:
@@ -56,9 +57,11 @@ def texts_of(
     if task.kind == "bpb":
         data = spelled(row.text)
         data = data if text_bytes is None else cut(data, text_bytes)[0]
-        return [piece.decode() for piece in pieces(data)]
+        parts = [cut(piece, prompt_bytes) for piece in pieces(data)]
+        return [(start.decode(), rest.decode()) for start, rest in parts if rest]
+    prompt = prompt_of(row, task, chat=chat)
     said = row.choices if task.kind == "choice" else (solution(row),)
-    return [spelled(text if chat else f" {text}").decode() for text in said]
+    return [(prompt, spelled(text if chat else f" {text}").decode()) for text in said]
 
 
 def solution(row: Row) -> str:

@@ -34,12 +34,13 @@ def complete_each(
 
 def score_each(
     ensemble: Ensemble,
-    rows: Sequence[tuple[Prompt, Sequence[str]]],
+    rows: Sequence[Sequence[tuple[Prompt, str]]],
     judge_of: Callable[[int], Judge | None] = lambda _place: None,
 ) -> Iterator[tuple[int, list[Score]]]:
-    """Score the texts of each row after its prompt; yield rows as they end.
+    """Score the texts of each row, each after its prompt; yield rows as they end.
 
-    Rows go side by side, the texts of one row after each other, so that its prompt is read once.
+    Rows go side by side, the texts of one row after each other, so that a prompt that they have
+    in common is read once.
     `judge_of` is asked once for each text, with the place of its row; see `Ensemble.score`.
     """
     waiting = iter(enumerate(rows))
@@ -68,14 +69,13 @@ class _Lane:
         self,
         ensemble: Ensemble,
         place: int,
-        row: tuple[Prompt, Sequence[str]],
+        row: Sequence[tuple[Prompt, str]],
         judge_of: Callable[[int], Judge | None],
     ) -> None:
         self.place = place
         self.scores: list[Score] = []
         self._ensemble = ensemble
-        self._prompt, texts = row
-        self._texts = iter(texts)
+        self._row = iter(row)
         self._judge_of = judge_of
         self._now: Scoring | None = None
         self._submit()
@@ -94,9 +94,8 @@ class _Lane:
             self._ensemble.scheduler.cancel(self._now.request)
 
     def _submit(self) -> None:
-        text = next(self._texts, None)
-        if text is None:
+        scored = next(self._row, None)
+        if scored is None:
             self._now = None
         else:
-            judge = self._judge_of(self.place)
-            self._now = self._ensemble.submit_score(self._prompt, text, judge)
+            self._now = self._ensemble.submit_score(*scored, self._judge_of(self.place))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eva_local.decision import Decision, Judge
-from eva_local.fusion import Vote
+from eva_local.fusion import Vote, combine
 from eva_local.specs import FusionSettings
 
 
@@ -39,7 +39,7 @@ class Juror:
 
     def __init__(self, fusion: FusionSettings, lead: int, n_symbols: int) -> None:
         """Begin a text, in a space of `n_symbols` whose lead is the member `lead`."""
-        self._fusion = fusion
+        self.fusion = fusion
         self._lead = lead
         self._n_symbols = n_symbols
         self._judge: Judge | None = None
@@ -49,17 +49,26 @@ class Juror:
         self.filtered: tuple[int, ...] = ()
         self.unseen = 0
 
-    def hear(self, heard: Heard, evidence: Sequence[float]) -> None:
-        """Take the next symbol; `evidence` is each member's of the prompt."""
+    def hear(
+        self,
+        heard: Heard,
+        evidence: Sequence[float],
+        fuse: Callable[[Decision, str], Vote] = lambda decision, _how: decision.fused,
+    ) -> None:
+        """Take the next symbol; `evidence` is each member's of the prompt.
+
+        `fuse` makes one vote of a decision's in the way that is named.
+        """
         first = self._judge is None
         if self._judge is None:
-            self._judge = Judge(self._fusion, len(heard.votes))
+            self._judge = Judge(self.fusion, len(heard.votes))
             self.filtered = (0,) * len(heard.votes)
-            if self._fusion.weights == "prompt-perplexity":
+            if self.fusion.weights == "prompt-perplexity":
                 self._judge.evidence = np.array(evidence)
         decision = self._judge.decide(self._asked(heard.votes, first=first))
-        self.log_likelihood += decision.fused.likelihood(heard.symbol, self._n_symbols)
-        self.unseen += not decision.fused.probability(heard.symbol)
+        fused = fuse(decision, self.fusion.combine)
+        self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
+        self.unseen += not fused.probability(heard.symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
         self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
         self._judge.learn(decision, heard.symbol, heard.n_bytes)
@@ -67,27 +76,57 @@ class Juror:
     def _asked(self, votes: Sequence[Vote], *, first: bool) -> Sequence[Vote | None]:
         """Leave out, as the engine does, who a sure lead would not have asked."""
         lead = self._lead
-        if self._fusion.gate == 1 or first or not len(votes[lead]):
+        if self.fusion.gate == 1 or first or not len(votes[lead]):
             return votes
-        if votes[lead].top(1)[0][1] < self._fusion.gate:
+        if votes[lead].top(1)[0][1] < self.fusion.gate:
             return votes
         return [vote if member == lead else None for member, vote in enumerate(votes)]
 
 
 class Jury(Judge):
-    """A judge that lets jurors hear the votes of a text too."""
+    """A judge that lets jurors hear the votes of a text too.
+
+    They decide by what they look at in the votes. Whole votes are fused once for all who come to
+    the same weights, since that takes the time: a vote may have hundreds of thousands of symbols.
+    """
 
     def __init__(self, fusion: FusionSettings, n_members: int, jurors: Sequence[Juror]) -> None:
         """Begin a text."""
         super().__init__(fusion, n_members)
         self.jurors = jurors
+        looks = [juror.fusion.filter_n for juror in jurors if juror.fusion.filter == "top-n"]
+        # A gate asks for the first choice.
+        self._n_top = max(looks, default=1)
 
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Tell the jurors the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
-        heard, evidence = Heard(votes, symbol, n_bytes), self.evidence.tolist()
+        known: dict[tuple[str, tuple[float, ...]], Vote] = {
+            (self._fusion.combine, decision.weights): decision.fused
+        }
+
+        def fuse(theirs: Decision, how: str) -> Vote:
+            key = how, theirs.weights
+            if key not in known:
+                known[key] = combine(votes, theirs.weights, how)
+            return known[key]
+
+        seen = tuple(_seen(vote, symbol, self._n_top) for vote in votes)
+        heard, evidence = Heard(seen, symbol, n_bytes), self.evidence.tolist()
         for juror in self.jurors:
-            juror.hear(heard, evidence)
+            juror.hear(heard, evidence, fuse)
+
+
+def _seen(vote: Vote, symbol: int, count: int) -> Vote:
+    """Return what a Judge looks at: first choices, the true symbol, the smallest probability."""
+    if not len(vote):
+        return vote
+    least = int(vote.symbols[vote.probabilities.argmin()])
+    looked_at = {least, *(first for first, _ in vote.top(count))}
+    if vote.probability(symbol):
+        looked_at.add(symbol)
+    symbols = np.array(sorted(looked_at))
+    return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
 
 
 class Recorder(Judge):

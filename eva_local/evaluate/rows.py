@@ -12,6 +12,8 @@ from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Where rows are texts whatever else they are, the field that holds the text: the first there is.
+_TEXT_FIELDS = ("text", "question", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ def read_tasks(
     """Read a task from each file: its first `limit` rows, with `n_shots` examples.
 
     A task takes its examples from the file of examples that is of its family, or from the only
-    one. Without `kind`, the fields of the rows tell it. Raises InputError for rows that do not
-    fit, and where a task has too few examples.
+    one. Without `kind`, the fields of the rows tell it. Where the kind is bpb, a file that is not
+    named .jsonl is one text, and a row without a text is a question or prompt that is taken for
+    one. Raises InputError for rows that do not fit, and where a task has too few examples.
     """
     examples = [(path, read_rows(path)) for path in shot_files]
     tasks: dict[str, Task] = {}
@@ -63,7 +66,7 @@ def read_tasks(
         name = path.stem
         if name in tasks:
             raise InputError(f"{path}: another file is called {name} too; rename one")
-        rows = read_rows(path)[:limit]
+        rows = (read_texts if kind == "bpb" else read_rows)(path)[:limit]
         found = kind or _kind(rows[0])
         for number, row in enumerate(rows, 1):
             _refuse_unfit(row, found, f"{path}, row {number}")
@@ -76,17 +79,44 @@ def read_tasks(
 
 def read_rows(path: Path) -> tuple[Row, ...]:
     """Read the rows of a file of JSON lines; raise InputError, naming the line, for a bad one."""
+    return tuple(_row(line, number) for number, line in enumerate(_lines(path), 1))
+
+
+def read_texts(path: Path) -> tuple[Row, ...]:
+    """Read texts: one from each row of JSON lines, or a whole file of another name."""
+    if path.suffix == ".jsonl":
+        lines = enumerate(_lines(path), 1)
+        return tuple(Row(_name(line, number), text=_text(line)) for number, line in lines)
     try:
-        data = path.read_bytes().strip()
+        text = _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no UTF-8 text: {error}") from error
+    return (Row(path.name, text=text),)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Path) -> list[Checked]:
+    data = _read(path).strip()
     lines, whole = checked_lines(path, data)
     if whole < len(data):
         raise InputError(f"{path}, line {len(lines) + 1} is no JSON")
-    rows = tuple(_row(line, number) for number, line in enumerate(lines, 1))
-    if not rows:
+    if not lines:
         raise InputError(f"{path}: holds no row")
-    return rows
+    return lines
+
+
+def _name(line: Checked, number: int) -> str:
+    return line.text("id") if "id" in line and line.has("id", str) else str(number)
+
+
+def _text(line: Checked) -> str:
+    return next((line.text(key) for key in _TEXT_FIELDS if key in line), "")
 
 
 def _row(line: Checked, number: int) -> Row:
@@ -97,7 +127,7 @@ def _row(line: Checked, number: int) -> Row:
         return line.texts(key) if key in line else ()
 
     row = Row(
-        name=line.text("id") if "id" in line and line.has("id", str) else str(number),
+        name=_name(line, number),
         family=text("task"),
         prompt=text("prompt"),
         answers=texts("answers"),

@@ -18,7 +18,7 @@ import numpy as np
 from eva_local.api import Report
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting
-from eva_local.evaluate.forms import prompt_of, texts_of
+from eva_local.evaluate.forms import scored_of
 from eva_local.evaluate.lanes import score_each
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
@@ -157,13 +157,12 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
                 heard[place].append(Recorder(fusion, len(models)))
                 return heard[place][-1]
 
-            asked = [(prompt, texts) for prompt, texts, _ in rows]
-            for done, _ in enumerate(score_each(ensemble, asked, judge)):
+            for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], judge)):
                 share = (number + done / len(rows)) / len(tasks)
                 contest.report(f"tuning: listening to {task.name}", share)
             examples = tuple(
                 Example(tuple(one.transcript() for one in each), label)
-                for each, (_, _, label) in zip(heard, rows, strict=True)
+                for each, (_, label) in zip(heard, rows, strict=True)
             )
             lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols))
     return lessons
@@ -171,18 +170,28 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
 
 def _few(
     task: Task, setting: Setting, missing: frozenset[int]
-) -> Iterator[tuple[Prompt, list[str], int]]:
-    """Yield prompts with the texts to listen to and the right one's place, until it is enough."""
+) -> Iterator[tuple[list[tuple[Prompt, str]], int]]:
+    """Yield the texts to listen to after their prompts, and the right one's place.
+
+    They end when it is enough.
+    """
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
+        asked = scored_of(
+            row,
+            task,
+            missing,
+            chat=setting.chat,
+            text_bytes=setting.prompt_bytes + size,
+            prompt_bytes=setting.prompt_bytes,
+        )
         # One part of a long text is enough.
-        texts = texts_of(row, task, missing, chat=setting.chat, text_bytes=size)
-        texts = texts[:1] if task.kind == "bpb" else texts
-        if left <= 0 or not all(texts):
+        asked = asked[:1] if task.kind == "bpb" else asked
+        if left <= 0 or not all(text for _, text in asked):
             continue
-        left -= sum(len(text.encode()) for text in texts)
-        yield prompt_of(row, task, chat=setting.chat), texts, row.label
+        left -= sum(len(text.encode()) for _, text in asked)
+        yield asked, row.label
 
 
 class _Search:

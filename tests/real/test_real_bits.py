@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config import load_config, shipped
-from eva_local.evaluate.bits import Passage, bits_per_byte, passages
+from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
+from eva_local.evaluate.results import Results
+from eva_local.evaluate.rows import Row, Task
 from eva_local.model import LlamaModel, Logits, Run
 from eva_local.opening import open_models
 from eva_local.prompt import PromptWriter
@@ -26,6 +27,9 @@ STORY = """The keeper of the lighthouse climbed the stairs every evening before 
 She filled the lamp with oil, cleaned the glass, and wrote the weather of the day into a large
 book that lay on the table. In winter the storms came from the north, and for many days no ship
 could be seen. Then she would sit by the window, drink her tea, and listen to the wind."""
+# Bytes of it that are a prompt: it ends with a word.
+PROMPT = 36
+WORSE = "qwen2.5-coder-0.5b"
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,30 @@ class Nonsense:
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         return [None if row is None else row[::-1].copy() for row in self.model.decode(runs)]
 
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        return (block[:, ::-1].copy() for block in self.model.decode_every(run))
+
+@dataclass(frozen=True)
+class Misled:
+    """A model that reads other tokens in place of its prompt."""
+
+    model: LlamaModel
+    prompt: Sequence[int]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        misread = []
+        for run in runs:
+            wrong = self.prompt[run.start : run.start + len(run.tokens)]
+            misread.append(replace(run, tokens=[*wrong, *run.tokens[len(wrong) :]]))
+        return self.model.decode(misread)
+
+
+def misled(model: LlamaModel) -> Misled:
+    """Let a conversation about garbage, in its template, end where the prompt should."""
+    writer = PromptWriter(model)
+    wrong = writer.tokens([Message("user", "xq7; zzkw %% 0f ~~ " * 20)])
+    return Misled(model, wrong[-len(writer.tokens(STORY[:PROMPT])) :])
 
 
 @pytest.fixture(scope="module")
@@ -51,48 +77,46 @@ def trio() -> Iterator[tuple[EnsembleSpec, dict[str, LlamaModel]]]:
         yield spec, dict(zip((member.name for member in spec.members), models, strict=True))
 
 
-@pytest.mark.parametrize("broken", ["votes nonsense", "reads another prompt"])
-def test_a_broken_member_costs_less_than_one_percent(trio, broken: str) -> None:
-    spec, members = trio
-    pivot = members[spec.pivot]
-    method = spec.fusion.mapping
-    mappings = {
-        method: {
-            name: find_or_build(method, model, pivot, mapping_folders())
-            for name, model in members.items()
-        }
-    }
-    (passage,) = passages([STORY.encode()], members, 40)
-    worse = "qwen2.5-coder-0.5b"
-    if broken == "votes nonsense":
-        members = {**members, worse: Nonsense(members[worse])}
-    else:
-        wrong = PromptWriter(members[worse]).tokens([Message("user", "xq7; zzkw %% 0f ~~ " * 20)])
-        passage = Passage({**passage.prompts, worse: wrong}, passage.text)
-    running = replace(spec.fusion, weights="running", filter="off", candidates=0)
-    equal = replace(running, weights="equal")
-    found = bits_per_byte([passage], members, spec.pivot, [running, equal], mappings)
-    best = min(bits[0] for bits in found.alone.values())
-    assert found.fused[running][0] < 1.01 * best
-    assert found.fused[running][0] < found.fused[equal][0]
+@pytest.mark.parametrize("broken", [Nonsense, misled])
+def test_a_broken_member_costs_less_than_one_percent(trio, tmp_path, broken) -> None:
+    spec, models = trio
+    models = {**models, WORSE: broken(models[WORSE])}
+    running = replace(spec.fusion, weights="running", filter="off")
+    rules = {"running": running, "equal": replace(running, weights="equal")}
+    contestants = [
+        *map(alone, spec.members),
+        *(Contestant(name, replace(spec, fusion=fusion)) for name, fusion in rules.items()),
+    ]
+    task = Task("story", "bpb", (Row("story", text=STORY),))
+    with Results(tmp_path / "results.jsonl") as results:
+        contest = Contest(models, results, Setting(prompt_bytes=PROMPT))
+        entries = contest.run([task], contestants)
+    cost = {one.contestant.name: -one.results[0].log_likelihoods[0] for one in entries}
+    best = min(cost[member.name] for member in spec.members)
+    assert cost["running"] < 1.01 * best
+    assert cost["running"] < cost["equal"]
 
 
 def test_the_command(tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     rows = [STORY[:100], STORY[100:180]]
-    texts.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    chosen = ["--method", "surface", "--combine", "mean", "--weights", "2,1", "--filter", "off"]
+    texts.write_text("".join(json.dumps({"question": row}) + "\n" for row in rows))
     command = [sys.executable, "-m", "eva_local", "--config", str(shipped("models.toml")), "eval"]
-    asked = [*command, "-e", "prose", "--bits-per-byte", str(texts), *chosen, "--json"]
+    chosen = ["--mapping", "surface", "--combine", "mean", "--weights", "2,1", "--filter", "off"]
+    kept = ["--results", str(tmp_path / "kept.jsonl"), "--json"]
+    asked = [*command, str(texts), "-e", "prose", "--task", "bpb", *chosen, *kept]
     done = subprocess.run(asked, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["bytes"] == [100, 80]
-    (fused,) = found["fused"]
+    fused = found["contestants"][-1]
     assert fused["settings"]["weights"] == [2.0, 1.0]
     assert (fused["settings"]["mapping"], fused["settings"]["combine"]) == ("surface", "mean")
-    for figures in (fused, *found["alone"].values()):
-        assert sum(figures["bits"]) / 180 == pytest.approx(figures["bits_per_byte"])
-        assert 0.3 < figures["bits_per_byte"] < 3
+    (task,) = found["tasks"]
+    assert len(task["standings"]) == 3
+    for standing in task["standings"]:
+        first, second = (row[standing["name"]]["value"] for row in task["answers"])
+        score = standing["score"]["value"]
+        assert (100 * first + 80 * second) / 180 == pytest.approx(score)
+        assert 0.3 < score < 3
     wrong = subprocess.run(
         [*asked, "--combine", "sum"], capture_output=True, text=True, check=False
     )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.api import Ensemble
 from eva_local.config import shipped
-from eva_local.evaluate.bits import bits_per_byte, passages
+from eva_local.model import ALL, Run
 from eva_local.opening import ensemble_of, open_models
+from eva_local.prompt import PromptWriter
+from eva_local.specs import EnsembleSpec, FusionSettings
 
 pytestmark = pytest.mark.real
 
@@ -59,24 +59,20 @@ def test_the_true_capital_is_the_likelier_one(demo: Ensemble) -> None:
     assert again.log_likelihood == pytest.approx(right.log_likelihood, abs=1e-3)
 
 
-def test_a_score_is_the_bits_that_the_other_path_counts(demo: Ensemble) -> None:
-    """Two ways to the same figure: sparse votes in the engine, dense ones in `bits`."""
-    text = ROWS["texts"][0]["text"]
-    fusion = replace(demo.spec.fusion, candidates=0)
-    spec = replace(demo.spec, fusion=fusion)
-    with open_models(spec) as models:
-        scored = ensemble_of(spec, models).score("", text)
-        for model in models:
-            model.remove(-1, 0)
-        members = dict(zip(demo.members, models, strict=True))
-        mappings = {
-            name: find_or_build(fusion.mapping, model, members[spec.pivot], mapping_folders())
-            for name, model in members.items()
-        }
-        parts = passages([text.encode()], members)
-        found = bits_per_byte(parts, members, spec.pivot, [fusion], {fusion.mapping: mappings})
-    bits = -scored.log_likelihood / math.log(2) / scored.n_bytes
-    assert found.per_byte(found.fused[fusion]) == pytest.approx(bits, rel=1e-3)
+def test_a_member_alone_scores_as_its_logits_say(demo: Ensemble) -> None:
+    """A loop over llama.cpp's logits: every token of the text, among those that stand for text."""
+    text, member = ROWS["texts"][0]["text"], demo.spec.members[-1]
+    spec = EnsembleSpec(member.name, (member,), member.name, FusionSettings(candidates=0))
+    with open_models(spec) as (model,):
+        found = ensemble_of(spec, [model]).score("", text)
+        model.remove(ALL, 0)
+        prompt, tokens = PromptWriter(model).tokens(""), model.tokenizer.encode(text.encode())
+        blocks = list(model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])))
+        logits = np.concatenate(blocks)[len(prompt) - 1 :].astype(np.float64)
+        said = model.vocabulary.speakable.copy()
+        said[list(model.vocabulary.end_ids)] = True
+    expected = logits[np.arange(len(tokens)), tokens] - np.logaddexp.reduce(logits[:, said], axis=1)
+    assert found.log_likelihood == pytest.approx(expected.sum(), rel=1e-3)
 
 
 def test_tasks_from_the_command_line(files, tmp_path) -> None:
