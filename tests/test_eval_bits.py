@@ -134,17 +134,22 @@ def step_by_step(
     space = PivotSpace(members, mappings, n_candidates=0)
     judge = Judge(setting, len(members))
     voices = space.voices(7)
-    for place, (model, voice) in enumerate(zip(members, voices, strict=True)):
+    judged = setting.evidence_bytes(conversation=False)
+    for model, voice in zip(members, voices, strict=True):
         model.remove(7, 0)
-        voice.start(PromptWriter(model).tokens(start))
-        (run,) = voice.pending()
-        voice.read(run, model.decode_every(run))
-        if setting.weights == "prompt-perplexity":
-            judge.evidence[place] = voice.evidence()
+        voice.start(PromptWriter(model).tokens(start), judged)
+        while not voice.ready:
+            (run,) = voice.pending()
+            if run.every:
+                voice.read(run, model.decode_every(run))
+            else:
+                voice.take(run, model.decode([run])[0])
+    if judged:
+        judge.begin([voice.evidence() for voice in voices])
     found = 0.0
     for symbol in members[0].tokenizer.encode(text.encode()):
         for model, voice in zip(members, voices, strict=True):
-            for run in voice.pending():
+            for run in () if voice.ready else voice.pending():
                 voice.take(run, model.decode([run])[0])
         decision = judge.decide(space.votes(voices, space.lead_vote(voices)))
         found -= math.log2(decision.fused.at_least(symbol))

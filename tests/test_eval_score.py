@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,8 @@ def test_what_cannot_be_scored_is_a_clear_error() -> None:
 
 @given(text=st.text("the unbelivaPrs.,", min_size=1, max_size=20))
 def test_each_member_scores_the_same_symbols_by_its_own_vote(text) -> None:
-    pair = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
+    equal = replace(WHOLE, weights="equal")
+    pair = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)], equal)
     found = pair.score("the", text)
     one, other = found.members
     assert one == pytest.approx(alone(FakeModel(WORDS_A), "the", text))

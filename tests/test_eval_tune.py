@@ -30,6 +30,7 @@ from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.tune import Tuned, halves, listen, tune
 from eva_local.fusion import NOBODY, Vote
+from eva_local.records import Message
 from eva_local.specs import FusionSettings
 
 fusions = st.builds(
@@ -41,20 +42,26 @@ fusions = st.builds(
     weight_temperature=st.sampled_from([0.05, 0.3]),
     weight_decay=st.sampled_from([0.9, 0.99]),
     gate=st.sampled_from([1.0, 0.9, 0.3]),
+    prompt_evidence=st.sampled_from([0, 4]),
 )
 
 
-@given(fusion=fusions, text=st.text("the unbelivaPrs.,", min_size=1, max_size=15))
+@given(
+    fusion=fusions,
+    text=st.text("the unbelivaPrs.,", min_size=1, max_size=15),
+    prompt=st.sampled_from(["the end", [Message("user", "the end")]]),
+)
 @settings(max_examples=60, deadline=None)
-def test_a_replay_gives_what_the_engine_gives(fusion, text) -> None:
+def test_a_replay_gives_what_the_engine_gives(fusion, text, prompt) -> None:
     def models() -> list[FakeModel]:
         return [FakeModel(WORDS_A), FakeModel(WORDS_B)]
 
     heard = ensemble(models(), recording(fusion))
-    recorder = Recorder(recording(fusion), 2)
-    heard.score("the end", text, recorder)
+    said = not isinstance(prompt, str)
+    recorder = Recorder(recording(fusion), 2, conversation=said)
+    heard.score(prompt, text, recorder)
     found = replay(recorder.transcript(), fusion, 0, heard.n_symbols)
-    expected = ensemble(models(), fusion).score("the end", text).log_likelihood
+    expected = ensemble(models(), fusion).score(prompt, text).log_likelihood
     assert found == pytest.approx(expected)
     assert recorder.transcript().n_bytes == len(text.encode())
 
@@ -76,15 +83,16 @@ def vote(masses: Sequence[float]) -> Vote:
     lead=st.integers(0, 1),
 )
 def test_a_jury_says_what_each_juror_would_say_alone(text, rules, lead) -> None:
-    together = [Juror(fusion, lead, 8) for fusion in rules]
-    apart = [Juror(fusion, lead, 8) for fusion in rules]
-    jury = Jury(hearing(rules[0], prompts=True), 2, together)
-    jury.evidence = np.array([-0.5, -0.7])
+    together = [Juror(fusion, 2, lead, 8) for fusion in rules]
+    apart = [Juror(fusion, 2, lead, 8) for fusion in rules]
+    jury = Jury(hearing(rules[0], judged=True), 2, together)
+    for one in (jury, *apart):
+        one.begin([-0.5, -0.7])
     for spread, symbol in text:
         votes = tuple(map(vote, spread))
         jury.learn(jury.decide(votes), symbol, 2)
         for juror in apart:
-            juror.hear(Heard(votes, symbol, 2), jury.evidence.tolist())
+            juror.hear(Heard(votes, symbol, 2))
     for one, other in zip(together, apart, strict=True):
         assert one.log_likelihood == pytest.approx(other.log_likelihood)
         assert (one.filtered, one.unseen) == (other.filtered, other.unseen)
@@ -105,7 +113,7 @@ def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
         for weights in ("equal", "running", (1.0, 1.0))
         for decay in (0.9, 0.98)
     ]
-    jury = Jury(hearing(rules[0], prompts=False), 2, [Juror(one, 0, 1000) for one in rules])
+    jury = Jury(hearing(rules[0], judged=False), 2, [Juror(one, 2, 0, 1000) for one in rules])
     jury.learn(jury.decide(whole), 5, 2)
     # The jury's own decision is the mean at equal weights.
     assert fused == [("geometric", (0.5, 0.5))]

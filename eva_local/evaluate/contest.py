@@ -176,9 +176,14 @@ def _scored(
     juries: list[list[Jury]] = [[] for _ in places]
     fusion, lead = ensemble.spec.fusion, ensemble.spec.pivot_index
 
+    n_members, n_symbols = len(ensemble.members), ensemble.n_symbols
+
     def judge(at: int) -> Jury:
-        jurors = [Juror(job.fusion, lead, ensemble.n_symbols) for job in asked[at]]
-        juries[at].append(Jury(fusion, len(ensemble.members), jurors))
+        jurors = [
+            Juror(job.fusion, n_members, lead, n_symbols, conversation=first.chat)
+            for job in asked[at]
+        ]
+        juries[at].append(Jury(fusion, n_members, jurors))
         return juries[at][-1]
 
     rows = [first.asked[place] for place in places]
@@ -201,6 +206,7 @@ class _Job:
         self.contestant = contestant
         self.label = f"{contestant.name}: {task.name}"
         self.scored = task.kind in ("choice", "bpb")
+        self.chat = contest.setting.chat and task.kind != "bpb"
         self.task = task
         self._setting = contest.setting
         self._results = contest.results
@@ -227,7 +233,7 @@ class _Job:
     def fusion(self) -> FusionSettings:
         """The rule of the contestant; nobody is weighed against one model."""
         fusion = self.contestant.spec.fusion
-        return fusion if not self.contestant.alone else hearing(fusion, prompts=False)
+        return fusion if not self.contestant.alone else hearing(fusion, judged=False)
 
     @property
     def hall(self) -> object:
@@ -235,15 +241,15 @@ class _Job:
         spec = self.contestant.spec
         if not self.scored:
             return self.contestant.name
-        return spec.members, spec.pivot, hearing(spec.fusion, prompts=False)
+        return spec.members, spec.pivot, hearing(spec.fusion, judged=False)
 
     def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
         """Return the ensemble that writes, or whose votes all of `contestants` can judge."""
         spec = self.contestant.spec
         if not self.scored:
             return spec
-        prompts = any(one.spec.fusion.weights == "prompt-perplexity" for one in contestants)
-        return replace(spec, fusion=hearing(spec.fusion, prompts=prompts))
+        judged = any(one.spec.fusion.evidence_bytes(conversation=self.chat) for one in contestants)
+        return replace(spec, fusion=hearing(spec.fusion, judged=judged))
 
     def keep(self, place: int, result: Result) -> None:
         """Keep the result of a row."""

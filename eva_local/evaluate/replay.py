@@ -23,10 +23,14 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """All votes of one given text, and each member's evidence of its prompt."""
+    """All votes of one given text, and each member's evidence of its prompt.
+
+    `conversation` says that the prompt was one.
+    """
 
     heard: tuple[Heard, ...]
     evidence: tuple[float, ...]
+    conversation: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -37,35 +41,41 @@ class Transcript:
 class Juror:
     """Says how likely a given text is under some settings, from the members' votes on it."""
 
-    def __init__(self, fusion: FusionSettings, lead: int, n_symbols: int) -> None:
+    def __init__(
+        self,
+        fusion: FusionSettings,
+        n_members: int,
+        lead: int,
+        n_symbols: int,
+        *,
+        conversation: bool = False,
+    ) -> None:
         """Begin a text, in a space of `n_symbols` whose lead is the member `lead`."""
         self.fusion = fusion
         self._lead = lead
         self._n_symbols = n_symbols
-        self._judge: Judge | None = None
+        self._conversation = conversation
+        self._judge = Judge(fusion, n_members)
+        self._first = True
         #: In nats.
         self.log_likelihood = 0.0
         #: How often each member was dropped, and how many symbols were no candidate.
-        self.filtered: tuple[int, ...] = ()
+        self.filtered = (0,) * n_members
         self.unseen = 0
+
+    def begin(self, evidence: Sequence[float]) -> None:
+        """Take in each member's evidence of the prompt, if the settings ask for it."""
+        if self.fusion.evidence_bytes(conversation=self._conversation):
+            self._judge.begin(evidence)
 
     def hear(
         self,
         heard: Heard,
-        evidence: Sequence[float],
         fuse: Callable[[Decision, str], Vote] = lambda decision, _how: decision.fused,
     ) -> None:
-        """Take the next symbol; `evidence` is each member's of the prompt.
-
-        `fuse` makes one vote of a decision's in the way that is named.
-        """
-        first = self._judge is None
-        if self._judge is None:
-            self._judge = Judge(self.fusion, len(heard.votes))
-            self.filtered = (0,) * len(heard.votes)
-            if self.fusion.weights == "prompt-perplexity":
-                self._judge.evidence = np.array(evidence)
-        decision = self._judge.decide(self._asked(heard.votes, first=first))
+        """Take the next symbol; `fuse` makes one vote of a decision's in the way that is named."""
+        decision = self._judge.decide(self._asked(heard.votes, first=self._first))
+        self._first = False
         fused = fuse(decision, self.fusion.combine)
         self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
         self.unseen += not fused.probability(heard.symbol)
@@ -98,6 +108,11 @@ class Jury(Judge):
         # A gate asks for the first choice.
         self._n_top = max(looks, default=1)
 
+    def begin(self, evidence: Sequence[float]) -> None:
+        """Tell the jurors."""
+        for juror in self.jurors:
+            juror.begin(evidence)
+
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Tell the jurors the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
@@ -112,9 +127,9 @@ class Jury(Judge):
             return known[key]
 
         seen = tuple(_seen(vote, symbol, self._n_top) for vote in votes)
-        heard, evidence = Heard(seen, symbol, n_bytes), self.evidence.tolist()
+        heard = Heard(seen, symbol, n_bytes)
         for juror in self.jurors:
-            juror.hear(heard, evidence, fuse)
+            juror.hear(heard, fuse)
 
 
 def _seen(vote: Vote, symbol: int, count: int) -> Vote:
@@ -132,9 +147,12 @@ def _seen(vote: Vote, symbol: int, count: int) -> Vote:
 class Recorder(Judge):
     """A judge that keeps what it hears."""
 
-    def __init__(self, fusion: FusionSettings, n_members: int) -> None:
+    def __init__(
+        self, fusion: FusionSettings, n_members: int, *, conversation: bool = False
+    ) -> None:
         """Begin a text."""
         super().__init__(fusion, n_members)
+        self._conversation = conversation
         self._heard: list[Heard] = []
 
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
@@ -144,32 +162,35 @@ class Recorder(Judge):
 
     def transcript(self) -> Transcript:
         """Return what was heard."""
-        return Transcript(tuple(self._heard), tuple(self.evidence.tolist()))
+        return Transcript(tuple(self._heard), tuple(self.evidence.tolist()), self._conversation)
 
 
 def recording(fusion: FusionSettings) -> FusionSettings:
     """Return settings under which a Recorder hears all that other settings may need."""
     candidates = fusion.candidates or FusionSettings().candidates
-    return replace(hearing(fusion, prompts=True), candidates=candidates)
+    return replace(hearing(fusion, judged=True), candidates=candidates)
 
 
-def hearing(fusion: FusionSettings, *, prompts: bool) -> FusionSettings:
+def hearing(fusion: FusionSettings, *, judged: bool) -> FusionSettings:
     """Return settings whose votes are those of `fusion`, all of them and with all candidates.
 
-    `prompts` has the members judge their prompts too, as the weights prompt-perplexity need.
+    With `judged` there is evidence of the prompt, whatever it is.
     """
     return FusionSettings(
         space=fusion.space,
         mapping=fusion.mapping,
         candidates=0,
-        weights="prompt-perplexity" if prompts else "equal",
+        weights="prompt-perplexity" if judged else "equal",
         filter="off",
+        prompt_evidence=fusion.prompt_evidence,
     )
 
 
 def replay(transcript: Transcript, fusion: FusionSettings, lead: int, n_symbols: int) -> float:
     """Return the log-likelihood, in nats, that the text would have had under `fusion`."""
-    juror = Juror(fusion, lead, n_symbols)
+    n_members, conversation = len(transcript.evidence), transcript.conversation
+    juror = Juror(fusion, n_members, lead, n_symbols, conversation=conversation)
+    juror.begin(transcript.evidence)
     for heard in transcript.heard:
-        juror.hear(heard, transcript.evidence)
+        juror.hear(heard)
     return juror.log_likelihood

@@ -152,9 +152,12 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
         for number, task in enumerate(tasks):
             rows = list(_few(task, contest.setting, ensemble.missing_bytes))
             heard: list[list[Recorder]] = [[] for _ in rows]
+            chat = contest.setting.chat and task.kind != "bpb"
 
-            def judge(place: int, heard: list[list[Recorder]] = heard) -> Recorder:
-                heard[place].append(Recorder(fusion, len(models)))
+            def judge(
+                place: int, heard: list[list[Recorder]] = heard, chat: bool = chat
+            ) -> Recorder:
+                heard[place].append(Recorder(fusion, len(models), conversation=chat))
                 return heard[place][-1]
 
             for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], judge)):
