@@ -53,7 +53,10 @@ class Judge:
             weights = np.asarray(stayed, dtype=np.float64)
         counted = [(vote, w) for vote, w in zip(votes, weights, strict=True) if vote is not None]
         fused = combine(
-            [vote for vote, _ in counted], [float(w) for _, w in counted], self._fusion.combine
+            [vote for vote, _ in counted],
+            [float(w) for _, w in counted],
+            self._fusion.combine,
+            self._fusion.sharpness,
         )
         total = weights.sum() or 1.0
         return Decision(

@@ -196,14 +196,16 @@ def follow(evidence: Floats, log_likelihood: Floats, n_bytes: int, decay: float)
     return left * evidence + (1 - left) * log_likelihood / n_bytes
 
 
-def combine(votes: Sequence[Vote], weights: Sequence[float], method: str = "mean") -> Vote:
+def combine(
+    votes: Sequence[Vote], weights: Sequence[float], method: str = "mean", sharpness: float = 1.0
+) -> Vote:
     """Fuse votes into one distribution.
 
     `weights` are non-negative; a vote of weight 0 has no influence, and where no vote is left
-    the result abstains. "mean" is
-    the weighted arithmetic mean. "geometric" is the normalised weighted geometric mean; a
-    symbol that a truncated vote does not hold counts there with its smallest probability,
-    which bounds the true one from above.
+    the result abstains. "mean" is the weighted arithmetic mean. "geometric" is the normalised
+    weighted geometric mean to the power of `sharpness`; a symbol that a truncated vote does not
+    hold counts there with its smallest probability, which bounds the true one from above. One
+    vote that is left alone is the result as it is.
     """
     present = [(vote, weight) for vote, weight in zip(votes, weights, strict=True) if weight > 0]
     if not present:
@@ -221,7 +223,7 @@ def combine(votes: Sequence[Vote], weights: Sequence[float], method: str = "mean
     for (vote, weight), place in zip(present, places, strict=True):
         spread = np.full(len(symbols), vote.probabilities.min())
         spread[place] = vote.probabilities
-        logs += (weight / total) * np.log(spread)
+        logs += (sharpness * weight / total) * np.log(spread)
     return normalised(symbols, np.exp(logs - logs.max()))
 
 

@@ -52,19 +52,21 @@ class FusionSettings:
     the members, or follow the members' likelihood of the text so far (running) or of the
     prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
     running forgets by weight_decay per byte. Both begin with what the last prompt_evidence
-    bytes of a prompt say. Where the pivot's likeliest symbol has at least the probability gate,
+    bytes of a prompt say. A geometric mean is raised to the power of sharpness: members err in
+    part independently, so what they agree on is likelier than each of them says. Where the pivot's likeliest symbol has at least the probability gate,
     the others are not asked; 1 asks them always.
     """
 
     space: Literal["pivot", "bytes"] = "pivot"
     mapping: Literal["surface", "surface-refined", "eva", "eva-paper"] = "surface-refined"
     combine: Literal["mean", "geometric"] = "mean"
+    sharpness: float = 1.05
     filter: Literal["top-n", "off"] = "off"
     filter_n: int = 3
     candidates: int = 320
     weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "running"
-    weight_temperature: float = 0.15
-    weight_decay: float = 0.98
+    weight_temperature: float = 0.13
+    weight_decay: float = 0.99
     prompt_evidence: int = 1000
     gate: float = 1.0
 
@@ -73,8 +75,12 @@ class FusionSettings:
         _at_least("filter_n", self.filter_n, 1)
         _at_least("candidates", self.candidates, 0)
         _at_least("prompt_evidence", self.prompt_evidence, 0)
-        if not self.weight_temperature > 0:
-            raise InputError(f"must be above 0, not {self.weight_temperature}")
+        for name, amount in (
+            ("weight_temperature", self.weight_temperature),
+            ("sharpness", self.sharpness),
+        ):
+            if not amount > 0:
+                raise InputError(f"{name} must be above 0, not {amount}")
         for name, share in (("weight_decay", self.weight_decay), ("gate", self.gate)):
             if not 0 < share <= 1:
                 raise InputError(f"{name} must be in (0, 1], not {share}")

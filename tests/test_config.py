@@ -293,6 +293,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
     assert config.ensemble().fusion == FusionSettings(
         mapping="eva",
         combine="geometric",
+        sharpness=7.0,
         filter="off",
         filter_n=7,
         candidates=7,

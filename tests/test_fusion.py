@@ -114,6 +114,10 @@ def test_geometric_mean_by_hand() -> None:
     fused = combine([vote(a=0.5, b=0.5), vote(a=0.9, b=0.1)], [1, 1], "geometric")
     a, b = (0.5 * 0.9) ** 0.5, (0.5 * 0.1) ** 0.5
     assert as_dict(fused) == {"a": round(a / (a + b), 6), "b": round(b / (a + b), 6)}
+    # To the power of 2 the mean of two is their product.
+    fused = combine([vote(a=0.5, b=0.5), vote(a=0.9, b=0.1)], [1, 1], "geometric", 2.0)
+    assert as_dict(fused) == pytest.approx({"a": 0.9, "b": 0.1})
+    assert combine([vote(a=0.9, b=0.1)], [1], "geometric", 2.0).probability(0) == 0.9
     # A symbol that a vote does not hold counts with the vote's smallest probability.
     fused = combine([vote(a=0.8, b=0.2), vote(a=0.4, c=0.6)], [1, 1], "geometric")
     a, b, c = (0.8 * 0.4) ** 0.5, (0.2 * 0.4) ** 0.5, (0.2 * 0.6) ** 0.5

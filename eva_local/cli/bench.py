@@ -53,7 +53,7 @@ from eva_local.cli.session import Session, pass_session, setting_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
     *("flash_attention", "kv_type", "swa_full", "batch_invariant"),
-    *("space", "mapping", "combine", "filter", "candidates", "weights", "gate"),
+    *("space", "mapping", "combine", "filter", "candidates", "weights", "prompt_evidence", "gate"),
 )
 @pass_session
 def bench(

@@ -75,7 +75,8 @@ _PATH = click.Path(path_type=Path)
 @output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "space", "mapping", "combine"),
-    *("filter", "filter_n", "candidates", "weights", "weight_temperature", "weight_decay", "gate"),
+    *("sharpness", "filter", "filter_n", "candidates", "weights", "weight_temperature"),
+    *("weight_decay", "prompt_evidence", "gate"),
 )
 @pass_session
 def evaluate(

@@ -40,6 +40,7 @@ HELP = {
     "space": "The space in which votes are added up: pivot or bytes.",
     "mapping": "surface, surface-refined, eva or eva-paper.",
     "combine": "mean or geometric.",
+    "sharpness": "Geometric mean: above 1, what members agree on counts for more; 1 is off.",
     "filter": "Which members take part in a step: top-n or off.",
     "filter_n": "The n of the filter top-n.",
     "candidates": "Tokens that a member votes with; 0 is all.",

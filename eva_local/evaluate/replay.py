@@ -71,12 +71,14 @@ class Juror:
     def hear(
         self,
         heard: Heard,
-        fuse: Callable[[Decision, str], Vote] = lambda decision, _how: decision.fused,
+        fuse: Callable[[Decision, str, float], Vote] = lambda decision, _how, _sharp: (
+            decision.fused
+        ),
     ) -> None:
-        """Take the next symbol; `fuse` makes one vote of a decision's in the way that is named."""
+        """Take the next symbol; `fuse` makes one vote of a decision's, as `combine` does."""
         decision = self._judge.decide(self._asked(heard.votes, first=self._first))
         self._first = False
-        fused = fuse(decision, self.fusion.combine)
+        fused = fuse(decision, self.fusion.combine, self.fusion.sharpness)
         self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
         self.unseen += not fused.probability(heard.symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
@@ -116,14 +118,15 @@ class Jury(Judge):
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Tell the jurors the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
-        known: dict[tuple[str, tuple[float, ...]], Vote] = {
-            (self._fusion.combine, decision.weights): decision.fused
+        mine = self._fusion
+        known: dict[tuple[tuple[float, ...], str, float], Vote] = {
+            (decision.weights, mine.combine, mine.sharpness): decision.fused
         }
 
-        def fuse(theirs: Decision, how: str) -> Vote:
-            key = how, theirs.weights
+        def fuse(theirs: Decision, how: str, sharpness: float) -> Vote:
+            key = theirs.weights, how, sharpness
             if key not in known:
-                known[key] = combine(votes, theirs.weights, how)
+                known[key] = combine(votes, *key)
             return known[key]
 
         seen = tuple(_seen(vote, symbol, self._n_top) for vote in votes)

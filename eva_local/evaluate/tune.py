@@ -40,6 +40,7 @@ _ROUNDS = 3
 _USUAL_TRIALS = 100
 _FILTERS = (1, 2, 3, 5, 10)
 _TEMPERATURES = (0.03, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
+_SHARPNESSES = (1.0, 1.05, 1.1)
 _DECAYS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 _GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Fixed weights are so many parts, shared out among the members; every member gets one.
@@ -229,7 +230,14 @@ class _Search:
 
     def _descend(self, best: FusionSettings) -> None:
         """Change one setting at a time for the better, until nothing gets better."""
-        axes = (self._combines, self._weights, self._temperatures, self._decays, self._filters)
+        axes = (
+            self._combines,
+            self._sharpnesses,
+            self._weights,
+            self._temperatures,
+            self._decays,
+            self._filters,
+        )
         for _ in range(_ROUNDS):
             before = best
             for axis in axes:
@@ -251,6 +259,11 @@ class _Search:
     def _combines(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
         yield replace(fusion, combine="mean")
         yield replace(fusion, combine="geometric")
+
+    def _sharpnesses(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
+        if fusion.combine == "geometric":
+            for sharpness in _SHARPNESSES:
+                yield replace(fusion, sharpness=sharpness)
 
     def _filters(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
         yield replace(fusion, filter="off")
