@@ -53,8 +53,9 @@ class FusionSettings:
     prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
     running forgets by weight_decay per byte. Both begin with what the last prompt_evidence
     bytes of a prompt say. A geometric mean is raised to the power of sharpness: members err in
-    part independently, so what they agree on is likelier than each of them says. Where the pivot's likeliest symbol has at least the probability gate,
-    the others are not asked; 1 asks them always.
+    part independently, so what they agree on is likelier than each of them says. Where the
+    pivot's likeliest symbol has at least the probability gate, the others are not asked; 1 asks
+    them always.
     """
 
     space: Literal["pivot", "bytes"] = "pivot"

@@ -118,7 +118,7 @@ def test_another_prompt_is_another_result(folder) -> None:
 
 @pytest.mark.parametrize("how", ["mean", "geometric"])
 def test_copies_of_one_model_predict_as_it_does(folder, how) -> None:
-    setting = FusionSettings(mapping="surface", combine=how)
+    setting = FusionSettings(mapping="surface", combine=how, sharpness=1.0)
     found = measured(folder, texts(TEXT), {"one": FakeModel(), "two": FakeModel()}, [setting])
     assert bits(found[setting]) == pytest.approx(bits(found["one"]))
 

@@ -102,7 +102,7 @@ def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
     fused = []
     whole = [vote(masses) for masses in np.random.default_rng(1).random((2, 1000))]
 
-    def combine(votes, weights, how):
+    def combine(votes, weights, how, _sharpness):
         fused.append((how, tuple(weights)))
         return votes[0]
 

@@ -71,14 +71,12 @@ class Juror:
     def hear(
         self,
         heard: Heard,
-        fuse: Callable[[Decision, str, float], Vote] = lambda decision, _how, _sharp: (
-            decision.fused
-        ),
+        fuse: Callable[[Decision, FusionSettings], Vote] = lambda decision, _: decision.fused,
     ) -> None:
-        """Take the next symbol; `fuse` makes one vote of a decision's, as `combine` does."""
+        """Take the next symbol; `fuse` makes one vote of a decision's, as the settings say."""
         decision = self._judge.decide(self._asked(heard.votes, first=self._first))
         self._first = False
-        fused = fuse(decision, self.fusion.combine, self.fusion.sharpness)
+        fused = fuse(decision, self.fusion)
         self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
         self.unseen += not fused.probability(heard.symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
@@ -123,8 +121,8 @@ class Jury(Judge):
             (decision.weights, mine.combine, mine.sharpness): decision.fused
         }
 
-        def fuse(theirs: Decision, how: str, sharpness: float) -> Vote:
-            key = theirs.weights, how, sharpness
+        def fuse(theirs: Decision, rule: FusionSettings) -> Vote:
+            key = theirs.weights, rule.combine, rule.sharpness
             if key not in known:
                 known[key] = combine(votes, *key)
             return known[key]

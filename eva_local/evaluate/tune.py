@@ -231,12 +231,8 @@ class _Search:
     def _descend(self, best: FusionSettings) -> None:
         """Change one setting at a time for the better, until nothing gets better."""
         axes = (
-            self._combines,
-            self._sharpnesses,
-            self._weights,
-            self._temperatures,
-            self._decays,
-            self._filters,
+            *(self._combines, self._sharpnesses, self._filters),
+            *(self._weights, self._temperatures, self._decays),
         )
         for _ in range(_ROUNDS):
             before = best
