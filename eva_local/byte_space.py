@@ -43,7 +43,7 @@ class ByteVoice:
         self._model = model
         self._sequences = sequences
         self._branches = Branches(model, sequences)
-        self._hypotheses = Hypotheses(model.vocabulary, trie, threshold, before)
+        self._hypotheses = Hypotheses(model.tokenizer, trie, threshold, before)
         self._evidence = Evidence(model.vocabulary.pieces)
         self._symbols = symbols
         self._mends = threshold > 0

@@ -22,13 +22,15 @@ from eva_local.branches import Place
 from eva_local.customs import ANY, END, Customs, border_kind, found_before, inside_kind
 from eva_local.fusion import Floats
 from eva_local.model import Logits
+from eva_local.tokenizer import Tokenizer
 from eva_local.trie import ROOT, Trie
-from eva_local.vocab import Vocabulary
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.
 _MOST_OPEN = 32
 _MOST_WAITING = 16
 _NEGLIGIBLE = 1e-9
+# A token this likely is followed, even if the tokeniser would not write it there.
+_BELIEVED = 0.1
 # Longer than nearly every piece: who was right has shown it by then.
 _LONGEST_WAIT = 32
 # e to this power is still a float.
@@ -86,6 +88,8 @@ class _Open:
     masses: Floats
     offset: int
     end: float
+    #: The last token of the row, where it is one of the text's.
+    last: int | None = None
     node: int = ROOT
     labels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     sums: Floats = field(default_factory=lambda: np.empty(0))
@@ -103,19 +107,20 @@ class Hypotheses:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
         trie: Trie,
         threshold: float,
         before: Mapping[str, Floats] | None = None,
     ) -> None:
-        """Begin without a text; `trie` is that of `vocabulary`.
+        """Begin without a text; `trie` is that of the tokeniser's vocabulary.
 
         `before` is what follows borders in other texts, if not what comes along.
         """
         self._before = found_before() if before is None else before
         self._trie = trie
-        self._pieces = vocabulary.pieces
-        self._end_ids = sorted(vocabulary.end_ids)
+        self._pieces = tokenizer.vocabulary.pieces
+        self._end_ids = sorted(tokenizer.vocabulary.end_ids)
+        self._may_follow = tokenizer.may_follow
         self._threshold = threshold
         self._open: list[_Open] = []
         self._waiting: list[Border] = []
@@ -202,17 +207,15 @@ class Hypotheses:
         self._now = None
         outlook = Outlook(logits, self._trie, self._end_ids)
         masses = outlook.masses
-        entered = _Open(border.log_weight, place, border.covers, masses, 0, outlook.end)
+        last = border.tokens[-1] if border.covers else None
+        entered = _Open(border.log_weight, place, border.covers, masses, 0, outlook.end, last)
+        self._look(entered)
+        self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
                 return
         self._look(entered)
         self._open.append(entered)
-        if entered.node == ROOT:
-            masses = np.zeros(END + 1)
-            masses[entered.labels] = entered.sums
-            masses[END] = entered.end
-            self.customs.learn(border.kind, masses)
 
     def append(self, byte: int) -> None:
         """Go on with a byte."""
@@ -392,9 +395,9 @@ class Hypotheses:
         if exact := int(trie.exact[node]):
             ended = h.masses[low : low + exact]
             mass = float(ended.sum())
-            if mass > 0:
-                # Several ids may have the same bytes: their mass is one, the likelier stands.
-                token = int(trie.token_ids[h.offset + low + int(ended.argmax())])
+            # Several ids may have the same bytes: their mass is one, the likelier stands.
+            token = int(trie.token_ids[h.offset + low + int(ended.argmax())])
+            if mass > 0 and self._is_likely(h.last, token, mass):
                 log_weight = h.log_weight + math.log(mass)
                 self._waiting.append(Border(log_weight, h.place, [token], covers))
         if trie.is_leaf(node):
@@ -405,6 +408,23 @@ class Hypotheses:
             h.offset += low
         h.node = node
         return True
+
+    def _is_likely(self, last: int | None, token: int, mass: float) -> bool:
+        """Return whether to follow a row that ends in these two tokens.
+
+        What the tokeniser would not write, a model gives some mass all the same, to each a
+        little. All together that is most of the rows that would be decoded.
+        """
+        if not self._threshold or last is None or mass >= _BELIEVED:
+            return True
+        return self._may_follow(last, token)
+
+    def _learn(self, kind: str, hypothesis: _Open) -> None:
+        """Learn how a border of a kind goes on, from one that was just decoded."""
+        masses = np.zeros(END + 1)
+        masses[hypothesis.labels] = hypothesis.sums
+        masses[END] = hypothesis.end
+        self.customs.learn(kind, masses)
 
     def _look(self, hypothesis: _Open) -> None:
         h = hypothesis

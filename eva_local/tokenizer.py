@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,8 @@ from eva_local.vocab import Vocabulary
 _SHORT = 16
 # Python's surrogateescape turns each byte that is no UTF-8 into one of these.
 _ESCAPED = re.compile("[\udc80-\udcff]+")
+# Pairs of tokens that are remembered: a text has a few new ones in each word.
+_PAIRS = 1 << 16
 _STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
 
 
@@ -34,6 +37,7 @@ class Tokenizer:
             byte for byte in range(256) if vocabulary.id_of(bytes([byte])) is None
         )
         self._adds_space = vocabulary.join(raw(b"a")) == b" a"
+        self.may_follow = functools.lru_cache(_PAIRS)(self._may_follow)
 
     def encode(self, data: bytes) -> list[int]:
         """Return tokens whose pieces join to `data`.
@@ -44,6 +48,19 @@ class Tokenizer:
         for run, is_text in _runs(data):
             ids += self._encode_text(run) if is_text else self._spell(run)
         return ids
+
+    def _may_follow(self, left: int, right: int) -> bool:
+        """Return whether the model's own tokens of some text have these two beside each other.
+
+        A row of byte-pair tokens is the tokeniser's own if all of its pairs are (Vieira et al.
+        2025, "Language Models over Canonical Byte-Pair Encodings"); a model was trained on no
+        others. True where it rests on what comes after them: white space, parts of characters.
+        """
+        pieces = self.vocabulary.pieces
+        pair = [pieces[left], pieces[right]]
+        if pair[1][-1:].isspace() or not _is_text(b"".join(pair)):
+            return True
+        return [pieces[token_id] for token_id in self.encode(b"".join(pair))] == pair
 
     def _encode_text(self, text: bytes) -> list[int]:
         ids = self._raw_without_space(text)
@@ -85,6 +102,15 @@ class Tokenizer:
             ids.append(token_id)
             at += length
         return ids
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether it is UTF-8 without half characters."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -1,5 +1,5 @@
 import pytest
-from fakes import WORDS_A, longest_match, vocabulary
+from fakes import WORDS_A, FakeModel, longest_match, vocabulary
 from hypothesis import given
 from strategies import awkward_bytes
 
@@ -59,3 +59,17 @@ def test_a_byte_without_a_token_is_an_error_that_names_it() -> None:
 def test_long_text_that_is_no_utf8_is_quick() -> None:
     data = b"\xff\xfe" * 50_000
     assert len(Tokenizer(VOCAB, RAW).encode(data)) == len(data)
+
+
+def test_tokens_stand_beside_each_other_as_the_tokeniser_puts_them() -> None:
+    model = FakeModel(WORDS_A)
+    one = model.vocabulary.pieces_to_ids()
+    may_follow = model.tokenizer.may_follow
+    assert may_follow(one[b" unb"], one[b"elie"])
+    # It would write " unb", "th" and the whole character.
+    assert not may_follow(one[b" un"], one[b"b"])
+    assert not may_follow(one[b"t"], one[b"h"])
+    # What comes after white space, or completes a character, may tell otherwise.
+    assert may_follow(one[b" "], one[b" "])
+    assert not may_follow(one[b"\xf0\x9f"], one[b"\x98\x80"])
+    assert may_follow(one[b"a"], one[b"\xf0\x9f"])
