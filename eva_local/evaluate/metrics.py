@@ -65,6 +65,8 @@ def normalised(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = "".join(c for c in text if c not in punctuation and unicodedata.category(c)[0] != "P")
+    # Without what stood between them, a letter and its accent are one character.
+    text = unicodedata.normalize("NFKC", text)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
