@@ -18,9 +18,9 @@ import eva_local
 from eva_local.byte_space import BRANCHES, ByteSpace
 from eva_local.config import load_config, shipped
 from eva_local.customs import END
-from eva_local.model import ALL, LlamaModel
-from eva_local.prompt import PromptWriter
+from eva_local.model import LlamaModel
 from eva_local.store import locate
+from tools.byte_passes import forced
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 THRESHOLD = 0.01
@@ -49,14 +49,8 @@ def main(files: list[Path]) -> None:
 
 def _found(model: LlamaModel, text: bytes) -> dict[str, tuple[np.ndarray, int]]:
     (voice,) = ByteSpace([model], THRESHOLD, before={}).voices(0)
-    model.remove(ALL, 0)
-    voice.start(PromptWriter(model).tokens(""))
-    for byte in text:
-        while not voice.ready:
-            runs = voice.pending(None)
-            for run, logits in zip(runs, model.decode(runs), strict=True):
-                voice.take(run, logits)
-        voice.commit(byte)
+    for _ in forced(model, voice, text):
+        pass
     return voice.customs.means()
 
 

@@ -1,0 +1,84 @@
+"""What the space of bytes keeps and costs: each small model alone, by bytes against by tokens.
+
+`python -m tools.byte_passes FILE…` forces the beginning of each file through each model in both
+ways (tools/samples/ has texts with unusual characters). It prints bits per byte by the model's
+own tokens, by bytes, the difference, and how many tokens were decoded for each of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from eva_local.byte_space import BRANCHES, THRESHOLD, ByteSpace, ByteVoice
+from eva_local.config import load_config, shipped
+from eva_local.evaluate.texts import cut, without
+from eva_local.model import ALL, LlamaModel, Run
+from eva_local.prompt import PromptWriter
+from eva_local.store import locate
+
+MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
+BYTES = 3000
+
+
+def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
+    """Return the bits of a text by the model's own tokens of it, and how many these are."""
+    model.remove(ALL, 0)
+    prompt, tokens = PromptWriter(model).tokens(""), model.tokenizer.encode(text)
+    rows = (
+        row for block in model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
+    )
+    bits = 0.0
+    for place, row in enumerate(rows, start=1 - len(prompt)):
+        if place >= 0:
+            logits = row.astype(np.float64)
+            bits += float(np.logaddexp.reduce(logits) - logits[tokens[place]]) / np.log(2)
+    return bits, len(tokens)
+
+
+def forced(model: LlamaModel, voice: ByteVoice, text: bytes) -> Iterator[int]:
+    """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
+    model.remove(ALL, 0)
+    voice.start(PromptWriter(model).tokens(""))
+    for byte in text:
+        while not voice.ready:
+            runs = voice.pending(None)
+            for run, logits in zip(runs, model.decode(runs), strict=True):
+                voice.take(run, logits)
+        yield byte
+        voice.commit(byte)
+
+
+def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, int]:
+    """Return the bits of a text by its bytes, and how many tokens were decoded."""
+    (voice,) = ByteSpace([model], threshold).voices(0)
+    bits = 0.0
+    for byte in forced(model, voice, text):
+        bits -= float(np.log2(voice.vote().probability(byte)))
+    return bits, voice.forwarded
+
+
+def main(files: list[Path], threshold: float = THRESHOLD) -> None:
+    """Print a table row for each model and text."""
+    texts = {file.name: cut(file.read_bytes(), BYTES)[0] for file in files}
+    print(f"| text | member | by tokens | by bytes | | forward passes |\n|{' --- |' * 6}")
+    for name in MODELS:
+        spec = load_config(shipped("models.toml"), {}).model(name)
+        with contextlib.closing(LlamaModel(locate(spec), spec.load, n_branches=BRANCHES)) as model:
+            for label, whole in texts.items():
+                text = without(whole, model.tokenizer.missing_bytes)
+                old, n_tokens = by_tokens(model, text)
+                new, n_decoded = by_bytes(model, text, threshold)
+                figures = (
+                    f"{old / len(text):.4f} | {new / len(text):.4f} | {new / old - 1:+.1%} | "
+                    f"{n_decoded / n_tokens:.2f}"
+                )
+                print(f"| {label} | {name} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
