@@ -261,7 +261,7 @@ class Ensemble:
         """Return how many bytes at the end of a prompt say how well the members predict."""
         if only is not None or len(self._models) == 1:
             return 0
-        said = any(isinstance(each, Message) for each in prompt)
+        said = not isinstance(prompt, str) and any(isinstance(each, Message) for each in prompt)
         return self.spec.fusion.evidence_bytes(conversation=said)
 
     def _place_of(self, member: str | None) -> int | None:
