@@ -132,6 +132,7 @@ class ByteVoice:
             border, place = self._running.pop(run.sequence)
         assert logits is not None
         self._hypotheses.decoded(border, place, logits)
+        self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
@@ -149,10 +150,7 @@ class ByteVoice:
     def commit(self, symbol: int) -> None:
         """Append a byte."""
         self._hypotheses.append(symbol)
-        if self._hypotheses.lost:
-            # All rows were given up too early: the tokeniser's own row is always there.
-            text = bytes(self._hypotheses.text)
-            self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
+        self._recover()
         if symbol == _SPACE and self._mends:
             self._mend()
 
@@ -231,6 +229,12 @@ class ByteVoice:
         if weakest is not None:
             self._hypotheses.forget(weakest)
         return weakest is not None
+
+    def _recover(self) -> None:
+        """Where all rows were given up too early, go on with the tokeniser's own row."""
+        if self._hypotheses.lost:
+            text = bytes(self._hypotheses.text)
+            self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
 
     def _mend(self) -> None:
         """Write the likeliest row as the tokeniser would, as far as later text cannot change it.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eva_local.byte_space import BRANCHES, ByteSpace, ByteVoice
@@ -143,3 +143,32 @@ def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes) -> None:
         assert voice.vote().probabilities.sum() == pytest.approx(1)
         voice.commit(byte)
     read(model, voice)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(alphabet="theunbliav Pars.?;c", max_size=24).map(str.encode),
+    words=st.sampled_from([WORDS, WORDS_A, WORDS_B]),
+    seed=st.integers(0, 9999),
+    threshold=st.sampled_from([0.04, 0.3, 0.5]),
+    settles=st.booleans(),
+)
+# The last row that waits is decoded, and turns out not to go on as the text did.
+@example(b"ceb av", WORDS, 910, 0.5, settles=False)
+def test_whatever_is_given_up_some_row_is_there_to_vote(
+    text: bytes, words: list[bytes], seed: int, threshold: float, settles: bool
+) -> None:
+    model = FakeModel(words)
+    model._logits = lambda tokens: model._hashed([seed, *tokens]) * 1.5
+    symbols = np.arange(END + 1)
+    voice = ByteVoice(model, range(BRANCHES), Trie(model.vocabulary), symbols, threshold=threshold)
+    voice.start([1])
+    for byte in [*text, 0x20]:
+        read(model, voice)
+        pieces, shares, ends = voice.pieces(8)
+        assert pieces
+        assert len(pieces) == len(shares) == len(ends)
+        assert voice.next_bytes().sum() == pytest.approx(1)
+        voice.commit(byte)
+        if settles:
+            voice.settle()
