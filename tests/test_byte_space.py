@@ -154,7 +154,7 @@ def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes) -> None:
     settles=st.booleans(),
 )
 # The last row that waits is decoded, and turns out not to go on as the text did.
-@example(b"ceb av", WORDS, 910, 0.5, settles=False)
+@example(text=b"ceb av", words=WORDS, seed=910, threshold=0.5, settles=False)
 def test_whatever_is_given_up_some_row_is_there_to_vote(
     text: bytes, words: list[bytes], seed: int, threshold: float, settles: bool
 ) -> None:
