@@ -13,7 +13,8 @@ pytestmark = pytest.mark.real
 
 @pytest.mark.parametrize("name", ["demo", "trio"])
 def test_a_step_without_caches_decides_the_same(name: str) -> None:
-    spec = load_config(shipped("models.toml"), {}, {"n_ctx": 512}).ensemble(name)
+    settings = {"n_ctx": 512, "space": "pivot", "combine": "mean"}
+    spec = load_config(shipped("models.toml"), {}, settings).ensemble(name)
     with open_models(spec, parallel=2) as models:
         found = against_naive(spec, models, 100, 2, lambda _what, _share: None)
     assert found.n_compared == 2

@@ -44,6 +44,9 @@ class Nonsense:
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         return [None if row is None else row[::-1].copy() for row in self.model.decode(runs)]
 
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        return (block[:, ::-1].copy() for block in self.model.decode_every(run))
+
 
 @dataclass(frozen=True)
 class Misled:
@@ -56,11 +59,14 @@ class Misled:
         return getattr(self.model, name)
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        misread = []
-        for run in runs:
-            wrong = self.prompt[run.start : run.start + len(run.tokens)]
-            misread.append(replace(run, tokens=[*wrong, *run.tokens[len(wrong) :]]))
-        return self.model.decode(misread)
+        return self.model.decode([self._misread(run) for run in runs])
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        return self.model.decode_every(self._misread(run))
+
+    def _misread(self, run: Run) -> Run:
+        wrong = self.prompt[run.start : run.start + len(run.tokens)]
+        return replace(run, tokens=[*wrong, *run.tokens[len(wrong) :]])
 
 
 def misled(model: LlamaModel) -> Misled:
@@ -73,7 +79,7 @@ def misled(model: LlamaModel) -> Misled:
 @pytest.fixture(scope="module")
 def trio() -> Iterator[tuple[EnsembleSpec, dict[str, LlamaModel]]]:
     spec = load_config(shipped("models.toml"), {}).ensemble("trio")
-    with open_models(spec) as models:
+    with open_models(spec, bytewise=spec.fusion.space == "bytes") as models:
         yield spec, dict(zip((member.name for member in spec.members), models, strict=True))
 
 
