@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +76,13 @@ def top_k(logits: NDArray[np.float32], count: int) -> tuple[Ids, Floats]:
 
     `logits: (n_vocab,)`; `count` 0 takes them all.
     """
-    ids = np.arange(len(logits)) if count == 0 else _highest(logits, count)
+    ids = np.arange(len(logits)) if count == 0 else highest(logits, count)
     kept = logits[ids]
     weights = np.exp((kept - kept.max()).astype(np.float64))
     return ids, weights / weights.sum()
 
 
-def _highest(values: NDArray[np.float32], count: int) -> Ids:
+def highest(values: NDArray[np.floating[Any]], count: int) -> Ids:
     """Return the places of the `count` highest values, ascending."""
     if count >= len(values):
         return np.arange(len(values))

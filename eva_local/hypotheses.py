@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eva_local.branches import Place
 from eva_local.customs import ANY, END, Customs, border_kind, found_before, inside_kind
-from eva_local.fusion import Floats
+from eva_local.fusion import Floats, highest
 from eva_local.model import Logits
 from eva_local.tokenizer import Tokenizer
 from eva_local.trie import ROOT, Trie
@@ -214,7 +214,8 @@ class Hypotheses:
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
                 return
-        self._look(entered)
+        if entered.node != ROOT:
+            self._look(entered)
         self._open.append(entered)
 
     def append(self, byte: int) -> None:
@@ -300,7 +301,7 @@ class Hypotheses:
         low += int(self._trie.exact[lead.node])
         masses = lead.masses[low:high]
         count = min(count, len(masses))
-        best = np.argpartition(-masses, count - 1)[:count].tolist() if count else []
+        best = highest(masses, count).tolist() if count else []
         begun = len(self.text) - lead.covers
         token_ids = self._trie.token_ids
         # Several ids may have the same bytes: a piece is named once.
