@@ -136,12 +136,7 @@ class ByteVoice:
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
-        place = run.start + 1
-        for block in blocks:
-            self._evidence.judge(self._prompt[place : place + len(block)], place, block)
-            place += len(block)
-            last = block[-1]
-        self.take(run, last if run.logits else None)
+        self.take(run, self._evidence.read(self._prompt, run, blocks))
 
     def evidence(self) -> float:
         """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from eva_local.evidence import Evidence
 from eva_local.model import Logits, Model, Run
@@ -132,12 +132,9 @@ class Context:
                 fallback = count
         return 0
 
-    def judge(self, place: int, logits: Logits) -> None:
-        """Remember how likely the tokens from `place` on were, by the logits before each.
-
-        `logits: (m, n_vocab)`.
-        """
-        self._evidence.judge(self._tokens[place : place + len(logits)], place, logits)
+    def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
+        """Judge a part of the prompt by the logits after each of its tokens; see `Evidence`."""
+        return self._evidence.read(self._tokens, run, blocks)
 
     def log_likelihood_per_byte(self) -> float:
         """Return the mean log-likelihood of the judged tokens, in nats per byte; 0 for none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eva_local.model import Logits
+from eva_local.model import Logits, Run
 
 
 class Evidence:
@@ -50,7 +50,19 @@ class Evidence:
         """Know what `other`, of the same member, knows."""
         self._judged = dict(other._judged)
 
-    def judge(self, tokens: Sequence[int], place: int, logits: Logits) -> None:
+    def read(self, prompt: Sequence[int], run: Run, blocks: Iterable[Logits]) -> Logits | None:
+        """Judge what comes after each token of a run; `blocks` are the logits after them.
+
+        Returns the logits after the last, if the run wants them.
+        """
+        place = run.start + 1
+        for block in blocks:
+            self._judge(prompt[place : place + len(block)], place, block)
+            place += len(block)
+            last = block[-1]
+        return last if run.logits else None
+
+    def _judge(self, tokens: Sequence[int], place: int, logits: Logits) -> None:
         """Remember how likely the tokens from `place` on were, by the logits before each.
 
         `logits: (m, n_vocab)`. Tokens that stand for no bytes are not judged: a template wrote

@@ -199,12 +199,7 @@ class PivotVoice:
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
-        place = run.start + 1
-        for block in blocks:
-            self.context.judge(place, block)
-            place += len(block)
-            last = block[-1]
-        self.take(run, last if run.logits else None)
+        self.take(run, self.context.read(run, blocks))
 
     def evidence(self) -> float:
         """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""

@@ -11,10 +11,10 @@ from eva_local.vocab import Vocabulary
 
 # A run that the model's own tokeniser cannot reproduce is halved down to this many bytes.
 _SHORT = 16
-# Python's surrogateescape turns each byte that is no UTF-8 into one of these.
-_ESCAPED = re.compile("[\udc80-\udcff]+")
 # Pairs of tokens that are remembered: a text has a few new ones in each word.
 _PAIRS = 1 << 16
+# Python's surrogateescape turns each byte that is no UTF-8 into one of these.
+_ESCAPED = re.compile("[\udc80-\udcff]+")
 _STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
 
 
@@ -58,9 +58,10 @@ class Tokenizer:
         """
         pieces = self.vocabulary.pieces
         pair = [pieces[left], pieces[right]]
-        if pair[1][-1:].isspace() or not _is_text(b"".join(pair)):
+        text = b"".join(pair)
+        if pair[1][-1:].isspace() or not all(is_text for _, is_text in _runs(text)):
             return True
-        return [pieces[token_id] for token_id in self.encode(b"".join(pair))] == pair
+        return [pieces[token_id] for token_id in self.encode(text)] == pair
 
     def _encode_text(self, text: bytes) -> list[int]:
         ids = self._raw_without_space(text)
@@ -102,15 +103,6 @@ class Tokenizer:
             ids.append(token_id)
             at += length
         return ids
-
-
-def _is_text(data: bytes) -> bool:
-    """Return whether it is UTF-8 without half characters."""
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
