@@ -8,6 +8,10 @@ import numpy as np
 
 from eva_local.model import Logits, Run
 
+# What is judged begins at a multiple of so many tokens: prompts with a common beginning then
+# mostly begin at the same token, and what was judged for one of them serves the others.
+_STRIDE = 64
+
 
 class Evidence:
     """The log-likelihoods of the last tokens of a prompt, by their place."""
@@ -21,9 +25,9 @@ class Evidence:
     def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
         """Begin a new prompt, of which the first `kept` tokens are the same as before.
 
-        Its last `n_bytes` bytes are to be judged, as whole tokens. Returns how many leading
-        tokens need not be decoded: at most `kept`, fewer where some of these bytes were not
-        judged yet.
+        Its last `n_bytes` bytes are to be judged, as whole tokens, with up to a stride of those
+        before. Returns how many leading tokens need not be decoded: at most `kept`, fewer where
+        some of what is to be judged was not yet.
         """
         self._judged = {place: found for place, found in self._judged.items() if place < kept}
         self._first = self._end = len(prompt)
@@ -31,6 +35,8 @@ class Evidence:
         while self._first > 1 and n_bytes > 0:
             self._first -= 1
             n_bytes -= len(self._pieces[prompt[self._first]])
+        if self._first < len(prompt):
+            self._first = max(self._first - self._first % _STRIDE, 1)
         # The token after those that are kept is judged by the logits after the last of these.
         for place in range(self._first, min(kept + 1, len(prompt))):
             if place not in self._judged and self._pieces[prompt[place]]:

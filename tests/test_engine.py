@@ -15,6 +15,7 @@ from eva_local.alignment.surface import surface, surface_refined
 from eva_local.draft import Draft
 from eva_local.engine import Engine
 from eva_local.errors import ContextError
+from eva_local.evidence import Evidence
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
@@ -316,7 +317,10 @@ def likelihood(model: FakeModel, tokens: list[int], first: int) -> float:
 
 
 @pytest.mark.parametrize(("judged", "n_tokens"), [(1, 1), (4, 1), (5, 2), (11, 99), (999, 99)])
-def test_members_are_judged_by_the_end_of_the_prompt(judged: int, n_tokens: int) -> None:
+def test_members_are_judged_by_the_end_of_the_prompt(
+    judged: int, n_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eva_local.evidence._STRIDE", 1)
     text = b" the un the"
     models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_A, n_batch=3)]
     engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
@@ -355,6 +359,15 @@ def test_a_prompt_whose_evidence_is_known_is_not_read_again() -> None:
         run(engine, begin(engine, models, b" the unbelievable", Sampling(max_tokens=1), judged=9))
     # The last token is decoded again, for its logits.
     assert [model.decoded for model in models] == [count + 1 for count in before]
+
+
+def test_prompts_with_a_common_beginning_are_judged_from_the_same_token_on() -> None:
+    first = []
+    for length in (221, 210, 216):
+        evidence = Evidence([b"", b"x"])
+        evidence.begin([1] * length, 0, n_bytes=30)
+        first.append(evidence.stretch(0)[0] + 1)
+    assert first == [128, 128, 128]
 
 
 def test_a_trace_says_who_voted_for_what() -> None:
