@@ -16,7 +16,7 @@ from eva_local.cli import main
 from eva_local.cli.session import Session
 from eva_local.cli.tasks import variant
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.advice import advice, warning
+from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
 from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
@@ -294,7 +294,7 @@ def test_marks_by_hand() -> None:
 def hand_made(*right: tuple[bool, ...]) -> list:
     """Entries on one task: for each contestant, in which rows it chose right."""
     of = task("choice", len(right[0]))
-    them = contestants(("a", "b"))
+    them = contestants(("a", "b"), ("other", "third")[: len(right) - 3])
 
     def result(won: bool, size: int) -> Result:
         nats = (-1.0, -5.0, -6.0) if won else (-6.0, -1.0, -5.0)
@@ -360,6 +360,27 @@ def test_advice_in_a_plain_sentence(first, second, both, said) -> None:
     found = summarize(made)
     assert re.match(said, advice(found, found.standing("trio")))
     assert advice(found, found.members[0]) == "" or found.best != found.members[0].name
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((), ""),
+        ((30, 20), r"None of the settings compared with trio does better\."),
+        ((33, 20), r"Of .* other does best, but 60 rows cannot tell it from trio \(\+5.0 .*"),
+        ((60,), r"Of .* other does best \(\+50.0 points against trio, 95% interval [^;]*\)\."),
+        ((40, 60), r"Of .* third does best .*; the best of many owes some of it to luck\)\."),
+    ],
+)
+def test_settings_are_compared_with_the_first(counts, said) -> None:
+    rows = [tuple(i * 7 % ROWS < n for i in range(ROWS)) for n in (30, 30, 30, *counts)]
+    found = summarize(hand_made(*rows))
+    assert re.fullmatch(said, comparison(found))
+    assert found.base == ("trio" if counts else "")
+    assert [one.change and round(one.change.value, 6) for one in found.standings] == [
+        *(None, None, None),
+        *(round(100 * (n - 30) / ROWS, 6) for n in counts),
+    ]
 
 
 def test_one_row_says_nothing_of_others() -> None:

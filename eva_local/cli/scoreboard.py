@@ -33,40 +33,47 @@ def show(outcome: Outcome) -> None:
 
 
 def _show_task(summary: TaskSummary) -> None:
-    from eva_local.evaluate.advice import advice, warning
+    from eva_local.evaluate.advice import advice, comparison, warning
 
     task = summary.task
     shots = f", {len(task.shots)} examples before each" if task.shots else ""
     click.echo(f"{task.name}: {summary.unit}, {len(task.rows)} rows{shots}")
     more = list(summary.standings[0].more)
-    head = ("", "SCORE", "95% INTERVAL", "AHEAD", "95% INTERVAL", "FILTERED", "S/ROW")
+    compared = (f"AGAINST {summary.base}", "95% INTERVAL") if summary.base else ()
+    head = ("", "SCORE", "95% INTERVAL", "AHEAD", "95% INTERVAL", *compared, "FILTERED", "S/ROW")
     rows = [_line(summary, standing) for standing in summary.standings]
     if summary.oracle is not None:
-        oracle = ("best of members", format(summary.oracle, _form(summary)), *[""] * 5)
-        rows.append((*oracle, *[""] * len(more)))
+        oracle = ("best of members", format(summary.oracle, _form(summary)))
+        rows.append((*oracle, *[""] * (len(head) - len(oracle) + len(more))))
     print_table((*head, *(name.upper() for name in more)), rows)
     if summary.agreement is not None:
         click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
     if text := warning(summary):
         click.echo(f"warning: {text}")
-    for standing in summary.ensembles:
-        if text := advice(summary, standing):
-            click.echo(text)
+    said = [advice(summary, standing) for standing in summary.ensembles[:1]]
+    for text in filter(None, [*said, comparison(summary)]):
+        click.echo(text)
 
 
 def _line(summary: TaskSummary, standing: Standing) -> tuple[str, ...]:
-    form, ahead = _form(summary), standing.ahead
-    unit = "%" if summary.step == "%" else ""
+    form = _form(summary)
     return (
         standing.name,
         format(standing.score.value, form),
         _interval(standing.score, form),
-        "" if ahead is None else f"{ahead.value:+.1f}{unit}",
-        "" if ahead is None else _interval(ahead, "+.1f"),
+        *_difference(summary, standing.ahead),
+        *(_difference(summary, standing.change) if summary.base else ()),
         "" if standing.filtered is None else f"{standing.filtered:.0%}",
         f"{standing.seconds:.2f}",
         *(f"{value:.1f}" for value in standing.more.values()),
     )
+
+
+def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    unit = "%" if summary.step == "%" else ""
+    return f"{found.value:+.1f}{unit}", _interval(found, "+.1f")
 
 
 def _form(summary: TaskSummary) -> str:

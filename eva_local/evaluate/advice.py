@@ -51,6 +51,27 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
     return f"{told}: {rest}."
 
 
+def comparison(summary: TaskSummary) -> str:
+    """Say which of the settings that were compared did best; empty where there was one."""
+    if not summary.base:
+        return ""
+    first, *others = summary.ensembles
+    leader = max(others, key=lambda one: one.change.value if one.change else 0.0)
+    change = leader.change
+    if change is None or change.value <= 0:
+        return f"None of the settings compared with {first.name} does better."
+    amount = _amount(change.value, summary, "+")
+    told = f"{amount} against {first.name}, 95% interval {change.low:+.1f} to {change.high:+.1f}"
+    rows = len(leader.marks)
+    if change.low <= 0:
+        return (
+            f"Of the settings compared {leader.name} does best, but {rows} rows cannot tell it "
+            f"from {first.name} ({told})."
+        )
+    luck = "; the best of many owes some of it to luck" if len(others) > 1 else ""
+    return f"Of the settings compared {leader.name} does best ({told}{luck})."
+
+
 def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
     return f"{value:{sign}.1f}%" if summary.step == "%" else f"{value:{sign}.1f} points"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from eva_local.evaluate.advice import advice, warning
+from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.contest import Contestant, Setting
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary, overall
@@ -39,16 +39,7 @@ class Outcome:
             "ensemble": self.ensemble,
             "pivot": self.pivot,
             "setting": asdict(self.setting),
-            "contestants": [
-                {
-                    "name": one.name,
-                    "members": [member.name for member in one.contestant.spec.members],
-                    "settings": None
-                    if one.contestant.alone
-                    else asdict(one.contestant.spec.fusion),
-                }
-                for one in self.tasks[0].standings
-            ],
+            "contestants": [_contestant(one.contestant) for one in self.tasks[0].standings],
             "tasks": [_task(summary) for summary in self.tasks],
             "overall": {name: _estimate(self.overall(name)) for name in self.ensembles},
             "tuned": self.tuned or None,
@@ -80,6 +71,7 @@ def _task(summary: TaskSummary) -> dict[str, object]:
         "agreement": summary.agreement,
         "warning": warning(summary),
         "advice": {one.name: advice(summary, one) for one in summary.ensembles},
+        "comparison": comparison(summary),
         "standings": [_standing(one) for one in summary.standings],
         "answers": [
             {
@@ -96,6 +88,7 @@ def _standing(standing: Standing) -> dict[str, object]:
         "name": standing.name,
         "score": _estimate(standing.score),
         "ahead": _estimate(standing.ahead),
+        "change": _estimate(standing.change),
         **standing.more,
         "filtered": standing.filtered,
         "seconds_per_row": standing.seconds,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from importlib.resources import files
 
-from eva_local.evaluate.advice import advice, warning
+from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
@@ -108,7 +108,8 @@ def _legend(outcome: Outcome, css: dict[str, str]) -> str:
 def _task(summary: TaskSummary, css: dict[str, str]) -> str:
     task = summary.task
     shots = f" · {len(task.shots)} examples before each" if task.shots else ""
-    said = [text for one in summary.ensembles if (text := advice(summary, one))]
+    said = [advice(summary, one) for one in summary.ensembles[:1]]
+    said = [text for text in (*said, comparison(summary)) if text]
     warned = warning(summary)
     form = _form(summary)
     mark = (summary.oracle, "best of members") if summary.oracle is not None else None
@@ -176,7 +177,9 @@ def _patterns(summary: TaskSummary, main: Standing, css: dict[str, str]) -> list
 
 def _figures(summary: TaskSummary, css: dict[str, str]) -> str:
     more = list(summary.standings[0].more)
-    head = ["", "score", "95% interval", "ahead", "95% interval", "filtered", "s/row", *more]
+    compared = [f"against {summary.base}", "95% interval"] if summary.base else []
+    head = ["", "score", "95% interval", "ahead", "95% interval", *compared]
+    head += ["filtered", "s/row", *more]
     lines = "".join(
         f'<tr><th scope="row"><span class="swatch {css[one.name]}"></span>{escape(one.name)}</th>'
         + "".join(f'<td class="figure">{escape(cell)}</td>' for cell in _cells(summary, one))
@@ -197,16 +200,23 @@ def _figures(summary: TaskSummary, css: dict[str, str]) -> str:
 
 
 def _cells(summary: TaskSummary, one: Standing) -> list[str]:
-    form, ahead = _form(summary), one.ahead
+    form = _form(summary)
     return [
         f"{one.score.value:{form}}",
         f"{one.score.low:{form}} to {one.score.high:{form}}",
-        "" if ahead is None else _signed(ahead, "%" if summary.step == "%" else ""),
-        "" if ahead is None else f"{ahead.low:+.1f} to {ahead.high:+.1f}",
+        *_difference(summary, one.ahead),
+        *(_difference(summary, one.change) if summary.base else ()),
         "" if one.filtered is None else f"{one.filtered:.0%}",
         f"{one.seconds:.2f}",
         *(f"{value:.1f}" for value in one.more.values()),
     ]
+
+
+def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    unit = "%" if summary.step == "%" else ""
+    return _signed(found, unit), f"{found.low:+.1f} to {found.high:+.1f}"
 
 
 def _rows(summary: TaskSummary) -> str:

@@ -48,13 +48,15 @@ class Standing:
     """How one contestant did on one task.
 
     `ahead` is its difference to the best member, positive where it is better, and None for the
-    best member itself. `more` are further figures of the task, `filtered` is the share of votes
-    that were dropped, `seconds` the time that a row took.
+    best member itself. `change` is that of an ensemble to the one that was asked for, which
+    itself has None, like members. `more` are further figures of the task, `filtered` is the
+    share of votes that were dropped, `seconds` the time that a row took.
     """
 
     contestant: Contestant
     score: Estimate
     ahead: Estimate | None
+    change: Estimate | None
     marks: tuple[Mark, ...]
     more: dict[str, float]
     filtered: float | None
@@ -96,6 +98,11 @@ class TaskSummary:
         return tuple(standing for standing in self.standings if not standing.contestant.alone)
 
     @property
+    def base(self) -> str:
+        """Return the name of the ensemble that others are compared with; "" without others."""
+        return self.ensembles[0].name if len(self.ensembles) > 1 else ""
+
+    @property
     def unit(self) -> str:
         """Return what scores are in."""
         return UNITS[self.metric]
@@ -120,12 +127,18 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
         name: estimate([mark.value for mark in each], [mark.weight for mark in each], seed)
         for name, each in marks.items()
     }
+    first = next((e.contestant.name for e in entries if not e.contestant.alone), "")
     less = lower_is_better(metric)
     ranked = sorted(alone, key=lambda name: scores[name].value, reverse=not less)
     best = ranked[0] if ranked else ""
     aheads = {
         name: _ahead(each, marks[best], metric, seed) if best and name != best else None
         for name, each in marks.items()
+    }
+    changes = {
+        name: _ahead(each, marks[first], metric, seed)
+        for name, each in marks.items()
+        if name not in (first, *alone)
     }
     last = aheads[ranked[-1]] if ranked else None
     together = [marks[name] for name in alone]
@@ -137,6 +150,7 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
                 contestant=entry.contestant,
                 score=scores[entry.contestant.name],
                 ahead=aheads[entry.contestant.name],
+                change=changes.get(entry.contestant.name),
                 marks=marks[entry.contestant.name],
                 more=_more(entry, metric),
                 filtered=votes_filtered(entry.results),
