@@ -8,6 +8,12 @@ from eva_local.evaluate.summary import FAR_APART, Standing, TaskSummary
 _WORTH_TUNING = 10.0
 
 
+def verdict(summary: TaskSummary) -> list[str]:
+    """Return what follows for the ensemble that was asked for, and from other settings of it."""
+    first = [advice(summary, standing) for standing in summary.ensembles[:1]]
+    return [said for said in (*first, comparison(summary)) if said]
+
+
 def warning(summary: TaskSummary) -> str:
     """Say so where members are too far apart for equal votes; empty where they are not."""
     if summary.gap <= FAR_APART:
@@ -28,7 +34,7 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
         amount = _amount(ahead.value, summary, "+")
         return f"One row cannot tell {standing.name} from {best} alone ({amount})."
     amount = _amount(abs(ahead.value), summary)
-    interval = f"95% interval {ahead.low:+.1f} to {ahead.high:+.1f}"
+    interval = f"95% interval {ahead.interval()}"
     if ahead.low > 0:
         return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
     if ahead.high < 0:
@@ -61,7 +67,7 @@ def comparison(summary: TaskSummary) -> str:
     if change is None or change.value <= 0:
         return f"None of the settings compared with {first.name} does better."
     amount = _amount(change.value, summary, "+")
-    told = f"{amount} against {first.name}, 95% interval {change.low:+.1f} to {change.high:+.1f}"
+    told = f"{amount} against {first.name}, 95% interval {change.interval()}"
     rows = len(leader.marks)
     if change.low <= 0:
         return (

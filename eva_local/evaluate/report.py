@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from importlib.resources import files
 
-from eva_local.evaluate.advice import advice, comparison, warning
+from eva_local.evaluate.advice import verdict, warning
+from eva_local.evaluate.figures import cells, headings, signed
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
@@ -82,7 +83,7 @@ def _aheads(summary: TaskSummary, css: dict[str, str]) -> Iterator[Line]:
     label = summary.task.name
     for standing in summary.ensembles:
         if standing.ahead is not None:
-            text = _signed(standing.ahead, "%" if summary.step == "%" else "")
+            text = signed(summary, standing.ahead)
             yield _line(label, css[standing.name], standing.ahead, text)
             label = ""
 
@@ -91,7 +92,7 @@ def _means(outcome: Outcome, css: dict[str, str]) -> Iterator[Line]:
     label = "mean of tasks"
     for name in outcome.ensembles:
         if (mean := outcome.overall(name)) is not None:
-            yield _line(label, css[name], mean, _signed(mean))
+            yield _line(label, css[name], mean, f"{mean.value:+.1f}")
             label = ""
 
 
@@ -108,19 +109,16 @@ def _legend(outcome: Outcome, css: dict[str, str]) -> str:
 def _task(summary: TaskSummary, css: dict[str, str]) -> str:
     task = summary.task
     shots = f" · {len(task.shots)} examples before each" if task.shots else ""
-    said = [advice(summary, one) for one in summary.ensembles[:1]]
-    said = [text for text in (*said, comparison(summary)) if text]
     warned = warning(summary)
-    form = _form(summary)
     mark = (summary.oracle, "best of members") if summary.oracle is not None else None
     lines = [
-        _line(one.name, css[one.name], one.score, f"{one.score.value:{form}}")
+        _line(one.name, css[one.name], one.score, f"{one.score.value:{summary.form}}")
         for one in summary.standings
     ]
     return (
         f'<section class="task"><h2>{escape(task.name)}</h2>'
         f'<p class="facts">{escape(summary.unit)} · {len(task.rows)} rows{shots}</p>'
-        + "".join(f'<p class="advice">{escape(text)}</p>' for text in said)
+        + "".join(f'<p class="advice">{escape(text)}</p>' for text in verdict(summary))
         + (f'<p class="note">{escape(warned[0].upper() + warned[1:])}.</p>' if warned else "")
         + intervals(lines, f"scores on {task.name}", summary.unit, mark)
         + _by_rows(summary, css)
@@ -176,47 +174,23 @@ def _patterns(summary: TaskSummary, main: Standing, css: dict[str, str]) -> list
 
 
 def _figures(summary: TaskSummary, css: dict[str, str]) -> str:
-    more = list(summary.standings[0].more)
-    compared = [f"against {summary.base}", "95% interval"] if summary.base else []
-    head = ["", "score", "95% interval", "ahead", "95% interval", *compared]
-    head += ["filtered", "s/row", *more]
     lines = "".join(
         f'<tr><th scope="row"><span class="swatch {css[one.name]}"></span>{escape(one.name)}</th>'
-        + "".join(f'<td class="figure">{escape(cell)}</td>' for cell in _cells(summary, one))
+        + "".join(f'<td class="figure">{escape(cell)}</td>' for cell in cells(summary, one))
         + "</tr>"
         for one in summary.standings
     )
-    extra = [f"best of members, row by row: {summary.oracle:{_form(summary)}}"] * (
+    extra = [f"best of members, row by row: {summary.oracle:{summary.form}}"] * (
         summary.oracle is not None
     )
     if summary.agreement is not None:
         extra.append(f"members give the same answer to {summary.agreement:.0%} of the rows")
     return (
         '<div class="scroll"><table><thead><tr>'
-        + "".join(f'<th class="figure">{escape(name)}</th>' for name in head)
+        + "".join(f'<th class="figure">{escape(name)}</th>' for name in headings(summary))
         + f"</tr></thead><tbody>{lines}</tbody></table></div>"
         + (f'<p class="facts">{escape("; ".join(extra).capitalize())}.</p>' if extra else "")
     )
-
-
-def _cells(summary: TaskSummary, one: Standing) -> list[str]:
-    form = _form(summary)
-    return [
-        f"{one.score.value:{form}}",
-        f"{one.score.low:{form}} to {one.score.high:{form}}",
-        *_difference(summary, one.ahead),
-        *(_difference(summary, one.change) if summary.base else ()),
-        "" if one.filtered is None else f"{one.filtered:.0%}",
-        f"{one.seconds:.2f}",
-        *(f"{value:.1f}" for value in one.more.values()),
-    ]
-
-
-def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
-    if found is None:
-        return "", ""
-    unit = "%" if summary.step == "%" else ""
-    return _signed(found, unit), f"{found.low:+.1f} to {found.high:+.1f}"
 
 
 def _rows(summary: TaskSummary) -> str:
@@ -258,7 +232,7 @@ def _right(row: Row) -> str:
 def _worth(summary: TaskSummary, one: Standing, place: int) -> str:
     value = one.marks[place].value
     if summary.metric in ("chrF", "bits"):
-        return f"{value:{_form(summary)}}"
+        return f"{value:{summary.form}}"
     return '<b class="yes">✓</b>' if value > 0 else '<b class="no">✗</b>'
 
 
@@ -288,14 +262,6 @@ def _settings(outcome: Outcome) -> str:
 
 def _line(label: str, css: str, found: Estimate, text: str) -> Line:
     return Line(label, css, found.value, found.low, found.high, text)
-
-
-def _signed(found: Estimate, unit: str = "") -> str:
-    return f"{found.value:+.1f}{unit}"
-
-
-def _form(summary: TaskSummary) -> str:
-    return ".4f" if summary.metric == "bits" else ".1f"
 
 
 def _short(text: str) -> str:

@@ -35,6 +35,10 @@ class Estimate:
         """Return the upper end of the 95% interval."""
         return float(np.quantile(self.resamples, (1 + CONFIDENCE) / 2))
 
+    def interval(self, form: str = "+.1f") -> str:
+        """Return the 95% interval in words."""
+        return f"{self.low:{form}} to {self.high:{form}}"
+
 
 def estimate(
     values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0

@@ -108,6 +108,11 @@ class TaskSummary:
         return UNITS[self.metric]
 
     @property
+    def form(self) -> str:
+        """Return how scores are written, as a format."""
+        return ".4f" if self.metric == "bits" else ".1f"
+
+    @property
     def step(self) -> str:
         """Return what differences are in."""
         return "%" if lower_is_better(self.metric) else "points"
