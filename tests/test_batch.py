@@ -13,12 +13,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from batches import (
-    Quick,
     do,
-    ensemble_of_models,
     errand,
     fake_ensemble,
     fake_spec,
@@ -462,57 +459,3 @@ def test_a_pipe_is_read_and_written(spec, out, tmp_path) -> None:
     with subprocess.Popen(["cp", str(rows), str(pipe)]):
         do(errand(pipe, out, spec))
     assert len(texts(out)) == 3
-
-
-def test_many_rows_cost_little_and_memory_stays_flat(tmp_path) -> None:
-    """The whole measurement: EVA_LOCAL_TEST_ROWS=100000 pytest -s -k many_rows."""
-    count = int(os.environ.get("EVA_LOCAL_TEST_ROWS", "10000"))
-    rows, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    with rows.open("w") as file:
-        for number in range(count):
-            file.write(json.dumps({"id": f"row-{number}", "prompt": "ab" * (number % 4)}) + "\n")
-    spec = fake_spec(tmp_path, "quick")
-    ensemble = ensemble_of_models(spec, [Quick()], 16)
-    deciding = clocked(ensemble._engine, "step")
-    memory: list[int] = []
-    # When each twentieth of the rows was there.
-    reached: dict[int, float] = {}
-
-    def told(progress) -> None:
-        if progress.n_done % (count // 20) < 16:
-            memory.append(resident())
-        reached.setdefault(progress.n_done * 20 // count, time.perf_counter())
-
-    began = time.perf_counter()
-    carry_out(errand(rows, out, spec, wishes={"raw": True}), lambda _: ensemble, told=told)
-    whole = time.perf_counter() - began
-    books = whole - deciding[0]
-    print(
-        f"{count} rows in {whole:.1f} s = {count / whole:.0f} rows/s; without the engine "
-        f"{books:.1f} s = {count / books:.0f} rows/s; memory {memory[0] >> 20} MB at first, "
-        f"{max(memory) >> 20} MB at most"
-    )
-    assert len(texts(out)) == count
-    parts = np.diff([reached[part] for part in range(21)])
-    assert np.median(parts[10:]) < 1.5 * np.median(parts[:10]), "rows cost more as they get many"
-    assert max(memory[len(memory) // 4 :]) < memory[len(memory) // 4] + (8 << 20)
-
-
-def clocked(engine, name: str) -> list[float]:
-    """Return a list whose one number grows by the time that a method takes."""
-    method, spent = getattr(engine, name), [0.0]
-
-    def timed(*arguments, **options):
-        began = time.perf_counter()
-        try:
-            return method(*arguments, **options)
-        finally:
-            spent[0] += time.perf_counter() - began
-
-    setattr(engine, name, timed)
-    return spent
-
-
-def resident() -> int:
-    """The memory of this process, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -15,7 +15,6 @@ from eva_local.alignment.surface import surface, surface_refined
 from eva_local.draft import Draft
 from eva_local.engine import Engine
 from eva_local.errors import ContextError
-from eva_local.evidence import Evidence
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
@@ -359,15 +358,6 @@ def test_a_prompt_whose_evidence_is_known_is_not_read_again() -> None:
         run(engine, begin(engine, models, b" the unbelievable", Sampling(max_tokens=1), judged=9))
     # The last token is decoded again, for its logits.
     assert [model.decoded for model in models] == [count + 1 for count in before]
-
-
-def test_prompts_with_a_common_beginning_are_judged_from_the_same_token_on() -> None:
-    first = []
-    for length in (221, 210, 216):
-        evidence = Evidence([b"", b"x"])
-        evidence.begin([1] * length, 0, n_bytes=30)
-        first.append(evidence.stretch(0)[0] + 1)
-    assert first == [128, 128, 128]
 
 
 def test_a_trace_says_who_voted_for_what() -> None:
