@@ -14,6 +14,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from eva_local.chat.signals import end_put_off
+
 # Reads lines and shows each as Python writes it; ends as the command does.
 EDITOR = """
 import sys
@@ -173,6 +175,18 @@ def test_the_terminal_is_as_before_when_the_prompt_is_told_to_end(spawn, number)
     child.wait()
     assert child.exitstatus == 128 + number
     assert b"Traceback" not in child.before
+
+
+def test_an_end_is_put_off_until_the_block_is_over() -> None:
+    before, heard, done = signal.getsignal(signal.SIGTERM), [], []
+    with pytest.raises(SystemExit) as ended, end_put_off(lambda: heard.append("told")) as is_ending:
+        assert not is_ending()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_ending()
+        done.append("whole")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert heard + done == ["told", "whole"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_is_typed_while_an_answer_comes_is_unseen_and_waits(spawn) -> None:

@@ -21,6 +21,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from eva_local.chat.signals import end_put_off
 from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
 from eva_local.records import Sampling
 from eva_local.settings import keys_of
@@ -68,14 +69,18 @@ class LineEditor:
 
     def read(self) -> str:
         """Let a person edit until Enter."""
-        try:
-            return self._session.prompt()
-        except SystemExit:
-            # A signal may have come where prompt_toolkit does not tidy up.
-            self._session.output.disable_bracketed_paste()
-            self._session.output.show_cursor()
-            self._session.output.flush()
-            raise
+        with end_put_off(self._wake) as is_ending:
+            return self._session.prompt(pre_run=lambda: self._leave() if is_ending() else None)
+
+    def _wake(self) -> None:
+        """Leave the prompt, from within a signal handler; before it runs, `read` does."""
+        if (loop := self._session.app.loop) is not None:
+            loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        answer = self._session.app.future
+        if answer is not None and not answer.done():
+            self._session.app.exit(result="")
 
 
 class PlainReader:

@@ -7,7 +7,7 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
@@ -20,11 +20,8 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
     So a step is never cut off in the middle, nor is the saving of what was said.
     """
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
-    try:
+    with _handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
         yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -34,12 +31,29 @@ def orderly_end() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in _ENDINGS}
-    try:
+    with _handled(_ENDINGS, leave):
         yield
+
+
+@contextlib.contextmanager
+def end_put_off(told: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Call `told` where the process is told to end, and let it end after the block.
+
+    Gives a function that says whether it was told. An event loop needs this: an exception that
+    a signal raises amid its own work may be lost, or stop it where it waits for ever.
+    """
+    numbers: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        numbers.append(number)
+        told()
+
+    try:
+        with _handled(_ENDINGS, note):
+            yield lambda: bool(numbers)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if numbers:
+            raise SystemExit(128 + numbers[0])
 
 
 @contextlib.contextmanager
@@ -63,3 +77,15 @@ def typing_unseen() -> Iterator[None]:
         if sys.stdin.isatty():
             tty.setcbreak(sys.stdin.fileno(), termios.TCSANOW)
         yield
+
+
+@contextlib.contextmanager
+def _handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
