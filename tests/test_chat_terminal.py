@@ -178,14 +178,18 @@ def test_the_terminal_is_as_before_when_the_prompt_is_told_to_end(spawn, number)
 
 
 def test_an_end_is_put_off_until_the_block_is_over() -> None:
-    before, heard, done = signal.getsignal(signal.SIGTERM), [], []
-    with pytest.raises(SystemExit) as ended, end_put_off(lambda: heard.append("told")) as is_ending:
-        assert not is_ending()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert is_ending()
-        done.append("whole")
+    before, said = signal.getsignal(signal.SIGTERM), []
+
+    def told_in_the_middle() -> None:
+        with end_put_off(lambda: said.append("told")) as is_ending:
+            said.append(is_ending())
+            os.kill(os.getpid(), signal.SIGTERM)
+            said.append(is_ending())
+
+    with pytest.raises(SystemExit) as ended:
+        told_in_the_middle()
     assert ended.value.code == 128 + signal.SIGTERM
-    assert heard + done == ["told", "whole"]
+    assert said == [False, "told", True]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
