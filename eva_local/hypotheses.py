@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.branches import Place
 from eva_local.customs import ANY, END, Customs, border_kind, found_before, inside_kind
-from eva_local.fusion import Floats, highest
+from eva_local.fusion import Floats
 from eva_local.model import Logits
+from eva_local.open_row import OpenRow, Outlook
 from eva_local.tokenizer import Tokenizer
 from eva_local.trie import ROOT, Trie
 
@@ -39,29 +39,6 @@ _MOST_NATS = 700.0
 T = TypeVar("T")
 
 
-class Outlook:
-    """What a member expects after a row of tokens.
-
-    `masses: (n,)` are the probabilities of its speakable tokens in the order of the trie, `end`
-    that of all END ids together; they sum to 1. Tokens that stand for nothing have none.
-    """
-
-    __slots__ = ("end", "masses")
-
-    def __init__(self, logits: Logits, trie: Trie, end_ids: Sequence[int]) -> None:
-        """Take the softmax of `logits: (n_vocab,)` over what can be said."""
-        masses = logits.take(trie.token_ids).astype(np.float64)
-        ends = logits.take(end_ids).astype(np.float64)
-        highest = max(masses.max(), ends.max(initial=-np.inf))
-        masses -= highest
-        np.exp(masses, out=masses)
-        end = float(np.exp(ends - highest).sum())
-        total = masses.sum() + end
-        masses /= total
-        self.masses: Floats = masses
-        self.end = end / total
-
-
 @dataclass(slots=True, eq=False)
 class Border:
     """A hypothesis without open bytes that was not decoded yet.
@@ -76,25 +53,6 @@ class Border:
     covers: int
     #: Of what kind it is, as far as that tells how it goes on.
     kind: str = ANY
-
-
-@dataclass(slots=True, eq=False)
-class _Open:
-    """A hypothesis whose outlook is known; its open bytes led to `node`."""
-
-    log_weight: float
-    place: Place
-    covers: int
-    masses: Floats
-    offset: int
-    end: float
-    #: The last token of the row, where it is one of the text's.
-    last: int | None = None
-    node: int = ROOT
-    labels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
-    sums: Floats = field(default_factory=lambda: np.empty(0))
-    #: The probability of all that may follow, given the row.
-    left: float = 1.0
 
 
 class Hypotheses:
@@ -122,7 +80,7 @@ class Hypotheses:
         self._end_ids = sorted(tokenizer.vocabulary.end_ids)
         self._may_follow = tokenizer.may_follow
         self._threshold = threshold
-        self._open: list[_Open] = []
+        self._open: list[OpenRow] = []
         self._waiting: list[Border] = []
         self.text = bytearray()
         # Weights are told relative to this log-probability, so that they neither vanish nor grow.
@@ -206,16 +164,14 @@ class Hypotheses:
         self._waiting.remove(border)
         self._now = None
         outlook = Outlook(logits, self._trie, self._end_ids)
-        masses = outlook.masses
         last = border.tokens[-1] if border.covers else None
-        entered = _Open(border.log_weight, place, border.covers, masses, 0, outlook.end, last)
-        self._look(entered)
+        entered = OpenRow(border.log_weight, place, border.covers, outlook, self._trie, last)
         self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
                 return
         if entered.node != ROOT:
-            self._look(entered)
+            entered.look()
         self._open.append(entered)
 
     def append(self, byte: int) -> None:
@@ -230,7 +186,7 @@ class Hypotheses:
         self.text.append(byte)
         kept = [h for h in self._open if self._follow(h, byte, len(self.text))]
         for hypothesis in kept:
-            self._look(hypothesis)
+            hypothesis.look()
         self._open = kept
         if self._threshold:
             self._merge()
@@ -296,29 +252,7 @@ class Hypotheses:
         without bytes, and is there at a border only.
         """
         lead = max(self._open, key=self._weight)
-        low = int(self._trie.low[lead.node]) - lead.offset
-        high = int(self._trie.high[lead.node]) - lead.offset
-        low += int(self._trie.exact[lead.node])
-        masses = lead.masses[low:high]
-        count = min(count, len(masses))
-        best = highest(masses, count).tolist() if count else []
-        begun = len(self.text) - lead.covers
-        token_ids = self._trie.token_ids
-        # Several ids may have the same bytes: a piece is named once.
-        found = sorted({self._pieces[token_ids[lead.offset + low + i]][begun:] for i in best})
-        shares, ends = [], []
-        for piece in found:
-            node = self._down(lead.node, piece)
-            start = int(self._trie.low[node]) - lead.offset
-            under = float(lead.masses[start : int(self._trie.high[node]) - lead.offset].sum())
-            exact = float(lead.masses[start : start + int(self._trie.exact[node])].sum())
-            shares.append(exact / lead.left)
-            ends.append(exact / under if under > 0 else 0.0)
-        if lead.node == ROOT:
-            found.append(b"")
-            shares.append(lead.end / lead.left)
-            ends.append(1.0)
-        return found, np.asarray(shares), np.asarray(ends)
+        return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
         """Return (m,): the mass that all rows give to each of `pieces`, END without bytes.
@@ -328,54 +262,10 @@ class Hypotheses:
         member would write it in several: the mass of the first of them is split among all
         pieces that it begins so, in proportion to `shares: (m,)`.
         """
-        places = {piece: place for place, piece in enumerate(pieces)}
         masses = np.zeros(len(pieces))
         for h in self._open:
-            weight = math.exp(h.log_weight - self._scale)
-            firsts: dict[bytes, list[int]] = {}
-            for place, piece in enumerate(pieces):
-                if not piece:
-                    masses[place] += weight * h.end if h.node == ROOT else 0.0
-                    continue
-                node, first = self._walk(h.node, piece)
-                if node >= 0:
-                    masses[place] += weight * self._under(h, node) * ends[place]
-                elif first:
-                    firsts.setdefault(first, []).append(place)
-            for first, begun in firsts.items():
-                mass = weight * self._exactly(h, first)
-                if first in places:
-                    masses[places[first]] -= mass * ends[places[first]]
-                    begun.append(places[first])
-                whole = shares[begun].sum()
-                masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
+            masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
         return masses
-
-    def _walk(self, node: int, piece: bytes) -> tuple[int, bytes]:
-        """Return the node of a piece, or -1 and the longest token that the piece begins with."""
-        first = b""
-        for count, byte in enumerate(piece, start=1):
-            node = self._trie.child(node, byte)
-            if node < 0:
-                break
-            if self._trie.exact[node]:
-                first = piece[:count]
-        return node, first
-
-    def _under(self, hypothesis: _Open, node: int) -> float:
-        h = hypothesis
-        low, high = int(self._trie.low[node]) - h.offset, int(self._trie.high[node]) - h.offset
-        return float(h.masses[low:high].sum())
-
-    def _exactly(self, hypothesis: _Open, piece: bytes) -> float:
-        h, node = hypothesis, self._down(hypothesis.node, piece)
-        low = int(self._trie.low[node]) - h.offset
-        return float(h.masses[low : low + int(self._trie.exact[node])].sum())
-
-    def _down(self, node: int, piece: bytes) -> int:
-        for byte in piece:
-            node = self._trie.child(node, byte)
-        return node
 
     def border_share(self) -> float:
         """Return the share of the rows that end exactly where the text ends."""
@@ -385,30 +275,16 @@ class Hypotheses:
         whole = live + here
         return (here + rooted) / whole if whole > 0 else 1.0
 
-    def _follow(self, hypothesis: _Open, byte: int, covers: int) -> bool:
+    def _follow(self, hypothesis: OpenRow, byte: int, covers: int) -> bool:
         """Move a hypothesis on by a byte; what ends there becomes a border of its own."""
-        trie, h = self._trie, hypothesis
-        node = trie.child(h.node, byte)
+        node = self._trie.child(hypothesis.node, byte)
         if node < 0:
             return False
-        low = int(trie.low[node]) - h.offset
-        high = int(trie.high[node]) - h.offset
-        if exact := int(trie.exact[node]):
-            ended = h.masses[low : low + exact]
-            mass = float(ended.sum())
-            # Several ids may have the same bytes: their mass is one, the likelier stands.
-            token = int(trie.token_ids[h.offset + low + int(ended.argmax())])
-            if mass > 0 and self._is_likely(h.last, token, mass):
-                log_weight = h.log_weight + math.log(mass)
-                self._waiting.append(Border(log_weight, h.place, [token], covers))
-        if trie.is_leaf(node):
-            return False
-        if h.node == ROOT:
-            # Most of the vocabulary is out of reach from here on.
-            h.masses = h.masses[low:high].copy()
-            h.offset += low
-        h.node = node
-        return True
+        token, mass = hypothesis.ending(node)
+        if mass > 0 and self._is_likely(hypothesis.last, token, mass):
+            log_weight = hypothesis.log_weight + math.log(mass)
+            self._waiting.append(Border(log_weight, hypothesis.place, [token], covers))
+        return hypothesis.move(node)
 
     def _is_likely(self, last: int | None, token: int, mass: float) -> bool:
         """Return whether to follow a row that ends in these two tokens.
@@ -420,19 +296,14 @@ class Hypotheses:
             return True
         return self._may_follow(last, token)
 
-    def _learn(self, kind: str, hypothesis: _Open) -> None:
+    def _learn(self, kind: str, hypothesis: OpenRow) -> None:
         """Learn how a border of a kind goes on, from one that was just decoded."""
         masses = np.zeros(END + 1)
         masses[hypothesis.labels] = hypothesis.sums
         masses[END] = hypothesis.end
         self.customs.learn(kind, masses)
 
-    def _look(self, hypothesis: _Open) -> None:
-        h = hypothesis
-        h.labels, h.sums = self._trie.going_on(h.node, h.masses, h.offset)
-        h.left = float(h.sums.sum()) + (h.end if h.node == ROOT else 0.0)
-
-    def _weight(self, hypothesis: _Open) -> float:
+    def _weight(self, hypothesis: OpenRow) -> float:
         return math.exp(hypothesis.log_weight - self._scale) * hypothesis.left
 
     def _live(self) -> float:

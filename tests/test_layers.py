@@ -33,6 +33,7 @@ ROWS = (
     "space",
     "trie",
     "customs",
+    "open_row",
     "hypotheses",
     "byte_space",
     "sampling",

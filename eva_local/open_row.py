@@ -1,0 +1,187 @@
+"""A row of tokens whose outlook is known, and what it expects of the bytes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.branches import Place
+from eva_local.fusion import Floats, highest
+from eva_local.model import Logits
+from eva_local.trie import ROOT, Trie
+
+
+class Outlook:
+    """What a member expects after a row of tokens.
+
+    `masses: (n,)` are the probabilities of its speakable tokens in the order of the trie, `end`
+    that of all END ids together; they sum to 1. Tokens that stand for nothing have none.
+    """
+
+    __slots__ = ("end", "masses")
+
+    def __init__(self, logits: Logits, trie: Trie, end_ids: Sequence[int]) -> None:
+        """Take the softmax of `logits: (n_vocab,)` over what can be said."""
+        masses = logits.take(trie.token_ids).astype(np.float64)
+        ends = logits.take(end_ids).astype(np.float64)
+        best = max(masses.max(), ends.max(initial=-np.inf))
+        masses -= best
+        np.exp(masses, out=masses)
+        end = float(np.exp(ends - best).sum())
+        total = masses.sum() + end
+        masses /= total
+        self.masses: Floats = masses
+        self.end = end / total
+
+
+class OpenRow:
+    """A row of tokens that covers the first `covers` bytes of a text, and its outlook.
+
+    The open bytes, those after `covers`, led to `node` of the trie: `labels: (m,)` are the bytes
+    that may follow them, `sums: (m,)` how likely each is given the row, and `left` how likely all
+    of them are, with END at a border. `log_weight` is the log-probability of the row, in nats, and
+    `last` its last token, where that is one of the text's.
+    """
+
+    __slots__ = (
+        *("_masses", "_offset", "_trie", "covers", "end", "labels", "last", "left"),
+        *("log_weight", "node", "place", "sums"),
+    )
+
+    def __init__(
+        self,
+        log_weight: float,
+        place: Place,
+        covers: int,
+        outlook: Outlook,
+        trie: Trie,
+        last: int | None,
+    ) -> None:
+        """Stand at the border after the row at `place`."""
+        self.log_weight = log_weight
+        self.place = place
+        self.covers = covers
+        self.end = outlook.end
+        self.last = last
+        self.node = ROOT
+        self._trie = trie
+        # Of the tokens `trie.token_ids[offset:]`.
+        self._masses = outlook.masses
+        self._offset = 0
+        self.look()
+
+    def look(self) -> None:
+        """See what may follow the open bytes."""
+        self.labels: NDArray[np.uint8]
+        self.labels, self.sums = self._trie.going_on(self.node, self._masses, self._offset)
+        self.left = float(self.sums.sum()) + (self.end if self.node == ROOT else 0.0)
+
+    def ending(self, node: int) -> tuple[int, float]:
+        """Return the token whose piece ends at a node, and its mass: none is -1, and has none.
+
+        Several ids may have the same bytes: their mass is one, and the likelier stands.
+        """
+        exact = int(self._trie.exact[node])
+        if not exact:
+            return -1, 0.0
+        low = int(self._trie.low[node]) - self._offset
+        ended = self._masses[low : low + exact]
+        token = int(self._trie.token_ids[self._offset + low + int(ended.argmax())])
+        return token, float(ended.sum())
+
+    def move(self, node: int) -> bool:
+        """Take the bytes to `node` for the open ones; return whether a piece goes on from there."""
+        if self._trie.is_leaf(node):
+            return False
+        if self.node == ROOT:
+            # Most of the vocabulary is out of reach from here on.
+            low, high = int(self._trie.low[node]), int(self._trie.high[node])
+            self._masses = self._masses[low - self._offset : high - self._offset].copy()
+            self._offset = low
+        self.node = node
+        return True
+
+    def pieces(
+        self, count: int, of_ids: Sequence[bytes], begun: int
+    ) -> tuple[list[bytes], Floats, Floats]:
+        """Return the likeliest ways to go on (m,): at most `count` pieces, and END.
+
+        `of_ids` are the pieces of all ids; the first `begun` bytes of a piece are the open ones,
+        and the rest is told. With them go how likely each is (m,), and the share of the tokens
+        that begin with it which are no longer (m,). END is last, without bytes, at a border only.
+        """
+        trie, node = self._trie, self.node
+        low = int(trie.low[node]) + int(trie.exact[node])
+        masses = self._masses[low - self._offset : int(trie.high[node]) - self._offset]
+        count = min(count, len(masses))
+        best = highest(masses, count).tolist() if count else []
+        # Several ids may have the same bytes: a piece is named once.
+        found = sorted({of_ids[trie.token_ids[low + place]][begun:] for place in best})
+        shares, ends = [], []
+        for piece in found:
+            reached = self._down(piece)
+            under, exact = self._under(reached), self._exactly(reached)
+            shares.append(exact / self.left)
+            ends.append(exact / under if under > 0 else 0.0)
+        if node == ROOT:
+            found.append(b"")
+            shares.append(self.end / self.left)
+            ends.append(1.0)
+        return found, np.asarray(shares), np.asarray(ends)
+
+    def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
+        """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.
+
+        A piece is whole, and not the beginning of a longer one, with probability `ends: (m,)`.
+        Where no token begins with a piece, the member would write it in several: the mass of the
+        first of them is split among all pieces that it begins so, in proportion to `shares: (m,)`.
+        """
+        places = {piece: place for place, piece in enumerate(pieces)}
+        masses = np.zeros(len(pieces))
+        firsts: dict[bytes, list[int]] = {}
+        for place, piece in enumerate(pieces):
+            if not piece:
+                masses[place] = self.end if self.node == ROOT else 0.0
+                continue
+            node, first = self._walk(piece)
+            if node >= 0:
+                masses[place] = self._under(node) * ends[place]
+            elif first:
+                firsts.setdefault(first, []).append(place)
+        for first, begun in firsts.items():
+            mass = self._exactly(self._down(first))
+            if first in places:
+                masses[places[first]] -= mass * ends[places[first]]
+                begun.append(places[first])
+            whole = shares[begun].sum()
+            masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
+        return masses
+
+    def _walk(self, piece: bytes) -> tuple[int, bytes]:
+        """Return the node of a piece, or -1 and the longest token that the piece begins with."""
+        node, first = self.node, b""
+        for count, byte in enumerate(piece, start=1):
+            node = self._trie.child(node, byte)
+            if node < 0:
+                break
+            if self._trie.exact[node]:
+                first = piece[:count]
+        return node, first
+
+    def _down(self, piece: bytes) -> int:
+        node = self.node
+        for byte in piece:
+            node = self._trie.child(node, byte)
+        return node
+
+    def _under(self, node: int) -> float:
+        """Return the mass of the tokens under a node."""
+        low, high = int(self._trie.low[node]), int(self._trie.high[node])
+        return float(self._masses[low - self._offset : high - self._offset].sum())
+
+    def _exactly(self, node: int) -> float:
+        """Return the mass of the tokens that end at a node."""
+        low = int(self._trie.low[node]) - self._offset
+        return float(self._masses[low : low + int(self._trie.exact[node])].sum())
