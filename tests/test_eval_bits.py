@@ -223,6 +223,8 @@ def test_texts_are_cut_between_words_else_between_characters() -> None:
     assert cut(b" one", 2) == (b" o", b"ne")
     assert cut("ab中".encode(), 4) == (b"ab", "中".encode())
     assert cut(b"one", 0) == (b"", b"one")
+    heading = f"题目 {'字' * 500}".encode()
+    assert [len(part) for part in cut(heading, 1000)] == [1000, len(heading) - 1000]
 
 
 @pytest.mark.parametrize("text", [b"word " * 2000, ("中" * 2000).encode()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -57,6 +58,24 @@ ANSWERS = [
         ("18.00", "18"),
         ("#### 540", "540"),
         ("3x4=12", "12"),
+        ("The answer is 30, since x = 5.", "30"),
+        ("The answer is 12 (= 3 x 4).", "12"),
+        ("The answer is 30 dollars - 5 dollars = 25 dollars.", "25"),
+        ("The answer is (2 + 3) * 4 = 20 = 20.", "20"),
+        ("The answer is 1,000 + 5 = 1,005.", "1005"),
+        ("The answer is 1/2.", "0.5"),
+        ("7 1/2 cups", "7.5"),
+        ("-3/4", "-0.75"),
+        ("5/0", "0"),
+        ("on 5/12/2020", "2020"),
+        ("The area is 50 cm^2.", "50"),
+        ("The answer is –5", "-5"),
+        ("5–10", "10"),
+        ("-$ 5", "-5"),
+        ("-US$5", "-5"),
+        ("-¥500", "-500"),
+        ("1e3", "1000"),
+        ("_5_", "5"),
         ("v2", None),
         ("", None),
     ],
@@ -84,6 +103,9 @@ def test_numbers_match_by_value() -> None:
         ("$5", "5"),
         ("中文。", "中文"),
         ("Another", "another"),
+        ("A", "a"),
+        ("+", "+"),
+        (" - ", "-"),
     ],
 )
 def test_normalised_text(text, same) -> None:
@@ -102,6 +124,18 @@ def test_exact_match_reads_the_first_line_that_is_not_blank() -> None:
     assert exact_match("14 December 1972 UTC", ["december 1972", "14 December 1972 UTC"])
     assert not exact_match("It was Poison", ["Poison"])
     assert not exact_match("", ["Poison"])
+
+
+def test_an_answer_of_several_lines_is_read_whole() -> None:
+    assert exact_match("red\n\nblue\nQuestion: which", ["red\nblue"])
+    assert not exact_match("red\ngreen", ["red\nblue"])
+
+
+def test_saying_nothing_is_no_answer() -> None:
+    assert not exact_match("", ["A"])
+    assert not exact_match("the", ["A"])
+    assert not exact_match("-", ["+"])
+    assert exact_match("a", ["A"])
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -126,6 +160,8 @@ def test_bleu_cuts_chinese_into_characters() -> None:
     found = corpus_scores([hypothesis], [(reference,)], "zh")
     expected = sacrebleu.corpus_bleu([hypothesis], [[reference]], tokenize="zh").score
     assert found["BLEU"] == pytest.approx(expected)
+    for name in ("zho_Hans", "ZH", "zh-TW", "yue_Hant"):
+        assert corpus_scores([hypothesis], [(reference,)], name) == found
     assert corpus_scores([hypothesis], [(reference,)], "en")["BLEU"] < expected
 
 
@@ -139,6 +175,12 @@ def test_the_metric_follows_the_answers() -> None:
     sentences = [Row("1", prompt="p", answers=("A coffee shop in the city centre area.",))]
     assert metric_of(task(*numbers)) == "number"
     assert metric_of(task(*numbers, *names)) == "exact"
+    assert metric_of(task(*(numbers * 5), *names)) == "number"
+    assert metric_of(replace(task(*names), metric="number")) == "number"
+    for answer in ("+5", "5.", "1/2", "−5", "–5", "$-5", "-$5", "20%", "1e3"):
+        assert metric_of(task(Row("1", prompt="p", answers=(answer,)))) == "number", answer
+    for answer in ("5 apples", "5-3", "", "1/2/3"):
+        assert metric_of(task(Row("1", prompt="p", answers=(answer,)))) == "exact", answer
     assert metric_of(task(*sentences)) == "chrF"
     assert metric_of(task(*names, kind="translate")) == "chrF"
     assert metric_of(task(Row("1", text="t"), kind="bpb")) == "bits"

@@ -6,20 +6,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluations import spec
-from fakes import WORDS_A, WORDS_B, FakeModel
+from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 
 from eva_local.cli import main
 from eva_local.cli.session import Session
-from eva_local.cli.tasks import variant
+from eva_local.cli.tasks import _names, variant
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
 from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
-from eva_local.evaluate.results import Result, Results, key_of
+from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks
 from eva_local.opening import ensemble_of
 from eva_local.records import Message
+from eva_local.specs import EnsembleSpec
 
 MEMBERS = ("one", "two")
 
@@ -204,6 +206,49 @@ def without_time(results: tuple[Result, ...]) -> list[Result]:
     return [replace(result, seconds=0.0) for result in results]
 
 
+def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
+    def written(*specs: EnsembleSpec) -> list[list[Result]]:
+        with Results(tmp_path / "results.jsonl", fresh=True) as results:
+            contest = Contest(models, results, Setting(max_tokens=6))
+            entries = contest.run(TASKS, [Contestant(one.name, one) for one in specs])
+        return [without_time(entry.results) for entry in entries]
+
+    other = spec("both", MEMBERS, combine="geometric", weights="equal")
+    assert written(spec("both", MEMBERS), other) == [
+        *written(spec("both", MEMBERS)),
+        *written(other),
+    ]
+    assert _names([other, other, spec("trio"), other]) == ["both", "both (2)", "trio", "both (3)"]
+
+
+@pytest.mark.parametrize("space", ["pivot", "bytes"])
+def test_a_member_that_is_always_dropped_is_a_third_of_three_votes(tmp_path, space) -> None:
+    def liking(piece: bytes) -> FakeModel:
+        liked = vocabulary(WORDS_A).pieces.index(piece)
+        logits = np.full(len(vocabulary(WORDS_A)), -9, dtype=np.float32)
+        logits[liked] = 9
+        return FakeModel(WORDS_A, logits=lambda _: logits)
+
+    models = {"one": liking(b" Paris"), "two": liking(b" Paris"), "three": liking(b"ing")}
+    odd = spec("odd", tuple(models), space=space, filter="top-n", filter_n=1, weights="equal")
+    task = Task("t", "generate", (Row("1", prompt="the", answers=("x",)),))
+    with Results(tmp_path / "results.jsonl") as results:
+        (entry,) = Contest(models, results, Setting(max_tokens=8)).run(
+            [task], [Contestant("odd", odd)]
+        )
+    assert votes_filtered(entry.results) == pytest.approx(1 / 3)
+
+
+def test_a_choice_that_cannot_be_spelled_is_named(tmp_path) -> None:
+    models = {"one": FakeModel(WORDS_A), "two": FakeModel(WORDS_B, missing=[0xF0])}
+    row = Row("7", prompt="the", choices=("end", "😀"), label=0)
+    with (
+        Results(tmp_path / "results.jsonl") as results,
+        pytest.raises(InputError, match="picks, row 7: some member cannot spell"),
+    ):
+        Contest(models, results).run([Task("picks", "choice", (row,))], players())
+
+
 def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path, models) -> None:
     found = []
     for parallel in (1, 4):
@@ -317,6 +362,7 @@ def test_other_settings_to_compare(session) -> None:
         ("weights=1,2,3", "2 weights"),
         ("combine=sum", "mean"),
         ("nobody", "no ensemble"),
+        ("two", "is one model; members are measured alone anyway"),
     ],
 )
 def test_settings_that_cannot_be_compared(session, text, problem) -> None:
@@ -334,7 +380,9 @@ def test_settings_that_cannot_be_compared(session, text, problem) -> None:
         (["--json", "{rows}"], "no rows"),
         (["{rows}", "--html", "{folder}"], "cannot be written"),
         (["{rows}", "--results", "{folder}/absent/r.jsonl"], "cannot be written"),
-        (["{rows}", "-e", "one", "--tune"], "is one model"),
+        (["{rows}", "-e", "one", "--tune"], "--tune needs an ensemble, and one is one model"),
+        (["{rows}", "-e", "one", "--compare", "gate=0.9"], "--compare needs an ensemble"),
+        (["{rows}", "-e", "one", "--no-members"], "--no-members needs an ensemble"),
         (["{rows}", "--task", "choice"], "has no choices"),
         (["{rows}", "--few-shot", "{rows}"], "4 examples are wanted"),
         (["{rows}"], "one.gguf"),

@@ -17,6 +17,7 @@ from test_eval_score import ensemble
 from eva_local.config import load_config
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Setting
+from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import (
     Heard,
     Juror,
@@ -199,19 +200,27 @@ def test_halves_are_every_second_row() -> None:
         halves([replace(TASK, rows=TASK.rows[:1])])
 
 
+def test_both_halves_count_as_the_whole_does() -> None:
+    answers = ("1", "2", "3", "4", "5", "no number", "7", "8", "9", "10")
+    rows = tuple(Row(one, prompt="p", answers=(one,)) for one in answers)
+    for half in halves([Task("t", "generate", rows)]):
+        assert metric_of(half[0]) == metric_of(Task("t", "generate", rows)) == "number"
+
+
 @given(fusion=fusions)
 @settings(max_examples=30, deadline=None)
 def test_the_block_loads_as_the_settings_that_were_found(tmp_path_factory, fusion) -> None:
     names = ("qwen2.5-coder-0.5b", "two")
-    found = Tuned(spec("a.b-tuned", names, **_given(fusion)), 12, ("gsm8k", "nq"))
+    found = Tuned(spec("a.b-tuned", names, **_given(fusion)), 12, ("gsm8k", "nq 🌍"))
     block = found.block()
     assert (
-        "tuned on 12 rows of gsm8k, nq"
+        "tuned on 12 rows of gsm8k, nq 🌍"
         in tomllib.loads(block)["ensembles"]["a.b-tuned"]["description"]
     )
     path = tmp_path_factory.mktemp("config") / "models.toml"
     tables = "".join(f'[models."{name}"]\npath = "{name}.gguf"\n' for name in names)
-    path.write_text(f"schema = 1\n{tables}{block}")
+    others = "[defaults]\ngate = 0.5\nsharpness = 1.3\nfilter = 'top-n'\nweight_decay = 0.5\n"
+    path.write_text(f"schema = 1\n{others}{tables}{block}", encoding="utf-8")
     loaded = load_config(path, {}).ensemble("a.b-tuned")
     assert loaded.fusion == fusion
     assert loaded.pivot == names[0]

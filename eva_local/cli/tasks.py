@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,8 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
         options.files, options.kind, options.limit, options.shot_files, options.n_shots
     )
     spec = session.load(overrides).ensemble()
-    if options.tune and len(spec.members) < 2:
-        raise InputError(f"--tune needs an ensemble, and {spec.name} is one model")
+    if len(spec.members) < 2:
+        _refuse_for_one_model(spec, options)
     variants = [variant(session, overrides, spec, text) for text in options.compare]
     outcome = _measured(spec, variants, tasks, options)
     if options.json_out == STDOUT:
@@ -71,6 +72,14 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
     write_outputs(outcome.as_json(), page, options.json_out, options.html_out)
 
 
+def _refuse_for_one_model(spec: EnsembleSpec, options: TaskOptions) -> None:
+    given = {"--tune": options.tune, "--compare": options.compare}
+    given["--no-members"] = not options.members
+    for option, there in given.items():
+        if there:
+            raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
+
+
 def variant(
     session: Session, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
 ) -> EnsembleSpec:
@@ -83,6 +92,8 @@ def variant(
         other = session.load().ensemble(text)
         if not {member.name for member in other.members} <= {one.name for one in spec.members}:
             raise InputError(f"--compare {text}: has members that {spec.name} has not")
+        if len(other.members) < 2:
+            raise InputError(f"--compare {text}: is one model; members are measured alone anyway")
         return replace(other, name=text)
     given: dict[str, str] = {}
     for part in text.split(","):
@@ -157,10 +168,21 @@ def _held(
         specs += [tuned.spec] if tuned.spec.fusion != spec.fusion else []
     contestants = [alone(member) for member in spec.members] if options.members else []
     if len(spec.members) > 1:
-        contestants += [Contestant(one.name, one) for one in specs]
+        contestants += [
+            Contestant(name, one) for name, one in zip(_names(specs), specs, strict=True)
+        ]
     entries = contest.run(tasks, contestants)
     summaries = tuple(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
     return Outcome(spec.name, spec.pivot, options.setting, summaries, block)
+
+
+def _names(specs: Sequence[EnsembleSpec]) -> list[str]:
+    """Return the ensembles' names, with a number where one was there before."""
+    names: list[str] = []
+    for spec in specs:
+        others = (f"{spec.name} ({number})" for number in count(2))
+        names.append(next(name for name in chain([spec.name], others) if name not in names))
+    return names

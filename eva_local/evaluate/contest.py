@@ -107,7 +107,7 @@ class Contest:
     def run(self, tasks: Sequence[Task], contestants: Sequence[Contestant]) -> list[Entry]:
         """Return what all contestants made of all tasks; what is known already is not done again.
 
-        Raises InputError, naming the row, where a prompt does not fit.
+        Raises ContextError, naming contestant and task, where a prompt does not fit.
         """
         jobs = [_Job(contestant, task, self) for contestant in contestants for task in tasks]
         total = max(sum(len(job.missing) for job in jobs), 1)
@@ -157,13 +157,10 @@ def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
 def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
     """Yield the place of a row, and what its contestant wrote."""
     places = list(job.missing)
-    bytewise = job.contestant.spec.fusion.space == "bytes"
     prompts = [job.prompts[place] for place in places]
     for at, completion in complete_each(ensemble, prompts, job.sampling()):
-        usage, text = completion.usage, completion.text
-        # There is a vote on every byte there, and a step is several bytes.
-        steps = len(text.encode()) if bytewise else usage.steps
-        yield places[at], [(job, Result(steps, usage.filtered, 0.0, text=text))]
+        usage = completion.usage
+        yield places[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
 
 
 def _scored(
@@ -215,10 +212,14 @@ class _Job:
         self.prompts: list[Prompt] = []
         if self.scored:
             self.asked = contest.asked(task)
+            if task.kind == "choice":
+                _refuse_unspelled(task, self.asked)
             matter = [_matter(texts) for texts in self.asked]
         else:
             self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
-            matter = [(prompt, self.sampling()) for prompt in self.prompts]
+            # An answer ends where some member's context is full.
+            sizes = [member.load.n_ctx for member in contestant.spec.members]
+            matter = [(prompt, [self.sampling(), sizes]) for prompt in self.prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
@@ -240,7 +241,7 @@ class _Job:
         """What jobs have in common that one ensemble can do at the same time."""
         spec = self.contestant.spec
         if not self.scored:
-            return self.contestant.name
+            return self.contestant
         return spec.members, spec.pivot, hearing(spec.fusion, judged=False)
 
     def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
@@ -264,6 +265,15 @@ class _Job:
         """Return how answers are drawn."""
         task, setting = self.task, self._setting
         return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
+
+
+def _refuse_unspelled(task: Task, asked: Sequence[Sequence[tuple[Prompt, str]]]) -> None:
+    for row, texts in zip(task.rows, asked, strict=True):
+        if not all(text.strip() for _, text in texts):
+            raise InputError(
+                f"{task.name}, row {row.name}: some member cannot spell one of its choices; "
+                "leave the row out"
+            )
 
 
 def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:
@@ -294,8 +304,13 @@ def identity(spec: EnsembleSpec) -> object:
 
 
 def _file(member: ModelSpec) -> object:
-    """Name a model file by its hash, or by its size and age where no hash is known."""
+    """Name a model by its hash, or by its file and that one's size and age where none is known.
+
+    What is kept of a window is what a model can be rolled back to, and so how it is read.
+    """
+    load = [member.load.kv_type, member.load.swa_full]
     if member.sha256:
-        return [member.sha256, member.load.kv_type]
-    known = locate(member).stat()
-    return [known.st_size, known.st_mtime_ns, member.load.kv_type]
+        return [member.sha256, *load]
+    path = locate(member).resolve()
+    known = path.stat()
+    return [str(path), known.st_size, known.st_mtime_ns, *load]

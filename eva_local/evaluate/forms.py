@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from eva_local.evaluate.metrics import Metric
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Metric, Row, Task
 from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.prompt import Prompt
 from eva_local.records import Message, Sampling

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 from statistics import median
 from string import punctuation
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from eva_local.errors import InputError
-from eva_local.evaluate.rows import Task
+from eva_local.evaluate.rows import Metric, Task
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-Metric = Literal["exact", "number", "choice", "chrF", "bits"]
 
 # What a task counts in, and whether more of it is better.
 UNITS: dict[Metric, str] = {
@@ -29,20 +27,36 @@ UNITS: dict[Metric, str] = {
 # Answers of more words than this are sentences: how close one comes is what counts.
 _WORDS_OF_A_NAME = 5
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"(?<![\w.])-?[$€£]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+# Where nearly all right answers are numbers, the odd one that is "unknown" changes nothing.
+_MOST = 0.9
+# Neither inside a word or another number nor an exponent; a fraction, whole before it, or not.
+_NUMBER = re.compile(
+    r"(?<![^\W_])(?<![.^])(?P<sign>-?)(?:[A-Z]{0,3}[$€£¥₹₩₽₺₪₫฿₱]\s?)?"
+    r"(?:(?<!/)(?:(?P<whole>\d+) )?(?P<over>\d+)/(?P<under>0*[1-9]\d*)(?![\d/])"
+    r"|(?P<plain>(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?))"
+)
 _VERDICT = re.compile(r"answer\s+is\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
+# What is reckoned, with units or without: "3 apples + 2 = ", and not "3, since x = ".
+_RECKONED = re.compile(r"\d(?:(?![,;:(]\s*[^\W\d]).)*[\d)%]\s*(?:[^\W\d]{2,}\s*)?=")
 # Languages that BLEU must cut into characters, as their words are not set apart.
-_TOKENISERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
+_TOKENISERS = {
+    **dict.fromkeys(("zh", "zho", "yue", "cmn", "lzh"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm"), "char"),
+    **dict.fromkeys(("my", "mya"), "char"),
+}
 
 
 def metric_of(task: Task) -> Metric:
-    """Return what fits a task: by its kind, and by what its right answers look like."""
+    """Return what a task counts in: by its kind, and by what its right answers look like."""
+    if task.metric:
+        return task.metric
     if task.kind in ("choice", "bpb"):
         return "choice" if task.kind == "choice" else "bits"
     if task.kind == "translate":
         return "chrF"
-    if all(_is_number(answer) for row in task.rows for answer in row.answers):
+    numbers = [all(map(_is_number, row.answers)) for row in task.rows]
+    if sum(numbers) >= _MOST * len(numbers):
         return "number"
     shortest = [min(len(answer.split()) for answer in row.answers) for row in task.rows]
     return "chrF" if median(shortest) > _WORDS_OF_A_NAME else "exact"
@@ -53,37 +67,48 @@ def lower_is_better(metric: Metric) -> bool:
     return metric == "bits"
 
 
-def first_line(text: str) -> str:
-    """Return the first line that is not blank; models begin with blank ones, or go on and on."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def first_lines(text: str, answers: Sequence[str] = ("",)) -> str:
+    """Return as many lines as the longest answer has, but one at least.
+
+    Blank lines do not count: models begin with blank ones, or go on and on.
+    """
+    count = max(len(_lines(answer)) for answer in answers)
+    return "\n".join(_lines(text)[: max(count, 1)])
 
 
 def normalised(text: str) -> str:
     """Return text as answers to questions are compared: as SQuAD does, for any script.
 
-    Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016).
+    Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016). Where
+    nothing is left ("A", "+"), that is the answer, and it stays.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    whole = text = unicodedata.normalize("NFKC", text).casefold()
     text = "".join(c for c in text if c not in punctuation and unicodedata.category(c)[0] != "P")
     # Without what stood between them, a letter and its accent are one character.
     text = unicodedata.normalize("NFKC", text)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(whole.split())
 
 
 def exact_match(text: str, answers: Sequence[str]) -> bool:
-    """Return whether the first line of `text` is one of the answers, normalised."""
-    return normalised(first_line(text)) in {normalised(answer) for answer in answers}
+    """Return whether `text` begins with one of the answers, on lines of its own, normalised."""
+    said = normalised(first_lines(text, answers))
+    return said in {normalised(answer) for answer in answers}
 
 
 def number_in(text: str) -> Decimal | None:
     """Return the number that a text comes to: after the last "answer is", else the last one.
 
     A sentence that reckons ("the answer is 2 + 3 = 5") comes to what stands after its last "=".
-    Thousands may have commas; currencies and units are left out.
+    Thousands may have commas, fractions may be written out (1/2, 3 1/2); currencies, units and
+    exponents are left out.
     """
     for verdict in reversed(list(_VERDICT.finditer(text))):
-        sentence = _SENTENCE_END.split(first_line(text[verdict.end() :]), maxsplit=1)[0]
-        if after := _numbers(sentence.rpartition("=")[2]):
+        sentence = _SENTENCE_END.split(first_lines(text[verdict.end() :]), maxsplit=1)[0]
+        if reckoned := _RECKONED.search(sentence):
+            after = _numbers(sentence[reckoned.end() :])
+        else:
+            after = []
+        if after := after or _numbers(sentence):
             return after[0]
     return next(reversed(_numbers(text)), None)
 
@@ -106,7 +131,7 @@ def corpus_scores(
     sacrebleu = _sacrebleu()
     most = max(map(len, answers))
     references = [[given[i] if i < len(given) else None for given in answers] for i in range(most)]
-    tokeniser = _TOKENISERS.get(language.split("-", maxsplit=1)[0].split("_", maxsplit=1)[0])
+    tokeniser = _TOKENISERS.get(re.split("[-_]", language.casefold(), maxsplit=1)[0])
     bleu = sacrebleu.BLEU(tokenize=tokeniser, force=True)
     return {
         "BLEU": float(bleu.corpus_score(texts, references).score),
@@ -115,12 +140,29 @@ def corpus_scores(
 
 
 def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"-?[$€£]?[\d,]*\.?\d+\s*%?", text.strip()))
+    text = _signed(text.strip()).lstrip("+$").rstrip("%. ")
+    return bool(_NUMBER.fullmatch(text))
 
 
 def _numbers(text: str) -> list[Decimal]:
-    text = text.replace("\N{MINUS SIGN}", "-")
-    return [Decimal(re.sub(r"[,$€£]", "", found[0])) for found in _NUMBER.finditer(text)]
+    return list(map(_value, _NUMBER.finditer(_signed(text))))
+
+
+def _value(found: re.Match[str]) -> Decimal:
+    if plain := found["plain"]:
+        value = Decimal(plain.replace(",", ""))
+    else:
+        value = Decimal(found["whole"] or 0) + Decimal(found["over"]) / Decimal(found["under"])
+    return -value if found["sign"] else value
+
+
+def _signed(text: str) -> str:
+    """Return text in which every minus is the one of a keyboard."""
+    return text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _sacrebleu() -> ModuleType:

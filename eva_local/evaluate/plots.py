@@ -164,7 +164,9 @@ def _text(
     anchor: str = "start",
     longest: int = _LONGEST,
 ) -> str:
-    shown = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    # Settings that are compared begin alike, and often end alike.
+    half = longest // 2
+    shown = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
     full = "" if shown == text else f"<title>{escape(text)}</title>"
     kind = f' class="{css}"' if css else ""
     return (

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
@@ -14,8 +15,9 @@ from eva_local.errors import InputError
 from eva_local.trace.checked import Checked, checked_lines
 from eva_local.trace.file import json_line
 
-# Results that were made in another way have another key.
-_SCHEMA = 1
+# Results that were made in another way have another key: by other software, or by other rules
+# within a version, which the number tells.
+_MADE_BY = [2, version("eva-local"), version("llama-cpp-python")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Results:
 
 def key_of(*parts: object) -> str:
     """Return a short name of everything that a result depends on."""
-    text = json.dumps([_SCHEMA, *parts], sort_keys=True, default=_plain)
+    text = json.dumps([*_MADE_BY, *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

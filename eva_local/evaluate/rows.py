@@ -12,6 +12,7 @@ from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Metric = Literal["exact", "number", "choice", "chrF", "bits"]
 # Where rows are texts whatever else they are, the field that holds the text: the first there is.
 _TEXT_FIELDS = ("text", "question", "prompt")
 
@@ -38,12 +39,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rows of one kind, and solved examples of the same family that go before each prompt."""
+    """Rows of one kind, and solved examples of the same family that go before each prompt.
+
+    `metric` is what it counts in, where that does not follow from these rows: a part of a task
+    counts as the whole.
+    """
 
     name: str
     kind: Kind
     rows: tuple[Row, ...]
     shots: tuple[Row, ...] = ()
+    metric: Metric | None = None
 
 
 def read_tasks(

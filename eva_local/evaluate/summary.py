@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from eva_local.evaluate.contest import Contestant, Entry
 from eva_local.evaluate.metrics import (
     UNITS,
-    Metric,
     chrf,
     corpus_scores,
     exact_match,
-    first_line,
+    first_lines,
     lower_is_better,
     metric_of,
     normalised,
@@ -20,7 +19,7 @@ from eva_local.evaluate.metrics import (
     numeric_match,
 )
 from eva_local.evaluate.results import Result, votes_filtered
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Metric, Row, Task
 from eva_local.evaluate.significance import Estimate, estimate, mean_of
 
 _BITS_PER_NAT = 1.4426950408889634
@@ -203,18 +202,19 @@ def _marks(entry: Entry, metric: Metric) -> tuple[Mark, ...]:
 
 def mark(row: Row, result: Result, metric: Metric) -> Mark:
     """Return what a result is worth under a metric."""
-    text = first_line(result.text)
     if metric == "bits":
         (nats,), (size,) = result.log_likelihoods, result.n_bytes
         return Mark(-nats * _BITS_PER_NAT / max(size, 1), size, "", "")
     if metric == "choice":
         chosen = choice(result, per_byte=True)
         return Mark(100.0 * (chosen == row.label), 1.0, str(chosen), row.choices[chosen])
+    if metric == "number":
+        right, number = numeric_match(result.text, row.answers), number_in(result.text)
+        said = result.text.strip()
+        return Mark(100.0 * right, 1.0, said if number is None else str(number.normalize()), said)
+    text = first_lines(result.text, row.answers)
     if metric == "chrF":
         return Mark(chrf(text, row.answers), 1.0, text, text)
-    if metric == "number":
-        right = numeric_match(result.text, row.answers)
-        return Mark(100.0 * right, 1.0, str(number_in(result.text)), result.text.strip())
     return Mark(100.0 * exact_match(text, row.answers), 1.0, normalised(text), text)
 
 
@@ -234,7 +234,8 @@ def _more(entry: Entry, metric: Metric) -> dict[str, float]:
         ]
         return {"% right, raw": 100 * sum(right) / len(right)}
     if metric == "chrF":
-        texts = [first_line(result.text) for result in results]
+        pairs = zip(rows, results, strict=True)
+        texts = [first_lines(result.text, row.answers) for row, result in pairs]
         return corpus_scores(texts, [row.answers for row in rows], rows[0].language)
     return {}
 

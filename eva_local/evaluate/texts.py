@@ -4,13 +4,15 @@ from __future__ import annotations
 
 # Short enough for a context of 4,096 tokens, whatever the vocabulary.
 _LONGEST = 3000
+# A cut is between words where one ends so near; Chinese has a space once in a while.
+_LONGEST_WORD = 100
 
 
 def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
     if len(data) <= size:
         return data, b""
-    place = data.rfind(b" ", 1, size + 1)
+    place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
     if place < 0:
         place = size
         while data[place] & 0xC0 == 0x80:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -20,7 +20,7 @@ from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting
 from eva_local.evaluate.forms import scored_of
 from eva_local.evaluate.lanes import score_each
-from eva_local.evaluate.metrics import lower_is_better
+from eva_local.evaluate.metrics import lower_is_better, metric_of
 from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
@@ -45,8 +45,6 @@ _DECAYS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 _GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Fixed weights are so many parts, shared out among the members; every member gets one.
 _PARTS = {2: 10, 3: 6}
-# What a block says even where it is the default, which may change.
-_ALWAYS_SAID = ("combine", "filter", "weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +56,26 @@ class Tuned:
     tasks: tuple[str, ...]
 
     def block(self) -> str:
-        """Return the block of models.toml that makes this ensemble."""
-        spec, usual = self.spec, FusionSettings()
+        """Return the block of models.toml that makes this ensemble.
+
+        It says every setting: what it left out would be what `[defaults]` says.
+        """
+        spec = self.spec
         names = [member.name for member in spec.members]
         on = f"tuned on {self.rows} rows of {', '.join(self.tasks)}"
         lines = [
-            f"[ensembles.{json.dumps(spec.name)}]",
-            f"description = {json.dumps(on)}",
-            f"members = {json.dumps(names)}",
-            f"pivot = {json.dumps(spec.pivot)}",
+            f"[ensembles.{_toml(spec.name)}]",
+            f"description = {_toml(on)}",
+            f"members = {_toml(names)}",
+            f"pivot = {_toml(spec.pivot)}",
         ]
-        for field in fields(FusionSettings):
-            value = getattr(spec.fusion, field.name)
-            if value != getattr(usual, field.name) or field.name in _ALWAYS_SAID:
-                lines.append(f"{field.name} = {json.dumps(value)}")
-        return "\n".join(lines)
+        settings = asdict(spec.fusion).items()
+        return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
+
+
+def _toml(value: object) -> str:
+    # JSON writes what is beyond 16 bits as two escapes, which TOML has not.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
@@ -80,6 +83,7 @@ def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     for task in tasks:
         if len(task.rows) < 2:
             raise InputError(f"--tune needs at least 2 rows of {task.name}, better 100")
+    tasks = [replace(task, metric=metric_of(task)) for task in tasks]
     fit = [replace(task, rows=task.rows[::2]) for task in tasks]
     return fit, [replace(task, rows=task.rows[1::2]) for task in tasks]
 
@@ -152,6 +156,8 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
     with ensemble_of(replace(spec, fusion=fusion), models, parallel=contest.parallel) as ensemble:
         for number, task in enumerate(tasks):
             rows = list(_few(task, contest.setting, ensemble.missing_bytes))
+            if not rows:
+                raise InputError(f"{task.name}: --tune finds no text in it that can be scored")
             heard: list[list[Recorder]] = [[] for _ in rows]
             chat = contest.setting.chat and task.kind != "bpb"
 
@@ -192,7 +198,7 @@ def _few(
         )
         # One part of a long text is enough.
         asked = asked[:1] if task.kind == "bpb" else asked
-        if left <= 0 or not all(text for _, text in asked):
+        if left <= 0 or not asked or not all(text for _, text in asked):
             continue
         left -= sum(len(text.encode()) for _, text in asked)
         yield asked, row.label
