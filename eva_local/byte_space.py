@@ -11,8 +11,9 @@ from eva_local.branches import Branches, Place
 from eva_local.customs import END, Customs
 from eva_local.evidence import Evidence
 from eva_local.fusion import Floats, Ids, Vote
-from eva_local.hypotheses import Border, Hypotheses
+from eva_local.hypotheses import Hypotheses
 from eva_local.model import Logits, Model, Run
+from eva_local.open_row import Border
 from eva_local.space import Slate
 from eva_local.trie import Trie
 

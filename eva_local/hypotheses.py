@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from eva_local.branches import Place
 from eva_local.customs import ANY, END, Customs, border_kind, found_before, inside_kind
 from eva_local.fusion import Floats
 from eva_local.model import Logits
-from eva_local.open_row import OpenRow, Outlook
+from eva_local.open_row import Border, OpenRow
 from eva_local.tokenizer import Tokenizer
 from eva_local.trie import ROOT, Trie
 
@@ -37,22 +36,6 @@ _LONGEST_WAIT = 32
 _MOST_NATS = 700.0
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class Border:
-    """A hypothesis without open bytes that was not decoded yet.
-
-    Its row is that at `place` and then `tokens`; it covers the first `covers` bytes of the
-    text, and `log_weight` is the log-probability of the row, in nats.
-    """
-
-    log_weight: float
-    place: Place
-    tokens: Sequence[int]
-    covers: int
-    #: Of what kind it is, as far as that tells how it goes on.
-    kind: str = ANY
 
 
 class Hypotheses:
@@ -163,9 +146,7 @@ class Hypotheses:
         """Take the logits after a border's row, which is now at `place`."""
         self._waiting.remove(border)
         self._now = None
-        outlook = Outlook(logits, self._trie, self._end_ids)
-        last = border.tokens[-1] if border.covers else None
-        entered = OpenRow(border.log_weight, place, border.covers, outlook, self._trie, last)
+        entered = OpenRow(border, place, logits, self._trie, self._end_ids)
         self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
@@ -245,23 +226,12 @@ class Hypotheses:
         return [border for border in self._waiting if border.covers == len(self.text)]
 
     def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
-        """Return the likeliest pieces (m,) after the likeliest row, at most `count` and END.
-
-        With them goes how likely each is, (m,), and the share of the rows that begin with its
-        bytes which end there, (m,). Of a piece that was begun, the rest is told. END is last,
-        without bytes, and is there at a border only.
-        """
+        """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
         lead = max(self._open, key=self._weight)
         return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
-        """Return (m,): the mass that all rows give to each of `pieces`, END without bytes.
-
-        That is the mass of the tokens that begin with a piece, times `ends: (m,)`, how surely it
-        is whole and not the beginning of a longer one. Where no token begins with a piece, the
-        member would write it in several: the mass of the first of them is split among all
-        pieces that it begins so, in proportion to `shares: (m,)`.
-        """
+        """Return (m,): the mass that all rows give to each of `pieces`, as `OpenRow.support`."""
         masses = np.zeros(len(pieces))
         for h in self._open:
             masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)

@@ -1,48 +1,43 @@
-"""A row of tokens whose outlook is known, and what it expects of the bytes after it."""
+"""A row of tokens, before it is decoded and after: what it expects of the bytes that follow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.branches import Place
+from eva_local.customs import ANY
 from eva_local.fusion import Floats, highest
 from eva_local.model import Logits
 from eva_local.trie import ROOT, Trie
 
 
-class Outlook:
-    """What a member expects after a row of tokens.
+@dataclass(slots=True, eq=False)
+class Border:
+    """A row that was not decoded yet: that at `place` and then `tokens`.
 
-    `masses: (n,)` are the probabilities of its speakable tokens in the order of the trie, `end`
-    that of all END ids together; they sum to 1. Tokens that stand for nothing have none.
+    It covers the first `covers` bytes of the text, and `log_weight` is its log-probability, in
+    nats.
     """
 
-    __slots__ = ("end", "masses")
-
-    def __init__(self, logits: Logits, trie: Trie, end_ids: Sequence[int]) -> None:
-        """Take the softmax of `logits: (n_vocab,)` over what can be said."""
-        masses = logits.take(trie.token_ids).astype(np.float64)
-        ends = logits.take(end_ids).astype(np.float64)
-        best = max(masses.max(), ends.max(initial=-np.inf))
-        masses -= best
-        np.exp(masses, out=masses)
-        end = float(np.exp(ends - best).sum())
-        total = masses.sum() + end
-        masses /= total
-        self.masses: Floats = masses
-        self.end = end / total
+    log_weight: float
+    place: Place
+    tokens: Sequence[int]
+    covers: int
+    #: Of what kind it is, as far as that tells how it goes on.
+    kind: str = ANY
 
 
 class OpenRow:
-    """A row of tokens that covers the first `covers` bytes of a text, and its outlook.
+    """A row that was decoded; it covers the first `covers` bytes of the text.
 
     The open bytes, those after `covers`, led to `node` of the trie: `labels: (m,)` are the bytes
     that may follow them, `sums: (m,)` how likely each is given the row, and `left` how likely all
-    of them are, with END at a border. `log_weight` is the log-probability of the row, in nats, and
-    `last` its last token, where that is one of the text's.
+    of them are, with END, of probability `end`, at a border. `log_weight` is the log-probability
+    of the row, in nats, and `last` its last token, where that is one of the text's.
     """
 
     __slots__ = (
@@ -51,24 +46,17 @@ class OpenRow:
     )
 
     def __init__(
-        self,
-        log_weight: float,
-        place: Place,
-        covers: int,
-        outlook: Outlook,
-        trie: Trie,
-        last: int | None,
+        self, border: Border, place: Place, logits: Logits, trie: Trie, end_ids: Sequence[int]
     ) -> None:
-        """Stand at the border after the row at `place`."""
-        self.log_weight = log_weight
+        """Stand at a border whose row is now at `place`, with `logits: (n_vocab,)` after it."""
+        self.log_weight = border.log_weight
         self.place = place
-        self.covers = covers
-        self.end = outlook.end
-        self.last = last
+        self.covers = border.covers
+        self.last = border.tokens[-1] if border.covers else None
         self.node = ROOT
         self._trie = trie
         # Of the tokens `trie.token_ids[offset:]`.
-        self._masses = outlook.masses
+        self._masses, self.end = _expected(logits, trie, end_ids)
         self._offset = 0
         self.look()
 
@@ -185,3 +173,19 @@ class OpenRow:
         """Return the mass of the tokens that end at a node."""
         low = int(self._trie.low[node]) - self._offset
         return float(self._masses[low : low + int(self._trie.exact[node])].sum())
+
+
+def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Floats, float]:
+    """Return (n,), the probabilities of the trie's tokens in its order, and that of all END ids.
+
+    Together they sum to 1: tokens that stand for nothing have none.
+    """
+    masses = logits.take(trie.token_ids).astype(np.float64)
+    ends = logits.take(end_ids).astype(np.float64)
+    best = max(masses.max(), ends.max(initial=-np.inf))
+    masses -= best
+    np.exp(masses, out=masses)
+    end = float(np.exp(ends - best).sum())
+    total = masses.sum() + end
+    masses /= total
+    return masses, end / total

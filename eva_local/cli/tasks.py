@@ -73,8 +73,11 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
 
 
 def _refuse_for_one_model(spec: EnsembleSpec, options: TaskOptions) -> None:
-    given = {"--tune": options.tune, "--compare": options.compare}
-    given["--no-members"] = not options.members
+    given = {
+        "--tune": options.tune,
+        "--compare": options.compare,
+        "--no-members": not options.members,
+    }
     for option, there in given.items():
         if there:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")

@@ -95,10 +95,21 @@ class Contest:
         ]
 
     def scorable(self, task: Task) -> Task:
-        """Leave out texts of which nothing can be scored; raise InputError where that is all."""
-        if task.kind != "bpb":
+        """Leave out texts of which nothing can be scored.
+
+        Raises InputError where that is all, and where a choice cannot be spelled.
+        """
+        if task.kind not in ("choice", "bpb"):
             return task
-        asked = zip(task.rows, self.asked(task), strict=True)
+        asked = list(zip(task.rows, self.asked(task), strict=True))
+        if task.kind == "choice":
+            for row, texts in asked:
+                if not all(text.strip() for _, text in texts):
+                    raise InputError(
+                        f"{task.name}, row {row.name}: some member cannot spell one of its "
+                        "choices; leave the row out"
+                    )
+            return task
         rows = tuple(row for row, texts in asked if texts)
         if not rows:
             raise InputError(f"{task.name}: no text is longer than its prompt")
@@ -212,14 +223,13 @@ class _Job:
         self.prompts: list[Prompt] = []
         if self.scored:
             self.asked = contest.asked(task)
-            if task.kind == "choice":
-                _refuse_unspelled(task, self.asked)
             matter = [_matter(texts) for texts in self.asked]
         else:
             self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            matter = [(prompt, [self.sampling(), sizes]) for prompt in self.prompts]
+            ends = [self.sampling(), sizes]
+            matter = [(prompt, ends) for prompt in self.prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
@@ -265,15 +275,6 @@ class _Job:
         """Return how answers are drawn."""
         task, setting = self.task, self._setting
         return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
-
-
-def _refuse_unspelled(task: Task, asked: Sequence[Sequence[tuple[Prompt, str]]]) -> None:
-    for row, texts in zip(task.rows, asked, strict=True):
-        if not all(text.strip() for _, text in texts):
-            raise InputError(
-                f"{task.name}, row {row.name}: some member cannot spell one of its choices; "
-                "leave the row out"
-            )
 
 
 def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:

@@ -104,12 +104,10 @@ def number_in(text: str) -> Decimal | None:
     """
     for verdict in reversed(list(_VERDICT.finditer(text))):
         sentence = _SENTENCE_END.split(first_lines(text[verdict.end() :]), maxsplit=1)[0]
-        if reckoned := _RECKONED.search(sentence):
-            after = _numbers(sentence[reckoned.end() :])
-        else:
-            after = []
-        if after := after or _numbers(sentence):
-            return after[0]
+        reckoned = _RECKONED.search(sentence)
+        result = sentence[reckoned.end() :] if reckoned else ""
+        if found := _numbers(result) or _numbers(sentence):
+            return found[0]
     return next(reversed(_numbers(text)), None)
 
 
