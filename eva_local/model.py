@@ -417,7 +417,7 @@ def _read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
     kinds = _kinds(llama, attributes)
     bos_id = llama.llama_vocab_bos(vocab)
     return Vocabulary.build(
-        [_piece(llama, vocab, token_id) for token_id in range(count)],
+        list(_pieces(llama, vocab, count)),
         kinds,
         [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],
         bos_id=None if bos_id < 0 else bos_id,
@@ -443,11 +443,14 @@ def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8
     return kinds
 
 
-def _piece(llama: ModuleType, vocab: Any, token_id: int) -> bytes:
+def _pieces(llama: ModuleType, vocab: Any, count: int) -> Iterator[bytes]:
+    """Yield what each token stands for, in the order of the ids."""
     size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
+    buffer = ctypes.create_string_buffer(size)
+    for token_id in range(count):
         written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
-        if written >= 0:
-            return buffer.raw[:written]
-        size = -written
+        if written < 0:
+            size = -written
+            buffer = ctypes.create_string_buffer(size)
+            written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
+        yield buffer.raw[:written]

@@ -180,12 +180,14 @@ def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Float
 
     Together they sum to 1: tokens that stand for nothing have none.
     """
-    masses = logits.take(trie.token_ids).astype(np.float64)
-    ends = logits.take(end_ids).astype(np.float64)
-    best = max(masses.max(), ends.max(initial=-np.inf))
-    masses -= best
-    np.exp(masses, out=masses)
-    end = float(np.exp(ends - best).sum())
-    total = masses.sum() + end
-    masses /= total
-    return masses, end / total
+    raw = logits.take(trie.token_ids)
+    ends = logits.take(end_ids)
+    best = max(raw.max(), ends.max(initial=-np.inf))
+    # In single precision, as the logits are: that is half of the time on a large vocabulary.
+    raw -= best
+    np.exp(raw, out=raw)
+    masses = raw.astype(np.float64)
+    end = float(np.exp((ends - best).astype(np.float64)).sum())
+    share = 1 / (masses.sum() + end)
+    masses *= share
+    return masses, end * share

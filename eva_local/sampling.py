@@ -279,8 +279,10 @@ def keep_min_p(probabilities: Floats, share: float) -> Floats:
 
 def heat(probabilities: Floats, temperature: float) -> Floats:
     """Return p^(1/temperature), scaled to sum 1."""
-    logs = np.log(probabilities) / temperature
-    return _scaled(np.exp(logs - logs.max()))
+    logs = np.log(probabilities)
+    # Of the likeliest it is 0, however cold; the others' may be too far below for a float.
+    with np.errstate(over="ignore"):
+        return _scaled(np.exp((logs - logs.max()) / temperature))
 
 
 def draw(probabilities: Floats, generator: np.random.Generator) -> int:

@@ -71,7 +71,8 @@ def test_the_next_byte_is_the_sum_over_all_tokenisations(text: bytes) -> None:
         read(model, voice)
         found = voice.next_bytes()
         expected = brute(other, (1,), text[:count])
-        np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-9)
+        # Shares are in single precision, as logits are.
+        np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-5, atol=1e-9)
         assert found.sum() == pytest.approx(1)
         if count < len(text):
             voice.commit(text[count])

@@ -82,6 +82,10 @@ def test_temperature_by_hand() -> None:
     assert heat(FOUR, 1) == pytest.approx(FOUR)
 
 
+def test_the_coldest_temperature_there_is_leaves_the_likeliest() -> None:
+    assert heat(FOUR, 5e-324).tolist() == [1, 0, 0, 0]
+
+
 def test_greedy_takes_the_likeliest_and_the_lower_of_two_equals() -> None:
     generator = np.random.default_rng(0)
     assert choose(vote(a=0.2, b=0.5, c=0.3), Sampling(), generator) == 1
