@@ -198,9 +198,10 @@ class Ensemble:
         self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:
         """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
+        samplings = _for_each(sampling, len(prompts))
         tasks = [
             asyncio.create_task(self.acomplete(prompt, each))
-            for prompt, each in zip(prompts, _for_each(sampling, len(prompts)), strict=True)
+            for prompt, each in zip(prompts, samplings, strict=True)
         ]
         try:
             return await asyncio.gather(*tasks)
@@ -394,7 +395,10 @@ def _step(told: Step | EvaError) -> Step:
 def _for_each(
     sampling: Sampling | Sequence[Sampling] | None, count: int
 ) -> Sequence[Sampling | None]:
-    return sampling if isinstance(sampling, Sequence) else [sampling] * count
+    each = sampling if isinstance(sampling, Sequence) else [sampling] * count
+    if len(each) != count:
+        raise InputError(f"{count} prompts need as many samplings, or one, not {len(each)}")
+    return each
 
 
 def completion_of(told: Sequence[Step | EvaError]) -> Completion:

@@ -27,21 +27,22 @@ class Branches:
     def __init__(self, model: Model, sequences: Sequence[int]) -> None:
         """Use `sequences`, which nobody else uses, of `model`."""
         self._model = model
-        # What the cache holds of each sequence; an interrupted decode counts as held.
+        # What the cache may hold of each sequence, and how many tokens of it were decoded: an
+        # interrupted decode may have stored any part of the rest.
         self._rows: dict[int, list[int]] = {sequence: [] for sequence in sequences}
+        self._decoded = dict.fromkeys(sequences, 0)
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt some sequence holds."""
-        return max(common(row, prompt) for row in self._rows.values())
+        return max(self._shared(sequence, prompt) for sequence in self._rows)
 
     def adopt(self, other: Branches) -> None:
         """Hold the longest row that `other`, of the same model, holds, and nothing else."""
-        source, row = max(other._rows.items(), key=lambda item: len(item[1]))
+        source, length = max(other._decoded.items(), key=lambda item: item[1])
         target = next(iter(self._rows))
         for sequence in self._rows:
             self._clear(sequence)
-        self._model.copy(source, target, len(row))
-        self._rows[target] = list(row)
+        self._copy(other, source, target, length)
 
     def begin(self, prompt: Sequence[int]) -> Place:
         """Forget all but the longest beginning of `prompt` that some sequence holds.
@@ -49,8 +50,8 @@ class Branches:
         At least the last token of the prompt is left out, so that its logits can be had.
         """
         shared = {
-            sequence: min(common(row, prompt), len(prompt) - 1)
-            for sequence, row in self._rows.items()
+            sequence: min(self._shared(sequence, prompt), len(prompt) - 1)
+            for sequence in self._rows
         }
         kept = max(shared, key=shared.__getitem__)
         for sequence in self._rows:
@@ -66,7 +67,7 @@ class Branches:
         """Return the run that puts `tokens` after `place`, whose logits are wanted.
 
         `needed` are the places that must stay. None where no sequence is free, or where a
-        model that cannot be rolled back would have to be.
+        model that cannot be rolled back would have to be. Call `decoded` after the run was.
         """
         target = place.sequence
         if any(other.sequence == target and other.length > place.length for other in needed):
@@ -75,12 +76,17 @@ class Branches:
             if not free or not self._model.can_roll_back:
                 return None
             target = free[0]
-            self._model.copy(place.sequence, target, place.length)
-            self._rows[target] = self._rows[place.sequence][: place.length]
+            self._copy(self, place.sequence, target, place.length)
         elif not self._truncate(target, place.length):
             return None
         self._rows[target] += tokens
         return Run(target, place.length, tokens)
+
+    def decoded(self, run: Run) -> Place:
+        """Record that a run from `grow` was decoded; return where its row now is."""
+        place = Place(run.sequence, run.start + len(run.tokens))
+        self._decoded[run.sequence] = place.length
+        return place
 
     def row(self, place: Place) -> Sequence[int]:
         """Return the tokens of a row."""
@@ -92,9 +98,19 @@ class Branches:
             if not self._model.remove(sequence, length):
                 return False
             del row[length:]
+        self._decoded[sequence] = min(self._decoded[sequence], length)
         return True
+
+    def _shared(self, sequence: int, prompt: Sequence[int]) -> int:
+        return min(common(self._rows[sequence], prompt), self._decoded[sequence])
+
+    def _copy(self, other: Branches, source: int, target: int, length: int) -> None:
+        self._model.copy(source, target, length)
+        self._rows[target] = other._rows[source][:length]
+        self._decoded[target] = length
 
     def _clear(self, sequence: int) -> None:
         if self._rows[sequence]:
             self._model.remove(sequence, 0)
             self._rows[sequence] = []
+            self._decoded[sequence] = 0

@@ -36,17 +36,15 @@ class ByteVoice:
         model: Model,
         sequences: Sequence[int],
         trie: Trie,
-        symbols: Ids,
         threshold: float,
         before: Mapping[str, Floats] | None = None,
     ) -> None:
-        """Use some sequences of `model`; `symbols` are those that every member can say."""
+        """Use some sequences of `model`; `trie` is that of its vocabulary."""
         self._model = model
         self._sequences = sequences
         self._branches = Branches(model, sequences)
         self._hypotheses = Hypotheses(model.tokenizer, trie, threshold, before)
         self._evidence = Evidence(model.vocabulary.pieces)
-        self._symbols = symbols
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
         self._read = Place(sequences[0], 0)
@@ -113,7 +111,9 @@ class ByteVoice:
         for border in self._hypotheses.wanted():
             if not self._hypotheses.holds(border):
                 continue
-            run = self._grow(border) if left is None or len(border.tokens) <= left else None
+            # The first goes whatever its length: nothing else can be done before it.
+            fits = not runs or left is None or len(border.tokens) <= left
+            run = self._grow(border) if fits else None
             if run is None:
                 break
             runs.append(run)
@@ -123,8 +123,9 @@ class ByteVoice:
     def take(self, run: Run, logits: Logits | None) -> None:
         """Take the result of a run from `pending`."""
         self.forwarded += len(run.tokens)
+        decoded = self._branches.decoded(run)
         if self._read.length < len(self._prompt):
-            self._read = Place(run.sequence, run.start + len(run.tokens))
+            self._read = decoded
             if logits is None:
                 return
             border, place = Border(0.0, self._read, [], 0), self._read
@@ -160,10 +161,10 @@ class ByteVoice:
         # The tokens that the member itself chose stand, odd or not.
         self._mended = len(self._hypotheses.text)
 
-    def vote(self) -> Vote:
-        """Return the member's vote: every byte that all members can spell, and END."""
-        masses = self.next_bytes()[self._symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
-        return Vote(self._symbols, masses / masses.sum())
+    def vote(self, symbols: Ids) -> Vote:
+        """Return the member's vote on `symbols`: the bytes that all members can spell, and END."""
+        masses = self.next_bytes()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
+        return Vote(symbols, masses / masses.sum())
 
     @property
     def at_border(self) -> bool:
@@ -272,7 +273,6 @@ class ByteSpace:
     """
 
     end = END
-    lead = 0
 
     @property
     def slates(self) -> ByteSpace:
@@ -284,8 +284,12 @@ class ByteSpace:
         models: Sequence[Model],
         threshold: float = THRESHOLD,
         before: Mapping[str, Floats] | None = None,
+        *,
+        pivot: int = 0,
     ) -> None:
         """Use `models`, each of them opened with BRANCHES sequences for a text.
+
+        `models[pivot]` decides alone where it is sure, if it may.
 
         A row of tokens whose share of a member's belief is under `threshold` is not decoded
         until that share has grown; 0 decodes them all. `before` is what follows borders in
@@ -293,8 +297,10 @@ class ByteSpace:
         """
         self._before = before
         self._models = tuple(models)
+        self.lead = pivot
         self._tries = [Trie(model.vocabulary) for model in models]
-        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint) for m in models]
+        # Of equals the one with the most tokens leads, whatever the order of the members.
+        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
         self._threshold = threshold
         for model in models:
             if not model.can_roll_back:
@@ -326,7 +332,6 @@ class ByteSpace:
                 model,
                 range(first, first + (BRANCHES if model.can_roll_back else 1)),
                 trie,
-                self._symbols,
                 self._threshold if model.can_roll_back else 0.5,
                 self._before,
             )
@@ -342,23 +347,35 @@ class ByteSpace:
         return list(voices)
 
     def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
-        """Return the first member's vote."""
-        return voices[self.lead].vote()
+        """Return the pivot's vote."""
+        return voices[self.lead].vote(self._symbols)
 
-    def slate(self, voices: Sequence[ByteVoice], weights: Floats, count: int) -> Slate:
-        """Return pieces to choose among, and every member's vote on them.
+    def at_border(self, voices: Sequence[ByteVoice], weights: Floats, /) -> bool:
+        """Return whether a token of the heaviest member more likely ends here than goes on."""
+        return voices[self._heaviest(weights)].at_border
+
+    def _heaviest(self, weights: Floats) -> int:
+        ranked = range(len(weights))
+        return max(ranked, key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
+
+    def slate(
+        self, voices: Sequence[ByteVoice], weights: Floats, count: int, only: int | None = None
+    ) -> Slate:
+        """Return pieces to choose among, and every member's vote on them, or one member's only.
 
         The member with the highest weight puts its likeliest pieces forward. A vote is the mass
         that a member gives to the bytes of a piece, times how surely the lead's piece ends there
         and is not the beginning of a longer one; so the lead's vote is its own distribution.
         """
-        # Of equals the one with the most tokens, whatever the order of the members.
-        lead = max(range(len(voices)), key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
+        lead = self._heaviest(weights) if only is None else only
         pieces, shares, ends = voices[lead].pieces(count)
         spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
         if spelled:
             pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
-        votes = [voice.vote_on(pieces, shares, ends) for voice in voices]
+        votes = [
+            voice.vote_on(pieces, shares, ends) if only in (None, place) else None
+            for place, voice in enumerate(voices)
+        ]
         return Slate(lead, tuple(pieces), votes)
 
     def write(self, voices: Sequence[ByteVoice], slate: Slate, chosen: int) -> None:
@@ -372,4 +389,6 @@ class ByteSpace:
 
     def votes(self, voices: Sequence[ByteVoice], lead: Vote) -> list[Vote]:
         """Return every member's vote."""
-        return [lead if i == self.lead else voice.vote() for i, voice in enumerate(voices)]
+        return [
+            lead if i == self.lead else voice.vote(self._symbols) for i, voice in enumerate(voices)
+        ]

@@ -16,7 +16,7 @@ from eva_local.grammar import Grammars
 from eva_local.model import Run
 from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
 from eva_local.sampling import Chooser, PieceSampler
-from eva_local.space import Space, Voice
+from eva_local.space import Slate, Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
 
@@ -113,6 +113,22 @@ class Draft:
         self.decode_seconds[member] += seconds
         self.last_seconds[member] += seconds
 
+    def ask_lead(self) -> bool:
+        """Let the lead alone decide the next step if it is as sure as the gate; return if it is.
+
+        Each member must have read its prompt first, so that all have something to go on from.
+        """
+        space, gate = self.panel.space, self.panel.fusion.gate
+        if gate == 1 or not self.voices[space.lead].ready or self.steps == 0:
+            return False
+        if isinstance(self.sampler, PieceSampler):
+            vote = self._slate(alone=True).votes[space.lead]
+        else:
+            vote = space.lead_vote(self.voices)
+        assert vote is not None
+        self.sure = bool(len(vote)) and vote.top(1)[0][1] >= gate
+        return self.sure
+
     def advance(self) -> Step | None:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
         space, sampler = self.panel.space, self.sampler
@@ -134,12 +150,9 @@ class Draft:
     def _advance_piece(self, sampler: PieceSampler) -> Step | None:
         """Choose among pieces that the member puts forward that counts most."""
         space = self.panel.space
-        assert space.slates is not None
-        members = np.arange(len(self.voices))
-        asked = members == space.lead if self.sure else members >= 0
-        slate = space.slates.slate(self.voices, self.judge.weights * asked, _PUT_FORWARD)
+        slate = self._slate(alone=self.sure)
+        votes = slate.votes
         self.steps_alone += self.sure
-        votes = [vote if ask else None for vote, ask in zip(slate.votes, asked, strict=True)]
         decision = self.judge.decide(votes)
         self._note(decision)
         chosen = sampler.choose_piece(decision.fused, slate.pieces)
@@ -157,8 +170,16 @@ class Draft:
             span.tops = [shown(vote, _TRACED) for vote in votes]
         self.judge.learn(decision, chosen, len(span.piece))
         self.sure = False
+        assert space.slates is not None
         space.slates.write(self.voices, slate, chosen)
         return self._completed(ended=not span.piece)
+
+    def _slate(self, *, alone: bool) -> Slate:
+        """Return pieces to choose among, by all members or by the lead alone."""
+        space = self.panel.space
+        assert space.slates is not None
+        only = space.lead if alone else None
+        return space.slates.slate(self.voices, self.judge.weights, _PUT_FORWARD, only)
 
     def _votes(self) -> list[Vote | None]:
         space = self.panel.space
@@ -218,11 +239,9 @@ class Draft:
         assert span.first is not None
         stops = ended or self.sampler.complete
         full = not ended and any(voice.room < 0 for voice in self.voices)
-        weights = span.first.weights
-        heaviest = self.voices[max(range(len(weights)), key=weights.__getitem__)]
         whole = (
             isinstance(self.sampler, PieceSampler)
-            or heaviest.at_border
+            or self.panel.space.at_border(self.voices, np.asarray(span.first.weights))
             or len(span.piece) >= _LONGEST_STEP
         )
         if not (stops or full or whole or self.text.would_stop(span.piece)):

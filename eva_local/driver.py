@@ -8,9 +8,9 @@ import logging
 import threading
 from collections.abc import AsyncGenerator
 
-from eva_local.errors import ClosedError, EvaError
+from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.records import Step
-from eva_local.scheduler import Request, Scheduler, passed_on
+from eva_local.scheduler import Request, Scheduler
 
 log = logging.getLogger("eva_local")
 
@@ -91,7 +91,7 @@ class Driver:
             except Exception as error:
                 # Nobody may wait for ever, whatever it was.
                 log.exception("a step failed")
-                self._fail(error)
+                self._fail(passed_on(error))
 
     def _wait(self) -> bool:
         """Wait until somebody awaits an answer; return False where all is over."""
@@ -103,7 +103,7 @@ class Driver:
         self._asked = {request for request in self._asked if not request.done}
         return bool(self._asked)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: EvaError) -> None:
         """Tell all who await an answer what went wrong."""
         with self._changed:
             failed, self._asked = self._asked, set()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
 from eva_local.decision import Judge
 from eva_local.draft import Draft, Panel
-from eva_local.errors import ContextError, EvaError, InputError
+from eva_local.errors import ContextError, EvaError, InputError, passed_on
 from eva_local.grammar import Grammars
 from eva_local.model import Model, Run
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser, PieceSampler, Sampler
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
+
+log = logging.getLogger("eva_local")
 
 # Tokens of prompts that are read beside answers: as fast as more of them, and short steps.
 CHUNK = 128
@@ -175,22 +178,18 @@ class Engine:
         if self._all.fusion.gate < 1 and len(members) > 1:
             members.remove(self._all.space.lead)
             self._decode_member(self._all.space.lead, drafts)
-            drafts = [draft for draft in drafts if not self._is_sure(draft)]
+            drafts = [draft for draft in drafts if not draft.ask_lead()]
         if self._pool is None:
             for member in members:
                 self._decode_member(member, drafts)
         else:
-            list(self._pool.map(lambda member: self._decode_member(member, drafts), members))
-
-    def _is_sure(self, draft: Draft) -> bool:
-        """Return whether the lead alone decides this step; the others catch up when asked."""
-        space, gate = draft.panel.space, draft.panel.fusion.gate
-        # Each member must have read its prompt first, so that all have something to go on from.
-        if gate == 1 or not draft.voices[space.lead].ready or draft.steps == 0:
-            return False
-        vote = space.lead_vote(draft.voices)
-        draft.sure = bool(len(vote)) and vote.top(1)[0][1] >= gate
-        return draft.sure
+            asked = [self._pool.submit(self._decode_member, member, drafts) for member in members]
+            try:
+                for each in asked:
+                    each.result()
+            finally:
+                # Where one fails, the others must be done before anybody is asked again.
+                wait(asked)
 
     def _decode_member(self, member: int, drafts: Sequence[Draft]) -> None:
         model = self._models[member]
@@ -231,8 +230,12 @@ class Engine:
         try:
             return draft.advance()
         except EvaError as error:
-            draft.error, draft.finished = error, True
-            return None
+            draft.error = error
+        except Exception as error:
+            log.exception("an answer failed")
+            draft.error = passed_on(error)
+        draft.finished = True
+        return None
 
     def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
         models = [self._models[member] for member in panel.members]

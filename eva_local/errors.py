@@ -4,6 +4,10 @@ Every error says what is wrong, where, and what to do next, in one line. Faces s
 and end with the exit code that the class carries.
 """
 
+from __future__ import annotations
+
+import copy
+
 
 class EvaError(Exception):
     """Base of every error that eva-local raises on purpose."""
@@ -45,3 +49,16 @@ class ClosedError(EvaError):
     def __init__(self, message: str = "the ensemble is closed; open it again to go on") -> None:
         """Say so."""
         super().__init__(message)
+
+
+def passed_on(error: Exception) -> EvaError:
+    """Return an error for others who wait for what raised it, maybe in other threads.
+
+    An exception carries the way it took, which is another in each of them.
+    """
+    if isinstance(error, EvaError):
+        told = copy.copy(error)
+    else:
+        told = ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
+    told.__cause__ = error
+    return told

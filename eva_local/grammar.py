@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE = 200
 # A comment, a literal, a regular expression, a name.
 _LARK_TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|\w+')
+# A comment, a literal, a class of characters, a name.
+_GBNF_TOKEN = re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][\w-]*')
 
 
 class Symbols(Protocol):
@@ -31,6 +33,9 @@ class Symbols(Protocol):
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
+
+    def is_text(self, symbol: int) -> bool:
+        """Return whether there is such a symbol and it stands for text: no END, no control."""
 
 
 class Grammar(Protocol):
@@ -78,8 +83,10 @@ class Grammars:
     def _prepared(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        end, missing = self._symbols.end, self._missing
-        pieces = [self._symbols.piece(symbol) for symbol in range(end)]
+        symbols, end, missing = self._symbols, self._symbols.end, self._missing
+        pieces = [
+            symbols.piece(symbol) if symbols.is_text(symbol) else b"" for symbol in range(end)
+        ]
         spelled = [piece if missing.isdisjoint(piece) else b"" for piece in pieces]
         described = _Described([*spelled, b""], end)
         # Slices would speed up masks, which are needed only where all candidates are refused.
@@ -190,8 +197,32 @@ def _lark(gbnf: str) -> str:
     """
     from llguidance import grammar_from
 
-    translated = grammar_from("gbnf", _without_escapes(gbnf))
+    translated = grammar_from("gbnf", _told_apart(_without_escapes(gbnf)))
     return _LARK_TOKEN.sub(_by_character, translated)
+
+
+def _told_apart(gbnf: str) -> str:
+    """Rename rules that are one in Lark, which has no case and no hyphens, or are its `start`."""
+    names = {"root": "root"}
+    taken = {"root", "start"}
+
+    def named(match: re.Match[str]) -> str:
+        name = match[0]
+        if not name[0].isalpha():
+            return name
+        if name not in names:
+            other, count = name, 1
+            while _folded(other) in taken:
+                other, count = f"{name}-{count + 1}", count + 1
+            names[name] = other
+            taken.add(_folded(other))
+        return names[name]
+
+    return _GBNF_TOKEN.sub(named, gbnf)
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def _by_character(match: re.Match[str]) -> str:

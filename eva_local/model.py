@@ -152,7 +152,8 @@ class LlamaModel:
 
         Returns one entry per run: a read-only view (n_vocab,) of llama.cpp's own memory,
         valid until the next call, or None where no logits are wanted.
-        Raises ModelError where llama.cpp refuses (no room in the cache, say).
+        Raises ModelError where llama.cpp refuses (no room in the cache, say), and for logits that
+        are no numbers.
         """
         long = [run for run in runs if len(run.tokens) > _LONGEST_ANSWER]
         if not self._apart or not long or len(runs) == 1:
@@ -187,7 +188,7 @@ class LlamaModel:
             at = self._fill(0, part, every=True)
             self._decode_batch(at)
             pointer = self._llama.llama_get_logits(self._context)
-            yield np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary)))
+            yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
 
     def remove(self, sequence: int, start: int) -> bool:
         """Forget the positions of a sequence from `start` on; False where that is impossible."""
@@ -343,9 +344,18 @@ class LlamaModel:
 
     def _row(self, row: int) -> Logits:
         pointer = self._llama.llama_get_logits_ith(self._context, row)
-        view = np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),))
+        view = self._numbers(np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),)))
         view.flags.writeable = False
         return view
+
+    def _numbers(self, logits: Logits) -> Logits:
+        """Return logits; raise ModelError where they are no numbers, which nobody would notice."""
+        if not np.isfinite(logits.max()):
+            raise ModelError(
+                f"{self.path}: its logits are no numbers: the file is damaged, or the device "
+                "computes wrongly; pull or convert it again, or set n_gpu_layers = 0"
+            )
+        return logits
 
 
 def _kept(logits: Logits | None) -> Logits | None:

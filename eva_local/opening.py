@@ -120,7 +120,7 @@ def _space(
     spec: EnsembleSpec, models: Sequence[Model], report: Report | None
 ) -> PivotSpace | ByteSpace:
     if spec.fusion.space == "bytes":
-        return ByteSpace(models)
+        return ByteSpace(models, pivot=spec.pivot_index)
     return _pivot_space(spec, models, report)
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,8 @@ class PromptWriter:
         """Compile the chat template of `model`, if it has one."""
         self._vocabulary = model.vocabulary
         self._tokenizer = model.tokenizer
-        self._markers = _marker_pattern(model.vocabulary)
+        self._markers = _pattern(model.vocabulary.markers)
+        self._guarded = _pattern(_typable(model.vocabulary, model.chat_template or ""))
         self._template = _compile(model.chat_template) if model.chat_template else None
 
     def tokens(self, prompt: Prompt | bytes) -> list[int]:
@@ -77,7 +78,14 @@ class PromptWriter:
         ids: list[int] = []
         text = ""
         for segment, is_template in segments:
-            if not is_template or self._markers is None:
+            if not is_template:
+                *parts, rest = self._harmless(segment)
+                for part in parts:
+                    ids += self._encode_text(text + part)
+                    text = ""
+                text += rest
+                continue
+            if self._markers is None:
                 text += segment
                 continue
             at = 0
@@ -87,6 +95,14 @@ class PromptWriter:
                 text, at = "", found.end()
             text += segment[at:]
         return ids + self._encode_text(text)
+
+    def _harmless(self, text: str) -> Iterator[str]:
+        """Cut a person's text within every word that would be read as a token of the template."""
+        at = 0
+        for found in () if self._guarded is None else self._guarded.finditer(text):
+            yield text[at : found.start() + 1]
+            at = found.start() + 1
+        yield text[at:]
 
     def _encode_text(self, text: str) -> list[int]:
         return self._encode_bytes(text.encode("utf-8", "replace"))
@@ -183,10 +199,26 @@ def _plain(messages: Sequence[Message]) -> str:
     return "\n\n".join([*lines, "Assistant:"])
 
 
-def _marker_pattern(vocabulary: Vocabulary) -> re.Pattern[str] | None:
-    """Return a pattern that finds template-only tokens, the longest first."""
-    spellings = sorted(filter(None, vocabulary.markers), key=len, reverse=True)
+def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds words, the longest first."""
+    spellings = sorted(filter(None, words), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+
+def _typable(vocabulary: Vocabulary, template: str) -> list[str]:
+    """Return the words of a template that are tokens also where a person types them.
+
+    A tokeniser finds tokens that were added by the user of the model in any text, and some
+    files have the borders of turns among them. What is white space is no border.
+    """
+    return [
+        spelling
+        for spelling, token_id in vocabulary.markers.items()
+        if vocabulary.speakable[token_id]
+        and len(spelling) > 1
+        and not spelling.isspace()
+        and spelling in template
+    ]
 
 
 def _spelling(vocabulary: Vocabulary, token_id: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,9 +13,11 @@ from eva_local.context import common
 from eva_local.decision import Judge
 from eva_local.draft import Draft
 from eva_local.engine import Engine
-from eva_local.errors import ClosedError, EvaError, ModelError
+from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser
+
+log = logging.getLogger("eva_local")
 
 # Told each step of an answer, or the error that ended it.
 Sink = Callable[[Step | EvaError], None]
@@ -163,7 +165,7 @@ class Scheduler:
                 return True
             self._changed.wait_for(lambda: theirs.ended)
         if theirs.error is not None:
-            raise passed_on(theirs.error) from theirs.error
+            raise passed_on(theirs.error)
         return False
 
     def _end(self, mine: _Turn) -> None:
@@ -210,6 +212,11 @@ class Scheduler:
                 )
             except EvaError as error:
                 _tell(request, error, last=True)
+                continue
+            except Exception as error:
+                # What is wrong with a request ends nobody else's.
+                log.exception("an answer could not begin")
+                _tell(request, passed_on(error), last=True)
                 continue
             free.remove(slot)
             self._places[slot] = request
@@ -266,16 +273,6 @@ class Scheduler:
             for member, prompt in prompts.items()
             if member in theirs
         )
-
-
-def passed_on(error: Exception) -> EvaError:
-    """Return an error for others who wait for the step that raised it, in other threads.
-
-    An exception carries the way it took, which is another in each of them.
-    """
-    if isinstance(error, EvaError):
-        return copy.copy(error)
-    return ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
 
 
 def _is_finished(request: Request) -> bool:

@@ -61,10 +61,6 @@ class Voice(Protocol):
     def evidence(self) -> float:
         """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
 
-    @property
-    def at_border(self) -> bool:
-        """Whether a piece of the member more likely ends where the text ends than goes on."""
-
     def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
         """Return what the member thinks likeliest to come next, as pieces; END has no bytes."""
 
@@ -78,18 +74,24 @@ class Slate:
     """Pieces to choose among, ascending, END last and without bytes, and the votes on them.
 
     The symbols of these votes are the places of the pieces. Member `lead` put the pieces forward.
+    The vote of a member that was not asked is None.
     """
 
     lead: int
     pieces: tuple[bytes, ...]
-    votes: Sequence[Vote]
+    votes: Sequence[Vote | None]
 
 
 class Slates(Protocol[V_contra]):
     """Lets pieces be chosen where symbols are none."""
 
-    def slate(self, voices: Sequence[V_contra], weights: Floats, count: int) -> Slate:
-        """Return `count` pieces to choose among; `weights: (members,)` are what voices count."""
+    def slate(
+        self, voices: Sequence[V_contra], weights: Floats, count: int, only: int | None = None
+    ) -> Slate:
+        """Return `count` pieces to choose among; `weights: (members,)` are what voices count.
+
+        With `only` that member puts them forward and votes, and nobody else is asked.
+        """
 
     def write(self, voices: Sequence[V_contra], slate: Slate, chosen: int) -> None:
         """Append the chosen piece of a slate."""
@@ -132,6 +134,9 @@ class Space(Protocol[V]):
 
     def votes(self, voices: Sequence[V], lead: Vote) -> list[Vote]:
         """Return the vote of every voice, all of which have taken their logits."""
+
+    def at_border(self, voices: Sequence[V], weights: Floats, /) -> bool:
+        """Return whether a piece ends where the text ends; `weights: (members,)` say for whom."""
 
 
 class PivotVoice:
@@ -204,11 +209,6 @@ class PivotVoice:
     def evidence(self) -> float:
         """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
         return self.context.log_likelihood_per_byte()
-
-    @property
-    def at_border(self) -> bool:
-        """Return True: a symbol is a whole piece."""
-        return True
 
     def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
         """Return the pieces of the likeliest symbols of the member's vote."""
@@ -287,6 +287,10 @@ class PivotSpace:
             lead if index == self.lead else self._spellable(voice.vote(lead))
             for index, voice in enumerate(voices)
         ]
+
+    def at_border(self, _voices: Sequence[PivotVoice], _weights: Floats, /) -> bool:
+        """Return True: a symbol is a whole piece."""
+        return True
 
     def _voices(self, contexts: Sequence[Context]) -> list[PivotVoice]:
         return [

@@ -49,6 +49,9 @@ def brute(model: FakeModel, row: tuple[int, ...], rest: bytes) -> Floats:
     return masses
 
 
+SYMBOLS = np.arange(END + 1)
+
+
 def read(model: Model, voice: ByteVoice) -> None:
     while not voice.ready:
         runs = voice.pending(None)
@@ -57,8 +60,7 @@ def read(model: Model, voice: ByteVoice) -> None:
 
 
 def unlimited(model: FakeModel) -> ByteVoice:
-    symbols = np.arange(END + 1)
-    return ByteVoice(model, range(4096), Trie(model.vocabulary), symbols, threshold=0)
+    return ByteVoice(model, range(4096), Trie(model.vocabulary), threshold=0)
 
 
 @settings(max_examples=30)
@@ -125,7 +127,7 @@ def test_a_member_with_few_rows_follows_any_text(text: bytes) -> None:
     voice.start([1])
     for byte in text:
         read(model, voice)
-        vote = voice.vote()
+        vote = voice.vote(SYMBOLS)
         assert vote.probabilities.sum() == pytest.approx(1)
         assert vote.probabilities.min() > 0
         assert len(model.cache) <= BRANCHES
@@ -141,7 +143,7 @@ def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes) -> None:
     voice.start([1])
     for byte in text:
         read(model, voice)
-        assert voice.vote().probabilities.sum() == pytest.approx(1)
+        assert voice.vote(SYMBOLS).probabilities.sum() == pytest.approx(1)
         voice.commit(byte)
     read(model, voice)
 
@@ -161,8 +163,7 @@ def test_whatever_is_given_up_some_row_is_there_to_vote(
 ) -> None:
     model = FakeModel(words)
     model._logits = lambda tokens: model._hashed([seed, *tokens]) * 1.5
-    symbols = np.arange(END + 1)
-    voice = ByteVoice(model, range(BRANCHES), Trie(model.vocabulary), symbols, threshold=threshold)
+    voice = ByteVoice(model, range(BRANCHES), Trie(model.vocabulary), threshold=threshold)
     voice.start([1])
     for byte in [*text, 0x20]:
         read(model, voice)

@@ -183,6 +183,12 @@ def test_errors_reach_those_whom_they_concern() -> None:
             await ensemble.acomplete([])
         with pytest.raises(InputError):
             await ensemble.acomplete_many(["the", " a", []], LONG)
+        tasks = asyncio.all_tasks()
+        with pytest.raises(InputError, match="3 prompts need as many samplings"):
+            await ensemble.acomplete_many(["the", " a", "un"], [LONG] * 2)
+        with pytest.raises(InputError, match="3 prompts"):
+            ensemble.complete_many(["the", " a", "un"], [])
+        assert asyncio.all_tasks() == tasks
         with pytest.raises(InputError, match="no text"):
             await ensemble.ascore("the", "")
         assert (await fine).text == alone("the", FEW)

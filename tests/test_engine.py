@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.draft import Draft
 from eva_local.engine import Engine
-from eva_local.errors import ContextError
+from eva_local.errors import ContextError, ModelError
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace
 from eva_local.specs import FusionSettings
@@ -174,6 +175,36 @@ def test_side_by_side_decoding_gives_the_same_text() -> None:
         )
         engine.close()
     assert texts[0] == texts[1]
+
+
+def test_nobody_is_asked_again_while_they_still_decode() -> None:
+    class Slow(FakeModel):
+        at_work = 0
+
+        def decode(self, runs):
+            self.at_work += 1
+            assert self.at_work == 1
+            time.sleep(0.2)
+            rows = super().decode(runs)
+            self.at_work -= 1
+            return rows
+
+    models = [FakeModel(WORDS_A), Slow(WORDS_B)]
+    plain = ensemble(models)
+    engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=True)
+    draft = begin(engine, models, b"the", Sampling(max_tokens=3))
+    decode = models[0].decode
+
+    def fail(runs):
+        raise ModelError("no room left")
+
+    models[0].decode = fail
+    with pytest.raises(ModelError):
+        engine.step([draft])
+    assert models[1].at_work == 0
+    models[0].decode = decode
+    run(engine, draft)
+    engine.close()
 
 
 def favour(*pieces: bytes):

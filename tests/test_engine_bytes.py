@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -11,15 +14,19 @@ from hypothesis import strategies as st
 from eva_local.byte_space import ByteSpace
 from eva_local.draft import Draft
 from eva_local.engine import Engine
-from eva_local.errors import InputError
+from eva_local.errors import InputError, ModelError
+from eva_local.model import Logits, Run
 from eva_local.records import Sampling, Step
+from eva_local.sampling import Forced
+from eva_local.scheduler import Request, Scheduler
 from eva_local.specs import FusionSettings
 
 FUSION = FusionSettings(space="bytes", combine="geometric", filter="off", weights="running")
 
 
-def ensemble(*models: FakeModel, fusion: FusionSettings = FUSION) -> Engine:
-    return Engine([f"m{i}" for i in range(len(models))], models, ByteSpace(models), fusion)
+def ensemble(*models: FakeModel, fusion: FusionSettings = FUSION, pivot: int = 0) -> Engine:
+    space = ByteSpace(models, pivot=pivot)
+    return Engine([f"m{i}" for i in range(len(models))], models, space, fusion)
 
 
 def begin(
@@ -74,6 +81,26 @@ def test_law_4_the_order_of_members_does_not_matter(order: list[int]) -> None:
     shortest = min(map(len, texts))
     # The borders of steps depend on who leads; the bytes do not.
     assert texts[0][:shortest] == texts[1][:shortest]
+
+
+@pytest.mark.parametrize("weights", ["equal", "running"])
+@pytest.mark.parametrize("grammar", [None, "root ::= [a-z ]+"])
+def test_law_4_holds_for_members_of_one_vocabulary_too(weights: str, grammar: str | None) -> None:
+    def twin(number: int) -> FakeModel:
+        model = FakeModel(WORDS_A)
+        model.path = Path(f"{number}.gguf")
+        model._logits = lambda tokens: model._hashed([number, *tokens])
+        return model
+
+    fusion = FusionSettings(space="bytes", weights=weights)
+    for first in range(0, 20, 2):
+        texts = set()
+        for order in ((first, first + 1), (first + 1, first)):
+            models = [twin(number) for number in order]
+            engine = ensemble(*models, fusion=fusion)
+            sampling = Sampling(max_tokens=6, grammar=grammar)
+            texts.add(text_of(run(engine, begin(engine, models, sampling))[0]))
+        assert len(texts) == 1
 
 
 @settings(max_examples=20)
@@ -202,3 +229,122 @@ def test_law_2_a_member_alone_writes_what_it_writes_by_tokens(text: bytes) -> No
     (steps,) = run(engine, begin(engine, [model], Sampling(max_tokens=10), text))
     expected = greedy_alone(FakeModel(WORDS_A), text, 10)
     assert text_of(steps) == expected
+
+
+def test_a_long_word_is_read_again_whatever_a_batch_holds() -> None:
+    words = [*(bytes([byte]) for byte in b" ab"), b"ab", b"ba", b" a"]
+    likely = {b"a": 2, b"b": 2, b"ab": -3, b" ": 0}
+    models = [FakeModel(words, logits=preferring(words, likely)) for _ in range(2)]
+    engine = ensemble(*models)
+    text = b"ab" * 200 + b" ab"
+    prompts = [[1, *model.tokenizer.encode(b"a")] for model in models]
+    draft = engine.begin(prompts, Sampling(max_tokens=len(text)), chooser=Forced(text, 257))
+    # The word was written in odd tokens, and the space after it lets them be the tokeniser's own.
+    run(engine, draft)
+    assert draft.voices[0].text == text
+
+
+def preferring(
+    words: Sequence[bytes], likely: dict[bytes, float]
+) -> Callable[[Sequence[int]], Logits]:
+    """Return logits that do not depend on the text."""
+    vocabulary = FakeModel(words).vocabulary
+    logits = np.full(len(vocabulary), -9, dtype=np.float32)
+    for piece, value in likely.items():
+        logits[vocabulary.id_of(piece)] = value
+    return lambda _tokens: logits
+
+
+class Failing(FakeModel):
+    """A model that fails once, when it is told to, after it has stored some tokens."""
+
+    fails = False
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        if self.fails:
+            self.fails = False
+            cache = self.cache.setdefault(runs[0].sequence, [])
+            cache += runs[0].tokens[:1]
+            raise ModelError("no room left")
+        return super().decode(runs)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_what_was_not_decoded_is_not_taken_for_read(steps: int) -> None:
+    models = [Failing(WORDS_A), Failing(WORDS_B)]
+    scheduler = Scheduler(ensemble(*models), 2)
+    expected = [piece_by_piece(scheduler, models, text) for text in (b"the un", b"z")]
+    models = [Failing(WORDS_A), Failing(WORDS_B)]
+    scheduler = Scheduler(ensemble(*models), 2)
+    request = asked(scheduler, models, b"the unbelievable", [])
+    for _ in range(steps):
+        scheduler.step()
+    models[1].fails = True
+    with pytest.raises(ModelError, match="no room"):
+        finish(scheduler, request)
+    scheduler.cancel(request)
+    assert [piece_by_piece(scheduler, models, text) for text in (b"the un", b"z")] == expected
+
+
+def asked(scheduler: Scheduler, models: list[FakeModel], text: bytes, told: list) -> Request:
+    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    return scheduler.submit(Request(prompts, Sampling(max_tokens=3), told.append))
+
+
+def finish(scheduler: Scheduler, request: Request) -> None:
+    while not request.done:
+        scheduler.step()
+
+
+def piece_by_piece(scheduler: Scheduler, models: list[FakeModel], text: bytes) -> list[bytes]:
+    told: list[Step] = []
+    finish(scheduler, asked(scheduler, models, text, told))
+    return [step.piece for step in told]
+
+
+def test_the_gate_asks_whether_the_pivot_is_sure_of_a_whole_piece() -> None:
+    words = [b" " + word for word in (b"cat", b"dog", b"owl", b"fox", b"hen")]
+    # For both a space is certain; the first member hardly prefers a word, the second one does.
+    tastes = [
+        dict.fromkeys(words, 1.0) | favourite for favourite in ({b" cat": 1.1}, {b" fox": 6.0})
+    ]
+    fusion = FusionSettings(space="bytes", weights="equal", gate=0.9)
+    alone = []
+    for pivot in (0, 1):
+        models = [FakeModel(words, logits=preferring(words, taste)) for taste in tastes]
+        engine = ensemble(*models, fusion=fusion, pivot=pivot)
+        (steps,) = run(engine, begin(engine, models, Sampling(max_tokens=4)))
+        assert text_of(steps) == b" fox" * 4
+        assert steps[-1].usage is not None
+        alone.append(steps[-1].usage.steps_alone)
+    # The first step asks all.
+    assert alone == [0, 3]
+
+
+@pytest.mark.parametrize("words", [(WORDS_A, WORDS_B), (WORDS_B, WORDS_A)])
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 0.0)])
+def test_a_pivot_that_counts_for_nothing_may_still_be_sure(
+    weights: tuple[float, ...], words: tuple[list[bytes], ...]
+) -> None:
+    models = [FakeModel(each) for each in words]
+    fusion = FusionSettings(space="bytes", weights=weights, gate=0.2)
+    engine = ensemble(*models, fusion=fusion)
+    for seed in range(6):
+        sampling = Sampling(max_tokens=20, temperature=1, seed=seed)
+        (steps,) = run(engine, begin(engine, models, sampling))
+        assert steps[-1].usage is not None
+        assert steps[-1].usage.steps_alone > 0
+
+
+def test_a_member_alone_can_say_what_others_cannot() -> None:
+    lacking = FakeModel(WORDS_B, missing=[0xC3])
+    found = []
+    for models in ([FakeModel(WORDS_A), lacking], [FakeModel(WORDS_A)]):
+        engine = ensemble(*models)
+        forced = Forced("é".encode(), 257)
+        prompt = [1, *models[0].tokenizer.encode(b"the")]
+        draft = engine.begin([prompt], Sampling(), chooser=forced, alone=0)
+        run(engine, draft)
+        found.append(forced.log_likelihood)
+        assert forced.unseen == 0
+    assert found[0] == pytest.approx(found[1])

@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import begin, ensemble, run, text_of
 
+from eva_local.alignment.library import identity
+from eva_local.engine import Engine
 from eva_local.errors import InputError
 from eva_local.fusion import normalised
 from eva_local.grammar import Grammar, Grammars, check
 from eva_local.records import Sampling
 from eva_local.sampling import Sampler
+from eva_local.space import PivotSpace
+from eva_local.specs import FusionSettings
 
 PERSON = {
     "type": "object",
@@ -40,6 +44,9 @@ class Pieces:
 
     def piece(self, symbol: int) -> bytes:
         return b"" if symbol == self.end else self.pieces[symbol]
+
+    def is_text(self, symbol: int) -> bool:
+        return 0 <= symbol < self.end
 
 
 SPACE = Pieces()
@@ -195,6 +202,33 @@ def test_symbols_that_a_member_cannot_spell_are_never_allowed() -> None:
     grammar = Grammars(SPACE, frozenset(b"n")).open(Sampling(grammar='root ::= "na" | "yes"'))
     assert grammar is not None
     assert next_pieces(grammar) == {b"y", b"ye", b"yes"}
+
+
+def test_what_the_grammar_forces_is_written_in_tokens_that_stand_for_text() -> None:
+    model = FakeModel()
+    # Nothing that the grammar wants is among the likely ones.
+    space = PivotSpace([model], [identity(model)], n_candidates=5)
+    engine = Engine(["m"], [model], space, FusionSettings(filter="off"))
+    sampling = Sampling(max_tokens=12, grammar='root ::= "x[PAD]y"')
+    draft = begin(engine, [model], b"the", sampling)
+    (steps,) = run(engine, draft)
+    assert text_of(steps) == b"x[PAD]y"
+    written = draft.voices[0].context.generated
+    assert model.vocabulary.speakable[list(written)].all()
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('root ::= start " x"\nstart ::= "a" b-c # start\nb-c ::= [start]', b"as x"),
+        ('root ::= Foo foo\nFoo ::= "a"\nfoo ::= "b"', b"ab"),
+        ('root ::= a_b a-b "a-b"\na_b ::= "1"\na-b ::= "2"', b"12a-b"),
+    ],
+)
+def test_rules_may_have_any_name_of_gbnf(grammar: str, text: bytes) -> None:
+    followed = opened(grammar=grammar)
+    follow(followed, text)
+    assert followed.complete
 
 
 def test_a_dead_end_is_an_error() -> None:

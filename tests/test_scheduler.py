@@ -294,18 +294,37 @@ def test_what_is_wrong_with_one_request_ends_that_one_alone() -> None:
     assert all(answer.request.done for answer in (fine, long, biased, last))
 
 
-def test_an_error_amid_an_answer_ends_that_one_alone() -> None:
+@pytest.mark.parametrize("fault", [InputError("nothing can be written"), ValueError("a slip")])
+def test_an_error_amid_an_answer_ends_that_one_alone(fault: Exception) -> None:
     engine, models = open_engine()
     scheduler = Scheduler(engine, 2)
     fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b" a")
     scheduler.step()
 
     def stuck(vote):
-        raise InputError("the grammar asks for text that the models cannot write")
+        raise fault
 
     bad.request.draft.sampler.choose = stuck
     run(scheduler)
-    assert isinstance(bad.error, InputError)
+    assert isinstance(bad.error, EvaError)
+    assert str(fault) in str(bad.error)
+    assert fine.text == alone(b"the")
+
+
+def test_a_slip_at_the_beginning_of_an_answer_ends_that_one_alone() -> None:
+    engine, models = open_engine()
+    scheduler = Scheduler(engine, 2)
+    begin = engine.begin
+
+    def slip(prompts, *rest, **options):
+        if len(prompts[0]) > 5:
+            raise ValueError("a slip")
+        return begin(prompts, *rest, **options)
+
+    engine.begin = slip
+    fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b"zzzzzzzz")
+    run(scheduler)
+    assert "a slip" in str(bad.error)
     assert fine.text == alone(b"the")
 
 

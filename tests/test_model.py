@@ -1,0 +1,26 @@
+"""What llama.cpp computes with a broken file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from eva_local.errors import ModelError
+from eva_local.model import LlamaModel, Run
+from eva_local.specs import LoadSettings
+from tools.tiny_gguf import write_tiny_gguf
+
+
+def test_logits_that_are_no_numbers_are_an_error(tmp_path) -> None:
+    path = tmp_path / "broken.gguf"
+    write_tiny_gguf(path, n_layers=1)
+    (norm,) = (t for t in GGUFReader(path, "r+").tensors if t.name == "output_norm.weight")
+    norm.data[:] = np.nan
+    del norm
+    with LlamaModel(path, LoadSettings(n_ctx=32)) as model:
+        with pytest.raises(ModelError, match=r"no numbers.*n_gpu_layers = 0"):
+            model.decode([Run(0, 0, [1, 70])])
+        model.remove(0, 0)
+        with pytest.raises(ModelError, match="no numbers"):
+            list(model.decode_every(Run(0, 0, [1, 70])))
