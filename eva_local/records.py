@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -105,10 +106,20 @@ def _checked_biases(biases: Mapping[str, float | bool]) -> tuple[tuple[str, floa
         amount = -math.inf if bias is False else bias
         if not text:
             raise InputError("logit_bias must not have an empty text")
-        if amount is True or not amount < math.inf:
-            raise InputError(f"logit_bias of {text!r} must be a number or false, not {bias}")
+        _refuse_half_characters(text)
+        # Whole numbers of Python and JSON have no end.
+        is_finite = amount is not True and abs(amount) <= sys.float_info.max
+        if not (is_finite or amount == -math.inf):
+            raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
         checked.append((text, float(amount)))
     return tuple(checked)
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"logit_bias of {text!r}: half a surrogate pair is no text") from error
 
 
 @dataclass(frozen=True, slots=True)

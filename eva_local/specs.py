@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,6 +91,9 @@ class FusionSettings:
                 _at_least("weights", weight, 0)
             if not any(self.weights):
                 raise InputError("weights must not all be zero")
+            # Each is divided by it.
+            if not sum(self.weights) <= sys.float_info.max:
+                raise InputError("weights must have a sum that is finite")
 
     def evidence_bytes(self, *, conversation: bool) -> int:
         """Return how many bytes at the end of a prompt are evidence before the answer begins.

@@ -15,6 +15,11 @@ def harmless(text: str) -> str:
     return _UNSAFE.sub(lambda found: _visible(ord(found[0])), text)
 
 
+def harmless_line(text: str) -> str:
+    """Return `text` as one line that is harmless to print: line ends become spaces."""
+    return " ".join(harmless(text).split("\n"))
+
+
 def _visible(code: int) -> str:
     if code < 0x20:
         return chr(0x2400 + code)

@@ -76,12 +76,16 @@ def test_bad_rows_are_rows_with_an_error_and_the_others_go_on(spec, out, tmp_pat
     long = json.dumps({"id": "long", "prompt": "z" * 5000})
     bias = json.dumps({"id": "bias", "prompt": "a", "logit_bias": {"no such symbol": 1}})
     schema = json.dumps({"id": "schema", "prompt": "a", "json_schema": {"type": "nonsense"}})
-    rows.write_text("\n".join([good, "{bad", long, bias, schema, '{"prompt": "un"}']))
+    half = json.dumps({"id": "half", "prompt": "a", "logit_bias": {"\ud800": 1}})
+    endless = json.dumps({"id": "endless", "prompt": "a", "logit_bias": {"the": 10**400}})
+    rows.write_text(
+        "\n".join([good, "{bad", long, bias, schema, '{"prompt": "un"}', half, endless])
+    )
     outcome = do(errand(rows, out, spec))
     assert outcome.finished
-    assert outcome.n_failed == 4
+    assert outcome.n_failed == 6
     errors = {row["id"]: row["error"]["message"] for row in results(out) if "error" in row}
-    assert set(errors) == {2, "long", "bias", "schema"}
+    assert set(errors) == {2, "long", "bias", "schema", "half", "endless"}
     assert errors[2].startswith("line 2: is no JSON")
     assert "does not fit" in errors["long"]
     assert "no symbol of the shared space" in errors["bias"]
@@ -144,6 +148,39 @@ def test_new_rows_may_be_added_to_the_input(spec, rows, out) -> None:
     assert len(texts(out)) == 13
 
 
+def test_rows_may_be_added_and_removed_while_the_job_runs(spec, out, tmp_path) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", 6)
+    added = []
+
+    def add(_progress) -> None:
+        if not added:
+            with rows.open("a") as file:
+                added.append(file.write('{"id": "late", "prompt": "the"}\n'))
+
+    outcome = do(errand(rows, out, spec), told=add)
+    assert outcome.finished
+    assert (outcome.progress.n_done, outcome.progress.n_rows) == (7, 7)
+    assert "late" in texts(out)
+    # More than is read of a file at once.
+    rows = write_rows(tmp_path / "many.jsonl", 300)
+    size = sum(map(len, rows.read_bytes().splitlines(keepends=True)[:250]))
+    job = errand(rows, tmp_path / "many.out", spec, sampling=Sampling(max_tokens=1))
+    outcome = do(job, told=lambda _: os.truncate(rows, size))
+    assert outcome.finished
+    assert (outcome.progress.n_done, outcome.n_failed) == (250, 0)
+
+
+def test_a_signal_during_the_last_step_interrupts_nothing(spec, rows, out) -> None:
+    done = []
+    outcome = do(
+        errand(rows, out, spec),
+        told=lambda progress: done.append(progress.n_done),
+        stopped=lambda: done[-1:] == [12],
+    )
+    assert outcome.finished
+    assert outcome.progress.n_done == 12
+
+
 def test_rows_known_by_their_line_must_not_change(spec, out, tmp_path) -> None:
     rows = tmp_path / "in.txt"
     rows.write_text("the\nun\n")
@@ -173,6 +210,20 @@ def test_failed_rows_are_tried_again_on_request(spec, out, tmp_path) -> None:
     assert None not in texts(out).values()
     assert set(texts(out)) == {"a", "b", 3}
     assert not list(out.parent.glob("*.part"))
+
+
+def test_a_link_to_the_output_stays_one(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.jsonl"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    out.symlink_to(folder / "real.jsonl")
+    rows.write_text('{"id": "a", "prompt": "the"}\n{"id": "b", "prompt": 5}\n')
+    assert do(errand(rows, out, spec)).n_failed == 1
+    rows.write_text('{"id": "a", "prompt": "the"}\n{"id": "b", "prompt": "un"}\n')
+    assert do(errand(rows, out, spec, retry_errors=True)).n_failed == 0
+    assert out.is_symlink()
+    assert set(texts(folder / "real.jsonl")) == {"a", "b"}
+    assert [path.name for path in folder.iterdir()] == ["real.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +282,36 @@ def test_a_file_that_no_batch_wrote_is_left_alone(spec, rows, out) -> None:
         do(errand(rows, out, spec))
     assert out.read_text() == "My diary.\n"
     do(errand(rows, out, spec, restart=True))
+    assert len(texts(out)) == 12
+
+
+@pytest.mark.parametrize("notes", ["notes without an end", '{"prompt": "mine"}', "\0\0"])
+def test_a_line_without_an_end_that_no_batch_began_is_left_alone(spec, rows, out, notes) -> None:
+    do(errand(rows, out, spec))
+    answered = out.read_text()
+    for content in (notes, answered + notes):
+        out.write_text(content)
+        with pytest.raises(InputError, match="is no row of a batch"):
+            do(errand(rows, out, spec))
+        assert out.read_text() == content
+
+
+def test_a_torn_line_is_taken_out_once_the_models_are_open(spec, rows, out) -> None:
+    do(errand(rows, out, spec))
+    torn = out.read_bytes()[:-5]
+    out.write_bytes(torn)
+
+    def broken(_count):
+        raise ModelError("no memory")
+
+    with pytest.raises(ModelError):
+        carry_out(errand(rows, out, spec), broken)
+    assert out.read_bytes() == torn
+    assert do(errand(rows, out, spec)).progress.n_done == 1
+    assert len(texts(out)) == 12
+    # Of a row that is wanted no more, nothing is left either.
+    out.write_bytes(out.read_bytes() + b'{"id": "row-99", "te')
+    assert do(errand(rows, out, spec)).progress.n_rows == 0
     assert len(texts(out)) == 12
 
 

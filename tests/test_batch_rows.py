@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from typing import Any
@@ -11,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text, form_of
-from eva_local.batch.results import Known
+from eva_local.batch.results import _BEGINNING, Known
 from eva_local.batch.rows import Row, Wishes
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
 from eva_local.records import Message, Sampling, Step, Usage
+from eva_local.trace.file import json_line
 from eva_local.wire.answer import Answer, answer_of
 
 DEFAULTS = Sampling(max_tokens=9)
@@ -42,9 +44,18 @@ def test_prompts_are_messages_behind_the_system_message_or_raw() -> None:
     found = row(JsonLines, {"prompt": "Hi"}, system="Be kind.")
     assert found.asked.prompt == [Message("system", "Be kind."), Message("user", "Hi")]
     assert row(JsonLines, {"prompt": "Hi"}, raw=True).asked.prompt == "Hi"
+
+
+def test_messages_stand_behind_the_system_message_unless_they_have_one() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    found = row(JsonLines, {"messages": messages}, raw=True, system="Be kind.")
-    assert found.asked.prompt == [Message("user", "Hi"), Message("assistant", "Ho")]
+    said = [Message("user", "Hi"), Message("assistant", "Ho")]
+    assert row(JsonLines, {"messages": messages}).asked.prompt == said
+    found = row(JsonLines, {"messages": messages}, system="Be kind.")
+    assert found.asked.prompt == [Message("system", "Be kind."), *said]
+    own = [{"role": "system", "content": "Be brief."}, *messages]
+    found = row(JsonLines, {"messages": own}, system="Be kind.")
+    assert found.asked.prompt == [Message("system", "Be brief."), *said]
+    assert "leave --raw out" in row(JsonLines, {"messages": messages}, raw=True).problem
 
 
 def test_columns_of_a_data_set_are_no_options() -> None:
@@ -72,6 +83,8 @@ def test_columns_of_a_data_set_are_no_options() -> None:
         ({"prompt": "a", "stop": 3}, "stop must be a text or a list"),
         ({"prompt": "a", "stop": [""]}, "must not be empty"),
         ({"prompt": "a", "logit_bias": {"a": "b"}}, "logit_bias must be an object"),
+        ({"prompt": "a", "logit_bias": {"a": 10**400}}, "must be a number or false, and finite"),
+        ({"prompt": "a", "logit_bias": {"\ud800": 1}}, "half a surrogate pair"),
         ({"prompt": "a", "grammar": "x", "json_schema": "{}"}, "exclude each other"),
         ({"prompt": "a", "id": 1.5}, "id must be a text or a whole number"),
         ({"prompt": "a", "id": True}, "id must be a text or a whole number"),
@@ -165,6 +178,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"body": {**CHAT, "tools": [{"type": "function"}]}}, "tools"),
         ({"body": {**CHAT, "logit_bias": {"50256": -100}}}, "logit_bias names tokens by number"),
         ({"body": {**CHAT, "temprature": 1}}, "unknown option 'temprature'"),
+        ({"body": {**CHAT, "text_bias": {"a": 10**400}}}, "must be a number or false, and finite"),
         ({"body": {**CHAT, "top_logprobs": 3}}, "top_logprobs needs logprobs"),
         ({"body": {**CHAT, "logprobs": 3}}, "logprobs must be true or false"),
         ({"body": {**CHAT, "logprobs": True, "top_logprobs": 30}}, "from 0 to 20"),
@@ -246,10 +260,16 @@ def test_a_template_reaches_no_attributes() -> None:
         (b"a,b\n1,a\n", "in.csv", Csv),
         (b"Hello, prompt\n", "in", Text),
         (b"What is this?\n", "in", Text),
+        (b"a" * 200_000 + b"\nb\n", "in.txt", Text),
+        (b"the first\rline\nsecond\n", "in.txt", Text),
+        (b"id,prompt\r1,a\r", "in.txt", Text),
+        (b"id,prompt\r1,a\r", "in.csv", Csv),
         (b"", "in", Text),
     ],
 )
 def test_the_form_is_found_by_the_content(data, name, expected) -> None:
+    # As in a new process: reading a table raises it.
+    csv.field_size_limit(131_072)
     file = io.BytesIO(data)
     assert type(form_of(file, name, WISHES)) is expected
     assert file.tell() == 0
@@ -261,6 +281,22 @@ def test_a_template_makes_a_table_of_text() -> None:
     assert type(form_of(io.BytesIO(b"a,b\n"), "in", wishes)) is Csv
     with pytest.raises(InputError, match="goes with csv and jsonl"):
         form_of(io.BytesIO(b"a,b\n"), "in", wishes, "text")
+
+
+@pytest.mark.parametrize(
+    ("option", "wish"),
+    [
+        ("--system", {"system": "Be kind."}),
+        ("--raw", {"raw": True}),
+        ("--logprobs", {"n_top": 0}),
+        ("--shares", {"shares": True}),
+    ],
+)
+def test_options_that_openais_format_has_no_place_for_are_refused(option, wish) -> None:
+    file = io.BytesIO(b'{"custom_id": "a", "body": {}}\n')
+    with pytest.raises(InputError, match=f"{option} goes with csv, jsonl and text, and in is op"):
+        form_of(file, "in", Wishes(DEFAULTS, **wish))
+    assert type(form_of(file, "in", Wishes(DEFAULTS, **wish), "jsonl")) is JsonLines
 
 
 def test_a_json_array_is_refused() -> None:
@@ -328,6 +364,12 @@ def test_known_keys(keys, other) -> None:
     assert (other in known) == (other in keys)
     repeated = known.repeated()
     assert all((key in repeated) == (keys.count(key) > 1) for key in keys)
+
+
+@pytest.mark.parametrize("form", [form(WISHES) for form in FORMS.values()])
+def test_rows_of_all_forms_begin_alike(form) -> None:
+    for each in (Row(3, "x"), Row(3, 3, "0123")):
+        assert json_line(form.failed(each, "is bad")).startswith(_BEGINNING)
 
 
 def test_errors_of_rows_are_eva_errors() -> None:

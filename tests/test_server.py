@@ -254,6 +254,8 @@ BAD = [
     ({"suffix": "end"}, "suffix 'end' cannot be done"),
     ({"weights": [1]}, "weights must be equal, running"),
     ({"weights": [0, 0]}, "weights must be equal, running"),
+    ({"weights": [1e308, 1e308]}, "weights must be equal, running"),
+    ({"text_bias": {"the": 10**400}}, "must be a number or false, and finite"),
     ({"stop": ["a"] * 17}, "stop: at most 16"),
     ({"response_format": {"type": "yaml"}}, "response_format must be"),
     ({"grammar": "root ::= ("}, "grammar"),
@@ -282,6 +284,9 @@ def test_bad_requests_say_what_is_wrong(client, body, problem, stream) -> None:
         (b"\xff\xfe", "is no JSON"),
         (b"[1]", "must be a JSON object"),
         (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"prompt": "\xed\xa0\x80"}', "is no JSON"),
+        (b'{"prompt": "a", "text_bias": {"\xed\xa0\x80": 1}}', "is no JSON"),
+        ('{"prompt": "a\\ud800"}'.encode("utf-16"), "is no JSON"),
         (b'{"prompt": "a", "temperature": NaN}', "NaN is no number"),
         (b"[" * 100_000, "is no JSON"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", ""),
@@ -291,6 +296,10 @@ def test_bodies_that_are_no_request(client, data, problem) -> None:
     reply = client.ask(COMPLETION, data)
     assert reply.status == 400
     assert problem in reply.problem
+
+
+def test_a_mark_in_front_of_a_body_is_passed_over(client) -> None:
+    assert client.ask(COMPLETION, b'\xef\xbb\xbf{"prompt": "a", "max_tokens": 1}').status == 200
 
 
 def test_a_prompt_that_does_not_fit(client) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 
 import pytest
 from batches import fake_ensemble, fake_spec
 from servers import Reply, serving
 
 from eva_local.errors import InputError
-from eva_local.server import intake
+from eva_local.server import events, intake
 from eva_local.server.guard import is_loopback
 from eva_local.server.intake import MOST_BYTES, Intake
 from eva_local.server.serve import Door
@@ -193,3 +194,37 @@ def test_what_fails_here_is_not_told_abroad(opener, monkeypatch, caplog) -> None
         assert reply.problem == "the server failed; its log says why"
         assert "ZeroDivisionError" in caplog.text
         assert client.complete(max_tokens=1).status == 200
+
+
+def test_what_fails_here_is_counted_and_can_be_read_by_pages(opener, monkeypatch) -> None:
+    own = "http://localhost:3000"
+    with serving(opener, origins=(own,)) as client:
+        monkeypatch.setattr(
+            client.server.service.models.ensembles[0], "tokenize", lambda *_, **__: 1 / 0
+        )
+        reply = client.ask("/tokenize", {"prompt": "a"}, Origin=own)
+        assert reply.status == 500
+        assert reply.headers["Access-Control-Allow-Origin"] == own
+        counted = b'eva_local_requests_total{path="/tokenize",status="500"} 1.0'
+        assert counted in client.ask("/metrics").data
+
+
+def test_an_answer_that_breaks_in_the_middle_breaks_off(opener, monkeypatch) -> None:
+    """Half an answer must not look whole."""
+
+    def broken(_self):
+        yield b"data: {}\n\n"
+        raise ZeroDivisionError
+
+    async def written(self):
+        for event in broken(self):
+            yield event
+
+    monkeypatch.setattr(events.Events, "_written", written)
+    with serving(opener) as client:
+        body = {"prompt": "the", "max_tokens": 3, "stream": True}
+        with contextlib.closing(client.open("/v1/completions", body)) as connection:
+            response = connection.getresponse()
+            assert response.status == 200
+            with pytest.raises(http.client.IncompleteRead):
+                response.read()

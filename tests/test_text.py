@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import awkward_text, cut
 
-from eva_local.text import TextStream
+from eva_local.text import TextStream, harmless, harmless_line
 
 stops = st.lists(st.text(alphabet="ab\n中é ", min_size=1, max_size=4), max_size=3)
 
@@ -65,3 +65,14 @@ def test_nothing_is_shown_after_a_stop_string(after) -> None:
     assert stream.stopped
     assert stream.push(after) == ""
     assert stream.finish() == ""
+
+
+def test_what_a_terminal_would_obey_is_made_visible() -> None:
+    assert harmless("a\tb\n\x1b[2J\x7f\x9b\u202e") == "a\tb\n\u241b[2J\u2421<U+009B><U+202E>"
+    assert harmless_line("name\nsha256: \r\x1b") == "name sha256: \u240d\u241b"
+
+
+@given(st.text())
+def test_a_harmless_line_is_one_line(text) -> None:
+    assert "\n" not in harmless_line(text)
+    assert harmless(harmless_line(text)) == harmless_line(text)

@@ -13,7 +13,9 @@ from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
 from eva_local import cli
 from eva_local.errors import InputError
 from eva_local.records import Ballot, Candidate, Step, Trace
+from eva_local.text import harmless
 from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
+from eva_local.trace.file import json_line
 from eva_local.trace.page import page_data
 
 HEADER = {
@@ -100,6 +102,14 @@ def test_any_prompt_comes_back_and_every_line_is_one_line(tmp_path_factory, prom
     path = written(tmp_path_factory.mktemp("trace") / "t.jsonl", [], prompt=prompt)
     assert len(path.read_text(encoding="utf-8").splitlines()) == 1
     assert read_trace(path).prompt == prompt
+
+
+def test_a_line_of_json_is_harmless_to_print() -> None:
+    line = {"text": "\x1b\x7f\x9b2J\u2028\u202e\u2066é中"}
+    written = json_line(line)
+    assert json.loads(written) == line
+    assert harmless(written.decode()) == written.decode()
+    assert "é中" in written.decode()
 
 
 def test_each_step_is_in_the_file_before_the_next(tmp_path) -> None:

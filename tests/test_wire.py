@@ -93,6 +93,25 @@ def test_what_is_asked_of_the_members() -> None:
     for bad in ([1], [1, 2, 3], [-1, 2], [0, 0], {"a": 1}, "prompt-perplexity", 1, [True, 1]):
         with pytest.raises(InputError, match="weights must be"):
             call({"prompt": "a", "weights": bad})
+    for endless in ([10**400, 1], [10**400, 1.5], [1e308, 1e308], [10**308, 10**308]):
+        with pytest.raises(InputError, match="with a sum above 0 that is finite"):
+            call({"prompt": "a", "weights": endless})
+
+
+@pytest.mark.parametrize("key", ["logit_bias", "text_bias"])
+@pytest.mark.parametrize("bias", [10**400, -(10**400)])
+def test_a_bias_must_be_finite(key, bias) -> None:
+    with pytest.raises(InputError, match="must be a number or false, and finite"):
+        call({"prompt": "a", key: {"97": bias}})
+
+
+def test_options_of_a_stream() -> None:
+    stream = {"prompt": "a", "stream": True}
+    options = {"include_usage": True, "include_obfuscation": False}
+    assert call({**stream, "stream_options": options}).include_usage
+    assert not call({**stream, "stream_options": {"include_usage": None}}).include_usage
+    with pytest.raises(InputError, match="'include_usge'; did you mean include_usage"):
+        call({**stream, "stream_options": {"include_usge": True}})
 
 
 def test_nothing_is_written_behind_an_echo_of_zero_tokens() -> None:

@@ -94,8 +94,8 @@ def carry_out(
                 shares=errand.wishes.shares,
                 ordered=errand.ordered,
             )
-            job.run((row for row in source.rows() if not done.has(row)), stopped, told)
-            finished = job.progress.n_done == n_left
+            rows = (row for row in source.rows() if not done.has(row))
+            finished = job.run(rows, stopped, told)
             return Outcome(job.progress, done, ensemble.scheduler.n_places, finished)
 
 
@@ -136,7 +136,8 @@ class _FileOutput:
         self._manifest.write({**self._grounds, "mappings": mappings})
 
     def settled(self) -> None:
-        """Take out the rows that are to be tried again, or are no rows of the input any more."""
+        """Take out a row that was not written whole, and failed rows that are tried again."""
+        self._file.mend()
         if self._errand.retry_errors:
             self._file.drop_failed()
 

@@ -120,7 +120,7 @@ class JsonLines(_Own):
         if values.get("messages") is not None:
             if values.get("prompt") is not None:
                 raise InputError("has both prompt and messages: give one")
-            return Asked(read_messages(values["messages"]), sampling, self._wishes.n_top)
+            return self._wishes.asked(read_messages(values["messages"]), sampling)
         prompt = values.get("prompt")
         if not isinstance(prompt, str):
             raise InputError("needs a prompt that is a text, or messages")
@@ -294,6 +294,8 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
     file.seek(0)
     if wishes.template is not None and found not in (JsonLines.name, Csv.name):
         raise InputError(f"--prompt-template goes with csv and jsonl, and {name} is {found}")
+    if found == OpenAI.name and (options := wishes.options()):
+        raise InputError(f"{options[0]} goes with csv, jsonl and text, and {name} is {found}")
     return FORMS[found](wishes)
 
 
@@ -304,9 +306,16 @@ def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
     if first == b"[" or first.startswith(b"[{"):
         raise InputError(f"{name} is a JSON array; give one object a line (jq -c '.[]' does that)")
     head = first.decode("utf-8", "replace")
-    columns = next(csv.reader([head], delimiter=_delimiter(head)), [])
-    is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in columns
+    is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in _columns(head)
     return Csv.name if is_table or wishes.template is not None else Text.name
+
+
+def _columns(head: str) -> list[str]:
+    """Return the columns of a line, if it can be the head of a table."""
+    try:
+        return next(csv.reader([head], delimiter=_delimiter(head)), [])
+    except csv.Error:
+        return []
 
 
 def _is_openai(line: bytes) -> bool:

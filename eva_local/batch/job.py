@@ -24,7 +24,10 @@ _AHEAD = 64
 
 @dataclass(slots=True)
 class Progress:
-    """How far a job is. `n_rows` are those of this run, `n_tokens` symbols of answers."""
+    """How far a job is. `n_rows` are those of this run, `n_tokens` symbols of answers.
+
+    Rows that come while the job runs make `n_rows` more.
+    """
 
     n_rows: int
     n_done: int = 0
@@ -86,9 +89,10 @@ class Job:
         rows: Iterator[Row],
         stopped: Callable[[], bool] = lambda: False,
         told: Callable[[Progress], None] = lambda _: None,
-    ) -> None:
+    ) -> bool:
         """Answer the rows until none is left, or until `stopped`; `told` hears of each step.
 
+        Returns whether all rows are answered, however many there were.
         Raises ModelError where a member fails, and InputError where the results cannot be
         written; what was written stays.
         """
@@ -97,9 +101,10 @@ class Job:
             while not stopped():
                 fed = self._feed(places)
                 if not fed and not self._running:
-                    return
+                    return True
                 self._ensemble.scheduler.step()
                 told(self.progress)
+            return not self._running and next(places, None) is None
         finally:
             for request in self._running.values():
                 self._ensemble.scheduler.cancel(request)
@@ -167,6 +172,7 @@ class Job:
     def _write(self, place: int, result: Mapping[str, object]) -> None:
         self._running.pop(place, None)
         self.progress.n_done += 1
+        self.progress.n_rows = max(self.progress.n_rows, self.progress.n_done)
         if not self._ordered:
             self._results.append(result)
             return

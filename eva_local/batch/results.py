@@ -20,6 +20,8 @@ from eva_local.batch.rows import Row
 from eva_local.errors import InputError
 from eva_local.trace.file import json_line
 
+# How the rows of all forms begin.
+_BEGINNING = b'{"id": '
 # What the JSON of another program raises where a row of output is looked for in it.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -103,6 +105,8 @@ class FileResults:
             self._size = os.fstat(self._file).st_size
         except OSError as error:
             raise self._refused(error) from error
+        # Up to where the file is whole lines; known once it was read.
+        self._whole = self._size
 
     @property
     def is_empty(self) -> bool:
@@ -114,16 +118,17 @@ class FileResults:
         self._shorten(0)
 
     def read(self, *, retry: bool = False) -> Done:
-        """Return what is there already; a last line that was not written whole is taken out.
+        """Return what is there already; a last line that was not written whole is not: see `mend`.
 
         With `retry`, rows that failed count as not there; see `drop_failed`. Raises InputError
-        for any other line that is no row of output.
+        for a line that is no row of output, and a last one that does not begin like one.
         """
         keys: list[str] = []
         n_rows = n_failed = at = 0
         with self._reader() as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    self._refuse_strange(number, line)
                     break
                 at += len(line)
                 row_id, mark, failed = self._known(number, line)
@@ -131,14 +136,20 @@ class FileResults:
                     keys += _keys(row_id, mark)
                     n_rows += 1
                     n_failed += failed
-        if at < self._size:
-            self._shorten(at)
+        self._whole = at
         return Done(n_rows, n_failed, Known(keys))
+
+    def mend(self) -> None:
+        """Take out a last line that was not written whole."""
+        if self._whole < self._size:
+            self._shorten(self._whole)
 
     def drop_failed(self) -> None:
         """Take out the rows that failed. The file is exchanged at once, or not at all."""
-        part = self._path.with_name(f"{self._path.name}.part")
         try:
+            # A link to the file stays one.
+            path = self._path.resolve()
+            part = path.with_name(f"{path.name}.part")
             mode = os.fstat(self._file).st_mode & 0o777
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             kept = self._locked(os.open(part, flags, mode))
@@ -148,7 +159,7 @@ class FileResults:
                     if not failed:
                         _write(kept, line)
             os.fsync(kept)
-            part.replace(self._path)
+            part.replace(path)
         except OSError as error:
             raise self._refused(error) from error
         self._file = kept
@@ -203,10 +214,18 @@ class FileResults:
             result = json.loads(line)
             return *self._form.identity(result), bool(result.get("error"))
         except (*_MALFORMED, InputError) as error:
-            raise InputError(
-                f"{self._path}, line {number}: is no row of a batch of the form "
-                f"{self._form.name}; mend the line, or begin anew with --restart"
-            ) from error
+            raise self._no_row(number) from error
+
+    def _refuse_strange(self, number: int, line: bytes) -> None:
+        """Raise InputError for a last line that was not written by a batch that was killed."""
+        if line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
+            raise self._no_row(number)
+
+    def _no_row(self, number: int) -> InputError:
+        return InputError(
+            f"{self._path}, line {number}: is no row of a batch of the form "
+            f"{self._form.name}; mend the line, or begin anew with --restart"
+        )
 
     def _refused(self, error: OSError) -> InputError:
         return InputError(f"{self._path}: cannot be written: {error.strerror or error}")

@@ -33,7 +33,8 @@ class Wishes:
     """What holds for all rows: the options of the command.
 
     `n_top` as in `Asked`; `shares` asks how much each member carried. `raw` prompts are gone on
-    with as they are, others are a user's message, behind `system` where there is one.
+    with as they are, others are a user's message. `system` stands before all messages, unless
+    they have a system message of their own.
     """
 
     sampling: Sampling
@@ -43,15 +44,29 @@ class Wishes:
     n_top: int | None = None
     shares: bool = False
 
-    def asked(self, prompt: str, sampling: Sampling) -> Asked:
-        """Return what a row asks for whose prompt is a text."""
+    def asked(self, prompt: str | list[Message], sampling: Sampling) -> Asked:
+        """Return what a row asks for; raise InputError for messages where prompts are `raw`."""
         return Asked(self._prompt(prompt), sampling, self.n_top)
 
-    def _prompt(self, text: str) -> Prompt:
+    def options(self) -> list[str]:
+        """Name the options that are given, beside those of sampling and the template."""
+        given = {
+            "--system": self.system is not None,
+            "--raw": self.raw,
+            "--logprobs": self.n_top is not None,
+            "--shares": self.shares,
+        }
+        return [option for option, is_given in given.items() if is_given]
+
+    def _prompt(self, prompt: str | list[Message]) -> Prompt:
         if self.raw:
-            return text
-        messages = [Message("user", text)]
-        return messages if self.system is None else [Message("system", self.system), *messages]
+            if isinstance(prompt, str):
+                return prompt
+            raise InputError("has messages, and --raw takes a prompt: leave --raw out")
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        if self.system is None or any(message.role == "system" for message in messages):
+            return messages
+        return [Message("system", self.system), *messages]
 
 
 def mark_of(content: bytes) -> str:

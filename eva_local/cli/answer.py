@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -62,7 +61,9 @@ def answer(
             "finish_reason": reason or "cancelled",
             "usage": None if usage is None else asdict(usage),
         }
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        from eva_local.trace.file import json_line
+
+        click.echo(json_line(answer), nl=False)
     if stats:
         line = "stopped before the end" if usage is None else _summary(usage)
         reason = (steps[-1].finish_reason if steps else None) or "cancelled"

@@ -175,7 +175,12 @@ class Display:
         if self._bar is None:
             self._bar = _new_bar(progress.n_rows)
         task = self._bar.task_ids[0]
-        self._bar.update(task, completed=progress.n_done, description=progress_line(progress))
+        self._bar.update(
+            task,
+            completed=progress.n_done,
+            total=progress.n_rows,
+            description=progress_line(progress),
+        )
 
     def close(self) -> None:
         """Remove the bar."""

@@ -21,6 +21,7 @@ from eva_local.cli.table import print_json, print_table
 from eva_local.config import Config
 from eva_local.errors import InputError
 from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
+from eva_local.text import harmless_line
 
 
 @click.command()
@@ -264,7 +265,8 @@ def _print_facts(facts: dict[str, object], indent: str = "") -> None:
                 _print_facts(item, indent + "  ")
         else:
             shown = _size(value) if key == "size" else _shown(value)
-            click.echo(f"{indent}{key}: {shown}")
+            # What a file says of itself is not to be obeyed, and makes no lines of its own.
+            click.echo(f"{indent}{key}: {harmless_line(shown)}")
 
 
 def _shown(value: object) -> str:

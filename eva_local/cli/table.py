@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from eva_local.text import harmless_line
+
 
 def print_json(value: object) -> None:
     """Print a value as JSON; what JSON has no form for is printed as text."""
@@ -14,7 +16,8 @@ def print_json(value: object) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows under a head, in columns."""
+    """Print rows under a head, in columns. Cells may come from files: a terminal obeys none."""
+    rows = [tuple(map(harmless_line, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

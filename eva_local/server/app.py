@@ -58,6 +58,7 @@ def make_app(
                 allow_headers=["*"],
             )
         )
+    middleware.append(Middleware(_Rescued))
     middleware.append(Middleware(Guard, keys=keys, origins=origins))
     middleware.append(Middleware(Intake))
     app = Starlette(
@@ -67,7 +68,6 @@ def make_app(
             RefusedError: _refused,
             EvaError: _failed,
             HTTPException: _unknown,
-            Exception: _broken,
         },
     )
     # A redirection would repeat the Host header.
@@ -93,6 +93,35 @@ class _Counted:
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
+class _Rescued:
+    """Tells of a fault of ours; the stack trace goes to the log alone.
+
+    A handler of Starlette's would answer outside all middleware: uncounted, and unseen by pages
+    from elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            log.error("a request failed", exc_info=error)
+            if started:
+                # The connection must break off, or half an answer would look whole.
+                raise
+            body = problem("the server failed; its log says why", "server_error")
+            await JSONResponse(body, 500)(scope, receive, send)
+
+
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return error.response()
@@ -112,9 +141,3 @@ async def _unknown(request: Request, error: Exception) -> Response:
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
     body = problem(f"{what} {path}; /openapi.json lists what can be asked")
     return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _broken(_request: Request, error: Exception) -> Response:
-    """Tell of a fault of ours; the stack trace goes to the log alone."""
-    log.error("a request failed", exc_info=error)
-    return JSONResponse(problem("the server failed; its log says why", "server_error"), 500)

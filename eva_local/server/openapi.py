@@ -189,7 +189,7 @@ def _options() -> dict[str, Schema]:
         "json_schema": {"anyOf": [_TEXT, _OBJECT]},
         "n": {"type": "integer", "minimum": 1, "maximum": MOST_ANSWERS},
         "stream": _FLAG,
-        "stream_options": {"type": "object", "properties": {"include_usage": _FLAG}},
+        "stream_options": _object((), include_usage=_FLAG),
         "trace": _FLAG,
         "weights": _WEIGHTS,
         "user": _TEXT,

@@ -27,8 +27,9 @@ from eva_local.records import (
 from eva_local.trace.checked import Checked, checked_lines
 
 SCHEMA = 1
-# Line ends for readers other than JSON's, and control characters that a terminal would obey.
-_DELICATE = re.compile("[\x7f-\x9f\u2028\u2029]")
+# Line ends for readers other than JSON's, and what a terminal would obey: control characters,
+# and marks that reorder what is shown.
+_DELICATE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled")

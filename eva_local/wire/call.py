@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
@@ -16,6 +17,7 @@ from eva_local.wire.request import (
     given,
     read_messages,
     read_wishes,
+    refuse_other_keys,
     shown,
 )
 
@@ -30,6 +32,8 @@ LONGEST_GRAMMAR = 64 * 1024
 
 #: What a server can do beside what `read_wishes` reads.
 OWN_KEYS = ("n", "stream", "stream_options", "echo", "trace", "weights", "logit_bias", "model")
+# OpenAI pads the parts of a stream; padding says nothing of the answer.
+_STREAM_KEYS = ("include_usage", "include_obfuscation")
 
 # Returns the bytes of a token of the shared space; none for one that has no text.
 PieceOf = Callable[[int], bytes]
@@ -156,7 +160,9 @@ def _include_usage(own: Mapping[str, object]) -> bool:
         raise InputError("stream_options must be an object")
     if options and not own.get("stream"):
         raise InputError("stream_options needs stream true")
-    return _flag(given(options), "include_usage")
+    options = given(options)
+    refuse_other_keys(options, _STREAM_KEYS)
+    return _flag(options, "include_usage")
 
 
 def _flag(values: Mapping[str, object], key: str) -> bool:
@@ -175,13 +181,13 @@ def read_weights(value: object, members: Sequence[str]) -> Weights | None:
     if (
         isinstance(value, list)
         and len(value) == len(members)
-        and all(_is_number(each) and 0 <= each < math.inf for each in value)
-        and any(value)
+        and all(_is_number(each) and 0 <= each <= sys.float_info.max for each in value)
+        and 0 < sum(map(float, value)) < math.inf
     ):
         return tuple(float(each) for each in value)
     raise InputError(
-        "weights must be equal, running, or numbers from 0 up, not all 0, one for each of "
-        f"{', '.join(members)}; not {shown(value)}"
+        "weights must be equal, running, or numbers from 0 up, with a sum above 0 that is "
+        f"finite, one for each of {', '.join(members)}; not {shown(value)}"
     )
 
 
