@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from eva_local.errors import ConfigError, InputError
+from eva_local.paths import user_path
 from eva_local.records import Sampling
 from eva_local.settings import (
     REQUEST_KEYS,
@@ -174,8 +175,7 @@ def _source(path: Path, table: Table) -> Source:
         if key in table.values and key not in _SOURCE_KEYS[kind]:
             raise table.error(key, f"does not go with {kind}")
     if kind == "path":
-        own = Path(table.text("path")).expanduser()
-        return PathSource(path.resolve().parent / own)
+        return PathSource(_beside(path, table, "path"))
     if "file" not in table.values:
         raise table.error("file", f"is missing; it names the GGUF file inside the {kind}")
     return _hub_source(table) if kind == "hub" else _wheel_source(table)
@@ -198,7 +198,7 @@ def _wheel_source(table: Table) -> WheelSource:
     for i in range(source.parts):
         try:
             requirement, file = source.part(i)
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise table.error(
                 "wheel", f"or file has a field that is not n or i: {error}"
             ) from error
@@ -276,7 +276,12 @@ def _of_request(path: Path, table: Table, key: str) -> Any:
         if not isinstance(value, dict) or not all(map(_is_bias, value.values())):
             raise table.error(key, "must be a table of texts with a number each, or false")
         return value
-    return read_text(path.resolve().parent / Path(table.text(key)).expanduser(), table.where(key))
+    return read_text(_beside(path, table, key), table.where(key))
+
+
+def _beside(path: Path, table: Table, key: str) -> Path:
+    """Read a path; one that is not absolute begins at the folder of the file."""
+    return path.resolve().parent / user_path(table.text(key), table.where(key))
 
 
 def _is_bias(value: object) -> bool:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from eva_local.catalogue import Table, check_weights, read_ensembles, read_models
 from eva_local.errors import ConfigError
+from eva_local.paths import user_path
 from eva_local.records import Sampling
 from eva_local.settings import (
     Setting,
@@ -109,16 +111,18 @@ def load_config(
     entry that is None is as good as absent. Raises ConfigError naming the file and the key.
     """
     environ = os.environ if environ is None else environ
-    outside = {**_read_environment(environ), **_read_overrides(overrides or {})}
+    given = {**_read_environment(environ), **_read_overrides(overrides or {})}
     path = find_config(path, environ)
     document = _read_document(path)
     defaults = _read_defaults(path, document.get("defaults", {}))
-    effective = {**defaults, **outside}
+    effective = {**defaults, **given}
     # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
-    weights = outside.pop("weights", None)
+    outside = {key: setting for key, setting in given.items() if key != "weights"}
+    weights = given.get("weights")
     models = read_models(path, document.get("models", {}), defaults, outside)
     ensembles = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
     chosen = _default_ensemble(path, effective, [*ensembles, *models])
+    own = _own_settings(path, document, str(chosen.value), ensembles, models)
     return Config(
         path=path,
         models=MappingProxyType(models),
@@ -127,17 +131,17 @@ def load_config(
         defaults=build(Sampling, effective),
         load=build(LoadSettings, effective),
         fusion=build(FusionSettings, {**defaults, **outside}),
-        settings=_all_settings({**effective, "ensemble": chosen}),
+        settings=_all_settings({**defaults, **own, **given, "ensemble": chosen}),
         weights=weights,
     )
 
 
 def find_config(path: Path | None, environ: Mapping[str, str]) -> Path:
     """Choose the file: `path`, EVA_LOCAL_CONFIG, ./models.toml, the user's, the shipped one."""
-    if path is None and environ.get(f"{PREFIX}CONFIG"):
-        path = Path(environ[f"{PREFIX}CONFIG"])
     if path is not None:
-        return path.expanduser()
+        return user_path(path, "configuration")
+    if environ.get(f"{PREFIX}CONFIG"):
+        return user_path(environ[f"{PREFIX}CONFIG"], f"environment {PREFIX}CONFIG")
     import platformdirs  # only needed where nobody named a file
 
     user = Path(platformdirs.user_config_dir("eva-local", appauthor=False)) / FILE_NAME
@@ -183,7 +187,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     return _read_all(table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
 
 
-def _read_document(path: Path) -> dict[str, object]:
+def _read_document(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
@@ -191,6 +195,9 @@ def _read_document(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    except ValueError as error:
+        # A whole number of thousands of digits.
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     refuse_unknown(document, ("schema", "defaults", "models", "ensembles"), f"{path}: ")
@@ -220,6 +227,28 @@ def _default_ensemble(
         hint = did_you_mean(str(chosen.value), names)
         raise ConfigError(f"{chosen.origin}: there is no ensemble {chosen.value!r}; {hint}")
     return chosen
+
+
+def _own_settings(
+    path: Path,
+    document: Mapping[str, Any],
+    name: str,
+    ensembles: Mapping[str, EnsembleSpec],
+    models: Mapping[str, ModelSpec],
+) -> dict[str, Setting]:
+    """Return what the table of an ensemble, or of a model, says itself."""
+    section, parts = "models", tuple[object, ...]()
+    if name in ensembles:
+        section, parts = "ensembles", (ensembles[name].fusion, ensembles[name].sampling)
+    else:
+        parts = (models[name].load,)
+    table = document[section][name]
+    return {
+        key: Setting(key, getattr(part, key), f"{path}: {section}.{name}.{key}")
+        for part in parts
+        for key in keys_of(type(part))
+        if key in table
+    }
 
 
 def _all_settings(effective: Mapping[str, Setting]) -> tuple[Setting, ...]:

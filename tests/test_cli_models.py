@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 from click.testing import CliRunner
 from model_sources import make_parts, sha256
@@ -161,6 +162,26 @@ def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(run(capsys, "show", "--json", "-e", "own")[1])["pivot"] == "own"
 
 
+def test_what_files_say_is_not_obeyed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = gguf.GGUFWriter(folder / "evil.gguf", "tiny")
+    writer.add_name("nice \x1b]0;mine\x07\x9b2J\nsha256: ok")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    (folder / "evil.toml").write_text(
+        'schema = 1\n[models.evil]\npath = "evil.gguf"\n'
+        'description = "two\\nlines \\u001b[2J"\nlicence = "\\u202eTIM"\n'
+    )
+    code, out, _ = run(capsys, "--config", "evil.toml", "show", "evil")
+    assert code == 0
+    assert "  name: nice \u241b]0;mine\u2407<U+009B>2J sha256: ok\n" in out
+    assert out.count("\nsha256:") == 1
+    assert "description: two lines \u241b[2J\n" in out
+    out = run(capsys, "--config", "evil.toml", "list")[1]
+    assert "<U+202E>TIM  two lines \u241b[2J\n" in out
+    assert run(capsys, "--config", "evil.toml", "list", "--json")[1].isascii()
+
+
 def test_config(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +249,8 @@ def test_help_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (EvaError("wrong"), 2, "eva-local: wrong"),
         (KeyboardInterrupt(), 130, "eva-local: interrupted"),
+        (OSError(36, "File name too long", "x.gguf"), 2, "eva-local: x.gguf: File name too long"),
+        (OSError(28, "No space left on device"), 2, "eva-local: No space left on device"),
     ],
 )
 def test_errors_become_one_line_and_a_code(
@@ -242,6 +265,25 @@ def test_errors_become_one_line_and_a_code(
 
     monkeypatch.setattr(store, "find", fail)
     assert run(capsys, "list")[0::2] == (code, f"{line}\n" if code == 2 else f"\n{line}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(folder: Path, unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "eva_local", "config"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+                "PYTHONUNBUFFERED": unbuffered,
+            },
+        )
+    where = "" if unbuffered else "standard output: "
+    assert (done.returncode, done.stderr) == (2, f"eva-local: {where}No space left on device\n")
 
 
 def test_only_pull_opens_a_connection(

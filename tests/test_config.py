@@ -163,6 +163,12 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ('[models.d]\nwheel = "w"\nfile = "x"', "models.d.wheel: must be NAME==VERSION, not 'w'"),
         ('[models.d]\nwheel = "-r==1"\nfile = "x"', "models.d.wheel: must be NAME==VERSION"),
         ('[models.d]\nwheel = "w=={k}"\nfile = "x"', "models.d.wheel: or file has a field that"),
+        ('[models.d]\nwheel = "w==1"\nfile = "x{n[0]}"', "models.d.wheel: or file has a field"),
+        (
+            '[models.d]\npath = "~nosuchuser/x"',
+            "models.d.path: ~nosuchuser/x: there is no such home",
+        ),
+        ('[models.d]\npath = "a\\u0000b"', "models.d.path: must be a path, not 'a"),
         ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 2', "models.d.parts: needs {n} or {i}"),
         ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 0', "models.d.parts: must be at least 1"),
         ('[models.d]\npath = "x"\nsha256 = "abc"', "models.d.sha256: must be 64 hexadecimal"),
@@ -182,6 +188,10 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ('[ensembles.e]\nmembers = ["a"]\nweights = [-1]', "ensembles.e.weights: must be at"),
         ('[ensembles.e]\nmembers = ["a"]\nweights = [nan]', "ensembles.e.weights: must be "),
         ('[ensembles.e]\nmembers = ["a"]\nweights = [0]', "ensembles.e.weights: must not"),
+        (
+            '[ensembles.e]\nmembers = ["a", "b"]\nweights = [1e308, 1e308]',
+            "ensembles.e.weights: must have a sum that is finite",
+        ),
         (
             '[ensembles.e]\nmembers = ["a"]\nweights = [1, 2]',
             "ensembles.e.weights: needs 1 weights",
@@ -262,6 +272,27 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
     assert origins["n_batch"] == "environment EVA_LOCAL_N_BATCH"
     assert origins["threads"] == f"{path}: defaults.threads"
     assert origins["seed"] == "default"
+
+
+def test_what_the_chosen_ensemble_or_model_says_itself_is_shown(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        MODELS + '[defaults]\ngate = 0.9\n[ensembles.e]\nmembers = ["a", "b"]\ncandidates = 2\n'
+        "space = 'bytes'\ntemperature = 0.5\nweights = {b = 1, a = 2}",
+    )
+
+    def shown(**overrides: object) -> dict[str, tuple[object, str]]:
+        config = load_config(path, {}, overrides)
+        assert tuple(setting.key for setting in config.settings) == DEFAULT_KEYS
+        return {setting.key: (setting.value, setting.origin) for setting in config.settings}
+
+    found = shown(ensemble="e", candidates=3)
+    assert found["space"] == ("bytes", f"{path}: ensembles.e.space")
+    assert found["temperature"] == (0.5, f"{path}: ensembles.e.temperature")
+    assert found["weights"] == ((2.0, 1.0), f"{path}: ensembles.e.weights")
+    assert found["candidates"] == (3, "command line --candidates")
+    assert found["gate"] == (0.9, f"{path}: defaults.gate")
+    assert shown(ensemble="b")["n_ctx"] == (1024, f"{path}: models.b.n_ctx")
 
 
 def test_model_settings_beat_defaults_of_the_file(tmp_path: Path) -> None:
@@ -375,6 +406,14 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_config(Path("y.toml"), {"EVA_LOCAL_CONFIG": "x.toml"}) == Path("y.toml")
 
 
+def test_a_file_in_no_home_folder_is_one_line(tmp_path: Path) -> None:
+    problem = "~nosuchuser/x: there is no such home folder"
+    with pytest.raises(ConfigError, match=f"configuration: {problem}"):
+        find_config(Path("~nosuchuser/x"), {})
+    with pytest.raises(ConfigError, match=f"environment EVA_LOCAL_CONFIG: {problem}"):
+        find_config(None, {"EVA_LOCAL_CONFIG": "~nosuchuser/x"})
+
+
 def test_shipped_file_is_valid_and_complete() -> None:
     config = load_config(shipped("models.toml"), {})
     assert config.default_ensemble == "demo"
@@ -469,7 +508,13 @@ def test_an_ensemble_can_say_how_it_draws(tmp_path: Path) -> None:
         ("logit_bias = { a = true }", "ensembles.e.logit_bias: must be a table of texts with"),
         ("logit_bias = [1]", "ensembles.e.logit_bias: must be a table of texts with"),
         ("logit_bias = { a = nan }", "ensembles.e: logit_bias of 'a' must be a number or false"),
+        (
+            f"logit_bias = {{ a = {10**400} }}",
+            "ensembles.e: logit_bias of 'a' must be a number or false, and finite",
+        ),
         ('grammar = ""', "ensembles.e.grammar: must be a text that is not empty"),
+        ('grammar = "a\\u0000b"', "ensembles.e.grammar: must be a path, not 'a"),
+        ('grammar = "~nosuchuser/x"', "ensembles.e.grammar: ~nosuchuser/x: there is no such home"),
         ('grammar = "none.gbnf"', "none.gbnf: cannot be read: No such file or directory"),
         ('grammar = "bad.gbnf"', "bad.gbnf: cannot be read: not UTF-8 text"),
         ('grammar = "g"\njson_schema = "g"', "ensembles.e: grammar and json_schema exclude"),

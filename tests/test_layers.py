@@ -12,6 +12,7 @@ import eva_local
 PACKAGE = Path(eva_local.__file__).parent
 ROWS = (
     "errors",
+    "paths",
     "records",
     "settings",
     "specs",

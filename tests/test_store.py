@@ -13,7 +13,7 @@ import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 
 from eva_local import fetch, store
-from eva_local.errors import StoreError
+from eva_local.errors import ConfigError, StoreError
 from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
 
 DATA = b"GGUF" + os.urandom(3000)
@@ -54,6 +54,9 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVA_LOCAL_CACHE", "~/here")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.cache_folder() == tmp_path / "here"
+    monkeypatch.setenv("EVA_LOCAL_CACHE", "~nosuchuser/here")
+    with pytest.raises(ConfigError, match="environment EVA_LOCAL_CACHE: ~nosuchuser/here: there"):
+        store.cache_folder()
     monkeypatch.setenv("EVA_LOCAL_CACHE", "")
     assert store.cache_folder().name == "eva-local"
 
@@ -241,7 +244,7 @@ def test_processes_at_once_do_not_disturb_each_other(tmp_path: Path, cache: Path
 def test_a_path_is_the_users_own_file(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "own.gguf"
     spec = ModelSpec("own", PathSource(file), size=len(DATA))
-    with pytest.raises(StoreError, match=r"own\.gguf: no such file; mend models\.own\.path"):
+    with pytest.raises(StoreError, match=r"own\.gguf: no such file, or .*; mend models\.own\.path"):
         store.pull(spec)
     assert store.verify(spec).status == "missing"
     file.write_bytes(DATA[:-1])
@@ -251,6 +254,16 @@ def test_a_path_is_the_users_own_file(tmp_path: Path, cache: Path) -> None:
     assert store.pull(spec, force=True) == store.locate(spec) == file
     assert store.verify(spec) == store.Verification("own", "unverified", file, sha256(DATA))
     assert not cache.exists()
+
+
+def test_a_path_that_leads_nowhere_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("a" * 300), tmp_path / "file" / "x", tmp_path):
+        spec = ModelSpec("own", PathSource(path))
+        assert store.find(spec) is None
+        assert store.verify(spec).status == "missing"
+        with pytest.raises(StoreError, match=r"it cannot be reached; mend models\.own\.path"):
+            store.locate(spec)
 
 
 def test_members_that_are_missing_are_named_together(tmp_path: Path) -> None:

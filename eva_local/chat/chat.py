@@ -132,10 +132,10 @@ class Chat:
     def ask(self, text: str, report: Report | None = None) -> Steps:
         """Send a message and write its answer step by step.
 
-        Closing the iterator keeps what was said as the answer; where nothing was said, the
-        message is taken back. Raises ContextError, and changes nothing, where it cannot fit.
+        Closing the iterator keeps what was said as the answer; where nothing was said, all is
+        as it was before. Raises ContextError, and changes nothing, where it cannot fit.
         """
-        answered = self.conversation
+        answered = before = self.conversation
         if self.is_open:
             answered = answered.after(Event("undo"))
         first = self._fitting(answered.after(Event("user", text)))
@@ -143,14 +143,14 @@ class Chat:
             self._record(Event("undo"))
         self._record(Event("user", text))
         self._drop(first)
-        yield from self._answer(report)
+        yield from self._answer(before, report)
 
     def regenerate(self, report: Report | None = None) -> Steps:
         """Write the last answer again; the old one stays until the new one is there."""
         if not self.conversation.turns:
             raise InputError("there is no answer to write again")
         self._drop(self._fitting(self.conversation))
-        yield from self._answer(report)
+        yield from self._answer(self.conversation, report)
 
     def used(self) -> tuple[int, ...]:
         """Return how many tokens of the conversation stand in each member's context."""
@@ -163,7 +163,7 @@ class Chat:
             parts.append(self.ensemble.prompt_tokens(turns[-1].answer))
         return tuple(map(min, map(sum, zip(*parts, strict=True)), self.ensemble.n_ctx))
 
-    def _answer(self, report: Report | None) -> Steps:
+    def _answer(self, before: Conversation, report: Report | None) -> Steps:
         prompt = self.conversation.prompt(self.first)
         steps: list[Step] = []
         times = [time.perf_counter()]
@@ -174,14 +174,13 @@ class Chat:
                 steps.append(step)
                 yield step
         finally:
-            self._keep(prompt, steps, times)
+            if any(step.text or step.finish_reason for step in steps):
+                self._keep(prompt, steps, times)
+            else:
+                self._go_back(before)
 
     def _keep(self, prompt: list[Message], steps: list[Step], times: list[float]) -> None:
-        """Save what was said as the answer; without any, leave the conversation as it was."""
-        if not any(step.text or step.finish_reason for step in steps):
-            if self.is_open:
-                self._take_back()
-            return
+        """Save what was said as the answer."""
         self._record(Event("answer", "".join(step.text for step in steps)))
         spec = self.ensemble.spec
         trace = TraceFile(
@@ -223,8 +222,18 @@ class Chat:
             # What was dropped for the sake of turns that are gone may fit again.
             self.first = 0
 
+    def _go_back(self, before: Conversation) -> None:
+        """Take back the message that was sent since `before`, if one was."""
+        if self.conversation == before:
+            return
+        self._take_back()
+        if self.conversation != before:
+            # The message without an answer whose place it took.
+            self._record(Event("user", before.turns[-1].question))
+
     def _hold(self, conversation: Conversation) -> None:
         self.conversation = conversation
+        self._saves = True
         self.first = 0
         self.last = None
 

@@ -17,10 +17,11 @@ from eva_local.chat.conversation import Conversation
 from eva_local.chat.typed import COMMANDS, Command
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
 from eva_local.errors import InputError
+from eva_local.paths import user_path
 from eva_local.records import Sampling
 from eva_local.settings import keys_of, read_settings, read_text, refuse_unknown
 from eva_local.text import harmless
-from eva_local.trace import TraceWriter, trace_page
+from eva_local.trace import TraceWriter, read_trace, trace_page
 
 if TYPE_CHECKING:
     from eva_local.chat.repl import Repl
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _KEYS = keys_of(Sampling)
 _ON_OFF = {"on": True, "off": False}
 _NOTHING = '""'
+# It stands near the beginning of every page of a trace.
+_PAGE_TITLE, _PAGE_HEAD = b"<title>eva-local trace</title>", 2000
 _HELP = (
     '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
     "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
@@ -162,7 +165,7 @@ def _read(repl: Repl, name: str) -> None:
         repl.texts = []
         repl.screen.note("nothing goes in front of the next message")
         return
-    path = Path(name).expanduser()
+    path = user_path(name, "/read")
     text = repl.heed(read_text(path, "/read"))
     repl.chat.check("\n\n".join([*repl.texts, text]))
     repl.texts.append(text)
@@ -190,14 +193,19 @@ def _stats(repl: Repl, _: str) -> None:
 
 
 def _why(repl: Repl, argument: str) -> None:
-    if argument and not argument.isdecimal():
-        raise InputError("/why needs the number of a token, such as /why 3")
-    number = int(argument) if argument else None
+    try:
+        number = int(argument) if argument else None
+    except ValueError as error:
+        raise InputError("/why needs the number of a token, such as /why 3") from error
     repl.screen.show(*vote_tables(_last(repl), number))
 
 
 def _trace(repl: Repl, name: str) -> None:
     path, trace = _file(name, "/trace"), _last(repl).trace
+    if path.suffix not in (".html", ".jsonl"):
+        raise InputError(f"/trace writes FILE.html or FILE.jsonl, not {path.name}")
+    if path.exists() and not _is_trace(path):
+        raise InputError(f"{path} exists and stays as it is; give another name")
     if path.suffix == ".jsonl":
         with TraceWriter(
             path,
@@ -209,20 +217,29 @@ def _trace(repl: Repl, name: str) -> None:
         ) as writer:
             for step in trace.steps:
                 writer.write(step)
-    elif path.suffix == ".html":
+    else:
         try:
             path.write_text(trace_page(trace), encoding="utf-8")
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    else:
-        raise InputError(f"/trace writes FILE.html or FILE.jsonl, not {path.name}")
     repl.screen.note(f"written to {path}")
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        if path.suffix == ".html":
+            with path.open("rb") as file:
+                return _PAGE_TITLE in file.read(_PAGE_HEAD)
+        read_trace(path)
+    except (InputError, OSError):
+        return False
+    return True
 
 
 def _file(name: str, command: str) -> Path:
     if not name:
         raise InputError(f"{command} needs the name of a file")
-    return Path(name).expanduser()
+    return user_path(name, command)
 
 
 def _last(repl: Repl) -> Answer:

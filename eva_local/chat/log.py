@@ -5,13 +5,16 @@ A conversation that is being held is locked, so that two chats never write into 
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eva_local.chat.conversation import Conversation, Event, EventKind
+from eva_local.chat.private import private_folder
 from eva_local.errors import InputError
 from eva_local.settings import did_you_mean
 from eva_local.trace.checked import Checked, checked_lines
@@ -85,7 +88,7 @@ class Log:
     def _create(cls, folder: Path) -> Log:
         began = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(folder)
             for number in range(1, 1000):
                 path = folder / (f"{began}.jsonl" if number == 1 else f"{began}-{number}.jsonl")
                 try:
@@ -150,11 +153,14 @@ def read(path: Path) -> Saved:
     return Saved(path, header.text("ensemble"), conversation, notes)
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """Return the saved conversations of a folder, the one that was last held first."""
-    if not folder.is_dir():
-        return []
-    return sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+def newest_first(folder: Path) -> dict[Path, float]:
+    """Return the saved conversations of a folder and when each was last held, the newest first."""
+    times = {}
+    for path in folder.glob("*.jsonl") if folder.is_dir() else ():
+        # A link may lead nowhere, and a file be deleted meanwhile.
+        with contextlib.suppress(OSError):
+            times[path] = path.stat().st_mtime
+    return dict(sorted(times.items(), key=lambda entry: entry[1], reverse=True))
 
 
 def find(folder: Path, name: str) -> Saved:
@@ -191,21 +197,47 @@ def markdown(conversation: Conversation) -> str:
 def export(path: Path, ensemble: str, conversation: Conversation) -> None:
     """Write a conversation to a file of the user: Markdown if its name ends so, else JSON Lines.
 
-    Raises InputError rather than take the place of a file that is no saved conversation.
+    Raises InputError rather than take the place of a file that is no saved conversation, or of
+    one that is being held.
     """
     as_markdown = path.suffix.lower() in (".md", ".markdown")
-    if path.exists() and (as_markdown or not _is_saved(path)):
-        raise InputError(f"{path} exists and stays as it is; give another name")
     text = markdown(conversation).encode("utf-8", "replace")
     data = text if as_markdown else saved_form(ensemble, conversation)
-    # In two moves, so that an old file is never half overwritten.
+    try:
+        with _given_up(path, never=as_markdown):
+            _replace(path, data)
+    except OSError as error:
+        raise _unsaved(path, error) from error
+
+
+@contextlib.contextmanager
+def _given_up(path: Path, *, never: bool) -> Iterator[None]:
+    """Hold the file that is to be replaced, if there is one; InputError where it must not be."""
+    if not path.exists():
+        yield
+        return
+    if never or not _is_saved(path):
+        raise InputError(f"{path} exists and stays as it is; give another name")
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{path} is the file of an open chat and stays as it is; give another name"
+            ) from error
+        yield
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in two moves, so that an old one is never half overwritten."""
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         half.write_bytes(data)
         half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise _unsaved(path, error) from error
+    except OSError:
+        with contextlib.suppress(OSError):
+            half.unlink()
+        raise
 
 
 def _is_saved(path: Path) -> bool:

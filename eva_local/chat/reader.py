@@ -21,6 +21,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from eva_local.chat.private import private_folder
 from eva_local.chat.signals import end_put_off
 from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
 from eva_local.records import Sampling
@@ -113,7 +114,14 @@ class PlainReader:
 
 
 class _History(FileHistory):
-    """A history that never stands in the way of the chat."""
+    """A history for the user alone, which never stands in the way of the chat."""
+
+    def __init__(self, file: Path) -> None:
+        """Close a file that was open to others."""
+        super().__init__(file)
+        self._file = file
+        with contextlib.suppress(OSError):
+            file.chmod(0o600)
 
     def load_history_strings(self) -> Iterable[str]:
         """Return what was typed before, the newest first."""
@@ -125,6 +133,8 @@ class _History(FileHistory):
         """Keep what was typed, unless it is too long."""
         if len(string) <= _REMEMBERED:
             with contextlib.suppress(OSError):
+                private_folder(self._file.parent)
+                self._file.touch(mode=0o600)
                 super().store_string(string.encode("utf-8", "replace").decode())
 
 

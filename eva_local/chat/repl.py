@@ -51,8 +51,12 @@ class Repl:
             except EOFError:
                 return
             except EvaError as error:
-                self.screen.problem(str(error))
-                self.screen.gap()
+                self._complain(str(error))
+            except OSError as error:
+                if error.filename is None:
+                    # It is no file that the person named: the screen itself may be gone.
+                    raise
+                self._complain(f"{error.filename}: {error.strerror or error}")
             except KeyboardInterrupt:
                 if not self._reader.somebody:
                     raise
@@ -104,6 +108,10 @@ class Repl:
             self.screen.note(f"{PROMPT if number == 0 else '  '}{line}")
         if len(shown) < len(lines):
             self.screen.note(f"  … and {len(lines) - len(shown)} lines")
+
+    def _complain(self, problem: str) -> None:
+        self.screen.problem(problem)
+        self.screen.gap()
 
     def _obey_or_ask(self, text: str) -> None:
         meant = understood(text)

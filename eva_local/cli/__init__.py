@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import click
 from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
 from eva_local.errors import EvaError
+from eva_local.text import harmless_line
 
 COMMANDS: tuple[click.Command, ...] = (
     run.run,
@@ -72,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvaError as error:
         _complain(str(error))
         return error.exit_code
+    except OSError as error:
+        # click itself ends quietly where whoever read the output has enough of it.
+        _complain(_refusal(error))
+        return EvaError.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return INTERRUPTED
@@ -93,6 +99,19 @@ def _log_to_stderr(level: int) -> None:
     log.setLevel(level)
 
 
+def _refusal(error: OSError) -> str:
+    """Say what the system refused, and where; give up a standard output that takes no more."""
+    place = error.filename
+    try:
+        sys.stdout.flush()
+    except OSError:
+        place = place or "standard output"
+        # Python would complain at exit about what it cannot flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    reason = error.strerror or str(error)
+    return f"{place}: {reason}" if place else reason
+
+
 def _usage_problem(error: click.ClickException) -> str:
     problem = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
@@ -100,4 +119,4 @@ def _usage_problem(error: click.ClickException) -> str:
 
 
 def _complain(problem: str) -> None:
-    click.echo(f"eva-local: {problem}", file=sys.stderr)
+    click.echo(f"eva-local: {harmless_line(problem)}", file=sys.stderr)

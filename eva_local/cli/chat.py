@@ -104,10 +104,14 @@ def _hold(
 ) -> int:
     from eva_local.chat.chat import Chat
     from eva_local.chat.log import Log
+    from eva_local.chat.private import private_folder
     from eva_local.chat.repl import Repl
     from eva_local.chat.screen import Screen, is_terminal
     from eva_local.chat.signals import orderly_end, terminal_restored
 
+    with contextlib.suppress(OSError):
+        # Where this is not possible, what cannot be saved is said as it comes.
+        private_folder(state_folder())
     screen = Screen(interactive=is_terminal())
     sampling = replace(config.sampling, stop=stop) if stop else config.sampling
     with contextlib.ExitStack() as stack:
@@ -190,8 +194,8 @@ def _list(folder: Path) -> None:
     from eva_local.chat import log
 
     rows = []
-    for path in log.newest_first(folder):
-        held = dt.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    for path, seconds in log.newest_first(folder).items():
+        held = dt.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
         try:
             saved = log.read(path)
         except InputError as error:
