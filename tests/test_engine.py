@@ -51,6 +51,7 @@ def run(engine: Engine, *drafts: Draft) -> list[list[Step]]:
         for i, step in zip(live, engine.step([drafts[i] for i in live]), strict=True):
             if step is not None:
                 steps[i].append(step)
+    assert not any(draft.error for draft in drafts)
     return steps
 
 

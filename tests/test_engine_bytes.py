@@ -10,6 +10,7 @@ import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_engine import run, text_of
 
 from eva_local.byte_space import ByteSpace
 from eva_local.draft import Draft
@@ -34,21 +35,6 @@ def begin(
 ) -> Draft:
     prompts = [[1, *model.tokenizer.encode(text)] for model in models]
     return engine.begin(prompts, sampling, slot, traced=True)
-
-
-def run(engine: Engine, *drafts: Draft) -> list[list[Step]]:
-    steps: list[list[Step]] = [[] for _ in drafts]
-    while not all(draft.finished for draft in drafts):
-        live = [i for i, draft in enumerate(drafts) if not draft.finished]
-        for i, step in zip(live, engine.step([drafts[i] for i in live]), strict=True):
-            if step is not None:
-                steps[i].append(step)
-    assert not any(draft.error for draft in drafts)
-    return steps
-
-
-def text_of(steps: list[Step]) -> bytes:
-    return b"".join(step.piece for step in steps)
 
 
 @settings(max_examples=20)
