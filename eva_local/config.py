@@ -237,11 +237,11 @@ def _own_settings(
     models: Mapping[str, ModelSpec],
 ) -> dict[str, Setting]:
     """Return what the table of an ensemble, or of a model, says itself."""
-    section, parts = "models", tuple[object, ...]()
+    parts: list[object]
     if name in ensembles:
-        section, parts = "ensembles", (ensembles[name].fusion, ensembles[name].sampling)
+        section, parts = "ensembles", [ensembles[name].fusion, ensembles[name].sampling]
     else:
-        parts = (models[name].load,)
+        section, parts = "models", [models[name].load]
     table = document[section][name]
     return {
         key: Setting(key, getattr(part, key), f"{path}: {section}.{name}.{key}")

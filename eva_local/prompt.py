@@ -85,11 +85,8 @@ class PromptWriter:
                     text = ""
                 text += rest
                 continue
-            if self._markers is None:
-                text += segment
-                continue
             at = 0
-            for found in self._markers.finditer(segment):
+            for found in _found(self._markers, segment):
                 ids += self._encode_text(text + segment[at : found.start()])
                 ids.append(self._vocabulary.markers[found[0]])
                 text, at = "", found.end()
@@ -99,7 +96,7 @@ class PromptWriter:
     def _harmless(self, text: str) -> Iterator[str]:
         """Cut a person's text within every word that would be read as a token of the template."""
         at = 0
-        for found in () if self._guarded is None else self._guarded.finditer(text):
+        for found in _found(self._guarded, text):
             yield text[at : found.start() + 1]
             at = found.start() + 1
         yield text[at:]
@@ -203,6 +200,10 @@ def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
     """Return a pattern that finds words, the longest first."""
     spellings = sorted(filter(None, words), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+
+def _found(pattern: re.Pattern[str] | None, text: str) -> Iterator[re.Match[str]]:
+    return iter(()) if pattern is None else pattern.finditer(text)
 
 
 def _typable(vocabulary: Vocabulary, template: str) -> list[str]:

@@ -21,7 +21,7 @@ from eva_local.paths import user_path
 from eva_local.records import Sampling
 from eva_local.settings import keys_of, read_settings, read_text, refuse_unknown
 from eva_local.text import harmless
-from eva_local.trace import TraceWriter, read_trace, trace_page
+from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
 
 if TYPE_CHECKING:
     from eva_local.chat.repl import Repl
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _KEYS = keys_of(Sampling)
 _ON_OFF = {"on": True, "off": False}
 _NOTHING = '""'
-# It stands near the beginning of every page of a trace.
-_PAGE_TITLE, _PAGE_HEAD = b"<title>eva-local trace</title>", 2000
 _HELP = (
     '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
     "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
@@ -228,8 +226,7 @@ def _trace(repl: Repl, name: str) -> None:
 def _is_trace(path: Path) -> bool:
     try:
         if path.suffix == ".html":
-            with path.open("rb") as file:
-                return _PAGE_TITLE in file.read(_PAGE_HEAD)
+            return is_trace_page(path)
         read_trace(path)
     except (InputError, OSError):
         return False

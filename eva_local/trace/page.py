@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from eva_local.records import Ballot, Candidate, Step
 from eva_local.trace.file import TraceFile
+
+# The title in page.html, and where in the file it is at the latest.
+_TITLE, _HEAD = b"<title>eva-local trace</title>", 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ def trace_page(trace: TraceFile) -> str:
         "DATA": _embedded(page_data(trace)),
     }
     return filled(_shipped("page.html"), parts)
+
+
+def is_trace_page(path: Path) -> bool:
+    """Return whether a file is a page of a trace, by its title; raise OSError where it is none."""
+    with path.open("rb") as file:
+        return _TITLE in file.read(_HEAD)
 
 
 def summarize(trace: TraceFile) -> Summary:
