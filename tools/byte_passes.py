@@ -55,10 +55,12 @@ def forced(model: LlamaModel, voice: ByteVoice, text: bytes) -> Iterator[int]:
 
 def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, int]:
     """Return the bits of a text by its bytes, and how many tokens were decoded."""
-    (voice,) = ByteSpace([model], threshold).voices(0)
+    space = ByteSpace([model], threshold)
+    voices = space.voices(0)
+    (voice,) = voices
     bits = 0.0
     for byte in forced(model, voice, text):
-        bits -= float(np.log2(voice.vote().probability(byte)))
+        bits -= float(np.log2(space.lead_vote(voices).probability(byte)))
     return bits, voice.forwarded
 
 
