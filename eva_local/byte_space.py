@@ -246,7 +246,7 @@ class ByteVoice:
             return
         place = lead[0]
         row = self._branches.row(place)
-        tokens = self._model.tokenizer.encode(bytes(text[self._mended : end]))
+        tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
         count, left = 0, end - self._mended
         while left > 0:
             count += 1
@@ -254,7 +254,7 @@ class ByteVoice:
         if left < 0:
             return
         self._mended = end
-        if list(row[len(row) - count :]) != tokens:
+        if tuple(row[len(row) - count :]) != tokens:
             self._hypotheses.rewrite(place, len(row) - count, tokens)
 
     def _restart(self, row: Sequence[int], covers: int) -> Border:

@@ -72,6 +72,7 @@ def inside_kind(byte: int) -> str:
     return f"{_kind_of(byte)}, inside"
 
 
+@functools.cache
 def _kind_of(byte: int) -> str:
     """Return the kind of a byte: the kind of letter or digit, else the byte itself."""
     character = chr(byte)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -34,8 +33,6 @@ _BELIEVED = 0.1
 _LONGEST_WAIT = 32
 # e to this power is still a float.
 _MOST_NATS = 700.0
-
-T = TypeVar("T")
 
 
 class Hypotheses:
@@ -70,7 +67,9 @@ class Hypotheses:
         self._scale = 0.0
         # The log-probability of each beginning of the text, as far as it was known.
         self._fates = [0.0]
+        # What was worked out of all this, until some of it changes.
         self._now: Floats | None = None
+        self._shares: list[float] | None = None
         self.customs = Customs(self._before)
 
     def begin(self, border: Border) -> None:
@@ -78,7 +77,7 @@ class Hypotheses:
         self._open = []
         self._waiting = [border]
         self._scale = border.log_weight
-        self._now = None
+        self._change()
 
     def clear(self) -> None:
         """Begin a new text."""
@@ -86,7 +85,7 @@ class Hypotheses:
         self._open, self._waiting = [], []
         self.customs = Customs(self._before)
         self._fates = [0.0]
-        self._now = None
+        self._change()
 
     @property
     def places(self) -> set[Place]:
@@ -99,9 +98,9 @@ class Hypotheses:
         for hypothesis in self._open:
             if hypothesis.place.sequence in shares:
                 shares[hypothesis.place.sequence] += self._weight(hypothesis)
-        for border in self._waiting:
+        for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
             if border.place.sequence in shares:
-                shares[border.place.sequence] += self._share(border)
+                shares[border.place.sequence] += share
         return min(shares, key=shares.__getitem__, default=None)
 
     def leading(self) -> tuple[Place, int] | None:
@@ -115,7 +114,7 @@ class Hypotheses:
         self._open.remove(old)
         shorter = Place(place.sequence, kept)
         self._waiting.append(Border(old.log_weight, shorter, tokens, old.covers))
-        self._now = None
+        self._change()
 
     def holds(self, border: Border) -> bool:
         """Return whether a border still waits."""
@@ -125,6 +124,7 @@ class Hypotheses:
         """Give up the rows in a sequence."""
         self._open = [h for h in self._open if h.place.sequence != sequence]
         self._waiting = [b for b in self._waiting if b.place.sequence != sequence]
+        self._change()
 
     @property
     def lost(self) -> bool:
@@ -135,7 +135,7 @@ class Hypotheses:
         """Return the borders that must be decoded before the next vote, the likeliest first."""
         if not self._waiting:
             return []
-        shares = [self._share(border) for border in self._waiting]
+        shares = self._waiting_shares()
         live = self._live()
         bound = self._threshold * (live + sum(shares))
         ranked = sorted(zip(shares, self._waiting, strict=True), key=lambda pair: -pair[0])
@@ -145,7 +145,7 @@ class Hypotheses:
     def decoded(self, border: Border, place: Place, logits: Logits) -> None:
         """Take the logits after a border's row, which is now at `place`."""
         self._waiting.remove(border)
-        self._now = None
+        self._change()
         entered = OpenRow(border, place, logits, self._trie, self._end_ids)
         self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
@@ -163,7 +163,7 @@ class Hypotheses:
         fate = max(masses[byte], self.customs.expected(inside)[byte])
         self.customs.learn(inside, masses)
         self._fates.append(self._fates[-1] + math.log(fate))
-        self._now = None
+        self._change()
         self.text.append(byte)
         kept = [h for h in self._open if self._follow(h, byte, len(self.text))]
         for hypothesis in kept:
@@ -195,7 +195,8 @@ class Hypotheses:
         """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
         here = self._here()
         if here:
-            self._open, self._waiting, self._now = [], here, None
+            self._open, self._waiting = [], here
+            self._change()
 
     def next(self) -> Floats:
         """Return (257,): the probability of each next byte, and of END; they sum to 1."""
@@ -211,9 +212,14 @@ class Hypotheses:
             masses[h.labels] += weight * h.sums
             if h.node == ROOT:
                 masses[END] += weight * h.end
-        for border in self._waiting:
-            kind = border.kind if border.covers == len(self.text) else self._inside()
-            masses += self._share(border) * self.customs.expected(kind)
+        # Most of what waits is of one kind.
+        kinds: dict[str, float] = {}
+        inside = self._inside()
+        for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
+            kind = border.kind if border.covers == len(self.text) else inside
+            kinds[kind] = kinds.get(kind, 0.0) + share
+        for kind, share in kinds.items():
+            masses += share * self.customs.expected(kind)
         total = masses.sum()
         return masses / total if total > 0 else masses
 
@@ -279,6 +285,16 @@ class Hypotheses:
     def _live(self) -> float:
         return sum(map(self._weight, self._open))
 
+    def _waiting_shares(self) -> list[float]:
+        """Return the shares of all that waits."""
+        if self._shares is None:
+            self._shares = [self._share(border) for border in self._waiting]
+        return self._shares
+
+    def _change(self) -> None:
+        """Forget what was worked out of what is no longer so."""
+        self._now = self._shares = None
+
     def _share(self, border: Border) -> float:
         """Return what a border that waits is thought to weigh by now.
 
@@ -303,14 +319,17 @@ class Hypotheses:
         if not self._threshold:
             return
         bound = best * _NEGLIGIBLE
-        self._open = _best(self._open, weights, bound, _MOST_OPEN)
-        waiting = _best(self._waiting, shares, bound, _MOST_WAITING)
-        self._waiting = [b for b in waiting if len(self.text) - b.covers <= _LONGEST_WAIT]
+        self._open = [self._open[i] for i in _heaviest(weights, bound, _MOST_OPEN)]
+        since = len(self.text) - _LONGEST_WAIT
+        kept = _heaviest(shares, bound, _MOST_WAITING)
+        kept = [i for i in kept if self._waiting[i].covers >= since]
+        self._waiting = [self._waiting[i] for i in kept]
+        self._shares = [shares[i] / best for i in kept]
 
 
-def _best(items: list[T], weights: Sequence[float], bound: float, most: int) -> list[T]:
-    """Return the heaviest items, in their order, as far as they weigh more than `bound`."""
+def _heaviest(weights: Sequence[float], bound: float, most: int) -> list[int]:
+    """Return the places of the highest weights, ascending, as far as they are over `bound`."""
     kept = [index for index, weight in enumerate(weights) if weight > bound]
     if len(kept) > most:
         kept = sorted(sorted(kept, key=lambda index: -weights[index])[:most])
-    return [items[index] for index in kept]
+    return kept

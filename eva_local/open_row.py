@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eva_local.branches import Place
 from eva_local.customs import ANY
-from eva_local.fusion import Floats, highest
+from eva_local.fusion import Floats, Ids, highest
 from eva_local.model import Logits
-from eva_local.trie import ROOT, Trie
+from eva_local.trie import ROOT, Masses, Trie
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +41,7 @@ class OpenRow:
     """
 
     __slots__ = (
-        *("_masses", "_offset", "_trie", "covers", "end", "labels", "last", "left"),
+        *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
         *("log_weight", "node", "place", "sums"),
     )
 
@@ -55,15 +55,16 @@ class OpenRow:
         self.last = border.tokens[-1] if border.covers else None
         self.node = ROOT
         self._trie = trie
-        # Of the tokens `trie.token_ids[offset:]`.
-        self._masses, self.end = _expected(logits, trie, end_ids)
+        # Of the tokens `trie.token_ids[offset:]`, and a 0. Times `share` they are probabilities.
+        self._masses, self._share, self.end = _expected(logits, trie, end_ids)
         self._offset = 0
         self.look()
 
     def look(self) -> None:
         """See what may follow the open bytes."""
         self.labels: NDArray[np.uint8]
-        self.labels, self.sums = self._trie.going_on(self.node, self._masses, self._offset)
+        self.labels, masses = self._trie.going_on(self.node, self._masses, self._offset)
+        self.sums: Floats = np.multiply(masses, self._share, dtype=np.float64)
         self.left = float(self.sums.sum()) + (self.end if self.node == ROOT else 0.0)
 
     def ending(self, node: int) -> tuple[int, float]:
@@ -71,13 +72,12 @@ class OpenRow:
 
         Several ids may have the same bytes: their mass is one, and the likelier stands.
         """
-        exact = int(self._trie.exact[node])
-        if not exact:
+        low, high = self._trie.exactly(node)
+        if low == high:
             return -1, 0.0
-        low = int(self._trie.low[node]) - self._offset
-        ended = self._masses[low : low + exact]
-        token = int(self._trie.token_ids[self._offset + low + int(ended.argmax())])
-        return token, float(ended.sum())
+        ended = self._masses[low - self._offset : high - self._offset]
+        token = int(self._trie.token_ids[low + int(ended.argmax())])
+        return token, float(ended.sum()) * self._share
 
     def move(self, node: int) -> bool:
         """Take the bytes to `node` for the open ones; return whether a piece goes on from there."""
@@ -85,9 +85,9 @@ class OpenRow:
             return False
         if self.node == ROOT:
             # Most of the vocabulary is out of reach from here on.
-            low, high = int(self._trie.low[node]), int(self._trie.high[node])
-            self._masses = self._masses[low - self._offset : high - self._offset].copy()
-            self._offset = low
+            self._offset, high = self._trie.span(node)
+            self._masses = self._masses[self._offset : high + 1].copy()
+            self._masses[-1] = 0
         self.node = node
         return True
 
@@ -100,24 +100,22 @@ class OpenRow:
         and the rest is told. With them go how likely each is (m,), and the share of the tokens
         that begin with it which are no longer (m,). END is last, without bytes, at a border only.
         """
-        trie, node = self._trie, self.node
-        low = int(trie.low[node]) + int(trie.exact[node])
-        masses = self._masses[low - self._offset : int(trie.high[node]) - self._offset]
-        count = min(count, len(masses))
-        best = highest(masses, count).tolist() if count else []
+        trie = self._trie
+        # What is longer than the open bytes.
+        _, low = trie.exactly(self.node)
+        _, high = trie.span(self.node)
+        best = low + highest(self._masses[low - self._offset : high - self._offset], count)
         # Several ids may have the same bytes: a piece is named once.
-        found = sorted({of_ids[trie.token_ids[low + place]][begun:] for place in best})
-        shares, ends = [], []
-        for piece in found:
-            reached = self._down(piece)
-            under, exact = self._under(reached), self._exactly(reached)
-            shares.append(exact / self.left)
-            ends.append(exact / under if under > 0 else 0.0)
-        if node == ROOT:
+        nodes, firsts = np.unique(trie.ends[best], return_index=True)
+        order = firsts.argsort()
+        nodes, places = nodes[order], best[firsts[order]]
+        found = [of_ids[token_id][begun:] for token_id in trie.token_ids[places].tolist()]
+        exact, under = self._exactly(nodes), self._under(nodes)
+        shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
+        if self.node == ROOT:
             found.append(b"")
-            shares.append(self.end / self.left)
-            ends.append(1.0)
-        return found, np.asarray(shares), np.asarray(ends)
+            shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
+        return found, shares, ends
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
         """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.
@@ -126,68 +124,64 @@ class OpenRow:
         Where no token begins with a piece, the member would write it in several: the mass of the
         first of them is split among all pieces that it begins so, in proportion to `shares: (m,)`.
         """
-        places = {piece: place for place, piece in enumerate(pieces)}
+        trie, here = self._trie, self.node
+        if here == ROOT:
+            paths = [trie.path(piece) for piece in pieces]
+        else:
+            paths = [trie.walk(here, piece) for piece in pieces]
+        nodes = np.asarray([node for node, _ in paths])
         masses = np.zeros(len(pieces))
-        firsts: dict[bytes, list[int]] = {}
-        for place, piece in enumerate(pieces):
-            if not piece:
-                masses[place] = self.end if self.node == ROOT else 0.0
-                continue
-            node, first = self._walk(piece)
-            if node >= 0:
-                masses[place] = self._under(node) * ends[place]
-            elif first:
-                firsts.setdefault(first, []).append(place)
-        for first, begun in firsts.items():
-            mass = self._exactly(self._down(first))
-            if first in places:
-                masses[places[first]] -= mass * ends[places[first]]
-                begun.append(places[first])
+        reached = nodes > here
+        masses[reached] = self._under(nodes[reached]) * ends[reached]
+        masses[nodes == here] = self.end if here == ROOT else 0.0
+        firsts: dict[int, list[int]] = {}
+        for place in np.flatnonzero(nodes < 0).tolist():
+            token = paths[place][1]
+            if token >= 0:
+                firsts.setdefault(token, []).append(place)
+        for token, begun in firsts.items():
+            mass = float(self._exactly(np.asarray([token]))[0])
+            for place in np.flatnonzero(nodes == token).tolist():
+                masses[place] -= mass * ends[place]
+                begun.append(place)
             whole = shares[begun].sum()
             masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
         return masses
 
-    def _walk(self, piece: bytes) -> tuple[int, bytes]:
-        """Return the node of a piece, or -1 and the longest token that the piece begins with."""
-        node, first = self.node, b""
-        for count, byte in enumerate(piece, start=1):
-            node = self._trie.child(node, byte)
-            if node < 0:
-                break
-            if self._trie.exact[node]:
-                first = piece[:count]
-        return node, first
+    def _under(self, nodes: Ids) -> Floats:
+        """Return (m,): the mass of the tokens under each of `nodes`."""
+        return self._between(self._trie.low[nodes], self._trie.high[nodes])
 
-    def _down(self, piece: bytes) -> int:
-        node = self.node
-        for byte in piece:
-            node = self._trie.child(node, byte)
-        return node
+    def _exactly(self, nodes: Ids) -> Floats:
+        """Return (m,): the mass of the tokens that end at each of `nodes`."""
+        low = self._trie.low[nodes]
+        return self._between(low, low + self._trie.exact[nodes])
 
-    def _under(self, node: int) -> float:
-        """Return the mass of the tokens under a node."""
-        low, high = int(self._trie.low[node]), int(self._trie.high[node])
-        return float(self._masses[low - self._offset : high - self._offset].sum())
-
-    def _exactly(self, node: int) -> float:
-        """Return the mass of the tokens that end at a node."""
-        low = int(self._trie.low[node]) - self._offset
-        return float(self._masses[low : low + int(self._trie.exact[node])].sum())
+    def _between(self, lows: Ids, highs: Ids) -> Floats:
+        """Return (m,): the mass of the tokens from each of `lows` to each of `highs`."""
+        if not len(lows):
+            return np.zeros(0)
+        # Every second stretch is one that was asked for; an empty one is told as its first token.
+        stretches = np.stack([lows, highs], axis=1).ravel() - self._offset
+        sums = np.add.reduceat(self._masses, stretches)[::2]
+        return np.where(lows < highs, sums, 0) * self._share
 
 
-def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Floats, float]:
-    """Return (n,), the probabilities of the trie's tokens in its order, and that of all END ids.
+def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Masses, float, float]:
+    """Return masses (n + 1,) of the trie's tokens in its order and a 0, and what scales them.
 
-    Together they sum to 1: tokens that stand for nothing have none.
+    Scaled they are probabilities, which sum to 1 with that of all END ids together, which is
+    returned third: tokens that stand for nothing have none.
     """
-    raw = logits.take(trie.token_ids)
+    masses = np.empty(len(trie.token_ids) + 1, dtype=np.float32)
+    # In single precision, as the logits are: that is half of the time on a large vocabulary.
+    raw = masses[:-1]
+    logits.take(trie.token_ids, out=raw, mode="clip")
     ends = logits.take(end_ids)
     best = max(raw.max(), ends.max(initial=-np.inf))
-    # In single precision, as the logits are: that is half of the time on a large vocabulary.
     raw -= best
     np.exp(raw, out=raw)
-    masses = raw.astype(np.float64)
+    masses[-1] = 0
     end = float(np.exp((ends - best).astype(np.float64)).sum())
-    share = 1 / (masses.sum() + end)
-    masses *= share
-    return masses, end * share
+    share = 1 / (float(raw.sum()) + end)
+    return masses, share, end * share

@@ -11,8 +11,9 @@ from eva_local.vocab import Vocabulary
 
 # A run that the model's own tokeniser cannot reproduce is halved down to this many bytes.
 _SHORT = 16
-# Pairs of tokens that are remembered: a text has a few new ones in each word.
+# Pairs of tokens, and words, that are remembered: a text has a few new ones in each word.
 _PAIRS = 1 << 16
+_WORDS = 1 << 14
 # Python's surrogateescape turns each byte that is no UTF-8 into one of these.
 _ESCAPED = re.compile("[\udc80-\udcff]+")
 _STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
@@ -38,6 +39,7 @@ class Tokenizer:
         )
         self._adds_space = vocabulary.join(raw(b"a")) == b" a"
         self.may_follow = functools.lru_cache(_PAIRS)(self._may_follow)
+        self.word = functools.lru_cache(_WORDS)(self._word)
 
     def encode(self, data: bytes) -> list[int]:
         """Return tokens whose pieces join to `data`.
@@ -48,6 +50,10 @@ class Tokenizer:
         for run, is_text in _runs(data):
             ids += self._encode_text(run) if is_text else self._spell(run)
         return ids
+
+    def _word(self, data: bytes) -> tuple[int, ...]:
+        """Return what `encode` does, for bytes that will come again."""
+        return tuple(self.encode(data))
 
     def _may_follow(self, left: int, right: int) -> bool:
         """Return whether the model's own tokens of some text have these two beside each other.

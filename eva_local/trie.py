@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from array import array
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.fusion import Floats
 from eva_local.vocab import Vocabulary
+
+Masses = NDArray[np.float32]
 
 #: The node of no bytes at all.
 ROOT = 0
+# Pieces that others put forward come again and again.
+_REMEMBERED = 1 << 16
 
 
 class Trie:
@@ -21,7 +24,8 @@ class Trie:
     of their bytes within a depth: the children of a node follow each other, and so do the
     children of the next. `token_ids: (n,)` are the ids in the order of their pieces; the ids
     under `node` are `token_ids[low[node] : high[node]]`, and the first `exact[node]` of them are
-    the ones whose piece is the node's bytes and nothing more.
+    the ones whose piece is the node's bytes and nothing more. `ends: (n,)` are the nodes at which
+    the pieces of `token_ids` end.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -32,6 +36,8 @@ class Trie:
         text = np.frombuffer(b"".join(pieces[token_id] for token_id in ids), dtype=np.uint8)
         lengths = np.asarray([len(pieces[token_id]) for token_id in ids])
         self._number(text, np.cumsum(lengths) - lengths, lengths)
+        # Looking a piece up takes longer than all that is done with it.
+        self.path = functools.lru_cache(_REMEMBERED)(functools.partial(self.walk, ROOT))
 
     def _number(
         self, text: NDArray[np.uint8], offsets: NDArray[np.int64], lengths: NDArray[np.int64]
@@ -40,6 +46,7 @@ class Trie:
         lows, highs = [np.asarray([0])], [np.asarray([len(lengths)])]
         exacts, labels = [np.asarray([0])], [np.asarray([0], dtype=np.uint8)]
         children = []
+        self.ends = np.zeros(len(lengths), dtype=np.int64)
         going = np.arange(len(lengths))
         node = np.zeros(len(lengths), dtype=np.int64)
         n_nodes = 1
@@ -59,34 +66,57 @@ class Trie:
             children.append(node[new])
             node = place + n_nodes
             n_nodes += count
-        self.low = np.concatenate(lows).astype(np.int64)
-        self.high = np.concatenate(highs).astype(np.int32)
-        self.exact = np.concatenate(exacts).astype(np.int32)
+            self.ends[going[ended]] = node[ended]
+        self.low = np.concatenate(lows)
+        self.high = np.concatenate(highs)
+        self.exact = np.concatenate(exacts)
         self._labels = np.concatenate(labels)
         parents = np.concatenate(children) if children else np.empty(0, dtype=np.int64)
         counts = np.bincount(parents, minlength=n_nodes)
-        self._first = np.concatenate([[1], 1 + np.cumsum(counts)]).astype(np.int32)
+        first = np.concatenate([[1], 1 + np.cumsum(counts)])
         # Single values are read faster from these than from arrays.
         self._label_bytes = self._labels.tobytes()
-        self._first_view = array("i", self._first.tobytes())
+        self._first = first.data
+        self._low, self._high = self.low.data, self.high.data
+        self._exact = self.exact.data
 
     def child(self, node: int, byte: int) -> int:
         """Return the node one byte further, or -1 where no piece goes on so."""
-        start, end = self._first_view[node], self._first_view[node + 1]
-        return self._label_bytes.find(byte, start, end)
+        return self._label_bytes.find(byte, self._first[node], self._first[node + 1])
+
+    def walk(self, node: int, piece: bytes) -> tuple[int, int]:
+        """Return where a piece leads to from a node, and where its longest beginning that is one.
+
+        The first is -1 where no piece goes on so, the second where none of the beginnings is.
+        """
+        token = -1
+        for byte in piece:
+            node = self.child(node, byte)
+            if node < 0:
+                break
+            if self._exact[node]:
+                token = node
+        return node, token
+
+    def span(self, node: int) -> tuple[int, int]:
+        """Return from where to where the ids under a node stand."""
+        return self._low[node], self._high[node]
+
+    def exactly(self, node: int) -> tuple[int, int]:
+        """Return from where to where the ids stand whose piece ends at a node."""
+        return self._low[node], self._low[node] + self._exact[node]
 
     def is_leaf(self, node: int) -> bool:
         """Return whether no piece goes on from here."""
-        return self._first_view[node] == self._first_view[node + 1]
+        return self._first[node] == self._first[node + 1]
 
-    def going_on(self, node: int, masses: Floats, offset: int) -> tuple[NDArray[np.uint8], Floats]:
+    def going_on(self, node: int, masses: Masses, offset: int) -> tuple[NDArray[np.uint8], Masses]:
         """Return the bytes (m,) that may follow and the mass (m,) of the pieces behind each.
 
         `masses[i - offset]` is the mass of the token `token_ids[i]`.
         """
-        start, end = self._first_view[node], self._first_view[node + 1]
+        start, end = self._first[node], self._first[node + 1]
         if start == end:
             return self._labels[:0], masses[:0]
-        lows = self.low[start:end] - offset
-        sums = np.add.reduceat(masses[: int(self.high[end - 1]) - offset], lows)
+        sums = np.add.reduceat(masses[: self._high[end - 1] - offset], self.low[start:end] - offset)
         return self._labels[start:end], sums

@@ -111,12 +111,30 @@ def test_a_trie_knows_what_begins_with_what(words: Sequence[bytes], data: st.Dat
     assert under == {i for i in said if vocabulary.pieces[i].startswith(text)}
     exact = trie.token_ids[trie.low[node] : trie.low[node] + trie.exact[node]].tolist()
     assert set(exact) == {i for i in said if vocabulary.pieces[i] == text and text}
-    masses = np.random.default_rng(0).random(len(trie.token_ids))
+    ended = trie.token_ids[trie.ends == node].tolist()
+    assert set(ended) == set(exact)
+    masses = np.random.default_rng(0).random(len(trie.token_ids), dtype=np.float32)
     labels, sums = trie.going_on(node, masses, 0)
     for byte in range(256):
         longer = {i for i in said if vocabulary.pieces[i].startswith(text + bytes([byte]))}
         expected = sum(m for i, m in zip(trie.token_ids, masses, strict=True) if int(i) in longer)
         assert sums[labels == byte].sum() == pytest.approx(expected)
+
+
+@given(st.sampled_from([WORDS_A, WORDS_B]), st.text(alphabet="theun s", max_size=8))
+def test_a_trie_finds_the_longest_token_that_a_piece_begins_with(
+    words: Sequence[bytes], text: str
+) -> None:
+    vocabulary = FakeModel(words).vocabulary
+    trie = Trie(vocabulary)
+    said = {vocabulary.pieces[i] for i in np.flatnonzero(vocabulary.speakable).tolist()}
+    piece = text.encode()
+    node, token = trie.walk(ROOT, piece)
+    assert (node >= 0) == any(other.startswith(piece) for other in said)
+    begins = [other for other in said if piece.startswith(other)]
+    longest = vocabulary.pieces[trie.token_ids[trie.low[token]]] if token >= 0 else None
+    assert longest == max(begins, key=len, default=None)
+    assert trie.path(piece) == (node, token)
 
 
 @settings(max_examples=25)
