@@ -6,15 +6,16 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from eva_local.decision import Judge
 from eva_local.draft import Draft, Panel
 from eva_local.errors import ContextError, EvaError, InputError, passed_on
 from eva_local.grammar import Grammars
-from eva_local.model import Model, Run
+from eva_local.model import Logits, Model, Run, cores
 from eva_local.records import Sampling, Step
 from eva_local.sampling import Chooser, PieceSampler, Sampler
 from eva_local.space import Space, Voice
@@ -28,6 +29,10 @@ CHUNK = 128
 # sequences, which costs about as much as decoding this share of a context.
 _WORTH_COPYING = 1 / 256
 _LEAST_COPIED = 16
+# Threads that take in logits: what needs the GIL lets no more of them be of use.
+_MOST_TAKERS = 4
+
+Taken = tuple[Voice, Run, Logits | None]
 
 
 class Engine:
@@ -60,6 +65,8 @@ class Engine:
         self._all = Panel(members, self.names, space, fusion, grammars)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
+        self._n_takers = min(cores(), _MOST_TAKERS)
+        self._takers = ThreadPoolExecutor(self._n_takers)
         self._voices: dict[int, Sequence[Voice]] = {}
 
     @property
@@ -73,6 +80,7 @@ class Engine:
 
     def close(self) -> None:
         """End the threads, if there are any."""
+        self._takers.shutdown()
         if self._pool is not None:
             self._pool.shutdown()
 
@@ -183,13 +191,7 @@ class Engine:
             for member in members:
                 self._decode_member(member, drafts)
         else:
-            asked = [self._pool.submit(self._decode_member, member, drafts) for member in members]
-            try:
-                for each in asked:
-                    each.result()
-            finally:
-                # Where one fails, the others must be done before anybody is asked again.
-                wait(asked)
+            _await([self._pool.submit(self._decode_member, member, drafts) for member in members])
 
     def _decode_member(self, member: int, drafts: Sequence[Draft]) -> None:
         model = self._models[member]
@@ -215,9 +217,19 @@ class Engine:
         began = time.perf_counter()
         logits = model.decode([run for _, _, run in work])
         seconds = time.perf_counter() - began
+        taken: dict[Voice, list[Taken]] = {}
         for (draft, place, run), row in zip(work, logits, strict=True):
-            draft.voices[place].take(run, row)
+            voice = draft.voices[place]
+            taken.setdefault(voice, []).append((voice, run, row))
             draft.count(place, run, seconds / len(work))
+        # Side by side, since numpy goes through logits without the GIL; each voice in one thread.
+        each = list(taken.values())
+        mine, *others = [each[first :: self._n_takers] for first in range(self._n_takers)]
+        asked = [self._takers.submit(_take, part) for part in others if part]
+        try:
+            _take(mine)
+        finally:
+            _await(asked)
 
     def _judge(self, model: Model, draft: Draft, place: int, run: Run) -> None:
         """Decode a part of a prompt with the logits after each of its tokens."""
@@ -247,6 +259,21 @@ class Engine:
             for name, prompt, model in sizes
         )
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
+
+
+def _take(taken: Iterable[Iterable[Taken]]) -> None:
+    for voice, run, logits in chain.from_iterable(taken):
+        voice.take(run, logits)
+
+
+def _await(asked: Sequence[Future[None]]) -> None:
+    """Wait for all of them; raise what one of them raised."""
+    try:
+        for each in asked:
+            each.result()
+    finally:
+        # Where one fails, the others must be done before anybody is asked again.
+        wait(asked)
 
 
 def _chooser(sampling: Sampling, panel: Panel) -> Chooser | PieceSampler:

@@ -250,7 +250,7 @@ class LlamaModel:
         parameters.n_seq_max = self.n_sequences * self.n_branches
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
         parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences * self.n_branches)
-        threads = settings.threads or _cores()
+        threads = settings.threads or cores()
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
         parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
@@ -400,7 +400,7 @@ def _captured() -> Iterator[list[str]]:
         _listeners[:] = [other for other in _listeners if other is not lines]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

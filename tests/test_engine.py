@@ -208,6 +208,32 @@ def test_nobody_is_asked_again_while_they_still_decode() -> None:
     engine.close()
 
 
+def test_no_text_is_left_at_logits_that_are_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Texts take their logits in several threads, and one of them fails.
+    monkeypatch.setattr("eva_local.engine.cores", lambda: 2)
+    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+    engine = ensemble(models)
+    drafts = [
+        begin(engine, models, text, Sampling(max_tokens=3), slot)
+        for slot, text in enumerate([b"the", b"un", b"able"])
+    ]
+    taken: list[bool] = []
+
+    def fails(run, logits):
+        raise ModelError("not this one")
+
+    def is_slow(run, logits):
+        time.sleep(0.2)
+        taken.append(True)
+
+    drafts[0].voices[0].take = fails
+    drafts[1].voices[0].take = is_slow
+    with pytest.raises(ModelError):
+        engine.step(drafts)
+    assert taken == [True]
+    engine.close()
+
+
 def favour(*pieces: bytes):
     """Logits that want these pieces in turn, then END."""
 
