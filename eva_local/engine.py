@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -65,6 +66,8 @@ class Engine:
         self._all = Panel(members, self.names, space, fusion, grammars)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
+        # The last one's logits are taken in while nobody decodes: those of the least tokens.
+        self._order = sorted(range(len(models)), key=lambda i: -len(models[i].vocabulary))
         self._n_takers = min(cores(), _MOST_TAKERS)
         self._takers = ThreadPoolExecutor(self._n_takers)
         self._voices: dict[int, Sequence[Voice]] = {}
@@ -182,18 +185,30 @@ class Engine:
             voice.adopt(best)
 
     def _decode(self, drafts: Sequence[Draft]) -> None:
-        members = list(range(len(self._models)))
+        """Decode what is pending; while the next member decodes, voices take in their logits."""
+        taking: list[Future[None]] = []
+        try:
+            self._decode_members(drafts, taking)
+        finally:
+            _await(taking)
+
+    def _decode_members(self, drafts: Sequence[Draft], taking: list[Future[None]]) -> None:
+        members = list(self._order)
         if self._all.fusion.gate < 1 and len(members) > 1:
             members.remove(self._all.space.lead)
-            self._decode_member(self._all.space.lead, drafts)
+            self._decode_member(self._all.space.lead, drafts, taking)
+            _await(taking)
             drafts = [draft for draft in drafts if not draft.ask_lead()]
         if self._pool is None:
             for member in members:
-                self._decode_member(member, drafts)
+                self._decode_member(member, drafts, taking)
         else:
-            _await([self._pool.submit(self._decode_member, member, drafts) for member in members])
+            decode = functools.partial(self._decode_member, drafts=drafts, taking=taking)
+            _await([self._pool.submit(decode, member) for member in members])
 
-    def _decode_member(self, member: int, drafts: Sequence[Draft]) -> None:
+    def _decode_member(
+        self, member: int, drafts: Sequence[Draft], taking: list[Future[None]]
+    ) -> None:
         model = self._models[member]
         work: list[tuple[Draft, int, Run]] = []
         room = model.n_batch
@@ -222,14 +237,10 @@ class Engine:
             voice = draft.voices[place]
             taken.setdefault(voice, []).append((voice, run, row))
             draft.count(place, run, seconds / len(work))
-        # Side by side, since numpy goes through logits without the GIL; each voice in one thread.
+        # Each voice in one thread.
         each = list(taken.values())
-        mine, *others = [each[first :: self._n_takers] for first in range(self._n_takers)]
-        asked = [self._takers.submit(_take, part) for part in others if part]
-        try:
-            _take(mine)
-        finally:
-            _await(asked)
+        parts = [each[first :: self._n_takers] for first in range(self._n_takers)]
+        taking += [self._takers.submit(_take, part) for part in parts if part]
 
     def _judge(self, model: Model, draft: Draft, place: int, run: Run) -> None:
         """Decode a part of a prompt with the logits after each of its tokens."""
