@@ -33,7 +33,8 @@ _LEAST_COPIED = 16
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-Taken = tuple[Voice, Run, Logits | None]
+# A run of a voice, and the logits after it.
+Decoded = tuple[Voice, Run, Logits | None]
 
 
 class Engine:
@@ -66,8 +67,6 @@ class Engine:
         self._all = Panel(members, self.names, space, fusion, grammars)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
-        # The last one's logits are taken in while nobody decodes: those of the least tokens.
-        self._order = sorted(range(len(models)), key=lambda i: -len(models[i].vocabulary))
         self._n_takers = min(cores(), _MOST_TAKERS)
         self._takers = ThreadPoolExecutor(self._n_takers)
         self._voices: dict[int, Sequence[Voice]] = {}
@@ -185,30 +184,27 @@ class Engine:
             voice.adopt(best)
 
     def _decode(self, drafts: Sequence[Draft]) -> None:
-        """Decode what is pending; while the next member decodes, voices take in their logits."""
-        taking: list[Future[None]] = []
-        try:
-            self._decode_members(drafts, taking)
-        finally:
-            _await(taking)
-
-    def _decode_members(self, drafts: Sequence[Draft], taking: list[Future[None]]) -> None:
-        members = list(self._order)
+        members = list(range(len(self._models)))
         if self._all.fusion.gate < 1 and len(members) > 1:
             members.remove(self._all.space.lead)
-            self._decode_member(self._all.space.lead, drafts, taking)
-            _await(taking)
+            self._decode_members([self._all.space.lead], drafts)
             drafts = [draft for draft in drafts if not draft.ask_lead()]
-        if self._pool is None:
-            for member in members:
-                self._decode_member(member, drafts, taking)
-        else:
-            decode = functools.partial(self._decode_member, drafts=drafts, taking=taking)
-            _await([self._pool.submit(decode, member) for member in members])
+        self._decode_members(members, drafts)
 
-    def _decode_member(
-        self, member: int, drafts: Sequence[Draft], taking: list[Future[None]]
-    ) -> None:
+    def _decode_members(self, members: Iterable[int], drafts: Sequence[Draft]) -> None:
+        decoded: list[Decoded] = []
+        decode = functools.partial(self._decode_member, drafts=drafts, decoded=decoded)
+        try:
+            if self._pool is None:
+                for member in members:
+                    decode(member)
+            else:
+                _await([self._pool.submit(decode, member) for member in members])
+        finally:
+            # Where one fails, the others need not decode again.
+            self._take(decoded)
+
+    def _decode_member(self, member: int, drafts: Sequence[Draft], decoded: list[Decoded]) -> None:
         model = self._models[member]
         work: list[tuple[Draft, int, Run]] = []
         room = model.n_batch
@@ -232,15 +228,26 @@ class Engine:
         began = time.perf_counter()
         logits = model.decode([run for _, _, run in work])
         seconds = time.perf_counter() - began
-        taken: dict[Voice, list[Taken]] = {}
         for (draft, place, run), row in zip(work, logits, strict=True):
-            voice = draft.voices[place]
-            taken.setdefault(voice, []).append((voice, run, row))
+            decoded.append((draft.voices[place], run, row))
             draft.count(place, run, seconds / len(work))
-        # Each voice in one thread.
-        each = list(taken.values())
-        parts = [each[first :: self._n_takers] for first in range(self._n_takers)]
-        taking += [self._takers.submit(_take, part) for part in parts if part]
+
+    def _take(self, decoded: Iterable[Decoded]) -> None:
+        """Let voices take their logits, each in one of some threads.
+
+        numpy goes through a whole vocabulary there, without the GIL. It does so when nobody
+        decodes, for llama.cpp is slowed down by more than that takes where it has all cores.
+        """
+        by_voice: dict[Voice, list[Decoded]] = {}
+        for each in decoded:
+            by_voice.setdefault(each[0], []).append(each)
+        shares = list(by_voice.values())
+        mine, *others = [shares[first :: self._n_takers] for first in range(self._n_takers)]
+        asked = [self._takers.submit(_take, share) for share in others if share]
+        try:
+            _take(mine)
+        finally:
+            _await(asked)
 
     def _judge(self, model: Model, draft: Draft, place: int, run: Run) -> None:
         """Decode a part of a prompt with the logits after each of its tokens."""
@@ -272,8 +279,8 @@ class Engine:
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
 
 
-def _take(taken: Iterable[Iterable[Taken]]) -> None:
-    for voice, run, logits in chain.from_iterable(taken):
+def _take(shares: Iterable[Iterable[Decoded]]) -> None:
+    for voice, run, logits in chain.from_iterable(shares):
         voice.take(run, logits)
 
 
