@@ -241,11 +241,11 @@ class Engine:
         by_voice: dict[Voice, list[Decoded]] = {}
         for each in decoded:
             by_voice.setdefault(each[0], []).append(each)
-        shares = list(by_voice.values())
-        mine, *others = [shares[first :: self._n_takers] for first in range(self._n_takers)]
-        asked = [self._takers.submit(_take, share) for share in others if share]
+        rows = list(by_voice.values())
+        mine, *others = [rows[first :: self._n_takers] for first in range(self._n_takers)]
+        asked = [self._takers.submit(_hand_over, part) for part in others if part]
         try:
-            _take(mine)
+            _hand_over(mine)
         finally:
             _await(asked)
 
@@ -279,8 +279,8 @@ class Engine:
         raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
 
 
-def _take(shares: Iterable[Iterable[Decoded]]) -> None:
-    for voice, run, logits in chain.from_iterable(shares):
+def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:
+    for voice, run, logits in chain.from_iterable(rows):
         voice.take(run, logits)
 
 

@@ -105,10 +105,10 @@ class OpenRow:
         _, low = trie.exactly(self.node)
         _, high = trie.span(self.node)
         best = low + highest(self._masses[low - self._offset : high - self._offset], count)
-        # Several ids may have the same bytes: a piece is named once.
-        nodes, firsts = np.unique(trie.ends[best], return_index=True)
-        order = firsts.argsort()
-        nodes, places = nodes[order], best[firsts[order]]
+        # Several ids may have the same bytes, and then stand together: a piece is named once.
+        nodes = trie.ends[best]
+        once = np.diff(nodes, prepend=-1) != 0
+        nodes, places = nodes[once], best[once]
         found = [of_ids[token_id][begun:] for token_id in trie.token_ids[places].tolist()]
         exact, under = self._exactly(nodes), self._under(nodes)
         shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
@@ -140,7 +140,7 @@ class OpenRow:
             if token >= 0:
                 firsts.setdefault(token, []).append(place)
         for token, begun in firsts.items():
-            mass = float(self._exactly(np.asarray([token]))[0])
+            _, mass = self.ending(token)
             for place in np.flatnonzero(nodes == token).tolist():
                 masses[place] -= mass * ends[place]
                 begun.append(place)
@@ -164,7 +164,7 @@ class OpenRow:
         # Every second stretch is one that was asked for; an empty one is told as its first token.
         stretches = np.stack([lows, highs], axis=1).ravel() - self._offset
         sums = np.add.reduceat(self._masses, stretches)[::2]
-        return np.where(lows < highs, sums, 0) * self._share
+        return np.multiply(np.where(lows < highs, sums, 0), self._share, dtype=np.float64)
 
 
 def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Masses, float, float]:
