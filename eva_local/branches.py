@@ -63,22 +63,27 @@ class Branches:
             length = 0
         return Place(kept, length)
 
+    def reached(self, place: Place) -> bool:
+        """Return whether the row at `place` can be gone on from: its past is in the cache."""
+        return self._model.holds(place.sequence, place.length)
+
     def grow(self, place: Place, tokens: Sequence[int], needed: Collection[Place]) -> Run | None:
         """Return the run that puts `tokens` after `place`, whose logits are wanted.
 
-        `needed` are the places that must stay. None where no sequence is free, or where a
-        model that cannot be rolled back would have to be. Call `decoded` after the run was.
+        `needed` are the places that must stay. `place` can be `reached`. None where no sequence
+        is free. Call `decoded` after the run was.
         """
         target = place.sequence
         if any(other.sequence == target and other.length > place.length for other in needed):
             taken = {other.sequence for other in needed}
             free = [sequence for sequence in self._rows if sequence not in taken]
-            if not free or not self._model.can_roll_back:
+            if not free:
                 return None
             target = free[0]
             self._copy(self, place.sequence, target, place.length)
-        elif not self._truncate(target, place.length):
-            return None
+        else:
+            self._truncate(target, place.length)
+        assert len(self._rows[target]) == place.length
         self._rows[target] += tokens
         return Run(target, place.length, tokens)
 
@@ -102,10 +107,12 @@ class Branches:
         return True
 
     def _shared(self, sequence: int, prompt: Sequence[int]) -> int:
-        return min(common(self._rows[sequence], prompt), self._decoded[sequence])
+        shared = min(common(self._rows[sequence], prompt), self._decoded[sequence])
+        return shared if self._model.holds(sequence, min(shared, len(prompt) - 1)) else 0
 
     def _copy(self, other: Branches, source: int, target: int, length: int) -> None:
-        self._model.copy(source, target, length)
+        if not self._model.copy(source, target, length):
+            length = 0
         self._rows[target] = other._rows[source][:length]
         self._decoded[target] = length
 

@@ -202,15 +202,16 @@ class ByteVoice:
         if not self._model.can_roll_back:
             # One row alone, since nothing that was decoded can be taken back.
             self._hypotheses.begin(border)
+        if not self._branches.reached(border.place):
+            if self._running:
+                return None
+            row = [*self._branches.row(border.place), *border.tokens]
+            border = self._restart(row, border.covers)
         run = self._branches.grow(border.place, border.tokens, self._needed())
-        if run is None and self._model.can_roll_back:
+        if run is None:
             if not self._make_room(border):
                 return None
             run = self._branches.grow(border.place, border.tokens, self._needed())
-        elif run is None:
-            row = [*self._branches.row(border.place), *border.tokens]
-            border = self._restart(row, border.covers)
-            run = self._branches.grow(border.place, border.tokens, ())
         assert run is not None
         self._running[run.sequence] = (border, Place(run.sequence, run.start + len(run.tokens)))
         return run

@@ -58,8 +58,10 @@ class Context:
         return self._cached
 
     def holds(self, prompt: Sequence[int]) -> int:
-        """Return how many leading tokens of `prompt` the cache holds."""
-        return min(common(self._tokens, prompt), self._cached)
+        """Return how many leading tokens of `prompt` the cache holds and can be gone on from."""
+        same = min(common(self._tokens, prompt), self._cached)
+        # The last token of a prompt is always decoded, for its logits.
+        return same if self._model.holds(self._sequence, min(same, len(prompt) - 1)) else 0
 
     def adopt(self, other: Context) -> None:
         """Hold what `other`, a context of the same model, holds; the text that was here ends."""

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ ALL = -1
 # Rows of logits that one call may ask for: few, since a row is n_vocab floats.
 _LOGIT_ROWS = 32
 _SPARE_CELLS = 256
+# Sequences that one context can have, in llama.cpp.
+MOST_SEQUENCES = 256
 # A run of more tokens than a step can add is (part of) a prompt.
 _LONGEST_ANSWER = 8
 _KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
@@ -77,11 +80,20 @@ class Model(Protocol):
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """Decode one run; yield blocks (m, n_vocab) with the logits after each token."""
 
-    def remove(self, sequence: int, start: int) -> bool:
-        """Forget positions from `start` on, of one sequence or of `ALL`; False if impossible."""
+    def holds(self, sequence: int, start: int) -> bool:
+        """Return whether the cache has all that a token at position `start` may look back on."""
 
-    def copy(self, source: int, target: int, length: int = -1) -> None:
-        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all)."""
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget positions from `start` on, of one sequence or of `ALL`.
+
+        False, with nothing removed, where the past of `start` is gone; from 0 it always goes.
+        """
+
+    def copy(self, source: int, target: int, length: int = -1) -> bool:
+        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all).
+
+        False, with an empty `target`, where `source` no longer holds them.
+        """
 
     def close(self) -> None:
         """Free the memory."""
@@ -117,6 +129,13 @@ class LlamaModel:
         self.n_ctx = 0
         self.can_roll_back = True
         self._apart = False
+        self._recurrent = False
+        # Tokens that a layer with a window looks back on, itself among them; 0: no such layers.
+        self._window = 0
+        # The sequence that guards a cache with a window, and from which position on it must be
+        # told again what there is to guard.
+        self._guard: int | None = None
+        self._unguarded = 0
         self._model = self._open(settings, vocabulary_only, progress)
         try:
             self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -190,18 +209,53 @@ class LlamaModel:
             pointer = self._llama.llama_get_logits(self._context)
             yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
 
-    def remove(self, sequence: int, start: int) -> bool:
-        """Forget the positions of a sequence from `start` on; False where that is impossible."""
-        return bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
+    def holds(self, sequence: int, start: int) -> bool:
+        """Return whether the cache has all that a token at position `start` may look back on.
 
-    def copy(self, source: int, target: int, length: int = -1) -> None:
-        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all).
+        llama.cpp agrees to forget the end of a sequence also where a cache with a window no
+        longer has what comes before that end, and then computes other logits.
+        """
+        if start == 0:
+            return True
+        llama = self._llama
+        newest = llama.llama_memory_seq_pos_max(self._memory, sequence)
+        if self._recurrent:
+            return bool(newest == start - 1)
+        oldest = llama.llama_memory_seq_pos_min(self._memory, sequence)
+        needed = max(0, start - self._window + 1) if self._window else 0
+        return bool(0 <= oldest <= needed and newest >= start - 1)
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget positions from `start` on, of one sequence or of `ALL`; see `Model.remove`.
+
+        Raises ModelError where llama.cpp refuses to forget a whole sequence.
+        """
+        if sequence == ALL:
+            assert start == 0
+            self._llama.llama_memory_clear(self._memory, False)
+            return True
+        if start and not self.holds(sequence, start):
+            return False
+        # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
+        removed = bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start or -1, -1))
+        if not start and not removed:
+            raise ModelError(f"{self.path}: llama.cpp does not let go of a text; open it again")
+        self._unguarded = min(self._unguarded, start)
+        return removed
+
+    def copy(self, source: int, target: int, length: int = -1) -> bool:
+        """Let `target` begin as a copy of the first `length` positions of `source`.
 
         Between texts, llama.cpp copies whole sequences only; among the branches of one text the
-        cache is shared and nothing is copied.
+        cache is shared and nothing is copied. See `Model.copy`.
         """
-        self._llama.llama_memory_seq_rm(self._memory, target, -1, -1)
-        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, length)
+        self.remove(target, 0)
+        if length >= 0 and not self.holds(source, length):
+            return False
+        # Of a recurrent model, llama.cpp would copy all there is of nothing.
+        if length:
+            self._llama.llama_memory_seq_cp(self._memory, source, target, -1, length)
+        return True
 
     def _open(
         self,
@@ -247,9 +301,13 @@ class LlamaModel:
             parameters.kv_unified = True
         parameters.n_batch = self.n_batch
         parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
-        parameters.n_seq_max = self.n_sequences * self.n_branches
+        n_sequences = self._numbered(settings)
+        if self._guard is not None:
+            # What llama.cpp decodes first in a batch of several parts, nothing guards.
+            self.n_batch = parameters.n_batch = parameters.n_ubatch
+        parameters.n_seq_max = n_sequences
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
-        parameters.n_outputs_max = max(_LOGIT_ROWS, self.n_sequences * self.n_branches)
+        parameters.n_outputs_max = max(_LOGIT_ROWS, n_sequences)
         threads = settings.threads or cores()
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
@@ -266,12 +324,24 @@ class LlamaModel:
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
-        windowed = llama.llama_model_n_swa(self._model) > 0 and not settings.swa_full
-        self.can_roll_back = not (
-            windowed
-            or llama.llama_model_is_recurrent(self._model)
-            or llama.llama_model_is_hybrid(self._model)
+        self._recurrent = bool(
+            llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
         )
+        self.can_roll_back = not (self._recurrent or (self._window and not settings.swa_full))
+
+    def _numbered(self, settings: LoadSettings) -> int:
+        """Return how many sequences there are, the one that guards a window among them."""
+        count = self.n_sequences * self.n_branches
+        self._window = max(self._llama.llama_model_n_swa(self._model), 0)
+        if self._window and self.n_branches > 1 and settings.swa_full:
+            self._guard = count
+            count += 1
+        if count > MOST_SEQUENCES:
+            raise ModelError(
+                f"{self.path}: {self.n_sequences} texts side by side need {count} sequences, "
+                f"and llama.cpp has {MOST_SEQUENCES}; use fewer (--parallel)"
+            )
+        return count
 
     def _refuse_unless_causal(self) -> None:
         llama = self._llama
@@ -322,6 +392,9 @@ class LlamaModel:
 
     def _fill(self, at: int, run: Run, *, every: bool) -> int:
         """Write a run into the batch from row `at` on; return the row after it."""
+        if at == 0:
+            self._guard_all()
+        self._unguarded = min(self._unguarded, run.start)
         batch = self._batch
         for offset, token_id in enumerate(run.tokens):
             batch.token[at] = token_id
@@ -332,6 +405,23 @@ class LlamaModel:
             at += 1
         batch.logits[at - 1] = every or run.logits
         return at
+
+    def _guard_all(self) -> None:
+        """Let one more sequence hold all cells of a cache with a window that texts share.
+
+        Of cells that one sequence alone holds, llama.cpp overwrites those outside its window,
+        from which a text could then not go back. The guard lets go of what was removed.
+        """
+        if self._guard is None:
+            return
+        llama, since = self._llama, self._unguarded
+        self._unguarded = sys.maxsize
+        if since == sys.maxsize:
+            return
+        llama.llama_memory_seq_rm(self._memory, self._guard, since, -1)
+        for sequence in range(self._guard):
+            if llama.llama_memory_seq_pos_max(self._memory, sequence) >= since:
+                llama.llama_memory_seq_cp(self._memory, sequence, self._guard, since, -1)
 
     def _decode_batch(self, size: int) -> None:
         self._batch.n_tokens = size

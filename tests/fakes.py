@@ -114,19 +114,27 @@ class FakeModel:
             assert row is not None
             yield row[None]
 
+    def holds(self, sequence: int, start: int) -> bool:
+        length = len(self.cache.get(sequence, ()))
+        return not start or (start <= length if self.can_roll_back else start == length)
+
     def remove(self, sequence: int, start: int) -> bool:
         if sequence == ALL:
             assert start == 0
             self.cache.clear()
             return True
-        if start and not self.can_roll_back:
+        if not self.holds(sequence, start):
             return False
         del self.cache.setdefault(sequence, [])[start:]
         return True
 
-    def copy(self, source: int, target: int, length: int = -1) -> None:
+    def copy(self, source: int, target: int, length: int = -1) -> bool:
+        self.cache[target] = []
+        if length >= 0 and not self.holds(source, length):
+            return False
         row = self.cache.get(source, [])
         self.cache[target] = row[:length] if length >= 0 else list(row)
+        return True
 
     def close(self) -> None:
         self.cache.clear()

@@ -83,7 +83,9 @@ class Meter:
         """
         if not self._can_repeat:
             return None
-        return sum(self._repeat(batch) for batch in self._batches)
+        times = [self._repeat(batch) for batch in self._batches]
+        known = [seconds for seconds in times if seconds is not None]
+        return sum(known) if len(known) == len(times) else None
 
     def single(self) -> float | None:
         """Decode the last token of every sequence that was decoded since `reset`, alone.
@@ -99,9 +101,9 @@ class Meter:
         ]
         return self._repeat(ends) if ends else 0.0
 
-    def _repeat(self, runs: Sequence[Run]) -> float:
-        for run in runs:
-            self._model.remove(run.sequence, run.start)
+    def _repeat(self, runs: Sequence[Run]) -> float | None:
+        if not all(self._model.remove(run.sequence, run.start) for run in runs):
+            return None
         began = self._clock()
         self._model.decode(runs)
         return self._clock() - began
@@ -129,6 +131,10 @@ class Meter:
             done += len(block)
             yield block
 
+    def holds(self, sequence: int, start: int) -> bool:
+        """Return whether a sequence can be gone on from `start`; see `Model.holds`."""
+        return self._model.holds(self._sequences[sequence], start)
+
     def remove(self, sequence: int, start: int) -> bool:
         """Forget positions from `start` on, of one sequence or of all that are the meter's."""
         self._can_repeat &= not self._batches
@@ -139,14 +145,17 @@ class Meter:
             self._keep(each, start, ())
         return True
 
-    def copy(self, source: int, target: int, length: int = -1) -> None:
+    def copy(self, source: int, target: int, length: int = -1) -> bool:
         """Let `target` begin as a copy of `source`; see `Model.copy`."""
         self._can_repeat &= not self._batches
-        self._model.copy(self._sequences[source], self._sequences[target], length)
+        if not self._model.copy(self._sequences[source], self._sequences[target], length):
+            self.rows[target], self.borders[target] = [], []
+            return False
         row = self.rows.get(source, [])
         kept = row[:length] if length >= 0 else list(row)
         self.rows[target] = kept
         self.borders[target] = [end for end in self.borders.get(source, []) if end <= len(kept)]
+        return True
 
     def close(self) -> None:
         """Leave the model open: it is its owner's."""

@@ -1,0 +1,245 @@
+"""Law 7: after any history of a cache, logits are those of a fresh context."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from tiny_models import ARCHITECTURES, WINDOWED, tiny_model
+
+from eva_local.model import ALL, LlamaModel, Run
+from eva_local.opening import open_ensemble
+from eva_local.records import Sampling
+from eva_local.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
+
+# Where a slip would show as a difference of whole units.
+CLOSE = 0.1
+LONGEST = 150
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def file(folder, request) -> Path:
+    return tiny_model(folder / f"{request.param}.gguf", request.param)
+
+
+def opened(path: Path, *, swa_full: bool = True, n_ctx: int = 256, **sizes: int) -> LlamaModel:
+    settings = LoadSettings(
+        n_ctx=n_ctx, n_batch=32, threads=1, swa_full=swa_full, kv_type="f32", flash_attention="off"
+    )
+    return LlamaModel(path, settings, **sizes)
+
+
+@pytest.fixture(scope="module")
+def fresh(file) -> Iterator[LlamaModel]:
+    with opened(file) as model:
+        yield model
+
+
+def spec(
+    files: Sequence[Path], space: Literal["pivot", "bytes"], *, swa_full: bool
+) -> EnsembleSpec:
+    load = LoadSettings(n_ctx=512, n_batch=32, threads=1, swa_full=swa_full, flash_attention="off")
+    members = tuple(ModelSpec(file.stem, PathSource(file), load=load) for file in files)
+    fusion = FusionSettings(space=space, mapping="surface")
+    return EnsembleSpec("tiny", members, members[0].name, fusion, Sampling(max_tokens=12))
+
+
+def shapes(path: Path) -> list[tuple[bool, int]]:
+    """Return what to try: `swa_full`, and how many rows share a cache (1: none do)."""
+    return [
+        (full, n) for full in ((True, False) if path.stem in WINDOWED else (True,)) for n in (1, 3)
+    ]
+
+
+class History:
+    """A model with several texts, and the rows of tokens that it should hold."""
+
+    def __init__(self, model: LlamaModel, fresh: LlamaModel, seed: int) -> None:
+        self.model, self.fresh = model, fresh
+        self.random = random.Random(seed)
+        self.rows: dict[int, list[int]] = {
+            sequence: [] for sequence in range(model.n_sequences * model.n_branches)
+        }
+        self.refused = self.compared = 0
+
+    def tokens(self, count: int) -> list[int]:
+        return [self.random.randrange(33, 400) for _ in range(count)]
+
+    def grow(self, sequence: int, count: int) -> None:
+        row = self.rows[sequence]
+        run = Run(sequence, len(row), self.tokens(count))
+        (logits,) = self.model.decode([run])
+        row += run.tokens
+        assert logits is not None
+        self.compare(row, logits.copy())
+
+    def grow_together(self) -> None:
+        """Decode a few tokens of several texts in one batch, as answers are."""
+        chosen = self.random.sample(sorted(self.rows), k=min(3, len(self.rows)))
+        runs = [Run(s, len(self.rows[s]), self.tokens(self.random.randint(1, 3))) for s in chosen]
+        found = [None if x is None else x.copy() for x in self.model.decode(runs)]
+        for run, logits in zip(runs, found, strict=True):
+            self.rows[run.sequence] += run.tokens
+            assert logits is not None
+            self.compare(self.rows[run.sequence], logits)
+
+    def compare(self, row: list[int], logits: np.ndarray) -> None:
+        self.fresh.remove(ALL, 0)
+        (wanted,) = self.fresh.decode([Run(0, 0, row)])
+        assert wanted is not None
+        assert np.abs(logits - wanted).max() < CLOSE
+        self.compared += 1
+
+    def cut(self, sequence: int, start: int) -> None:
+        """Take tokens back; who cannot must say so, keep all, and can begin anew."""
+        row = self.rows[sequence]
+        known = self.model.holds(sequence, start)
+        assert self.model.remove(sequence, start) == known
+        if known:
+            del row[start:]
+            return
+        self.refused += 1
+        assert self.model.holds(sequence, len(row))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        known = length < 0 or self.model.holds(source, length)
+        assert self.model.copy(source, target, length) == known
+        self.refused += not known
+        row = self.rows[source] if known else []
+        self.rows[target] = list(row if length < 0 else row[:length])
+
+    def room(self, sequence: int) -> None:
+        """Make room in a text: rows that share a cache must fit into that of a text together."""
+        n_rows = self.model.n_branches
+        text = sequence // n_rows
+        rows = range(text * n_rows, (text + 1) * n_rows)
+        if sum(len(self.rows[s]) for s in rows) > LONGEST:
+            for other in rows:
+                self.model.remove(other, 0)
+                self.rows[other] = []
+
+    def step(self) -> None:
+        sequence = self.random.choice(sorted(self.rows))
+        self.room(sequence)
+        row = self.rows[sequence]
+        match self.random.choice(("grow", "grow", "together", "cut", "regenerate", "copy")):
+            case "grow":
+                self.grow(sequence, self.random.choice((1, 2, 5, 40, 90)))
+            case "together":
+                for each in self.rows:
+                    self.room(each)
+                self.grow_together()
+            case "cut":
+                self.cut(sequence, max(0, len(row) - self.random.randint(1, 12)))
+            case "regenerate":
+                self.cut(sequence, self.random.randint(0, len(row)))
+            case "copy":
+                self.copy_some(sequence)
+
+    def copy_some(self, sequence: int) -> None:
+        n_rows = self.model.n_branches
+        if n_rows > 1:
+            first = sequence - sequence % n_rows
+            target = self.random.choice([s for s in range(first, first + n_rows) if s != sequence])
+            length = self.random.choice((-1, self.random.randint(0, len(self.rows[sequence]))))
+            self.copy(sequence, target, length)
+            self.room(sequence)
+        else:
+            self.copy(sequence, self.random.choice([s for s in self.rows if s != sequence]), -1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_law_7_logits_after_any_history_are_those_of_a_fresh_context(file, fresh, seed) -> None:
+    for swa_full, n_branches in shapes(file):
+        with opened(file, swa_full=swa_full, n_sequences=3, n_branches=n_branches) as model:
+            history = History(model, fresh, seed)
+            for _ in range(60):
+                history.step()
+            assert history.compared > 20
+            # Where tokens can be taken back, they always can.
+            assert not (model.can_roll_back and history.refused)
+
+
+@pytest.mark.parametrize("space", ["pivot", "bytes"])
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_law_7_scores_after_any_history_are_those_of_a_fresh_ensemble(
+    file, folder, space, parallel, monkeypatch, tmp_path
+) -> None:
+    """Conversations, regenerated answers and batches with a common beginning leave no trace."""
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path))
+    other = folder / "other.gguf"
+    if not other.exists():
+        tiny_model(other, "llama", n_merges=60, seed=2)
+    chance = random.Random(parallel)
+    words = ["the ", "sea ", "is ", "salty ", "rivers ", "carry ", "salt ", "from ", "rocks "]
+    common = "".join(chance.choices(words, k=30))
+    for swa_full in {full for full, _ in shapes(file)}:
+        asked = spec([file, other], space, swa_full=swa_full)
+        with open_ensemble(asked, parallel=parallel) as used:
+            for turn in range(3):
+                prompts = [common + "".join(chance.choices(words, k=8)) for _ in range(6)]
+                answers = used.complete_many(prompts)
+                longer = f"{prompts[turn]}{answers[turn].text}"
+                used.complete(f"{longer} {words[turn]}")
+                used.complete(longer)
+            scored = used.score(longer, words[3] + words[4])
+        with open_ensemble(asked, parallel=parallel) as fresh:
+            wanted = fresh.score(longer, words[3] + words[4])
+        assert scored.log_likelihood == pytest.approx(wanted.log_likelihood, abs=0.5)
+
+
+@pytest.mark.parametrize("architecture", WINDOWED)
+@pytest.mark.parametrize("n_branches", [1, 2])
+def test_a_window_that_another_text_wrote_over_is_still_there(
+    folder, architecture, n_branches
+) -> None:
+    """What is written in one text must not take the past of another that shares its cache."""
+    path = tiny_model(folder / f"{architecture}-window.gguf", architecture)
+    tokens = [33 + (7 * place) % 300 for place in range(300)]
+    with opened(path, n_sequences=2 // n_branches, n_branches=n_branches) as model:
+        for sequence, count in ((1, 100), (0, 120)):
+            decode(model, sequence, 0, tokens[:count])
+        model.remove(1, 0)
+        decode(model, 0, 120, tokens[120:250])
+        assert model.remove(0, 90)
+        logits = decode(model, 0, 90, tokens[200:210])
+    with opened(path) as fresh:
+        wanted = decode(fresh, 0, 0, [*tokens[:90], *tokens[200:210]])
+    assert np.abs(logits - wanted).max() < CLOSE
+
+
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_a_window_that_is_gone_is_said_to_be_gone(folder, architecture) -> None:
+    path = tiny_model(folder / f"{architecture}-narrow.gguf", architecture)
+    with opened(path, swa_full=False, n_ctx=512) as model:
+        decode(model, 0, 0, [40 + place % 200 for place in range(400)])
+        assert not model.can_roll_back
+        assert not model.holds(0, 60)
+        assert not model.remove(0, 60)
+        assert model.holds(0, 400)
+        assert model.remove(0, 0)
+        assert not model.holds(0, 1)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "lfm2", "granitehybrid"])
+def test_a_recurrent_model_forgets_all_texts_at_once(folder, architecture) -> None:
+    path = tiny_model(folder / f"{architecture}-all.gguf", architecture)
+    with opened(path, n_sequences=2) as model:
+        first = decode(model, 0, 0, [40, 41, 42])
+        decode(model, 1, 0, [50, 51])
+        assert not model.remove(0, 2)
+        assert model.remove(ALL, 0)
+        assert np.abs(decode(model, 0, 0, [40, 41, 42]) - first).max() < CLOSE
+
+
+def decode(model: LlamaModel, sequence: int, start: int, tokens: Sequence[int]) -> np.ndarray:
+    (logits,) = model.decode([Run(sequence, start, tokens)])
+    assert logits is not None
+    return logits.copy()
