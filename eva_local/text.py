@@ -6,8 +6,21 @@ import codecs
 import re
 from collections.abc import Sequence
 
+from eva_local.errors import InputError
+
+#: No text has a NUL this near its beginning, but for UTF-16, where plain letters have one each.
+HEAD = 8000
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # C0 and C1 control characters but tab and newline, and marks that reorder what is shown.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def refuse_utf16(data: bytes, name: str) -> None:
+    """Raise InputError where the beginning of `data` is that of UTF-16."""
+    if data.startswith(_UTF16) or b"\0" in data[:HEAD]:
+        raise InputError(
+            f"{name} is no UTF-8 text but perhaps UTF-16: convert it (iconv -f UTF-16 -t UTF-8)"
+        )
 
 
 def harmless(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -67,7 +68,7 @@ def test_options_of_a_row_win(spec, out, tmp_path) -> None:
     lines = [{"prompt": "the", "max_tokens": n, "logit_bias": {"the": 100}} for n in (1, 2, 3)]
     rows.write_text("\n".join(map(json.dumps, lines)))
     do(errand(rows, out, spec))
-    assert texts(out) == {1: "the", 2: "thethe", 3: "thethethe"}
+    assert texts(out) == {f"line {n}": n * "the" for n in (1, 2, 3)}
 
 
 def test_bad_rows_are_rows_with_an_error_and_the_others_go_on(spec, out, tmp_path) -> None:
@@ -85,13 +86,13 @@ def test_bad_rows_are_rows_with_an_error_and_the_others_go_on(spec, out, tmp_pat
     assert outcome.finished
     assert outcome.n_failed == 6
     errors = {row["id"]: row["error"]["message"] for row in results(out) if "error" in row}
-    assert set(errors) == {2, "long", "bias", "schema", "half", "endless"}
-    assert errors[2].startswith("line 2: is no JSON")
+    assert set(errors) == {"line 2", "long", "bias", "schema", "half", "endless"}
+    assert errors["line 2"].startswith("line 2: is no JSON")
     assert "does not fit" in errors["long"]
     assert "no symbol of the shared space" in errors["bias"]
     assert errors["schema"].startswith("line 5: json_schema")
     assert texts(out)["good"]
-    assert texts(out)[6]
+    assert texts(out)["line 6"]
 
 
 def test_logprobs_and_shares_on_request(spec, rows, out) -> None:
@@ -208,7 +209,7 @@ def test_failed_rows_are_tried_again_on_request(spec, out, tmp_path) -> None:
     outcome = do(errand(rows, out, spec, retry_errors=True))
     assert (outcome.before.n_rows, outcome.progress.n_done, outcome.progress.n_failed) == (1, 2, 0)
     assert None not in texts(out).values()
-    assert set(texts(out)) == {"a", "b", 3}
+    assert set(texts(out)) == {"a", "b", "line 3"}
     assert not list(out.parent.glob("*.part"))
 
 
@@ -334,7 +335,7 @@ def test_repeated_ids_name_their_lines(spec, out, tmp_path) -> None:
     rows = tmp_path / "in.jsonl"
     rows.write_text(
         '{"id": "x", "prompt": "a"}\n\n{"id": "x", "prompt": "b"}\n'
-        '{"id": 5, "prompt": "c"}\n{"prompt": "d"}\n'
+        '{"id": 5, "prompt": "c"}\n{"id": 5, "prompt": "d"}\n'
     )
     with pytest.raises(InputError, match=r"'x' in lines 1, 3; '5' in lines 4, 5"):
         do(errand(rows, out, spec))
@@ -424,7 +425,7 @@ def test_rows_in_the_order_of_the_input(spec, out, tmp_path) -> None:
     rows.write_text("\n".join(map(json.dumps, lines)) + "\n{bad")
     do(errand(rows, out, spec, ordered=True), stopped=Stop(12))
     do(errand(rows, out, spec, ordered=True))
-    assert [row["id"] for row in results(out)] == [*range(8), 9]
+    assert [row["id"] for row in results(out)] == [*range(8), "line 9"]
 
 
 def test_an_order_that_cannot_be_had_is_refused(spec, rows, out) -> None:
@@ -447,7 +448,7 @@ def test_a_row_that_takes_long_does_not_fill_memory_with_those_behind_it(spec, t
         held.append(progress.n_done - out.read_bytes().count(b"\n"))
 
     do(errand(rows, out, spec, ordered=True), 2, told=told)
-    assert [row["id"] for row in results(out)] == list(range(1, 402))
+    assert [row["id"] for row in results(out)] == [f"line {n}" for n in range(1, 402)]
     assert 64 <= max(held) <= 64 * 2 + 2
 
 
@@ -539,4 +540,71 @@ def test_a_pipe_is_read_and_written(spec, out, tmp_path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 3)
     with subprocess.Popen(["cp", str(rows), str(pipe)]):
         do(errand(pipe, out, spec))
-    assert len(texts(out)) == 3
+    assert set(texts(out)) == {"row-0", "row-1", "row-2"}
+
+
+def test_a_row_without_an_id_is_not_the_row_whose_id_is_its_line(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.jsonl"
+    rows.write_text(
+        '{"id": 3, "prompt": "the"}\n{"id": "4", "prompt": "un"}\n{"prompt": "ing"}\n{bad\n'
+    )
+    job = errand(rows, out, spec)
+    assert do(job, stopped=Stop(1)).progress.n_done < 4
+    assert do(job).finished
+    assert set(texts(out)) == {3, "4", "line 3", "line 4"}
+    assert do(job).progress.n_rows == 0
+    # Gone on with, what an earlier version wrote is known, too.
+    kept = [row | ({"id": int(row["id"][5:])} if "row_hash" in row else {}) for row in results(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert do(job).progress.n_rows == 0
+
+
+def test_broken_rows_of_openais_format_have_no_id_to_collide(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.jsonl"
+    good = {"custom_id": "2", "url": "/v1/completions", "body": {"prompt": "the"}}
+    rows.write_text(json.dumps(good) + "\n{bad\n")
+    assert do(errand(rows, out, spec, form="openai")).n_failed == 1
+    assert sorted(str(row["custom_id"]) for row in results(out)) == ["2", "None"]
+    assert do(errand(rows, out, spec, form="openai")).progress.n_rows == 0
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(spec, out, tmp_path, name) -> None:
+    rows = tmp_path / name
+    text = {"csv": "prompt,n\nthe,1\n", "jsonl": '{"prompt": "the"}\n', "txt": "the\n"}[name[3:]]
+    rows.write_text(text, encoding="utf-8")
+    do(errand(rows, out, spec))
+    marked = out.with_name("marked.jsonl")
+    rows.write_text(text, encoding="utf-8-sig")
+    do(errand(rows, marked, spec))
+    assert [row["row_hash"] for row in results(marked)] == [row["row_hash"] for row in results(out)]
+    assert texts(marked) == texts(out)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.txt"])
+def test_utf_16_is_refused(spec, out, tmp_path, name, encoding) -> None:
+    (tmp_path / name).write_text("prompt\nthe\n", encoding=encoding)
+    form = None if name != "in.jsonl" else "jsonl"
+    with pytest.raises(InputError, match=r"in\.\w+ is no UTF-8 text but perhaps UTF-16: convert"):
+        do(errand(tmp_path / name, out, spec, form=form))
+    assert not out.exists()
+
+
+def test_a_table_may_be_left_in_the_middle(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.csv"
+    rows.write_text("prompt\n" + "the\n" * 40)
+    strange = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", strange.append)
+        assert not do(errand(rows, out, spec), stopped=Stop(3)).finished
+        gc.collect()
+    assert strange == []
+
+
+def test_a_quote_that_is_not_closed_swallows_no_row(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.csv"
+    rows.write_text('id,prompt\na,the\nb,"un\nc,ing\nd,end\n')
+    with pytest.raises(InputError, match=r"in\.csv: line 3: a field begins with a quote here"):
+        do(errand(rows, out, spec))
+    assert out.read_bytes() == b""

@@ -93,7 +93,56 @@ def test_standard_input_to_standard_output(eva) -> None:
     done = eva("-", "-", "-e", "one", "-n", "3", "--raw", data=b"the\n\nlight\n")
     assert done.returncode == 0
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert sorted(row["id"] for row in rows) == [1, 3]
+    assert sorted(row["id"] for row in rows) == ["line 1", "line 3"]
+
+
+PIPED = {
+    "jsonl": '\ufeff{"id": "a", "prompt": "the"}\n{"id": "b", "prompt": "light"}\n',
+    "openai": "".join(
+        json.dumps({"custom_id": name, "url": "/v1/completions", "body": {"prompt": "the"}}) + "\n"
+        for name in "ab"
+    ),
+    "csv": "id,prompt\na,the\nb,light\n",
+    "text": "the\nlight\n",
+}
+
+
+def ids_of(rows: bytes) -> set[str]:
+    found = [json.loads(line) for line in rows.splitlines()]
+    assert not any("error" in row and row["error"] for row in found)
+    return {row.get("custom_id") or row["id"] for row in found}
+
+
+WAYS = ("cat rows | {-}", "cat rows | {/dev/stdin}", "cat rows > fifo & {fifo}", "{<(cat rows)}")
+
+
+@pytest.mark.parametrize(
+    ("form", "way"), [*((form, WAYS[0]) for form in PIPED), *(("csv", way) for way in WAYS[1:])]
+)
+def test_what_comes_through_a_pipe_is_read_as_a_file_is(models, tmp_path, form, way) -> None:
+    write(tmp_path, "rows", PIPED[form])
+    os.mkfifo(tmp_path / "fifo")
+    expected = {"line 1", "line 2"} if form == "text" else {"a", "b"}
+    call = " ".join(command(models, r"\1", "- -e one -n 2 --parallel 2"))
+    done = subprocess.run(
+        ["bash", "-c", re.sub("{(.*)}", call, way)],
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert ids_of(done.stdout) == expected
+
+
+@pytest.mark.parametrize(("ensemble", "n_ctx"), [("one", "1"), ("pair", "2"), ("one", "12")])
+def test_a_context_that_holds_no_row_is_told_of_each(eva, tmp_path, ensemble, n_ctx) -> None:
+    write(tmp_path, "in.txt", "the\nlight\n")
+    done = eva("in.txt", "out.jsonl", "-e", ensemble, "-n", "2", "--n-ctx", n_ctx)
+    assert done.returncode == 1
+    for row in results(tmp_path / "out.jsonl"):
+        assert "the prompt does not fit" in row["error"]["message"]
 
 
 def test_openais_format_in_and_out(eva, tmp_path) -> None:
@@ -220,7 +269,7 @@ def test_lines_of_progress_where_stderr_is_no_terminal(models, tmp_path) -> None
     lines = done.stderr.decode().splitlines()
     assert len(lines) > 1
     for line in lines[:-1]:
-        assert re.fullmatch(r"\d+ of 300 rows, [\d.]+ tokens/s(, \d:\d\d left)?", line)
+        assert re.fullmatch(r"\d+ of 300 rows, [\d.]+ tokens/s(, (\d+:)+\d\d left)?", line)
 
 
 def test_auto_takes_what_fits_and_is_fastest(models, monkeypatch) -> None:

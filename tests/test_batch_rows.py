@@ -97,10 +97,64 @@ def test_a_wrong_row_says_what_is_wrong(value, problem) -> None:
     assert found.asked is None
 
 
+SCHEMA = {"type": "array"}
+
+
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        ({"max_completion_tokens": 4}, {"max_tokens": 4}),
+        ({"max_completion_tokens": 4, "max_tokens": 4}, {"max_tokens": 4}),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            {"json_schema": json.dumps(SCHEMA)},
+        ),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"tools": [], "n": 1, "stream": False, "suffix": None, "user": "me"}, {}),
+    ],
+)
+def test_openais_names_of_options_are_known(more, changed) -> None:
+    found = row(JsonLines, {"prompt": "a", **more})
+    assert found.problem == ""
+    assert found.asked.sampling == Sampling(**{"max_tokens": 9, **changed})
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools [{'type': 'function'}] cannot be done"),
+        ({"suffix": "end"}, "suffix 'end' cannot be done"),
+        ({"n": 2}, "n 2 cannot be done"),
+        ({"logprobs": 3}, "logprobs 3 cannot be done"),
+        ({"text_bias": {"a": 1}}, "text_bias"),
+        ({"weights": [1, 2]}, "weights"),
+        (
+            {"max_tokens": 3, "max_completion_tokens": 4},
+            "max_completion_tokens and max_tokens mean",
+        ),
+        ({"grammar": "x", "response_format": {"type": "json_object"}}, "exclude each other"),
+        ({"response_format": {"type": "json_object", "shema": {}, "b": 1}}, "response_format.b"),
+    ],
+)
+def test_what_a_row_asks_for_and_cannot_be_done_is_named(more, problem) -> None:
+    assert problem in row(JsonLines, {"prompt": "a", **more}).problem
+
+
+def test_what_a_template_names_is_data() -> None:
+    template = Template("{tools} {n} {suffix}")
+    value = {"tools": "hammer", "n": 2, "suffix": "s"}
+    assert row(JsonLines, value, template=template, raw=True).asked.prompt == "hammer 2 s"
+
+
+def test_a_key_that_comes_twice_is_named() -> None:
+    (found,) = rows(JsonLines, b'{"id": "x", "prompt": "a", "prompt": "b"}')
+    assert found.problem == "has the key 'prompt' twice: give it once"
+
+
 def test_a_wrong_row_keeps_its_id() -> None:
     assert row(JsonLines, {"id": "x", "prompt": 7}).id == "x"
     found = row(JsonLines, {"prompt": 7})
-    assert (found.id, len(found.mark)) == (1, 16)
+    assert (found.id, len(found.mark)) == ("line 1", 16)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +166,7 @@ def test_a_line_that_is_no_json_is_a_row_with_a_problem(line) -> None:
     found = rows(JsonLines, good + b"\n" + line + b"\n\r\n" + good)
     assert [bool(each.problem) for each in found] == [False, True, False]
     assert [each.line for each in found] == [1, 2, 4]
-    assert [each.id for each in found] == [1, 2, 4]
+    assert [each.id for each in found] == ["line 1", "line 2", "line 4"]
 
 
 @given(st.lists(st.binary(max_size=30)), st.sampled_from(list(FORMS)))
@@ -189,6 +243,12 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
             "only parts of type text",
         ),
         ({"url": "/v1/completions", "body": {"prompt": [1, 2]}}, "prompt must be one text"),
+        ({"priority": 5}, "unknown option 'priority'"),
+        ({"body": {**CHAT, "prompt": "a"}}, "prompt is nothing that /v1/chat/completions knows"),
+        (
+            {"body": {"messages": [{"role": "user", "content": "Hi", "nmae": "me"}]}},
+            "unknown option 'messages[0].nmae'; did you mean name?",
+        ),
     ],
 )
 def test_what_openais_format_asks_for_and_cannot_be_done(change, problem) -> None:
@@ -201,15 +261,46 @@ def test_a_table_with_quoted_fields_and_a_template() -> None:
     template = Template("{question} in {unit}, {{sic}}")
     found = rows(Csv, data, template=template, raw=True)
     assert found[0].asked.prompt == 'How "far",\nJohn? in km, {sic}'
-    assert [(each.id, each.line) for each in found] == [("a", 2), (4, 4), ("b", 5)]
+    assert [(each.id, each.line) for each in found] == [("a", 2), ("line 4", 4), ("b", 5)]
     assert "has 2 fields, and the head has 3" in found[2].problem
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b'id,prompt\na,"x\nb,y\nc,z\n', 2),
+        (b'id,prompt\r\na,x\r\nb,"y\r\nc,z', 3),
+        # Closed by the quote that the next row means to open.
+        (b'id,prompt\na,"x\nb,"y"\n', 2),
+        (b'id,prompt\na,"x\ny",\nb,"z', 4),
+        # The field before it has several lines.
+        (b'id,prompt\n"a\n""b""\n","x"y\n', 4),
+        (b'id,"prompt\na,x\n', 1),
+        (b'id;prompt\na;"x, ""y""\n', 2),
+        (b'id,prompt\ra,x\rb,"y\r', 3),
+        (b'id,prompt\na,"x" \n', 2),
+    ],
+)
+def test_a_quote_that_does_not_end_its_field_is_named(data, line) -> None:
+    with pytest.raises(InputError, match=f"^line {line}: a field begins with a quote here"):
+        rows(Csv, data)
+
+
+@given(st.lists(st.lists(st.text(max_size=6), min_size=2, max_size=2), max_size=4))
+def test_a_table_that_is_well_quoted_is_read(table) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["id", "prompt"], *table])
+    found = rows(Csv, text.getvalue().encode("utf-8", "surrogatepass"), raw=True)
+    prompts = [each.asked.prompt if each.asked else None for each in found]
+    sound = [not any("\ud800" <= char <= "\udfff" for char in "".join(row)) for row in table]
+    assert prompts == [row[1] if ok else None for row, ok in zip(table, sound, strict=True)]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table_may_have_a_column_prompt(delimiter) -> None:
     data = delimiter.join(["n", "prompt"]) + "\n" + delimiter.join(["1", "Hi"]) + "\n"
     (only,) = rows(Csv, data.encode(), raw=True)
-    assert (only.id, only.asked.prompt) == (2, "Hi")
+    assert (only.id, only.asked.prompt) == ("line 2", "Hi")
 
 
 def test_a_table_without_a_prompt_is_refused() -> None:
@@ -320,12 +411,14 @@ def test_tokens_that_the_text_does_not_hold_are_left_out() -> None:
 
 @pytest.mark.parametrize("form", [JsonLines(WISHES), Text(WISHES)])
 def test_own_results_are_known_again(form) -> None:
-    for asked in (Row(3, "x"), Row(3, 3, "0123")):
+    for asked, known in ((Row(3, "x"), ("x", "")), (Row(3, "line 3", "0123"), (3, "0123"))):
         for result in (
             form.answered(asked, answer(), "m", {"a": 1.0}),
             form.failed(asked, "is bad"),
         ):
-            assert form.identity(json.loads(json.dumps(result))) == (asked.id, asked.mark)
+            assert form.identity(json.loads(json.dumps(result))) == known
+    # As earlier versions wrote it.
+    assert form.identity({"id": 3, "row_hash": "0123", "text": ""}) == (3, "0123")
     assert form.failed(Row(3, "x"), "is bad")["error"] == {"message": "is bad", "line": 3}
 
 
@@ -368,7 +461,7 @@ def test_known_keys(keys, other) -> None:
 
 @pytest.mark.parametrize("form", [form(WISHES) for form in FORMS.values()])
 def test_rows_of_all_forms_begin_alike(form) -> None:
-    for each in (Row(3, "x"), Row(3, 3, "0123")):
+    for each in (Row(3, "x"), Row(3, "line 3", "0123")):
         assert json_line(form.failed(each, "is bad")).startswith(_BEGINNING)
 
 

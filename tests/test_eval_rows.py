@@ -9,7 +9,7 @@ import pytest
 
 from eva_local.errors import InputError
 from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
-from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks
+from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks, read_texts
 from eva_local.records import Message
 
 
@@ -71,6 +71,13 @@ def test_bad_rows_are_named(tmp_path, content, problem) -> None:
     path.write_text(content)
     with pytest.raises(InputError, match=problem):
         read_tasks([path])
+
+
+@pytest.mark.parametrize("name", ["texts.txt", "texts.jsonl"])
+def test_utf_16_is_no_text_to_be_judged(tmp_path, name) -> None:
+    (tmp_path / name).write_text('{"text": "one"}', encoding="utf-16-le")
+    with pytest.raises(InputError, match="is no UTF-8 text but perhaps UTF-16"):
+        read_texts(tmp_path / name)
 
 
 def test_files_of_one_name_and_absent_files_are_refused(tmp_path) -> None:

@@ -234,6 +234,34 @@ def test_a_schema_is_obeyed(client) -> None:
     assert "".join(reply["message"]["content"].split()).startswith('{"a":"the"')
 
 
+def test_the_schema_of_a_json_object_is_obeyed(client) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": "the"}}, "required": ["a"]}
+    form = {"type": "json_object", "schema": schema}
+    reply = client.chat(response_format=form, max_tokens=40).body["choices"][0]
+    assert "".join(reply["message"]["content"].split()).startswith('{"a":"the"')
+
+
+def test_what_is_unknown_within_a_body_is_named(client) -> None:
+    asked = {"role": "user", "content": "a", "images": ["aGk="]}
+    reply = client.ask(CHAT, {"messages": [asked]})
+    assert reply.status == 400
+    assert reply.body["error"]["param"] == "messages[0].images"
+    reply = client.chat(response_format={"type": "json_object", "shema": {"type": "array"}})
+    assert reply.status == 400
+    assert reply.body["error"]["param"] == "response_format.shema"
+
+
+def test_tokens_of_one_text_as_it_stands(client) -> None:
+    for body in (
+        {"prompt": "a", "text": "b"},
+        {"prompt": "a", "add_special_tokens": True},
+        {"content": "a", "parse_special": True},
+    ):
+        assert client.ask("/tokenize", body).status == 400
+    plain = client.ask("/tokenize", {"content": "a", "parse_special": False})
+    assert plain.body["tokens"] == client.ask("/tokenize", {"prompt": "a"}).body["tokens"]
+
+
 BAD = [
     ({"messages": []}, "messages must be a list"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "role must be one of"),
@@ -288,6 +316,7 @@ def test_bad_requests_say_what_is_wrong(client, body, problem, stream) -> None:
         (b'{"prompt": "a", "text_bias": {"\xed\xa0\x80": 1}}', "is no JSON"),
         ('{"prompt": "a\\ud800"}'.encode("utf-16"), "is no JSON"),
         (b'{"prompt": "a", "temperature": NaN}', "NaN is no number"),
+        (b'{"prompt": "a", "prompt": "b"}', "the body has the key 'prompt' twice"),
         (b"[" * 100_000, "is no JSON"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", ""),
     ],

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import awkward_text, cut
 
-from eva_local.text import TextStream, harmless, harmless_line
+from eva_local.errors import InputError
+from eva_local.text import TextStream, harmless, harmless_line, refuse_utf16
 
 stops = st.lists(st.text(alphabet="ab\n中é ", min_size=1, max_size=4), max_size=3)
 
@@ -76,3 +77,10 @@ def test_what_a_terminal_would_obey_is_made_visible() -> None:
 def test_a_harmless_line_is_one_line(text) -> None:
     assert "\n" not in harmless_line(text)
     assert harmless(harmless_line(text)) == harmless_line(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_no_utf_8(encoding) -> None:
+    with pytest.raises(InputError, match=r"^in\.txt is no UTF-8 text but perhaps UTF-16: convert"):
+        refuse_utf16("中 a\n".encode(encoding), "in.txt")
+    refuse_utf16("中 a\n".encode("utf-8-sig"), "in.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given
@@ -33,6 +34,7 @@ JSON = st.recursive(
 BODIES = st.dictionaries(
     st.sampled_from([*BODY_KEYS, *OWN_KEYS, "continuation"]) | st.text(max_size=4), JSON, max_size=4
 )
+ASKED = {"messages": [{"role": "user", "content": "a"}]}
 
 
 def call(body, endpoint=COMPLETION):
@@ -56,8 +58,8 @@ def problem_with(read, body) -> str | None:
 
 @given(BODIES, st.sampled_from([CHAT, COMPLETION]))
 def test_any_body_is_understood_or_refused(body, endpoint) -> None:
-    whole = {"messages": [{"role": "user", "content": "a"}], "prompt": "a", "continuation": "b"}
-    for each in (body, whole | body):
+    prompt = {"prompt": "a"} if endpoint == COMPLETION else dict(ASKED)
+    for each in (body, prompt | body, prompt | {"continuation": "b"} | body):
         for read in (
             lambda body: call(body, endpoint),
             lambda body: read_body(body, endpoint, Sampling()),
@@ -65,6 +67,97 @@ def test_any_body_is_understood_or_refused(body, endpoint) -> None:
         ):
             message = problem_with(read, each)
             assert message is None or (0 < len(message) <= 501 and message.isprintable())
+
+
+def param_of(body, endpoint=CHAT) -> str:
+    """Return what is named of a body that is refused."""
+    with pytest.raises(InputError) as raised:
+        call(body, endpoint)
+    return problem_of(raised.value)["error"]["param"]
+
+
+def message(**more) -> dict:
+    return {
+        "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b", **more}]
+    }
+
+
+def part(**more) -> dict:
+    return message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b", **more}])
+
+
+def formatted(**form) -> dict:
+    return {**ASKED, "response_format": form}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({**ASKED, "temprature": 1}, "temprature"),
+        (message(nmae="me"), "messages[1].nmae"),
+        (message(images=["aGk="]), "messages[1].images"),
+        (message(tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
+        (message(reasoning_content="so"), "messages[1].reasoning_content"),
+        (part(cache_control={"type": "ephemeral"}), "messages[1].content[1].cache_control"),
+        ({**ASKED, "stream": True, "stream_options": {"chunks": 1}}, "stream_options.chunks"),
+        (formatted(type="text", schema={"type": "array"}), "response_format.schema"),
+        (formatted(type="json_object", strict=True), "response_format.strict"),
+        (formatted(type="json_object", schema=[1]), "response_format"),
+        (formatted(type="json_object", schema=False), "response_format"),
+        (formatted(type="json_schema", schema={"type": "array"}), "response_format.schema"),
+        (
+            formatted(type="json_schema", json_schema={"schema": {}, "shema": {"type": "array"}}),
+            "response_format.json_schema.shema",
+        ),
+        ({**formatted(type="json_object"), "grammar": 'root ::= "a"'}, "grammar"),
+        ({**formatted(type="json_object"), "json_schema": {"type": "array"}}, "json_schema"),
+        ({**ASKED, "prompt": "a"}, "prompt"),
+        ({**ASKED, "max_tokens": 5, "max_completion_tokens": 9}, "max_completion_tokens"),
+        ({**ASKED, "max_completion_tokens": 9, "max_tokens": 5}, "max_completion_tokens"),
+    ],
+)
+def test_what_nobody_reads_is_refused_by_its_name(body, param) -> None:
+    assert param_of(body) == param
+    with pytest.raises(InputError):
+        read_body(body, CHAT, Sampling())
+
+
+def test_completions_refuse_what_chats_alone_know() -> None:
+    assert param_of({"prompt": "a", **ASKED}, COMPLETION) == "messages"
+    assert param_of({"prompt": "a", "top_logprobs": 2}, COMPLETION) == "top_logprobs"
+    echoed = {"prompt": "a", "echo": True, "max_tokens": 0, "max_completion_tokens": 7}
+    assert param_of(echoed, COMPLETION) == "max_completion_tokens"
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_messages_may_hold_what_asks_for_nothing(nothing) -> None:
+    """Clients give an answer back as they got it."""
+    body = message(tool_calls=nothing, annotations=nothing, refusal=nothing, name="me")
+    assert [each.content for each in call(body, CHAT).prompts[0]] == ["a", "b"]
+
+
+def test_a_schema_in_each_of_its_places_is_obeyed() -> None:
+    schema = {"type": "array"}
+    for form, expected in (
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_object", "schema": None}, {"type": "object"}),
+        ({"type": "json_object", "schema": {}}, {"type": "object"}),
+        ({"type": "json_object", "schema": schema}, schema),
+        (
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "description": "y", "strict": True, "schema": schema},
+            },
+            schema,
+        ),
+    ):
+        assert json.loads(call(formatted(**form), CHAT).sampling.json_schema) == expected
+    assert call(formatted(type="text"), CHAT).sampling == Sampling()
+
+
+def test_one_number_under_two_names_is_one() -> None:
+    body = {**ASKED, "max_tokens": 5, "max_completion_tokens": 5}
+    assert call(body, CHAT).sampling.max_tokens == 5
 
 
 def test_prompts_in_every_shape() -> None:
@@ -80,6 +173,11 @@ def test_prompts_in_every_shape() -> None:
 def test_biases_by_id_become_texts() -> None:
     found = call({"prompt": "a", "logit_bias": {"97": 5}, "text_bias": {"b": False}}).sampling
     assert dict(found.logit_bias) == {"a": 5.0, "b": float("-inf")}
+    twice = {"prompt": "a", "logit_bias": {"97": 5}, "text_bias": {"a": 5}}
+    assert dict(call(twice).sampling.logit_bias) == {"a": 5.0}
+    for texts in ({"a": 4}, {"a": False}, ["a"]):
+        with pytest.raises(InputError, match="logit_bias"):
+            call({**twice, "logit_bias": {"97": 0}, "text_bias": texts})
     for bad in ("200", "300", "-1", "1" * 12, "x", "¹"):
         with pytest.raises(InputError, match="logit_bias"):
             call({"prompt": "a", "logit_bias": {bad: 1}})
@@ -110,7 +208,9 @@ def test_options_of_a_stream() -> None:
     options = {"include_usage": True, "include_obfuscation": False}
     assert call({**stream, "stream_options": options}).include_usage
     assert not call({**stream, "stream_options": {"include_usage": None}}).include_usage
-    with pytest.raises(InputError, match="'include_usge'; did you mean include_usage"):
+    with pytest.raises(
+        InputError, match=r"'stream_options\.include_usge'; did you mean include_usage"
+    ):
         call({**stream, "stream_options": {"include_usge": True}})
 
 

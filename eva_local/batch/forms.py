@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -11,23 +10,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from eva_local.batch.rows import Row, Wishes, checked_id, mark_of, problem_of
+from eva_local.batch.rows import Row, Wishes, checked_id, line_of, problem_of, row_of
+from eva_local.batch.table import delimiter_of, read_table
 from eva_local.errors import EvaError, InputError
+from eva_local.text import HEAD, refuse_utf16
 from eva_local.wire.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
+from eva_local.wire.call import OWN_KEYS
+from eva_local.wire.keys import given, once, refuse_other_keys
 from eva_local.wire.request import (
+    BODY_KEYS,
     CHAT,
     COMPLETION,
-    OPTIONS,
+    IGNORED,
+    OPTION_KEYS,
     Asked,
     misspelled,
     read_body,
     read_messages,
-    read_sampling,
+    read_options,
+    refuse_undone,
 )
 
 _BOM = b"\xef\xbb\xbf"
-_DELIMITERS = ",\t;"
-_OWN_KEYS = ("id", "prompt", "messages", *OPTIONS)
+# What a row of JSON lines can say, and what it could say of an answer elsewhere.
+_ROW_KEYS = ("id", "prompt", "messages", *OPTION_KEYS)
+_ELSEWHERE = {*BODY_KEYS, *OWN_KEYS}.difference(_ROW_KEYS, IGNORED)
+_OPENAI_KEYS = ("custom_id", "method", "url", "body")
 
 # A row of the output, and how it is known again: its id, or line and mark; and whether it failed.
 Result = dict[str, object]
@@ -80,7 +88,7 @@ class _Own:
         mark = result.get("row_hash", "")
         if not isinstance(mark, str):
             raise ValueError("row_hash is no text")
-        return checked_id(result["id"]), mark
+        return line_of(result["id"]) if mark else checked_id(result["id"]), mark
 
 
 class JsonLines(_Own):
@@ -91,6 +99,8 @@ class JsonLines(_Own):
     def __init__(self, wishes: Wishes) -> None:
         """Read rows as `wishes` say."""
         self._wishes = wishes
+        columns = () if wishes.template is None else wishes.template.columns
+        self._read = {*_ROW_KEYS, *columns}
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
@@ -103,20 +113,22 @@ class JsonLines(_Own):
             values = _object(content)
             if values.get("id") is not None:
                 row_id = checked_id(values["id"])
-            asked = self._asked(values)
+            return row_of(line, row_id, content, self._asked(values))
         except (EvaError, ValueError, RecursionError) as error:
-            return _bad(line, row_id, content, problem_of(error))
-        if row_id is not None:
-            return Row(line, row_id, asked=asked)
-        return Row(line, line, mark_of(content), asked)
+            return row_of(line, row_id, content, problem=problem_of(error))
 
     def _asked(self, values: dict[str, object]) -> Asked:
-        for key in values:
-            if key not in _OWN_KEYS and (meant := misspelled(key, _OWN_KEYS)):
+        template = self._wishes.template
+        for key, value in values.items():
+            if key in self._read:
+                continue
+            if key in _ELSEWHERE:
+                refuse_undone(key, value)
+            elif meant := misspelled(key, _ROW_KEYS):
                 raise InputError(f"has {key}, which is no option; did you mean {meant}?")
-        sampling = read_sampling(values, self._wishes.sampling)
-        if self._wishes.template is not None:
-            return self._wishes.asked(self._wishes.template.fill(values), sampling)
+        sampling = read_options(values, self._wishes.sampling)
+        if template is not None:
+            return self._wishes.asked(template.fill(values), sampling)
         if values.get("messages") is not None:
             if values.get("prompt") is not None:
                 raise InputError("has both prompt and messages: give one")
@@ -150,10 +162,11 @@ class OpenAI:
             if not isinstance(custom, str) or not custom:
                 raise InputError("custom_id must be a text")
             row_id = custom
+            refuse_other_keys(given(values), _OPENAI_KEYS)
             asked, endpoint = self._asked(values)
+            return row_of(line, row_id, content, asked, endpoint=endpoint)
         except (EvaError, ValueError, RecursionError) as error:
-            return _bad(line, row_id, content, problem_of(error))
-        return Row(line, row_id, asked=asked, endpoint=endpoint)
+            return row_of(line, row_id, content, problem=problem_of(error))
 
     def _asked(self, values: dict[str, object]) -> tuple[Asked, str]:
         if values.get("method", "POST") != "POST":
@@ -211,23 +224,12 @@ class Csv(_Own):
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows; raise InputError where the columns do not give a prompt."""
-        csv.field_size_limit(2**31 - 1)
-        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        try:
-            head = text.readline()
-            text.seek(0)
-            table = csv.reader(text, delimiter=_delimiter(head))
-            columns = next(table, [])
-            self._refuse_unfit(columns)
-            line = table.line_num + 1
-            for fields in table:
-                if fields:
-                    yield self._row(line, columns, fields)
-                line = table.line_num + 1
-        except csv.Error as error:
-            raise InputError(f"line {line}: cannot be read as CSV: {error}") from error
-        finally:
-            text.detach()
+        table = read_table(file)
+        _, columns = next(table, (1, []))
+        self._refuse_unfit(columns)
+        for line, fields in table:
+            if fields:
+                yield self._row(line, columns, fields)
 
     def _refuse_unfit(self, columns: list[str]) -> None:
         if self._wishes.template is not None:
@@ -246,17 +248,15 @@ class Csv(_Own):
         row_id = values.get("id") or None
         if len(fields) != len(columns):
             problem = f"has {len(fields)} fields, and the head has {len(columns)}"
-            return _bad(line, row_id, content, problem)
+            return row_of(line, row_id, content, problem=problem)
         try:
             content.decode()
         except UnicodeDecodeError:
-            return _bad(line, None, content, "is not UTF-8 text")
+            return row_of(line, None, content, problem="is not UTF-8 text")
         template = self._wishes.template
         prompt = values["prompt"] if template is None else template.fill(values)
         asked = self._wishes.asked(prompt, self._wishes.sampling)
-        if row_id is not None:
-            return Row(line, row_id, asked=asked)
-        return Row(line, line, mark_of(content), asked)
+        return row_of(line, row_id, content, asked)
 
 
 class Text(_Own):
@@ -274,10 +274,10 @@ class Text(_Own):
             try:
                 prompt = content.decode()
             except UnicodeDecodeError:
-                yield _bad(line, None, content, "is not UTF-8 text")
+                yield row_of(line, None, content, problem="is not UTF-8 text")
                 continue
             asked = self._wishes.asked(prompt, self._wishes.sampling)
-            yield Row(line, line, mark_of(content), asked)
+            yield row_of(line, None, content, asked)
 
 
 FORMS: Mapping[str, type[JsonLines | OpenAI | Csv | Text]] = {
@@ -290,6 +290,9 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
 
     Raises InputError where the wishes do not go with the form.
     """
+    file.seek(0)
+    refuse_utf16(file.read(HEAD), name)
+    file.seek(0)
     found = wanted or _detected(file, name, wishes)
     file.seek(0)
     if wishes.template is not None and found not in (JsonLines.name, Csv.name):
@@ -313,7 +316,7 @@ def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
 def _columns(head: str) -> list[str]:
     """Return the columns of a line, if it can be the head of a table."""
     try:
-        return next(csv.reader([head], delimiter=_delimiter(head)), [])
+        return next(csv.reader([head], delimiter=delimiter_of(head)), [])
     except csv.Error:
         return []
 
@@ -334,21 +337,11 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _object(content: bytes) -> dict[str, object]:
-    values = json.loads(content)
+    values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
     if not isinstance(values, dict):
         raise InputError("is no JSON object")
     return values
 
 
-def _bad(line: int, row_id: str | int | None, content: bytes, problem: str) -> Row:
-    if row_id is not None:
-        return Row(line, row_id, problem=problem)
-    return Row(line, line, mark_of(content), problem=problem)
-
-
 def _named(row: Row) -> Result:
     return {"id": row.id, "row_hash": row.mark} if row.mark else {"id": row.id}
-
-
-def _delimiter(head: str) -> str:
-    return max(_DELIMITERS, key=head.count)

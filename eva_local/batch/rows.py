@@ -11,13 +11,15 @@ from eva_local.prompt import Prompt
 from eva_local.records import Message, Sampling
 from eva_local.wire.request import Asked
 
+_LINE = "line "
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row: `asked`, or a `problem` in plain words.
 
-    `line` is where it begins, from 1. A row without an id of its own has that number for an
-    `id`, and a `mark`: the hash of what it says, by which a change is noticed.
+    `line` is where it begins, from 1. A row without an id of its own has an `id` that tells the
+    line, and a `mark`: the hash of what it says, by which a change is noticed.
     """
 
     line: int
@@ -69,9 +71,25 @@ class Wishes:
         return [Message("system", self.system), *messages]
 
 
-def mark_of(content: bytes) -> str:
-    """Return a short hash of what a row says."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+def row_of(
+    line: int,
+    own_id: str | int | None,
+    content: bytes,
+    asked: Asked | None = None,
+    problem: str = "",
+    endpoint: str = "",
+) -> Row:
+    """Return the row that says `content`, with an `own_id` or without."""
+    if own_id is not None:
+        return Row(line, own_id, "", asked, problem, endpoint)
+    mark = hashlib.blake2b(content, digest_size=8).hexdigest()
+    # The bare number may well be the id of another row.
+    return Row(line, f"{_LINE}{line}", mark, asked, problem, endpoint)
+
+
+def line_of(row_id: object) -> int:
+    """Return the line that the id of a row tells; raise ValueError where it tells none."""
+    return int(str(row_id).removeprefix(_LINE))
 
 
 def checked_id(value: object) -> str | int:

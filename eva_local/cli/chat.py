@@ -15,6 +15,7 @@ import click
 
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.streams import input_is_closed
 from eva_local.cli.table import print_table
 from eva_local.config import DEFAULT_KEYS, Config
 from eva_local.errors import InputError
@@ -64,6 +65,8 @@ def chat(
     if listing:
         _list(folder)
         return 0
+    if input_is_closed():
+        raise InputError("standard input is closed: there is nobody to talk with")
     saved = log.newest(folder) if go_on else None
     saved = saved if resume is None else log.find(folder, resume)
     config = session.load(overrides | {"max_tokens": max_tokens})

@@ -14,7 +14,9 @@ from eva_local.cli.answer import answer
 from eva_local.cli.drawing import Drawing, drawing_options
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session
+from eva_local.cli.streams import input_is_closed
 from eva_local.errors import InputError
+from eva_local.text import refuse_utf16
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
@@ -74,12 +76,16 @@ def _open(config: Config) -> Ensemble:
 
 def _text(prompt: str | None) -> str:
     """Return the prompt with standard input after it, unless that is a terminal."""
-    if prompt is not None and sys.stdin.isatty():
+    if prompt is not None and (sys.stdin.isatty() or input_is_closed()):
         return prompt
+    if input_is_closed():
+        raise InputError("there is no prompt, and standard input is closed: give one")
     if sys.stdin.isatty():
         click.echo("Type the prompt; end it with Ctrl-D.", err=True)
     try:
-        piped = sys.stdin.buffer.read().decode()
+        data = sys.stdin.buffer.read()
+        refuse_utf16(data, "standard input")
+        piped = data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text: {error}") from error
     if prompt is None and not piped.strip():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eva_local.errors import InputError
+from eva_local.text import refuse_utf16
 from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
@@ -102,9 +103,11 @@ def read_texts(path: Path) -> tuple[Row, ...]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    refuse_utf16(data, str(path))
+    return data
 
 
 def _lines(path: Path) -> list[Checked]:

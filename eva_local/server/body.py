@@ -7,6 +7,7 @@ import json
 from starlette.requests import Request
 
 from eva_local.errors import InputError
+from eva_local.wire.keys import once
 
 
 async def read_object(request: Request) -> dict[str, object]:
@@ -14,11 +15,15 @@ async def read_object(request: Request) -> dict[str, object]:
     data = await request.body()
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
-        body = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        body = json.loads(
+            data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=once
+        )
         # JSON can name half a character, which is no text.
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError("the body holds half of a surrogate pair, which is no text") from error
+    except InputError as error:
+        raise InputError(f"the body {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
     if not isinstance(body, dict):

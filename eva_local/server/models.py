@@ -12,7 +12,7 @@ from eva_local.server.places import Places
 from eva_local.server.refusal import RefusedError
 from eva_local.settings import did_you_mean
 from eva_local.wire.call import Weights
-from eva_local.wire.request import shown
+from eva_local.wire.keys import shown
 
 
 @dataclass(frozen=True, slots=True)

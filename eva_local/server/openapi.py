@@ -43,6 +43,7 @@ _MESSAGES: Schema = {
         "required": ["role", "content"],
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "name": _TEXT,
             "content": {
                 "anyOf": [
                     _TEXT,
@@ -64,6 +65,7 @@ _FORMAT: Schema = {
     "required": ["type"],
     "properties": {
         "type": {"enum": ["text", "json_object", "json_schema"]},
+        "schema": _OBJECT,
         "json_schema": {"type": "object", "properties": {"schema": _OBJECT}},
     },
 }

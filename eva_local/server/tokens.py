@@ -11,22 +11,26 @@ from eva_local.errors import InputError
 from eva_local.server.body import read_object
 from eva_local.server.service import service_of
 from eva_local.wire.call import read_ids
-from eva_local.wire.request import given, refuse_other_keys
+from eva_local.wire.keys import given, refuse_other_keys, shown
 
-# Others' names for the text; nothing is ever put in front of it.
+# Others' names for the text.
 _TEXT_KEYS = ("prompt", "content", "text")
-_IGNORED = ("add_special_tokens", "parse_special")
+# Nothing is ever put in front of it, and text is text.
+_NEVER = ("add_special_tokens", "parse_special")
 
 
 async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
     body = given(await read_object(request))
-    refuse_other_keys(body, (*_TEXT_KEYS, *_IGNORED, "model"))
+    refuse_other_keys(body, (*_TEXT_KEYS, *_NEVER, "model"))
+    for key in _NEVER:
+        if body.get(key):
+            raise InputError(f"{key} {shown(body[key])} cannot be done here; leave it out")
     model = service_of(request).models.named(body.get("model"))
-    text = next((body[key] for key in _TEXT_KEYS if key in body), None)
-    if not isinstance(text, str):
-        raise InputError("prompt must be a text")
-    ids = await asyncio.to_thread(model.ensemble.tokenize, text, alone=model.alone)
+    texts = [body[key] for key in _TEXT_KEYS if key in body]
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise InputError("prompt must be one text")
+    ids = await asyncio.to_thread(model.ensemble.tokenize, texts[0], alone=model.alone)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
 
 

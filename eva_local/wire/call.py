@@ -11,15 +11,8 @@ from typing import Literal, TypeGuard
 from eva_local.errors import InputError
 from eva_local.prompt import Prompt
 from eva_local.records import Sampling
-from eva_local.wire.request import (
-    CHAT,
-    TEXT_BIAS,
-    given,
-    read_messages,
-    read_wishes,
-    refuse_other_keys,
-    shown,
-)
+from eva_local.wire.keys import given, refuse_keys_within, shown
+from eva_local.wire.request import CHAT, TEXT_BIAS, read_biases, read_messages, read_wishes, said
 
 #: Answers that one call can ask for at most.
 MOST_ANSWERS = 128
@@ -92,7 +85,7 @@ def read_call(
 
     Raises InputError and ConfigError where it asks for something that cannot be done.
     """
-    body = given(body)
+    body = said(body)
     own = {key: body.pop(key) for key in OWN_KEYS if key in body}
     if endpoint == CHAT and own.get("echo"):
         raise InputError("echo: a conversation is not repeated; leave it out")
@@ -160,9 +153,8 @@ def _include_usage(own: Mapping[str, object]) -> bool:
         raise InputError("stream_options must be an object")
     if options and not own.get("stream"):
         raise InputError("stream_options needs stream true")
-    options = given(options)
-    refuse_other_keys(options, _STREAM_KEYS)
-    return _flag(options, "include_usage")
+    refuse_keys_within(options, _STREAM_KEYS, "stream_options")
+    return _flag(given(options), "include_usage")
 
 
 def _flag(values: Mapping[str, object], key: str) -> bool:
@@ -195,7 +187,7 @@ def _text_biases(value: object, piece_of: PieceOf, texts: object) -> dict[str, o
     """Return biases of token ids as biases of the texts that they stand for."""
     if not isinstance(value, dict):
         raise InputError("logit_bias must be an object of token ids with a number each")
-    biases: dict[str, object] = dict(texts) if isinstance(texts, dict) else {}
+    biases: dict[str, object] = {} if texts is None else dict(read_biases(texts))
     for key, bias in value.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InputError(
@@ -207,8 +199,15 @@ def _text_biases(value: object, piece_of: PieceOf, texts: object) -> dict[str, o
             text = ""
         if not text:
             raise InputError(f"logit_bias {key}: this token is no whole text of its own")
+        if text in biases and _as_bias(biases[text]) != _as_bias(bias):
+            raise InputError(f"logit_bias {key}: {shown(text)} has another bias, too: give one")
         biases[text] = bias
     return biases
+
+
+def _as_bias(value: object) -> tuple[object, bool]:
+    """Return a bias as it can be compared: false forbids, which 0 does not."""
+    return value, value is False
 
 
 def _refuse_too_much(sampling: Sampling) -> None:

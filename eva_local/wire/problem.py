@@ -12,6 +12,7 @@ from eva_local.errors import (
     PromptError,
 )
 from eva_local.wire.call import OWN_KEYS
+from eva_local.wire.keys import UnknownKeyError
 from eva_local.wire.request import BODY_KEYS
 
 # What the caller can put right. Other errors speak of the machine, and perhaps of its files.
@@ -43,9 +44,15 @@ def problem_of(error: EvaError) -> dict[str, object]:
     if not is_of_caller(error):
         return problem("the models failed; the server's log says why", "server_error")
     message = str(error)
-    first = _FIRST_WORD.match(message)
-    param = first[0] if first and first[0] in _PARAMS else None
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}…"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
-    return problem(message, param=param, code=code)
+    return problem(message, param=_param(error), code=code)
+
+
+def _param(error: EvaError) -> str | None:
+    """Return what part of the body an error is about, where it says so."""
+    if isinstance(error, UnknownKeyError):
+        return error.param
+    first = _FIRST_WORD.match(str(error))
+    return first[0] if first and first[0] in _PARAMS else None

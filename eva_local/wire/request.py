@@ -12,7 +12,9 @@ from typing import Literal, get_args, get_type_hints
 from eva_local.errors import InputError
 from eva_local.prompt import Prompt
 from eva_local.records import Message, Role, Sampling
-from eva_local.settings import REQUEST_KEYS, convert, did_you_mean
+from eva_local.settings import REQUEST_KEYS, convert
+from eva_local.wire.keys import given, refuse_keys_within, refuse_other_keys, shown
+from eva_local.wire.response_format import schema_of
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
@@ -29,8 +31,8 @@ _HINTS = get_type_hints(Sampling)
 OPTIONS = tuple(_HINTS)
 # OpenAI's names for what is called otherwise here.
 _ALIASES = {"max_completion_tokens": "max_tokens"}
-# What says nothing about the answer.
-_IGNORED = (
+#: What says nothing about the answer.
+IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 )
@@ -51,8 +53,18 @@ _REFUSED: Mapping[str, object] = {
 #: What the body of a request can say.
 BODY_KEYS = (
     *("messages", "prompt", "logprobs", "top_logprobs", "response_format", TEXT_BIAS),
-    *(*OPTIONS, *_ALIASES, *_IGNORED, *_REFUSED),
+    *(*OPTIONS, *_ALIASES, *IGNORED, *_REFUSED),
 )
+#: What `read_options` reads.
+OPTION_KEYS = (*OPTIONS, *_ALIASES, "response_format")
+# What an endpoint leaves to the other one.
+_ELSEWHERE: Mapping[str, Collection[str]] = {
+    CHAT: ("prompt",),
+    COMPLETION: ("messages", "top_logprobs"),
+}
+# No chat template writes who of several users speaks: `name` says nothing to the members.
+_MESSAGE_KEYS = ("role", "content", "name")
+_PART_KEYS = ("type", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
     """
     if endpoint not in (CHAT, COMPLETION):
         raise InputError(f"url {shown(endpoint)} is none of {CHAT}, {COMPLETION}")
-    body = given(body)
+    body = said(body)
     sampling, n_top = read_wishes(body, endpoint, defaults)
     prompt = body.get("messages" if endpoint == CHAT else "prompt")
     return Asked(
@@ -82,36 +94,31 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
     )
 
 
-def given(body: Mapping[str, object]) -> dict[str, object]:
-    """Return what a body says: null says nothing."""
-    return {key: value for key, value in body.items() if value is not None}
-
-
-def refuse_other_keys(body: Mapping[str, object], known: Collection[str]) -> None:
-    """Raise InputError for the first key of a body that is not known."""
-    for key in body:
-        if key not in known:
-            raise InputError(f"unknown option {shown(key)}; {did_you_mean(key, known)}")
+def said(body: Mapping[str, object]) -> dict[str, object]:
+    """Return what a body says, by our names; raise InputError where two names contradict."""
+    values = given(body)
+    for alias, name in _ALIASES.items():
+        if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
+            raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
+    return values
 
 
 def read_wishes(
     body: Mapping[str, object], endpoint: str, defaults: Sampling
 ) -> tuple[Sampling, int | None]:
-    """Read all of a body but its prompt: how is to be drawn, and `n_top` as in `Asked`.
+    """Read all that is `said` but the prompt: how is to be drawn, and `n_top` as in `Asked`.
 
     Raises InputError where it asks for something that cannot be done.
     """
-    _refuse_what_cannot_be_done(body)
-    options = {_ALIASES.get(key, key): value for key, value in body.items()}
+    _refuse_what_cannot_be_done(body, endpoint)
+    options = dict(body)
     if options.pop("logit_bias", None):
         raise InputError(
             f"logit_bias names tokens by number, which differ from model to model; {TEXT_BIAS} "
             "names them by their text"
         )
     options["logit_bias"] = options.pop(TEXT_BIAS, None)
-    sampling = read_sampling(options, defaults)
-    if "response_format" in body:
-        sampling = _formatted(sampling, body["response_format"])
+    sampling = read_options(options, defaults)
     if endpoint == CHAT:
         return sampling, _n_top_of_chat(body)
     return sampling, read_n_top(body.get("logprobs"))
@@ -124,16 +131,19 @@ def read_messages(value: object) -> list[Message]:
     return [_message(each, f"messages[{place}]") for place, each in enumerate(value)]
 
 
-def read_sampling(values: Mapping[str, object], defaults: Sampling) -> Sampling:
+def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     """Put those of `values` that are options of sampling in place of the defaults.
 
     Raises InputError and ConfigError for values that cannot be used.
     """
-    changed = {
-        key: _option(key, values[key])
-        for key in values.keys() & _HINTS.keys()
-        if values[key] is not None
-    }
+    values = said(values)
+    schema = schema_of(values.get("response_format", {"type": "text"}))
+    if schema is not None:
+        for key in ("grammar", "json_schema"):
+            if key in values:
+                raise InputError(f"{key} and response_format exclude each other: give one")
+        values["json_schema"] = schema
+    changed = {key: _option(key, value) for key, value in values.items() if key in _HINTS}
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
     for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
         if key in changed:
@@ -147,11 +157,19 @@ def misspelled(key: str, known: tuple[str, ...]) -> str | None:
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.85)), None)
 
 
-def _refuse_what_cannot_be_done(body: Mapping[str, object]) -> None:
+def refuse_undone(key: str, value: object) -> None:
+    """Raise InputError for what cannot be done, unless it asks for nothing."""
+    if value is not None and value != _REFUSED.get(key):
+        raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
+
+
+def _refuse_what_cannot_be_done(body: Mapping[str, object], endpoint: str) -> None:
     refuse_other_keys(body, BODY_KEYS)
     for key, value in body.items():
-        if key in _REFUSED and value != _REFUSED[key]:
-            raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
+        if key in _REFUSED:
+            refuse_undone(key, value)
+        if key in _ELSEWHERE[endpoint] and value:
+            raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
 
 
 def _option(key: str, value: object) -> object:
@@ -160,7 +178,7 @@ def _option(key: str, value: object) -> object:
     if key == "stop":
         return _stop(value)
     if key == "logit_bias":
-        return _biases(value)
+        return read_biases(value)
     if key == "json_schema" and isinstance(value, dict):
         return json.dumps(value)
     return convert(value, str, key)
@@ -173,28 +191,14 @@ def _stop(value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _biases(value: object) -> dict[str, float | bool]:
+def read_biases(value: object) -> dict[str, float | bool]:
+    """Read biases of texts; raise InputError for what is none."""
     if not isinstance(value, dict) or not all(
         each is False or (isinstance(each, int | float) and each is not True)
         for each in value.values()
     ):
         raise InputError("logit_bias must be an object of texts with a number each, or false")
     return value
-
-
-def _formatted(sampling: Sampling, value: object) -> Sampling:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
-        return sampling
-    schema: object = {"type": "object"}
-    if isinstance(value, dict) and kind == "json_schema":
-        inner = value.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-    if kind not in ("json_object", "json_schema") or not isinstance(schema, dict):
-        raise InputError(
-            "response_format must be of type text, json_object, or json_schema with a schema"
-        )
-    return replace(sampling, grammar=None, json_schema=json.dumps(schema))
 
 
 def _n_top_of_chat(body: Mapping[str, object]) -> int | None:
@@ -228,11 +232,14 @@ def _plain_prompt(value: object) -> str:
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
         raise InputError(f"{where} is no JSON object")
+    refuse_keys_within(value, _MESSAGE_KEYS, where)
     role, content = value.get("role"), value.get("content")
     if not isinstance(role, str) or role not in _ROLES:
         raise InputError(f"{where}: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
     if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
+        content = "".join(
+            _part(part, f"{where}.content[{place}]") for place, part in enumerate(content)
+        )
     if not isinstance(content, str):
         raise InputError(f"{where}: content must be a text, not {shown(content)}")
     return Message(_ROLES[role], content)
@@ -240,12 +247,7 @@ def _message(value: object, where: str) -> Message:
 
 def _part(part: object, where: str) -> str:
     text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-    if not isinstance(text, str):
+    if not isinstance(part, dict) or not isinstance(text, str):
         raise InputError(f"{where}: only parts of type text can be read")
+    refuse_keys_within(part, _PART_KEYS, where)
     return text
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

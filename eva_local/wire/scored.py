@@ -17,7 +17,8 @@ from eva_local.wire.call import (
     read_ids,
     read_weights,
 )
-from eva_local.wire.request import given, read_messages, read_n_top, refuse_other_keys
+from eva_local.wire.keys import given, refuse_other_keys
+from eva_local.wire.request import read_messages, read_n_top
 
 _KEYS = ("model", "prompt", "messages", "continuation", "logprobs", "weights")
 
