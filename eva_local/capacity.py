@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
+from eva_local.byte_space import BRANCHES
 from eva_local.errors import ModelError
 from eva_local.header import read_header
-from eva_local.model import can_offload
+from eva_local.model import SPARE_CELLS, can_offload
 from eva_local.opening import open_ensemble
 from eva_local.records import Sampling
 from eva_local.specs import EnsembleSpec, LoadSettings
-from eva_local.store import locate
+from eva_local.store import locate, size
 
 log = logging.getLogger("eva_local")
 
@@ -71,11 +72,9 @@ def places_that_fit(spec: EnsembleSpec, most: int) -> int:
     free = free_memory()
     if not on_cpu or free is None:
         return most
-    paths = [locate(member) for member in on_cpu]
-    free -= sum(path.stat().st_size for path in paths)
-    needed = sum(
-        _bytes_of_text(path, member.load) for path, member in zip(paths, on_cpu, strict=True)
-    )
+    bytewise = spec.fusion.space == "bytes"
+    needed = sum(_bytes_of_text(locate(member), member.load, bytewise) for member in on_cpu)
+    free -= sum(size(member) or 0 for member in on_cpu)
     return max(1, min(most, int(free * (1 - _LEFT_FREE) / max(needed, 1))))
 
 
@@ -121,11 +120,14 @@ def _measured(ensemble: Ensemble, places: int) -> float:
         scheduler.n_places = before
 
 
-def _bytes_of_text(path: Path, settings: LoadSettings) -> int:
+def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:
     header = read_header(path)
-    trained = header.n_ctx_train or settings.n_ctx
-    n_ctx = min(settings.n_ctx, trained) if settings.n_ctx else trained
-    return int(n_ctx * (header.n_cached or 0) * _BYTES[settings.kv_type])
+    n_rows, cells = 1, settings.context(header.n_ctx_train)
+    if bytewise:
+        n_rows, cells = BRANCHES, cells + SPARE_CELLS
+    short = cells if settings.swa_full else min(cells, n_rows * header.window + settings.n_batch)
+    numbers = ((header.n_cached or 0) - header.n_windowed) * cells + header.n_windowed * short
+    return int(numbers * _BYTES[settings.kv_type]) + n_rows * header.state_bytes
 
 
 def _free_in_system() -> int | None:

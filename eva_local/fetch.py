@@ -6,6 +6,7 @@ interrupted is continued; moving the finished file to its name is the store's jo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -17,8 +18,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,11 +37,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A complete file in the work folder; `promised` is the checksum its source names, if any."""
+    """A complete file in the work folder."""
 
     path: Path
     sha256: str
-    promised: str | None = None
 
 
 def fetch_wheel(
@@ -69,36 +69,39 @@ def fetch_wheel(
 
 def fetch_hub(
     source: HubSource, work: Path, expected: str | None, what: str, progress: Progress
-) -> Download:
-    """Download a file of the hub, going on where an earlier call for the same file stopped.
+) -> list[Download]:
+    """Download the files of a model of the hub, going on where an earlier call stopped.
 
-    huggingface_hub finds the file and moves the bytes; the partial file is kept here, because
-    `hf_hub_download` throws its own away when it fails.
+    huggingface_hub finds each file and moves the bytes; the partial file is kept here, because
+    `hf_hub_download` throws its own away when it fails. All are of one commit, and known to be
+    there before the first is downloaded.
     """
-    import huggingface_hub
-
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     progress(f"{what}: asking the hub", 0, None)
-    try:
-        found = huggingface_hub.get_hf_file_metadata(_address(source, source.revision))
-        promised = found.etag if found.etag and _SHA256.fullmatch(found.etag) else None
-        if expected and promised and expected != promised:
-            raise StoreError(
-                f"{what}: the hub's {source.file} has sha256 {promised}, not the configured "
-                f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
-            )
-        partial = _partial_file(work, f"{found.commit_hash} {found.etag}", found.size)
-        # By its commit: the revision may have moved on since it was asked for.
-        address = _address(source, found.commit_hash or source.revision)
-        _continue(address, partial, found.size, what, progress)
-    except StoreError:
-        raise
-    # The library's own HTTP errors come from another package in every major version.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise StoreError(f"{what}: {_hub_problem(error, source)}") from error
-    return Download(partial, hash_file(partial, what, progress), promised)
+    offers = _offers(source, what)
+    promised = [offer.promised for offer in offers if offer.promised is not None]
+    whole = joined_checksum(promised) if len(promised) == len(offers) else None
+    if expected and whole and expected != whole:
+        raise StoreError(
+            f"{what}: the hub's {source.file} has sha256 {whole}, not the configured "
+            f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
+        )
+    partials = _partial_files(work, offers)
+    check_space(work, sum((offer.size or 0) - _length(partials[offer]) for offer in offers))
+    downloads = []
+    for i, offer in enumerate(offers):
+        label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
+        with _problems_named(what, offer.source):
+            _continue(offer, partials[offer], label, progress)
+        downloads.append(_checked(offer, partials[offer], label, progress))
+    return downloads
+
+
+def joined_checksum(checksums: Sequence[str]) -> str:
+    """Return the checksum of a model: that of its file, or of the list of its files' checksums."""
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(f"{each}\n" for each in checksums).encode()).hexdigest()
 
 
 def hash_file(path: Path, what: str, progress: Progress) -> str:
@@ -163,27 +166,72 @@ def _chunks_inside(wheel: Path, member: str) -> Iterator[bytes]:
         ) from error
 
 
-def _address(source: HubSource, revision: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A file that the hub has: `source` names its commit, `promised` its checksum, if known."""
+
+    source: HubSource
+    etag: str
+    size: int | None
+
+    @property
+    def promised(self) -> str | None:
+        return self.etag if _SHA256.fullmatch(self.etag) else None
+
+
+def _offers(source: HubSource, what: str) -> list[_Offer]:
+    """Ask for each file of a model, all at the commit of the first: a revision may move on."""
+    import huggingface_hub
+
+    offers: list[_Offer] = []
+    revision = source.revision
+    for part in source.parts:
+        asked = replace(part, revision=revision)
+        with _problems_named(what, asked):
+            found = huggingface_hub.get_hf_file_metadata(_address(asked))
+        revision = found.commit_hash or revision
+        offers.append(_Offer(replace(part, revision=revision), found.etag or "", found.size))
+    return offers
+
+
+@contextlib.contextmanager
+def _problems_named(what: str, source: HubSource) -> Iterator[None]:
+    """Turn what the library raises into StoreErrors."""
+    try:
+        yield
+    # The library's own HTTP errors come from another package in every major version.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise StoreError(f"{what}: {_hub_problem(error, source)}") from error
+
+
+def _address(source: HubSource) -> str:
     import huggingface_hub
 
     # HF_ENDPOINT is read here, for the library reads it only once, when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or None
     return huggingface_hub.hf_hub_url(
-        source.repository, source.file, revision=revision, endpoint=endpoint
+        source.repository, source.file, revision=source.revision, endpoint=endpoint
     )
 
 
-def _partial_file(work: Path, version: str, size: int | None) -> Path:
-    """Name the partial file of one version, and remove those of others or of wrong size."""
-    partial = work / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.part"
+def _partial_files(work: Path, offers: Sequence[_Offer]) -> dict[_Offer, Path]:
+    """Name the partial files, and remove those of other versions or of wrong size."""
+    partials = {}
+    for offer in offers:
+        version = f"{offer.source.file} {offer.source.revision} {offer.etag}"
+        partials[offer] = work / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.part"
+    longest = {partials[offer]: offer.size for offer in offers}
     for file in work.glob("*.part"):
-        if file != partial or (size is not None and file.stat().st_size > size):
+        size = longest.get(file)
+        if file not in longest or (size is not None and _length(file) > size):
             file.unlink()
-    return partial
+    return partials
 
 
-def _continue(address: str, partial: Path, size: int | None, what: str, progress: Progress) -> None:
-    """Download what `partial` lacks of the file at `address`."""
+def _continue(offer: _Offer, partial: Path, what: str, progress: Progress) -> None:
+    """Download what `partial` lacks of a file."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it loads them lazily
         build_hf_headers,
@@ -191,18 +239,31 @@ def _continue(address: str, partial: Path, size: int | None, what: str, progress
     )
 
     disable_progress_bars()
-    here = partial.stat().st_size if partial.exists() else 0
-    if size is not None:
-        check_space(partial.parent, size - here)
     with partial.open("ab") as file:
         http_get(
-            address,
-            _Counted(file, f"{what}: downloading", size, progress),  # type: ignore[arg-type]
-            resume_size=here,
+            _address(offer.source),
+            _Counted(file, f"{what}: downloading", offer.size, progress),  # type: ignore[arg-type]
+            resume_size=_length(partial),
             headers=build_hf_headers(),
-            expected_size=size,
+            expected_size=offer.size,
         )
         _sync(file)
+
+
+def _checked(offer: _Offer, partial: Path, what: str, progress: Progress) -> Download:
+    """Compare a file with what the hub promised; a wrong one cannot be continued."""
+    found = hash_file(partial, what, progress)
+    if offer.promised not in (None, found):
+        partial.unlink()
+        raise StoreError(
+            f"{what}: the file has sha256 {found}, not {offer.promised}; pull again, for it was "
+            "removed"
+        )
+    return Download(partial, found)
+
+
+def _length(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _hub_problem(error: Exception, source: HubSource) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eva_local.cache_size import MOST_LAYERS, cache_size
 from eva_local.errors import StoreError
+from eva_local.paths import part_names
 
 _STRING, _ARRAY = 8, 9
+_SPLIT = "split.count"
 # Value types of the GGUF specification, as struct knows them.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 
@@ -23,7 +26,8 @@ _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 class Header:
     """What a file says of its model; a value that the file does not name is None.
 
-    `n_cached` counts the numbers that the cache holds for a token, at most.
+    `parameters` are those of all files that the model is split into, `n_files`. What a text takes
+    in llama.cpp's cache: see `CacheSize`.
     """
 
     architecture: str
@@ -35,19 +39,24 @@ class Header:
     tokenizer: str | None
     quantisation: str | None
     has_chat_template: bool
+    n_files: int = 1
     n_cached: int | None = None
+    n_windowed: int = 0
+    window: int = 0
+    state_bytes: int = 0
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of the GGUF file at `path`; StoreError where there is none."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            values, parameters = _Reader(data).read()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, struct.error, KeyError, RecursionError) as error:
-        raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
+    """Read the header of the GGUF file at `path`; StoreError where there is none.
+
+    Of a model in several files, `path` is the first one, and the others lie beside it.
+    """
+    values, parameters = _read(path)
+    n_files = _number(values, _SPLIT) or 1
+    if n_files > 1:
+        parameters += _parameters_beside(path, n_files)
     architecture = str(values.get("general.architecture", "unknown"))
+    cache = cache_size(values, architecture)
     return Header(
         architecture=architecture,
         name=_text(values, "general.name"),
@@ -58,8 +67,31 @@ def read_header(path: Path) -> Header:
         tokenizer=_text(values, "tokenizer.ggml.model"),
         quantisation=_quantisation(_number(values, "general.file_type")),
         has_chat_template="tokenizer.chat_template" in values,
-        n_cached=_cached(values, architecture),
+        n_files=n_files,
+        **({} if cache is None else asdict(cache)),
     )
+
+
+def _parameters_beside(path: Path, n_files: int) -> int:
+    """Return how many parameters lie in the other files of a model."""
+    names = part_names(path.name)
+    if len(names) != n_files:
+        raise StoreError(
+            f"{path}: the first of {n_files} files of a model; it must be named "
+            f"NAME-00001-of-{n_files:05}.gguf, and the others beside it after the same fashion"
+        )
+    return sum(_read(path.with_name(name))[1] for name in names[1:])
+
+
+def _read(path: Path) -> tuple[dict[str, object], int]:
+    """Return the values of one file, and how many parameters lie in it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).read()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, struct.error, KeyError, RecursionError) as error:
+        raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
 
 
 def _text(values: dict[str, object], key: str) -> str | None:
@@ -70,24 +102,6 @@ def _text(values: dict[str, object], key: str) -> str | None:
 def _number(values: dict[str, object], key: str) -> int | None:
     value = values.get(key)
     return value if isinstance(value, int) else None
-
-
-def _cached(values: dict[str, object], architecture: str) -> int | None:
-    """Count the keys and values of a token: those of every layer and head."""
-
-    def number(key: str) -> int | None:
-        return _number(values, f"{architecture}.{key}")
-
-    layers, width, heads = (
-        number("block_count"),
-        number("embedding_length"),
-        number("attention.head_count"),
-    )
-    if not layers or not width or not heads:
-        return None
-    head = width // heads
-    pair = (number("attention.key_length") or head) + (number("attention.value_length") or head)
-    return layers * (number("attention.head_count_kv") or heads) * pair
 
 
 def _quantisation(file_type: int | None) -> str | None:
@@ -102,7 +116,7 @@ def _quantisation(file_type: int | None) -> str | None:
 
 
 class _Reader:
-    """Walk through the header once. Of an array only the length is kept."""
+    """Walk through the header once. Only numbers for each layer are kept of arrays."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -141,19 +155,23 @@ class _Reader:
         if kind == _STRING:
             return self._string().decode(errors="replace")
         if kind == _ARRAY:
-            return self._array_length()
+            return self._array()
         (value,) = struct.unpack_from(f"<{_NUMBERS[kind]}", self._data, self._at)
         self._at += struct.calcsize(f"<{_NUMBERS[kind]}")
         return value
 
-    def _array_length(self) -> int:
+    def _array(self) -> object:
+        """Return the numbers of a short array, else the length: a vocabulary is not wanted."""
         kind, length = self._unpack("I"), self._unpack("Q")
         if kind in (_STRING, _ARRAY):
             for _ in range(length):
-                self._string() if kind == _STRING else self._array_length()
-        else:
-            self._skip(length * struct.calcsize(f"<{_NUMBERS[kind]}"))
-        return length
+                self._string() if kind == _STRING else self._array()
+            return length
+        began = self._at
+        self._skip(length * struct.calcsize(f"<{_NUMBERS[kind]}"))
+        if length > MOST_LAYERS:
+            return length
+        return struct.unpack_from(f"<{length}{_NUMBERS[kind]}", self._data, began)
 
     def _tensor_size(self) -> int:
         self._string()

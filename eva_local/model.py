@@ -34,7 +34,7 @@ Logits = NDArray[np.float32]
 ALL = -1
 # Rows of logits that one call may ask for: few, since a row is n_vocab floats.
 _LOGIT_ROWS = 32
-_SPARE_CELLS = 256
+SPARE_CELLS = 256
 # Sequences that one context can have, in llama.cpp.
 MOST_SEQUENCES = 256
 # A run of more tokens than a step can add is (part of) a prompt.
@@ -293,11 +293,11 @@ class LlamaModel:
         self._refuse_unless_causal()
         parameters = llama.llama_context_default_params()
         trained = llama.llama_model_n_ctx_train(self._model)
-        self.n_ctx = min(settings.n_ctx, trained) if settings.n_ctx else trained
+        self.n_ctx = settings.context(trained)
         parameters.n_ctx = self.n_ctx * self.n_sequences
         if self.n_branches > 1:
             # Rows that are tried beside each other need a little more than one text.
-            parameters.n_ctx += _SPARE_CELLS * self.n_sequences
+            parameters.n_ctx += SPARE_CELLS * self.n_sequences
             parameters.kv_unified = True
         parameters.n_batch = self.n_batch
         parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from eva_local.errors import InputError
+from eva_local.paths import part_names
 from eva_local.records import Sampling
 
 
@@ -42,6 +43,10 @@ class LoadSettings:
         _at_least("n_batch", self.n_batch, 1)
         for share in self.tensor_split:
             _at_least("tensor_split", share, 0)
+
+    def context(self, n_ctx_train: int | None) -> int:
+        """Return how many tokens a text can have in a model that was trained for so many."""
+        return min(self.n_ctx, n_ctx_train or self.n_ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +114,25 @@ class FusionSettings:
 
 @dataclass(frozen=True, slots=True)
 class PathSource:
-    """A GGUF file that the user keeps."""
+    """A GGUF file that the user keeps; of several, any one of them."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A file of a model repository on the hub."""
+    """A file of a model repository on the hub, or all of a model of which `file` is a part."""
 
     repository: str
     file: str
     revision: str = "main"
+
+    @property
+    def parts(self) -> tuple[HubSource, ...]:
+        """Return the source of each file of the model, the first one first."""
+        folder, slash, name = self.file.rpartition("/")
+        names = part_names(name)
+        return tuple(replace(self, file=f"{folder}{slash}{each}") for each in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +156,11 @@ Source = PathSource | HubSource | WheelSource
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model: where its GGUF file comes from and how it is loaded."""
+    """One model: where its GGUF file comes from and how it is loaded.
+
+    `size` is that of all its files together. `sha256` is that of its file; of a model in several
+    files, it is that of the files' checksums, one a line.
+    """
 
     name: str
     source: Source

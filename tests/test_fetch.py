@@ -26,7 +26,7 @@ from model_sources import (
 
 from eva_local import store
 from eva_local.errors import StoreError
-from eva_local.specs import ModelSpec, WheelSource
+from eva_local.specs import ModelSpec, PathSource, WheelSource
 
 DATA = b"GGUF" + os.urandom(300_000)
 Usage = namedtuple("Usage", "total used free")
@@ -309,3 +309,95 @@ def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="m: HF_HUB_OFFLINE forbids to ask the hub"):
         store.pull(hub_spec())
     assert not hub.requests
+
+
+PARTS = {f"sub/m-0000{n}-of-00003.gguf": b"GGUF" + os.urandom(50_000 * n) for n in (1, 2, 3)}
+LIST = "".join(f"{sha256(data)}\n" for data in PARTS.values()).encode()
+
+
+def parts_spec(**fields: object) -> ModelSpec:
+    return hub_spec(file="sub/m-00001-of-00003.gguf", **fields)
+
+
+def test_all_parts_of_a_hub_model_are_pulled_under_their_names(hub: Hub, cache: Path) -> None:
+    hub.others = PARTS
+    spec = parts_spec()
+    first = store.pull(spec)
+    assert first == store.find(spec) == store.locate(spec)
+    assert first.name == f"{store._key(spec)}-m-00001-of-00003.gguf"
+    files = sorted(named_files(cache))
+    assert [file.name.partition("-m-")[2] for file in files] == [
+        f"0000{n}-of-00003.gguf" for n in (1, 2, 3)
+    ]
+    assert [file.read_bytes() for file in files] == list(PARTS.values())
+    assert not list(cache.glob(".*.work"))
+    assert store.size(spec) == sum(map(len, PARTS.values()))
+    found = store.verify(spec)
+    assert found == store.Verification("m", "ok", first, sha256(LIST), sha256(LIST))
+    assert store.checksum(spec) == sha256(LIST)
+    # All of one commit, and known to be there before the first is downloaded.
+    assert [path for method, path, _ in hub.requests if method == "HEAD"] == [
+        f"/owner/model/resolve/{revision}/{name}"
+        for revision, name in zip(("main", COMMIT, COMMIT), PARTS, strict=True)
+    ]
+    assert [method for method, _, _ in hub.requests] == ["HEAD"] * 3 + ["GET"] * 3
+    # Whichever part is named, and whatever the model is called.
+    assert store.pull(parts_spec(name="other")) == first
+
+
+def test_size_and_checksum_are_those_of_all_parts(hub: Hub, cache: Path) -> None:
+    hub.others = PARTS
+    size = sum(map(len, PARTS.values()))
+    with pytest.raises(StoreError, match=f"m: {size} bytes arrived, 5 were expected"):
+        store.pull(parts_spec(size=5))
+    with pytest.raises(StoreError, match=f"has sha256 {sha256(LIST)}, not the configured 0000"):
+        store.pull(parts_spec(sha256="0" * 64))
+    assert not named_files(cache)
+    spec = parts_spec(sha256=sha256(LIST), size=size)
+    first = store.pull(spec)
+    assert store.verify(spec).status == "ok"
+    third = first.with_name(first.name.replace("00001-of", "00003-of"))
+    third.write_bytes(third.read_bytes()[:-1] + b"x")
+    found = store.verify(spec)
+    kept = sha256(PARTS["sub/m-00003-of-00003.gguf"])
+    assert found == store.Verification("m", "mismatch", third, sha256(third.read_bytes()), kept)
+    third.write_bytes(b"GGUF")
+    assert store.find(spec) is None
+
+
+def test_a_part_that_is_missing_is_named(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    hub.others = dict(list(PARTS.items())[:2])
+    with pytest.raises(StoreError, match=r"has no file 'sub/m-00003-of-00003\.gguf'"):
+        store.pull(parts_spec())
+    assert not hub.gets
+    hub.others = PARTS
+    spec = parts_spec()
+    second = store.pull(spec).with_name(f"{store._key(spec)}-m-00002-of-00003.gguf")
+    second.unlink()
+    assert store.find(spec) is None
+    assert store.verify(spec) == store.Verification("m", "missing", second)
+    with pytest.raises(StoreError, match=f"not here whole: {second} is missing; run: .* pull m"):
+        store.locate(spec)
+    assert store.pull(spec).read_bytes() == next(iter(PARTS.values()))
+    assert store.verify(spec).status == "ok"
+    own = ModelSpec("own", PathSource(tmp_path / "m-00002-of-00002.gguf"))
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(DATA)
+    with pytest.raises(StoreError, match=r"m-00001-of-00002\.gguf: no such file"):
+        store.locate(own)
+    (tmp_path / "m-00001-of-00002.gguf").write_bytes(DATA)
+    assert store.locate(own) == tmp_path / "m-00001-of-00002.gguf"
+    assert store.size(own) == 2 * len(DATA)
+
+
+def test_a_part_that_arrived_wrong_is_fetched_alone(hub: Hub, cache: Path) -> None:
+    hub.others = PARTS
+    name = "sub/m-00002-of-00003.gguf"
+    hub.wrong = {name: PARTS[name][:-1] + b"x"}
+    with pytest.raises(StoreError, match=r"m \(2 of 3\): the file has sha256 .*; pull again"):
+        store.pull(parts_spec())
+    assert not named_files(cache)
+    hub.wrong = {}
+    store.pull(parts_spec())
+    assert store.verify(parts_spec()).status == "ok"
+    asked = [path.rpartition("/")[2] for path, _ in hub.gets]
+    assert [asked.count(f"m-0000{n}-of-00003.gguf") for n in (1, 2, 3)] == [1, 2, 1]

@@ -19,6 +19,7 @@ ROWS = (
     "catalogue",
     "config",
     "fetch",
+    "cache_size",
     "header",
     "store",
     "vocab",

@@ -205,11 +205,11 @@ def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[
 
 
 def _model_row(spec: ModelSpec) -> dict[str, object]:
-    path = store.find(spec)
+    here = store.find(spec) is not None
     return {
         "name": spec.name,
-        "size": spec.size if path is None else path.stat().st_size,
-        "here": path is not None,
+        "size": store.size(spec) if here else spec.size,
+        "here": here,
         "licence": spec.licence,
         "description": spec.description,
     }
@@ -219,13 +219,14 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
     from eva_local.header import read_header
 
     path = store.find(spec)
+    header = None if path is None else read_header(path)
     return {
         **_model_row(spec),
         "source": asdict(spec.source),
         "sha256": spec.sha256,
         "load": asdict(spec.load),
         "path": path,
-        "file": None if path is None else asdict(read_header(path)),
+        "file": None if header is None else asdict(header),
     }
 
 
@@ -244,7 +245,8 @@ def _verdict(result: store.Verification) -> str:
         case "ok":
             return "ok"
         case "missing":
-            return f"not here; run: eva-local pull {result.name}"
+            lacks = "" if result.path is None else f" whole: {result.path} is missing"
+            return f"not here{lacks}; run: eva-local pull {result.name}"
         case "mismatch":
             return (
                 f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
