@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
@@ -15,7 +17,9 @@ from eva_local.model import ALL, LlamaModel, Model, can_offload
 from eva_local.records import Sampling
 from eva_local.space import PivotSpace
 from eva_local.specs import EnsembleSpec
-from eva_local.store import locate
+from eva_local.store import locate, marks
+
+log = logging.getLogger("eva_local")
 
 
 def load(
@@ -92,7 +96,7 @@ def open_models(
     """
     paths = [locate(member) for member in spec.members]
     with contextlib.ExitStack() as stack:
-        yield [
+        models = [
             stack.enter_context(
                 LlamaModel(
                     path,
@@ -104,6 +108,21 @@ def open_models(
             )
             for path, member in zip(paths, spec.members, strict=True)
         ]
+        pairs = zip(spec.members, models, strict=True)
+        shortened = [member.shortened(model.n_ctx) for member, model in pairs]
+        for notice in dict.fromkeys(filter(None, (*shortened, *_twins(spec)))):
+            log.warning("%s", notice)
+        yield models
+
+
+def _twins(spec: EnsembleSpec) -> Iterator[str]:
+    """Say which members are one model."""
+    for one, other in combinations(spec.members, 2):
+        if one == other or not marks(one).isdisjoint(marks(other)):
+            yield (
+                f"{spec.name}: members {one.name} and {other.name} are the same model, which is "
+                "decoded twice and has two votes"
+            )
 
 
 def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> Engine:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from eva_local.engine import Engine
 from eva_local.errors import ClosedError, InputError
 from eva_local.model import Model
 from eva_local.prompt import Prompt, PromptWriter
 from eva_local.records import Message
+
+log = logging.getLogger("eva_local")
 
 # What can be gone on with: text, a conversation, or symbols, which are read as plain text.
 Asked = Prompt | Sequence[int]
@@ -27,6 +30,7 @@ class Readers:
         self._models = tuple(models)
         self._engine = engine
         self._writers = [PromptWriter(model) for model in models]
+        self._untaught = {i for i, model in enumerate(models) if not model.chat_template}
         # Held while tokenisers are at work, so that nobody frees them meanwhile.
         self._at_work = threading.Lock()
         self._closed = False
@@ -43,10 +47,12 @@ class Readers:
         Raises InputError and PromptError where it cannot be put to a member.
         """
         plain = self._plain(prompt, only)
-        writers = self._writers if only is None else [self._writers[only]]
+        members = range(len(self._writers)) if only is None else [only]
         with self._at_work:
             self._refuse_closed()
-            return [writer.tokens(plain) for writer in writers]
+            if not isinstance(plain, str | bytes):
+                self._say_untaught(members)
+            return [self._writers[member].tokens(plain) for member in members]
 
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
@@ -74,6 +80,16 @@ class Readers:
         if any(not model.tokenizer.missing_bytes.isdisjoint(data) for model in models):
             raise InputError("a member has no token for a character of the text to be scored")
         return self.spell(data, only) if isinstance(text, str) else text
+
+    def _say_untaught(self, members: Iterable[int]) -> None:
+        """Say once of each member that has never seen a conversation what it is given."""
+        for member in self._untaught.intersection(members):
+            self._untaught.remove(member)
+            log.warning(
+                "%s has no chat template: it is given conversations as a plain dialogue "
+                "(User: … Assistant: …)",
+                self._engine.names[member],
+            )
 
     def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
         """Return a prompt with the bytes that symbols stand for."""

@@ -170,6 +170,15 @@ class ModelSpec:
     description: str = ""
     load: LoadSettings = field(default_factory=LoadSettings)
 
+    def shortened(self, n_ctx: int) -> str:
+        """Say that a context of `n_ctx` tokens is less than was asked for; "" where it is not."""
+        if n_ctx >= self.load.n_ctx:
+            return ""
+        return (
+            f"{self.name}: n_ctx is {n_ctx}, not {self.load.n_ctx}: the model was trained for no "
+            "longer texts"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EnsembleSpec:

@@ -66,6 +66,15 @@ def size(spec: ModelSpec) -> int | None:
     return sum(known) if len(known) == len(sizes) else None
 
 
+def marks(spec: ModelSpec) -> frozenset[object]:
+    """Return what two models have in common only if their files are the same."""
+    found = _stat(_paths(spec)[0])
+    kept = _kept_checksums(spec)
+    place = None if found is None else (found.st_dev, found.st_ino)
+    checksum = spec.sha256 or (joined_checksum(kept) if kept else None)
+    return frozenset(mark for mark in (place, checksum) if mark is not None)
+
+
 def locate(spec: ModelSpec) -> Path:
     """Return the file of a model; StoreError says how to get it."""
     path = find(spec)

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -96,9 +96,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("eva-local: %(levelname)s: %(message)s"))
+    handler.addFilter(_once())
     log = logging.getLogger("eva_local")
     log.handlers[:] = [handler]
     log.setLevel(level)
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """Let a warning be given once: a prompt is put to the members in every row, or every turn."""
+    given: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        message = record.getMessage()
+        known = message in given
+        given.add(message)
+        return not known
+
+    return is_new
 
 
 def _refusal(error: OSError) -> str:

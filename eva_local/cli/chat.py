@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import logging
 import os
 import sys
 from dataclasses import replace
@@ -137,7 +136,6 @@ def _hold(
             screen.gap()
         if system is not None:
             held.use_system(system)
-        _say_once()
         try:
             repl.run()
         except BrokenPipeError:
@@ -176,21 +174,6 @@ def _greet(ensemble: Ensemble, screen: Screen) -> None:
         members if ensemble.members == (ensemble.spec.name,) else f"{ensemble.spec.name}: {members}"
     )
     screen.note(f"{name}, context {min(ensemble.n_ctx)}, /help for help")
-
-
-def _say_once() -> None:
-    """Let a warning be given once: a conversation is put to the members again in every turn."""
-    given: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if message in given:
-            return False
-        given.add(message)
-        return True
-
-    for handler in logging.getLogger("eva_local").handlers:
-        handler.addFilter(is_new)
 
 
 def _list(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from eva_local.cli.session import (
 )
 from eva_local.cli.table import print_json, print_table
 from eva_local.config import Config
-from eva_local.errors import InputError
+from eva_local.errors import InputError, StoreError
 from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.text import harmless_line
 
@@ -173,11 +174,13 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""
     loaded = session.load(overrides)
     file, cache = str(loaded.path.absolute()), str(store.cache_folder())
+    contexts = _contexts(loaded)
     if as_json:
         settings = {
             setting.key: {"value": setting.value, "origin": setting.origin}
             for setting in loaded.settings
         }
+        settings["n_ctx"]["members"] = contexts
         print_json({"file": file, "cache": cache, "settings": settings})
         return
     click.echo(f"file: {file}\ncache: {cache}\n")
@@ -185,6 +188,22 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
         ("KEY", "VALUE", "FROM"),
         [(s.key, _shown(s.value), s.origin) for s in loaded.settings],
     )
+    for member in loaded.members():
+        if notice := member.shortened(contexts.get(member.name, member.load.n_ctx)):
+            click.echo(f"\n{notice}")
+
+
+def _contexts(config: Config) -> dict[str, int]:
+    """Return the n_ctx of the members that are here: at most what they were trained for."""
+    from eva_local.header import read_header
+
+    found = {}
+    for member in config.members():
+        path = store.find(member)
+        with contextlib.suppress(StoreError):
+            if path is not None:
+                found[member.name] = member.load.context(read_header(path).n_ctx_train)
+    return found
 
 
 def _show_token(spec: EnsembleSpec, text: str, *, as_json: bool) -> None:
@@ -220,11 +239,14 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
 
     path = store.find(spec)
     header = None if path is None else read_header(path)
+    load = asdict(spec.load)
+    if header is not None:
+        load["n_ctx"] = spec.load.context(header.n_ctx_train)
     return {
         **_model_row(spec),
         "source": asdict(spec.source),
         "sha256": spec.sha256,
-        "load": asdict(spec.load),
+        "load": load,
         "path": path,
         "file": None if header is None else asdict(header),
     }
