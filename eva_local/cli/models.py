@@ -188,9 +188,9 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
         ("KEY", "VALUE", "FROM"),
         [(s.key, _shown(s.value), s.origin) for s in loaded.settings],
     )
-    for member in loaded.members():
-        if notice := member.shortened(contexts.get(member.name, member.load.n_ctx)):
-            click.echo(f"\n{notice}")
+    cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
+    for notice in dict.fromkeys(filter(None, cut)):
+        click.echo(notice)
 
 
 def _contexts(config: Config) -> dict[str, int]:
