@@ -11,7 +11,7 @@ from eva_local.api import Ensemble, Report
 from eva_local.byte_space import BRANCHES
 from eva_local.errors import ModelError
 from eva_local.header import read_header
-from eva_local.model import SPARE_CELLS, can_offload
+from eva_local.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
 from eva_local.opening import open_ensemble
 from eva_local.records import Sampling
 from eva_local.specs import EnsembleSpec, LoadSettings
@@ -69,10 +69,13 @@ def places_that_fit(spec: EnsembleSpec, most: int) -> int:
     on_cpu = [
         member for member in spec.members if not can_offload() or not member.load.n_gpu_layers
     ]
+    bytewise = spec.fusion.space == "bytes"
+    if bytewise:
+        # One sequence may have to guard a window.
+        most = min(most, (MOST_SEQUENCES - 1) // BRANCHES)
     free = free_memory()
     if not on_cpu or free is None:
         return most
-    bytewise = spec.fusion.space == "bytes"
     needed = sum(_bytes_of_text(locate(member), member.load, bytewise) for member in on_cpu)
     free -= sum(size(member) or 0 for member in on_cpu)
     return max(1, min(most, int(free * (1 - _LEFT_FREE) / max(needed, 1))))

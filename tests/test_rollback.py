@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import ARCHITECTURES, WINDOWED, tiny_model
 
+from eva_local.errors import ModelError
 from eva_local.model import ALL, LlamaModel, Run
 from eva_local.opening import open_ensemble
 from eva_local.records import Sampling
@@ -243,3 +244,11 @@ def decode(model: LlamaModel, sequence: int, start: int, tokens: Sequence[int]) 
     (logits,) = model.decode([Run(sequence, start, tokens)])
     assert logits is not None
     return logits.copy()
+
+
+def test_more_texts_than_llama_cpp_has_sequences_are_refused_in_one_line(folder) -> None:
+    path = tiny_model(folder / "many.gguf", "gemma3")
+    with opened(path, n_ctx=64, n_sequences=31, n_branches=8) as model:
+        assert decode(model, 30 * 8, 0, [40, 41]).shape == (len(model.vocabulary),)
+    with pytest.raises(ModelError, match=r"32 texts side by side need 257 sequences.*256"):
+        opened(path, n_ctx=64, n_sequences=32, n_branches=8)
