@@ -24,6 +24,7 @@ ROWS = (
     "vocab",
     "tokenizer",
     "model",
+    "endless",
     "grammar",
     "evidence",
     "context",
