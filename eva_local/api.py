@@ -183,6 +183,7 @@ class Ensemble:
         `sampling` is one for all, or one for each. A beginning that prompts have in common is
         read once. Raises the first error that one of them meets; see `stream`.
         """
+        _refuse_one_text(prompts)
         answers: list[list[Step | EvaError]] = [[] for _ in prompts]
         requests = [
             self._request(prompt, each)
@@ -203,6 +204,7 @@ class Ensemble:
         self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:
         """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
+        _refuse_one_text(prompts)
         samplings = _for_each(sampling, len(prompts))
         tasks = [
             asyncio.create_task(self.acomplete(prompt, each))
@@ -397,6 +399,11 @@ def _step(told: Step | EvaError) -> Step:
     if isinstance(told, EvaError):
         raise told
     return told
+
+
+def _refuse_one_text(prompts: object) -> None:
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a sequence of them, not one text; see complete")
 
 
 def _for_each(

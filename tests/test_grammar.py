@@ -283,6 +283,17 @@ def test_what_is_only_long_is_begun(settings, text: bytes) -> None:
     assert not follow(opened(**settings), text).allowed[SPACE.end]
 
 
+def nested(depth: int) -> str:
+    return '{"type": "array", "items": ' * depth + '{"type": "null"}' + "}" * depth
+
+
+def test_what_is_nested_deeply_is_followed_or_refused_in_one_line() -> None:
+    assert follow(opened(json_schema=nested(60)), b"[[[").allowed[ord("]")]
+    with pytest.raises(InputError, match=r"^json_schema: recursion limit") as error:
+        check(Sampling(json_schema=nested(5000)))
+    assert "\n" not in str(error.value)
+
+
 def test_what_becomes_too_complex_is_told_in_one_line() -> None:
     ways = " | ".join(f'"{number}"' for number in range(2500))
     grammar = opened(grammar=f'root ::= "x" ways\nways ::= {ways}')

@@ -248,6 +248,12 @@ def test_biases_are_kept_as_pairs() -> None:
     assert replace(sampling, top_k=1).logit_bias == sampling.logit_bias
 
 
+def test_one_text_is_one_stop_string() -> None:
+    assert Sampling(stop="abc").stop == ("abc",)
+    assert Sampling(stop=["abc", "d"]).stop == ("abc", "d")
+    assert replace(Sampling(stop="abc"), top_k=1).stop == ("abc",)
+
+
 def test_draws_follow_the_distribution() -> None:
     generator = np.random.default_rng(1)
     counts = np.bincount([draw(FOUR, generator) for _ in range(20_000)], minlength=4) / 20_000
@@ -287,6 +293,17 @@ def test_law_6_equal_seeds_choose_alike_and_always_a_symbol(
         {"min_p": 1},
         {"seed": -1},
         {"stop": ("",)},
+        {"stop": ""},
+        {"stop": 5},
+        {"stop": None},
+        {"stop": ["a", 5]},
+        {"stop": b"abc"},
+        {"logit_bias": "ab"},
+        {"logit_bias": ["ab"]},
+        {"logit_bias": [("ab", 1, 2)]},
+        {"logit_bias": {5: 1}},
+        {"logit_bias": {"a": "1"}},
+        {"logit_bias": 5},
         {"repeat_penalty": 0},
         {"repeat_penalty": float("nan")},
         {"repeat_last_n": -2},
