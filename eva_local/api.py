@@ -117,7 +117,8 @@ class Ensemble:
         ensemble's own rule. What the members have read before is not read again; `report` is
         told how far they are with the rest, which is read a batch at a time.
 
-        Raises ContextError where the prompt does not fit, with the numbers.
+        Raises ContextError where the prompt does not fit, with the numbers, and InputError where
+        a bias, grammar or schema cannot be used.
         """
         told: deque[Step | EvaError] = deque()
         request = self.submit(
@@ -157,6 +158,10 @@ class Ensemble:
             async for step in steps:
                 yield step
 
+    def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
+        """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
+        self._engine.panel(self._place_of(alone)).samplers.prepare(sampling)
+
     def complete(
         self, prompt: Asked, sampling: Sampling | None = None, *, alone: str | None = None
     ) -> Completion:
@@ -178,6 +183,7 @@ class Ensemble:
         `sampling` is one for all, or one for each. A beginning that prompts have in common is
         read once. Raises the first error that one of them meets; see `stream`.
         """
+        _refuse_one_text(prompts)
         answers: list[list[Step | EvaError]] = [[] for _ in prompts]
         requests = [
             self._request(prompt, each)
@@ -198,6 +204,7 @@ class Ensemble:
         self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Completion]:
         """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
+        _refuse_one_text(prompts)
         samplings = _for_each(sampling, len(prompts))
         tasks = [
             asyncio.create_task(self.acomplete(prompt, each))
@@ -225,8 +232,9 @@ class Ensemble:
         With `n_top` every step names as many of the likeliest symbols. The member named by
         `alone` writes by itself, in its own tokens, beside the answers of all.
 
-        Raises InputError and PromptError where the prompt cannot be put to the members; what is
-        found out later, the sink is told.
+        Raises InputError and PromptError where the prompt cannot be put to the members, and
+        InputError where a bias, grammar or schema cannot be used; what is found out later, the
+        sink is told.
         """
         request = self._request(
             prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
@@ -244,7 +252,7 @@ class Ensemble:
         alone: str | None = None,
         judge: Judge | None = None,
     ) -> Request:
-        """Tokenise a prompt for all members, or for one; see `submit`."""
+        """Do all that may take long before a step: read the prompt, prepare how it is answered."""
         only = self._place_of(alone)
         prompts = self._readers.tokens(prompt, only)
         sampling = sampling or self._sampling
@@ -253,6 +261,7 @@ class Ensemble:
             *(prompts, sampling),
             traced=trace,
             n_top=n_top,
+            chooser=self._engine.panel(only).samplers.prepare(sampling),
             judge=judge,
             alone=only,
             judged=judged,
@@ -390,6 +399,11 @@ def _step(told: Step | EvaError) -> Step:
     if isinstance(told, EvaError):
         raise told
     return told
+
+
+def _refuse_one_text(prompts: object) -> None:
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a sequence of them, not one text; see complete")
 
 
 def _for_each(

@@ -11,6 +11,7 @@ from eva_local.branches import Branches, Place
 from eva_local.customs import END, Customs
 from eva_local.evidence import Evidence
 from eva_local.fusion import Floats, Ids, Vote
+from eva_local.grammar import Grammar
 from eva_local.hypotheses import Hypotheses
 from eva_local.model import Logits, Model, Run
 from eva_local.open_row import Border
@@ -90,7 +91,9 @@ class ByteVoice:
     def trade(self, other: ByteVoice) -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
 
-    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+    def start(
+        self, prompt: Sequence[int], judged: int = 0, _grammar: Grammar | None = None
+    ) -> None:
         """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)

@@ -189,8 +189,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except UnicodeDecodeError as error:

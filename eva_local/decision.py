@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eva_local.fusion import Floats, Vote, combine, faithful, follow, softmax
+from eva_local.grammar import Marks
 from eva_local.specs import FusionSettings
 
 
@@ -42,10 +43,14 @@ class Judge:
         """Take in how well each member predicts its prompt, in nats per byte."""
         self.evidence = np.array(evidence, dtype=np.float64)
 
-    def decide(self, votes: Sequence[Vote | None]) -> Decision:
-        """Filter, weigh and combine."""
-        asked = [vote for vote in votes if vote is not None]
-        stay = iter(self._filter(asked))
+    def decide(self, votes: Sequence[Vote | None], allowed: Marks | None = None) -> Decision:
+        """Filter, weigh and combine.
+
+        Where a grammar says which symbols are `allowed`, members are filtered by what they say of
+        those: its text need not be what anyone likes best. The votes are fused whole.
+        """
+        heard = [_within(vote, allowed) for vote in votes]
+        stay = iter(self._filter([vote for vote in heard if vote is not None]))
         stayed = tuple(vote is not None and next(stay) for vote in votes)
         weights = self.weights * stayed
         if weights.sum() == 0:
@@ -65,7 +70,7 @@ class Judge:
             stayed=stayed,
             reasons=tuple(
                 "" if stays else self._reason(vote)
-                for vote, stays in zip(votes, stayed, strict=True)
+                for vote, stays in zip(heard, stayed, strict=True)
             ),
             weights=tuple((weights / total).tolist()),
         )
@@ -99,5 +104,9 @@ class Judge:
         if vote is None:
             return "not asked: the pivot was sure"
         if not len(vote):
-            return "proposes nothing that the shared space can say"
+            return "proposes nothing that can be written here"
         return f"its first choice is in no other member's top {self._fusion.filter_n}"
+
+
+def _within(vote: Vote | None, allowed: Marks | None) -> Vote | None:
+    return vote if vote is None or allowed is None else vote.within(allowed)

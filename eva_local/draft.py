@@ -12,10 +12,10 @@ import numpy as np
 from eva_local.decision import Decision, Judge
 from eva_local.errors import EvaError
 from eva_local.fusion import Vote
-from eva_local.grammar import Grammars
+from eva_local.grammar import Marks
 from eva_local.model import Run
 from eva_local.records import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
-from eva_local.sampling import Chooser, PieceSampler
+from eva_local.sampling import Chooser, PieceSampler, Samplers
 from eva_local.space import Slate, Space, Voice
 from eva_local.specs import FusionSettings
 from eva_local.text import TextStream
@@ -39,7 +39,7 @@ class Panel:
     names: tuple[str, ...]
     space: Space[Any]
     fusion: FusionSettings
-    grammars: Grammars
+    samplers: Samplers
 
 
 class Draft:
@@ -101,6 +101,12 @@ class Draft:
         known = sum(count or 0 for count in self.cached_tokens) + self.read_tokens
         return min(known / sum(self.prompt_tokens), 1.0)
 
+    @property
+    def _allowed(self) -> Marks | None:
+        """Which symbols may come next, where a grammar says so."""
+        grammar = self.sampler.grammar
+        return None if grammar is None else grammar.allowed
+
     def place_of(self, member: int) -> int | None:
         """Return the place in the panel of one of the engine's models, if it is there."""
         return self._places.get(member)
@@ -126,6 +132,8 @@ class Draft:
         else:
             vote = space.lead_vote(self.voices)
         assert vote is not None
+        if self._allowed is not None:
+            vote = vote.within(self._allowed)
         self.sure = bool(len(vote)) and vote.top(1)[0][1] >= gate
         return self.sure
 
@@ -138,7 +146,7 @@ class Draft:
         if isinstance(sampler, PieceSampler):
             return self._advance_piece(sampler)
         while self.ready:
-            decision = self.judge.decide(self._votes())
+            decision = self.judge.decide(self._votes(), self._allowed)
             self._note(decision)
             chosen = sampler.choose(decision.fused)
             self._extend(decision, chosen)

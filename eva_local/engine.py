@@ -14,11 +14,10 @@ from typing import Any
 
 from eva_local.decision import Judge
 from eva_local.draft import Draft, Panel
-from eva_local.errors import ContextError, EvaError, InputError, passed_on
-from eva_local.grammar import Grammars
+from eva_local.errors import ContextError, EvaError, passed_on
 from eva_local.model import Logits, Model, Run, cores
 from eva_local.records import Sampling, Step
-from eva_local.sampling import Chooser, PieceSampler, Sampler
+from eva_local.sampling import ChooserMaker, Samplers
 from eva_local.space import Space, Voice
 from eva_local.specs import FusionSettings
 
@@ -62,9 +61,9 @@ class Engine:
         self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
-        grammars = Grammars(space, self.missing_bytes)
+        samplers = Samplers(space, self.missing_bytes, by_piece=space.slates is not None)
         members = tuple(range(len(models)))
-        self._all = Panel(members, self.names, space, fusion, grammars)
+        self._all = Panel(members, self.names, space, fusion, samplers)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -94,7 +93,7 @@ class Engine:
         *,
         traced: bool = False,
         n_top: int = 0,
-        chooser: Chooser | None = None,
+        chooser: ChooserMaker | None = None,
         judge: Judge | None = None,
         alone: int | None = None,
         judged: int = 0,
@@ -104,17 +103,18 @@ class Engine:
         With `alone` one member writes it, by itself and in its own tokens, beside the answers
         of all; `prompts` are its prompt alone. What the members' caches hold of these prompts, in
         this slot or in another, is not decoded again. Every step of a `traced` answer says why
-        its symbol was chosen, and names the `n_top` likeliest symbols. A `chooser` chooses
-        instead of what `sampling` says (except for its end), a `judge` fuses in place of the
-        ensemble's rule. It is told how well each member predicts the last `judged` bytes of
-        its prompt; to know that costs a row of logits for each of their tokens.
+        its symbol was chosen, and names the `n_top` likeliest symbols. What `chooser` makes
+        chooses, instead of what `sampling` says (except for its end); without it that is prepared
+        here, which may take long. A `judge` fuses in place of the ensemble's rule. It is told how
+        well each member predicts the last `judged` bytes of its prompt; to know that costs a row
+        of logits for each of their tokens.
 
         Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
         InputError where a bias, grammar or schema of `sampling` cannot be used.
         """
         panel = self.panel(alone)
         self._refuse_too_long(panel, prompts)
-        sampler = _chooser(sampling, panel) if chooser is None else chooser
+        sampler = (chooser or panel.samplers.prepare(sampling))()
         held = self._voices_of(slot)
         voices = [held[member] for member in panel.members]
         for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
@@ -122,7 +122,7 @@ class Engine:
         if alone is not None:
             voices = panel.space.over(voices)
         for voice, prompt in zip(voices, prompts, strict=True):
-            voice.start(prompt, judged)
+            voice.start(prompt, judged, sampler.grammar)
         judge = judge or Judge(panel.fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
         return Draft(
@@ -167,8 +167,11 @@ class Engine:
             names = (self.names[member],)
             # What one model says is not weighed, and nobody else need be asked.
             fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
-            grammars = Grammars(space, self._models[member].tokenizer.missing_bytes)
-            self._alone[member] = Panel((member,), names, space, fusion, grammars)
+            missing = self._models[member].tokenizer.missing_bytes
+            samplers = Samplers(space, missing, by_piece=space.slates is not None)
+            panel = Panel((member,), names, space, fusion, samplers)
+            # Of several threads that ask for it, all get the same.
+            self._alone.setdefault(member, panel)
         return self._alone[member]
 
     def _voices_of(self, slot: int) -> Sequence[Voice]:
@@ -292,18 +295,3 @@ def _await(asked: Sequence[Future[None]]) -> None:
     finally:
         # Where one fails, the others must be done before anybody is asked again.
         wait(asked)
-
-
-def _chooser(sampling: Sampling, panel: Panel) -> Chooser | PieceSampler:
-    """Return what draws an answer; raise InputError for what cannot be done."""
-    grammar = panel.grammars.open(sampling)
-    if panel.space.slates is None:
-        return Sampler(sampling, panel.space, grammar)
-    if grammar is None:
-        return PieceSampler(sampling)
-    if sampling.logit_bias or sampling.penalises:
-        raise InputError(
-            "under a grammar or schema, the space of bytes chooses single bytes, and logit_bias "
-            'and penalties speak of whole tokens: leave them out, or use space = "pivot"'
-        )
-    return Sampler(sampling, panel.space, grammar)

@@ -57,6 +57,11 @@ class Vote:
         """
         return math.log(self.at_least(symbol) if len(self) else 1 / n_symbols)
 
+    def within(self, marks: NDArray[np.bool_]) -> Vote:
+        """Return the symbols that are marked, (symbols,), with their probabilities as they are."""
+        kept = marks[self.symbols]
+        return self if kept.all() else Vote(self.symbols[kept], self.probabilities[kept])
+
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""
         among = np.arange(len(self))
@@ -73,12 +78,18 @@ _GROUPS = 4
 NOBODY = Vote(np.empty(0, dtype=np.int64), np.empty(0))
 
 
-def top_k(logits: NDArray[np.float32], count: int) -> tuple[Ids, Floats]:
+def top_k(
+    logits: NDArray[np.float32], count: int, marks: NDArray[np.bool_] | None = None
+) -> tuple[Ids, Floats]:
     """Return the `count` highest logits' ids (ascending) and the softmax over just those.
 
-    `logits: (n_vocab,)`; `count` 0 takes them all.
+    `logits: (n_vocab,)`; `count` 0 takes them all. With `marks: (n_vocab,)` the highest of those
+    that are marked are there too, so that the others' probabilities stay as they are.
     """
     ids = np.arange(len(logits)) if count == 0 else highest(logits, count)
+    if count and marks is not None:
+        marked = np.flatnonzero(marks)
+        ids = np.union1d(ids, marked[highest(logits[marked], count)])
     kept = logits[ids]
     weights = np.exp((kept - kept.max()).astype(np.float64))
     return ids, weights / weights.sum()
@@ -100,6 +111,21 @@ def highest(values: NDArray[np.floating[Any]], count: int) -> Ids:
     found = np.flatnonzero(~(values < bound))
     best = np.argpartition(values[found], len(found) - count)[-count:]
     return found[np.sort(best)]
+
+
+def reaching(mapping: Mapping, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return (member tokens,): which tokens may send mass to a marked symbol.
+
+    `marks: (symbols,)`.
+    """
+    tokens = np.zeros(len(mapping.indptr) - 1, dtype=np.bool_)
+    filled = np.diff(mapping.indptr) > 0
+    if filled.any():
+        tokens[filled] = np.logical_or.reduceat(marks[mapping.indices], mapping.indptr[:-1][filled])
+    if len(mapping.first):
+        first = mapping.first[marks]
+        tokens[first[first >= 0]] = True
+    return tokens
 
 
 def normalised(symbols: Ids, masses: Floats) -> Vote:

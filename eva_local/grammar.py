@@ -6,20 +6,30 @@ do. The only module that imports it, and only when an answer is constrained.
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eva_local.endless import endless_part, endless_rule
 from eva_local.errors import InputError
 from eva_local.records import Sampling
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+Marks = NDArray[np.bool_]
+
 _LONGEST_MESSAGE = 200
+# Grammars and schemas that are kept ready for the next answer.
+_KEPT = 32
+# Otherwise a mask would admit one spelling only of what is forced.
+_OPTIONS = '%llguidance {"no_forcing": true}'
 # A comment, a literal, a regular expression, a name.
 _LARK_TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|\w+')
 # A comment, a literal, a class of characters, a name.
@@ -45,17 +55,15 @@ class Grammar(Protocol):
     def complete(self) -> bool:
         """Whether nothing but END may follow."""
 
-    def allows(self, symbols: Sequence[int]) -> NDArray[np.bool_]:
-        """Return (m,): which of the symbols, END among them, may come next."""
+    @property
+    def allowed(self) -> Marks:
+        """(symbols,): which symbols, END among them, may come next; never none."""
 
-    def ways_on(self) -> list[int]:
-        """Return symbols that may come next, the one that commits to least first.
-
-        What the grammar forces is there as its longest symbols only. Empty at a dead end.
-        """
+    def fork(self) -> Self:
+        """Return one that stands where this one does and goes on by itself."""
 
     def accept(self, symbol: int) -> None:
-        """Follow a chosen symbol. Raises InputError where the grammar forbids it."""
+        """Follow a chosen symbol. Raises InputError where it is forbidden or nothing can follow."""
 
 
 class Grammars:
@@ -65,20 +73,25 @@ class Grammars:
         """Constrain answers in `symbols`; those with a byte of `missing` are never allowed."""
         self._symbols = symbols
         self._missing = missing
+        self._one_at_a_time = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        self._beginning = functools.lru_cache(_KEPT)(self._compile)
 
     def open(self, sampling: Sampling) -> Grammar | None:
         """Return a fresh grammar for one answer, or None where it is free.
 
-        Raises InputError where the grammar or schema cannot be used.
+        Slow where this grammar or schema was not asked for lately. Raises InputError where it
+        cannot be used.
         """
-        compiled = _compiled(sampling)
-        if compiled is None:
+        if sampling.grammar is None and sampling.json_schema is None:
             return None
-        if self._tokenizer is None:
-            self._tokenizer = self._prepared()
-        matcher = _matcher(self._tokenizer, compiled, _name(sampling))
-        return _Followed(matcher, self._symbols)
+        return self._beginning(sampling.grammar, sampling.json_schema).fork()
+
+    def _compile(self, gbnf: str | None, schema: str | None) -> Grammar:
+        with self._one_at_a_time:
+            if self._tokenizer is None:
+                self._tokenizer = self._prepared()
+        return _followed(self._tokenizer, gbnf, schema, self._symbols.end)
 
     def _prepared(self) -> LLTokenizer:
         from llguidance import LLTokenizer
@@ -89,7 +102,7 @@ class Grammars:
         ]
         spelled = [piece if missing.isdisjoint(piece) else b"" for piece in pieces]
         described = _Described([*spelled, b""], end)
-        # Slices would speed up masks, which are needed only where all candidates are refused.
+        # Slices made no mask faster that was measured, and take time to prepare.
         tokenizer = LLTokenizer(described, slices=[])  # type: ignore[arg-type]  # by its attributes
         described.split = tokenizer.greedy_tokenize
         return tokenizer
@@ -97,46 +110,43 @@ class Grammars:
 
 def check(sampling: Sampling) -> None:
     """Raise InputError where the grammar or schema cannot be used, before a model is opened."""
-    compiled = _compiled(sampling)
-    if compiled is not None:
+    if sampling.grammar is not None or sampling.json_schema is not None:
         from llguidance import LLTokenizer
 
-        _matcher(LLTokenizer("byte"), compiled, _name(sampling))
+        tokenizer = LLTokenizer("byte")
+        _followed(tokenizer, sampling.grammar, sampling.json_schema, tokenizer.eos_token)
 
 
 class _Followed:
     """A grammar that llguidance follows."""
 
-    def __init__(self, matcher: LLMatcher, symbols: Symbols) -> None:
+    def __init__(self, matcher: LLMatcher, end: int, allowed: Marks | None = None) -> None:
         self._matcher = matcher
-        self._symbols = symbols
+        self._end = end
+        self.allowed = self._mask() if allowed is None else allowed
 
     @property
     def complete(self) -> bool:
-        return self._matcher.is_stopped() and self._matcher.is_accepting()
+        return bool(self.allowed[self._end]) and np.count_nonzero(self.allowed) == 1
 
-    def allows(self, symbols: Sequence[int]) -> NDArray[np.bool_]:
-        # llguidance's mask would admit one spelling only of what the grammar forces.
-        matcher, end = self._matcher, self._symbols.end
-        allowed = [
-            matcher.is_accepting() if symbol == end else matcher.validate_tokens([symbol]) == 1
-            for symbol in symbols
-        ]
-        if matcher.is_error():
-            raise _error("the grammar cannot be followed any further", matcher.get_error())
-        return np.asarray(allowed, dtype=np.bool_)
-
-    def ways_on(self) -> list[int]:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        marked = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
-        ways = marked[marked < self._symbols.end].tolist()
-        # Of equal pieces, byte-fallback tokens come first in a vocabulary: take the other one.
-        ways.sort(key=lambda symbol: (len(self._symbols.piece(symbol)), -symbol))
-        return [way for way, allowed in zip(ways, self.allows(ways), strict=True) if allowed]
+    def fork(self) -> _Followed:
+        return _Followed(self._matcher.deep_copy(), self._end, self.allowed)
 
     def accept(self, symbol: int) -> None:
-        if symbol != self._symbols.end and not self._matcher.consume_token(symbol):
-            raise _error("the grammar cannot be followed any further", self._matcher.get_error())
+        if symbol == self._end:
+            return
+        self._matcher.consume_token(symbol)
+        self.allowed = self._mask()
+
+    def _mask(self) -> Marks:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        marks = np.unpackbits(bits, count=self._end + 1, bitorder="little")
+        problem = self._matcher.get_error()
+        if "NoExtension" in problem:
+            raise InputError("the grammar asks for text that the models cannot write")
+        if problem:
+            raise _error("the grammar cannot be followed any further", problem)
+        return marks.view(np.bool_)
 
 
 class _Described:
@@ -155,37 +165,54 @@ class _Described:
         return self.split(text)
 
 
-def _compiled(sampling: Sampling) -> str | None:
-    """Return the constraint in llguidance's own form, not yet checked in full."""
-    if sampling.grammar is None and sampling.json_schema is None:
-        return None
+def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end: int) -> _Followed:
+    """Return a grammar at its beginning; raise InputError where it cannot be used."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    name = "json_schema" if gbnf is None else "grammar"
+    matcher = LLMatcher(
+        tokenizer,
+        _compiled(name, gbnf or schema or ""),
+        log_level=0,
+        limits=LLParserLimits(verbose_errors=False),
+    )
+    if matcher.is_error():
+        raise _error(name, matcher.get_error())
+    try:
+        return _Followed(matcher, end)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+@functools.lru_cache(_KEPT)
+def _compiled(name: str, text: str) -> str:
+    """Return a constraint in llguidance's own form, not yet checked in full."""
     from llguidance import LLMatcher
 
     try:
-        if sampling.grammar is not None:
-            return LLMatcher.grammar_from_lark(_lark(sampling.grammar))
-        assert sampling.json_schema is not None
-        # As json.dumps writes it: free whitespace would let a small model write nothing else.
-        return LLMatcher.grammar_from_json_schema(
-            sampling.json_schema,
-            overrides={
-                "whitespace_flexible": False,
-                "item_separator": ", ",
-                "key_separator": ": ",
-                "lenient": False,
-            },
-        )
+        if name == "grammar":
+            compiled = LLMatcher.grammar_from_lark(_lark(text))
+            endless, what = endless_rule(text), "rule"
+        else:
+            # As json.dumps writes it: free whitespace would let a small model write nothing else.
+            compiled = LLMatcher.grammar_from_json_schema(
+                text,
+                overrides={
+                    "whitespace_flexible": False,
+                    "item_separator": ", ",
+                    "key_separator": ": ",
+                    "lenient": False,
+                },
+            )
+            options = json.dumps(f"{_OPTIONS}\nstart: @json_schema")
+            compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
+            endless, what = endless_part(text), "part"
     except ValueError as error:
-        raise _error(_name(sampling), str(error)) from error
-
-
-def _matcher(tokenizer: LLTokenizer, compiled: str, name: str) -> LLMatcher:
-    from llguidance import LLMatcher
-
-    matcher = LLMatcher(tokenizer, compiled, log_level=0)
-    if matcher.is_error():
-        raise _error(name, matcher.get_error())
-    return matcher
+        raise _error(name, str(error)) from error
+    if endless is not None:
+        problem = f"no text completes the {what} {endless}"
+        raise _error(name, f"{problem}: what it needs always needs itself again")
+    return compiled
 
 
 def _lark(gbnf: str) -> str:
@@ -198,7 +225,7 @@ def _lark(gbnf: str) -> str:
     from llguidance import grammar_from
 
     translated = grammar_from("gbnf", _told_apart(_without_escapes(gbnf)))
-    return _LARK_TOKEN.sub(_by_character, translated)
+    return _LARK_TOKEN.sub(_by_character, translated).replace("%llguidance {}", _OPTIONS, 1)
 
 
 def _told_apart(gbnf: str) -> str:
@@ -250,13 +277,9 @@ def _without_escapes(gbnf: str) -> str:
     return re.sub(r"\\\\|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})", character, gbnf)
 
 
-def _name(sampling: Sampling) -> str:
-    return "json_schema" if sampling.grammar is None else "grammar"
-
-
 def _error(what: str, reason: str) -> InputError:
-    """Word an error in one line: llguidance's own have many, with a dump of the grammar."""
-    line = " ".join(reason.split())
+    """Word an error in one line: llguidance's own have many."""
+    line = " ".join(reason.replace("<non-verbose/>", "").split())
     if len(line) > _LONGEST_MESSAGE:
         line = f"{line[:_LONGEST_MESSAGE]} …"
     return InputError(f"{what}: {line or 'no reason given'}")

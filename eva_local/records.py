@@ -6,7 +6,9 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from reprlib import repr as shortened
+from typing import Any, Literal
 
 from eva_local.errors import InputError
 
@@ -28,7 +30,7 @@ class Sampling:
 
     temperature 0 is greedy; then top_k, top_p and min_p have no effect. top_k 0, top_p 1 and
     min_p 0 switch the respective cut off. `seed` None draws a fresh seed for each request.
-    `max_tokens` counts steps (symbols of the shared space).
+    `max_tokens` counts steps (symbols of the shared space). `stop` is one text or several.
 
     Penalties look at the last `repeat_last_n` symbols of the answer (-1: at all, 0: at none);
     repeat_penalty 1 and the others' 0 are off. `logit_bias` adds to the log-probability of
@@ -46,7 +48,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     logit_bias: Mapping[str, float | bool] | tuple[tuple[str, float | bool], ...] = ()
     grammar: str | None = None
     json_schema: str | None = None
@@ -59,8 +61,12 @@ class Sampling:
         )
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range; make the biases a tuple."""
-        object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))
+        """Raise InputError for a value outside its range; make stop and biases tuples."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(
+            self, "stop", tuple_of("stop", stop, (str,), "a text or a list of texts")
+        )
+        object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
         checks: Sequence[tuple[object, str]] = (
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (
@@ -100,19 +106,36 @@ class Sampling:
                 raise InputError(problem)
 
 
-def _checked_biases(biases: Mapping[str, float | bool]) -> tuple[tuple[str, float], ...]:
-    checked = []
-    for text, bias in biases.items():
-        amount = -math.inf if bias is False else bias
+def tuple_of(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> tuple[Any, ...]:
+    """Return a sequence as a tuple; raise InputError, naming it, for a text or what is none."""
+    if (
+        isinstance(value, str | bytes)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(each, kinds) for each in value)
+    ):
+        raise InputError(f"{name} must be {wanted}, not {shortened(value)}")
+    return tuple(value)
+
+
+def _checked_biases(biases: object) -> tuple[tuple[str, float], ...]:
+    pairs = tuple(biases.items()) if isinstance(biases, Mapping) else biases
+    wanted = "a mapping of texts to numbers or false"
+    checked: dict[str, float] = {}
+    for pair in tuple_of("logit_bias", pairs, (tuple,), wanted):
+        if len(pair) != 2 or not isinstance(pair[0], str):
+            raise InputError(f"logit_bias must be {wanted}, not {shortened(biases)}")
+        text, bias = pair
+        amount: Any = -math.inf if bias is False else bias
         if not text:
             raise InputError("logit_bias must not have an empty text")
         _refuse_half_characters(text)
         # Whole numbers of Python and JSON have no end.
-        is_finite = amount is not True and abs(amount) <= sys.float_info.max
+        is_number = isinstance(amount, Real) and not isinstance(amount, bool)
+        is_finite = is_number and -sys.float_info.max <= amount <= sys.float_info.max
         if not (is_finite or amount == -math.inf):
             raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
-        checked.append((text, float(amount)))
-    return tuple(checked)
+        checked[text] = float(amount)
+    return tuple(checked.items())
 
 
 def _refuse_half_characters(text: str) -> None:

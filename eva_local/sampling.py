@@ -5,20 +5,25 @@ The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, t
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from eva_local.errors import InputError
 from eva_local.fusion import Floats, Ids, Vote
-from eva_local.grammar import Grammar, Symbols
+from eva_local.grammar import Grammar, Grammars, Symbols
 from eva_local.records import Sampling
 
 
 class Chooser(Protocol):
     """What turns the fused distributions of a text into its symbols."""
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the text obeys."""
 
     @property
     def complete(self) -> bool:
@@ -35,6 +40,8 @@ class Forced:
     the symbols that a vote did not hold: such a symbol counts with the vote's smallest
     probability, which bounds the true one from above.
     """
+
+    grammar = None
 
     def __init__(self, symbols: Sequence[int], n_symbols: int, n_top: int = 0) -> None:
         """Write `symbols`, out of `n_symbols` that the shared space has.
@@ -73,55 +80,67 @@ class Forced:
 class Sampler:
     """Draws the symbols of one answer, and remembers what its settings ask to be remembered."""
 
-    def __init__(self, sampling: Sampling, symbols: Symbols, grammar: Grammar | None) -> None:
-        """Begin an answer in the shared space `symbols`, which `grammar` may constrain.
+    def __init__(
+        self,
+        sampling: Sampling,
+        end: int,
+        grammar: Grammar | None = None,
+        biases: Mapping[int, float] | None = None,
+    ) -> None:
+        """Begin an answer; `end` is END, and `biases` are those of the symbols.
 
-        Raises InputError where a text of `logit_bias` is no symbol.
+        A `grammar` is at its beginning.
         """
         self._sampling = sampling
-        self._end = symbols.end
-        self._grammar = grammar
+        self._end = end
+        self.grammar = grammar
         self._generator = np.random.default_rng(sampling.seed)
-        self._biases = biased_symbols(dict(sampling.logit_bias), symbols)
-        self._seen = _Seen(sampling, symbols.end)
+        self._biases = biases or {}
+        self._seen = _Seen(sampling, end)
 
     @property
     def complete(self) -> bool:
         """Whether nothing but END may follow."""
-        return self._grammar is not None and self._grammar.complete
+        return self.grammar is not None and self.grammar.complete
 
     def choose(self, vote: Vote) -> int:
         """Return the next symbol, and remember it. Costs O(candidates), whatever the text.
 
         Where no candidate is left, it is a symbol that the grammar allows; without one END.
         """
-        vote = self._shaped(vote)
-        symbol = choose(vote, self._sampling, self._generator) if len(vote) else self._way_on()
+        shaped = self._shaped(vote)
+        symbol = (
+            choose(shaped, self._sampling, self._generator) if len(shaped) else self._way_on(vote)
+        )
         self._seen.add(symbol)
-        if self._grammar is not None:
-            self._grammar.accept(symbol)
+        if self.grammar is not None:
+            self.grammar.accept(symbol)
         return symbol
 
     def _shaped(self, vote: Vote) -> Vote:
         """Apply bias, penalties and grammar."""
-        if not (self._biases or self._seen.penalised or self._grammar) or not len(vote):
+        if self.grammar is not None:
+            vote = vote.within(self.grammar.allowed)
+        if not (self._biases or self._seen.penalised or self.grammar) or not len(vote):
             return vote
         logs = biased(vote.symbols, np.log(vote.probabilities), self._biases)
         if self._seen.penalised:
             logs = penalised(logs, self._seen.counts[vote.symbols], self._sampling)
-        if self._grammar is not None:
-            logs = np.where(self._grammar.allows(vote.symbols.tolist()), logs, -np.inf)
         return _from_logs(vote.symbols, logs)
 
-    def _way_on(self) -> int:
-        if self._grammar is None or self._grammar.allows([self._end])[0]:
+    def _way_on(self, vote: Vote) -> int:
+        """Return a symbol where biases forbid all candidates, or nobody proposed an allowed one."""
+        if self.grammar is None or self.grammar.allowed[self._end]:
             return self._end
-        ways = self._grammar.ways_on()
-        if not ways:
-            raise InputError("the grammar asks for text that the models cannot write")
-        # What the grammar demands wins over a bias that forbids it.
-        free = (way for way in ways if self._biases.get(way, 0.0) > -np.inf)
-        return next(free, ways[0])
+        forbidden = [symbol for symbol, bias in self._biases.items() if bias == -np.inf]
+        free = np.setdiff1d(np.flatnonzero(self.grammar.allowed), forbidden)
+        if len(free):
+            return int(free[0])
+        # What the grammar demands wins over biases.
+        kept = vote.within(self.grammar.allowed)
+        if len(kept):
+            return choose(kept, self._sampling, self._generator)
+        return int(np.argmax(self.grammar.allowed))
 
 
 class PieceSampler:
@@ -132,6 +151,7 @@ class PieceSampler:
     """
 
     complete = False
+    grammar = None
 
     def __init__(self, sampling: Sampling) -> None:
         """Begin an answer."""
@@ -168,6 +188,55 @@ class PieceSampler:
                 self._counts[self._window.popleft()] -= 1
 
 
+# Makes what draws one answer, when its turn comes.
+ChooserMaker = Callable[[], Chooser | PieceSampler]
+
+
+class Samplers:
+    """Makes what draws the answers in one shared space."""
+
+    def __init__(
+        self, symbols: Symbols, missing: frozenset[int] = frozenset(), *, by_piece: bool = False
+    ) -> None:
+        """Choose among `symbols`, never those with a byte of `missing`.
+
+        With `by_piece` symbols are no pieces, and free answers are chosen piece by piece.
+        """
+        self._symbols = symbols
+        self._grammars = Grammars(symbols, missing)
+        self._by_piece = by_piece
+
+    def prepare(self, sampling: Sampling) -> ChooserMaker:
+        """Return what makes the choosers of answers that are drawn so.
+
+        What takes long is done here, for any thread: compiling a grammar, looking through the
+        symbols for biases. Raises InputError where a bias, grammar or schema cannot be used.
+        """
+        grammar = self._grammars.open(sampling)
+        if self._by_piece and grammar is None:
+            return functools.partial(PieceSampler, sampling)
+        if self._by_piece and (sampling.logit_bias or sampling.penalises):
+            raise InputError(
+                "under a grammar or schema, the space of bytes chooses single bytes, and "
+                "logit_bias and penalties speak of whole tokens: leave them out, or use "
+                'space = "pivot"'
+            )
+        spelled = self._spelled if sampling.logit_bias else {}
+        biases = biased_symbols(dict(sampling.logit_bias), spelled)
+        end = self._symbols.end
+        return lambda: Sampler(sampling, end, grammar and grammar.fork(), biases)
+
+    @functools.cached_property
+    def _spelled(self) -> Mapping[bytes, Sequence[int]]:
+        """The symbols that stand for each piece."""
+        found: dict[bytes, tuple[int, ...]] = {}
+        for symbol in range(self._symbols.end):
+            piece = self._symbols.piece(symbol)
+            if piece:
+                found[piece] = (*found.get(piece, ()), symbol)
+        return found
+
+
 class _Seen:
     """Counts of the last symbols; nothing is kept where no penalty is on."""
 
@@ -188,27 +257,23 @@ class _Seen:
                 self.counts[self._window.popleft()] -= 1
 
 
-def biased_symbols(biases: Mapping[str, float | bool], symbols: Symbols) -> dict[int, float]:
+def biased_symbols(
+    biases: Mapping[str, float | bool], spelled: Mapping[bytes, Sequence[int]]
+) -> dict[int, float]:
     """Return the bias of each symbol whose bytes are exactly those of a text.
 
-    Several symbols may have the same bytes: all get the bias. " the" and "the" are two texts.
-    Raises InputError for a text that is no symbol.
+    `spelled` are the symbols of each piece. Several may have the same bytes: all get the bias.
+    " the" and "the" are two texts. Raises InputError for a text that is no symbol.
     """
-    if not biases:
-        return {}
-    wanted = {text.encode(): bias for text, bias in biases.items()}
-    found = {
-        symbol: wanted[piece]
-        for symbol in range(symbols.end)
-        if (piece := symbols.piece(symbol)) in wanted
-    }
-    present = {symbols.piece(symbol) for symbol in found}
-    for text in biases:
-        if text.encode() not in present:
+    found: dict[int, float] = {}
+    for text, bias in biases.items():
+        symbols = spelled.get(text.encode())
+        if not symbols:
             raise InputError(
                 f"logit_bias {text!r}: no symbol of the shared space has exactly these bytes; "
                 "give a single token of the pivot, with its leading space if it has one"
             )
+        found |= dict.fromkeys(symbols, float(bias))
     return found
 
 

@@ -15,7 +15,7 @@ from eva_local.draft import Draft
 from eva_local.engine import Engine
 from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.records import Sampling, Step
-from eva_local.sampling import Chooser
+from eva_local.sampling import ChooserMaker
 
 log = logging.getLogger("eva_local")
 
@@ -36,7 +36,7 @@ class Request:
     sink: Sink = lambda _: None
     traced: bool = False
     n_top: int = 0
-    chooser: Chooser | None = None
+    chooser: ChooserMaker | None = None
     judge: Judge | None = None
     alone: int | None = None
     judged: int = 0

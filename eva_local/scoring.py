@@ -8,6 +8,7 @@ from eva_local.decision import Decision, Judge
 from eva_local.draft import Panel
 from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.fusion import Floats, Vote
+from eva_local.grammar import Marks
 from eva_local.records import Candidate, Sampling, Score, ScoredSymbol, Step
 from eva_local.sampling import Forced
 from eva_local.scheduler import Request
@@ -40,9 +41,9 @@ class Witness(Judge):
         """Tell the judge."""
         self._judge.begin(evidence)
 
-    def decide(self, votes: Sequence[Vote | None]) -> Decision:
+    def decide(self, votes: Sequence[Vote | None], allowed: Marks | None = None) -> Decision:
         """Let the judge decide."""
-        return self._judge.decide(votes)
+        return self._judge.decide(votes, allowed)
 
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Let the judge learn, and add up."""
@@ -92,7 +93,7 @@ class Scoring:
             prompts,
             Sampling(max_tokens=len(symbols)),
             self.hear,
-            chooser=self._forced,
+            chooser=lambda: self._forced,
             judge=self._witness,
             alone=alone,
             judged=judged,

@@ -70,9 +70,12 @@ def convert(value: object, hint: Any, where: str, *, text: bool = False) -> Any:
 
 
 def read_text(path: Path, where: str) -> str:
-    """Return the text of a file that a setting names; raise ConfigError where there is none."""
+    """Return the text of a file that a setting names, without a byte order mark.
+
+    Raises ConfigError where there is none.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: {path}: cannot be read: not UTF-8 text") from error
     except OSError as error:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.context import Context
-from eva_local.fusion import Floats, Ids, Vote, normalised, project, top_k
+from eva_local.fusion import Floats, Ids, Vote, normalised, project, reaching, top_k
+from eva_local.grammar import Grammar
 from eva_local.model import Logits, Model, Run
 
 
@@ -40,10 +41,11 @@ class Voice(Protocol):
     def trade(self, other: Self) -> None:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
 
-    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+    def start(self, prompt: Sequence[int], judged: int = 0, grammar: Grammar | None = None) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
 
         The last `judged` bytes of the prompt are evidence of how well the member predicts it.
+        Where only some candidates are voted on, what a `grammar` allows is among them.
         """
 
     def pending(self, limit: int | None) -> list[Run]:
@@ -156,6 +158,7 @@ class PivotVoice:
         self._n_candidates = n_candidates
         self._native = mapping.member == mapping.pivot
         self._candidates: tuple[Ids, Floats] | None = None
+        self._grammar: Grammar | None = None
 
     @property
     def room(self) -> int:
@@ -179,9 +182,10 @@ class PivotVoice:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
         self.context.trade(other.context)
 
-    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+    def start(self, prompt: Sequence[int], judged: int = 0, grammar: Grammar | None = None) -> None:
         """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._candidates = None
+        self._grammar = grammar
         self.context.start(prompt, judged)
 
     def pending(self, limit: int | None = None) -> list[Run]:
@@ -192,7 +196,10 @@ class PivotVoice:
         """Keep the likeliest tokens, since the logits are llama.cpp's until it decodes again."""
         self.context.decoded(run)
         if logits is not None:
-            self._candidates = top_k(logits, self._n_candidates)
+            marks = None
+            if self._grammar is not None and self._n_candidates:
+                marks = reaching(self._mapping, self._grammar.allowed)
+            self._candidates = top_k(logits, self._n_candidates, marks)
 
     def commit(self, symbol: int) -> None:
         """Append the chosen symbol: as a token where the vocabularies are equal, else as bytes."""

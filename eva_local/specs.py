@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
 from eva_local.errors import InputError
 from eva_local.paths import part_names
-from eva_local.records import Sampling
+from eva_local.records import Sampling, tuple_of
+
+# Weights that are no numbers.
+_RULES = ("equal", "running", "prompt-perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,9 @@ class LoadSettings:
         _at_least("main_gpu", self.main_gpu, -1)
         _at_least("threads", self.threads, 0)
         _at_least("n_batch", self.n_batch, 1)
-        for share in self.tensor_split:
+        split = tuple_of("tensor_split", self.tensor_split, (Real,), "a sequence of numbers")
+        object.__setattr__(self, "tensor_split", split)
+        for share in split:
             _at_least("tensor_split", share, 0)
 
     def context(self, n_ctx_train: int | None) -> int:
@@ -91,13 +97,16 @@ class FusionSettings:
         for name, share in (("weight_decay", self.weight_decay), ("gate", self.gate)):
             if not 0 < share <= 1:
                 raise InputError(f"{name} must be in (0, 1], not {share}")
-        if isinstance(self.weights, tuple):
-            for weight in self.weights:
+        if not (isinstance(self.weights, str) and self.weights in _RULES):
+            wanted = f"{', '.join(_RULES)} or a sequence of numbers"
+            weights = tuple_of("weights", self.weights, (Real,), wanted)
+            object.__setattr__(self, "weights", weights)
+            for weight in weights:
                 _at_least("weights", weight, 0)
-            if not any(self.weights):
+            if not any(weights):
                 raise InputError("weights must not all be zero")
             # Each is divided by it.
-            if not sum(self.weights) <= sys.float_info.max:
+            if not sum(weights) <= sys.float_info.max:
                 raise InputError("weights must have a sum that is finite")
 
     def evidence_bytes(self, *, conversation: bool) -> int:
@@ -190,6 +199,11 @@ class EnsembleSpec:
     fusion: FusionSettings = field(default_factory=FusionSettings)
     sampling: Sampling = field(default_factory=Sampling)
     description: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError where the members are no models."""
+        members = tuple_of("members", self.members, (ModelSpec,), "a sequence of ModelSpec")
+        object.__setattr__(self, "members", members)
 
     @property
     def pivot_index(self) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from shared import open_shared
 
 import eva_local
+from eva_local.errors import InputError
 
 PUBLIC = {"load", "Ensemble", "Message", "Sampling", "Step", "Completion", "EvaError"}
 
@@ -68,3 +71,11 @@ def test_it_is_typed_for_those_who_use_it(tmp_path) -> None:
     assert done.returncode == 0, done.stdout
     assert 'Revealed type is "builtins.str"' in done.stdout or '"str"' in done.stdout
     assert "None" in done.stdout
+
+
+def test_one_text_is_not_taken_for_many_prompts() -> None:
+    with open_shared() as ensemble:
+        with pytest.raises(InputError, match=r"^prompts must be a sequence"):
+            ensemble.complete_many("abc")
+        with pytest.raises(InputError, match=r"^prompts must be a sequence"):
+            asyncio.run(ensemble.acomplete_many("abc"))

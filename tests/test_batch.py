@@ -77,20 +77,22 @@ def test_bad_rows_are_rows_with_an_error_and_the_others_go_on(spec, out, tmp_pat
     long = json.dumps({"id": "long", "prompt": "z" * 5000})
     bias = json.dumps({"id": "bias", "prompt": "a", "logit_bias": {"no such symbol": 1}})
     schema = json.dumps({"id": "schema", "prompt": "a", "json_schema": {"type": "nonsense"}})
+    cyclic = json.dumps({"id": "cyclic", "prompt": "a", "json_schema": {"$ref": "#"}})
     half = json.dumps({"id": "half", "prompt": "a", "logit_bias": {"\ud800": 1}})
     endless = json.dumps({"id": "endless", "prompt": "a", "logit_bias": {"the": 10**400}})
     rows.write_text(
-        "\n".join([good, "{bad", long, bias, schema, '{"prompt": "un"}', half, endless])
+        "\n".join([good, "{bad", long, bias, schema, '{"prompt": "un"}', half, endless, cyclic])
     )
     outcome = do(errand(rows, out, spec))
     assert outcome.finished
-    assert outcome.n_failed == 6
+    assert outcome.n_failed == 7
     errors = {row["id"]: row["error"]["message"] for row in results(out) if "error" in row}
-    assert set(errors) == {"line 2", "long", "bias", "schema", "half", "endless"}
+    assert set(errors) == {"line 2", "long", "bias", "schema", "half", "endless", "cyclic"}
     assert errors["line 2"].startswith("line 2: is no JSON")
     assert "does not fit" in errors["long"]
     assert "no symbol of the shared space" in errors["bias"]
     assert errors["schema"].startswith("line 5: json_schema")
+    assert errors["cyclic"].startswith("line 9: json_schema: no text completes the part #")
     assert texts(out)["good"]
     assert texts(out)["line 6"]
 

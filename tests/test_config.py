@@ -499,6 +499,17 @@ def test_an_ensemble_can_say_how_it_draws(tmp_path: Path) -> None:
     assert load(tmp_path, ENSEMBLE + own, ensemble="e").sampling.stop == ("\n\n", "END")
 
 
+def test_a_byte_order_mark_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "list.gbnf").write_text('root ::= "a"', encoding="utf-8-sig")
+    (tmp_path / "form.json").write_text("{}", encoding="utf-8-sig")
+    path = tmp_path / "models.toml"
+    text = f'{MODELS}\n{ENSEMBLE}grammar = "list.gbnf"\n[ensembles.f]\nmembers = ["a"]\n'
+    path.write_text(f'{text}json_schema = "form.json"\n', encoding="utf-8-sig")
+    config = load_config(path, {})
+    assert config.ensemble("e").sampling.grammar == 'root ::= "a"'
+    assert config.ensemble("f").sampling.json_schema == "{}"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -529,3 +540,24 @@ def test_wrong_ways_to_draw(tmp_path: Path, line: str, expected: str) -> None:
 
 def test_what_belongs_to_an_ensemble_is_no_default(tmp_path: Path) -> None:
     assert "defaults.grammar: unknown key" in problem(tmp_path, f'{MODELS}[defaults]\ngrammar="g"')
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: FusionSettings(weights="abc"), "weights"),
+        (lambda: FusionSettings(weights=5), "weights"),
+        (lambda: FusionSettings(weights=["1", "2"]), "weights"),
+        (lambda: LoadSettings(tensor_split="12"), "tensor_split"),
+        (lambda: EnsembleSpec("e", "ab", "a"), "members"),
+        (lambda: EnsembleSpec("e", ["a"], "a"), "members"),
+    ],
+)
+def test_a_text_is_no_sequence(make, name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} must be .*, not "):
+        make()
+
+
+def test_any_sequence_of_numbers_counts() -> None:
+    assert FusionSettings(weights=[2, 1]).weights == (2, 1)
+    assert LoadSettings(tensor_split=[3, 1]).tensor_split == (3, 1)

@@ -63,6 +63,19 @@ def test_a_filtered_vote_has_no_weight_and_a_reason() -> None:
     assert decision.reasons == ("", "", "its first choice is in no other member's top 1")
 
 
+def test_members_are_filtered_by_what_they_say_of_the_allowed() -> None:
+    deciding = judge(3, filter="top-n", filter_n=1)
+    votes = [vote(a=0.9, c=0.1), vote(b=0.9, c=0.1), vote(a=0.9, d=0.1)]
+    assert deciding.decide(votes).stayed == (True, False, True)
+    decision = deciding.decide(votes, np.array([0, 0, 1, 1], dtype=bool))
+    assert decision.stayed == (True, True, False)
+    assert as_dict(decision.fused) == {"a": 0.45, "b": 0.45, "c": 0.1}
+    # Who has nothing that is allowed has no say, even where nobody is filtered.
+    decision = judge(2).decide([vote(a=1), vote(b=1)], np.array([0, 1], dtype=bool))
+    assert decision.stayed == (False, True)
+    assert decision.reasons[0].startswith("proposes nothing")
+
+
 def test_who_was_not_asked_or_has_nothing_to_say() -> None:
     decision = judge(3).decide([vote(a=1), None, NOBODY])
     assert decision.stayed == (True, False, False)

@@ -224,7 +224,7 @@ def test_a_long_word_is_read_again_whatever_a_batch_holds() -> None:
     engine = ensemble(*models)
     text = b"ab" * 200 + b" ab"
     prompts = [[1, *model.tokenizer.encode(b"a")] for model in models]
-    draft = engine.begin(prompts, Sampling(max_tokens=len(text)), chooser=Forced(text, 257))
+    draft = engine.begin(prompts, Sampling(max_tokens=len(text)), chooser=lambda: Forced(text, 257))
     # The word was written in odd tokens, and the space after it lets them be the tokeniser's own.
     run(engine, draft)
     assert draft.voices[0].text == text
@@ -327,10 +327,13 @@ def test_a_member_alone_can_say_what_others_cannot() -> None:
     found = []
     for models in ([FakeModel(WORDS_A), lacking], [FakeModel(WORDS_A)]):
         engine = ensemble(*models)
-        forced = Forced("é".encode(), 257)
         prompt = [1, *models[0].tokenizer.encode(b"the")]
-        draft = engine.begin([prompt], Sampling(), chooser=forced, alone=0)
+        draft = engine.begin(
+            [prompt], Sampling(), chooser=lambda: Forced("é".encode(), 257), alone=0
+        )
         run(engine, draft)
+        forced = draft.sampler
+        assert isinstance(forced, Forced)
         found.append(forced.log_likelihood)
         assert forced.unseen == 0
     assert found[0] == pytest.approx(found[1])

@@ -36,6 +36,15 @@ def test_fields_tell_the_kind(tmp_path) -> None:
     assert len(read_tasks([tmp_path / "sums.jsonl"], limit=1)[0].rows) == 1
 
 
+def test_a_byte_order_mark_is_no_part_of_a_row_or_text(tmp_path) -> None:
+    (tmp_path / "sums.jsonl").write_text(json.dumps(ANSWER), encoding="utf-8-sig")
+    (tmp_path / "sea.txt").write_text("the sea", encoding="utf-8-sig")
+    (task,) = read_tasks([tmp_path / "sums.jsonl"])
+    assert task.kind == "generate"
+    (text,) = read_tasks([tmp_path / "sea.txt"], kind="bpb")[0].rows
+    assert text.text == "the sea"
+
+
 def test_examples_are_found_by_their_family_or_because_they_are_the_only_ones(tmp_path) -> None:
     sums = write(tmp_path / "sums.jsonl", ANSWER)
     picks = write(tmp_path / "picks.jsonl", {**CHOICE, "label": 0})

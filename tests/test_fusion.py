@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 
 from eva_local import fusion
 from eva_local.alignment.mapping import Mapping
-from eva_local.fusion import NOBODY, Vote, combine, faithful, normalised, project, top_k
+from eva_local.fusion import (
+    NOBODY,
+    Vote,
+    combine,
+    faithful,
+    normalised,
+    project,
+    reaching,
+    top_k,
+)
 
 
 def vote(**masses: float) -> Vote:
@@ -60,6 +69,36 @@ def test_top_k_takes_the_highest_of_many(size, count, levels, seed) -> None:
     assert probabilities == pytest.approx(
         np.exp(logits[ids] - logits.max()) / np.exp(logits[ids] - logits.max()).sum()
     )
+
+
+@given(st.integers(0, 1000), st.integers(1, 40), st.floats(0, 1))
+def test_the_highest_of_the_marked_come_along_with_their_true_odds(seed, count, share) -> None:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 9, 300).astype(np.float32)
+    marks = generator.random(300) < share
+    ids, probabilities = top_k(logits, count, marks)
+    best = np.argsort(-logits)
+    assert set(ids) == {*best[:count], *best[marks[best]][:count]}
+    assert (np.diff(ids) > 0).all()
+    assert np.log(probabilities / probabilities.max()) == pytest.approx(
+        logits[ids].astype(float) - logits.max(), abs=1e-4
+    )
+
+
+def test_tokens_reach_a_marked_symbol_by_their_row_or_as_its_beginning() -> None:
+    rows: list[dict[int, float]] = [{0: 1.0}, {}, {1: 0.5, 2: 0.5}, {3: 1.0}]
+    mapping = matrix(rows, 4)
+    assert reaching(mapping, np.array([0, 0, 1, 0], dtype=bool)).tolist() == [0, 0, 1, 0]
+    assert reaching(mapping, np.array([1, 0, 0, 1], dtype=bool)).tolist() == [1, 0, 0, 1]
+    begins = matrix(rows, 4, first=[0, 1, -1, 3])
+    assert reaching(begins, np.array([0, 1, 0, 0], dtype=bool)).tolist() == [0, 1, 1, 0]
+    assert not reaching(matrix([{}], 2), np.ones(2, dtype=bool)).any()
+
+
+def test_a_vote_within_some_symbols_keeps_its_probabilities() -> None:
+    whole = vote(a=0.6, b=0.3, c=0.1)
+    assert as_dict(whole.within(np.array([0, 1, 1], dtype=bool))) == {"b": 0.3, "c": 0.1}
+    assert whole.within(np.ones(3, dtype=bool)) is whole
 
 
 def test_logits_that_are_no_numbers_make_no_vote() -> None:

@@ -25,6 +25,7 @@ ROWS = (
     "vocab",
     "tokenizer",
     "model",
+    "endless",
     "grammar",
     "evidence",
     "context",

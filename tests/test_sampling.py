@@ -13,6 +13,7 @@ from eva_local.records import Sampling
 from eva_local.sampling import (
     PieceSampler,
     Sampler,
+    Samplers,
     biased,
     biased_symbols,
     choose,
@@ -36,21 +37,17 @@ class Letters:
         return b"" if symbol == self.end else b"abcdefghijklmnopqrstuvwxyza"[symbol : symbol + 1]
 
 
+LETTERS = Samplers(Letters())
+
+
 class Only:
     """A grammar that allows some symbols at every step, and END where it says so."""
 
     complete = False
 
-    def __init__(self, *symbols: int, ways: tuple[int, ...] | None = None) -> None:
-        self.symbols = symbols
-        self.ways = list(symbols if ways is None else ways)
+    def __init__(self, *symbols: int) -> None:
+        self.allowed = np.isin(np.arange(Letters.end + 1), symbols)
         self.accepted: list[int] = []
-
-    def allows(self, symbols):
-        return np.isin(symbols, self.symbols)
-
-    def ways_on(self):
-        return self.ways
 
     def accept(self, symbol):
         self.accepted.append(symbol)
@@ -62,7 +59,9 @@ def shaped(sampler: Sampler, fused) -> dict[str, float]:
 
 
 def sampler(grammar=None, /, **settings) -> Sampler:
-    return Sampler(Sampling(**settings), Letters(), grammar)
+    chooser = LETTERS.prepare(Sampling(**settings))()
+    chooser.grammar = grammar
+    return chooser
 
 
 def test_cuts_by_hand() -> None:
@@ -101,7 +100,7 @@ def test_bias_by_hand() -> None:
 
 
 def test_a_bias_is_for_exactly_these_bytes() -> None:
-    assert biased_symbols({"a": 2, "c": -1}, Letters()) == {0: 2, 26: 2, 2: -1}
+    assert biased_symbols({"a": 2, "c": -1}, LETTERS._spelled) == {0: 2, 26: 2, 2: -1}
     for text in ("ab", " a", "é"):
         with pytest.raises(InputError, match=f"logit_bias {text!r}"):
             sampler(logit_bias={text: 1})
@@ -197,8 +196,8 @@ def test_where_no_candidate_is_left_there_is_another_way_or_the_end() -> None:
     # What the grammar demands wins over the bias.
     assert sampler(Only(7), logit_bias={"h": False}).choose(fused) == 7
     assert sampler(Only(7, end)).choose(fused) == end
-    with pytest.raises(InputError, match="cannot write"):
-        sampler(Only()).choose(fused)
+    # Where biases forbid all that is allowed, it is the likeliest of it.
+    assert sampler(Only(0, 1), logit_bias={"a": False, "b": False}).choose(vote(a=0.4, b=0.6)) == 1
 
 
 masses = st.lists(st.floats(1e-6, 1), min_size=1, max_size=20)
@@ -209,7 +208,7 @@ def test_penalties_that_are_off_and_no_bias_change_nothing(masses, seen, seed) -
     fused = vote(**{chr(97 + i): mass for i, mass in enumerate(masses)})
     off = Sampling(temperature=1, seed=seed, repeat_penalty=1, logit_bias={})
     neutral = replace(off, logit_bias={"a": 0})
-    drawn, same = (Sampler(sampling, Letters(), None) for sampling in (off, neutral))
+    drawn, same = (LETTERS.prepare(sampling)() for sampling in (off, neutral))
     for symbol in seen:
         drawn._seen.add(symbol)
     assert drawn._shaped(fused) is fused
@@ -247,6 +246,12 @@ def test_biases_are_kept_as_pairs() -> None:
     assert sampling.logit_bias == (("a", 1.0), ("b", float("-inf")))
     assert hash(sampling) == hash(replace(sampling))
     assert replace(sampling, top_k=1).logit_bias == sampling.logit_bias
+
+
+def test_one_text_is_one_stop_string() -> None:
+    assert Sampling(stop="abc").stop == ("abc",)
+    assert Sampling(stop=["abc", "d"]).stop == ("abc", "d")
+    assert replace(Sampling(stop="abc"), top_k=1).stop == ("abc",)
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -288,6 +293,17 @@ def test_law_6_equal_seeds_choose_alike_and_always_a_symbol(
         {"min_p": 1},
         {"seed": -1},
         {"stop": ("",)},
+        {"stop": ""},
+        {"stop": 5},
+        {"stop": None},
+        {"stop": ["a", 5]},
+        {"stop": b"abc"},
+        {"logit_bias": "ab"},
+        {"logit_bias": ["ab"]},
+        {"logit_bias": [("ab", 1, 2)]},
+        {"logit_bias": {5: 1}},
+        {"logit_bias": {"a": "1"}},
+        {"logit_bias": 5},
         {"repeat_penalty": 0},
         {"repeat_penalty": float("nan")},
         {"repeat_last_n": -2},

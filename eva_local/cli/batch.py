@@ -13,7 +13,7 @@ import click
 
 from eva_local.cli.drawing import Drawing, drawing_options
 from eva_local.cli.parallel import open_places, parallel_option, places_of
-from eva_local.cli.session import Session, pass_session
+from eva_local.cli.session import Session, pass_session, system_option, written
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.option(
     "--prompt-template",
     metavar="TEXT",
+    type=written,
     help="The prompt of each row: '… {column} …' of its values.",
 )
-@click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
+@system_option
 @click.option("--raw", is_flag=True, help="Go on with prompts as they are, without chat templates.")
 @click.option(
     "--logprobs",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.session import Session, pass_session, setting_options, system_option
 from eva_local.cli.streams import input_is_closed
 from eva_local.cli.table import print_table
 from eva_local.config import DEFAULT_KEYS, Config
@@ -34,7 +34,7 @@ _FIRST_WORDS = 28
 @setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))
 @click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
-@click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
+@system_option
 @click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
 @click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")

@@ -13,7 +13,7 @@ import click
 from eva_local.cli.answer import answer
 from eva_local.cli.drawing import Drawing, drawing_options
 from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, json_option, pass_session
+from eva_local.cli.session import Session, json_option, pass_session, system_option, written
 from eva_local.cli.streams import input_is_closed
 from eva_local.errors import InputError
 from eva_local.text import refuse_utf16
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, type=written)
 @drawing_options
-@click.option("-s", "--system", metavar="TEXT", help="What the system message says.")
+@system_option
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
 @click.option(
     "--trace",
@@ -85,7 +85,7 @@ def _text(prompt: str | None) -> str:
     try:
         data = sys.stdin.buffer.read()
         refuse_utf16(data, "standard input")
-        piped = data.decode()
+        piped = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text: {error}") from error
     if prompt is None and not piped.strip():

@@ -65,6 +65,18 @@ class Session:
 
 pass_session = click.make_pass_decorator(Session)
 
+
+def written(text: str) -> str:
+    """Return a text without the byte order mark of a file that a shell put in its place."""
+    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+
+
+system_option = click.option(
+    *("-s", "--system"),
+    metavar="TEXT",
+    type=written,
+    help="What the system message says.",
+)
 ensemble_option = click.option("-e", "--ensemble", metavar="NAME", help="All members of NAME.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

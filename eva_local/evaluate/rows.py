@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def read_texts(path: Path) -> tuple[Row, ...]:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = path.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     refuse_utf16(data, str(path))

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.grammar import check
 from eva_local.records import Step, Usage
 from eva_local.server.body import read_object
 from eva_local.server.events import Events, Part
@@ -54,7 +53,7 @@ async def _answer(request: Request, endpoint: str) -> ASGIApp:
         members=model.members,
     )
     # A schema may take a while.
-    await asyncio.to_thread(check, call.sampling)
+    await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     head = _letterhead(endpoint, model, call)
     if not call.stream:
         return JSONResponse(await _whole(service, model, call, head))

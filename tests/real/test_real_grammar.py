@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import real_path
 
 from eva_local.api import Ensemble
+from eva_local.model import ALL, LlamaModel, Run
+from eva_local.opening import ensemble_of
 from eva_local.records import Message, Sampling
+from eva_local.specs import EnsembleSpec, LoadSettings, ModelSpec, PathSource
 
 pytestmark = pytest.mark.real
 
@@ -62,6 +66,25 @@ def test_an_answer_obeys_its_grammar(demo: Ensemble) -> None:
     done = demo.complete(question, Sampling(max_tokens=100, grammar=gbnf))
     assert done.finish_reason == "stop"
     assert re.fullmatch(r"(- [A-Z][a-z ]{2,30}\n){3}", done.text)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Her favourite colour was", "Once upon a time there was a little girl who"]
+)
+def test_the_digit_is_the_likeliest_however_unlikely_digits_are(prompt: str) -> None:
+    path = real_path("smollm2-135m")
+    with LlamaModel(path, LoadSettings(n_ctx=64)) as model:
+        spec = EnsembleSpec("one", (ModelSpec("one", PathSource(path)),), "one")
+        digits = [model.tokenizer.encode(b"%d" % digit)[0] for digit in range(10)]
+        with ensemble_of(spec, [model]) as one:
+            found = one.complete(prompt, Sampling(grammar="root ::= [0-9]")).text
+            tokens = one._readers.tokens(prompt)[0]
+        model.remove(ALL, 0)
+        (logits,) = model.decode([Run(0, 0, tokens)])
+        assert logits is not None
+        # None is among the candidates of a vote.
+        assert np.sort(logits)[-spec.fusion.candidates] > logits[digits].max()
+        assert int(found) == int(np.argmax(logits[digits]))
 
 
 def test_what_is_forbidden_is_not_written(demo: Ensemble) -> None:
