@@ -26,6 +26,7 @@ ROWS = (
     "model",
     "grammar",
     "evidence",
+    "control",
     "context",
     "branches",
     "prompt",
