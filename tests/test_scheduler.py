@@ -21,21 +21,11 @@ from eva_local.specs import FusionSettings
 
 
 class WatchedModel(FakeModel):
-    """A fake model that remembers its batches, as (sequence, number of tokens).
+    """A fake model that remembers its batches, as (sequence, number of tokens)."""
 
-    One that is `endless` never wants END.
-    """
-
-    def __init__(self, *arguments, endless: bool = False, **options) -> None:
+    def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.batches: list[list[tuple[int, int]]] = []
-        self._endless = endless
-
-    def _hashed(self, tokens):
-        row = super()._hashed(tokens)
-        if self._endless:
-            row[2:4] = -30
-        return row
 
     def decode(self, runs):
         self.batches.append([(run.sequence, len(run.tokens)) for run in runs])

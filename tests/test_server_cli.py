@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -121,9 +120,7 @@ def test_what_it_does_not_begin_with(models, tmp_path) -> None:
 
 
 def test_what_cannot_be_loaded_ends_it(models) -> None:
-    begun = time.monotonic()
     assert "none.gguf" in refused(models, "-e", "broken", "--port", "0")
-    assert time.monotonic() - begun < 30
 
 
 def test_a_port_that_is_taken(models) -> None:
