@@ -48,7 +48,7 @@ class ControlTokens:
                 return
             self._warned = True
         log.warning(
-            "%s wants to go on with %s (%.0f%%), a control token that does not end its answer; "
+            "%s wants to go on with %r (%.0f%%), a control token that does not end its answer; "
             "text cannot hold it, so it is dropped and what the model wants next counts instead. "
             "Look whether its chat template suits the task, and whether the file marks the token "
             "as the end of an answer",

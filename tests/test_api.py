@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 import eva_local
 
@@ -43,7 +44,11 @@ def test_awaitable_twins_ask_as_the_others_do() -> None:
 def test_importing_it_is_quick_and_opens_nothing() -> None:
     program = "import sys, eva_local; print('llama_cpp' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == "False False\n"
 

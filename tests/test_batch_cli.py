@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from batches import results, texts
+from waiting import PATIENCE_S
 
 from eva_local.capacity import fastest, free_memory, open_widest, places_that_fit
 from eva_local.config import load_config
@@ -31,7 +32,7 @@ def eva(models, tmp_path):
             cwd=tmp_path,
             env=environment(tmp_path),
             check=False,
-            timeout=120,
+            timeout=PATIENCE_S,
             **options,
         )
 
@@ -184,7 +185,7 @@ def test_who_reads_the_rows_may_stop(models, eva, tmp_path) -> None:
     ) as run:
         run.stdout.readline()
         run.stdout.close()
-        assert run.wait(60) == 0
+        assert run.wait(PATIENCE_S) == 0
         assert b"Traceback" not in run.stderr.read()
 
 

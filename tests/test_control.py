@@ -57,7 +57,7 @@ def test_a_control_token_that_a_member_wants_is_named_once(
     engine = build(models)
     with_it = [write(engine, models, alone) for alone in (None, 1, None, 0)]
     (said,) = warnings_of(caplog)
-    assert said.startswith("odd.gguf wants to go on with <s> (99%), a control token ")
+    assert said.startswith("odd.gguf wants to go on with '<s>' (99%), a control token ")
     # Nothing else comes of it.
     plain = [Wanting(WORDS_A, {}), Wanting(WORDS_B, {})]
     engine = build(plain)
@@ -100,7 +100,7 @@ def test_the_share_is_that_of_all_of_them_and_the_likeliest_is_named(caplog) -> 
     (said,) = warnings_of(caplog)
     share = np.exp(row[[0, 1, pad]]).sum() / np.exp(row).sum()
     assert share > 0.5
-    assert f"wants to go on with [PAD] ({100 * share:.0f}%)" in said
+    assert f"wants to go on with '[PAD]' ({100 * share:.0f}%)" in said
     assert "\n" not in said
 
 

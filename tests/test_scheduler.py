@@ -9,6 +9,7 @@ import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
@@ -367,7 +368,7 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
             if turn % 3 == 2:
                 scheduler.cancel(told.request)
             else:
-                right.append(done.wait(30) and told.text == expected[text])
+                right.append(done.wait(PATIENCE_S) and told.text == expected[text])
 
     driver = threading.Thread(target=drive)
     users = [threading.Thread(target=use, args=(number,)) for number in range(6)]
