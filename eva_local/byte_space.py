@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from eva_local.branches import Branches, Place
+from eva_local.control import ControlTokens
 from eva_local.customs import END, Customs
 from eva_local.evidence import Evidence
 from eva_local.fusion import Floats, Ids, Vote
@@ -39,9 +40,11 @@ class ByteVoice:
         trie: Trie,
         threshold: float,
         before: Mapping[str, Floats] | None = None,
+        control: ControlTokens | None = None,
     ) -> None:
         """Use some sequences of `model`; `trie` is that of its vocabulary."""
         self._model = model
+        self._control = control or ControlTokens(model)
         self._sequences = sequences
         self._branches = Branches(model, sequences)
         self._hypotheses = Hypotheses(model.tokenizer, trie, threshold, before)
@@ -137,6 +140,9 @@ class ByteVoice:
             border, place = self._running.pop(run.sequence)
         assert logits is not None
         self._hypotheses.decoded(border, place, logits)
+        # What follows an unlikely row, or came before the newest byte, is not what it wants.
+        if self._hypotheses.leading() == (place, len(self._hypotheses.text)):
+            self._control.hear(logits)
         self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
@@ -291,10 +297,12 @@ class ByteSpace:
         before: Mapping[str, Floats] | None = None,
         *,
         pivot: int = 0,
+        control: Sequence[ControlTokens] | None = None,
     ) -> None:
         """Use `models`, each of them opened with BRANCHES sequences for a text.
 
-        `models[pivot]` decides alone where it is sure, if it may.
+        `models[pivot]` decides alone where it is sure, if it may. `control` are the members'
+        control tokens, where another space listens to them too.
 
         A row of tokens whose share of a member's belief is under `threshold` is not decoded
         until that share has grown; 0 decodes them all. `before` is what follows borders in
@@ -307,6 +315,7 @@ class ByteSpace:
         # Of equals the one with the most tokens leads, whatever the order of the members.
         self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
         self._threshold = threshold
+        self._control = control or [ControlTokens(model) for model in models]
         for model in models:
             if not model.can_roll_back:
                 log.warning(
@@ -339,13 +348,15 @@ class ByteSpace:
                 trie,
                 self._threshold if model.can_roll_back else 0.5,
                 self._before,
+                control,
             )
-            for model, trie in zip(self._models, self._tries, strict=True)
+            for model, trie, control in zip(self._models, self._tries, self._control, strict=True)
         ]
 
     def alone(self, member: int) -> ByteSpace:
         """Return the space in which one member speaks alone."""
-        return ByteSpace([self._models[member]], self._threshold, self._before)
+        control = [self._control[member]]
+        return ByteSpace([self._models[member]], self._threshold, self._before, control=control)
 
     def over(self, voices: Sequence[ByteVoice]) -> list[ByteVoice]:
         """Return the voices as they are: the symbols are the same."""

@@ -515,12 +515,13 @@ def _read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
         (llama.llama_vocab_get_attr(vocab, i) for i in range(count)), dtype=np.int32, count=count
     )
     kinds = _kinds(llama, attributes)
-    bos_id = llama.llama_vocab_bos(vocab)
+    bos_id, eos_id = llama.llama_vocab_bos(vocab), llama.llama_vocab_eos(vocab)
     return Vocabulary.build(
         list(_pieces(llama, vocab, count)),
         kinds,
         [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],
         bos_id=None if bos_id < 0 else bos_id,
+        eos_id=None if eos_id < 0 else eos_id,
         add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id >= 0,
         markers={
             llama.llama_vocab_get_text(vocab, i).decode("utf-8", "replace"): i

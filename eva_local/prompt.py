@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from eva_local.errors import PromptError
 from eva_local.model import Model
@@ -23,18 +23,21 @@ Prompt = str | Sequence[Message]
 # What a model without a chat template is given: a dialogue that it can go on with.
 _PLAIN_NAMES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 _SPACE = "\N{EM SPACE}"
+# A complaint of a template may quote a whole conversation.
+_LONGEST_REASON = 200
 
 
 class PromptWriter:
     """Turn prompts into the tokens of one member."""
 
-    def __init__(self, model: Model) -> None:
-        """Compile the chat template of `model`, if it has one."""
+    def __init__(self, model: Model, name: str = "") -> None:
+        """Write for `model`; errors give its `name`, or else that of its file."""
+        self._name = name or model.path.name
         self._vocabulary = model.vocabulary
         self._tokenizer = model.tokenizer
+        self._source = model.chat_template or ""
         self._markers = _pattern(model.vocabulary.markers)
-        self._guarded = _pattern(_typable(model.vocabulary, model.chat_template or ""))
-        self._template = _compile(model.chat_template) if model.chat_template else None
+        self._guarded = _pattern(_typable(model.vocabulary, self._source))
 
     def tokens(self, prompt: Prompt | bytes) -> list[int]:
         """Return the tokens of a conversation (opened for the answer) or of a plain text.
@@ -42,28 +45,35 @@ class PromptWriter:
         A text in bytes may begin or end within a character.
         Exactly one BOS stands in front where the model wants one. Control tokens come from
         the template alone: in a message they are spelled out as text.
-        Raises PromptError where the template refuses the conversation.
+        Raises PromptError where the template refuses the conversation or fails at it.
         """
         if isinstance(prompt, bytes):
             return self._with_bos(self._encode_bytes(prompt))
         if isinstance(prompt, str):
             segments = [(prompt, False)]
-        elif self._template is None:
+        elif not self._source:
             segments = [(_plain(prompt), False)]
         else:
             segments = self._render(prompt)
         return self._with_bos(self._encode(segments))
 
+    @functools.cached_property
+    def _template(self) -> Callable[[list[dict[str, str]]], str]:
+        """The chat template, compiled when it is needed: plain texts go without."""
+        spelled, vocabulary = self._vocabulary.spelled, self._vocabulary
+        names = {"bos_token": spelled(vocabulary.bos_id), "eos_token": spelled(vocabulary.eos_id)}
+        return _compile(self._source, names, self._name)
+
     def _render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """Return the conversation as (text, written by the template) segments."""
-        assert self._template is not None
+        template = self._template
         stand_ins = [_StandIn(message.content) for message in messages]
         turns = [
             {"role": message.role, "content": stand_in.text}
             for message, stand_in in zip(messages, stand_ins, strict=True)
         ]
         try:
-            text = self._template(turns, self._spelled_bos(), self._spelled_end())
+            text = template(turns)
             refused = messages[0].role == "system" and stand_ins[0].key not in text
         except PromptError:
             if messages[0].role != "system":
@@ -113,14 +123,9 @@ class PromptWriter:
             ids.insert(0, bos_id)
         if not ids:
             # A model predicts after a token only; END of a text before is the usual start.
-            ids.append(bos_id if bos_id is not None else min(self._vocabulary.end_ids, default=0))
+            ends = (bos_id, self._vocabulary.eos_id, min(self._vocabulary.end_ids, default=0))
+            ids.append(next(token_id for token_id in ends if token_id is not None))
         return ids
-
-    def _spelled_bos(self) -> str:
-        return _spelling(self._vocabulary, self._vocabulary.bos_id)
-
-    def _spelled_end(self) -> str:
-        return _spelling(self._vocabulary, min(self._vocabulary.end_ids, default=None))
 
 
 class _StandIn:
@@ -150,16 +155,19 @@ def _segments(text: str, stand_ins: Sequence[_StandIn]) -> Iterator[tuple[str, b
     yield text[at:], True
 
 
-def _compile(source: str) -> Callable[[list[dict[str, str]], str, str], str]:
-    """Return a function that renders a chat template.
+def _compile(
+    source: str, names: Mapping[str, str], owner: str
+) -> Callable[[list[dict[str, str]]], str]:
+    """Return a function that renders the chat template of `owner`; `names` are told to it.
 
-    Templates come with the model file and are not trusted: they run in jinja2's sandbox.
+    Templates come with the model file and are not trusted: they run in jinja2's sandbox, and
+    whatever they raise is a PromptError.
     """
-    import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def refuse(reason: str) -> None:
-        raise PromptError(f"the model's chat template refuses this conversation: {reason}")
+    def refuse(reason: object) -> None:
+        said = _one_line(str(reason))
+        raise PromptError(f"{owner}: its chat template refuses this conversation: {said}")
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -168,17 +176,36 @@ def _compile(source: str) -> Callable[[list[dict[str, str]], str, str], str]:
     environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
     try:
         template = environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise PromptError(f"the model's chat template cannot be read: {error}") from error
+    except Exception as error:
+        raise PromptError(
+            f"{owner}: its chat template cannot be read: {_reason(error)}; "
+            "use another file of the model, or plain text instead of messages"
+        ) from error
 
-    def render(messages: list[dict[str, str]], bos: str, end: str) -> str:
-        names: dict[str, Any] = {"bos_token": bos, "eos_token": end, "tools": None}
+    def render(messages: list[dict[str, str]]) -> str:
         try:
-            return template.render(messages=messages, add_generation_prompt=True, **names)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise PromptError(f"the model's chat template failed: {error}") from error
+            return template.render(
+                messages=messages, add_generation_prompt=True, tools=None, **names
+            )
+        except PromptError:
+            raise
+        except Exception as error:
+            raise PromptError(f"{owner}: its chat template failed: {_reason(error)}") from error
 
     return render
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong in a template."""
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno}: {_one_line(error.message or '')}"
+    return _one_line(f"{type(error).__name__}: {error}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_REASON]
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:
@@ -220,13 +247,6 @@ def _typable(vocabulary: Vocabulary, template: str) -> list[str]:
         and not spelling.isspace()
         and spelling in template
     ]
-
-
-def _spelling(vocabulary: Vocabulary, token_id: int | None) -> str:
-    for spelling, marker_id in vocabulary.markers.items():
-        if marker_id == token_id:
-            return spelling
-    return ""
 
 
 def _expressible(data: bytes, tokenizer: Tokenizer) -> bytes:

@@ -29,7 +29,9 @@ class Readers:
         """Read for the members of `engine`, which are `models`."""
         self._models = tuple(models)
         self._engine = engine
-        self._writers = [PromptWriter(model) for model in models]
+        self._writers = [
+            PromptWriter(model, name) for model, name in zip(models, engine.names, strict=True)
+        ]
         self._untaught = {i for i, model in enumerate(models) if not model.chat_template}
         # Held while tokenisers are at work, so that nobody frees them meanwhile.
         self._at_work = threading.Lock()

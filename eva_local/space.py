@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.context import Context
+from eva_local.control import ControlTokens
 from eva_local.fusion import Floats, Ids, Vote, normalised, project, reaching, top_k
 from eva_local.grammar import Grammar
 from eva_local.model import Logits, Model, Run
@@ -150,12 +151,17 @@ class PivotVoice:
         mapping: Mapping,
         symbol_pieces: Sequence[bytes],
         n_candidates: int,
+        control: ControlTokens,
     ) -> None:
-        """Write in a context; `mapping` carries the likeliest tokens of its model over."""
+        """Write in a context; `mapping` carries the likeliest tokens of its model over.
+
+        `control` are those of its tokens that it cannot.
+        """
         self.context = context
         self._mapping = mapping
         self._pieces = symbol_pieces
         self._n_candidates = n_candidates
+        self._control = control
         self._native = mapping.member == mapping.pivot
         self._candidates: tuple[Ids, Floats] | None = None
         self._grammar: Grammar | None = None
@@ -196,6 +202,7 @@ class PivotVoice:
         """Keep the likeliest tokens, since the logits are llama.cpp's until it decodes again."""
         self.context.decoded(run)
         if logits is not None:
+            self._control.hear(logits)
             marks = None
             if self._grammar is not None and self._n_candidates:
                 marks = reaching(self._mapping, self._grammar.allowed)
@@ -245,8 +252,12 @@ class PivotSpace:
         *,
         pivot: int = 0,
         n_candidates: int = 320,
+        control: Sequence[ControlTokens] | None = None,
     ) -> None:
-        """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them."""
+        """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them.
+
+        `control` are the members' control tokens, where another space listens to them too.
+        """
         vocabulary = models[pivot].vocabulary
         self._models = tuple(models)
         self._speakable = vocabulary.speakable
@@ -256,6 +267,7 @@ class PivotSpace:
         self._mappings = tuple(mappings)
         self.lead = pivot
         self._n_candidates = n_candidates
+        self._control = control or [ControlTokens(model) for model in models]
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
         self._spelled = _without(self._pieces, missing) if missing else None
 
@@ -278,7 +290,12 @@ class PivotSpace:
     def alone(self, member: int) -> PivotSpace:
         """Return the space of a member's own tokens."""
         model = self._models[member]
-        return PivotSpace([model], [identity(model)], n_candidates=self._n_candidates)
+        return PivotSpace(
+            [model],
+            [identity(model)],
+            n_candidates=self._n_candidates,
+            control=[self._control[member]],
+        )
 
     def over(self, voices: Sequence[PivotVoice]) -> list[PivotVoice]:
         """Return voices of this space in the sequences of others, of the same models."""
@@ -301,8 +318,10 @@ class PivotSpace:
 
     def _voices(self, contexts: Sequence[Context]) -> list[PivotVoice]:
         return [
-            PivotVoice(context, mapping, self._pieces, self._n_candidates)
-            for context, mapping in zip(contexts, self._mappings, strict=True)
+            PivotVoice(context, mapping, self._pieces, self._n_candidates, control)
+            for context, mapping, control in zip(
+                contexts, self._mappings, self._control, strict=True
+            )
         ]
 
     def _spellable(self, vote: Vote) -> Vote:

@@ -33,13 +33,15 @@ class Vocabulary:
     `pieces[token_id]` are the bytes of a token (empty for control and unknown tokens);
     `kinds: (n,) uint8`; `speakable: (n,) bool` marks tokens that may stand for text: not
     control, unknown, unused or END, and not empty. `markers` are the spelled forms of the
-    tokens that only a chat template may write. `fingerprint` is equal for equal vocabularies.
+    tokens that only a chat template may write. `eos_id` is the one of the END ids with which the
+    model ends a text, where it has one. `fingerprint` is equal for equal vocabularies.
     """
 
     pieces: tuple[bytes, ...]
     kinds: NDArray[np.uint8]
     end_ids: frozenset[int]
     bos_id: int | None
+    eos_id: int | None
     add_bos: bool
     markers: Mapping[str, int]
     speakable: NDArray[np.bool_]
@@ -54,6 +56,7 @@ class Vocabulary:
         end_ids: Iterable[int],
         *,
         bos_id: int | None = None,
+        eos_id: int | None = None,
         add_bos: bool = False,
         markers: Mapping[str, int] | None = None,
     ) -> Vocabulary:
@@ -68,6 +71,7 @@ class Vocabulary:
             kinds=kind_array,
             end_ids=ends,
             bos_id=bos_id,
+            eos_id=eos_id,
             add_bos=add_bos,
             markers=dict(markers or {}),
             speakable=speakable,
@@ -86,6 +90,13 @@ class Vocabulary:
     def pieces_to_ids(self) -> Mapping[bytes, int]:
         """Return every speakable piece with the id that stands for it."""
         return self._ids
+
+    def spelled(self, token_id: int | None) -> str:
+        """Return how a token is written: a control token by its name; none, or without, is ""."""
+        for spelling, marker_id in self.markers.items():
+            if marker_id == token_id:
+                return spelling
+        return "" if token_id is None else self.pieces[token_id].decode("utf-8", "replace")
 
     def join(self, token_ids: Iterable[int]) -> bytes:
         """Return the bytes that a row of tokens stands for."""

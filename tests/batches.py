@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
+import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,10 @@ def fake_spec(folder: Path, *names: str) -> EnsembleSpec:
     return EnsembleSpec("pair", tuple(members), members[0].name, FusionSettings(filter="off"))
 
 
-def fake_ensemble(
-    spec: EnsembleSpec, parallel: int = 4, *, delay: float = 0.0, **options: Any
-) -> Ensemble:
-    """An ensemble of fake models; each decoding takes `delay` seconds."""
-    models = [
-        _Slow(words, delay, **options)
-        for words, _ in zip((WORDS_A, WORDS_B), spec.members, strict=False)
-    ]
+def fake_ensemble(spec: EnsembleSpec, parallel: int = 4, **options: Any) -> Ensemble:
+    """An ensemble of fake models."""
+    words = (WORDS_A, WORDS_B)
+    models = [FakeModel(each, **options) for each, _ in zip(words, spec.members, strict=False)]
     return ensemble_of_models(spec, models, parallel)
 
 
@@ -55,17 +53,6 @@ def ensemble_of_models(spec: EnsembleSpec, models: list[FakeModel], parallel: in
         [member.name for member in spec.members], models, PivotSpace(models, mappings), spec.fusion
     )
     return Ensemble(spec, models, engine, spec.sampling, contextlib.ExitStack(), parallel=parallel)
-
-
-class _Slow(FakeModel):
-    def __init__(self, words, delay: float, **options) -> None:
-        super().__init__(words, **options)
-        self._delay = delay
-
-    def decode(self, runs):
-        if self._delay:
-            time.sleep(self._delay)
-        return super().decode(runs)
 
 
 class Quick(FakeModel):
@@ -92,8 +79,7 @@ def errand(source: Path | str, target: Path | str, spec: EnsembleSpec, **options
 
 def do(job: Errand, parallel: int = 4, **options: Any) -> Outcome:
     """Carry out an errand on fake models."""
-    delay = options.pop("delay", 0.0)
-    return carry_out(job, lambda _: fake_ensemble(job.spec, parallel, delay=delay), **options)
+    return carry_out(job, lambda _: fake_ensemble(job.spec, parallel), **options)
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -119,8 +105,27 @@ def write_rows(path: Path, count: int, **more: Any) -> Path:
     return path
 
 
+def killed_after(calls: int) -> None:
+    """Let this process end itself, as `kill -9` ends it, after so many calls of functions."""
+    left = itertools.count(calls, -1)
+
+    def note(_frame: object, event: str, _function: object) -> None:
+        if event in ("call", "c_call") and next(left) <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(note)
+
+
 if __name__ == "__main__":
-    # One run of a job, for tests that end it from outside.
+    # One run of a job, which may be killed: counted from its beginning, or from its first step.
     folder, source, target = map(Path, sys.argv[1:4])
+    since, calls = sys.argv[4:] or ("never", 0)
     job = errand(source, target, fake_spec(folder))
-    carry_out(job, lambda _: fake_ensemble(job.spec, 4, delay=0.002))
+    moments = iter([since == "step"])
+    if since == "beginning":
+        killed_after(int(calls))
+    carry_out(
+        job,
+        lambda _: fake_ensemble(job.spec, 4),
+        told=lambda _: killed_after(int(calls)) if next(moments, False) else None,
+    )

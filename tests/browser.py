@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from waiting import PATIENCE_S, until
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -36,7 +38,6 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-PATIENCE_S = 60.0
 # Keys that write, and keys that do something of the browser's own.
 TEXTS = {"Enter": "\r"}
 CODES = {"Enter": 13, "Escape": 27, "Tab": 9}
@@ -172,12 +173,23 @@ class Browser:
         """Write text where the cursor is, as an input method would."""
         self.call("Input.insertText", text=text)
 
-    def wait(self, expression: str, *, patience_s: float = 10.0) -> None:
+    def wait(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
-        end = time.monotonic() + patience_s
-        while not self.run(f"!!({expression})"):
-            assert time.monotonic() < end, f"after {patience_s:.0f} s: {expression}"
-            time.sleep(0.02)
+        try:
+            until(lambda: self.run(f"!!({expression})"))
+        except AssertionError:
+            raise AssertionError(f"it never came true: {expression}") from None
+
+    def hear(self, complaint: str, count: int) -> str:
+        """Wait until the page has complained of something so often; return all of it."""
+
+        def heard() -> bool:
+            # An answer brings along the events before it.
+            self.run("1")
+            return str(self.complaints()).count(complaint) >= count
+
+        until(heard)
+        return str(self.complaints())
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG file."""

@@ -39,7 +39,9 @@ def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabu
         *(Kind.UNUSED, Kind.USER),
     ]
     markers = {"<s>": 1, "</s>": 2, "<|im_end|>": 3, "<tool>": len(pieces) - 1}
-    return Vocabulary.build(pieces, kinds, [2, 3], bos_id=1, add_bos=True, markers=markers)
+    return Vocabulary.build(
+        pieces, kinds, [2, 3], bos_id=1, eos_id=3, add_bos=True, markers=markers
+    )
 
 
 def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:
@@ -65,7 +67,10 @@ def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:
 
 
 class FakeModel:
-    """A model whose logits are a hash of the tokens in its cache, so that any slip shows."""
+    """A model whose logits are a hash of the tokens in its cache, so that any slip shows.
+
+    One that is `endless` never wants END.
+    """
 
     chat_template = (
         "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '<|im_end|>' }}"
@@ -80,6 +85,7 @@ class FakeModel:
         n_ctx: int = 4096,
         n_batch: int = 64,
         can_roll_back: bool = True,
+        endless: bool = False,
         logits: Callable[[Sequence[int]], Logits] | None = None,
     ) -> None:
         self.path = Path("fake.gguf")
@@ -90,12 +96,16 @@ class FakeModel:
         self.can_roll_back = can_roll_back
         self.cache: dict[int, list[int]] = {}
         self.decoded = 0
+        self._endless = endless
         self._logits = logits or self._hashed
 
     def _hashed(self, tokens: Sequence[int]) -> Logits:
         seed = hashlib.sha256(repr(list(tokens)).encode()).digest()[:8]
         generator = np.random.default_rng(int.from_bytes(seed))
-        return generator.normal(0, 4, len(self.vocabulary)).astype(np.float32)
+        row = generator.normal(0, 4, len(self.vocabulary)).astype(np.float32)
+        if self._endless:
+            row[list(self.vocabulary.end_ids)] = -30
+        return row
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         rows: list[Logits | None] = []

@@ -7,15 +7,14 @@ import contextlib
 import http.client
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from waiting import PATIENCE_S, until
 
 from eva_local.api import Ensemble
 from eva_local.errors import EvaError
 from eva_local.server.serve import Door, Server
-
-PATIENCE_S = 20.0
 
 
 class Reply:
@@ -101,11 +100,3 @@ def serving(
         assert not thread.is_alive()
     if failed:
         raise failed[0]
-
-
-def until(holds: Callable[[], bool], patience: float = PATIENCE_S) -> None:
-    """Wait for something to come true."""
-    end = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.005)

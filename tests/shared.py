@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from batches import ensemble_of_models
@@ -12,32 +11,27 @@ from eva_local.api import Ensemble
 from eva_local.records import Sampling
 from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 
+#: More than any test waits for.
+ENDLESS = 1_000_000
 PROMPTS = ("the", " a", "Paris is", "un", "the unbelievable end of it", "é中", "z", "there")
 
 
 class Endless(FakeModel):
-    """A model that never wants END, and takes its time for each batch."""
+    """A model that never wants END, with a context that is never full."""
 
-    def __init__(self, words: list[bytes], delay: float, **options) -> None:
-        super().__init__(words, **options)
-        self._delay = delay
+    def __init__(self, words: list[bytes], n_ctx: int = 2 * ENDLESS) -> None:
+        super().__init__(words, n_ctx=n_ctx, endless=True)
         #: What the next decoding raises.
         self.fault: Exception | None = None
 
-    def _hashed(self, tokens):
-        row = super()._hashed(tokens)
-        row[2:4] = -30
-        return row
-
     def decode(self, runs):
-        time.sleep(self._delay)
         if self.fault is not None:
             raise self.fault
         return super().decode(runs)
 
 
-def open_shared(parallel: int = 3, delay: float = 0.0, **options) -> Ensemble:
-    models = [Endless(words, delay, **options) for words in (WORDS_A, WORDS_B)]
+def open_shared(parallel: int = 3, **options) -> Ensemble:
+    models = [Endless(words, **options) for words in (WORDS_A, WORDS_B)]
     members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in ("a", "b"))
     spec = EnsembleSpec("pair", members, "a", FusionSettings(filter="off"))
     return ensemble_of_models(spec, models, parallel)

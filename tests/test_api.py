@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from shared import open_shared
+from waiting import PATIENCE_S
 
 import eva_local
 from eva_local.errors import InputError
@@ -46,7 +47,11 @@ def test_awaitable_twins_ask_as_the_others_do() -> None:
 def test_importing_it_is_quick_and_opens_nothing() -> None:
     program = "import sys, eva_local; print('llama_cpp' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == "False False\n"
 

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import PROMPTS, Endless, alone, open_shared
+from shared import ENDLESS, PROMPTS, Endless, alone, open_shared
+from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.api import Ensemble
 from eva_local.errors import ClosedError, ContextError, InputError, ModelError
 from eva_local.records import Sampling
 
-LONG = Sampling(max_tokens=4000)
-PATIENCE_S = 20.0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, which it must soon."""
-    ends = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < ends, "it never came"
-        time.sleep(0.001)
+LONG = Sampling(max_tokens=ENDLESS)
 
 
 def fault_of(ensemble: Ensemble, error: Exception | None) -> None:
     model = ensemble._models[1]
     assert isinstance(model, Endless)
     model.fault = error
+
+
+def waiting_threads(ensemble: Ensemble) -> Callable[[], int]:
+    """Return what tells how many threads wait for the end of a step."""
+    changed, here = ensemble.scheduler._changed, []
+    wait_for = changed.wait_for
+
+    def counted(predicate: Callable[[], bool]) -> bool:
+        here.append(predicate)
+        try:
+            return wait_for(predicate)
+        finally:
+            here.remove(predicate)
+
+    changed.wait_for = counted
+    return lambda: len(here)
 
 
 @settings(max_examples=15)
@@ -85,14 +92,11 @@ def test_a_consumer_that_stops_iterating_stops_nobody() -> None:
 
 
 def test_nobody_starves_beside_a_thread_that_always_steps() -> None:
-    with open_shared(2, delay=0.002) as ensemble, ThreadPoolExecutor(1) as threads:
+    with open_shared(2) as ensemble, ThreadPoolExecutor(1) as threads:
         busy = threads.submit(lambda: ensemble.complete("the", LONG))
-        eventually(lambda: ensemble.scheduler.n_running == 1)
+        until(lambda: ensemble.scheduler.n_running == 1)
         for _ in range(5):
-            began = time.monotonic()
             assert len(list(ensemble.stream(" a", Sampling(max_tokens=10)))) == 10
-            # Ten steps of 4 ms, and turns that were waited for.
-            assert time.monotonic() - began < 2
         assert not busy.done()
         ensemble.close()
         with pytest.raises(ClosedError):
@@ -122,25 +126,29 @@ def test_closing_an_iterator_frees_its_place_within_a_step() -> None:
 
 
 def test_a_failed_step_reaches_all_who_wait_for_it_and_the_next_may_succeed() -> None:
-    with open_shared(3, delay=0.002) as ensemble, ThreadPoolExecutor(3) as threads:
+    with open_shared(3) as ensemble, ThreadPoolExecutor(3) as threads:
+        gate, n_waiting = step_gate(ensemble), waiting_threads(ensemble)
         tasks = [threads.submit(ensemble.complete, prompt, LONG) for prompt in PROMPTS[:3]]
-        eventually(lambda: ensemble.scheduler.n_running == 3)
-        fault_of(ensemble, ModelError("no room left"))
+        until(lambda: ensemble.scheduler.n_running == 3)
+        with gate.closed():
+            # One of them is at the step, and the others wait for its end.
+            until(lambda: gate.is_held and n_waiting() == 2)
+            fault_of(ensemble, ModelError("no room left"))
         errors = [task.exception(PATIENCE_S) for task in tasks]
         assert [type(error) for error in errors] == [ModelError] * 3
         assert {str(error) for error in errors} == {"no room left"}
         # Each thread has one of its own, with the way that it took there.
         assert len({id(error) for error in errors}) == 3
         fault_of(ensemble, None)
-        eventually(lambda: ensemble.scheduler.n_running == 0)
+        until(lambda: ensemble.scheduler.n_running == 0)
         few = Sampling(max_tokens=5)
         assert ensemble.complete("the", few).text == alone("the", few)
 
 
 def test_a_fault_of_ours_leaves_nobody_waiting() -> None:
-    with open_shared(2, delay=0.002) as ensemble, ThreadPoolExecutor(2) as threads:
+    with open_shared(2) as ensemble, ThreadPoolExecutor(2) as threads:
         tasks = [threads.submit(ensemble.complete, prompt, LONG) for prompt in PROMPTS[:2]]
-        eventually(lambda: ensemble.scheduler.n_running == 2)
+        until(lambda: ensemble.scheduler.n_running == 2)
         fault_of(ensemble, ZeroDivisionError("a slip"))
         errors = [task.exception(PATIENCE_S) for task in tasks]
         assert {type(error) for error in errors} <= {ZeroDivisionError, ModelError}
@@ -149,12 +157,13 @@ def test_a_fault_of_ours_leaves_nobody_waiting() -> None:
 
 
 def test_closing_tells_all_who_wait_and_refuses_all_who_come() -> None:
-    with open_shared(2, delay=0.002) as ensemble, ThreadPoolExecutor(6) as threads:
+    with open_shared(2) as ensemble, ThreadPoolExecutor(6) as threads:
         paused = ensemble.stream("the", LONG)
         next(paused)
-        tasks = [threads.submit(ensemble.complete, prompt, LONG) for prompt in PROMPTS[:5]]
-        tasks.append(threads.submit(ensemble.score, "the", " Paris" * 500))
-        eventually(lambda: ensemble.scheduler.n_running + ensemble.scheduler.n_waiting == 7)
+        with step_gate(ensemble).closed():
+            tasks = [threads.submit(ensemble.complete, prompt, LONG) for prompt in PROMPTS[:5]]
+            tasks.append(threads.submit(ensemble.score, "the", " Paris" * 500))
+            until(lambda: ensemble.scheduler.n_running + ensemble.scheduler.n_waiting == 7)
         ensemble.close()
         errors = [task.exception(PATIENCE_S) for task in tasks]
         assert [type(error) for error in errors] == [ClosedError] * 6

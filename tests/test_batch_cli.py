@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batches import results, texts
+from waiting import PATIENCE_S
 
 from eva_local.capacity import fastest, free_memory, open_widest, places_that_fit
 from eva_local.config import load_config
@@ -32,7 +32,7 @@ def eva(models, tmp_path):
             cwd=tmp_path,
             env=environment(tmp_path),
             check=False,
-            timeout=120,
+            timeout=PATIENCE_S,
             **options,
         )
 
@@ -53,6 +53,20 @@ def write(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content, encoding="utf-8")
 
 
+# Runs a command, and waits for the end of its input once three rows are written.
+PAUSING = """
+import sys
+from eva_local.batch.job import Job
+from eva_local.cli import main
+write = Job._write
+def pausing(job, *result):
+    write(job, *result)
+    if job.progress.n_done == 3:
+        print("PAUSE", flush=True)
+        sys.stdin.read()
+Job._write = pausing
+sys.exit(main(sys.argv[1:]))
+"""
 ROWS = "".join(json.dumps({"id": f"r{n}", "prompt": f"the {n}"}) + "\n" for n in range(6))
 
 
@@ -220,28 +234,30 @@ def test_who_reads_the_rows_may_stop(models, eva, tmp_path) -> None:
     ) as run:
         run.stdout.readline()
         run.stdout.close()
-        assert run.wait(60) == 0
+        assert run.wait(PATIENCE_S) == 0
         assert b"Traceback" not in run.stderr.read()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_job_ends_in_order_and_goes_on(models, eva, tmp_path, number, code) -> None:
-    count = 150
+    count = 12
     rows = (json.dumps({"id": n, "prompt": f"the {n}"}) for n in range(count))
     write(tmp_path, "in.jsonl", "\n".join(rows))
     arguments = ("in.jsonl", "out.jsonl", "-e", "pair", "-n", "30", "--parallel", "4")
-    out = tmp_path / "out.jsonl"
     with subprocess.Popen(
-        command(models, *arguments),
+        [sys.executable, "-c", PAUSING, *command(models, *arguments)[3:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         env=environment(tmp_path),
     ) as run:
-        while not (out.exists() and out.stat().st_size) and run.poll() is None:
-            time.sleep(0.01)
+        assert run.stdout.readline() == b"PAUSE\n"
         run.send_signal(number)
-        assert run.wait(60) == code
+        run.stdin.close()
         shown = run.stderr.read().decode()
+    assert run.returncode == code
+    out = tmp_path / "out.jsonl"
     assert "interrupted: the same command goes on" in shown
     # Beside that, only that each member is given a plain dialogue.
     assert shown.count("\n") - shown.count("no chat template") == 1
@@ -253,9 +269,9 @@ def test_an_interrupted_job_ends_in_order_and_goes_on(models, eva, tmp_path, num
 
 
 def test_lines_of_progress_where_stderr_is_no_terminal(models, tmp_path) -> None:
-    write(tmp_path, "in.txt", "the light\n" * 300)
+    write(tmp_path, "in.txt", "the light\n" * 5)
     script = (
-        "import sys; import eva_local.cli.batch as b; b.LINE_EVERY_S = 0.3; "
+        "import sys; import eva_local.cli.batch as b; b.LINE_EVERY_S = 0.0; "
         "from eva_local.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = command(models, "in.txt", "out.jsonl", "-e", "one", "-n", "30", "--parallel", "2")
@@ -269,9 +285,10 @@ def test_lines_of_progress_where_stderr_is_no_terminal(models, tmp_path) -> None
     assert done.returncode == 0
     # The first one is that this member has no chat template.
     lines = done.stderr.decode().splitlines()[1:]
-    assert len(lines) > 1
+    # One for every step, and the last of all.
+    assert len(lines) > 5 * 30 / 2
     for line in lines[:-1]:
-        assert re.fullmatch(r"\d+ of 300 rows, [\d.]+ tokens/s(, (\d+:)+\d\d left)?", line)
+        assert re.fullmatch(r"\d+ of 5 rows, [\d.]+ tokens/s(, (\d+:)+\d\d left)?", line)
 
 
 def test_auto_takes_what_fits_and_is_fastest(models, monkeypatch) -> None:

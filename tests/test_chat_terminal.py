@@ -7,12 +7,12 @@ import re
 import signal
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+from waiting import PATIENCE_S
 
 from eva_local.chat.signals import end_put_off
 
@@ -33,12 +33,14 @@ with orderly_end(), terminal_restored():
             print("CTRL-D")
             break
 """
-# Counts slowly, as an answer comes; every moment without a terminal that shows what is typed.
+# As while an answer comes, without a terminal that shows what is typed; says when something was.
 ANSWER = """
-import sys, time
+import select, sys, time
 from eva_local.chat.signals import interruption_noted, orderly_end, typing_unseen
 with orderly_end(), interruption_noted() as interrupted, typing_unseen():
     print("BEGUN", flush=True)
+    select.select([sys.stdin], [], [])
+    print("TYPED", flush=True)
     while not interrupted():
         time.sleep(0.02)
 print("STOPPED", input())
@@ -65,7 +67,7 @@ def spawn(tmp_path) -> Iterator[Spawn]:
             sys.executable,
             ["-c", script, str(tmp_path)],
             env=os.environ | {"TERM": "xterm-256color"} | environment,
-            timeout=20,
+            timeout=PATIENCE_S,
             dimensions=(24, 80),
         )
         child.delaybeforesend = None
@@ -129,7 +131,7 @@ def test_a_paste_of_100_kb(spawn, tmp_path) -> None:
     for at in range(0, len(text), 1000):
         child.send(text[at : at + 1000])
     child.send(f"{PASTE[1]}\r")
-    child.expect(r"READ '00000 all.*play", timeout=20)
+    child.expect(r"READ '00000 all.*play")
     assert (tmp_path / "history").exists() is False
 
 
@@ -198,7 +200,8 @@ def test_what_is_typed_while_an_answer_comes_is_unseen_and_waits(spawn) -> None:
     before = termios.tcgetattr(child.child_fd)
     child.expect("BEGUN")
     child.send("secret\n")
-    time.sleep(0.2)
+    child.expect("TYPED")
+    assert b"secret" not in child.before
     child.kill(signal.SIGINT)
     child.expect("STOPPED")
     assert b"secret" not in child.before

@@ -8,30 +8,24 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from shared import PROMPTS, Endless, alone, open_shared
+from shared import ENDLESS, PROMPTS, Endless, alone, open_shared
+from waiting import PATIENCE_S, Gate, eventually, step_gate
 
 from eva_local.api import Ensemble
 from eva_local.errors import ClosedError, ContextError, InputError, ModelError
 from eva_local.records import Sampling
 
-LONG = Sampling(max_tokens=4000)
+LONG = Sampling(max_tokens=ENDLESS)
 FEW = Sampling(max_tokens=9)
-PATIENCE_S = 20.0
 
 
 def run(app: Coroutine[None, None, None]) -> None:
     asyncio.run(asyncio.wait_for(app, PATIENCE_S))
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    while not holds():
-        await asyncio.sleep(0.001)
 
 
 def is_idle(ensemble: Ensemble) -> bool:
@@ -84,32 +78,40 @@ def test_threads_and_an_event_loop_share_one_ensemble() -> None:
 
 def test_the_loop_goes_on_while_a_step_takes_its_time() -> None:
     async def app() -> None:
-        answer = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=2)))
-        longest, last = 0.0, time.monotonic()
-        while not answer.done():
-            await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        assert longest < 0.4
+        with gate.closed():
+            answer = asyncio.create_task(ensemble.acomplete("the", FEW))
+            # Who would step in the loop's own thread would never come to open the gate.
+            await eventually(lambda: gate.is_held)
+        assert (await answer).text == alone("the", FEW)
 
-    # Each step takes 0.6 s.
-    with open_shared(2, delay=0.3) as ensemble:
+    with open_shared(2) as ensemble:
+        gate = step_gate(ensemble)
         run(app())
 
 
 def test_the_loop_goes_on_while_a_prompt_is_tokenised() -> None:
     async def app() -> None:
-        answer = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=1)))
-        ticks = 0
-        while not answer.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        assert ticks >= 10
+        with gate.closed():
+            answer = asyncio.create_task(ensemble.acomplete("the", FEW))
+            await eventually(lambda: gate.is_held)
+        assert (await answer).text == alone("the", FEW)
 
     with open_shared(2) as ensemble:
-        tokenizer = ensemble._models[0].tokenizer
-        raw = tokenizer._raw
-        tokenizer._raw = lambda text: (time.sleep(0.2), raw(text))[1]
+        gate = reading_gate(ensemble)
         run(app())
+
+
+def reading_gate(ensemble: Ensemble) -> Gate:
+    """Return a gate that every prompt passes when it is tokenised."""
+    gate, tokenizer = Gate(), ensemble._models[0].tokenizer
+    raw = tokenizer._raw
+
+    def passing(text: bytes) -> list[int]:
+        gate.pass_through()
+        return raw(text)
+
+    tokenizer._raw = passing
+    return gate
 
 
 def test_closing_the_iterator_frees_the_place_within_one_step() -> None:
@@ -126,38 +128,51 @@ def test_closing_the_iterator_frees_the_place_within_one_step() -> None:
         run(app())
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.002])
-def test_cancelled_tasks_leave_within_a_step_and_nobody_else_notices(delay) -> None:
+def test_cancelled_tasks_leave_within_a_step_and_nobody_else_notices() -> None:
     async def app() -> None:
-        stay = asyncio.create_task(ensemble.acomplete("the", Sampling(max_tokens=60)))
-        leave = [asyncio.create_task(ensemble.acomplete(prompt, LONG)) for prompt in PROMPTS]
-        scheduler = ensemble.scheduler
-        await eventually(lambda: scheduler.n_running == 3 and scheduler.n_waiting == 6)
-        for task in leave:
-            task.cancel()
-        found = await asyncio.gather(*leave, return_exceptions=True)
-        assert all(isinstance(each, asyncio.CancelledError) for each in found)
-        assert scheduler.n_waiting == 0
-        assert scheduler.n_running <= 1
-        assert (await stay).text == alone("the", Sampling(max_tokens=60))
+        scheduler, gate = ensemble.scheduler, step_gate(ensemble)
+        sampling = Sampling(max_tokens=60)
+        with gate.closed():
+            stay = asyncio.create_task(ensemble.acomplete("the", sampling))
+            await eventually(lambda: gate.is_held)
+            leave = [asyncio.create_task(ensemble.acomplete(prompt, LONG)) for prompt in PROMPTS]
+            await eventually(lambda: scheduler.n_waiting == 8)
+            # At the next step three are at work.
+            gate.let(1)
+            await eventually(lambda: scheduler.n_running == 3 and gate.is_held)
+            for task in leave:
+                task.cancel()
+            found = await asyncio.gather(*leave, return_exceptions=True)
+            assert all(isinstance(each, asyncio.CancelledError) for each in found)
+            assert scheduler.n_waiting == 0
+            assert scheduler.n_running == 1
+        assert (await stay).text == alone("the", sampling)
 
-    with open_shared(3, delay=delay) as ensemble:
+    with open_shared(3) as ensemble:
         run(app())
 
 
-def test_a_task_that_is_cancelled_before_its_prompt_is_read_asks_for_nothing() -> None:
+@pytest.mark.parametrize("turns", range(4))
+def test_a_task_that_is_cancelled_before_its_prompt_is_read_asks_for_nothing(turns) -> None:
     async def app() -> None:
-        for wait in (0.0, 0.0001, 0.001, 0.005):
-            for _ in range(20):
-                task = asyncio.create_task(ensemble.acomplete("the", LONG))
-                await asyncio.sleep(wait)
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-                assert is_idle(ensemble)
+        with gate.closed():
+            task = asyncio.create_task(ensemble.acomplete("the", LONG))
+            if turns == 3:
+                await eventually(lambda: gate.is_held)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         assert (await ensemble.acomplete("the", FEW)).text == alone("the", FEW)
+        assert is_idle(ensemble)
+        assert ensemble._models[1].decoded == n_decoded
 
+    with open_shared(2) as other:
+        other.complete("the", FEW)
+        n_decoded = other._models[1].decoded
     with open_shared(2) as ensemble:
+        gate = reading_gate(ensemble)
         run(app())
 
 
@@ -168,7 +183,7 @@ def test_time_limits_work() -> None:
                 await ensemble.acomplete("the", LONG)
         assert is_idle(ensemble)
 
-    with open_shared(1, delay=0.002) as ensemble:
+    with open_shared(1) as ensemble:
         run(app())
 
 
@@ -211,7 +226,7 @@ def test_a_failed_step_reaches_all_and_the_next_may_succeed(fault) -> None:
         assert is_idle(ensemble)
         assert (await ensemble.acomplete("the", FEW)).text == alone("the", FEW)
 
-    with open_shared(2, delay=0.002) as ensemble:
+    with open_shared(2) as ensemble:
         model = ensemble._models[1]
         assert isinstance(model, Endless)
         run(app())
@@ -227,7 +242,7 @@ def test_an_error_in_the_step_of_a_thread_reaches_the_loop_too() -> None:
         assert [str(error) for error in errors] == ["no room left"] * 2
         model.fault = None
 
-    with open_shared(2, delay=0.002) as ensemble:
+    with open_shared(2) as ensemble:
         model = ensemble._models[1]
         assert isinstance(model, Endless)
         run(app())
@@ -247,7 +262,7 @@ def test_closing_tells_all_who_await() -> None:
         with pytest.raises(ClosedError):
             await ensemble.ascore("the", " a")
 
-    ensemble = open_shared(2, delay=0.002)
+    ensemble = open_shared(2)
     run(app())
     assert not drivers()
 
@@ -272,12 +287,19 @@ def test_the_thread_begins_with_the_first_answer_and_rests_after_the_last() -> N
         assert not drivers()
         run(ensemble.ascore("the", " a"))
         assert len(drivers()) == 1
-        # Whose answer nobody takes is not written by the thread either.
+        # Whose answer nobody awaits is not written by the thread either.
+        steppers: set[str] = set()
+        step = ensemble.scheduler.step
+
+        def seen(*arguments, **options) -> None:
+            steppers.add(threading.current_thread().name)
+            step(*arguments, **options)
+
+        ensemble.scheduler.step = seen
         paused = ensemble.stream("the", LONG)
-        next(paused)
-        decoded = ensemble._models[0].decoded
-        time.sleep(0.05)
-        assert ensemble._models[0].decoded == decoded
+        for _ in range(50):
+            next(paused)
+        assert steppers == {threading.current_thread().name}
         paused.close()
     assert not drivers()
 
@@ -289,12 +311,12 @@ def test_a_program_that_forgets_to_close_ends() -> None:
         from eva_local.records import Sampling
 
         async def app():
-            async for step in ensemble.astream("the", Sampling(max_tokens=4000)):
+            async for step in ensemble.astream("the", Sampling(max_tokens=1_000_000)):
                 print("one step")
                 break
 
-        ensemble = open_shared(1, delay=0.01)
-        answers = ensemble.astream("the", Sampling(max_tokens=4000))
+        ensemble = open_shared(1)
+        answers = ensemble.astream("the", Sampling(max_tokens=1_000_000))
         asyncio.run(app())
         loop = asyncio.new_event_loop()
         loop.run_until_complete(anext(answers))

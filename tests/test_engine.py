@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from concurrent.futures import Future, wait
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +10,12 @@ import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import Gate
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.draft import Draft
-from eva_local.engine import Engine
+from eva_local.engine import Engine, _await
 from eva_local.errors import ContextError, ModelError
 from eva_local.records import Sampling, Step
 from eva_local.space import PivotSpace
@@ -178,18 +179,26 @@ def test_side_by_side_decoding_gives_the_same_text() -> None:
     assert texts[0] == texts[1]
 
 
-def test_nobody_is_asked_again_while_they_still_decode() -> None:
+def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+
     class Slow(FakeModel):
         at_work = 0
 
         def decode(self, runs):
             self.at_work += 1
             assert self.at_work == 1
-            time.sleep(0.2)
+            gate.pass_through()
             rows = super().decode(runs)
             self.at_work -= 1
             return rows
 
+    def waits(asked: list[Future[None]]) -> None:
+        # Only who waits for the slow one lets it go on.
+        gate.let()
+        wait(asked)
+
+    monkeypatch.setattr("eva_local.engine.wait", waits)
     models = [FakeModel(WORDS_A), Slow(WORDS_B)]
     plain = ensemble(models)
     engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=True)
@@ -200,6 +209,7 @@ def test_nobody_is_asked_again_while_they_still_decode() -> None:
         raise ModelError("no room left")
 
     models[0].decode = fail
+    gate.let(0)
     with pytest.raises(ModelError):
         engine.step([draft])
     assert models[1].at_work == 0
@@ -211,6 +221,15 @@ def test_nobody_is_asked_again_while_they_still_decode() -> None:
 def test_no_text_is_left_at_logits_that_are_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     # Texts take their logits in several threads, and one of them fails.
     monkeypatch.setattr("eva_local.engine.cores", lambda: 2)
+    gate = Gate()
+    gate.let(0)
+
+    def awaits(asked: list[Future[None]]) -> None:
+        # Only who waits for the slow one lets it go on.
+        gate.let()
+        _await(asked)
+
+    monkeypatch.setattr("eva_local.engine._await", awaits)
     models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
     engine = ensemble(models)
     drafts = [
@@ -223,7 +242,7 @@ def test_no_text_is_left_at_logits_that_are_written_over(monkeypatch: pytest.Mon
         raise ModelError("not this one")
 
     def is_slow(run, logits):
-        time.sleep(0.2)
+        gate.pass_through()
         taken.append(True)
 
     drafts[0].voices[0].take = fails

@@ -28,6 +28,7 @@ ROWS = (
     "endless",
     "grammar",
     "evidence",
+    "control",
     "context",
     "branches",
     "prompt",

@@ -1,4 +1,4 @@
-"""What llama.cpp computes with a broken file."""
+"""What llama.cpp says of a file, and computes with a broken one."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def test_logits_that_are_no_numbers_are_an_error(tmp_path) -> None:
         model.remove(0, 0)
         with pytest.raises(ModelError, match="no numbers"):
             list(model.decode_every(Run(0, 0, [1, 70])))
+
+
+def test_eos_is_the_models_own_and_not_the_lowest_end(tmp_path) -> None:
+    path = tmp_path / "one.gguf"
+    write_tiny_gguf(path, n_layers=1)
+    GGUFReader(path, "r+").fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 70
+    with LlamaModel(path, vocabulary_only=True) as model:
+        assert model.vocabulary.end_ids == {2, 70}
+        assert (model.vocabulary.bos_id, model.vocabulary.eos_id) == (1, 70)

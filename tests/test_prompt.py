@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from fakes import FakeModel
 from hypothesis import given
@@ -6,6 +8,7 @@ from strategies import awkward_text
 from eva_local.errors import PromptError
 from eva_local.prompt import PromptWriter
 from eva_local.records import Message
+from eva_local.vocab import Vocabulary
 
 REJECTS_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -21,7 +24,7 @@ def writer(
 ) -> tuple[PromptWriter, FakeModel]:
     model = FakeModel(**options)
     model.chat_template = template
-    return PromptWriter(model), model
+    return PromptWriter(model, "tiny"), model
 
 
 def spelled(model: FakeModel, ids: list[int]) -> str:
@@ -109,9 +112,20 @@ def test_a_base_model_gets_a_plain_dialogue() -> None:
 def test_an_empty_text_still_gives_a_token_to_predict_after() -> None:
     write, model = writer()
     assert write.tokens("") == [1]
-    model.vocabulary = type(model.vocabulary).build([b"a", b""], [0, 3], [1])
-    model.tokenizer.vocabulary = model.vocabulary
-    assert PromptWriter(model).tokens("") == [1]
+    for end, expected in ({"bos_id": 3, "eos_id": 2}, 3), ({"eos_id": 2}, 2), ({}, 1):
+        model.vocabulary = Vocabulary.build([b"a", b"", b"", b""], [0, 3, 3, 3], [1, 2], **end)
+        model.tokenizer.vocabulary = model.vocabulary
+        assert PromptWriter(model).tokens("") == [expected]
+
+
+def test_the_template_is_told_the_model_s_own_bos_and_eos() -> None:
+    write, model = writer("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    # There is an END with a lower id.
+    assert spelled(model, write.tokens([Message("user", "a")])) == "<s>a<|im_end|>"
+    model.vocabulary = replace(model.vocabulary, bos_id=None, eos_id=None, add_bos=False)
+    ids = PromptWriter(model).tokens([Message("user", "a")])
+    assert model.vocabulary.join(ids) == b"a"
+    assert control_tokens(model, ids) == []
 
 
 def test_a_character_without_a_token_reads_as_a_mark() -> None:
@@ -124,12 +138,31 @@ def test_a_character_without_a_token_reads_as_a_mark() -> None:
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{% if %}", "cannot be read"),
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[9].content.x.y }}", "failed"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__()() }}", "failed"),
+        ("{% if %}", "cannot be read: line 1: "),
+        ("\n{% for m in n %}" * 30 + "{% endfor %}" * 30, "cannot be read: SyntaxError"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "cannot be read: RecursionError"),
+        ("{{ raise_exception('roles must\nalternate') }}", "conversation: roles must alternate"),
+        ("{{ messages[9].content.x.y }}", "failed: UndefinedError"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__()() }}", "failed: SecurityError"),
+        ("{{ strftime_now(messages).x }}", "failed: TypeError"),
+        ("{{ 1 / 0 }}", "failed: ZeroDivisionError"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "failed: RecursionError"),
+        ("{{ '{x}'.format() }}", "failed: KeyError"),
+        ("{{ 9.0 ** 999 }}", "failed: OverflowError"),
+        ("{{ messages[0].content.encode('no such code') }}", "failed: LookupError"),
+        ("{{ 'a' * (2 ** 62) }}", "failed: MemoryError"),
     ],
 )
-def test_a_bad_template_is_a_clear_error(template, problem) -> None:
-    with pytest.raises(PromptError, match=problem):
-        writer(template)[0].tokens([Message("user", "a")])
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_whatever_a_template_raises_is_a_clear_error_that_names_the_model(
+    template, problem, role
+) -> None:
+    write, _ = writer(template)
+    with pytest.raises(PromptError) as raised:
+        write.tokens([Message(role, "a")])
+    said = str(raised.value)
+    assert said.startswith("tiny: its chat template ")
+    assert problem in said
+    assert "\n" not in said
+    # Who needs no template is not kept from anything.
+    assert len(write.tokens("the")) == 2

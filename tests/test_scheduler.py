@@ -9,6 +9,7 @@ import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
@@ -21,21 +22,11 @@ from eva_local.specs import FusionSettings
 
 
 class WatchedModel(FakeModel):
-    """A fake model that remembers its batches, as (sequence, number of tokens).
+    """A fake model that remembers its batches, as (sequence, number of tokens)."""
 
-    One that is `endless` never wants END.
-    """
-
-    def __init__(self, *arguments, endless: bool = False, **options) -> None:
+    def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.batches: list[list[tuple[int, int]]] = []
-        self._endless = endless
-
-    def _hashed(self, tokens):
-        row = super()._hashed(tokens)
-        if self._endless:
-            row[2:4] = -30
-        return row
 
     def decode(self, runs):
         self.batches.append([(run.sequence, len(run.tokens)) for run in runs])
@@ -377,7 +368,7 @@ def test_other_threads_submit_and_cancel_while_one_steps() -> None:
             if turn % 3 == 2:
                 scheduler.cancel(told.request)
             else:
-                right.append(done.wait(30) and told.text == expected[text])
+                right.append(done.wait(PATIENCE_S) and told.text == expected[text])
 
     driver = threading.Thread(target=drive)
     users = [threading.Thread(target=use, args=(number,)) for number in range(6)]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from batches import fake_ensemble, fake_spec
 from servers import serving
+from waiting import PATIENCE_S
 
 from eva_local.errors import StoreError
 from eva_local.records import Message, Sampling
@@ -409,7 +410,7 @@ def test_while_it_loads_it_says_so(spec) -> None:
     gate = threading.Event()
 
     def opener():
-        gate.wait(10)
+        assert gate.wait(PATIENCE_S)
         return fake_ensemble(spec)
 
     with serving(opener, ready=False) as client:

@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 
 def start(models: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -32,7 +32,7 @@ def start(models: Path, *arguments: str) -> subprocess.Popen[str]:
 def refused(models: Path, *arguments: str) -> str:
     """Return the one line with which a server does not begin, or ends at once."""
     with start(models, *arguments) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (2, "")
     *before, line = err.splitlines()
     assert all(each.startswith("listening on ") for each in before)
@@ -56,7 +56,7 @@ def get(url: str, key: str | None = None) -> tuple[int, str]:
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -73,10 +73,10 @@ def test_it_listens_answers_and_ends(models, number) -> None:
         names = [each["id"] for each in json.loads(get(f"{url}/v1/models")[1])["data"]]
         assert names == ["pair", "pair/one", "pair/two", "one"]
         body = json.dumps({"prompt": "the", "max_tokens": 3}).encode()
-        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=30) as response:
+        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=PATIENCE_S) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 3
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -84,7 +84,7 @@ def test_a_signal_while_it_loads_ends_it_too(models) -> None:
     with start(models, "-e", "pair", "--port", "0") as process:
         url_of(process)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -100,7 +100,7 @@ def test_the_keys_of_a_file(models, tmp_path) -> None:
         assert get(f"{url}/v1/models")[0] == 401
         assert get(f"{url}/v1/models", "second-key")[0] == 200
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_what_it_does_not_begin_with(models, tmp_path) -> None:
@@ -121,9 +121,7 @@ def test_what_it_does_not_begin_with(models, tmp_path) -> None:
 
 
 def test_what_cannot_be_loaded_ends_it(models) -> None:
-    begun = time.monotonic()
     assert "none.gguf" in refused(models, "-e", "broken", "--port", "0")
-    assert time.monotonic() - begun < 30
 
 
 def test_a_port_that_is_taken(models) -> None:
@@ -132,4 +130,4 @@ def test_a_port_that_is_taken(models) -> None:
         problem = refused(models, "-e", "one", "--port", port)
         assert problem == (f"eva-local: cannot listen on 127.0.0.1:{port}: Address already in use")
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)

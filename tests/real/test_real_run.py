@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,7 +110,6 @@ def test_ctrl_c_ends_with_what_was_written() -> None:
     try:
         assert process.stdout is not None
         first = os.read(process.stdout.fileno(), 100)
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         rest, complaints = process.communicate(timeout=60)
     finally:

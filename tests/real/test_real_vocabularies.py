@@ -58,6 +58,8 @@ def test_special_tokens_are_known_by_their_attributes(vocabularies, name) -> Non
         "qwen2.5-coder-0.5b": ("<|im_end|>", "<|endoftext|>", "</s>"),
         "gemma3-270m": ("<end_of_turn>", "<eos>"),
     }[name]
+    eos = "<eos>" if name == "gemma3-270m" else "<|im_end|>"
+    assert vocab.spelled(vocab.eos_id) == eos
     for spelling in spelled:
         assert vocab.markers[spelling] in vocab.end_ids
         assert not vocab.speakable[vocab.markers[spelling]]
