@@ -44,6 +44,11 @@ def eva(models, tmp_path):
     return run
 
 
+def said(stderr: str) -> list[str]:
+    """Return what is said beside that this model has no chat template."""
+    return [line for line in stderr.splitlines() if "has no chat template" not in line]
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -64,8 +69,8 @@ def test_what_needs_a_closed_stream_is_one_line_and_code_2(eva, arguments, probl
     done = eva(arguments)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert done.stderr.startswith(f"eva-local: {problem}")
-    assert done.stderr.count("\n") == 1
+    (line,) = said(done.stderr)
+    assert line.startswith(f"eva-local: {problem}")
 
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
@@ -73,7 +78,7 @@ def test_an_answer_needs_neither_input_nor_notes(eva, closed) -> None:
     answer = eva(RUN)
     assert answer.returncode == 0
     done = eva(f"{RUN} {closed}")
-    assert (done.returncode, done.stdout, done.stderr) == (0, answer.stdout, "")
+    assert (done.returncode, done.stdout, said(done.stderr)) == (0, answer.stdout, [])
     assert "pair" in eva(f"list {closed}").stdout
 
 
