@@ -46,13 +46,24 @@ class PromptWriter:
         """
         if isinstance(prompt, bytes):
             return self._with_bos(self._encode_bytes(prompt))
-        if isinstance(prompt, str):
-            segments = [(prompt, False)]
-        elif self._template is None:
-            segments = [(_plain(prompt), False)]
+        return self._with_bos(self._encode(self._parts(prompt)))
+
+    def least(self, prompt: Prompt | bytes) -> int:
+        """Return how many tokens a prompt has at least, by what the template keeps of its bytes."""
+        if isinstance(prompt, bytes):
+            said = prompt
         else:
-            segments = self._render(prompt)
-        return self._with_bos(self._encode(segments))
+            texts = (text for text, is_template in self._parts(prompt) if not is_template)
+            said = "".join(texts).encode("utf-8", "replace")
+        # What cannot be spelled is read as another character, of a quarter of its bytes at least.
+        missing = self._tokenizer.missing_bytes
+        return self._tokenizer.least(len(said) // (1 if missing.isdisjoint(said) else 4))
+
+    def _parts(self, prompt: Prompt) -> list[tuple[str, bool]]:
+        """Return a prompt as (text, written by the template) segments."""
+        if isinstance(prompt, str):
+            return [(prompt, False)]
+        return [(_plain(prompt), False)] if self._template is None else self._render(prompt)
 
     def _render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """Return the conversation as (text, written by the template) segments."""
