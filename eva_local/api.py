@@ -43,16 +43,18 @@ class Ensemble:
         *,
         parallel: int = 1,
     ) -> None:
-        """Hold what `open_ensemble` opened; `resources` closes it again."""
-        self.spec = spec
-        self._models = tuple(models)
-        self._engine = engine
-        self._sampling = sampling
-        self._readers = Readers(models, engine)
-        self._resources = resources
-        #: The queue and the places that all answers of this ensemble go through.
-        self.scheduler = Scheduler(engine, parallel)
-        self._driver = Driver(self.scheduler)
+        """Hold what was opened; `resources` closes it again, also where this fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(resources.close)
+            self.spec = spec
+            self._models = tuple(models)
+            self._engine = engine
+            self._sampling = sampling
+            self._readers = Readers(models, engine)
+            #: The queue and the places that all answers of this ensemble go through.
+            self.scheduler = Scheduler(engine, parallel)
+            self._driver = Driver(self.scheduler)
+            self._resources = stack.pop_all()
 
     def __enter__(self) -> Ensemble:
         """Return the open ensemble."""
@@ -233,8 +235,8 @@ class Ensemble:
         `alone` writes by itself, in its own tokens, beside the answers of all.
 
         Raises InputError and PromptError where the prompt cannot be put to the members, and
-        InputError where a bias, grammar or schema cannot be used; what is found out later, the
-        sink is told.
+        ContextError where it is too long to be tokenised, and InputError where a bias, grammar
+        or schema cannot be used; what is found out later, the sink is told.
         """
         request = self._request(
             prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
@@ -254,7 +256,7 @@ class Ensemble:
     ) -> Request:
         """Do all that may take long before a step: read the prompt, prepare how it is answered."""
         only = self._place_of(alone)
-        prompts = self._readers.tokens(prompt, only)
+        prompts = self._readers.tokens(prompt, only, fitting=True)
         sampling = sampling or self._sampling
         judged = self._judged(prompt, only)
         return Request(
@@ -385,7 +387,7 @@ class Ensemble:
         spelled = self._readers.writable(continuation, only)
         return Scoring(
             self._engine.panel(only),
-            self._readers.tokens(prompt, only),
+            self._readers.tokens(prompt, only, fitting=True),
             spelled,
             judge,
             alone=only,

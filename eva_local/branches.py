@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from eva_local.context import common
+from eva_local.context import as_row, common
 from eva_local.model import Model, Run
 
 
@@ -29,12 +30,23 @@ class Branches:
         self._model = model
         # What the cache may hold of each sequence, and how many tokens of it were decoded: an
         # interrupted decode may have stored any part of the rest.
-        self._rows: dict[int, list[int]] = {sequence: [] for sequence in sequences}
+        self._rows: dict[int, array[int]] = {sequence: as_row(()) for sequence in sequences}
         self._decoded = dict.fromkeys(sequences, 0)
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt some sequence holds."""
         return max(self._shared(sequence, prompt) for sequence in self._rows)
+
+    @property
+    def n_cached(self) -> int:
+        """How many tokens the longest row has that was decoded."""
+        return max(self._decoded.values())
+
+    def clear(self) -> None:
+        """Hold nothing, whatever the cache holds by now."""
+        for sequence in self._rows:
+            self._rows[sequence], self._decoded[sequence] = as_row(()), 0
+            self._model.remove(sequence, 0)
 
     def adopt(self, other: Branches) -> None:
         """Hold the longest row that `other`, of the same model, holds, and nothing else."""
@@ -84,7 +96,7 @@ class Branches:
         else:
             self._truncate(target, place.length)
         assert len(self._rows[target]) == place.length
-        self._rows[target] += tokens
+        self._rows[target] += as_row(tokens)
         return Run(target, place.length, tokens)
 
     def decoded(self, run: Run) -> Place:
@@ -119,5 +131,5 @@ class Branches:
     def _clear(self, sequence: int) -> None:
         if self._rows[sequence]:
             self._model.remove(sequence, 0)
-            self._rows[sequence] = []
+            self._rows[sequence] = as_row(())
             self._decoded[sequence] = 0

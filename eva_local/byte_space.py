@@ -86,6 +86,16 @@ class ByteVoice:
         """Return how many leading tokens of a prompt the cache holds."""
         return self._branches.holds(prompt)
 
+    @property
+    def n_cached(self) -> int:
+        """How many tokens of a text the cache holds."""
+        return self._branches.n_cached
+
+    def clear(self) -> None:
+        """Hold nothing: what the cache holds after a failure is unknown."""
+        self._branches.clear()
+        self._evidence.begin((), 0, 0)
+
     def adopt(self, other: ByteVoice) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)

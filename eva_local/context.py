@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from eva_local.evidence import Evidence
 from eva_local.model import Logits, Model, Run
@@ -22,7 +25,7 @@ class Context:
         """Use `sequence`, a free sequence number, of `model`."""
         self._model = model
         self._sequence = sequence
-        self._tokens: list[int] = []
+        self._tokens = as_row(())
         self._border = 0
         # Byte offset in the generated text after each generated token.
         self._ends: list[int] = []
@@ -63,10 +66,17 @@ class Context:
         # The last token of a prompt is always decoded, for its logits.
         return same if self._model.holds(self._sequence, min(same, len(prompt) - 1)) else 0
 
+    def clear(self) -> None:
+        """Hold nothing, whatever the cache holds by now."""
+        self._tokens = as_row(())
+        self._border = self._cached = self._held = 0
+        self._evidence.begin((), 0, 0)
+        self._model.remove(self._sequence, 0)
+
     def adopt(self, other: Context) -> None:
         """Hold what `other`, a context of the same model, holds; the text that was here ends."""
         self._model.copy(other._sequence, self._sequence)
-        self._tokens = list(other._tokens[: other._cached])
+        self._tokens = other._tokens[: other._cached]
         self._cached, self._held = other._cached, other._held
         self._evidence.adopt(other._evidence)
 
@@ -81,7 +91,7 @@ class Context:
         The last `judged` bytes of the prompt are evidence of how well the model predicts it.
         """
         same = self._evidence.begin(prompt, self.holds(prompt), judged)
-        self._tokens = list(prompt)
+        self._tokens = array("i", prompt)
         self._border = len(prompt)
         self._ends = []
         self._text = bytearray()
@@ -171,11 +181,17 @@ class Context:
         self._cached = self._held = run.start + len(run.tokens)
 
 
+def as_row(tokens: Sequence[int]) -> array[int]:
+    """Return tokens side by side in memory, where `common` compares them; a row as it is."""
+    return tokens if isinstance(tokens, array) else array("i", tokens)
+
+
 def common(old: Sequence[int], new: Sequence[int]) -> int:
-    """Return the length of the common beginning."""
-    count = 0
-    for left, right in zip(old, new, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
+    """Return the length of the common beginning; of rows 30,000 tokens take microseconds."""
+    count = min(len(old), len(new))
+    if not count:
+        return 0
+    left, right = (np.frombuffer(as_row(each), np.intc, count) for each in (old, new))
+    differs = left != right
+    first = int(differs.argmax())
+    return first if differs[first] else count

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eva_local.decision import Decision, Judge
-from eva_local.errors import EvaError
+from eva_local.errors import EvaError, passed_on
 from eva_local.fusion import Vote
 from eva_local.grammar import Marks
 from eva_local.model import Run
@@ -110,6 +110,11 @@ class Draft:
     def place_of(self, member: int) -> int | None:
         """Return the place in the panel of one of the engine's models, if it is there."""
         return self._places.get(member)
+
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error, the first of several."""
+        self.error = self.error or passed_on(error)
+        self.finished = True
 
     def count(self, member: int, run: Run, seconds: float) -> None:
         """Record that a run of a member, by its place, was decoded in `seconds`."""

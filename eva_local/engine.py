@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from eva_local.context import as_row
 from eva_local.decision import Judge
+from eva_local.decoding import decode_all
 from eva_local.draft import Draft, Panel
-from eva_local.errors import ContextError, EvaError, passed_on
+from eva_local.errors import ContextError, EvaError, ModelError
 from eva_local.model import Logits, Model, Run, cores
 from eva_local.records import Sampling, Step
 from eva_local.sampling import ChooserMaker, Samplers
@@ -32,8 +35,8 @@ _LEAST_COPIED = 16
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-# A run of a voice, and the logits after it.
-Decoded = tuple[Voice, Run, Logits | None]
+# A run of a draft's member, by its place there, and the logits after it.
+Decoded = tuple[Draft, int, Run, Logits | None]
 
 
 class Engine:
@@ -114,6 +117,7 @@ class Engine:
         """
         panel = self.panel(alone)
         self._refuse_too_long(panel, prompts)
+        prompts = [as_row(prompt) for prompt in prompts]
         sampler = (chooser or panel.samplers.prepare(sampling))()
         held = self._voices_of(slot)
         voices = [held[member] for member in panel.members]
@@ -130,6 +134,14 @@ class Engine:
             judged=judged > 0,
             traced=traced,
             n_top=n_top,
+        )
+
+    def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
+        """Return how many tokens a slot holds of other texts, which these prompts would end."""
+        voices = self._voices_of(slot)
+        return sum(
+            voices[member].n_cached - voices[member].holds(prompt)
+            for member, prompt in prompts.items()
         )
 
     def held(self, prompts: Mapping[int, Sequence[int]], slots: Iterable[int]) -> dict[int, int]:
@@ -156,10 +168,21 @@ class Engine:
         """Take every draft one symbol further, all of them in one batch per member.
 
         Long prompts are decoded in parts, a batch at a time; a draft that is still at its
-        prompt gets None.
+        prompt gets None. What goes wrong with a draft is its own `error` and nobody else's;
+        what its members' caches held of it is given up.
         """
-        self._decode(drafts)
-        return [self._try_advance(draft) if draft.ready else None for draft in drafts]
+        try:
+            self._decode(drafts)
+        except Exception as error:
+            # Nobody knows whose fault it was, so nobody's text is sure to be whole.
+            log.exception("a step failed")
+            for draft in drafts:
+                draft.fail(error)
+        steps = [_advanced(draft) for draft in drafts]
+        for draft in drafts:
+            if draft.error is not None:
+                _give_up(draft)
+        return steps
 
     def _alone_panel(self, member: int) -> Panel:
         if member not in self._alone:
@@ -191,7 +214,7 @@ class Engine:
         if self._all.fusion.gate < 1 and len(members) > 1:
             members.remove(self._all.space.lead)
             self._decode_members([self._all.space.lead], drafts)
-            drafts = [draft for draft in drafts if not draft.ask_lead()]
+            drafts = [draft for draft in drafts if not _is_sure(draft)]
         self._decode_members(members, drafts)
 
     def _decode_members(self, members: Iterable[int], drafts: Sequence[Draft]) -> None:
@@ -204,7 +227,7 @@ class Engine:
             else:
                 _await([self._pool.submit(decode, member) for member in members])
         finally:
-            # Where one fails, the others need not decode again.
+            # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
 
     def _decode_member(self, member: int, drafts: Sequence[Draft], decoded: list[Decoded]) -> None:
@@ -214,26 +237,38 @@ class Engine:
         prompt_room = (self.chunk or room) if any(draft.steps for draft in drafts) else room
         for draft in drafts:
             place = draft.place_of(member)
-            if place is None or draft.voices[place].ready:
-                continue
             limit = room if draft.steps else min(room, prompt_room)
-            if limit <= 0:
+            if place is None or draft.finished or limit <= 0:
                 continue
-            for run in draft.voices[place].pending(limit):
-                prompt_room -= 0 if draft.steps else len(run.tokens)
-                if run.every:
-                    self._judge(model, draft, place, run)
-                    continue
-                work.append((draft, place, run))
-                room -= len(run.tokens)
+            with _its_own_end(draft):
+                for run in self._pending(model, draft, place, limit):
+                    prompt_room -= 0 if draft.steps else len(run.tokens)
+                    if not run.every:
+                        work.append((draft, place, run))
+                        room -= len(run.tokens)
         if not work:
             return
         began = time.perf_counter()
-        logits = model.decode([run for _, _, run in work])
-        seconds = time.perf_counter() - began
-        for (draft, place, run), row in zip(work, logits, strict=True):
-            decoded.append((draft.voices[place], run, row))
-            draft.count(place, run, seconds / len(work))
+        found = decode_all(model, [run for _, _, run in work])
+        each_token = (time.perf_counter() - began) / sum(len(run.tokens) for _, _, run in work)
+        for (draft, place, run), row in zip(work, found, strict=True):
+            draft.count(place, run, each_token * len(run.tokens))
+            if isinstance(row, ModelError):
+                draft.fail(row)
+            else:
+                decoded.append((draft, place, run, row))
+
+    def _pending(self, model: Model, draft: Draft, place: int, limit: int) -> Iterator[Run]:
+        """Yield what must be decoded; what judges a prompt is decoded here."""
+        voice = draft.voices[place]
+        if voice.ready:
+            return
+        for run in voice.pending(limit):
+            if run.every:
+                began = time.perf_counter()
+                voice.read(run, model.decode_every(run))
+                draft.count(place, run, time.perf_counter() - began)
+            yield run
 
     def _take(self, decoded: Iterable[Decoded]) -> None:
         """Let voices take their logits, each in one of some threads.
@@ -243,7 +278,7 @@ class Engine:
         """
         by_voice: dict[Voice, list[Decoded]] = {}
         for each in decoded:
-            by_voice.setdefault(each[0], []).append(each)
+            by_voice.setdefault(each[0].voices[each[1]], []).append(each)
         rows = list(by_voice.values())
         mine, *others = [rows[first :: self._n_takers] for first in range(self._n_takers)]
         asked = [self._takers.submit(_hand_over, part) for part in others if part]
@@ -252,39 +287,61 @@ class Engine:
         finally:
             _await(asked)
 
-    def _judge(self, model: Model, draft: Draft, place: int, run: Run) -> None:
-        """Decode a part of a prompt with the logits after each of its tokens."""
-        began = time.perf_counter()
-        draft.voices[place].read(run, model.decode_every(run))
-        draft.count(place, run, time.perf_counter() - began)
-
-    def _try_advance(self, draft: Draft) -> Step | None:
-        """Advance a draft; what goes wrong with it is its own end, and nobody else's."""
-        try:
-            return draft.advance()
-        except EvaError as error:
-            draft.error = error
-        except Exception as error:
-            log.exception("an answer failed")
-            draft.error = passed_on(error)
-        draft.finished = True
-        return None
-
     def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
-        models = [self._models[member] for member in panel.members]
-        sizes = list(zip(panel.names, prompts, models, strict=True))
-        if all(len(prompt) < model.n_ctx for _, prompt, model in sizes):
-            return
-        needs = ", ".join(
-            f"{name} needs {len(prompt) + 1} tokens of {model.n_ctx}"
-            for name, prompt, model in sizes
-        )
-        raise ContextError(f"the prompt does not fit: {needs}; shorten it or raise n_ctx")
+        contexts = [self._models[member].n_ctx for member in panel.members]
+        lengths = [len(prompt) for prompt in prompts]
+        if any(length >= n_ctx for length, n_ctx in zip(lengths, contexts, strict=True)):
+            raise too_long("prompt", zip(panel.names, lengths, contexts, strict=True))
+
+
+def too_long(what: str, sizes: Iterable[tuple[str, int, int]], at_least: str = "") -> ContextError:
+    """Return an error for a text that does not fit; a size is of a member: tokens, and context."""
+    needs = ", ".join(
+        f"{name} needs {at_least}{length + 1} tokens of {n_ctx}" for name, length, n_ctx in sizes
+    )
+    return ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
+
+
+@contextlib.contextmanager
+def _its_own_end(draft: Draft) -> Iterator[None]:
+    """Let what goes wrong with a draft be its own end, and nobody else's."""
+    try:
+        yield
+    except EvaError as error:
+        draft.fail(error)
+    except Exception as error:
+        log.exception("an answer failed")
+        draft.fail(error)
+
+
+def _is_sure(draft: Draft) -> bool:
+    """Return whether the lead alone decides the next step of a draft."""
+    with _its_own_end(draft):
+        if not draft.finished:
+            draft.ask_lead()
+    return draft.sure
+
+
+def _advanced(draft: Draft) -> Step | None:
+    step = None
+    with _its_own_end(draft):
+        if not draft.finished and draft.ready:
+            step = draft.advance()
+    return step
+
+
+def _give_up(draft: Draft) -> None:
+    """Let nobody go on with what the caches hold of a draft that failed: it is unknown."""
+    with _its_own_end(draft):
+        for voice in draft.voices:
+            voice.clear()
 
 
 def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:
-    for voice, run, logits in chain.from_iterable(rows):
-        voice.take(run, logits)
+    for draft, place, run, logits in chain.from_iterable(rows):
+        with _its_own_end(draft):
+            if not draft.finished:
+                draft.voices[place].take(run, logits)
 
 
 def _await(asked: Sequence[Future[None]]) -> None:

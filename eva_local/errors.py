@@ -27,6 +27,10 @@ class ModelError(EvaError):
     """llama.cpp cannot load or run a model."""
 
 
+class RoomError(ModelError):
+    """llama.cpp finds no room in a member's cache for the tokens of a batch."""
+
+
 class PromptError(EvaError):
     """A conversation cannot be turned into a prompt for a member."""
 

@@ -5,7 +5,6 @@ The only module that imports llama_cpp, and only when a model is opened.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import logging
@@ -21,7 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.errors import ModelError
+from eva_local.calls import calling, hear
+from eva_local.errors import ModelError, RoomError
 from eva_local.specs import LoadSettings
 from eva_local.tokenizer import Tokenizer
 from eva_local.vocab import Kind, Vocabulary
@@ -75,7 +75,11 @@ class Model(Protocol):
     can_roll_back: bool
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        """Decode all runs together; return views (n_vocab,), valid until the next call."""
+        """Decode all runs together; return views (n_vocab,), valid until the next call.
+
+        Raises ModelError where that fails, RoomError where there is no room for all of them; any
+        part of them may then have been decoded.
+        """
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """Decode one run; yield blocks (m, n_vocab) with the logits after each token."""
@@ -136,8 +140,9 @@ class LlamaModel:
         # told again what there is to guard.
         self._guard: int | None = None
         self._unguarded = 0
-        self._model = self._open(settings, vocabulary_only, progress)
+        self._model: Any = None
         try:
+            self._open(settings, vocabulary_only, progress or (lambda _share: None))
             self._vocab = self._llama.llama_model_get_vocab(self._model)
             self.vocabulary = _read_vocabulary(self._llama, self._vocab, path)
             self.tokenizer = Tokenizer(self.vocabulary, self._tokenize)
@@ -158,21 +163,22 @@ class LlamaModel:
 
     def close(self) -> None:
         """Free the memory; the model cannot be used afterwards."""
-        if self._batch is not None:
-            self._llama.llama_batch_free(self._batch)
-        if self._context is not None:
-            self._llama.llama_free(self._context)
-        if self._model is not None:
-            self._llama.llama_model_free(self._model)
-        self._batch = self._context = self._model = None
+        with calling():
+            if self._batch is not None:
+                self._llama.llama_batch_free(self._batch)
+            if self._context is not None:
+                self._llama.llama_free(self._context)
+            if self._model is not None:
+                self._llama.llama_model_free(self._model)
+            self._batch = self._context = self._model = None
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         """Decode all runs together, in as few batches as n_batch allows.
 
         Returns one entry per run: a read-only view (n_vocab,) of llama.cpp's own memory,
         valid until the next call, or None where no logits are wanted.
-        Raises ModelError where llama.cpp refuses (no room in the cache, say), and for logits that
-        are no numbers.
+        Raises RoomError where the cache has no room, ModelError where llama.cpp fails otherwise,
+        and for logits that are no numbers.
         """
         long = [run for run in runs if len(run.tokens) > _LONGEST_ANSWER]
         if not self._apart or not long or len(runs) == 1:
@@ -261,8 +267,8 @@ class LlamaModel:
         self,
         settings: LoadSettings,
         vocabulary_only: bool,
-        progress: Callable[[float], None] | None,
-    ) -> Any:
+        progress: Callable[[float], None],
+    ) -> None:
         llama = self._llama
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
@@ -278,15 +284,14 @@ class LlamaModel:
         if settings.tensor_split:
             shares = (ctypes.c_float * llama.llama_max_devices())(*settings.tensor_split)
             parameters.tensor_split = shares
-        if progress is not None:
+        with calling() as call:
             # llama.cpp stops loading where the callback says False.
-            told = llama.llama_progress_callback(lambda share, _: progress(share) is None)
+            told = llama.llama_progress_callback(lambda share, _: call.attempt(progress, share))
             parameters.progress_callback = told
-        with _captured() as lines:
-            model = llama.llama_model_load_from_file(os.fsencode(self.path), parameters)
-        if not model:
-            raise ModelError(f"{self.path}: {_reason(lines)}; pull or convert the file again")
-        return model
+            path = os.fsencode(self.path)
+            self._model = llama.llama_model_load_from_file(path, parameters) or None
+        if self._model is None:
+            raise ModelError(f"{self.path}: {_reason(call.lines)}; pull or convert the file again")
 
     def _start(self, settings: LoadSettings) -> None:
         llama = self._llama
@@ -314,13 +319,15 @@ class LlamaModel:
         parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
         parameters.swa_full = settings.swa_full
         parameters.no_perf = True
-        with _captured() as lines:
+        with calling() as call:
             self._context = llama.llama_init_from_model(self._model, parameters) or None
         if self._context is None:
             raise ModelError(
-                f"{self.path}: no context of {self.n_ctx} tokens: {_reason(lines)}; "
+                f"{self.path}: no context of {self.n_ctx} tokens: {_reason(call.lines)}; "
                 "lower n_ctx or change kv_type"
             )
+        # No more than a context holds; llama.cpp ends the process where a batch is larger.
+        self.n_batch = llama.llama_n_batch(self._context)
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
@@ -425,12 +432,12 @@ class LlamaModel:
 
     def _decode_batch(self, size: int) -> None:
         self._batch.n_tokens = size
-        with _captured() as lines:
+        with calling() as call:
             status = self._llama.llama_decode(self._context, self._batch)
         if status == 1:
-            raise ModelError(f"{self.path}: no room left in the context; raise n_ctx")
+            raise RoomError(f"{self.path}: no room left in the context; raise n_ctx")
         if status:
-            raise ModelError(f"{self.path}: llama.cpp failed to decode: {_reason(lines)}")
+            raise ModelError(f"{self.path}: llama.cpp failed to decode: {_reason(call.lines)}")
 
     def _row(self, row: int) -> Logits:
         pointer = self._llama.llama_get_logits_ith(self._context, row)
@@ -453,7 +460,6 @@ def _kept(logits: Logits | None) -> Logits | None:
     return None if logits is None else logits.copy()
 
 
-_listeners: list[list[str]] = []
 # llama.cpp keeps only the pointer: the object must live as long as the process.
 _callbacks: list[Any] = []
 
@@ -466,28 +472,19 @@ def _library() -> ModuleType:
     callback = llama.llama_log_callback(_keep_line)
     _callbacks.append(callback)
     llama.llama_log_set(callback, None)
-    llama.llama_backend_init()
+    with calling():
+        llama.llama_backend_init()
     return llama
 
 
 def _keep_line(_level: int, text: bytes, _data: object) -> None:
     line = text.decode("utf-8", "replace").rstrip()
     if line.strip("."):
-        log.debug("llama.cpp: %s", line)
-        for lines in _listeners:
-            lines.append(line)
+        hear(_log_line, line)
 
 
-@contextlib.contextmanager
-def _captured() -> Iterator[list[str]]:
-    """Collect what llama.cpp says while the block runs."""
-    lines: list[str] = []
-    _listeners.append(lines)
-    try:
-        yield lines
-    finally:
-        # By identity: two threads may hold equal lists.
-        _listeners[:] = [other for other in _listeners if other is not lines]
+def _log_line(line: str) -> None:
+    log.debug("llama.cpp: %s", line)
 
 
 def cores() -> int:

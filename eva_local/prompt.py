@@ -49,13 +49,24 @@ class PromptWriter:
         """
         if isinstance(prompt, bytes):
             return self._with_bos(self._encode_bytes(prompt))
-        if isinstance(prompt, str):
-            segments = [(prompt, False)]
-        elif not self._source:
-            segments = [(_plain(prompt), False)]
+        return self._with_bos(self._encode(self._parts(prompt)))
+
+    def least(self, prompt: Prompt | bytes) -> int:
+        """Return how many tokens a prompt has at least, by what the template keeps of its bytes."""
+        if isinstance(prompt, bytes):
+            said = prompt
         else:
-            segments = self._render(prompt)
-        return self._with_bos(self._encode(segments))
+            texts = (text for text, is_template in self._parts(prompt) if not is_template)
+            said = "".join(texts).encode("utf-8", "replace")
+        # What cannot be spelled is read as another character, of a quarter of its bytes at least.
+        missing = self._tokenizer.missing_bytes
+        return self._tokenizer.least(len(said) // (1 if missing.isdisjoint(said) else 4))
+
+    def _parts(self, prompt: Prompt) -> list[tuple[str, bool]]:
+        """Return a prompt as (text, written by the template) segments."""
+        if isinstance(prompt, str):
+            return [(prompt, False)]
+        return self._render(prompt) if self._source else [(_plain(prompt), False)]
 
     @functools.cached_property
     def _template(self) -> Callable[[list[dict[str, str]]], str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from eva_local.engine import Engine
+from eva_local.engine import Engine, too_long
 from eva_local.errors import ClosedError, InputError
 from eva_local.model import Model
 from eva_local.prompt import Prompt, PromptWriter
@@ -16,6 +16,9 @@ log = logging.getLogger("eva_local")
 
 # What can be gone on with: text, a conversation, or symbols, which are read as plain text.
 Asked = Prompt | Sequence[int]
+
+# A character has no more in UTF-8.
+_MOST_BYTES = 4
 
 
 class Readers:
@@ -43,18 +46,24 @@ class Readers:
             self._closed = True
             free()
 
-    def tokens(self, prompt: Asked, only: int | None = None) -> list[list[int]]:
+    def tokens(
+        self, prompt: Asked, only: int | None = None, *, fitting: bool = False
+    ) -> list[list[int]]:
         """Return a prompt as each member reads it.
 
-        Raises InputError and PromptError where it cannot be put to a member.
+        Raises InputError and PromptError where it cannot be put to a member. With `fitting` it
+        raises ContextError, before anybody has read it, for a prompt whose bytes alone prove
+        that it does not fit.
         """
         plain = self._plain(prompt, only)
-        members = range(len(self._writers)) if only is None else [only]
+        places = self._places(only)
         with self._at_work:
             self._refuse_closed()
             if not isinstance(plain, str | bytes):
-                self._say_untaught(members)
-            return [self._writers[member].tokens(plain) for member in members]
+                self._say_untaught(places)
+            if fitting:
+                self._refuse_long(plain, places)
+            return [self._writers[place].tokens(plain) for place in places]
 
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
@@ -74,16 +83,23 @@ class Readers:
         return b"".join(map(space.piece, symbols))
 
     def writable(self, text: str | Sequence[int], only: int | None = None) -> Sequence[int]:
-        """Return the symbols of a text; raise InputError where a member cannot write it."""
+        """Return the symbols of a text; raise InputError where a member cannot write it.
+
+        Raises ContextError where its bytes alone prove that it does not fit.
+        """
         data = (
             text.encode("utf-8", "replace") if isinstance(text, str) else self.bytes_of(text, only)
         )
-        models = self._models if only is None else [self._models[only]]
-        if any(not model.tokenizer.missing_bytes.isdisjoint(data) for model in models):
+        readers = {place: self._models[place].tokenizer for place in self._places(only)}
+        self._refuse(
+            "text to be scored",
+            {place: tokenizer.least(len(data)) for place, tokenizer in readers.items()},
+        )
+        if any(not each.missing_bytes.isdisjoint(data) for each in readers.values()):
             raise InputError("a member has no token for a character of the text to be scored")
         return self.spell(data, only) if isinstance(text, str) else text
 
-    def _say_untaught(self, members: Iterable[int]) -> None:
+    def _say_untaught(self, members: Sequence[int]) -> None:
         """Say once of each member that has never seen a conversation what it is given."""
         for member in self._untaught.intersection(members):
             self._untaught.remove(member)
@@ -92,6 +108,30 @@ class Readers:
                 "(User: … Assistant: …)",
                 self._engine.names[member],
             )
+
+    def _places(self, only: int | None) -> Sequence[int]:
+        return range(len(self._models)) if only is None else [only]
+
+    def _refuse_long(self, plain: Prompt | bytes, places: Sequence[int]) -> None:
+        texts = [plain] if isinstance(plain, str | bytes) else [each.content for each in plain]
+        most = _MOST_BYTES * sum(map(len, texts))
+        # Only what may be too long is put into a template once more.
+        doubtful = [
+            place
+            for place in places
+            if self._models[place].tokenizer.least(most) >= self._models[place].n_ctx
+        ]
+        self._refuse("prompt", {place: self._writers[place].least(plain) for place in doubtful})
+
+    def _refuse(self, what: str, least: Mapping[int, int]) -> None:
+        """Raise ContextError where a text has at least more tokens than a member can hold."""
+        found = [
+            (self._engine.names[place], count, self._models[place].n_ctx)
+            for place, count in least.items()
+            if count >= self._models[place].n_ctx
+        ]
+        if found:
+            raise too_long(what, found, "at least ")
 
     def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
         """Return a prompt with the bytes that symbols stand for."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
-from eva_local.context import common
+from eva_local.context import as_row, common
 from eva_local.decision import Judge
 from eva_local.draft import Draft
 from eva_local.engine import Engine
@@ -44,6 +44,10 @@ class Request:
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.
     done: bool = False
 
+    def __post_init__(self) -> None:
+        """Let the prompts be compared quickly with what the caches hold."""
+        self.prompts = [as_row(prompt) for prompt in self.prompts]
+
     @property
     def prompt_of(self) -> dict[int, Sequence[int]]:
         """The prompts by the places of their members."""
@@ -53,7 +57,7 @@ class Request:
     @property
     def reads(self) -> bool:
         """Whether it is in a place and still at its prompt."""
-        return self.draft is not None and self.draft.steps == 0
+        return self.draft is not None and self.draft.steps == 0 and not self.done
 
     @property
     def share_read(self) -> float:
@@ -86,6 +90,10 @@ class Scheduler:
         self.gapless = False
         self._waiting: deque[Request] = deque()
         self._places: dict[int, Request] = {}
+        # How long the prompts were that each slot read last, by member, and when it was in use.
+        self._read: dict[int, dict[int, int]] = {}
+        self._used: dict[int, int] = {}
+        self._clock = count()
         self._changed = threading.Condition()
         self._turn: _Turn | None = None
         self._closed = False
@@ -125,10 +133,11 @@ class Scheduler:
     def step(self, unless: Callable[[], bool] = lambda: False) -> None:
         """Fill free places, and take every text one symbol further.
 
+        What goes wrong with a text ends that text: its sink is told, and its place is free for
+        another, which reads all of its prompt. So it is where a member cannot decode.
         Where another thread is at it, wait for the end of that step instead, and raise what it
         raised. Nothing is done where what was hoped for is there already, as `unless` says.
-        Raises ModelError where a member cannot decode; the requests then keep their places.
-        Raises ClosedError after `close`.
+        Raises ClosedError after `close`, and what a sink raises.
         """
         mine = _Turn()
         try:
@@ -187,6 +196,7 @@ class Scheduler:
         running = sorted(self._places.items(), key=lambda item: item[1].reads)
         drafts = [request.draft for _, request in running if request.draft is not None]
         steps = self._engine.step(drafts) if drafts else []
+        self._used |= dict.fromkeys(self._places, next(self._clock))
         # What a sink may raise leaves the places in order.
         self._places = {slot: held for slot, held in running if not _is_finished(held)}
         for (_, request), draft, step in zip(running, drafts, steps, strict=True):
@@ -197,19 +207,9 @@ class Scheduler:
     def _admit(self) -> None:
         free = [slot for slot in range(self.n_places) if slot not in self._places]
         while free and (request := self._next()) is not None:
-            slot = self._best(free, request)
             try:
-                request.draft = self._engine.begin(
-                    request.prompts,
-                    request.sampling,
-                    slot,
-                    traced=request.traced,
-                    n_top=request.n_top,
-                    chooser=request.chooser,
-                    judge=request.judge,
-                    alone=request.alone,
-                    judged=request.judged,
-                )
+                slot = self._best(free, request)
+                request.draft = self._begin(request, slot)
             except EvaError as error:
                 _tell(request, error, last=True)
                 continue
@@ -220,6 +220,21 @@ class Scheduler:
                 continue
             free.remove(slot)
             self._places[slot] = request
+            lengths = {member: len(prompt) for member, prompt in request.prompt_of.items()}
+            self._read[slot] = self._read.get(slot, {}) | lengths
+
+    def _begin(self, request: Request, slot: int) -> Draft:
+        return self._engine.begin(
+            request.prompts,
+            request.sampling,
+            slot,
+            traced=request.traced,
+            n_top=request.n_top,
+            chooser=request.chooser,
+            judge=request.judge,
+            alone=request.alone,
+            judged=request.judged,
+        )
 
     def _close_gap(self) -> None:
         """Move the text in the highest slot into the lowest free one."""
@@ -233,13 +248,34 @@ class Scheduler:
         }
 
     def _best(self, free: Sequence[int], request: Request) -> int:
-        """Return the slot that holds most of the prompts; the lowest of several.
+        """Return the slot whose text is missed least; the lowest of several.
 
-        Low slots keep the sequences in use together, which llama.cpp decodes fastest.
+        That is one whose text goes on, or is written anew: the prompts begin with all of its
+        own. Else it is an empty one; else one that holds more of the prompts than it would lose,
+        and loses least; else the one that was not in use for longest. A beginning that another
+        slot holds is copied. Low slots keep the sequences in use together, which llama.cpp
+        decodes fastest; where all texts move together, nobody comes back to what they leave.
         """
         if len(free) == 1:
             return free[0]
-        return max(free, key=lambda slot: self._held(request, [slot]))
+        prompts = request.prompt_of
+        held = {slot: sum(self._engine.held(prompts, [slot]).values()) for slot in free}
+        if self.gapless:
+            return max(free, key=held.__getitem__)
+        lost = {slot: self._engine.lost(prompts, slot) for slot in free}
+        if ongoing := [slot for slot in free if held[slot] and self._goes_on(slot, prompts)]:
+            return max(ongoing, key=held.__getitem__)
+        if empty := [slot for slot in free if not lost[slot]]:
+            return max(empty, key=held.__getitem__)
+        if close := [slot for slot in free if held[slot] > lost[slot]]:
+            return min(close, key=lost.__getitem__)
+        return min(free, key=lambda slot: self._used.get(slot, -1))
+
+    def _goes_on(self, slot: int, prompts: Mapping[int, Sequence[int]]) -> bool:
+        """Return whether prompts begin with those that were last read in a slot."""
+        before = self._read.get(slot, {})
+        held = self._engine.held(prompts, [slot])
+        return all(held[member] >= before.get(member, 0) for member in prompts)
 
     def _next(self) -> Request | None:
         """Take the first request that gains nothing by waiting for what is being read."""
@@ -258,21 +294,19 @@ class Scheduler:
                 self._waiting.remove(request)
             return waits
 
-    def _held(self, request: Request, slots: Iterable[int]) -> int:
-        return sum(self._engine.held(request.prompt_of, slots).values())
-
     def _is_being_read(self, prompts: Mapping[int, Sequence[int]]) -> bool:
         """Return whether the beginning of the prompts will soon be there to copy."""
         readers = [request.prompt_of for request in self._places.values() if request.reads]
-        if not readers:
-            return False
-        held = self._engine.held(prompts, range(self.n_places))
-        return any(
-            common(theirs[member], prompt) - held[member] >= self._engine.worth_copying(member)
-            for theirs in readers
-            for member, prompt in prompts.items()
-            if member in theirs
-        )
+        for member, prompt in prompts.items():
+            theirs = (reader[member] for reader in readers if member in reader)
+            soon = max((common(each, prompt) for each in theirs), default=0)
+            worth = self._engine.worth_copying(member)
+            if soon < worth:
+                continue
+            held = self._engine.held({member: prompt}, range(self.n_places))
+            if soon - held[member] >= worth:
+                return True
+        return False
 
 
 def _is_finished(request: Request) -> bool:

@@ -33,8 +33,15 @@ class Voice(Protocol):
     def ready(self) -> bool:
         """Whether it can vote; else something is pending."""
 
+    @property
+    def n_cached(self) -> int:
+        """How many tokens of a text the cache holds."""
+
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
+
+    def clear(self) -> None:
+        """Hold nothing: what the cache holds after a failure is unknown."""
 
     def adopt(self, other: Self) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
@@ -176,9 +183,19 @@ class PivotVoice:
         """Whether it can vote; else something is pending."""
         return self._candidates is not None
 
+    @property
+    def n_cached(self) -> int:
+        """How many tokens of a text the cache holds."""
+        return self.context.cached
+
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
         return self.context.holds(prompt)
+
+    def clear(self) -> None:
+        """Hold nothing: what the cache holds after a failure is unknown."""
+        self._candidates = None
+        self.context.clear()
 
     def adopt(self, other: PivotVoice) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""

@@ -51,6 +51,10 @@ class Tokenizer:
             ids += self._encode_text(run) if is_text else self._spell(run)
         return ids
 
+    def least(self, n_bytes: int) -> int:
+        """Return how many tokens so many bytes have at least: none is longer than the longest."""
+        return -(-n_bytes // max(self._longest, 1))
+
     def _word(self, data: bytes) -> tuple[int, ...]:
         """Return what `encode` does, for bytes that will come again."""
         return tuple(self.encode(data))

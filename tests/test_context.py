@@ -1,3 +1,6 @@
+from array import array
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -5,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cut
 
-from eva_local.context import Context
+from eva_local.context import Context, as_row, common
 
 
 def decode(model: FakeModel, context: Context) -> np.ndarray:
@@ -133,3 +136,39 @@ def test_law_10_re_tokenising_does_not_reach_far_back(text) -> None:
     for _ in range(400):
         context.append(text)
     assert max(seen[200:]) <= 64
+
+
+def naive(old: Sequence[int], new: Sequence[int]) -> int:
+    count = 0
+    for left, right in zip(old, new, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count
+
+
+rows = st.lists(st.sampled_from([0, 1, 2, 128, 255, 256, 65536, 2**31 - 1]), max_size=70)
+
+
+@given(rows, rows, rows, st.booleans(), st.booleans())
+def test_the_common_beginning_is_that_of_comparing_token_by_token(
+    head, left, right, old_is_row, new_is_row
+) -> None:
+    old, new = [*head, *left], [*head, *right]
+    found = common(as_row(old) if old_is_row else old, as_row(new) if new_is_row else new)
+    assert found == naive(old, new)
+
+
+def test_rows_are_compared_without_looking_at_each_token() -> None:
+    class Row(array):
+        def __iter__(self):
+            raise AssertionError
+
+        def __getitem__(self, place):
+            raise AssertionError
+
+    old, new = Row("i", range(30_000)), Row("i", range(30_000))
+    assert common(old, new) == 30_000
+    new[29_999] = 7
+    assert common(old, new) == 29_999
+    assert common(old, as_row(())) == 0

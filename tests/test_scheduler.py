@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -14,7 +16,7 @@ from waiting import PATIENCE_S
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
 from eva_local.engine import Engine
-from eva_local.errors import ContextError, EvaError, InputError, ModelError
+from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.records import Sampling, Step
 from eva_local.scheduler import Request, Scheduler
 from eva_local.space import PivotSpace
@@ -319,24 +321,6 @@ def test_a_slip_at_the_beginning_of_an_answer_ends_that_one_alone() -> None:
     assert fine.text == alone(b"the")
 
 
-def test_after_a_failed_decode_everybody_can_go_on() -> None:
-    engine, models = open_engine()
-    scheduler = Scheduler(engine, 2)
-    answers = [ask(scheduler, models, text) for text in (b"the", b" a", b"un")]
-    decode = models[1].decode
-    scheduler.step()
-
-    def fail(runs):
-        raise ModelError("no room left")
-
-    models[1].decode = fail
-    with pytest.raises(ModelError):
-        scheduler.step()
-    models[1].decode = decode
-    run(scheduler)
-    assert [answer.text for answer in answers] == [alone(t) for t in (b"the", b" a", b"un")]
-
-
 class Awaited(Answer):
     """An answer for which another thread can wait."""
 
@@ -406,3 +390,127 @@ def test_the_likeliest_symbols_are_told_on_request() -> None:
         assert len(step.top) == 4
         assert step.top[0].piece == step.piece
         assert step.top[0].probability == step.probability
+
+
+def slot_of(scheduler: Scheduler, answer: Answer) -> int:
+    return next(slot for slot, held in scheduler._places.items() if held is answer.request)
+
+
+class Slots:
+    """Asks one thing after the other, as a chat does, and says which slot each had."""
+
+    def __init__(self, n_places: int = 4, *, gapless: bool = False, n_ctx: int = 4096) -> None:
+        self.engine, self.models = open_engine(endless=True, n_ctx=n_ctx)
+        self.scheduler = Scheduler(self.engine, n_places)
+        self.scheduler.gapless = gapless
+
+    def ask(self, text: bytes, max_tokens: int = 5) -> tuple[int, bytes]:
+        """Return the slot, and the text that a next turn begins with."""
+        answer = ask(self.scheduler, self.models, text, Sampling(max_tokens=max_tokens))
+        self.scheduler.step()
+        slot = slot_of(self.scheduler, answer)
+        before = sum(model.decoded for model in self.models)
+        run(self.scheduler)
+        self.read = sum(self.last(answer, "prompt_tokens")) - sum(
+            self.last(answer, "cached_tokens")
+        )
+        assert before <= sum(model.decoded for model in self.models)
+        return slot, text + answer.text
+
+    def last(self, answer: Answer, name: str) -> tuple[int, ...]:
+        return getattr(answer.steps[-1].usage, name)
+
+
+SYSTEM = b"the unbelievable Paris is the end. " * 4
+
+
+@pytest.mark.parametrize("shared", [b"", SYSTEM])
+def test_a_new_conversation_takes_an_empty_slot(shared) -> None:
+    slots = Slots()
+    first, a = slots.ask(shared + b"zz is the first of them")
+    second, b = slots.ask(shared + b"and this one is another")
+    assert (first, second) == (0, 1)
+    # What both have in common was copied.
+    assert slots.read < 60
+    for turn in (b" go on", b" and on"):
+        slot, a = slots.ask(a + turn)
+        assert slot == 0
+        assert slots.read < 30
+        slot, b = slots.ask(b + turn)
+        assert slot == 1
+        assert slots.read < 30
+
+
+@pytest.mark.parametrize("shared", [b"", SYSTEM])
+def test_where_no_slot_is_empty_the_least_recently_used_is_taken(shared) -> None:
+    slots = Slots(3)
+    talks = [slots.ask(shared + b"%d is the number of this: " % n * 30)[1] for n in range(3)]
+    slot, talks[0] = slots.ask(talks[0] + b" go on")
+    assert slot == 0
+    slot, late = slots.ask(shared + b"something else ")
+    assert slot == 1
+    assert slots.ask(late + b" go on")[0] == 1
+    assert slots.ask(talks[2] + b" go on")[0] == 2
+    assert slots.ask(talks[0] + b" go on")[0] == 0
+
+
+def test_a_text_that_is_asked_for_again_stays_where_it_is() -> None:
+    slots = Slots()
+    prompt = SYSTEM + b"say it again: "
+    assert [slots.ask(prompt)[0] for _ in range(3)] == [0, 0, 0]
+    # The empty beginning is nothing to stay for.
+    assert slots.ask(b"")[0] == 1
+
+
+def test_a_turn_that_is_edited_where_no_slot_is_empty_ends_its_own_old_answer_alone() -> None:
+    slots = Slots(2)
+    other = slots.ask(b"zz " * 40)[1]
+    slots.ask(SYSTEM + b"is it so")
+    assert slots.ask(SYSTEM + b"was it so")[0] == 1
+    assert slots.ask(other + b" go on")[0] == 0
+
+
+def test_texts_that_move_together_use_the_slot_that_holds_most_of_a_prompt() -> None:
+    slots = Slots(gapless=True)
+    assert slots.ask(SYSTEM + b"one")[0] == 0
+    assert slots.ask(SYSTEM + b"two")[0] == 0
+    assert slots.ask(b"zz is something else")[0] == 0
+
+
+@pytest.mark.parametrize("n_tokens", [60, 12])
+def test_the_time_of_a_batch_is_shared_out_by_tokens(n_tokens, monkeypatch) -> None:
+    engine, models = open_engine(chunk=128, n_batch=128, endless=True)
+    now = iter(range(10**6))
+    monkeypatch.setattr("eva_local.engine.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    scheduler = Scheduler(engine, 2)
+    short = ask(scheduler, models, b"the", Sampling(max_tokens=2))
+    scheduler.step()
+    before = short.request.draft.decode_seconds.copy()
+    long = ask(scheduler, models, b"z" * (n_tokens - 1), Sampling(max_tokens=2))
+    run(scheduler)
+    # One second of each member, for one token beside all of the other's prompt.
+    spent = short.request.draft.decode_seconds - before
+    batches = [dict(model.batches[1]) for model in models]
+    assert [batch[1] for batch in batches] == [n_tokens] * 2
+    assert spent.tolist() == [pytest.approx(b[0] / (b[0] + n_tokens)) for b in batches]
+    assert long.steps[-1].usage.prompt_seconds == tuple(
+        pytest.approx(n_tokens / (b[0] + n_tokens)) for b in batches
+    )
+
+
+def test_no_prompt_is_walked_through_in_a_step() -> None:
+    class Walked(array):
+        n_walks = 0
+
+        def __iter__(self):
+            Walked.n_walks += 1
+            return super().__iter__()
+
+    engine, models = open_engine(n_ctx=10_000, n_batch=512, chunk=512)
+    scheduler = Scheduler(engine, 4)
+    heads = [model.tokenizer.encode(b"the unbelievable Paris is ")[:4] for model in models]
+    for tail in range(6):
+        prompts = [Walked("i", [1, *head * 2000, 20 + tail]) for head in heads]
+        scheduler.submit(Request(prompts, Sampling(max_tokens=2)))
+    run(scheduler)
+    assert Walked.n_walks == 0

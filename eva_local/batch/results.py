@@ -103,8 +103,11 @@ class FileResults:
         try:
             self._file = self._locked(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             self._size = os.fstat(self._file).st_size
-        except OSError as error:
-            raise self._refused(error) from error
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, OSError):
+                raise self._refused(error) from error
+            raise
         # Up to where the file is whole lines; known once it was read.
         self._whole = self._size
 
@@ -184,9 +187,12 @@ class FileResults:
         except OSError as error:
             raise self._refused(error) from error
         finally:
-            for held in self._held:
-                os.close(held)
-            self._held = []
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for held in self._held:
+            os.close(held)
+        self._held = []
 
     def _locked(self, descriptor: int) -> int:
         # Kept until the end: the lock of a file that was exchanged keeps others away too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,17 +32,17 @@ def token_facts(spec: EnsembleSpec, text: str) -> Facts:
     """
     if not text:
         raise InputError("--token needs some text, such as --token ' unbelievable'")
-    models = [LlamaModel(locate(member), vocabulary_only=True) for member in spec.members]
-    try:
+    with contextlib.ExitStack() as stack:
+        models = [
+            stack.enter_context(LlamaModel(locate(member), vocabulary_only=True))
+            for member in spec.members
+        ]
         pivot = models[spec.pivot_index]
         return [
             _member_facts(member.name, model, pivot, text.encode())
             for member, model in zip(spec.members, models, strict=True)
             if model is not pivot
         ]
-    finally:
-        for model in models:
-            model.close()
 
 
 def _member_facts(name: str, model: LlamaModel, pivot: LlamaModel, text: bytes) -> dict[str, Any]:

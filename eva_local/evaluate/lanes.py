@@ -9,6 +9,7 @@ from eva_local.decision import Judge
 from eva_local.errors import EvaError
 from eva_local.prompt import Prompt
 from eva_local.records import Completion, Sampling, Score, Step
+from eva_local.scheduler import Request
 from eva_local.scoring import Scoring
 
 
@@ -17,11 +18,10 @@ def complete_each(
 ) -> Iterator[tuple[int, Completion]]:
     """Complete prompts side by side; yield the place of each with its completion, as they end."""
     told: list[list[Step | EvaError]] = [[] for _ in prompts]
-    waiting = {
-        place: ensemble.submit(prompt, sampling, told[place].append)
-        for place, prompt in enumerate(prompts)
-    }
+    waiting: dict[int, Request] = {}
     try:
+        for place, prompt in enumerate(prompts):
+            waiting[place] = ensemble.submit(prompt, sampling, told[place].append)
         while waiting:
             ensemble.scheduler.step()
             for place in [place for place, request in waiting.items() if request.done]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,12 +56,14 @@ class Results:
             if not fresh:
                 # Of several results of one key the last counts.
                 self._known = {line.text("key"): _result(line) for line in lines}
-            self._out = path.open("ab", buffering=0)
-            # An interrupted line is no result; a last line may lack its end.
-            if whole < len(data):
-                os.truncate(path, whole)
-            if data[:whole] and not data[:whole].endswith(b"\n"):
-                self._out.write(b"\n")
+            with contextlib.ExitStack() as stack:
+                self._out = stack.enter_context(path.open("ab", buffering=0))
+                # An interrupted line is no result; a last line may lack its end.
+                if whole < len(data):
+                    os.truncate(path, whole)
+                if data[:whole] and not data[:whole].endswith(b"\n"):
+                    self._out.write(b"\n")
+                stack.pop_all()
         except OSError as error:
             raise self._refused(error) from error
 
