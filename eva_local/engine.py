@@ -121,12 +121,18 @@ class Engine:
         sampler = (chooser or panel.samplers.prepare(sampling))()
         held = self._voices_of(slot)
         voices = [held[member] for member in panel.members]
-        for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
-            self._share(member, voice, prompt)
-        if alone is not None:
-            voices = panel.space.over(voices)
-        for voice, prompt in zip(voices, prompts, strict=True):
-            voice.start(prompt, judged, sampler.grammar)
+        try:
+            for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
+                self._share(member, voice, prompt)
+            if alone is not None:
+                voices = panel.space.over(voices)
+            for voice, prompt in zip(voices, prompts, strict=True):
+                voice.start(prompt, judged, sampler.grammar)
+        except BaseException:
+            # Cut off in the middle, they do not know what their caches hold.
+            for voice in voices:
+                voice.clear()
+            raise
         judge = judge or Judge(panel.fusion, len(voices))
         lengths = [len(prompt) for prompt in prompts]
         return Draft(

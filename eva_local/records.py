@@ -151,10 +151,11 @@ class Usage:
 
     `prompt_tokens` counts each member's own tokens of the prompt, `cached_tokens` those that
     needed no decoding, `filtered` the steps in which the filter dropped the member,
-    `decode_seconds` the time spent in llama.cpp, `prompt_seconds` the part of it that went
-    into the prompt. `seconds` is the whole time from the request
-    to the end, `first_seconds` to the first step; `steps` counts symbols, END left out, and
-    `steps_alone` those that the pivot was sure of, so that the others were not asked.
+    `decode_seconds` the time spent in llama.cpp, where the time of a batch is shared out by the
+    tokens of each text, `prompt_seconds` the part of it that went into the prompt. `seconds` is
+    the whole time from the request to the end, `first_seconds` to the first step; `steps` counts
+    symbols, END left out, and `steps_alone` those that the pivot was sure of, so that the others
+    were not asked.
     """
 
     members: tuple[str, ...]

@@ -17,6 +17,7 @@ from eva_local.byte_space import ByteSpace
 from eva_local.decoding import decode_all
 from eva_local.engine import Engine
 from eva_local.errors import EvaError, ModelError, RoomError
+from eva_local.evidence import Evidence
 from eva_local.model import LlamaModel, Logits, Run
 from eva_local.records import Sampling, Step
 from eva_local.scheduler import Request, Scheduler
@@ -213,6 +214,36 @@ def test_only_the_text_that_does_not_fit_ends(space: str) -> None:
     assert fine.text == alone(space, b"the end")
     assert late.text == alone(space, b" a")
     assert world.scheduler.n_running == 0
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("error", [ModelError("not now"), KeyboardInterrupt()])
+def test_a_beginning_that_is_cut_off_leaves_nothing_to_go_on_with(
+    space: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(space, 1)
+    world.ask(b"the unbelievable")
+    world.run()
+    begin = Evidence.begin
+
+    def cut_off(*arguments: Any) -> int:
+        if len(arguments[1]):
+            raise error
+        return begin(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evidence, "begin", cut_off)
+        bad = world.ask(b"the unbelievable Paris")
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                world.scheduler.step()
+        else:
+            world.run()
+            assert str(bad.error) == str(error)
+    again = world.ask(b"the unbelievable Paris")
+    world.run()
+    assert again.cached == (0, 0)
+    assert again.text == alone(space, b"the unbelievable Paris")
 
 
 def test_no_text_keeps_its_place_where_nobody_knows_whose_fault_it_was() -> None:

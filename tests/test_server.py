@@ -334,8 +334,9 @@ def test_a_mark_in_front_of_a_body_is_passed_over(client) -> None:
     assert client.ask(COMPLETION, b'\xef\xbb\xbf{"prompt": "a", "max_tokens": 1}').status == 200
 
 
-def test_a_prompt_that_does_not_fit(client) -> None:
-    reply = client.complete("the " * 5000)
+@pytest.mark.parametrize("count", [5000, 900_000])
+def test_a_prompt_that_does_not_fit(client, count) -> None:
+    reply = client.complete("the " * count)
     assert reply.status == 400
     assert reply.body["error"]["code"] == "context_length_exceeded"
     assert "does not fit" in reply.problem

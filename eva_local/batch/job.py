@@ -93,8 +93,7 @@ class Job:
         """Answer the rows until none is left, or until `stopped`; `told` hears of each step.
 
         Returns whether all rows are answered, however many there were.
-        Raises ModelError where a member fails, and InputError where the results cannot be
-        written; what was written stays.
+        Raises InputError where the results cannot be written; what was written stays.
         """
         places = enumerate(rows)
         try:

@@ -43,6 +43,30 @@ sys.exit(code)
 """
 
 
+# Ctrl-C from another thread, when a share of the n-th file is there.
+INTERRUPTED = """
+import os, signal, sys, threading
+from eva_local import model
+from eva_local.cli import main
+share, number = float(sys.argv[1]), int(sys.argv[2])
+reached = threading.Event()
+def send():
+    reached.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=send, daemon=True).start()
+init, opened = model.LlamaModel.__init__, []
+def watched(self, *arguments, progress, **options):
+    opened.append(self)
+    def told(loaded):
+        progress(loaded)
+        if loaded >= share and len(opened) == number:
+            reached.set()
+    init(self, *arguments, progress=told, **options)
+model.LlamaModel.__init__ = watched
+sys.exit(main(sys.argv[3:]))
+"""
+
+
 def eva(
     *arguments: str, config: Path | None = None, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -118,6 +142,24 @@ def test_ctrl_c_ends_with_what_was_written() -> None:
     assert len(first) > 0
     assert (first + rest).endswith(b"\n")
     assert b"Traceback" not in complaints
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.6, 0.9, 1.0])
+def test_ctrl_c_is_never_lost_while_models_load(share: float, number: int) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(share), str(number), *COMMAND[3:]]
+    done = subprocess.run(
+        [*command, "run", "-n", "3", "Count to three."],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr or done.stdout
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_reader_that_has_enough_ends_the_answer() -> None:
