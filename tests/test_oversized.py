@@ -26,7 +26,7 @@ TEMPLATES = [FakeModel.chat_template, STRIPS, LAST_ONLY, None]
 
 @pytest.fixture
 def ensemble(monkeypatch: pytest.MonkeyPatch) -> Any:
-    with open_shared(2) as found:
+    with open_shared(2, n_ctx=4096) as found:
         for model in found._models:
 
             def only_short(text: bytes, raw: Callable[[bytes], list[int]]) -> list[int]:
