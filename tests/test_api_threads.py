@@ -26,7 +26,7 @@ def fault_of(ensemble: Ensemble, error: Exception | None) -> None:
 
 
 def waiting_threads(ensemble: Ensemble) -> Callable[[], int]:
-    """Return what tells how many threads wait for the end of a step."""
+    """Return what tells how many threads wait for the end of the step that is under way."""
     changed, here = ensemble.scheduler._changed, []
     wait_for = changed.wait_for
 
@@ -38,7 +38,8 @@ def waiting_threads(ensemble: Ensemble) -> Callable[[], int]:
             here.remove(predicate)
 
     changed.wait_for = counted
-    return lambda: len(here)
+    # Who waited for the step before may not have awoken yet.
+    return lambda: sum(not predicate() for predicate in list(here))
 
 
 @settings(max_examples=15)
