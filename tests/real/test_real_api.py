@@ -92,9 +92,9 @@ def test_the_event_loop_is_not_blocked_and_cancelling_frees_the_place(shared, mo
     at_work: set[threading.Thread] = set()
 
     def seen(method: Callable[..., Any]) -> Callable[..., Any]:
-        def work(*arguments: Any) -> Any:
+        def work(*arguments: Any, **options: Any) -> Any:
             at_work.add(threading.current_thread())
-            return method(*arguments)
+            return method(*arguments, **options)
 
         return work
 
