@@ -205,8 +205,7 @@ class ByteVoice:
         masses = np.maximum(self._hypotheses.support(pieces, shares, ends), 0)
         total = masses.sum()
         spread = masses / total if total > 0 else np.full(len(pieces), 1 / len(pieces))
-        known = min(max(total / self._hypotheses.live(), _FLOOR), 1.0)
-        return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces), known)
+        return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
         start = self._read.length

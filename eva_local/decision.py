@@ -82,8 +82,7 @@ class Judge:
         if any(vote is None or not len(vote) for vote in decision.votes):
             # Evidence compares members: a step in which not all spoke says nothing.
             return
-        # Of all that could come, as that of the prompt is, and not of what was put forward.
-        likelihood = np.log([v.at_least(symbol) * v.mass for v in decision.votes if v is not None])
+        likelihood = np.log([v.at_least(symbol) for v in decision.votes if v is not None])
         decay = self._fusion.weight_decay
         self.evidence = follow(self.evidence, likelihood, n_bytes, decay)
 

@@ -29,12 +29,10 @@ class Vote:
 
     `symbols: (m,)` ascending and unique; `probabilities: (m,)` positive, sum 1. A vote
     without symbols abstains: all its mass fell on tokens that stand for nothing here.
-    `mass` is the part of all that the member thinks possible that these symbols stand for.
     """
 
     symbols: Ids
     probabilities: Floats
-    mass: float = 1.0
 
     def __len__(self) -> int:
         """Return the number of symbols."""

@@ -136,7 +136,7 @@ class Hypotheses:
         if not self._waiting:
             return []
         shares = self._waiting_shares()
-        live = self.live()
+        live = self._live()
         bound = self._threshold * (live + sum(shares))
         ranked = sorted(zip(shares, self._waiting, strict=True), key=lambda pair: -pair[0])
         found = [border for share, border in ranked if share >= bound]
@@ -172,7 +172,7 @@ class Hypotheses:
         if self._threshold:
             self._merge()
         here = self._here()
-        whole = self.live() + sum(map(self._share, here))
+        whole = self._live() + sum(map(self._share, here))
         for border in here:
             border.kind = border_kind(byte, likely=self._share(border) >= whole / 2)
         self._prune()
@@ -246,7 +246,7 @@ class Hypotheses:
     def border_share(self) -> float:
         """Return the share of the rows that end exactly where the text ends."""
         here = sum(map(self._share, self._here()))
-        live = self.live()
+        live = self._live()
         rooted = sum(self._weight(h) for h in self._open if h.node == ROOT)
         whole = live + here
         return (here + rooted) / whole if whole > 0 else 1.0
@@ -282,8 +282,7 @@ class Hypotheses:
     def _weight(self, hypothesis: OpenRow) -> float:
         return math.exp(hypothesis.log_weight - self._scale) * hypothesis.left
 
-    def live(self) -> float:
-        """Return what all rows weigh that were decoded, as `support` does."""
+    def _live(self) -> float:
         return sum(map(self._weight, self._open))
 
     def _waiting_shares(self) -> list[float]:
