@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.errors import EvaError
     from eva_local.opening import load
-    from eva_local.records import Completion, Message, Sampling, Step
+    from eva_local.types import Completion, Message, Sampling, Step
 
 __all__ = ["Completion", "Ensemble", "EvaError", "Message", "Sampling", "Step", "load"]
 

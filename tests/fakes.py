@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eva_local.model import ALL, Logits, Run
-from eva_local.tokenizer import Tokenizer
-from eva_local.vocab import Kind, Vocabulary
+from eva_local.llama.model import ALL, Logits, Run
+from eva_local.llama.tokenizer import Tokenizer
+from eva_local.llama.vocab import Kind, Vocabulary
 
 # Duplicates ("the" twice, "\xc3" also a byte token), split characters, pieces inside pieces.
 WORDS_A = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from eva_local.specs import HubSource, ModelSpec, WheelSource
+from eva_local.config.specs import HubSource, ModelSpec, WheelSource
 
 COMMIT = "c0ffee" + "0" * 34
 

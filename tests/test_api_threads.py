@@ -14,7 +14,7 @@ from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.api import Ensemble
 from eva_local.errors import ClosedError, ContextError, InputError, ModelError
-from eva_local.records import Sampling
+from eva_local.types import Sampling
 
 LONG = Sampling(max_tokens=ENDLESS)
 

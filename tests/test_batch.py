@@ -31,7 +31,7 @@ from eva_local.batch.forms import JsonLines
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.errors import InputError, ModelError
-from eva_local.records import Sampling
+from eva_local.types import Sampling
 
 N_KILLS = 20
 

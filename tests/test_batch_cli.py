@@ -16,8 +16,8 @@ from batches import results, texts
 from waiting import PATIENCE_S
 
 from eva_local.capacity import fastest, free_memory, open_widest, places_that_fit
-from eva_local.config import load_config
-from eva_local.header import read_header
+from eva_local.config.config import load_config
+from eva_local.models.header import read_header
 
 
 @pytest.fixture

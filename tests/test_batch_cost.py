@@ -87,7 +87,7 @@ def measure(count: int) -> None:
 
         return act
 
-    from eva_local.engine import Engine
+    from eva_local.engine.engine import Engine
 
     Engine.step = timed(Engine.step)
     began = time.perf_counter()

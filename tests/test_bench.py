@@ -17,9 +17,9 @@ from eva_local.bench.pace import Part, Round, Spread, pace
 from eva_local.bench.passage import passage
 from eva_local.bench.trial import Bench
 from eva_local.errors import ContextError, EvaError
-from eva_local.fusion import Vote
-from eva_local.model import ALL, Run
-from eva_local.records import Sampling
+from eva_local.fusion.votes import Vote
+from eva_local.llama.model import ALL, Run
+from eva_local.types import Sampling
 
 
 class Clock:

@@ -11,11 +11,11 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eva_local.byte_space import BRANCHES, ByteSpace, ByteVoice
-from eva_local.customs import END
-from eva_local.fusion import Floats
-from eva_local.model import Logits, Model, Run
-from eva_local.trie import ROOT, Trie
+from eva_local.spaces.bytes.space import BRANCHES, ByteSpace, ByteVoice
+from eva_local.spaces.bytes.boundary import END
+from eva_local.fusion.votes import Floats
+from eva_local.llama.model import Logits, Model, Run
+from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # Nested, overlapping and duplicate pieces, halves of characters, and a byte that is a word too.
 WORDS = [b"a", b"ab", b"abc", b"b", b"bc", b"c", b"ab", b"\xc3", b"\xc3\xa9", b" a", b" "]

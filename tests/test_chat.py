@@ -16,7 +16,7 @@ from eva_local.chat.budget import Budget, first_turn
 from eva_local.chat.chat import Chat
 from eva_local.chat.conversation import Conversation, Turn
 from eva_local.errors import ContextError, InputError
-from eva_local.records import Sampling
+from eva_local.types import Sampling
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from strategies import awkward_text
 from eva_local.chat import log
 from eva_local.chat.conversation import Conversation, Event, Turn
 from eva_local.errors import InputError
-from eva_local.records import Message
+from eva_local.types import Message
 
 
 @st.composite

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.config import DEFAULT_KEYS, Config, find_config, load_config, shipped
+from eva_local.config.config import DEFAULT_KEYS, Config, find_config, load_config, shipped
 from eva_local.errors import ConfigError, InputError
-from eva_local.records import Sampling
-from eva_local.specs import (
+from eva_local.types import Sampling
+from eva_local.config.specs import (
     EnsembleSpec,
     FusionSettings,
     HubSource,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cut
 
-from eva_local.context import Context, as_row, common
+from eva_local.cache.context import Context, as_row, common
 
 
 def decode(model: FakeModel, context: Context) -> np.ndarray:

@@ -12,9 +12,9 @@ import test_engine_bytes
 from fakes import WORDS_A, WORDS_B, FakeModel
 from test_engine import run, text_of
 
-from eva_local.control import ControlTokens
-from eva_local.engine import Engine
-from eva_local.records import Sampling
+from eva_local.llama.control import ControlTokens
+from eva_local.engine.engine import Engine
+from eva_local.types import Sampling
 
 SPACES = {
     "pivot": test_engine.ensemble,

@@ -18,7 +18,7 @@ from waiting import PATIENCE_S, Gate, eventually, step_gate
 
 from eva_local.api import Ensemble
 from eva_local.errors import ClosedError, ContextError, InputError, ModelError
-from eva_local.records import Sampling
+from eva_local.types import Sampling
 
 LONG = Sampling(max_tokens=ENDLESS)
 FEW = Sampling(max_tokens=9)
@@ -308,7 +308,7 @@ def test_a_program_that_forgets_to_close_ends() -> None:
     program = """
         import asyncio
         from shared import open_shared
-        from eva_local.records import Sampling
+        from eva_local.types import Sampling
 
         async def app():
             async for step in ensemble.astream("the", Sampling(max_tokens=1_000_000)):

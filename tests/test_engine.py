@@ -14,12 +14,12 @@ from waiting import Gate
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
-from eva_local.draft import Draft
-from eva_local.engine import Engine, _await
+from eva_local.engine.sequence import Draft
+from eva_local.engine.engine import Engine, _await
 from eva_local.errors import ContextError, ModelError
-from eva_local.records import Sampling, Step
-from eva_local.space import PivotSpace
-from eva_local.specs import FusionSettings
+from eva_local.types import Sampling, Step
+from eva_local.spaces.base import PivotSpace
+from eva_local.config.specs import FusionSettings
 
 MEAN = FusionSettings(combine="mean", filter="off")
 
@@ -198,7 +198,7 @@ def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.Monke
         gate.let()
         wait(asked)
 
-    monkeypatch.setattr("eva_local.engine.wait", waits)
+    monkeypatch.setattr("eva_local.engine.engine.wait", waits)
     models = [FakeModel(WORDS_A), Slow(WORDS_B)]
     plain = ensemble(models)
     engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=True)
@@ -220,7 +220,7 @@ def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.Monke
 
 def test_no_text_is_left_at_logits_that_are_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     # Texts take their logits in several threads, and one of them fails.
-    monkeypatch.setattr("eva_local.engine.cores", lambda: 2)
+    monkeypatch.setattr("eva_local.engine.engine.cores", lambda: 2)
     gate = Gate()
     gate.let(0)
 
@@ -229,7 +229,7 @@ def test_no_text_is_left_at_logits_that_are_written_over(monkeypatch: pytest.Mon
         gate.let()
         _await(asked)
 
-    monkeypatch.setattr("eva_local.engine._await", awaits)
+    monkeypatch.setattr("eva_local.engine.engine._await", awaits)
     models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
     engine = ensemble(models)
     drafts = [
@@ -396,7 +396,7 @@ def likelihood(model: FakeModel, tokens: list[int], first: int) -> float:
 def test_members_are_judged_by_the_end_of_the_prompt(
     judged: int, n_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eva_local.evidence._STRIDE", 1)
+    monkeypatch.setattr("eva_local.cache.likelihood._STRIDE", 1)
     text = b" the un the"
     models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_A, n_batch=3)]
     engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))

@@ -12,7 +12,7 @@ from evaluations import outcome
 from test_trace_page import CONTRAST, HOSTILE
 
 from eva_local.evaluate.outcome import Outcome
-from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.report import report_page
 
 

@@ -10,7 +10,7 @@ import pytest
 from eva_local.errors import InputError
 from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
 from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks, read_texts
-from eva_local.records import Message
+from eva_local.types import Message
 
 
 def write(path: Path, *rows: dict[str, object]) -> Path:

@@ -19,7 +19,7 @@ from eva_local.evaluate.forms import scored_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task
 from eva_local.opening import ensemble_of
-from eva_local.specs import EnsembleSpec
+from eva_local.config.specs import EnsembleSpec
 
 MEMBERS = ("one", "two")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eva_local.evidence import Evidence
+from eva_local.cache.likelihood import Evidence
 
 
 def test_prompts_with_a_common_beginning_are_judged_from_the_same_token_on() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.errors import StoreError
-from eva_local.header import Header, read_header
+from eva_local.models.header import Header, read_header
 
 
 def write_gguf(path: Path) -> Path:

@@ -112,11 +112,11 @@ def test_only_grammar_py_imports_llguidance() -> None:
 def test_only_fetch_py_can_reach_the_network_and_only_store_py_calls_it() -> None:
     users = {room(p) for p in MODULES if any(n.split(".")[0] in NETWORK for n in imports(p))}
     assert users == {"fetch"}
-    callers = {room(p) for p in MODULES if any(n.startswith("eva_local.fetch") for n in imports(p))}
+    callers = {room(p) for p in MODULES if any(n.startswith("eva_local.models.fetch") for n in imports(p))}
     assert callers == {"store"}
 
 
 def test_the_check_finds_an_upward_edge(tmp_path) -> None:
     bad = tmp_path / "vocab.py"
-    bad.write_text("def f():\n    from eva_local.engine import Engine\n")
-    assert imports(bad) == {"eva_local.engine.Engine"}
+    bad.write_text("def f():\n    from eva_local.engine.engine import Engine\n")
+    assert imports(bad) == {"eva_local.engine.engine.Engine"}

@@ -7,8 +7,8 @@ import pytest
 from gguf import GGUFReader
 
 from eva_local.errors import ModelError
-from eva_local.model import LlamaModel, Run
-from eva_local.specs import LoadSettings
+from eva_local.llama.model import LlamaModel, Run
+from eva_local.config.specs import LoadSettings
 from tools.tiny_gguf import write_tiny_gguf
 
 

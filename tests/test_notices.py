@@ -10,9 +10,9 @@ import pytest
 from model_sources import sha256
 
 from eva_local.cli import main
-from eva_local.config import load_config
+from eva_local.config.config import load_config
 from eva_local.opening import load, open_ensemble
-from eva_local.records import Message, Sampling
+from eva_local.types import Message, Sampling
 from tools.tiny_gguf import write_tiny_gguf
 
 LONG = "one: n_ctx is 256, not 100000: the model was trained for no longer texts"

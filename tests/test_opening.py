@@ -15,10 +15,10 @@ from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.errors import InputError
 from eva_local.evaluate.results import Results
-from eva_local.model import LlamaModel
+from eva_local.llama.model import LlamaModel
 from eva_local.opening import ensemble_of
-from eva_local.records import Sampling
-from eva_local.specs import EnsembleSpec
+from eva_local.types import Sampling
+from eva_local.config.specs import EnsembleSpec
 
 
 class Opened:
@@ -78,7 +78,7 @@ def test_the_threads_over_models_of_others_end_and_the_models_stay(
     closed = []
     with eva_local.load("pair", config=models / "models.toml") as ensemble:
         spec: EnsembleSpec = ensemble.spec
-        monkeypatch.setattr("eva_local.engine.Engine.close", lambda _: closed.append(1))
+        monkeypatch.setattr("eva_local.engine.engine.Engine.close", lambda _: closed.append(1))
         monkeypatch.setattr("eva_local.api.Driver", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ensemble_of(spec, ensemble._models)

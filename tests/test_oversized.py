@@ -15,8 +15,8 @@ from strategies import awkward_bytes, awkward_text
 
 from eva_local.api import Ensemble
 from eva_local.errors import ContextError
-from eva_local.prompt import PromptWriter
-from eva_local.records import Message, Sampling
+from eva_local.llama.prompt import PromptWriter
+from eva_local.types import Message, Sampling
 
 HUGE = 4_000_000
 STRIPS = "{% for m in messages %}{{ m.content | trim }}{% endfor %}"

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from test_fusion import as_dict, vote
 
 from eva_local.errors import InputError
-from eva_local.fusion import NOBODY, Vote
-from eva_local.records import Sampling
-from eva_local.sampling import (
+from eva_local.fusion.votes import NOBODY, Vote
+from eva_local.types import Sampling
+from eva_local.engine.sampling import (
     PieceSampler,
     Sampler,
     Samplers,

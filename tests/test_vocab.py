@@ -1,6 +1,6 @@
 from fakes import WORDS_A, WORDS_B, vocabulary
 
-from eva_local.vocab import Kind, Vocabulary
+from eva_local.llama.vocab import Kind, Vocabulary
 
 
 def test_speakable_leaves_out_all_that_is_no_text() -> None:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from eva_local.api import Ensemble
-from eva_local.draft import Draft
-from eva_local.records import Step
+from eva_local.engine.sequence import Draft
+from eva_local.types import Step
 
 #: Ends what would never come. It says nothing of how long anything may take.
 PATIENCE_S = 120.0

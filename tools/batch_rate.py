@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from eva_local.api import Ensemble
-from eva_local.config import load_config
+from eva_local.config.config import load_config
 from eva_local.errors import EvaError
-from eva_local.model import Run
+from eva_local.llama.model import Run
 from eva_local.opening import open_ensemble
-from eva_local.records import Message, Sampling, Step
+from eva_local.types import Message, Sampling, Step
 
 TURN_S = 2.5
 # Tokens of a prompt that are decoded at once to measure the rate of prompts.

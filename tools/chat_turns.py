@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from eva_local.chat.chat import Chat
-from eva_local.config import load_config
+from eva_local.config.config import load_config
 from eva_local.opening import open_ensemble
-from eva_local.records import Sampling
+from eva_local.types import Sampling
 
 TURNS = 10
 TOPICS = ("sea", "sun", "sky", "ice", "dew", "fog", "mud", "oak", "elm", "ant")

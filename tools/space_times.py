@@ -12,9 +12,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Literal
 
-from eva_local.config import load_config, shipped
+from eva_local.config.config import load_config, shipped
 from eva_local.opening import ensemble_of, open_models
-from eva_local.records import Completion, Message, Sampling
+from eva_local.types import Completion, Message, Sampling
 
 PROMPTS = (
     "Why is the sea salty?",

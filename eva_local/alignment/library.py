@@ -16,11 +16,11 @@ from eva_local.alignment.mapping import Mapping, from_entries, twins
 from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import Progress, surface, surface_refined
 from eva_local.alignment.weights import output_layer
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 from eva_local.errors import MappingError
-from eva_local.model import Model
-from eva_local.store import cache_folder
-from eva_local.tokenizer import Tokenizer
+from eva_local.llama.model import Model
+from eva_local.models.store import cache_folder
+from eva_local.llama.tokenizer import Tokenizer
 
 log = logging.getLogger("eva_local")
 

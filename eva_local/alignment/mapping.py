@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.errors import MappingError
-from eva_local.vocab import Vocabulary
+from eva_local.llama.vocab import Vocabulary
 
 # Raised when the file or what any method puts into it changes: older files are then stale.
 FORMAT = 1

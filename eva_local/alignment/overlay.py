@@ -12,7 +12,7 @@ from eva_local.alignment.mapping import twins
 from eva_local.alignment.vecmap import normalise, supervised
 from eva_local.alignment.weights import OutputLayer
 from eva_local.errors import MappingError
-from eva_local.vocab import Vocabulary
+from eva_local.llama.vocab import Vocabulary
 
 Matrix = NDArray[np.float32]
 Ids = NDArray[np.int64]

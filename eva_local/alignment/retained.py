@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eva_local.alignment.mapping import Mapping
-from eva_local.model import Model, Run
+from eva_local.llama.model import Model, Run
 
 # Prose, numbers, code and another language: what members are asked to write.
 SAMPLE = """The lighthouse keeper climbed 214 steps every evening, and wrote the weather into a

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.alignment.mapping import Mapping, from_entries, twins
-from eva_local.tokenizer import Tokenizer
+from eva_local.llama.tokenizer import Tokenizer
 
 # Told the share that is done, from 0 to 1.
 Progress = Callable[[float], None]

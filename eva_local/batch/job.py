@@ -14,9 +14,9 @@ from eva_local.batch.forms import Form, Shares
 from eva_local.batch.results import Results
 from eva_local.batch.rows import Row
 from eva_local.errors import EvaError
-from eva_local.records import Step
-from eva_local.scheduler import Request
-from eva_local.wire.answer import answer_of
+from eva_local.types import Step
+from eva_local.engine.scheduler import Request
+from eva_local.openai.answer import answer_of
 
 # How far the rows that are written in order may run ahead of one that takes long, for each place.
 _AHEAD = 64

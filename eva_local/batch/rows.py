@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
-from eva_local.prompt import Prompt
-from eva_local.records import Message, Sampling
-from eva_local.wire.request import Asked
+from eva_local.llama.prompt import Prompt
+from eva_local.types import Message, Sampling
+from eva_local.openai.request import Asked
 
 _LINE = "line "
 

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Mapping
 
 from eva_local.errors import InputError
-from eva_local.settings import did_you_mean
+from eva_local.config.settings import did_you_mean
 
 
 class Template:

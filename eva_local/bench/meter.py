@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.model import ALL, Logits, Model, Run
+from eva_local.llama.model import ALL, Logits, Model, Run
 
 Clock = Callable[[], float]
 

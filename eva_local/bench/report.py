@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Spread
-from eva_local.evaluate.plots import Line, intervals
+from eva_local.pages.plots import Line, intervals
 from eva_local.trace.page import palette, still_page
 
 # Colours that the palette has, one a member; the ensemble has the ink.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from eva_local.chat.conversation import Conversation
 from eva_local.errors import ContextError
-from eva_local.records import Message
+from eva_local.types import Message
 
 # Turns that are dropped make room for several new ones: each drop lets the members read
 # everything that is left again.

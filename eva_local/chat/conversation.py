@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eva_local.records import Message
+from eva_local.types import Message
 
 EventKind = Literal["system", "user", "answer", "undo"]
 

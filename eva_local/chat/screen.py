@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.text import Text
 
 from eva_local.chat.wrap import Wrap
-from eva_local.text import harmless
+from eva_local.engine.detokenizer import harmless
 
 
 def is_terminal() -> bool:

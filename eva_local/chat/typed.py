@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from eva_local.errors import InputError
-from eva_local.settings import did_you_mean
+from eva_local.config.settings import did_you_mean
 
 QUOTES = '"""'
 # Name, what follows it, what it does. The order is that of /help.

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from eva_local.chat.chat import Answer
 from eva_local.errors import InputError
-from eva_local.records import Ballot, Candidate, Step
-from eva_local.text import harmless
+from eva_local.types import Ballot, Candidate, Step
+from eva_local.engine.detokenizer import harmless
 from eva_local.trace import summarize
 from eva_local.trace.page import disputed, verdict
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from eva_local.cli.progress import ProgressDisplay
-from eva_local.text import harmless
+from eva_local.engine.detokenizer import harmless
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.prompt import Prompt
-    from eva_local.records import Sampling, Step, Usage
+    from eva_local.llama.prompt import Prompt
+    from eva_local.types import Sampling, Step, Usage
     from eva_local.trace import TraceWriter
 
 

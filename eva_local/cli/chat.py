@@ -16,9 +16,9 @@ from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options, system_option
 from eva_local.cli.streams import input_is_closed
 from eva_local.cli.table import print_table
-from eva_local.config import DEFAULT_KEYS, Config
+from eva_local.config.config import DEFAULT_KEYS, Config
 from eva_local.errors import InputError
-from eva_local.text import harmless
+from eva_local.engine.detokenizer import harmless
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eva_local.cli.session import Command, Session, setting_options
-from eva_local.config import DEFAULT_KEYS
+from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import InputError
-from eva_local.settings import read_text
+from eva_local.config.settings import read_text
 
 if TYPE_CHECKING:
-    from eva_local.config import Config
-    from eva_local.records import Sampling
+    from eva_local.config.config import Config
+    from eva_local.types import Sampling
 
 _OPTIONS = (
     click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens."),
@@ -71,7 +71,7 @@ class Drawing:
                 json_schema=self.json_schema and read_text(Path(self.json_schema), "--json-schema"),
             )
         if sampling.grammar is not None or sampling.json_schema is not None:
-            from eva_local.grammar import check
+            from eva_local.engine.grammar import check
 
             check(sampling)
         return sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from eva_local import store
+from eva_local.models import store
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import (
     Session,
@@ -19,10 +19,10 @@ from eva_local.cli.session import (
     setting_options,
 )
 from eva_local.cli.table import print_json, print_table
-from eva_local.config import Config
+from eva_local.config.config import Config
 from eva_local.errors import InputError, StoreError
-from eva_local.specs import EnsembleSpec, ModelSpec, PathSource
-from eva_local.text import harmless_line
+from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
+from eva_local.engine.detokenizer import harmless_line
 
 
 @click.command()
@@ -195,7 +195,7 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
 
 def _contexts(config: Config) -> dict[str, int]:
     """Return the n_ctx of the members that are here: at most what they were trained for."""
-    from eva_local.header import read_header
+    from eva_local.models.header import read_header
 
     found = {}
     for member in config.members():
@@ -235,7 +235,7 @@ def _model_row(spec: ModelSpec) -> dict[str, object]:
 
 
 def _model_facts(spec: ModelSpec) -> dict[str, object]:
-    from eva_local.header import read_header
+    from eva_local.models.header import read_header
 
     path = store.find(spec)
     header = None if path is None else read_header(path)

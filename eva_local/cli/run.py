@@ -16,12 +16,12 @@ from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, system_option, written
 from eva_local.cli.streams import input_is_closed
 from eva_local.errors import InputError
-from eva_local.text import refuse_utf16
+from eva_local.engine.detokenizer import refuse_utf16
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.config import Config
-    from eva_local.prompt import Prompt
+    from eva_local.config.config import Config
+    from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
 
 
@@ -94,7 +94,7 @@ def _text(prompt: str | None) -> str:
 
 
 def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
-    from eva_local.records import Message
+    from eva_local.types import Message
 
     if raw:
         return text

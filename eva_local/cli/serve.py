@@ -10,9 +10,9 @@ import click
 
 from eva_local.cli.parallel import open_places, parallel_option, places_of
 from eva_local.cli.session import Session, pass_session, setting_options
-from eva_local.config import DEFAULT_KEYS
+from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import InputError
-from eva_local.settings import read_text
+from eva_local.config.settings import read_text
 
 PORT = 8080
 QUEUE = 64

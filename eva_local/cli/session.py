@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from eva_local.config import DEFAULT_KEYS, Config, load_config
+from eva_local.config.config import DEFAULT_KEYS, Config, load_config
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

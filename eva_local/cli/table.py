@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from eva_local.text import harmless_line
+from eva_local.engine.detokenizer import harmless_line
 
 
 def print_json(value: object) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 
 from eva_local.alignment import library
 from eva_local.errors import InputError
-from eva_local.model import LlamaModel
-from eva_local.store import locate
+from eva_local.llama.model import LlamaModel
+from eva_local.models.store import locate
 
 if TYPE_CHECKING:
     from eva_local.alignment.mapping import Mapping
-    from eva_local.specs import EnsembleSpec
-    from eva_local.vocab import Vocabulary
+    from eva_local.config.specs import EnsembleSpec
+    from eva_local.llama.vocab import Vocabulary
 
 # Entries that are shown of a row or a column.
 _SHOWN = 5

@@ -14,12 +14,12 @@ from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Juror, Jury, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
-from eva_local.model import Model
+from eva_local.llama.model import Model
 from eva_local.opening import ensemble_of
-from eva_local.prompt import Prompt
-from eva_local.records import Sampling, Score
-from eva_local.specs import EnsembleSpec, FusionSettings, ModelSpec
-from eva_local.store import locate
+from eva_local.llama.prompt import Prompt
+from eva_local.types import Sampling, Score
+from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec
+from eva_local.models.store import locate
 
 
 @dataclass(frozen=True, slots=True)

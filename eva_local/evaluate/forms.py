@@ -6,8 +6,8 @@ import re
 
 from eva_local.evaluate.rows import Metric, Row, Task
 from eva_local.evaluate.texts import cut, pieces, without
-from eva_local.prompt import Prompt
-from eva_local.records import Message, Sampling
+from eva_local.llama.prompt import Prompt
+from eva_local.types import Message, Sampling
 
 # A calculation that GSM8K writes out for a calculator, and the mark before its result.
 _CALCULATOR = re.compile(r"<<[^<>]*>>")

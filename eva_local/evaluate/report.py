@@ -10,7 +10,7 @@ from eva_local.evaluate.advice import verdict, warning
 from eva_local.evaluate.figures import cells, headings, signed
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.outcome import Outcome
-from eva_local.evaluate.plots import Bar, Line, bars, intervals, waterfall
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.rows import Row
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary

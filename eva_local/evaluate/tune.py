@@ -25,8 +25,8 @@ from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
 from eva_local.opening import ensemble_of
-from eva_local.prompt import Prompt
-from eva_local.specs import EnsembleSpec, FusionSettings
+from eva_local.llama.prompt import Prompt
+from eva_local.config.specs import EnsembleSpec, FusionSettings
 
 # Bytes of right answers that are listened to, of each task, and of a text at least.
 _BYTES = 12_000

@@ -20,8 +20,8 @@ from eva_local.server.guard import Guard
 from eva_local.server.intake import Intake
 from eva_local.server.refusal import RefusedError
 from eva_local.server.service import Service
-from eva_local.wire.problem import is_of_caller, problem, problem_of
-from eva_local.wire.request import CHAT, COMPLETION
+from eva_local.openai.problem import is_of_caller, problem, problem_of
+from eva_local.openai.request import CHAT, COMPLETION
 
 log = logging.getLogger("eva_local")
 

@@ -7,7 +7,7 @@ import json
 from starlette.requests import Request
 
 from eva_local.errors import InputError
-from eva_local.wire.keys import once
+from eva_local.openai.keys import once
 
 
 async def read_object(request: Request) -> dict[str, object]:

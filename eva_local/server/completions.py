@@ -13,22 +13,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.records import Step, Usage
+from eva_local.types import Step, Usage
 from eva_local.server.body import read_object
 from eva_local.server.events import Events, Part
 from eva_local.server.lanes import Echo, answers
 from eva_local.server.models import Model
 from eva_local.server.service import Service, service_of
-from eva_local.wire.answer import (
+from eva_local.openai.answer import (
     Answer,
     Counts,
     answer_of,
     chat_completion,
     text_completion,
 )
-from eva_local.wire.call import Call, read_call
-from eva_local.wire.chunk import Choice, Letterhead, trace_of
-from eva_local.wire.request import CHAT, COMPLETION
+from eva_local.openai.call import Call, read_call
+from eva_local.openai.chunk import Choice, Letterhead, trace_of
+from eva_local.openai.request import CHAT, COMPLETION
 
 
 async def chat(request: Request) -> ASGIApp:

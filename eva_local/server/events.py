@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from starlette.types import Receive, Scope, Send
 
 from eva_local.errors import EvaError
-from eva_local.wire.problem import problem_of
+from eva_local.openai.problem import problem_of
 
 Part = Mapping[str, object]
 

@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 from starlette.responses import Response
 
-from eva_local.records import Step
+from eva_local.types import Step
 from eva_local.server.lanes import Echo
 from eva_local.server.models import Model, Models
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import JSONResponse, Response
 
-from eva_local.wire.problem import problem
+from eva_local.openai.problem import problem
 
 # When to come again, in seconds: a place becomes free, or a model is open, at some time.
 _AGAIN_S = 2

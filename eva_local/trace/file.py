@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from eva_local.errors import InputError
-from eva_local.records import (
+from eva_local.types import (
     Ballot,
     Candidate,
     FinishReason,

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from eva_local.records import Ballot, Candidate, Step
+from eva_local.types import Ballot, Candidate, Step
 from eva_local.trace.file import TraceFile
 
 # The title in page.html, and where in the file it is at the latest.

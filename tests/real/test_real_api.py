@@ -13,9 +13,9 @@ import pytest
 from waiting import eventually
 
 from eva_local.api import Ensemble
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 from eva_local.opening import load
-from eva_local.records import Message, Sampling, Step
+from eva_local.types import Message, Sampling, Step
 
 pytestmark = pytest.mark.real
 

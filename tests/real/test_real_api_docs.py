@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import eva_local
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)

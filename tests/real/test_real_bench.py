@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eva_local.bench.naive import against_naive
-from eva_local.config import load_config, shipped
+from eva_local.config.config import load_config, shipped
 from eva_local.opening import open_models
 
 pytestmark = pytest.mark.real

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from eva_local.api import Ensemble
-from eva_local.config import shipped
-from eva_local.model import ALL, Run
+from eva_local.config.config import shipped
+from eva_local.llama.model import ALL, Run
 from eva_local.opening import load
-from eva_local.records import Message, Sampling
+from eva_local.types import Message, Sampling
 
 pytestmark = pytest.mark.real
 

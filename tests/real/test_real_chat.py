@@ -14,7 +14,7 @@ import pexpect
 import pytest
 
 from eva_local.chat import log
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 
 pytestmark = pytest.mark.real
 

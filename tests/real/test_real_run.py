@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REAL_MODELS, real_path
 
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 from tools.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.real
@@ -46,7 +46,7 @@ sys.exit(code)
 # Ctrl-C from another thread, when a share of the n-th file is there.
 INTERRUPTED = """
 import os, signal, sys, threading
-from eva_local import model
+from eva_local.llama import model
 from eva_local.cli import main
 share, number = float(sys.argv[1]), int(sys.argv[2])
 reached = threading.Event()

@@ -10,9 +10,9 @@ import openai
 import pytest
 from servers import serving
 
-from eva_local.config import shipped
+from eva_local.config.config import shipped
 from eva_local.opening import load
-from eva_local.records import Message, Sampling
+from eva_local.types import Message, Sampling
 
 pytestmark = pytest.mark.real
 

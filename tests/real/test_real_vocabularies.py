@@ -20,10 +20,10 @@ from eva_local.alignment.library import share_of_twins
 from eva_local.alignment.mapping import Mapping, twins
 from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import surface, surface_refined
-from eva_local.context import Context
-from eva_local.prompt import PromptWriter
-from eva_local.records import Message
-from eva_local.vocab import Kind, Vocabulary
+from eva_local.cache.context import Context
+from eva_local.llama.prompt import PromptWriter
+from eva_local.types import Message
+from eva_local.llama.vocab import Kind, Vocabulary
 
 pytestmark = pytest.mark.real
 names = pytest.mark.parametrize("name", REAL_MODELS)

@@ -1,0 +1,1 @@
+"""One member's tokens of one text, kept equal to the shared bytes."""

@@ -1,0 +1,1 @@
+"""models.toml, the environment and the command line to specs."""

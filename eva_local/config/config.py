@@ -1,0 +1,258 @@
+"""models.toml, the environment and the command line -> frozen specs of models and ensembles."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from eva_local.config.catalogue import Table, check_weights, read_ensembles, read_models
+from eva_local.errors import ConfigError
+from eva_local.config.paths import user_path
+from eva_local.types import Sampling
+from eva_local.config.settings import (
+    Setting,
+    build,
+    did_you_mean,
+    keys_of,
+    read_settings,
+    refuse_unknown,
+)
+from eva_local.config.specs import (
+    EnsembleSpec,
+    FusionSettings,
+    LoadSettings,
+    ModelSpec,
+)
+
+SCHEMA = 1
+FILE_NAME = "models.toml"
+PREFIX = "EVA_LOCAL_"
+# Variables that are not settings: where files are, and switches of the test suite.
+OTHER_VARIABLES = ("EVA_LOCAL_CONFIG", "EVA_LOCAL_CACHE")
+TEST_PREFIX = "EVA_LOCAL_TEST_"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that was configured, from every place, with `settings` telling which."""
+
+    path: Path
+    models: Mapping[str, ModelSpec]
+    ensembles: Mapping[str, EnsembleSpec]
+    default_ensemble: str
+    defaults: Sampling
+    load: LoadSettings
+    fusion: FusionSettings
+    settings: tuple[Setting, ...]
+    weights: Setting | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the ensemble that is run draws its answers."""
+        return self._ensemble_of_file(None).sampling
+
+    def model(self, name: str) -> ModelSpec:
+        """Return a model by name; ConfigError names the nearest."""
+        if name not in self.models:
+            raise ConfigError(
+                f"{self.path}: there is no model {name!r}; {did_you_mean(name, self.models)}"
+            )
+        return self.models[name]
+
+    def members(self, name: str | None = None) -> tuple[ModelSpec, ...]:
+        """Return the models that an ensemble's name, or a model's, stands for."""
+        return self._ensemble_of_file(name).members
+
+    def ensemble(self, name: str | None = None) -> EnsembleSpec:
+        """Return an ensemble by name, or the default one; a model's name is that model alone."""
+        spec = self._ensemble_of_file(name)
+        if self.weights is None:
+            return spec
+        # Weights from outside the file are meant for the one ensemble that is run, so they are
+        # measured against its members here and not for every ensemble of the file.
+        check_weights(self.weights, len(spec.members))
+        weights = build(FusionSettings, {"weights": self.weights}).weights
+        return replace(spec, fusion=replace(spec.fusion, weights=weights))
+
+    def _ensemble_of_file(self, name: str | None) -> EnsembleSpec:
+        name = self.default_ensemble if name is None else name
+        if name in self.ensembles:
+            return self.ensembles[name]
+        if name in self.models:
+            return EnsembleSpec(name, (self.models[name],), name, self.fusion, self.defaults)
+        hint = did_you_mean(name, (*self.ensembles, *self.models))
+        raise ConfigError(f"{self.path}: there is no ensemble or model {name!r}; {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """The one key of [defaults] that is no setting of loading, sampling or fusion."""
+
+    ensemble: str = "demo"
+
+
+_KINDS: tuple[type, ...] = (_Defaults, LoadSettings, Sampling, FusionSettings)
+DEFAULT_KEYS = tuple(key for kind in _KINDS for key in keys_of(kind))
+
+
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Config:
+    """Read the configuration: `overrides` > environment > file > defaults.
+
+    path: the file; None looks for it (see `find_config`). overrides: keys of [defaults]; an
+    entry that is None is as good as absent. Raises ConfigError naming the file and the key.
+    """
+    environ = os.environ if environ is None else environ
+    given = {**_read_environment(environ), **_read_overrides(overrides or {})}
+    path = find_config(path, environ)
+    document = _read_document(path)
+    defaults = _read_defaults(path, document.get("defaults", {}))
+    effective = {**defaults, **given}
+    # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
+    outside = {key: setting for key, setting in given.items() if key != "weights"}
+    weights = given.get("weights")
+    models = read_models(path, document.get("models", {}), defaults, outside)
+    ensembles = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
+    chosen = _default_ensemble(path, effective, [*ensembles, *models])
+    own = _own_settings(path, document, str(chosen.value), ensembles, models)
+    return Config(
+        path=path,
+        models=MappingProxyType(models),
+        ensembles=MappingProxyType(ensembles),
+        default_ensemble=str(chosen.value),
+        defaults=build(Sampling, effective),
+        load=build(LoadSettings, effective),
+        fusion=build(FusionSettings, {**defaults, **outside}),
+        settings=_all_settings({**defaults, **own, **given, "ensemble": chosen}),
+        weights=weights,
+    )
+
+
+def find_config(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Choose the file: `path`, EVA_LOCAL_CONFIG, ./models.toml, the user's, the shipped one."""
+    if path is not None:
+        return user_path(path, "configuration")
+    if environ.get(f"{PREFIX}CONFIG"):
+        return user_path(environ[f"{PREFIX}CONFIG"], f"environment {PREFIX}CONFIG")
+    import platformdirs  # only needed where nobody named a file
+
+    user = Path(platformdirs.user_config_dir("eva-local", appauthor=False)) / FILE_NAME
+    for candidate in (Path(FILE_NAME), user):
+        if candidate.is_file():
+            return candidate
+    return shipped(FILE_NAME)
+
+
+def shipped(name: str) -> Path:
+    """Find a file or folder that comes with eva-local: in the package, else in the checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package, package.parent):
+        if (folder / name).exists():
+            return folder / name
+    raise ConfigError(f"{name}: not in this installation of eva-local; install it again")
+
+
+def _read_all(
+    table: Mapping[str, object], where: Callable[[str], str], *, text: bool = False
+) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for kind in _KINDS:
+        found |= read_settings(kind, table, where, text=text)
+    return found
+
+
+def _read_overrides(overrides: Mapping[str, object]) -> dict[str, Setting]:
+    given = {key: value for key, value in overrides.items() if value is not None}
+    refuse_unknown(given, DEFAULT_KEYS, "command line: ")
+    return _read_all(given, lambda key: f"command line --{key.replace('_', '-')}", text=True)
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
+    variables = {f"{PREFIX}{key.upper()}": key for key in DEFAULT_KEYS}
+    given = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and text
+    }
+    refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
+    table = {key: given[name] for name, key in variables.items() if name in given}
+    return _read_all(table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    except ValueError as error:
+        # A whole number of thousands of digits.
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    refuse_unknown(document, ("schema", "defaults", "models", "ensembles"), f"{path}: ")
+    if document.get("schema") != SCHEMA:
+        raise ConfigError(f"{path}: schema: must be {SCHEMA}, the form of file that is read here")
+    return document
+
+
+def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
+    table = Table(path, "defaults", values, DEFAULT_KEYS)
+    defaults = _read_all(table.values, table.where)
+    if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
+        raise table.error("weights", "can be no list here; give the list in [ensembles.NAME]")
+    return defaults
+
+
+def _default_ensemble(
+    path: Path, effective: Mapping[str, Setting], names: Sequence[str]
+) -> Setting:
+    if not names:
+        raise ConfigError(f"{path}: models: has no model; add one as [models.NAME]")
+    default = Setting("ensemble", _Defaults().ensemble, "default")
+    chosen = effective.get("ensemble", default)
+    if chosen.value not in names:
+        if chosen is default:
+            return Setting("ensemble", names[0], "default")
+        hint = did_you_mean(str(chosen.value), names)
+        raise ConfigError(f"{chosen.origin}: there is no ensemble {chosen.value!r}; {hint}")
+    return chosen
+
+
+def _own_settings(
+    path: Path,
+    document: Mapping[str, Any],
+    name: str,
+    ensembles: Mapping[str, EnsembleSpec],
+    models: Mapping[str, ModelSpec],
+) -> dict[str, Setting]:
+    """Return what the table of an ensemble, or of a model, says itself."""
+    parts: list[object]
+    if name in ensembles:
+        section, parts = "ensembles", [ensembles[name].fusion, ensembles[name].sampling]
+    else:
+        section, parts = "models", [models[name].load]
+    table = document[section][name]
+    return {
+        key: Setting(key, getattr(part, key), f"{path}: {section}.{name}.{key}")
+        for part in parts
+        for key in keys_of(type(part))
+        if key in table
+    }
+
+
+def _all_settings(effective: Mapping[str, Setting]) -> tuple[Setting, ...]:
+    return tuple(
+        effective.get(key, Setting(key, getattr(kind(), key), "default"))
+        for kind in _KINDS
+        for key in keys_of(kind)
+    )

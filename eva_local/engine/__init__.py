@@ -1,0 +1,1 @@
+"""Texts in progress: the step, the scheduler, sampling, grammars, scoring."""

@@ -1,0 +1,285 @@
+"""What an answer may be: a grammar in GBNF, or a JSON schema, checked symbol by symbol.
+
+llguidance does the work, on the bytes of the shared space's symbols, so that any space will
+do. The only module that imports it, and only when an answer is constrained.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.engine.endless import endless_part, endless_rule
+from eva_local.errors import InputError
+from eva_local.types import Sampling
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+Marks = NDArray[np.bool_]
+
+_LONGEST_MESSAGE = 200
+# Grammars and schemas that are kept ready for the next answer.
+_KEPT = 32
+# Otherwise a mask would admit one spelling only of what is forced.
+_OPTIONS = '%llguidance {"no_forcing": true}'
+# A comment, a literal, a regular expression, a name.
+_LARK_TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|\w+')
+# A comment, a literal, a class of characters, a name.
+_GBNF_TOKEN = re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][\w-]*')
+
+
+class Symbols(Protocol):
+    """What is needed of a shared space: ids up to `end`, which is END, and their bytes."""
+
+    end: int
+
+    def piece(self, symbol: int) -> bytes:
+        """Return the bytes of a symbol; END has none."""
+
+    def is_text(self, symbol: int) -> bool:
+        """Return whether there is such a symbol and it stands for text: no END, no control."""
+
+
+class Grammar(Protocol):
+    """The constraint of one answer, which follows the symbols that are chosen."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but END may follow."""
+
+    @property
+    def allowed(self) -> Marks:
+        """(symbols,): which symbols, END among them, may come next; never none."""
+
+    def fork(self) -> Self:
+        """Return one that stands where this one does and goes on by itself."""
+
+    def accept(self, symbol: int) -> None:
+        """Follow a chosen symbol. Raises InputError where it is forbidden or nothing can follow."""
+
+
+class Grammars:
+    """Makes the grammars of one shared space, whose symbols are prepared once."""
+
+    def __init__(self, symbols: Symbols, missing: frozenset[int] = frozenset()) -> None:
+        """Constrain answers in `symbols`; those with a byte of `missing` are never allowed."""
+        self._symbols = symbols
+        self._missing = missing
+        self._one_at_a_time = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._beginning = functools.lru_cache(_KEPT)(self._compile)
+
+    def open(self, sampling: Sampling) -> Grammar | None:
+        """Return a fresh grammar for one answer, or None where it is free.
+
+        Slow where this grammar or schema was not asked for lately. Raises InputError where it
+        cannot be used.
+        """
+        if sampling.grammar is None and sampling.json_schema is None:
+            return None
+        return self._beginning(sampling.grammar, sampling.json_schema).fork()
+
+    def _compile(self, gbnf: str | None, schema: str | None) -> Grammar:
+        with self._one_at_a_time:
+            if self._tokenizer is None:
+                self._tokenizer = self._prepared()
+        return _followed(self._tokenizer, gbnf, schema, self._symbols.end)
+
+    def _prepared(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        symbols, end, missing = self._symbols, self._symbols.end, self._missing
+        pieces = [
+            symbols.piece(symbol) if symbols.is_text(symbol) else b"" for symbol in range(end)
+        ]
+        spelled = [piece if missing.isdisjoint(piece) else b"" for piece in pieces]
+        described = _Described([*spelled, b""], end)
+        # Slices made no mask faster that was measured, and take time to prepare.
+        tokenizer = LLTokenizer(described, slices=[])  # type: ignore[arg-type]  # by its attributes
+        described.split = tokenizer.greedy_tokenize
+        return tokenizer
+
+
+def check(sampling: Sampling) -> None:
+    """Raise InputError where the grammar or schema cannot be used, before a model is opened."""
+    if sampling.grammar is not None or sampling.json_schema is not None:
+        from llguidance import LLTokenizer
+
+        tokenizer = LLTokenizer("byte")
+        _followed(tokenizer, sampling.grammar, sampling.json_schema, tokenizer.eos_token)
+
+
+class _Followed:
+    """A grammar that llguidance follows."""
+
+    def __init__(self, matcher: LLMatcher, end: int, allowed: Marks | None = None) -> None:
+        self._matcher = matcher
+        self._end = end
+        self.allowed = self._mask() if allowed is None else allowed
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.allowed[self._end]) and np.count_nonzero(self.allowed) == 1
+
+    def fork(self) -> _Followed:
+        return _Followed(self._matcher.deep_copy(), self._end, self.allowed)
+
+    def accept(self, symbol: int) -> None:
+        if symbol == self._end:
+            return
+        self._matcher.consume_token(symbol)
+        self.allowed = self._mask()
+
+    def _mask(self) -> Marks:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        marks = np.unpackbits(bits, count=self._end + 1, bitorder="little")
+        problem = self._matcher.get_error()
+        if "NoExtension" in problem:
+            raise InputError("the grammar asks for text that the models cannot write")
+        if problem:
+            raise _error("the grammar cannot be followed any further", problem)
+        return marks.view(np.bool_)
+
+
+class _Described:
+    """Symbols, as llguidance wants a tokeniser to be described."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+    special_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, tokens: list[bytes], end: int) -> None:
+        self.tokens = tokens
+        self.eos_token_id = end
+        self.split: Callable[[str], list[int]] = lambda _text: []
+
+    def __call__(self, text: str) -> list[int]:
+        return self.split(text)
+
+
+def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end: int) -> _Followed:
+    """Return a grammar at its beginning; raise InputError where it cannot be used."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    name = "json_schema" if gbnf is None else "grammar"
+    matcher = LLMatcher(
+        tokenizer,
+        _compiled(name, gbnf or schema or ""),
+        log_level=0,
+        limits=LLParserLimits(verbose_errors=False),
+    )
+    if matcher.is_error():
+        raise _error(name, matcher.get_error())
+    try:
+        return _Followed(matcher, end)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+@functools.lru_cache(_KEPT)
+def _compiled(name: str, text: str) -> str:
+    """Return a constraint in llguidance's own form, not yet checked in full."""
+    from llguidance import LLMatcher
+
+    try:
+        if name == "grammar":
+            compiled = LLMatcher.grammar_from_lark(_lark(text))
+            endless, what = endless_rule(text), "rule"
+        else:
+            # As json.dumps writes it: free whitespace would let a small model write nothing else.
+            compiled = LLMatcher.grammar_from_json_schema(
+                text,
+                overrides={
+                    "whitespace_flexible": False,
+                    "item_separator": ", ",
+                    "key_separator": ": ",
+                    "lenient": False,
+                },
+            )
+            options = json.dumps(f"{_OPTIONS}\nstart: @json_schema")
+            compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
+            endless, what = endless_part(text), "part"
+    except ValueError as error:
+        raise _error(name, str(error)) from error
+    if endless is not None:
+        problem = f"no text completes the {what} {endless}"
+        raise _error(name, f"{problem}: what it needs always needs itself again")
+    return compiled
+
+
+def _lark(gbnf: str) -> str:
+    """Return llguidance's translation of GBNF, with characters as its only terminals.
+
+    llguidance takes the longest terminal, which GBNF does not know: of a word before a comma
+    and a word after it, a terminal for words would leave nothing for the second.
+    Raises ValueError.
+    """
+    from llguidance import grammar_from
+
+    translated = grammar_from("gbnf", _told_apart(_without_escapes(gbnf)))
+    return _LARK_TOKEN.sub(_by_character, translated).replace("%llguidance {}", _OPTIONS, 1)
+
+
+def _told_apart(gbnf: str) -> str:
+    """Rename rules that are one in Lark, which has no case and no hyphens, or are its `start`."""
+    names = {"root": "root"}
+    taken = {"root", "start"}
+
+    def named(match: re.Match[str]) -> str:
+        name = match[0]
+        if not name[0].isalpha():
+            return name
+        if name not in names:
+            other, count = name, 1
+            while _folded(other) in taken:
+                other, count = f"{name}-{count + 1}", count + 1
+            names[name] = other
+            taken.add(_folded(other))
+        return names[name]
+
+    return _GBNF_TOKEN.sub(named, gbnf)
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _by_character(match: re.Match[str]) -> str:
+    """Rewrite a token of Lark: a literal as its characters, a terminal's name as a rule's."""
+    token = match[0]
+    if token.startswith('"'):
+        characters = re.findall(r"\\x..|\\.|[^\\]", token[1:-1])
+        return "({})".format(" ".join(f'"{character}"' for character in characters) or '""')
+    if token == "/./":
+        return "/(?s:.)/"
+    return f"{token.lower()}__t" if token[0].isupper() else token
+
+
+def _without_escapes(gbnf: str) -> str:
+    r"""Write \u and \U escapes as the characters they mean: llguidance reads them wrongly."""
+
+    def character(match: re.Match[str]) -> str:
+        digits = match[1] or match[2]
+        code = int(digits, 16) if digits else 0
+        if not digits or code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            return match[0]
+        return chr(code) if code >= 0x80 else f"\\x{code:02x}"
+
+    # An escaped backslash is passed over, so that what follows it is not taken for an escape.
+    return re.sub(r"\\\\|\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})", character, gbnf)
+
+
+def _error(what: str, reason: str) -> InputError:
+    """Word an error in one line: llguidance's own have many."""
+    line = " ".join(reason.replace("<non-verbose/>", "").split())
+    if len(line) > _LONGEST_MESSAGE:
+        line = f"{line[:_LONGEST_MESSAGE]} …"
+    return InputError(f"{what}: {line or 'no reason given'}")

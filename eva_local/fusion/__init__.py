@@ -1,0 +1,1 @@
+"""Votes to one distribution: project, filter, weigh, combine."""

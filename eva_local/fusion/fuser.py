@@ -1,0 +1,111 @@
+"""How the votes of one step become one distribution: the filter, the weights, the fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eva_local.fusion.votes import Floats, Vote, combine, faithful, follow, softmax
+from eva_local.engine.grammar import Marks
+from eva_local.config.specs import FusionSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The fused distribution of a step, and each member's part in it.
+
+    A vote is None where a member was not asked. `weights` are what the votes counted: they sum
+    to 1 over the members that stayed. `reasons` say why a member did not stay.
+    """
+
+    fused: Vote
+    votes: tuple[Vote | None, ...]
+    stayed: tuple[bool, ...]
+    reasons: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+class Judge:
+    """Fuses the votes of one text, step by step.
+
+    `evidence: (members,)` is each member's mean log-likelihood in nats per byte, of the prompt
+    or of the text so far; weights that follow it are its softmax.
+    """
+
+    def __init__(self, fusion: FusionSettings, n_members: int) -> None:
+        """Begin a text with no evidence for any member."""
+        self._fusion = fusion
+        self.evidence: Floats = np.zeros(n_members)
+
+    def begin(self, evidence: Sequence[float]) -> None:
+        """Take in how well each member predicts its prompt, in nats per byte."""
+        self.evidence = np.array(evidence, dtype=np.float64)
+
+    def decide(self, votes: Sequence[Vote | None], allowed: Marks | None = None) -> Decision:
+        """Filter, weigh and combine.
+
+        Where a grammar says which symbols are `allowed`, members are filtered by what they say of
+        those: its text need not be what anyone likes best. The votes are fused whole.
+        """
+        heard = [_within(vote, allowed) for vote in votes]
+        stay = iter(self._filter([vote for vote in heard if vote is not None]))
+        stayed = tuple(vote is not None and next(stay) for vote in votes)
+        weights = self.weights * stayed
+        if weights.sum() == 0:
+            # Only members of weight 0 stayed: they are what there is.
+            weights = np.asarray(stayed, dtype=np.float64)
+        counted = [(vote, w) for vote, w in zip(votes, weights, strict=True) if vote is not None]
+        fused = combine(
+            [vote for vote, _ in counted],
+            [float(w) for _, w in counted],
+            self._fusion.combine,
+            self._fusion.sharpness,
+        )
+        total = weights.sum() or 1.0
+        return Decision(
+            fused=fused,
+            votes=tuple(votes),
+            stayed=stayed,
+            reasons=tuple(
+                "" if stays else self._reason(vote)
+                for vote, stays in zip(heard, stayed, strict=True)
+            ),
+            weights=tuple((weights / total).tolist()),
+        )
+
+    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
+        """Take in how likely each member thought the chosen symbol of `n_bytes` bytes."""
+        if self._fusion.weights != "running" or not n_bytes:
+            return
+        if any(vote is None or not len(vote) for vote in decision.votes):
+            # Evidence compares members: a step in which not all spoke says nothing.
+            return
+        likelihood = np.log([v.at_least(symbol) for v in decision.votes if v is not None])
+        decay = self._fusion.weight_decay
+        self.evidence = follow(self.evidence, likelihood, n_bytes, decay)
+
+    def _filter(self, votes: Sequence[Vote]) -> list[bool]:
+        if self._fusion.filter == "off" or len(votes) < 2:
+            return [len(vote) > 0 for vote in votes]
+        return faithful(votes, self._fusion.filter_n)
+
+    @property
+    def weights(self) -> Floats:
+        """What each member counts as long as the filter keeps it; not scaled."""
+        weights = self._fusion.weights
+        if isinstance(weights, tuple):
+            return np.asarray(weights)
+        return softmax(self.evidence, self._fusion.weight_temperature)
+
+    def _reason(self, vote: Vote | None) -> str:
+        if vote is None:
+            return "not asked: the pivot was sure"
+        if not len(vote):
+            return "proposes nothing that can be written here"
+        return f"its first choice is in no other member's top {self._fusion.filter_n}"
+
+
+def _within(vote: Vote | None, allowed: Marks | None) -> Vote | None:
+    return vote if vote is None or allowed is None else vote.within(allowed)

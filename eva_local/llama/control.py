@@ -1,0 +1,58 @@
+"""The tokens that a member may want and no text can hold: control tokens that are not END."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+
+from eva_local.llama.model import Logits, Model
+
+log = logging.getLogger("eva_local")
+
+
+class ControlTokens:
+    """Control, unused and unknown tokens of one member; votes leave out what it gives to them."""
+
+    def __init__(self, model: Model) -> None:
+        """Listen to what `model` says, for all of its texts and in any thread."""
+        vocabulary = model.vocabulary
+        is_dropped = ~vocabulary.speakable
+        is_dropped[list(vocabulary.end_ids)] = False
+        self._ids = np.flatnonzero(is_dropped)
+        self._vocabulary = vocabulary
+        self._name = model.path.name
+        self._lock = threading.Lock()
+        self._warned = False
+
+    def hear(self, logits: Logits) -> None:
+        """Warn, the first time that such tokens have more than half of the probability.
+
+        `logits: (n_vocab,)` are those after a text that the member goes on with.
+        """
+        if self._warned or not len(self._ids):
+            return
+        dropped, best = logits.take(self._ids), logits.max()
+        mass = float(np.exp(dropped - best).sum())
+        # Where the likeliest token is none of them, it has a mass of 1: the rest need no look.
+        if mass < 1:
+            return
+        share = mass / float(np.exp(logits - best).sum())
+        if share > 0.5:
+            self._warn(int(self._ids[dropped.argmax()]), share)
+
+    def _warn(self, token_id: int, share: float) -> None:
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        log.warning(
+            "%s wants to go on with %r (%.0f%%), a control token that does not end its answer; "
+            "text cannot hold it, so it is dropped and what the model wants next counts instead. "
+            "Look whether its chat template suits the task, and whether the file marks the token "
+            "as the end of an answer",
+            self._name,
+            self._vocabulary.spelled(token_id) or f"token {token_id}",
+            100 * share,
+        )

@@ -1,0 +1,133 @@
+"""Bytes to tokens of one member, exact to the byte whatever the bytes are."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+
+from eva_local.errors import PromptError
+from eva_local.llama.vocab import Vocabulary
+
+# A run that the model's own tokeniser cannot reproduce is halved down to this many bytes.
+_SHORT = 16
+# Pairs of tokens, and words, that are remembered: a text has a few new ones in each word.
+_PAIRS = 1 << 16
+_WORDS = 1 << 14
+# Python's surrogateescape turns each byte that is no UTF-8 into one of these.
+_ESCAPED = re.compile("[\udc80-\udcff]+")
+_STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+
+
+class Tokenizer:
+    """Encode bytes so that the pieces of the tokens join to exactly those bytes.
+
+    `raw` is the model's own tokeniser: valid UTF-8 in, ids out, no BOS, no control tokens
+    parsed. It is not trusted: some put a space in front, some normalise, some find control
+    tokens in plain text, and none of them takes half a character. Where its answer does not
+    join to the input, the input is cut smaller, and at last spelled piece by piece.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, raw: Callable[[bytes], list[int]]) -> None:
+        """Wrap `raw`, the tokeniser of the model that `vocabulary` belongs to."""
+        self.vocabulary = vocabulary
+        self._raw = raw
+        self._longest = max(map(len, vocabulary.pieces_to_ids()), default=0)
+        #: Bytes that no token of the vocabulary can spell (some vocabularies lack a few).
+        self.missing_bytes = frozenset(
+            byte for byte in range(256) if vocabulary.id_of(bytes([byte])) is None
+        )
+        self._adds_space = vocabulary.join(raw(b"a")) == b" a"
+        self.may_follow = functools.lru_cache(_PAIRS)(self._may_follow)
+        self.word = functools.lru_cache(_WORDS)(self._word)
+
+    def encode(self, data: bytes) -> list[int]:
+        """Return tokens whose pieces join to `data`.
+
+        Raises PromptError where the vocabulary has no token for one of the bytes.
+        """
+        ids: list[int] = []
+        for run, is_text in _runs(data):
+            ids += self._encode_text(run) if is_text else self._spell(run)
+        return ids
+
+    def least(self, n_bytes: int) -> int:
+        """Return how many tokens so many bytes have at least: none is longer than the longest."""
+        return -(-n_bytes // max(self._longest, 1))
+
+    def _word(self, data: bytes) -> tuple[int, ...]:
+        """Return what `encode` does, for bytes that will come again."""
+        return tuple(self.encode(data))
+
+    def _may_follow(self, left: int, right: int) -> bool:
+        """Return whether the model's own tokens of some text have these two beside each other.
+
+        A row of byte-pair tokens is the tokeniser's own if all of its pairs are (Vieira et al.
+        2025, "Language Models over Canonical Byte-Pair Encodings"); a model was trained on no
+        others. True where it rests on what comes after them: white space, parts of characters.
+        """
+        pieces = self.vocabulary.pieces
+        pair = [pieces[left], pieces[right]]
+        text = b"".join(pair)
+        if pair[1][-1:].isspace() or not all(is_text for _, is_text in _runs(text)):
+            return True
+        return [pieces[token_id] for token_id in self.encode(text)] == pair
+
+    def _encode_text(self, text: bytes) -> list[int]:
+        ids = self._raw_without_space(text)
+        if self._is_exact(ids, text):
+            return ids
+        if len(text) <= _SHORT:
+            return self._spell(text)
+        middle = _cut(text)
+        return self._encode_text(text[:middle]) + self._encode_text(text[middle:])
+
+    def _raw_without_space(self, text: bytes) -> list[int]:
+        if not self._adds_space:
+            return self._raw(text)
+        # The space is put before the first character only, so a newline takes it.
+        ids = self._raw(b"\n" + text)
+        joined, count = b"", 0
+        while count < len(ids) and len(joined) < 2:
+            joined += self.vocabulary.pieces[ids[count]]
+            count += 1
+        return ids[count:] if joined == b" \n" else self._spell(text)
+
+    def _is_exact(self, ids: list[int], text: bytes) -> bool:
+        speakable = self.vocabulary.speakable
+        return self.vocabulary.join(ids) == text and all(speakable[i] for i in ids)
+
+    def _spell(self, data: bytes) -> list[int]:
+        """Cover `data` from the left with the longest pieces there are."""
+        ids, at = [], 0
+        while at < len(data):
+            for length in range(min(self._longest, len(data) - at), 0, -1):
+                token_id = self.vocabulary.id_of(data[at : at + length])
+                if token_id is not None:
+                    break
+            else:
+                raise PromptError(
+                    f"the vocabulary has no token for the byte 0x{data[at]:02x}; "
+                    "leave that character out, or use a member with byte tokens"
+                )
+            ids.append(token_id)
+            at += length
+        return ids
+
+
+def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Split into stretches of valid UTF-8 (True) and of bytes that are none (False)."""
+    for stretch in _STRETCHES.finditer(data.decode("utf-8", "surrogateescape")):
+        escaped = stretch[0]
+        yield escaped.encode("utf-8", "surrogateescape"), not _ESCAPED.match(escaped)
+
+
+def _cut(text: bytes) -> int:
+    """Return a place near the middle of `text`: before a space, else before a character."""
+    middle = len(text) // 2
+    space = text.rfind(b" ", 1, middle + 1)
+    if space > 0:
+        return space
+    while middle > 1 and text[middle] & 0xC0 == 0x80:
+        middle -= 1
+    return middle

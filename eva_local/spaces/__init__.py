@@ -1,0 +1,1 @@
+"""The shared space: symbols, and how each member votes in it."""

@@ -1,0 +1,1 @@
+"""The bytes as the shared space."""

@@ -1,0 +1,335 @@
+"""The next byte of a text by one member: the sum over all ways to tokenise what stands there.
+
+A hypothesis is a row of tokens whose pieces join to the beginning of the text; the rest of the
+text, its open bytes, begins the next piece. The probability that the text goes on with a byte
+is the sum, over all hypotheses, of the probability of the row times that of the pieces that
+begin with the open bytes and this byte. (Phan et al. 2024, "Exact Byte-Level Probabilities from
+Tokenized Language Models"; Hayase et al. 2025, "Sampling from Your Language Model One Byte at a
+Time".)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from eva_local.cache.branches import Place
+from eva_local.spaces.bytes.boundary import ANY, END, Customs, border_kind, found_before, inside_kind
+from eva_local.fusion.votes import Floats
+from eva_local.llama.model import Logits
+from eva_local.spaces.bytes.row import Border, OpenRow
+from eva_local.llama.tokenizer import Tokenizer
+from eva_local.spaces.bytes.trie import ROOT, Trie
+
+# What is kept beside what is decoded: it costs no forward pass, but time on every byte.
+_MOST_OPEN = 32
+_MOST_WAITING = 16
+_NEGLIGIBLE = 1e-9
+# A token this likely is followed, even if the tokeniser would not write it there.
+_BELIEVED = 0.1
+# Longer than nearly every piece: who was right has shown it by then.
+_LONGEST_WAIT = 32
+# e to this power is still a float.
+_MOST_NATS = 700.0
+
+
+class Hypotheses:
+    """All that one member thinks of as the tokens of one text.
+
+    Hypotheses with open bytes cost no forward pass. A border costs one, and is decoded only
+    where its share of the whole is at least `threshold`; else it waits, and is taken up when
+    the others become so unlikely that its share has grown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        trie: Trie,
+        threshold: float,
+        before: Mapping[str, Floats] | None = None,
+    ) -> None:
+        """Begin without a text; `trie` is that of the tokeniser's vocabulary.
+
+        `before` is what follows borders in other texts, if not what comes along.
+        """
+        self._before = found_before() if before is None else before
+        self._trie = trie
+        self._pieces = tokenizer.vocabulary.pieces
+        self._end_ids = sorted(tokenizer.vocabulary.end_ids)
+        self._may_follow = tokenizer.may_follow
+        self._threshold = threshold
+        self._open: list[OpenRow] = []
+        self._waiting: list[Border] = []
+        self.text = bytearray()
+        # Weights are told relative to this log-probability, so that they neither vanish nor grow.
+        self._scale = 0.0
+        # The log-probability of each beginning of the text, as far as it was known.
+        self._fates = [0.0]
+        # What was worked out of all this, until some of it changes.
+        self._now: Floats | None = None
+        self._shares: list[float] | None = None
+        self.customs = Customs(self._before)
+
+    def begin(self, border: Border) -> None:
+        """Forget everything but one row that covers all of the text there is."""
+        self._open = []
+        self._waiting = [border]
+        self._scale = border.log_weight
+        self._change()
+
+    def clear(self) -> None:
+        """Begin a new text."""
+        self.text.clear()
+        self._open, self._waiting = [], []
+        self.customs = Customs(self._before)
+        self._fates = [0.0]
+        self._change()
+
+    @property
+    def places(self) -> set[Place]:
+        """The rows that are still needed."""
+        return {h.place for h in self._open} | {b.place for b in self._waiting}
+
+    def weakest(self, sequences: Collection[int]) -> int | None:
+        """Return the one of `sequences` whose rows all together are the least likely."""
+        shares = dict.fromkeys(sequences, 0.0)
+        for hypothesis in self._open:
+            if hypothesis.place.sequence in shares:
+                shares[hypothesis.place.sequence] += self._weight(hypothesis)
+        for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
+            if border.place.sequence in shares:
+                shares[border.place.sequence] += share
+        return min(shares, key=shares.__getitem__, default=None)
+
+    def leading(self) -> tuple[Place, int] | None:
+        """Return the likeliest row that was decoded, and how many bytes it covers."""
+        lead = max(self._open, key=self._weight, default=None)
+        return None if lead is None else (lead.place, lead.covers)
+
+    def rewrite(self, place: Place, kept: int, tokens: Sequence[int]) -> None:
+        """Put other tokens with the same bytes after the first `kept` of the row at `place`."""
+        (old,) = [h for h in self._open if h.place == place]
+        self._open.remove(old)
+        shorter = Place(place.sequence, kept)
+        self._waiting.append(Border(old.log_weight, shorter, tokens, old.covers))
+        self._change()
+
+    def holds(self, border: Border) -> bool:
+        """Return whether a border still waits."""
+        return border in self._waiting
+
+    def forget(self, sequence: int) -> None:
+        """Give up the rows in a sequence."""
+        self._open = [h for h in self._open if h.place.sequence != sequence]
+        self._waiting = [b for b in self._waiting if b.place.sequence != sequence]
+        self._change()
+
+    @property
+    def lost(self) -> bool:
+        """Whether no row is left that the text could be."""
+        return not self._open and not self._waiting
+
+    def wanted(self) -> list[Border]:
+        """Return the borders that must be decoded before the next vote, the likeliest first."""
+        if not self._waiting:
+            return []
+        shares = self._waiting_shares()
+        live = self._live()
+        bound = self._threshold * (live + sum(shares))
+        ranked = sorted(zip(shares, self._waiting, strict=True), key=lambda pair: -pair[0])
+        found = [border for share, border in ranked if share >= bound]
+        return found or ([] if live > 0 else [ranked[0][1]])
+
+    def decoded(self, border: Border, place: Place, logits: Logits) -> None:
+        """Take the logits after a border's row, which is now at `place`."""
+        self._waiting.remove(border)
+        self._change()
+        entered = OpenRow(border, place, logits, self._trie, self._end_ids)
+        self._learn(border.kind, entered)
+        for offset in range(border.covers, len(self.text)):
+            if not self._follow(entered, self.text[offset], offset + 1):
+                return
+        if entered.node != ROOT:
+            entered.look()
+        self._open.append(entered)
+
+    def append(self, byte: int) -> None:
+        """Go on with a byte."""
+        masses = self.next()
+        inside = self._inside()
+        # What waits goes on as well as what is known does, or at least as is usual.
+        fate = max(masses[byte], self.customs.expected(inside)[byte])
+        self.customs.learn(inside, masses)
+        self._fates.append(self._fates[-1] + math.log(fate))
+        self._change()
+        self.text.append(byte)
+        kept = [h for h in self._open if self._follow(h, byte, len(self.text))]
+        for hypothesis in kept:
+            hypothesis.look()
+        self._open = kept
+        if self._threshold:
+            self._merge()
+        here = self._here()
+        whole = self._live() + sum(map(self._share, here))
+        for border in here:
+            border.kind = border_kind(byte, likely=self._share(border) >= whole / 2)
+        self._prune()
+
+    def _merge(self) -> None:
+        """Let the likeliest of the rows that end here stand for all of them.
+
+        They stand for the same bytes, so that what follows is nearly the same, and each of
+        them would cost a forward pass for every token from here on.
+        """
+        here = self._here()
+        if len(here) < 2:
+            return
+        best = max(here, key=lambda border: border.log_weight)
+        logs = np.asarray([border.log_weight for border in here])
+        best.log_weight = float(np.logaddexp.reduce(logs))
+        self._waiting = [b for b in self._waiting if b is best or b.covers < len(self.text)]
+
+    def settle(self) -> None:
+        """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
+        here = self._here()
+        if here:
+            self._open, self._waiting = [], here
+            self._change()
+
+    def next(self) -> Floats:
+        """Return (257,): the probability of each next byte, and of END; they sum to 1."""
+        if self._now is None:
+            self._now = self._summed()
+        return self._now
+
+    def _summed(self) -> Floats:
+        masses = np.zeros(END + 1)
+        for h in self._open:
+            weight = math.exp(h.log_weight - self._scale)
+            # The labels of one node are all different.
+            masses[h.labels] += weight * h.sums
+            if h.node == ROOT:
+                masses[END] += weight * h.end
+        # Most of what waits is of one kind.
+        kinds: dict[str, float] = {}
+        inside = self._inside()
+        for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
+            kind = border.kind if border.covers == len(self.text) else inside
+            kinds[kind] = kinds.get(kind, 0.0) + share
+        for kind, share in kinds.items():
+            masses += share * self.customs.expected(kind)
+        total = masses.sum()
+        return masses / total if total > 0 else masses
+
+    def _inside(self) -> str:
+        """Return the kind of a place inside a piece, where the text ends."""
+        return inside_kind(self.text[-1]) if self.text else ANY
+
+    def _here(self) -> list[Border]:
+        """Return the borders that are where the text ends."""
+        return [border for border in self._waiting if border.covers == len(self.text)]
+
+    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+        """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
+        lead = max(self._open, key=self._weight)
+        return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
+
+    def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
+        """Return (m,): the mass that all rows give to each of `pieces`, as `OpenRow.support`."""
+        masses = np.zeros(len(pieces))
+        for h in self._open:
+            masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
+        return masses
+
+    def border_share(self) -> float:
+        """Return the share of the rows that end exactly where the text ends."""
+        here = sum(map(self._share, self._here()))
+        live = self._live()
+        rooted = sum(self._weight(h) for h in self._open if h.node == ROOT)
+        whole = live + here
+        return (here + rooted) / whole if whole > 0 else 1.0
+
+    def _follow(self, hypothesis: OpenRow, byte: int, covers: int) -> bool:
+        """Move a hypothesis on by a byte; what ends there becomes a border of its own."""
+        node = self._trie.child(hypothesis.node, byte)
+        if node < 0:
+            return False
+        token, mass = hypothesis.ending(node)
+        if mass > 0 and self._is_likely(hypothesis.last, token, mass):
+            log_weight = hypothesis.log_weight + math.log(mass)
+            self._waiting.append(Border(log_weight, hypothesis.place, [token], covers))
+        return hypothesis.move(node)
+
+    def _is_likely(self, last: int | None, token: int, mass: float) -> bool:
+        """Return whether to follow a row that ends in these two tokens.
+
+        What the tokeniser would not write, a model gives some mass all the same, to each a
+        little. All together that is most of the rows that would be decoded.
+        """
+        if not self._threshold or last is None or mass >= _BELIEVED:
+            return True
+        return self._may_follow(last, token)
+
+    def _learn(self, kind: str, hypothesis: OpenRow) -> None:
+        """Learn how a border of a kind goes on, from one that was just decoded."""
+        masses = np.zeros(END + 1)
+        masses[hypothesis.labels] = hypothesis.sums
+        masses[END] = hypothesis.end
+        self.customs.learn(kind, masses)
+
+    def _weight(self, hypothesis: OpenRow) -> float:
+        return math.exp(hypothesis.log_weight - self._scale) * hypothesis.left
+
+    def _live(self) -> float:
+        return sum(map(self._weight, self._open))
+
+    def _waiting_shares(self) -> list[float]:
+        """Return the shares of all that waits."""
+        if self._shares is None:
+            self._shares = [self._share(border) for border in self._waiting]
+        return self._shares
+
+    def _change(self) -> None:
+        """Forget what was worked out of what is no longer so."""
+        self._now = self._shares = None
+
+    def _share(self, border: Border) -> float:
+        """Return what a border that waits is thought to weigh by now.
+
+        Its first byte was as likely as is usual; from then on it shares the fate of the text.
+        """
+        log_weight = border.log_weight
+        if border.covers < len(self.text):
+            byte = self.text[border.covers]
+            log_weight += math.log(self.customs.expected(border.kind)[byte])
+            log_weight += self._fates[-1] - self._fates[border.covers + 1]
+        return math.exp(min(log_weight - self._scale, _MOST_NATS))
+
+    def _prune(self) -> None:
+        """Forget what is negligible, and take the scale from what is left."""
+        if self.lost:
+            return
+        weights = [self._weight(h) for h in self._open]
+        shares = [self._share(border) for border in self._waiting]
+        best = max([*weights, *shares])
+        if best > 0:
+            self._scale += math.log(best)
+        if not self._threshold:
+            return
+        bound = best * _NEGLIGIBLE
+        self._open = [self._open[i] for i in _heaviest(weights, bound, _MOST_OPEN)]
+        since = len(self.text) - _LONGEST_WAIT
+        kept = _heaviest(shares, bound, _MOST_WAITING)
+        kept = [i for i in kept if self._waiting[i].covers >= since]
+        self._waiting = [self._waiting[i] for i in kept]
+        self._shares = [shares[i] / best for i in kept]
+
+
+def _heaviest(weights: Sequence[float], bound: float, most: int) -> list[int]:
+    """Return the places of the highest weights, ascending, as far as they are over `bound`."""
+    kept = [index for index, weight in enumerate(weights) if weight > bound]
+    if len(kept) > most:
+        kept = sorted(sorted(kept, key=lambda index: -weights[index])[:most])
+    return kept

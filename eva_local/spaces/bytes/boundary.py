@@ -1,0 +1,83 @@
+"""What usually follows the end of a token: learned from texts, for each kind of end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib import resources
+
+import numpy as np
+
+from eva_local.fusion.votes import Floats
+
+#: END among the symbols, after the 256 bytes.
+END = 256
+
+#: The kind of all borders.
+ANY = "any"
+_UNIFORM = np.full(END + 1, 1 / (END + 1))
+# As many borders of a text count as much as all that was found in others.
+_PRIOR = 8
+
+
+class Customs:
+    """What usually follows a border, learned from those of the text that were decoded.
+
+    A border that waits is taken to go on like others of its kind: its last byte, and whether it
+    was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
+    the loss is several times as high (docs/bytes.md). A text begins with what was found in
+    others (`tools/customs.py`), which counts as few borders, so that it soon learns its own.
+    """
+
+    def __init__(self, means: Mapping[str, Floats]) -> None:
+        """Begin with `means: (257,)` of kinds that are known."""
+        self._means = dict(means)
+        self._counts = dict.fromkeys(means, _PRIOR)
+
+    def learn(self, kind: str, masses: Floats) -> None:
+        """Take in `masses: (257,)`, how a border of a kind goes on; they sum to 1."""
+        for key in (ANY, kind):
+            # A kind begins with what is known of all.
+            mean = self.expected(key)
+            count = self._counts.get(key, 1) + 1
+            self._means[key] = mean + (masses - mean) / count
+            self._counts[key] = count
+
+    def expected(self, kind: str) -> Floats:
+        """Return (257,): how a border of a kind is thought to go on."""
+        mean = self._means.get(kind)
+        return mean if mean is not None else self._means.get(ANY, _UNIFORM)
+
+    def means(self) -> dict[str, tuple[Floats, int]]:
+        """Return what is known of each kind, and of how many borders."""
+        return {kind: (mean, self._counts[kind]) for kind, mean in self._means.items()}
+
+
+@functools.cache
+def found_before() -> Mapping[str, Floats]:
+    """Return what follows borders in other texts, by kind."""
+    with resources.files(__package__).joinpath("boundary.npz").open("rb") as file:
+        held = np.load(file, allow_pickle=False)
+        kinds, means = held["kinds"].tolist(), held["means"].astype(np.float64)
+    return dict(zip(kinds, means, strict=True))
+
+
+def border_kind(byte: int, *, likely: bool) -> str:
+    """Return the kind of a border after `byte` that was likely when it came up, or was not."""
+    return f"{_kind_of(byte)}, {'likely' if likely else 'unlikely'}"
+
+
+def inside_kind(byte: int) -> str:
+    """Return the kind of a place after `byte`, inside a piece."""
+    return f"{_kind_of(byte)}, inside"
+
+
+@functools.cache
+def _kind_of(byte: int) -> str:
+    """Return the kind of a byte: the kind of letter or digit, else the byte itself."""
+    character = chr(byte)
+    if byte >= 0x80:
+        return "half"
+    if character.isalpha():
+        return "upper" if character.isupper() else "lower"
+    return "digit" if character.isdigit() else f"byte {byte}"

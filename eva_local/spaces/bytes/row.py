@@ -1,0 +1,187 @@
+"""A row of tokens, before it is decoded and after: what it expects of the bytes that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eva_local.cache.branches import Place
+from eva_local.spaces.bytes.boundary import ANY
+from eva_local.fusion.votes import Floats, Ids, highest
+from eva_local.llama.model import Logits
+from eva_local.spaces.bytes.trie import ROOT, Masses, Trie
+
+
+@dataclass(slots=True, eq=False)
+class Border:
+    """A row that was not decoded yet: that at `place` and then `tokens`.
+
+    It covers the first `covers` bytes of the text, and `log_weight` is its log-probability, in
+    nats.
+    """
+
+    log_weight: float
+    place: Place
+    tokens: Sequence[int]
+    covers: int
+    #: Of what kind it is, as far as that tells how it goes on.
+    kind: str = ANY
+
+
+class OpenRow:
+    """A row that was decoded; it covers the first `covers` bytes of the text.
+
+    The open bytes, those after `covers`, led to `node` of the trie: `labels: (m,)` are the bytes
+    that may follow them, `sums: (m,)` how likely each is given the row, and `left` how likely all
+    of them are, with END, of probability `end`, at a border. `log_weight` is the log-probability
+    of the row, in nats, and `last` its last token, where that is one of the text's.
+    """
+
+    __slots__ = (
+        *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
+        *("log_weight", "node", "place", "sums"),
+    )
+
+    def __init__(
+        self, border: Border, place: Place, logits: Logits, trie: Trie, end_ids: Sequence[int]
+    ) -> None:
+        """Stand at a border whose row is now at `place`, with `logits: (n_vocab,)` after it."""
+        self.log_weight = border.log_weight
+        self.place = place
+        self.covers = border.covers
+        self.last = border.tokens[-1] if border.covers else None
+        self.node = ROOT
+        self._trie = trie
+        # Of the tokens `trie.token_ids[offset:]`, and a 0. Times `share` they are probabilities.
+        self._masses, self._share, self.end = _expected(logits, trie, end_ids)
+        self._offset = 0
+        self.look()
+
+    def look(self) -> None:
+        """See what may follow the open bytes."""
+        self.labels: NDArray[np.uint8]
+        self.labels, masses = self._trie.going_on(self.node, self._masses, self._offset)
+        self.sums: Floats = np.multiply(masses, self._share, dtype=np.float64)
+        self.left = float(self.sums.sum()) + (self.end if self.node == ROOT else 0.0)
+
+    def ending(self, node: int) -> tuple[int, float]:
+        """Return the token whose piece ends at a node, and its mass: none is -1, and has none.
+
+        Several ids may have the same bytes: their mass is one, and the likelier stands.
+        """
+        low, high = self._trie.exactly(node)
+        if low == high:
+            return -1, 0.0
+        ended = self._masses[low - self._offset : high - self._offset]
+        token = int(self._trie.token_ids[low + int(ended.argmax())])
+        return token, float(ended.sum()) * self._share
+
+    def move(self, node: int) -> bool:
+        """Take the bytes to `node` for the open ones; return whether a piece goes on from there."""
+        if self._trie.is_leaf(node):
+            return False
+        if self.node == ROOT:
+            # Most of the vocabulary is out of reach from here on.
+            self._offset, high = self._trie.span(node)
+            self._masses = self._masses[self._offset : high + 1].copy()
+            self._masses[-1] = 0
+        self.node = node
+        return True
+
+    def pieces(
+        self, count: int, of_ids: Sequence[bytes], begun: int
+    ) -> tuple[list[bytes], Floats, Floats]:
+        """Return the likeliest ways to go on (m,): at most `count` pieces, and END.
+
+        `of_ids` are the pieces of all ids; the first `begun` bytes of a piece are the open ones,
+        and the rest is told. With them go how likely each is (m,), and the share of the tokens
+        that begin with it which are no longer (m,). END is last, without bytes, at a border only.
+        """
+        trie = self._trie
+        # What is longer than the open bytes.
+        _, low = trie.exactly(self.node)
+        _, high = trie.span(self.node)
+        best = low + highest(self._masses[low - self._offset : high - self._offset], count)
+        # Several ids may have the same bytes, and then stand together: a piece is named once.
+        nodes = trie.ends[best]
+        once = np.diff(nodes, prepend=-1) != 0
+        nodes, places = nodes[once], best[once]
+        found = [of_ids[token_id][begun:] for token_id in trie.token_ids[places].tolist()]
+        exact, under = self._exactly(nodes), self._under(nodes)
+        shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
+        if self.node == ROOT:
+            found.append(b"")
+            shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
+        return found, shares, ends
+
+    def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
+        """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.
+
+        A piece is whole, and not the beginning of a longer one, with probability `ends: (m,)`.
+        Where no token begins with a piece, the member would write it in several: the mass of the
+        first of them is split among all pieces that it begins so, in proportion to `shares: (m,)`.
+        """
+        trie, here = self._trie, self.node
+        if here == ROOT:
+            paths = [trie.path(piece) for piece in pieces]
+        else:
+            paths = [trie.walk(here, piece) for piece in pieces]
+        nodes = np.asarray([node for node, _ in paths])
+        masses = np.zeros(len(pieces))
+        reached = nodes > here
+        masses[reached] = self._under(nodes[reached]) * ends[reached]
+        masses[nodes == here] = self.end if here == ROOT else 0.0
+        firsts: dict[int, list[int]] = {}
+        for place in np.flatnonzero(nodes < 0).tolist():
+            token = paths[place][1]
+            if token >= 0:
+                firsts.setdefault(token, []).append(place)
+        for token, begun in firsts.items():
+            _, mass = self.ending(token)
+            for place in np.flatnonzero(nodes == token).tolist():
+                masses[place] -= mass * ends[place]
+                begun.append(place)
+            whole = shares[begun].sum()
+            masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
+        return masses
+
+    def _under(self, nodes: Ids) -> Floats:
+        """Return (m,): the mass of the tokens under each of `nodes`."""
+        return self._between(self._trie.low[nodes], self._trie.high[nodes])
+
+    def _exactly(self, nodes: Ids) -> Floats:
+        """Return (m,): the mass of the tokens that end at each of `nodes`."""
+        low = self._trie.low[nodes]
+        return self._between(low, low + self._trie.exact[nodes])
+
+    def _between(self, lows: Ids, highs: Ids) -> Floats:
+        """Return (m,): the mass of the tokens from each of `lows` to each of `highs`."""
+        if not len(lows):
+            return np.zeros(0)
+        # Every second stretch is one that was asked for; an empty one is told as its first token.
+        stretches = np.stack([lows, highs], axis=1).ravel() - self._offset
+        sums = np.add.reduceat(self._masses, stretches)[::2]
+        return np.multiply(np.where(lows < highs, sums, 0), self._share, dtype=np.float64)
+
+
+def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Masses, float, float]:
+    """Return masses (n + 1,) of the trie's tokens in its order and a 0, and what scales them.
+
+    Scaled they are probabilities, which sum to 1 with that of all END ids together, which is
+    returned third: tokens that stand for nothing have none.
+    """
+    masses = np.empty(len(trie.token_ids) + 1, dtype=np.float32)
+    # In single precision, as the logits are: that is half of the time on a large vocabulary.
+    raw = masses[:-1]
+    logits.take(trie.token_ids, out=raw, mode="clip")
+    ends = logits.take(end_ids)
+    best = max(raw.max(), ends.max(initial=-np.inf))
+    raw -= best
+    np.exp(raw, out=raw)
+    masses[-1] = 0
+    end = float(np.exp((ends - best).astype(np.float64)).sum())
+    share = 1 / (float(raw.sum()) + end)
+    return masses, share, end * share

@@ -1,0 +1,419 @@
+"""The 256 bytes and END as the shared space: no mapping between vocabularies is needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from eva_local.cache.branches import Branches, Place
+from eva_local.llama.control import ControlTokens
+from eva_local.spaces.bytes.boundary import END, Customs
+from eva_local.cache.likelihood import Evidence
+from eva_local.fusion.votes import Floats, Ids, Vote
+from eva_local.engine.grammar import Grammar
+from eva_local.spaces.bytes.beam import Hypotheses
+from eva_local.llama.model import Logits, Model, Run
+from eva_local.spaces.bytes.row import Border
+from eva_local.spaces.base import Slate
+from eva_local.spaces.bytes.trie import Trie
+
+log = logging.getLogger("eva_local")
+
+#: Sequences that a text may have in each member, for rows that are tried beside each other.
+BRANCHES = 8
+#: Rows with a smaller share wait; see docs/bytes.md for what it costs and brings.
+THRESHOLD = 0.04
+# A vote holds every byte: what a member's rows leave out is no proof that it cannot come.
+_FLOOR = 1e-5
+_SPACE = 0x20
+
+
+class ByteVoice:
+    """A member that says how likely each next byte is, whatever its tokens are."""
+
+    def __init__(
+        self,
+        model: Model,
+        sequences: Sequence[int],
+        trie: Trie,
+        threshold: float,
+        before: Mapping[str, Floats] | None = None,
+        control: ControlTokens | None = None,
+    ) -> None:
+        """Use some sequences of `model`; `trie` is that of its vocabulary."""
+        self._model = model
+        self._control = control or ControlTokens(model)
+        self._sequences = sequences
+        self._branches = Branches(model, sequences)
+        self._hypotheses = Hypotheses(model.tokenizer, trie, threshold, before)
+        self._evidence = Evidence(model.vocabulary.pieces)
+        self._mends = threshold > 0
+        self._prompt: Sequence[int] = ()
+        self._read = Place(sequences[0], 0)
+        self._running: dict[int, tuple[Border, Place]] = {}
+        # The text before this byte is in the tokeniser's own tokens.
+        self._mended = 0
+        self.forwarded = 0
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into the member's context; negative when it is full."""
+        longest = max((place.length for place in self._hypotheses.places), default=0)
+        return self._model.n_ctx - longest - 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether the member can vote."""
+        return self._read.length == len(self._prompt) and not self._hypotheses.wanted()
+
+    @property
+    def text(self) -> bytes:
+        """The bytes after the prompt."""
+        return bytes(self._hypotheses.text)
+
+    @property
+    def customs(self) -> Customs:
+        """What usually follows a border of this text."""
+        return self._hypotheses.customs
+
+    def rows(self) -> list[Sequence[int]]:
+        """Return the rows of tokens that are followed, prompt included."""
+        return [self._branches.row(place) for place in self._hypotheses.places]
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt the cache holds."""
+        return self._branches.holds(prompt)
+
+    @property
+    def n_cached(self) -> int:
+        """How many tokens of a text the cache holds."""
+        return self._branches.n_cached
+
+    def clear(self) -> None:
+        """Hold nothing: what the cache holds after a failure is unknown."""
+        self._branches.clear()
+        self._evidence.begin((), 0, 0)
+
+    def adopt(self, other: ByteVoice) -> None:
+        """Hold what another voice of the same member holds; the text that was here ends."""
+        self._branches.adopt(other._branches)
+        self._evidence.adopt(other._evidence)
+
+    def trade(self, other: ByteVoice) -> None:
+        """Stay: all texts share one cache, in which no place is better than another."""
+
+    def start(
+        self, prompt: Sequence[int], judged: int = 0, _grammar: Grammar | None = None
+    ) -> None:
+        """Begin a new text after the tokens of a prompt; see `Voice.start`."""
+        self._prompt = list(prompt)
+        self._read = self._branches.begin(prompt)
+        kept = self._evidence.begin(prompt, self._read.length, judged)
+        if kept < self._read.length:
+            self._read = self._branches.begin(prompt[: kept + 1])
+        self._hypotheses.clear()
+        self._running = {}
+        self._mended = 0
+
+    def pending(self, limit: int | None = None) -> list[Run]:
+        """Return what must be decoded before the next vote, at most `limit` tokens of it."""
+        if self._read.length < len(self._prompt):
+            return [self._rest_of_prompt(limit)]
+        self._running = {}
+        runs: list[Run] = []
+        left = limit
+        for border in self._hypotheses.wanted():
+            if not self._hypotheses.holds(border):
+                continue
+            # The first goes whatever its length: nothing else can be done before it.
+            fits = not runs or left is None or len(border.tokens) <= left
+            run = self._grow(border) if fits else None
+            if run is None:
+                break
+            runs.append(run)
+            left = None if left is None else left - len(run.tokens)
+        return runs
+
+    def take(self, run: Run, logits: Logits | None) -> None:
+        """Take the result of a run from `pending`."""
+        self.forwarded += len(run.tokens)
+        decoded = self._branches.decoded(run)
+        if self._read.length < len(self._prompt):
+            self._read = decoded
+            if logits is None:
+                return
+            border, place = Border(0.0, self._read, [], 0), self._read
+            self._hypotheses.begin(border)
+        else:
+            border, place = self._running.pop(run.sequence)
+        assert logits is not None
+        self._hypotheses.decoded(border, place, logits)
+        # What follows an unlikely row, or came before the newest byte, is not what it wants.
+        if self._hypotheses.leading() == (place, len(self._hypotheses.text)):
+            self._control.hear(logits)
+        self._recover()
+
+    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
+        """Take the logits after every token of a run, and remember how likely each was."""
+        self.take(run, self._evidence.read(self._prompt, run, blocks))
+
+    def evidence(self) -> float:
+        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
+        return self._evidence.per_byte()
+
+    def commit(self, symbol: int) -> None:
+        """Append a byte."""
+        self._hypotheses.append(symbol)
+        self._recover()
+        if symbol == _SPACE and self._mends:
+            self._mend()
+
+    def next_bytes(self) -> Floats:
+        """Return (257,): the probability of each next byte, and of END, by this member alone."""
+        return self._hypotheses.next()
+
+    def settle(self) -> None:
+        """Take it that a piece ends where the text ends, and is not the beginning of another."""
+        self._hypotheses.settle()
+        # The tokens that the member itself chose stand, odd or not.
+        self._mended = len(self._hypotheses.text)
+
+    def vote(self, symbols: Ids) -> Vote:
+        """Return the member's vote on `symbols`: the bytes that all members can spell, and END."""
+        masses = self.next_bytes()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
+        return Vote(symbols, masses / masses.sum())
+
+    @property
+    def at_border(self) -> bool:
+        """Whether a token more likely ends where the text ends than goes on."""
+        return self._hypotheses.border_share() >= 0.5
+
+    def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
+        """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
+        pieces, shares, _ = self._hypotheses.pieces(count)
+        found = zip(pieces, shares.tolist(), strict=True)
+        return sorted(found, key=lambda pair: -pair[1])[:count]
+
+    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+        """Return the likeliest pieces, how likely they are, and how surely each ends."""
+        return self._hypotheses.pieces(count)
+
+    def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
+        """Return the member's vote on pieces that another (or this one) has put forward."""
+        masses = np.maximum(self._hypotheses.support(pieces, shares, ends), 0)
+        total = masses.sum()
+        spread = masses / total if total > 0 else np.full(len(pieces), 1 / len(pieces))
+        return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
+
+    def _rest_of_prompt(self, limit: int | None) -> Run:
+        start = self._read.length
+        end, every = self._evidence.stretch(start)
+        tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
+        run = self._branches.grow(self._read, tokens, ())
+        assert run is not None
+        whole = start + len(tokens) == len(self._prompt)
+        return Run(run.sequence, run.start, tokens, whole, every)
+
+    def _grow(self, border: Border) -> Run | None:
+        """Put a border's tokens behind its row; None where that must wait for another round."""
+        if not self._model.can_roll_back:
+            # One row alone, since nothing that was decoded can be taken back.
+            self._hypotheses.begin(border)
+        if not self._branches.reached(border.place):
+            if self._running:
+                return None
+            row = [*self._branches.row(border.place), *border.tokens]
+            border = self._restart(row, border.covers)
+        run = self._branches.grow(border.place, border.tokens, self._needed())
+        if run is None:
+            if not self._make_room(border):
+                return None
+            run = self._branches.grow(border.place, border.tokens, self._needed())
+        assert run is not None
+        self._running[run.sequence] = (border, Place(run.sequence, run.start + len(run.tokens)))
+        return run
+
+    def _needed(self) -> set[Place]:
+        return self._hypotheses.places | {place for _, place in self._running.values()}
+
+    def _make_room(self, border: Border) -> bool:
+        """Give up the least likely sequence that is not about to be decoded."""
+        kept = {border.place.sequence, *self._running}
+        kept |= {running.place.sequence for running, _ in self._running.values()}
+        weakest = self._hypotheses.weakest([s for s in self._sequences if s not in kept])
+        if weakest is not None:
+            self._hypotheses.forget(weakest)
+        return weakest is not None
+
+    def _recover(self) -> None:
+        """Where all rows were given up too early, go on with the tokeniser's own row."""
+        if self._hypotheses.lost:
+            text = bytes(self._hypotheses.text)
+            self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
+
+    def _mend(self) -> None:
+        """Write the likeliest row as the tokeniser would, as far as later text cannot change it.
+
+        Which tokens make up a word is known only at its end, and a row that spells a word in
+        odd tokens is a bad past for all that follows: members copy from what they read.
+        """
+        text = self._hypotheses.text
+        end = len(text) - 1
+        lead = self._hypotheses.leading()
+        if lead is None or lead[1] != end or text[end - 1 : end].isspace():
+            return
+        place = lead[0]
+        row = self._branches.row(place)
+        tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
+        count, left = 0, end - self._mended
+        while left > 0:
+            count += 1
+            left -= len(self._model.vocabulary.pieces[row[-count]])
+        if left < 0:
+            return
+        self._mended = end
+        if tuple(row[len(row) - count :]) != tokens:
+            self._hypotheses.rewrite(place, len(row) - count, tokens)
+
+    def _restart(self, row: Sequence[int], covers: int) -> Border:
+        """Begin again with one row of tokens, prompt included, for all of the text."""
+        place = self._branches.begin(row)
+        border = Border(0.0, place, row[place.length :], covers)
+        self._hypotheses.begin(border)
+        self._mended = covers
+        return border
+
+
+class ByteSpace:
+    """The bytes as the shared space: each member's votes are exact, whatever its tokens are.
+
+    Bytes that some member cannot spell (a few vocabularies lack some) are never chosen.
+    """
+
+    end = END
+
+    @property
+    def slates(self) -> ByteSpace:
+        """This space: it puts pieces forward itself."""
+        return self
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        threshold: float = THRESHOLD,
+        before: Mapping[str, Floats] | None = None,
+        *,
+        pivot: int = 0,
+        control: Sequence[ControlTokens] | None = None,
+    ) -> None:
+        """Use `models`, each of them opened with BRANCHES sequences for a text.
+
+        `models[pivot]` decides alone where it is sure, if it may. `control` are the members'
+        control tokens, where another space listens to them too.
+
+        A row of tokens whose share of a member's belief is under `threshold` is not decoded
+        until that share has grown; 0 decodes them all. `before` is what follows borders in
+        other texts, if not what comes along.
+        """
+        self._before = before
+        self._models = tuple(models)
+        self.lead = pivot
+        self._tries = [Trie(model.vocabulary) for model in models]
+        # Of equals the one with the most tokens leads, whatever the order of the members.
+        self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
+        self._threshold = threshold
+        self._control = control or [ControlTokens(model) for model in models]
+        for model in models:
+            if not model.can_roll_back:
+                log.warning(
+                    "%s cannot take tokens back, so it follows one row of tokens alone: "
+                    'its votes in space = "bytes" are less exact',
+                    model.path.name,
+                )
+        self._missing = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
+        self._symbols = np.asarray([s for s in range(END + 1) if s not in self._missing])
+
+    def piece(self, symbol: int) -> bytes:
+        """Return the bytes of a symbol; END has none."""
+        return b"" if symbol == END else bytes([symbol])
+
+    def spell(self, text: bytes) -> list[int]:
+        """Return symbols whose pieces join to `text`."""
+        return list(text)
+
+    def is_text(self, symbol: int) -> bool:
+        """Return whether it is a byte."""
+        return 0 <= symbol < END
+
+    def voices(self, sequence: int) -> list[ByteVoice]:
+        """Return a voice of every member for one text."""
+        first = sequence * BRANCHES
+        return [
+            ByteVoice(
+                model,
+                range(first, first + (BRANCHES if model.can_roll_back else 1)),
+                trie,
+                self._threshold if model.can_roll_back else 0.5,
+                self._before,
+                control,
+            )
+            for model, trie, control in zip(self._models, self._tries, self._control, strict=True)
+        ]
+
+    def alone(self, member: int) -> ByteSpace:
+        """Return the space in which one member speaks alone."""
+        control = [self._control[member]]
+        return ByteSpace([self._models[member]], self._threshold, self._before, control=control)
+
+    def over(self, voices: Sequence[ByteVoice]) -> list[ByteVoice]:
+        """Return the voices as they are: the symbols are the same."""
+        return list(voices)
+
+    def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
+        """Return the pivot's vote."""
+        return voices[self.lead].vote(self._symbols)
+
+    def at_border(self, voices: Sequence[ByteVoice], weights: Floats, /) -> bool:
+        """Return whether a token of the heaviest member more likely ends here than goes on."""
+        return voices[self._heaviest(weights)].at_border
+
+    def _heaviest(self, weights: Floats) -> int:
+        ranked = range(len(weights))
+        return max(ranked, key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
+
+    def slate(
+        self, voices: Sequence[ByteVoice], weights: Floats, count: int, only: int | None = None
+    ) -> Slate:
+        """Return pieces to choose among, and every member's vote on them, or one member's only.
+
+        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
+        that a member gives to the bytes of a piece, times how surely the lead's piece ends there
+        and is not the beginning of a longer one; so the lead's vote is its own distribution.
+        """
+        lead = self._heaviest(weights) if only is None else only
+        pieces, shares, ends = voices[lead].pieces(count)
+        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
+        if spelled:
+            pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
+        votes = [
+            voice.vote_on(pieces, shares, ends) if only in (None, place) else None
+            for place, voice in enumerate(voices)
+        ]
+        return Slate(lead, tuple(pieces), votes)
+
+    def write(self, voices: Sequence[ByteVoice], slate: Slate, chosen: int) -> None:
+        """Append the chosen piece of a slate; the member that put it forward takes it as whole."""
+        piece = slate.pieces[chosen]
+        for voice in voices:
+            for byte in piece:
+                voice.commit(byte)
+        if piece:
+            voices[slate.lead].settle()
+
+    def votes(self, voices: Sequence[ByteVoice], lead: Vote) -> list[Vote]:
+        """Return every member's vote."""
+        return [
+            lead if i == self.lead else voice.vote(self._symbols) for i, voice in enumerate(voices)
+        ]
