@@ -42,6 +42,7 @@ test: setup
 lint: setup
 	@$(RUN)ruff check
 	@$(RUN)ruff format --check
+	@$(RUN)lint-imports --no-cache
 
 format: setup
 	@$(RUN)ruff check --fix

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 
 from eva_local.alignment.library import find, mapping_folders
-from eva_local.fusion.fuser import Judge
-from eva_local.engine.driver import Driver
-from eva_local.engine.engine import Engine
-from eva_local.errors import EvaError, InputError
-from eva_local.llama.model import Model
-from eva_local.engine.readers import Asked, Readers
-from eva_local.types import Completion, Message, Sampling, Score, Step
-from eva_local.engine.scheduler import Request, Scheduler, Sink
-from eva_local.engine.scoring import Scoring
 from eva_local.config.settings import did_you_mean
 from eva_local.config.specs import EnsembleSpec
+from eva_local.engine.driver import Driver
+from eva_local.engine.engine import Engine
+from eva_local.engine.readers import Asked, Readers
+from eva_local.engine.scheduler import Request, Scheduler, Sink
+from eva_local.engine.scoring import Scoring
+from eva_local.errors import EvaError, InputError
+from eva_local.fusion.fuser import Judge
+from eva_local.llama.model import Model
+from eva_local.types import Completion, Message, Sampling, Score, Step
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]

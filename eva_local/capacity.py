@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
-from eva_local.spaces.bytes.space import BRANCHES
-from eva_local.errors import ModelError
-from eva_local.models.header import read_header
-from eva_local.llama.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
-from eva_local.opening import open_ensemble
-from eva_local.types import Sampling
 from eva_local.config.specs import EnsembleSpec, LoadSettings
+from eva_local.errors import ModelError
+from eva_local.llama.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
+from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
+from eva_local.opening import open_ensemble
+from eva_local.spaces.bytes.space import BRANCHES
+from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
-from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.config.config import load_config
+from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.llama.model import ALL, LlamaModel, Model, can_offload
-from eva_local.types import Sampling
-from eva_local.spaces.base import PivotSpace
-from eva_local.config.specs import EnsembleSpec
 from eva_local.models.store import locate, marks
+from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
+from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
 

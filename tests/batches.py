@@ -19,10 +19,10 @@ from eva_local.alignment.surface import surface
 from eva_local.api import Ensemble
 from eva_local.batch.errand import Errand, Outcome, carry_out
 from eva_local.batch.rows import Wishes
-from eva_local.engine.engine import Engine
-from eva_local.types import Sampling
-from eva_local.spaces.base import PivotSpace
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.engine.engine import Engine
+from eva_local.spaces.base import PivotSpace
+from eva_local.types import Sampling
 
 
 def fake_spec(folder: Path, *names: str) -> EnsembleSpec:

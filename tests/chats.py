@@ -9,9 +9,9 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.api import Ensemble
 from eva_local.chat.chat import Chat
+from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.opening import ensemble_of
 from eva_local.types import Sampling, Step
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 
 
 def fake_ensemble(*, n_ctx: tuple[int, int] = (4096, 4096)) -> Ensemble:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.evaluate.contest import Contestant, Entry, Setting, alone
 from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.results import Result
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.summary import summarize
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 
 MEMBERS = ("qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m")
 WORDS = (*("the", "sea", "is", "salt", "because", "rivers", "carry"), *("minerals", "for", "ages"))

@@ -8,8 +8,8 @@ from batches import ensemble_of_models
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.api import Ensemble
-from eva_local.types import Sampling
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.types import Sampling
 
 #: More than any test waits for.
 ENDLESS = 1_000_000

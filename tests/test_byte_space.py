@@ -11,10 +11,10 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eva_local.spaces.bytes.space import BRANCHES, ByteSpace, ByteVoice
-from eva_local.spaces.bytes.boundary import END
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits, Model, Run
+from eva_local.spaces.bytes.boundary import END
+from eva_local.spaces.bytes.space import BRANCHES, ByteSpace, ByteVoice
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # Nested, overlapping and duplicate pieces, halves of characters, and a byte that is a word too.

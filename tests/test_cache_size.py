@@ -11,10 +11,10 @@ from tiny_models import ARCHITECTURES, tiny_model
 
 from eva_local.capacity import places_that_fit
 from eva_local.cli import main
-from eva_local.errors import StoreError
-from eva_local.models.header import read_header
-from eva_local.llama.model import SPARE_CELLS, LlamaModel
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
+from eva_local.errors import StoreError
+from eva_local.llama.model import SPARE_CELLS, LlamaModel
+from eva_local.models.header import read_header
 
 MIB = 2**20
 # llama.cpp tells two digits of a MiB.

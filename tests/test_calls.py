@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from eva_local.llama import model as model_module
-from eva_local.errors import ModelError
-from eva_local.llama.model import LlamaModel, Run
 from eva_local.config.specs import LoadSettings
+from eva_local.errors import ModelError
+from eva_local.llama import model as model_module
+from eva_local.llama.model import LlamaModel, Run
 from tools.tiny_gguf import write_tiny_gguf
 
 LINES = 3

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from eva_local import cli
 from eva_local.cli.answer import answer
-from eva_local.types import Sampling, Step
 from eva_local.engine.detokenizer import harmless
+from eva_local.types import Sampling, Step
 
 EVIL = "caf\u00e9 \x1b[2J\x9b2J\x9d0;mine\x9c\u202e"
 

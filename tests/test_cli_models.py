@@ -14,12 +14,11 @@ from model_sources import make_parts, sha256
 from test_header import write_gguf
 
 from eva_local import cli
-from eva_local.models import fetch
-from eva_local.models import store
 from eva_local.cli import main, progress
 from eva_local.cli.session import HELP
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
+from eva_local.models import fetch, store
 
 SLOW_MODULES = (
     "numpy",

@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.config.config import DEFAULT_KEYS, Config, find_config, load_config, shipped
-from eva_local.errors import ConfigError, InputError
-from eva_local.types import Sampling
 from eva_local.config.specs import (
     EnsembleSpec,
     FusionSettings,
@@ -19,6 +17,8 @@ from eva_local.config.specs import (
     PathSource,
     WheelSource,
 )
+from eva_local.errors import ConfigError, InputError
+from eva_local.types import Sampling
 
 SHA = "ab" * 32
 MODELS = f"""

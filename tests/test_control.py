@@ -12,8 +12,8 @@ import test_engine_bytes
 from fakes import WORDS_A, WORDS_B, FakeModel
 from test_engine import run, text_of
 
-from eva_local.llama.control import ControlTokens
 from eva_local.engine.engine import Engine
+from eva_local.llama.control import ControlTokens
 from eva_local.types import Sampling
 
 SPACES = {

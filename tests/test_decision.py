@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fusion import as_dict, vote, votes
 
+from eva_local.config.specs import FusionSettings
 from eva_local.fusion.fuser import Judge
 from eva_local.fusion.votes import NOBODY, combine, follow, softmax
-from eva_local.config.specs import FusionSettings
 
 
 def judge(n_members: int, **settings) -> Judge:

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import run, text_of
 
-from eva_local.spaces.bytes.space import ByteSpace
-from eva_local.engine.sequence import Draft
+from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.errors import EvaError, InputError, ModelError
-from eva_local.llama.model import Logits, Run
-from eva_local.types import Sampling, Step
 from eva_local.engine.sampling import Forced
 from eva_local.engine.scheduler import Request, Scheduler
-from eva_local.config.specs import FusionSettings
+from eva_local.engine.sequence import Draft
+from eva_local.errors import EvaError, InputError, ModelError
+from eva_local.llama.model import Logits, Run
+from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.types import Sampling, Step
 
 FUSION = FusionSettings(space="bytes", combine="geometric", filter="off", weights="running")
 

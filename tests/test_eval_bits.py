@@ -16,17 +16,17 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from test_eval_score import alone as by_hand
 
 from eva_local.alignment.library import find_or_build, mapping_folders
-from eva_local.fusion.fuser import Judge
+from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Entry, Setting, alone
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task, read_tasks
 from eva_local.evaluate.summary import summarize
 from eva_local.evaluate.texts import cut, pieces
+from eva_local.fusion.fuser import Judge
 from eva_local.llama.model import Logits
 from eva_local.llama.prompt import PromptWriter
 from eva_local.spaces.base import PivotSpace
-from eva_local.config.specs import FusionSettings
 
 TEXT = "the unbelievable Paris is the end"
 SETTINGS = [

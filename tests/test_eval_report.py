@@ -12,8 +12,8 @@ from evaluations import outcome
 from test_trace_page import CONTRAST, HOSTILE
 
 from eva_local.evaluate.outcome import Outcome
-from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.report import report_page
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface_refined
 from eva_local.api import Ensemble
-from eva_local.fusion.fuser import Judge
+from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
 from eva_local.errors import ContextError, InputError
-from eva_local.types import Sampling
+from eva_local.fusion.fuser import Judge
 from eva_local.spaces.base import PivotSpace
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.types import Sampling
 
 WHOLE = FusionSettings(candidates=0, filter="off")
 

@@ -13,13 +13,13 @@ from test_eval_rows import ANSWER, ASKED, SHOT, write
 from eva_local.cli import main
 from eva_local.cli.session import Session
 from eva_local.cli.tasks import _names, variant
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
 from eva_local.evaluate.forms import scored_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task
 from eva_local.opening import ensemble_of
-from eva_local.config.specs import EnsembleSpec
 
 MEMBERS = ("one", "two")
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_eval_score import ensemble
 
 from eva_local.config.config import load_config
+from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Setting
 from eva_local.evaluate.metrics import metric_of
@@ -32,7 +33,6 @@ from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.tune import Tuned, halves, listen, tune
 from eva_local.fusion.votes import NOBODY, Vote
 from eva_local.types import Message
-from eva_local.config.specs import FusionSettings
 
 fusions = st.builds(
     FusionSettings,

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
-from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.cache.likelihood import Evidence
+from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.engine.decoding import decode_all
 from eva_local.engine.engine import Engine
-from eva_local.errors import EvaError, ModelError, RoomError
-from eva_local.cache.likelihood import Evidence
-from eva_local.llama.model import LlamaModel, Logits, Run
-from eva_local.types import Sampling, Step
 from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.errors import EvaError, ModelError, RoomError
+from eva_local.llama.model import LlamaModel, Logits, Run
 from eva_local.spaces.base import PivotSpace
-from eva_local.config.specs import FusionSettings, LoadSettings
+from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.types import Sampling, Step
 from tools.tiny_gguf import write_tiny_gguf
 
 SPACES = ["pivot", "bytes"]

@@ -24,9 +24,9 @@ from model_sources import (
     wheel_spec,
 )
 
-from eva_local.models import store
-from eva_local.errors import StoreError
 from eva_local.config.specs import ModelSpec, PathSource, WheelSource
+from eva_local.errors import StoreError
+from eva_local.models import store
 
 DATA = b"GGUF" + os.urandom(300_000)
 Usage = namedtuple("Usage", "total used free")

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.fusion import votes as fusion
 from eva_local.alignment.mapping import Mapping
+from eva_local.fusion import votes as fusion
 from eva_local.fusion.votes import (
     NOBODY,
     Vote,

@@ -17,13 +17,13 @@ from test_engine import begin, ensemble, run, text_of
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
-from eva_local.spaces.bytes.space import ByteSpace
-from eva_local.engine.engine import Engine
-from eva_local.errors import EvaError, InputError
-from eva_local.engine.grammar import Grammar, Grammars, check
-from eva_local.types import Sampling, Step
-from eva_local.spaces.base import PivotSpace
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.engine import Engine
+from eva_local.engine.grammar import Grammar, Grammars, check
+from eva_local.errors import EvaError, InputError
+from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.types import Sampling, Step
 
 PERSON = {
     "type": "object",

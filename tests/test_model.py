@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError
 from eva_local.llama.model import LlamaModel, Run
-from eva_local.config.specs import LoadSettings
 from tools.tiny_gguf import write_tiny_gguf
 
 

@@ -13,12 +13,12 @@ import eva_local
 from eva_local.batch.forms import form_of
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
 from eva_local.evaluate.results import Results
 from eva_local.llama.model import LlamaModel
 from eva_local.opening import ensemble_of
 from eva_local.types import Sampling
-from eva_local.config.specs import EnsembleSpec
 
 
 class Opened:

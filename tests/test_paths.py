@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.errors import ConfigError
 from eva_local.config.paths import user_path
+from eva_local.errors import ConfigError
 
 
 def test_a_path_may_begin_at_home(monkeypatch) -> None:

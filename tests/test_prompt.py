@@ -7,8 +7,8 @@ from strategies import awkward_text
 
 from eva_local.errors import PromptError
 from eva_local.llama.prompt import PromptWriter
-from eva_local.types import Message
 from eva_local.llama.vocab import Vocabulary
+from eva_local.types import Message
 
 REJECTS_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"

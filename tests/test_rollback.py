@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_models import ARCHITECTURES, WINDOWED, tiny_model
 
+from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
 from eva_local.llama.model import ALL, LlamaModel, Run
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling
-from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 
 # Where a slip would show as a difference of whole units.
 CLOSE = 0.1

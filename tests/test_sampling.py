@@ -7,9 +7,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_fusion import as_dict, vote
 
-from eva_local.errors import InputError
-from eva_local.fusion.votes import NOBODY, Vote
-from eva_local.types import Sampling
 from eva_local.engine.sampling import (
     PieceSampler,
     Sampler,
@@ -24,6 +21,9 @@ from eva_local.engine.sampling import (
     keep_top_p,
     penalised,
 )
+from eva_local.errors import InputError
+from eva_local.fusion.votes import NOBODY, Vote
+from eva_local.types import Sampling
 
 FOUR = np.array([0.5, 0.25, 0.15, 0.1])
 

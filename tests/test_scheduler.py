@@ -15,12 +15,12 @@ from waiting import PATIENCE_S
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
-from eva_local.engine.engine import Engine
-from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.types import Sampling, Step
-from eva_local.engine.scheduler import Request, Scheduler
-from eva_local.spaces.base import PivotSpace
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.engine import Engine
+from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.errors import ContextError, EvaError, InputError
+from eva_local.spaces.base import PivotSpace
+from eva_local.types import Sampling, Step
 
 
 class WatchedModel(FakeModel):
@@ -481,7 +481,8 @@ def test_texts_that_move_together_use_the_slot_that_holds_most_of_a_prompt() -> 
 def test_the_time_of_a_batch_is_shared_out_by_tokens(n_tokens, monkeypatch) -> None:
     engine, models = open_engine(chunk=128, n_batch=128, endless=True)
     now = iter(range(10**6))
-    monkeypatch.setattr("eva_local.engine.engine.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = SimpleNamespace(perf_counter=lambda: next(now))
+    monkeypatch.setattr("eva_local.engine.engine.time", clock)
     scheduler = Scheduler(engine, 2)
     short = ask(scheduler, models, b"the", Sampling(max_tokens=2))
     scheduler.step()

@@ -14,10 +14,10 @@ from servers import serving
 from waiting import PATIENCE_S
 
 from eva_local.errors import StoreError
-from eva_local.types import Message, Sampling
+from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.server.app import ROUTES
 from eva_local.server.serve import Door, Server
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.types import Message, Sampling
 
 TEXT = "the unbelievable"
 

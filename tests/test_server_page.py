@@ -20,11 +20,11 @@ from test_trace_page import CONTRAST, HOSTILE
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces
 from waiting import PATIENCE_S, step_gate, until
 
-from eva_local.types import Step
-from eva_local.server.page import chat_page
 from eva_local.openai.chunk import Choice, Letterhead
 from eva_local.openai.problem import problem
 from eva_local.openai.request import CHAT
+from eva_local.server.page import chat_page
+from eva_local.types import Step
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
 MESSAGES = [{"role": "user", "content": "the unbelievable"}]

@@ -15,8 +15,8 @@ from shared import ENDLESS
 from waiting import Gate, step_gate, until
 
 from eva_local.api import Ensemble
-from eva_local.errors import InputError, ModelError
 from eva_local.engine.scheduler import Scheduler
+from eva_local.errors import InputError, ModelError
 from eva_local.server.events import Events
 from eva_local.server.places import Places
 from eva_local.server.refusal import RefusedError

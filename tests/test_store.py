@@ -12,10 +12,9 @@ import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 from waiting import PATIENCE_S
 
-from eva_local.models import fetch
-from eva_local.models import store
-from eva_local.errors import ConfigError, StoreError
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
+from eva_local.errors import ConfigError, StoreError
+from eva_local.models import fetch, store
 
 DATA = b"GGUF" + os.urandom(3000)
 

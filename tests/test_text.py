@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import awkward_text, cut
 
-from eva_local.errors import InputError
 from eva_local.engine.detokenizer import TextStream, harmless, harmless_line, refuse_utf16
+from eva_local.errors import InputError
 
 stops = st.lists(st.text(alphabet="ab\n中é ", min_size=1, max_size=4), max_size=3)
 

@@ -11,12 +11,12 @@ from strategies import cut
 from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
 
 from eva_local import cli
-from eva_local.errors import InputError
-from eva_local.types import Ballot, Candidate, Step, Trace
 from eva_local.engine.detokenizer import harmless
+from eva_local.errors import InputError
 from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
 from eva_local.trace.file import json_line
 from eva_local.trace.page import page_data
+from eva_local.types import Ballot, Candidate, Step, Trace
 
 HEADER = {
     "ensemble": "trio",

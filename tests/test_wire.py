@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.errors import ConfigError, InputError
-from eva_local.types import Sampling, Step
 from eva_local.openai.answer import Tokens, tokens_of
 from eva_local.openai.call import OWN_KEYS, TokenIds, read_call
 from eva_local.openai.problem import problem_of
 from eva_local.openai.request import BODY_KEYS, CHAT, COMPLETION, read_body
 from eva_local.openai.scored import read_score_call
+from eva_local.types import Sampling, Step
 
 JSON = st.recursive(
     st.none()

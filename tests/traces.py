@@ -6,9 +6,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from eva_local.types import Ballot, Candidate, Message, Step, Trace, Usage
 from eva_local.engine.detokenizer import TextStream
 from eva_local.trace import TraceFile
+from eva_local.types import Ballot, Candidate, Message, Step, Trace, Usage
 
 MEMBERS = ("qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m")
 PROMPT = (

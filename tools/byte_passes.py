@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteVoice
 from eva_local.config.config import load_config, shipped
 from eva_local.evaluate.texts import cut, without
 from eva_local.llama.model import ALL, LlamaModel, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
+from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteVoice
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
 BYTES = 3000

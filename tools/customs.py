@@ -1,8 +1,8 @@
 """Find what usually follows the end of a token.
 
-`python -m tools.customs FILE…` writes eva_local/spaces/bytes/boundary.npz, with which every text in the space
-of bytes begins. Reads the beginning of each file with two of the small models, decoding nearly
-every row of tokens (docs/bytes.md).
+`python -m tools.customs FILE…` writes eva_local/spaces/bytes/boundary.npz, with which every text
+in the space of bytes begins. Reads the beginning of each file with two of the small models,
+decoding nearly every row of tokens (docs/bytes.md).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import eva_local
-from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.config.config import load_config, shipped
-from eva_local.spaces.bytes.boundary import END
 from eva_local.llama.model import LlamaModel
 from eva_local.models.store import locate
+from eva_local.spaces.bytes.boundary import END
+from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from tools.byte_passes import forced
 
 MODELS = ("smollm2-135m", "gemma3-270m")
@@ -42,7 +42,7 @@ def main(files: list[Path]) -> None:
                     counts[kind] += count
     kinds = sorted(kind for kind, count in counts.items() if count >= LEAST)
     means = np.asarray([sums[kind] / sums[kind].sum() for kind in kinds], dtype=np.float32)
-    path = Path(eva_local.__file__).parent / "boundary.npz"
+    path = Path(eva_local.__file__).parent / "spaces" / "bytes" / "boundary.npz"
     np.savez_compressed(path, kinds=np.asarray(kinds), means=means)
     print(f"{path.name}: {len(kinds)} kinds, {path.stat().st_size} bytes")
 

@@ -19,8 +19,8 @@ from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
-from eva_local.models.store import cache_folder
 from eva_local.llama.tokenizer import Tokenizer
+from eva_local.models.store import cache_folder
 
 log = logging.getLogger("eva_local")
 

@@ -24,8 +24,8 @@ from eva_local.batch.results import (
 )
 from eva_local.batch.rows import Wishes
 from eva_local.batch.source import Source
-from eva_local.errors import InputError
 from eva_local.config.specs import EnsembleSpec
+from eva_local.errors import InputError
 from eva_local.models.store import checksum
 
 # Opens the ensemble; told how many rows there are.

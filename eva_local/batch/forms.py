@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 from eva_local.batch.rows import Row, Wishes, checked_id, line_of, problem_of, row_of
 from eva_local.batch.table import delimiter_of, read_table
-from eva_local.errors import EvaError, InputError
 from eva_local.engine.detokenizer import HEAD, refuse_utf16
+from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
 from eva_local.openai.call import OWN_KEYS
 from eva_local.openai.keys import given, once, refuse_other_keys

@@ -13,10 +13,10 @@ from eva_local.api import Ensemble
 from eva_local.batch.forms import Form, Shares
 from eva_local.batch.results import Results
 from eva_local.batch.rows import Row
-from eva_local.errors import EvaError
-from eva_local.types import Step
 from eva_local.engine.scheduler import Request
+from eva_local.errors import EvaError
 from eva_local.openai.answer import answer_of
+from eva_local.types import Step
 
 # How far the rows that are written in order may run ahead of one that takes long, for each place.
 _AHEAD = 64

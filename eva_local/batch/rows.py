@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Message, Sampling
 from eva_local.openai.request import Asked
+from eva_local.types import Message, Sampling
 
 _LINE = "line "
 

@@ -17,12 +17,12 @@ from eva_local.api import Ensemble, Report
 from eva_local.bench.meter import Clock, Meter
 from eva_local.bench.pace import Spread
 from eva_local.bench.passage import passage
-from eva_local.fusion.fuser import Decision, Judge
+from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
+from eva_local.fusion.fuser import Decision, Judge
 from eva_local.fusion.votes import Floats, Vote
 from eva_local.llama.model import Logits, Model, Run
 from eva_local.opening import ensemble_of
-from eva_local.config.specs import EnsembleSpec, FusionSettings
 
 
 @dataclass(frozen=True, slots=True)

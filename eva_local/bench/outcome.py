@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 from eva_local.bench.naive import Comparison
 from eva_local.bench.pace import Pace
-from eva_local.llama.model import can_offload
 from eva_local.config.specs import EnsembleSpec
+from eva_local.llama.model import can_offload
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Spread
+from eva_local.pages.frame import report_style, still_page
 from eva_local.pages.plots import Line, intervals
-from eva_local.trace.page import palette, still_page
 
 # Colours that the palette has, one a member; the ensemble has the ink.
 _COLOURS = 8
@@ -17,7 +16,7 @@ _COLOURS = 8
 
 def report_page(outcome: Outcome) -> str:
     """Return the page, as HTML."""
-    style = palette() + files("eva_local.evaluate").joinpath("report.css").read_text("utf-8")
+    style = report_style()
     title = f"{outcome.ensemble}: what it costs"
     body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials), _naive(outcome)]
     return still_page(title, style, "".join(body))

@@ -15,12 +15,12 @@ from eva_local.bench.naive import Comparison, against_naive, text_for
 from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import Part, Round, pace
 from eva_local.bench.passage import passage
-from eva_local.spaces.bytes.space import BRANCHES
+from eva_local.config.specs import EnsembleSpec
+from eva_local.engine.scheduler import Request
 from eva_local.errors import EvaError, InputError
 from eva_local.opening import ensemble_of, open_models
+from eva_local.spaces.bytes.space import BRANCHES
 from eva_local.types import Sampling, Step
-from eva_local.engine.scheduler import Request
-from eva_local.config.specs import EnsembleSpec
 
 # A short prompt is read so often, and so many batches of a long one are decoded again alone.
 _READINGS = 3

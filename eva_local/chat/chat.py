@@ -12,8 +12,8 @@ from eva_local.chat.budget import Budget, first_turn
 from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.log import Log
 from eva_local.errors import InputError
-from eva_local.types import FinishReason, Message, Sampling, Step, Usage
 from eva_local.trace import TraceFile
+from eva_local.types import FinishReason, Message, Sampling, Step, Usage
 
 Steps = Generator[Step, None, None]
 

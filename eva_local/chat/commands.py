@@ -16,12 +16,12 @@ from eva_local.chat.chat import Answer
 from eva_local.chat.conversation import Conversation
 from eva_local.chat.typed import COMMANDS, Command
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
-from eva_local.errors import InputError
 from eva_local.config.paths import user_path
-from eva_local.types import Sampling
 from eva_local.config.settings import keys_of, read_settings, read_text, refuse_unknown
 from eva_local.engine.detokenizer import harmless
+from eva_local.errors import InputError
 from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
+from eva_local.types import Sampling
 
 if TYPE_CHECKING:
     from eva_local.chat.repl import Repl

@@ -24,8 +24,8 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from eva_local.chat.private import private_folder
 from eva_local.chat.signals import end_put_off
 from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
-from eva_local.types import Sampling
 from eva_local.config.settings import keys_of
+from eva_local.types import Sampling
 
 PROMPT = "> "
 _MORE = ". "

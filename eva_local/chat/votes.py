@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat.chat import Answer
-from eva_local.errors import InputError
-from eva_local.types import Ballot, Candidate, Step
 from eva_local.engine.detokenizer import harmless
+from eva_local.errors import InputError
 from eva_local.trace import summarize
 from eva_local.trace.page import disputed, verdict
+from eva_local.types import Ballot, Candidate, Step
 
 # One for each member, in the ensemble's order; legible on light and dark screens.
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")

@@ -18,8 +18,8 @@ import click
 from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
 from eva_local.cli.streams import open_closed_streams
-from eva_local.errors import EvaError
 from eva_local.engine.detokenizer import harmless_line
+from eva_local.errors import EvaError
 
 COMMANDS: tuple[click.Command, ...] = (
     run.run,

@@ -15,8 +15,8 @@ from eva_local.engine.detokenizer import harmless
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.llama.prompt import Prompt
-    from eva_local.types import Sampling, Step, Usage
     from eva_local.trace import TraceWriter
+    from eva_local.types import Sampling, Step, Usage
 
 
 def answer(

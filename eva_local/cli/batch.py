@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from eva_local.batch.errand import Opener, Outcome
     from eva_local.batch.job import Progress
     from eva_local.batch.rows import Wishes
-    from eva_local.types import Sampling
     from eva_local.config.specs import EnsembleSpec
+    from eva_local.types import Sampling
 
 # Without a terminal, a line of progress this often; on one, the bar this often.
 LINE_EVERY_S = 30.0

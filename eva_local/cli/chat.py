@@ -17,8 +17,8 @@ from eva_local.cli.session import Session, pass_session, setting_options, system
 from eva_local.cli.streams import input_is_closed
 from eva_local.cli.table import print_table
 from eva_local.config.config import DEFAULT_KEYS, Config
-from eva_local.errors import InputError
 from eva_local.engine.detokenizer import harmless
+from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble

@@ -12,8 +12,8 @@ import click
 
 from eva_local.cli.session import Command, Session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
-from eva_local.errors import InputError
 from eva_local.config.settings import read_text
+from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.config.config import Config

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from eva_local.models import store
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import (
     Session,
@@ -20,9 +19,10 @@ from eva_local.cli.session import (
 )
 from eva_local.cli.table import print_json, print_table
 from eva_local.config.config import Config
-from eva_local.errors import InputError, StoreError
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.engine.detokenizer import harmless_line
+from eva_local.errors import InputError, StoreError
+from eva_local.models import store
 
 
 @click.command()

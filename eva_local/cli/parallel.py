@@ -12,8 +12,8 @@ from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.types import Sampling
     from eva_local.config.specs import EnsembleSpec
+    from eva_local.types import Sampling
 
 AUTO = "auto"
 

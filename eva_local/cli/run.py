@@ -15,8 +15,8 @@ from eva_local.cli.drawing import Drawing, drawing_options
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, system_option, written
 from eva_local.cli.streams import input_is_closed
-from eva_local.errors import InputError
 from eva_local.engine.detokenizer import refuse_utf16
+from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble

@@ -11,8 +11,8 @@ import click
 from eva_local.cli.parallel import open_places, parallel_option, places_of
 from eva_local.cli.session import Session, pass_session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
-from eva_local.errors import InputError
 from eva_local.config.settings import read_text
+from eva_local.errors import InputError
 
 PORT = 8080
 QUEUE = 64

@@ -15,9 +15,9 @@ from eva_local.cli.progress import progress_shown
 from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session
 from eva_local.cli.table import print_json
-from eva_local.errors import InputError
 from eva_local.config.settings import did_you_mean, keys_of
 from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest, Setting
@@ -125,8 +125,8 @@ def _measured(
 ) -> Outcome:
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.results import Results
-    from eva_local.opening import open_models
     from eva_local.models.store import cache_folder
+    from eva_local.opening import open_models
 
     path = options.results or cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=options.fresh) as results, progress_shown() as progress:

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eva_local.errors import ConfigError, InputError
 from eva_local.config.paths import user_path
-from eva_local.types import Sampling
 from eva_local.config.settings import (
     REQUEST_KEYS,
     Setting,
@@ -32,6 +30,8 @@ from eva_local.config.specs import (
     Source,
     WheelSource,
 )
+from eva_local.errors import ConfigError, InputError
+from eva_local.types import Sampling
 
 _SOURCE_KEYS = {
     "path": ("path",),

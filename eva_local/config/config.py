@@ -11,9 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from eva_local.config.catalogue import Table, check_weights, read_ensembles, read_models
-from eva_local.errors import ConfigError
 from eva_local.config.paths import user_path
-from eva_local.types import Sampling
 from eva_local.config.settings import (
     Setting,
     build,
@@ -28,6 +26,8 @@ from eva_local.config.specs import (
     LoadSettings,
     ModelSpec,
 )
+from eva_local.errors import ConfigError
+from eva_local.types import Sampling
 
 SCHEMA = 1
 FILE_NAME = "models.toml"
@@ -153,7 +153,7 @@ def find_config(path: Path | None, environ: Mapping[str, str]) -> Path:
 
 def shipped(name: str) -> Path:
     """Find a file or folder that comes with eva-local: in the package, else in the checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package, package.parent):
         if (folder / name).exists():
             return folder / name

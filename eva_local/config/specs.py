@@ -8,8 +8,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Literal
 
-from eva_local.errors import InputError
 from eva_local.config.paths import part_names
+from eva_local.errors import InputError
 from eva_local.types import Sampling, tuple_of
 
 # Weights that are no numbers.

@@ -8,9 +8,9 @@ import logging
 import threading
 from collections.abc import AsyncGenerator
 
+from eva_local.engine.scheduler import Request, Scheduler
 from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.types import Step
-from eva_local.engine.scheduler import Request, Scheduler
 
 log = logging.getLogger("eva_local")
 

@@ -14,15 +14,15 @@ from itertools import chain
 from typing import Any
 
 from eva_local.cache.context import as_row
-from eva_local.fusion.fuser import Judge
+from eva_local.config.specs import FusionSettings
 from eva_local.engine.decoding import decode_all
+from eva_local.engine.sampling import ChooserMaker, Samplers
 from eva_local.engine.sequence import Draft, Panel
 from eva_local.errors import ContextError, EvaError, ModelError
+from eva_local.fusion.fuser import Judge
 from eva_local.llama.model import Logits, Model, Run, cores
-from eva_local.types import Sampling, Step
-from eva_local.engine.sampling import ChooserMaker, Samplers
 from eva_local.spaces.base import Space, Voice
-from eva_local.config.specs import FusionSettings
+from eva_local.types import Sampling, Step
 
 log = logging.getLogger("eva_local")
 

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.engine.endless import endless_part, endless_rule
 from eva_local.errors import InputError
+from eva_local.fusion.votes import Marks
 from eva_local.types import Sampling
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Marks = NDArray[np.bool_]
 
 _LONGEST_MESSAGE = 200
 # Grammars and schemas that are kept ready for the next answer.

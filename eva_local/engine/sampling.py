@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from eva_local.engine.grammar import Grammar, Grammars, Symbols
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Floats, Ids, Vote
-from eva_local.engine.grammar import Grammar, Grammars, Symbols
 from eva_local.types import Sampling
 
 

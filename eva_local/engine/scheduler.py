@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 from eva_local.cache.context import as_row, common
-from eva_local.fusion.fuser import Judge
-from eva_local.engine.sequence import Draft
 from eva_local.engine.engine import Engine
-from eva_local.errors import ClosedError, EvaError, passed_on
-from eva_local.types import Sampling, Step
 from eva_local.engine.sampling import ChooserMaker
+from eva_local.engine.sequence import Draft
+from eva_local.errors import ClosedError, EvaError, passed_on
+from eva_local.fusion.fuser import Judge
+from eva_local.types import Sampling, Step
 
 log = logging.getLogger("eva_local")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eva_local.fusion.fuser import Decision, Judge
-from eva_local.engine.sequence import Panel
-from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.fusion.votes import Floats, Vote
-from eva_local.engine.grammar import Marks
-from eva_local.types import Candidate, Sampling, Score, ScoredSymbol, Step
 from eva_local.engine.sampling import Forced
 from eva_local.engine.scheduler import Request
+from eva_local.engine.sequence import Panel
+from eva_local.errors import ContextError, EvaError, InputError
+from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.votes import Floats, Marks, Vote
+from eva_local.types import Candidate, Sampling, Score, ScoredSymbol, Step
 
 
 class Witness(Judge):

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from eva_local.fusion.fuser import Decision, Judge
-from eva_local.errors import EvaError, passed_on
-from eva_local.fusion.votes import Vote
-from eva_local.engine.grammar import Marks
-from eva_local.llama.model import Run
-from eva_local.types import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
-from eva_local.engine.sampling import Chooser, PieceSampler, Samplers
-from eva_local.spaces.base import Slate, Space, Voice
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.detokenizer import TextStream
+from eva_local.engine.sampling import Chooser, PieceSampler, Samplers
+from eva_local.errors import EvaError, passed_on
+from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.votes import Marks, Vote
+from eva_local.llama.model import Run
+from eva_local.spaces.base import Slate, Space, Voice
+from eva_local.types import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
 
 # Candidates of each vote that a trace shows.
 _TRACED = 8

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from eva_local.api import Ensemble, Report
+from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import complete_each, score_each
@@ -15,11 +16,10 @@ from eva_local.evaluate.replay import Juror, Jury, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
 from eva_local.llama.model import Model
-from eva_local.opening import ensemble_of
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Sampling, Score
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec
 from eva_local.models.store import locate
+from eva_local.opening import ensemble_of
+from eva_local.types import Sampling, Score
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from eva_local.api import Ensemble, completion_of
-from eva_local.fusion.fuser import Judge
-from eva_local.errors import EvaError
-from eva_local.llama.prompt import Prompt
-from eva_local.types import Completion, Sampling, Score, Step
 from eva_local.engine.scheduler import Request
 from eva_local.engine.scoring import Scoring
+from eva_local.errors import EvaError
+from eva_local.fusion.fuser import Judge
+from eva_local.llama.prompt import Prompt
+from eva_local.types import Completion, Sampling, Score, Step
 
 
 def complete_each(

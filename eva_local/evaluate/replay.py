@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eva_local.config.specs import FusionSettings
 from eva_local.fusion.fuser import Decision, Judge
 from eva_local.fusion.votes import Vote, combine
-from eva_local.config.specs import FusionSettings
 
 
 @dataclass(frozen=True, slots=True)

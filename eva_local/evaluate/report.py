@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from html import escape
-from importlib.resources import files
 
 from eva_local.evaluate.advice import verdict, warning
 from eva_local.evaluate.figures import cells, headings, signed
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.outcome import Outcome
-from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 from eva_local.evaluate.rows import Row
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary
-from eva_local.trace.page import palette, still_page
+from eva_local.pages.frame import report_style, still_page
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 # Rows that are shown of each task: those in which ensemble and best member differ most.
 _SHOWN_ROWS = 24
@@ -25,7 +24,7 @@ _COLOURS = 8
 
 def report_page(outcome: Outcome) -> str:
     """Return the page, as HTML. Text of rows and models is data to it."""
-    style = palette() + files("eva_local.evaluate").joinpath("report.css").read_text("utf-8")
+    style = report_style()
     title = f"{outcome.ensemble}: evaluation"
     css = _colours(outcome)
     body = [

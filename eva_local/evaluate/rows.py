@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from eva_local.errors import InputError
 from eva_local.engine.detokenizer import refuse_utf16
+from eva_local.errors import InputError
 from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 
 from eva_local.api import Report
+from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Setting
 from eva_local.evaluate.forms import scored_of
@@ -24,9 +25,8 @@ from eva_local.evaluate.metrics import lower_is_better, metric_of
 from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
-from eva_local.opening import ensemble_of
 from eva_local.llama.prompt import Prompt
-from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.opening import ensemble_of
 
 # Bytes of right answers that are listened to, of each task, and of a text at least.
 _BYTES = 12_000

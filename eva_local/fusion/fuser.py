@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.fusion.votes import Floats, Vote, combine, faithful, follow, softmax
-from eva_local.engine.grammar import Marks
 from eva_local.config.specs import FusionSettings
+from eva_local.fusion.votes import Floats, Marks, Vote, combine, faithful, follow, softmax
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ _DENSE = 8
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.llama.calls import calling, hear
-from eva_local.errors import ModelError, RoomError
 from eva_local.config.specs import LoadSettings
+from eva_local.errors import ModelError, RoomError
+from eva_local.llama.calls import calling, hear
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 

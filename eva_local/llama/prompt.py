@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from eva_local.errors import PromptError
 from eva_local.llama.model import Model
-from eva_local.types import Message
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Vocabulary
+from eva_local.types import Message
 
 log = logging.getLogger("eva_local")
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from eva_local.errors import StoreError
 from eva_local.config.specs import HubSource, WheelSource
+from eva_local.errors import StoreError
 
 # Called as progress(what, done, total): `what` is shown to the user, the unit is free and
 # `total` None is unknown.

@@ -12,9 +12,9 @@ import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eva_local.models.cache_size import MOST_LAYERS, cache_size
-from eva_local.errors import StoreError
 from eva_local.config.paths import part_names
+from eva_local.errors import StoreError
+from eva_local.models.cache_size import MOST_LAYERS, cache_size
 
 _STRING, _ARRAY = 8, 9
 _SPLIT = "split.count"

@@ -14,6 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from eva_local.config.paths import part_names, user_path
+from eva_local.config.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
 from eva_local.errors import StoreError
 from eva_local.models.fetch import (
     Download,
@@ -23,8 +25,6 @@ from eva_local.models.fetch import (
     hash_file,
     joined_checksum,
 )
-from eva_local.config.paths import part_names, user_path
-from eva_local.config.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
 
 _MAGIC = b"GGUF"
 

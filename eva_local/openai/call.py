@@ -10,9 +10,9 @@ from typing import Literal, TypeGuard
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Sampling
 from eva_local.openai.keys import given, refuse_keys_within, shown
 from eva_local.openai.request import CHAT, TEXT_BIAS, read_biases, read_messages, read_wishes, said
+from eva_local.types import Sampling
 
 #: Answers that one call can ask for at most.
 MOST_ANSWERS = 128

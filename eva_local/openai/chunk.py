@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eva_local.types import Ballot, Candidate, Step
 from eva_local.openai.answer import (
     Counts,
     Token,
@@ -15,6 +14,7 @@ from eva_local.openai.answer import (
     text_logprobs,
 )
 from eva_local.openai.request import CHAT
+from eva_local.types import Ballot, Candidate, Step
 
 # Enough for every number of a page, and half the bytes.
 _DIGITS = 4

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args, get_type_hints
 
+from eva_local.config.settings import REQUEST_KEYS, convert
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Message, Role, Sampling
-from eva_local.config.settings import REQUEST_KEYS, convert
 from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
 from eva_local.openai.response_format import schema_of
+from eva_local.types import Message, Role, Sampling
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)

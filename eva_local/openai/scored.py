@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Score
 from eva_local.openai.answer import chat_tokens, tokens_of
 from eva_local.openai.call import (
     MOST_ANSWERS,
@@ -19,6 +18,7 @@ from eva_local.openai.call import (
 )
 from eva_local.openai.keys import given, refuse_other_keys
 from eva_local.openai.request import read_messages, read_n_top
+from eva_local.types import Score
 
 _KEYS = ("model", "prompt", "messages", "continuation", "logprobs", "weights")
 

@@ -15,13 +15,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import EvaError
+from eva_local.openai.problem import is_of_caller, problem, problem_of
+from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.server import completions, scores, state, tokens
 from eva_local.server.guard import Guard
 from eva_local.server.intake import Intake
 from eva_local.server.refusal import RefusedError
 from eva_local.server.service import Service
-from eva_local.openai.problem import is_of_caller, problem, problem_of
-from eva_local.openai.request import CHAT, COMPLETION
 
 log = logging.getLogger("eva_local")
 

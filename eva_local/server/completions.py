@@ -13,12 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.types import Step, Usage
-from eva_local.server.body import read_object
-from eva_local.server.events import Events, Part
-from eva_local.server.lanes import Echo, answers
-from eva_local.server.models import Model
-from eva_local.server.service import Service, service_of
 from eva_local.openai.answer import (
     Answer,
     Counts,
@@ -29,6 +23,12 @@ from eva_local.openai.answer import (
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.chunk import Choice, Letterhead, trace_of
 from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.server.body import read_object
+from eva_local.server.events import Events, Part
+from eva_local.server.lanes import Echo, answers
+from eva_local.server.models import Model
+from eva_local.server.service import Service, service_of
+from eva_local.types import Step, Usage
 
 
 async def chat(request: Request) -> ASGIApp:

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.llama.prompt import Prompt
-from eva_local.types import Step
-from eva_local.server.models import Model
 from eva_local.openai.answer import Token, tokens_of
 from eva_local.openai.call import Call, TokenIds
+from eva_local.server.models import Model
+from eva_local.types import Step
 
 
 @dataclass(frozen=True, slots=True)

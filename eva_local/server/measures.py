@@ -15,9 +15,9 @@ from prometheus_client import (
 )
 from starlette.responses import Response
 
-from eva_local.types import Step
 from eva_local.server.lanes import Echo
 from eva_local.server.models import Model, Models
+from eva_local.types import Step
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, get_type_hints
 
-from eva_local.types import Sampling
 from eva_local.config.settings import REQUEST_KEYS
 from eva_local.openai.call import MOST_ANSWERS, MOST_STOPS
 from eva_local.openai.request import CHAT, COMPLETION, MOST_TOP, TEXT_BIAS
+from eva_local.types import Sampling
 
 Schema = dict[str, Any]
 

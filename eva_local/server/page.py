@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from eva_local.trace.page import filled, shared_script, shared_style, source_hash
+from eva_local.pages.frame import filled, source_hash
+from eva_local.trace.page import shared_script, shared_style
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eva_local.types import Score
+from eva_local.openai.call import TokenIds
+from eva_local.openai.scored import ScoreCall, read_score_call, scored
 from eva_local.server.body import read_object
 from eva_local.server.models import Model
 from eva_local.server.service import service_of
-from eva_local.openai.call import TokenIds
-from eva_local.openai.scored import ScoreCall, read_score_call, scored
+from eva_local.types import Score
 
 
 async def score(request: Request) -> Response:

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eva_local.errors import InputError
-from eva_local.server.body import read_object
-from eva_local.server.service import service_of
 from eva_local.openai.call import read_ids
 from eva_local.openai.keys import given, refuse_other_keys, shown
+from eva_local.server.body import read_object
+from eva_local.server.service import service_of
 
 # Others' names for the text.
 _TEXT_KEYS = ("prompt", "content", "text")

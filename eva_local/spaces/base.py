@@ -16,10 +16,17 @@ from numpy.typing import NDArray
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.cache.context import Context
+from eva_local.fusion.votes import Floats, Ids, Marks, Vote, normalised, project, reaching, top_k
 from eva_local.llama.control import ControlTokens
-from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
-from eva_local.engine.grammar import Grammar
 from eva_local.llama.model import Logits, Model, Run
+
+
+class Constraint(Protocol):
+    """What may come next in a text, as its grammar has it."""
+
+    @property
+    def allowed(self) -> Marks:
+        """(symbols,): which symbols, END among them, may come next; never none."""
 
 
 class Voice(Protocol):
@@ -49,7 +56,9 @@ class Voice(Protocol):
     def trade(self, other: Self) -> None:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
 
-    def start(self, prompt: Sequence[int], judged: int = 0, grammar: Grammar | None = None) -> None:
+    def start(
+        self, prompt: Sequence[int], judged: int = 0, grammar: Constraint | None = None
+    ) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
 
         The last `judged` bytes of the prompt are evidence of how well the member predicts it.
@@ -171,7 +180,7 @@ class PivotVoice:
         self._control = control
         self._native = mapping.member == mapping.pivot
         self._candidates: tuple[Ids, Floats] | None = None
-        self._grammar: Grammar | None = None
+        self._grammar: Constraint | None = None
 
     @property
     def room(self) -> int:
@@ -205,7 +214,9 @@ class PivotVoice:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
         self.context.trade(other.context)
 
-    def start(self, prompt: Sequence[int], judged: int = 0, grammar: Grammar | None = None) -> None:
+    def start(
+        self, prompt: Sequence[int], judged: int = 0, grammar: Constraint | None = None
+    ) -> None:
         """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._candidates = None
         self._grammar = grammar

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from eva_local.errors import InputError
+from eva_local.trace.checked import Checked, checked_lines
 from eva_local.types import (
     Ballot,
     Candidate,
@@ -24,7 +25,6 @@ from eva_local.types import (
     Trace,
     Usage,
 )
-from eva_local.trace.checked import Checked, checked_lines
 
 SCHEMA = 1
 # Line ends for readers other than JSON's, and what a terminal would obey: control characters,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from eva_local.types import Ballot, Candidate, Step
+from eva_local.pages.frame import filled, palette, source_hash
 from eva_local.trace.file import TraceFile
+from eva_local.types import Ballot, Candidate, Step
 
 # The title in page.html, and where in the file it is at the latest.
 _TITLE, _HEAD = b"<title>eva-local trace</title>", 2000
@@ -201,11 +199,6 @@ def _shipped(name: str) -> str:
     return files("eva_local.trace").joinpath(name).read_text(encoding="utf-8")
 
 
-def palette() -> str:
-    """Return the style of all pages: colours for light and dark, a pair for each member, fonts."""
-    return _shipped("palette.css")
-
-
 def shared_style() -> str:
     """Return the style of pages with tokens: the palette, tokens, and what a card says of one."""
     return palette() + _shipped("shared.css")
@@ -214,28 +207,3 @@ def shared_style() -> str:
 def shared_script() -> str:
     """Return the script of pages with tokens; it defines `eva` for the page's own that follows."""
     return _shipped("shared.js")
-
-
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """Return a template with the part for each `@@NAME@@` in it."""
-    # Cut first and filled once, so that text of a model is never taken for a placeholder.
-    cut = template.split("@@")
-    return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
-
-
-def still_page(title: str, style: str, body: str) -> str:
-    """Return a page without script; `title` is plain text, `style` and `body` are as they are."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def source_hash(source: str) -> str:
-    """Return what a content security policy calls this source, and no other, by."""
-    digest = hashlib.sha256(source.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from eva_local.config.config import load_config, shipped
+from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task
 from eva_local.llama.model import LlamaModel, Logits, Run
-from eva_local.opening import open_models
 from eva_local.llama.prompt import PromptWriter
+from eva_local.opening import open_models
 from eva_local.types import Message
-from eva_local.config.specs import EnsembleSpec
 
 pytestmark = pytest.mark.real
 

@@ -12,10 +12,10 @@ import pytest
 
 from eva_local.api import Ensemble
 from eva_local.config.config import shipped
-from eva_local.llama.model import ALL, Run
-from eva_local.opening import ensemble_of, open_models
-from eva_local.llama.prompt import PromptWriter
 from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.llama.model import ALL, Run
+from eva_local.llama.prompt import PromptWriter
+from eva_local.opening import ensemble_of, open_models
 
 pytestmark = pytest.mark.real
 

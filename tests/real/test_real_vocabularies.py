@@ -22,8 +22,8 @@ from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.cache.context import Context
 from eva_local.llama.prompt import PromptWriter
-from eva_local.types import Message
 from eva_local.llama.vocab import Kind, Vocabulary
+from eva_local.types import Message
 
 pytestmark = pytest.mark.real
 names = pytest.mark.parametrize("name", REAL_MODELS)

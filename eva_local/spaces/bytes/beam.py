@@ -16,11 +16,18 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from eva_local.cache.branches import Place
-from eva_local.spaces.bytes.boundary import ANY, END, Customs, border_kind, found_before, inside_kind
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
-from eva_local.spaces.bytes.row import Border, OpenRow
 from eva_local.llama.tokenizer import Tokenizer
+from eva_local.spaces.bytes.boundary import (
+    ANY,
+    END,
+    Customs,
+    border_kind,
+    found_before,
+    inside_kind,
+)
+from eva_local.spaces.bytes.row import Border, OpenRow
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.cache.branches import Place
-from eva_local.spaces.bytes.boundary import ANY
 from eva_local.fusion.votes import Floats, Ids, highest
 from eva_local.llama.model import Logits
+from eva_local.spaces.bytes.boundary import ANY
 from eva_local.spaces.bytes.trie import ROOT, Masses, Trie
 
 

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from eva_local.cache.branches import Branches, Place
-from eva_local.llama.control import ControlTokens
-from eva_local.spaces.bytes.boundary import END, Customs
 from eva_local.cache.likelihood import Evidence
 from eva_local.fusion.votes import Floats, Ids, Vote
-from eva_local.engine.grammar import Grammar
-from eva_local.spaces.bytes.beam import Hypotheses
+from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
+from eva_local.spaces.base import Constraint, Slate
+from eva_local.spaces.bytes.beam import Hypotheses
+from eva_local.spaces.bytes.boundary import END, Customs
 from eva_local.spaces.bytes.row import Border
-from eva_local.spaces.base import Slate
 from eva_local.spaces.bytes.trie import Trie
 
 log = logging.getLogger("eva_local")
@@ -105,7 +104,7 @@ class ByteVoice:
         """Stay: all texts share one cache, in which no place is better than another."""
 
     def start(
-        self, prompt: Sequence[int], judged: int = 0, _grammar: Grammar | None = None
+        self, prompt: Sequence[int], judged: int = 0, _grammar: Constraint | None = None
     ) -> None:
         """Begin a new text after the tokens of a prompt; see `Voice.start`."""
         self._prompt = list(prompt)
