@@ -23,10 +23,10 @@ _HOMES = {
     "Ensemble": "api",
     "load": "opening",
     "EvaError": "errors",
-    "Completion": "records",
-    "Message": "records",
-    "Sampling": "records",
-    "Step": "records",
+    "Completion": "types",
+    "Message": "types",
+    "Sampling": "types",
+    "Step": "types",
 }
 
 

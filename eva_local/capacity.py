@@ -9,7 +9,8 @@ from pathlib import Path
 
 from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, LoadSettings
-from eva_local.errors import ModelError
+from eva_local.engine.scoring import Scoring
+from eva_local.errors import ContextError, ModelError
 from eva_local.llama.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
@@ -105,9 +106,10 @@ def _measured(ensemble: Ensemble, places: int) -> float:
     """Return the tokens per second of `places` texts."""
     scheduler = ensemble.scheduler
     before, scheduler.n_places = scheduler.n_places, places
-    running = [ensemble.submit_score("zero", _WRITTEN) for _ in range(places)]
+    running: list[Scoring] = []
     try:
-        # One that does not fit into the context is over before it was read.
+        running += [ensemble.submit_score("zero", _WRITTEN) for _ in range(places)]
+        # One that is found not to fit when it begins is over before it was read.
         while any(
             not each.request.done and (each.request.reads or each.request.draft is None)
             for each in running
@@ -117,6 +119,9 @@ def _measured(ensemble: Ensemble, places: int) -> float:
         for _ in range(_STEPS):
             scheduler.step()
         return places * _STEPS / (time.perf_counter() - began)
+    except ContextError:
+        # Nothing fits into such a context, which each row will be told.
+        return 0.0
     finally:
         for each in running:
             scheduler.cancel(each.request)
