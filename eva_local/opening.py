@@ -15,8 +15,8 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.llama.model import ALL, LlamaModel, Model, can_offload
 from eva_local.models.store import locate, marks
-from eva_local.spaces.base import PivotSpace
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")

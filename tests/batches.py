@@ -21,7 +21,7 @@ from eva_local.batch.errand import Errand, Outcome, carry_out
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
-from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
 
 

@@ -18,7 +18,7 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine, _await
 from eva_local.engine.sequence import Draft
 from eva_local.errors import ContextError, ModelError
-from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
 
 MEAN = FusionSettings(combine="mean", filter="off")

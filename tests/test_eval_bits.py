@@ -26,7 +26,7 @@ from eva_local.evaluate.texts import cut, pieces
 from eva_local.fusion.fuser import Judge
 from eva_local.llama.model import Logits
 from eva_local.llama.prompt import PromptWriter
-from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.pivot import PivotSpace
 
 TEXT = "the unbelievable Paris is the end"
 SETTINGS = [

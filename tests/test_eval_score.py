@@ -20,7 +20,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, Path
 from eva_local.engine.engine import Engine
 from eva_local.errors import ContextError, InputError
 from eva_local.fusion.fuser import Judge
-from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
 
 WHOLE = FusionSettings(candidates=0, filter="off")

@@ -20,8 +20,8 @@ from eva_local.engine.engine import Engine
 from eva_local.engine.scheduler import Request, Scheduler
 from eva_local.errors import EvaError, ModelError, RoomError
 from eva_local.llama.model import LlamaModel, Logits, Run
-from eva_local.spaces.base import PivotSpace
 from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
 from tools.tiny_gguf import write_tiny_gguf
 

@@ -21,8 +21,8 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.grammar import Grammar, Grammars, check
 from eva_local.errors import EvaError, InputError
-from eva_local.spaces.base import PivotSpace
 from eva_local.spaces.bytes.space import ByteSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
 
 PERSON = {

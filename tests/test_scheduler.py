@@ -19,7 +19,7 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.scheduler import Request, Scheduler
 from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.spaces.base import PivotSpace
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
 
 
