@@ -19,6 +19,8 @@ Asked = Prompt | Sequence[int]
 
 # A character has no more in UTF-8.
 _MOST_BYTES = 4
+# Fewer bytes are read in no time, and then each member's exact number can be told.
+_QUICKLY_READ = 1 << 18
 
 
 class Readers:
@@ -115,6 +117,8 @@ class Readers:
     def _refuse_long(self, plain: Prompt | bytes, places: Sequence[int]) -> None:
         texts = [plain] if isinstance(plain, str | bytes) else [each.content for each in plain]
         most = _MOST_BYTES * sum(map(len, texts))
+        if most < _QUICKLY_READ:
+            return
         # Only what may be too long is put into a template once more.
         doubtful = [
             place
