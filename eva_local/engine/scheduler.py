@@ -15,6 +15,7 @@ from eva_local.engine.sampling import ChooserMaker
 from eva_local.engine.sequence import Draft
 from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.fusion.fuser import Judge
+from eva_local.llama.calls import calling
 from eva_local.types import Sampling, Step
 
 log = logging.getLogger("eva_local")
@@ -142,7 +143,9 @@ class Scheduler:
         mine = _Turn()
         try:
             if self._takes(mine, unless):
-                self._advance()
+                # A signal in the middle would take a step from another text, or its place.
+                with calling():
+                    self._advance()
         except Exception as error:
             mine.error = error
             raise

@@ -131,6 +131,9 @@ class Draft:
         space, gate = self.panel.space, self.panel.fusion.gate
         if gate == 1 or not self.voices[space.lead].ready or self.steps == 0:
             return False
+        # Who has not read for a while must find out in time that its context is full.
+        if any(voice.room - voice.unread <= _LONGEST_STEP for voice in self.voices):
+            return False
         if isinstance(self.sampler, PieceSampler):
             vote = self._slate(alone=True).votes[space.lead]
         else:
@@ -250,7 +253,7 @@ class Draft:
         span = self._span
         assert span.first is not None
         stops = ended or self.sampler.complete
-        full = not ended and any(voice.room < 0 for voice in self.voices)
+        full = not ended and any(voice.room < voice.unread for voice in self.voices)
         whole = (
             isinstance(self.sampler, PieceSampler)
             or self.panel.space.at_border(self.voices, np.asarray(span.first.weights))

@@ -30,6 +30,10 @@ class Voice(Protocol):
         """How many more tokens fit into the member's context; negative when it is full."""
 
     @property
+    def unread(self) -> int:
+        """How many bytes of the text the member has not read and `room` does not count."""
+
+    @property
     def ready(self) -> bool:
         """Whether it can vote; else something is pending."""
 

@@ -46,6 +46,11 @@ class PivotVoice:
         return self.context.room
 
     @property
+    def unread(self) -> int:
+        """0: `room` counts all tokens, decoded or not."""
+        return 0
+
+    @property
     def ready(self) -> bool:
         """Whether it can vote; else something is pending."""
         return self._candidates is not None

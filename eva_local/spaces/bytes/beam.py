@@ -99,6 +99,16 @@ class Hypotheses:
         """The rows that are still needed."""
         return {h.place for h in self._open} | {b.place for b in self._waiting}
 
+    def longest(self) -> int:
+        """Return how many tokens the longest row has, with those that wait to be decoded."""
+        waiting = (border.place.length + len(border.tokens) for border in self._waiting)
+        return max([*waiting, *(row.place.length for row in self._open)], default=0)
+
+    def unread(self) -> int:
+        """Return how many bytes of the text no row covers."""
+        covered = [row.covers for row in self._open] + [row.covers for row in self._waiting]
+        return len(self.text) - max(covered, default=0)
+
     def weakest(self, sequences: Collection[int]) -> int | None:
         """Return the one of `sequences` whose rows all together are the least likely."""
         shares = dict.fromkeys(sequences, 0.0)

@@ -59,8 +59,12 @@ class ByteVoice:
     @property
     def room(self) -> int:
         """How many more tokens fit into the member's context; negative when it is full."""
-        longest = max((place.length for place in self._hypotheses.places), default=0)
-        return self._model.n_ctx - longest - 1
+        return self._model.n_ctx - self._hypotheses.longest() - 1
+
+    @property
+    def unread(self) -> int:
+        """How many bytes of the text the member has not read; each may be a token."""
+        return self._hypotheses.unread()
 
     @property
     def ready(self) -> bool:
@@ -207,6 +211,9 @@ class ByteVoice:
         return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
+        if not self._branches.reached(self._read):
+            # Cut off in the middle, a model that cannot go back has lost what it had read.
+            self._read = self._branches.begin(self._prompt[: self._read.length + 1])
         start = self._read.length
         end, every = self._evidence.stretch(start)
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
