@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import llguidance
 import numpy as np
@@ -343,6 +344,71 @@ def test_rules_may_have_any_name_of_gbnf(grammar: str, text: bytes) -> None:
     followed = opened(grammar=grammar)
     follow(followed, text)
     assert followed.complete
+
+
+@pytest.mark.parametrize(
+    ("members", "inside", "outside"),
+    [
+        ("[+--]", "+,-", "*."),
+        ("[a-c&&b]", "abc&", "d"),
+        ("[^&&]", "a~-", "&"),
+        ("[a~~b]", "ab~", "c"),
+        ("[!#$%&'*+--/9]", "!+,-/9", "(:"),
+        ("[&&&]", "&", "a"),
+        (r"[a\x2dz-]", "az-", "bm"),
+    ],
+)
+def test_a_class_of_characters_knows_no_operators(members, inside, outside) -> None:
+    for character in inside:
+        assert obeys(f"root ::= {members}", character), character
+    for character in outside:
+        assert not obeys(f"root ::= {members}", character), character
+
+
+@pytest.mark.parametrize("n", [900, 3000, 6000])
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda n: {
+            "grammar": "root ::= r0\n"
+            + "".join(f'r{i} ::= r{i + 1} "a"?\n' for i in range(n))
+            + f'r{n} ::= "x"'
+        },
+        lambda n: {
+            "json_schema": json.dumps(
+                {
+                    "$ref": "#/$defs/a0",
+                    "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(n)}
+                    | {f"a{n}": {"type": "integer"}},
+                }
+            )
+        },
+        lambda n: {
+            "json_schema": json.dumps(
+                {
+                    "$ref": "#/$defs/a0",
+                    "$defs": {
+                        f"a{i}": {
+                            "type": "object",
+                            "properties": {"x": {"$ref": f"#/$defs/a{i + 1}"}},
+                        }
+                        for i in range(n // 3)
+                    }
+                    | {f"a{n // 3}": {"type": "integer"}},
+                }
+            )
+        },
+    ],
+    ids=["rules", "references", "objects"],
+)
+def test_what_goes_down_too_far_is_refused_and_does_not_end_the_process(of, n) -> None:
+    """In a thread with its smaller stack, where a server compiles."""
+    with ThreadPoolExecutor(1) as threads:
+        if n < 1000:
+            assert threads.submit(lambda: opened(**of(n))).result() is not None
+            return
+        with pytest.raises(InputError, match=r"lead from one to the next.*flatten it"):
+            threads.submit(lambda: check(Sampling(**of(n)))).result()
 
 
 def test_a_dead_end_is_an_error() -> None:

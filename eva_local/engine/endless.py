@@ -39,6 +39,35 @@ def endless_part(schema: str) -> str | None:
     return next(("/".join(("#", *head)) for head in found if isinstance(head, tuple)), None)
 
 
+def depth_of_rules(gbnf: str) -> int:
+    """Return how many rules and groups lead from one to the next at most, from `root` on."""
+    return _depth(_clauses_of_gbnf(gbnf), "root")
+
+
+def depth_of_parts(schema: str) -> int:
+    """Return how many parts of a schema lead from one to the next at most, from the root on."""
+    return _depth(_clauses_of_schema(json.loads(schema)), ())
+
+
+def _depth(clauses: Iterable[Clause], first: Hashable) -> int:
+    """Return how deep a search goes that visits every head once, in order."""
+    bodies: dict[Hashable, list[Hashable]] = defaultdict(list)
+    for head, body in clauses:
+        bodies[head] += body
+    seen = {first}
+    way = [iter(bodies[first])]
+    deepest = 1
+    while way:
+        after = next((head for head in way[-1] if head not in seen), None)
+        if after is None:
+            way.pop()
+            continue
+        seen.add(after)
+        way.append(iter(bodies.get(after, ())))
+        deepest = max(deepest, len(way))
+    return deepest
+
+
 def _endless(clauses: Iterable[Clause], first: Hashable) -> list[Hashable]:
     """Return the heads that cannot end, of those that `first` leads to, in that order."""
     bodies: dict[Hashable, list[list[Hashable]]] = defaultdict(list)

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from eva_local.engine.endless import endless_part, endless_rule
+from eva_local.engine.endless import (
+    depth_of_parts,
+    depth_of_rules,
+    endless_part,
+    endless_rule,
+)
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Marks
 from eva_local.types import Sampling
@@ -27,12 +32,17 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE = 200
 # Grammars and schemas that are kept ready for the next answer.
 _KEPT = 32
+# llguidance goes down by recursion, and at twice as many the process ends.
+_DEEPEST = 1000
 # Otherwise a mask would admit one spelling only of what is forced.
 _OPTIONS = '%llguidance {"no_forcing": true}'
 # A comment, a literal, a regular expression, a name.
 _LARK_TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|\w+')
 # A comment, a literal, a class of characters, a name.
 _GBNF_TOKEN = re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][\w-]*')
+# A character of a class, escaped or not, and what some of them mean beside each other in Rust.
+_CLASS_UNIT = re.compile(r"\\x..|\\.|[^\\]", re.DOTALL)
+_OPERATORS = {"&": r"\x26", "-": r"\x2d", "~": r"\x7e"}
 
 
 class Symbols(Protocol):
@@ -191,7 +201,7 @@ def _compiled(name: str, text: str) -> str:
     try:
         if name == "grammar":
             compiled = LLMatcher.grammar_from_lark(_lark(text))
-            endless, what = endless_rule(text), "rule"
+            endless, what, depth = endless_rule(text), "rule", depth_of_rules(text)
         else:
             # As json.dumps writes it: free whitespace would let a small model write nothing else.
             compiled = LLMatcher.grammar_from_json_schema(
@@ -205,12 +215,16 @@ def _compiled(name: str, text: str) -> str:
             )
             options = json.dumps(f"{_OPTIONS}\nstart: @json_schema")
             compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
-            endless, what = endless_part(text), "part"
+            endless, what, depth = endless_part(text), "part", depth_of_parts(text)
     except ValueError as error:
         raise _error(name, str(error)) from error
     if endless is not None:
         problem = f"no text completes the {what} {endless}"
         raise _error(name, f"{problem}: what it needs always needs itself again")
+    if depth > _DEEPEST:
+        raise _error(
+            name, f"{depth} {what}s lead from one to the next, over {_DEEPEST}: flatten it"
+        )
     return compiled
 
 
@@ -223,8 +237,25 @@ def _lark(gbnf: str) -> str:
     """
     from llguidance import grammar_from
 
-    translated = grammar_from("gbnf", _told_apart(_without_escapes(gbnf)))
+    plain = _GBNF_TOKEN.sub(_without_operators, _without_escapes(gbnf))
+    translated = grammar_from("gbnf", _told_apart(plain))
     return _LARK_TOKEN.sub(_by_character, translated).replace("%llguidance {}", _OPTIONS, 1)
+
+
+def _without_operators(match: re.Match[str]) -> str:
+    """Escape in a class of characters what would be an operator between classes: && -- ~~."""
+    token = match[0]
+    if not token.startswith("["):
+        return token
+    start = 2 if token.startswith("[^") else 1
+    units = _CLASS_UNIT.findall(token[start:-1])
+    written, at = token[:start], 0
+    while at < len(units):
+        is_range = at + 2 < len(units) and units[at + 1] == "-"
+        ends = units[at : at + 3 : 2] if is_range else units[at : at + 1]
+        written += "-".join(_OPERATORS.get(unit, unit) for unit in ends)
+        at += 3 if is_range else 1
+    return f"{written}]"
 
 
 def _told_apart(gbnf: str) -> str:
