@@ -113,7 +113,12 @@ sys.exit(main(sys.argv[1:]))
 def test_notes_that_nobody_takes_do_not_end_a_job(models, tmp_path, place, target) -> None:
     (tmp_path / "in.txt").write_text("".join(f"the {number}\n" for number in range(30)))
     call = [sys.executable, "-c", TELLING, "--config", str(models / "models.toml")]
-    call += ["batch", str(tmp_path / "in.txt"), target, *"-e one -n 2 --parallel 2".split()]
+    call += [
+        "batch",
+        str(tmp_path / "in.txt"),
+        target,
+        *["-e", "one", "-n", "2", "--parallel", "2"],
+    ]
     root = str(Path(__file__).parents[1])
     reader, notes = os.pipe()
     os.close(reader)
