@@ -312,6 +312,66 @@ def test_a_table_without_a_prompt_is_refused() -> None:
         rows(Csv, b"prompt,prompt\n1,2\n")
 
 
+def table(options: dict[str, str], **wishes: Any) -> Row:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["id", "prompt", *options], ["x", "Hi", *options.values()]])
+    (only,) = rows(Csv, text.getvalue().encode(), **wishes)
+    assert only.id == "x"
+    return only
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"max_tokens": "3", "temperature": "0.5", "seed": "7"}, None),
+        ({"max_completion_tokens": "3"}, {"max_tokens": 3}),
+        ({"stop": "7"}, {"stop": ("7",)}),
+        ({"stop": '["a", "\\n"]'}, {"stop": ("a", "\n")}),
+        ({"grammar": 'root ::= "a"'}, None),
+        ({"json_schema": '{"type": "array"}'}, None),
+        (
+            {"response_format": '{"type": "text"}', "logit_bias": '{"a": 1}'},
+            {"logit_bias": {"a": 1}},
+        ),
+        (
+            {"max_tokens": "", "stop": "", "n": "1", "stream": "false", "suffix": "", "task": "t"},
+            {},
+        ),
+    ],
+)
+def test_options_of_a_table_are_those_of_json_lines(options, changed) -> None:
+    if changed is None:
+        texts = ("grammar", "json_schema")
+        changed = {k: v if k in texts else json.loads(v) for k, v in options.items()}
+    found = table(options)
+    assert found.problem == ""
+    assert found.asked.sampling == Sampling(**{"max_tokens": 9, **changed})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"temprature": "1"}, "did you mean temperature?"),
+        ({"temperature": "hot"}, "temperature: must be a number"),
+        ({"max_tokens": "1.5"}, "max_tokens: must be a whole number"),
+        ({"n": "2"}, "n 2 cannot be done"),
+        ({"suffix": "end"}, "suffix 'end' cannot be done"),
+        ({"messages": "[]"}, "both prompt and messages"),
+        ({"logit_bias": '{"a": 1, "a": 2}'}, "has the key 'a' twice"),
+    ],
+)
+def test_what_a_table_asks_for_and_cannot_be_done_is_named(options, problem) -> None:
+    assert problem in table(options).problem
+
+
+def test_a_column_that_the_template_names_is_no_option() -> None:
+    options = {"max_tokens": "3", "n": "2", "temprature": "warm"}
+    template = Template("{prompt} {max_tokens} {n} {temprature}")
+    found = table(options, template=template, raw=True)
+    assert (found.problem, found.asked.prompt) == ("", "Hi 3 2 warm")
+    assert found.asked.sampling == DEFAULTS
+
+
 def test_a_field_that_is_no_utf8_is_a_row_with_a_problem() -> None:
     found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n")
     assert [each.problem for each in found] == ["is not UTF-8 text", ""]

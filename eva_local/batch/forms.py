@@ -35,6 +35,9 @@ _BOM = b"\xef\xbb\xbf"
 # What a row of JSON lines can say, and what it could say of an answer elsewhere.
 _ROW_KEYS = ("id", "prompt", "messages", *OPTION_KEYS)
 _ELSEWHERE = {*BODY_KEYS, *OWN_KEYS}.difference(_ROW_KEYS, IGNORED)
+# What is JSON in a table, where it is; and what is a text even where it looks like a number.
+_OPTION_COLUMNS = {"messages", *OPTION_KEYS, *_ELSEWHERE}
+_TEXTS = ("stop", "grammar", "json_schema")
 _OPENAI_KEYS = ("custom_id", "method", "url", "body")
 
 # A row of the output, and how it is known again: its id, or line and mark; and whether it failed.
@@ -91,16 +94,42 @@ class _Own:
         return line_of(result["id"]) if mark else checked_id(result["id"]), mark
 
 
-class JsonLines(_Own):
-    """One JSON object a line: `prompt` or `messages`, perhaps `id` and options of sampling."""
-
-    name = "jsonl"
+class _Keyed(_Own):
+    """The forms whose rows have keys: a prompt, options of sampling, and data of any name."""
 
     def __init__(self, wishes: Wishes) -> None:
         """Read rows as `wishes` say."""
         self._wishes = wishes
-        columns = () if wishes.template is None else wishes.template.columns
-        self._read = {*_ROW_KEYS, *columns}
+        # What the template names is data, whatever its name.
+        self._data = () if wishes.template is None else wishes.template.columns
+
+    def _asked(self, values: dict[str, object]) -> Asked:
+        template = self._wishes.template
+        options = {key: value for key, value in values.items() if key not in self._data}
+        for key, value in options.items():
+            if key in _ROW_KEYS:
+                continue
+            if key in _ELSEWHERE:
+                refuse_undone(key, value)
+            elif meant := misspelled(key, _ROW_KEYS):
+                raise InputError(f"has {key}, which is no option; did you mean {meant}?")
+        sampling = read_options(options, self._wishes.sampling)
+        if template is not None:
+            return self._wishes.asked(template.fill(values), sampling)
+        if values.get("messages") is not None:
+            if values.get("prompt") is not None:
+                raise InputError("has both prompt and messages: give one")
+            return self._wishes.asked(read_messages(values["messages"]), sampling)
+        prompt = values.get("prompt")
+        if not isinstance(prompt, str):
+            raise InputError("needs a prompt that is a text, or messages")
+        return self._wishes.asked(prompt, sampling)
+
+
+class JsonLines(_Keyed):
+    """One JSON object a line: `prompt` or `messages`, perhaps `id` and options of sampling."""
+
+    name = "jsonl"
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
@@ -116,27 +145,6 @@ class JsonLines(_Own):
             return row_of(line, row_id, content, self._asked(values))
         except (EvaError, ValueError, RecursionError) as error:
             return row_of(line, row_id, content, problem=problem_of(error))
-
-    def _asked(self, values: dict[str, object]) -> Asked:
-        template = self._wishes.template
-        for key, value in values.items():
-            if key in self._read:
-                continue
-            if key in _ELSEWHERE:
-                refuse_undone(key, value)
-            elif meant := misspelled(key, _ROW_KEYS):
-                raise InputError(f"has {key}, which is no option; did you mean {meant}?")
-        sampling = read_options(values, self._wishes.sampling)
-        if template is not None:
-            return self._wishes.asked(template.fill(values), sampling)
-        if values.get("messages") is not None:
-            if values.get("prompt") is not None:
-                raise InputError("has both prompt and messages: give one")
-            return self._wishes.asked(read_messages(values["messages"]), sampling)
-        prompt = values.get("prompt")
-        if not isinstance(prompt, str):
-            raise InputError("needs a prompt that is a text, or messages")
-        return self._wishes.asked(prompt, sampling)
 
 
 class OpenAI:
@@ -213,14 +221,10 @@ class OpenAI:
         }
 
 
-class Csv(_Own):
-    """A table with a head: a prompt from `prompt` or a template, perhaps an `id`."""
+class Csv(_Keyed):
+    """A table with a head: a prompt from `prompt` or a template, perhaps `id` and options."""
 
     name = "csv"
-
-    def __init__(self, wishes: Wishes) -> None:
-        """Read rows as `wishes` say."""
-        self._wishes = wishes
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows; raise InputError where the columns do not give a prompt."""
@@ -253,10 +257,20 @@ class Csv(_Own):
             content.decode()
         except UnicodeDecodeError:
             return row_of(line, None, content, problem="is not UTF-8 text")
-        template = self._wishes.template
-        prompt = values["prompt"] if template is None else template.fill(values)
-        asked = self._wishes.asked(prompt, self._wishes.sampling)
-        return row_of(line, row_id, content, asked)
+        try:
+            return row_of(line, row_id, content, self._asked(self._meant(values)))
+        except EvaError as error:
+            return row_of(line, row_id, content, problem=str(error))
+
+    def _meant(self, fields: dict[str, str]) -> dict[str, object]:
+        """Return what fields say: those of options are JSON or a text, and empty ones nothing."""
+        return {
+            column: _value_of(column, field) if self._is_option(column) else field
+            for column, field in fields.items()
+        }
+
+    def _is_option(self, column: str) -> bool:
+        return column in _OPTION_COLUMNS and column not in self._data
 
 
 class Text(_Own):
@@ -341,6 +355,17 @@ def _object(content: bytes) -> dict[str, object]:
     if not isinstance(values, dict):
         raise InputError("is no JSON object")
     return values
+
+
+def _value_of(column: str, field: str) -> object:
+    if not field:
+        return None
+    if column in _TEXTS and field[0] not in '["':
+        return field
+    try:
+        return json.loads(field, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return field
 
 
 def _named(row: Row) -> Result:
