@@ -306,6 +306,8 @@ def test_a_table_may_have_a_column_prompt(delimiter) -> None:
 def test_a_table_without_a_prompt_is_refused() -> None:
     with pytest.raises(InputError, match="no column prompt; give --prompt-template"):
         rows(Csv, b"a,b\n1,2\n")
+    with pytest.raises(InputError, match="some of 'id', ' Prompt' .--format text, if it is no"):
+        rows(Csv, b"id, Prompt\n1,2\n")
     with pytest.raises(InputError, match=r"names \{questoin\}; did you mean question"):
         rows(Csv, b"id,question\n1,2\n", template=Template("{questoin}"))
     with pytest.raises(InputError, match="two columns of the same name"):
@@ -409,11 +411,17 @@ def test_a_template_reaches_no_attributes() -> None:
         (b'{"custom_id": bad\n', "in", OpenAI),
         (b"id,prompt\n1,a\n", "in", Csv),
         (b"a,b\n1,a\n", "in.csv", Csv),
-        (b"Hello, prompt\n", "in", Text),
+        (b"Hello, prompt!\n", "in", Text),
+        (b"Write a prompt, please\n", "in", Text),
         (b"What is this?\n", "in", Text),
         (b"a" * 200_000 + b"\nb\n", "in.txt", Text),
         (b"the first\rline\nsecond\n", "in.txt", Text),
-        (b"id,prompt\r1,a\r", "in.txt", Text),
+        (b"id,prompt\r1,a\r", "in.txt", Csv),
+        (b"id, Prompt\n1,a\n", "in", Csv),
+        (b"PROMPT \n1,a\n", "in", Csv),
+        (b'id;"prompt "\n1;a\n', "in", Csv),
+        (b'id, "prompt"\n1,a\n', "in", Csv),
+        (b'"a, b, or c";prompt\n1;a\n', "in", Csv),
         (b"id,prompt\r1,a\r", "in.csv", Csv),
         (b"", "in", Text),
     ],
@@ -424,7 +432,25 @@ def test_the_form_is_found_by_the_content(data, name, expected) -> None:
     file = io.BytesIO(data)
     assert type(form_of(file, name, WISHES)) is expected
     assert file.tell() == 0
-    assert type(form_of(file, name, WISHES, "text")) is Text
+    if b"\r" not in data or b"\n" in data:
+        assert type(form_of(file, name, WISHES, "text")) is Text
+
+
+@pytest.mark.parametrize(
+    "data", [b"the\rlight\r", b'{"prompt": "a"}\r{"prompt": "b"}\r', b"\na\rb"]
+)
+@pytest.mark.parametrize("form", [None, "text", "jsonl", "openai"])
+def test_lines_that_end_with_carriage_returns_alone_are_refused(data, form) -> None:
+    with pytest.raises(InputError, match="in ends its lines with carriage returns alone"):
+        form_of(io.BytesIO(data), "in", WISHES, form)
+
+
+def test_a_table_of_any_line_ends_is_read() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        data = end.join(['"a, b, or c";prompt', "1;the", "2;light", ""]).encode()
+        file = io.BytesIO(data)
+        found = list(form_of(file, "in", Wishes(DEFAULTS, raw=True)).rows(file))
+        assert [each.asked.prompt for each in found] == ["the", "light"]
 
 
 def test_a_template_makes_a_table_of_text() -> None:

@@ -241,7 +241,7 @@ class Csv(_Keyed):
         elif "prompt" not in columns:
             raise InputError(
                 "the table has no column prompt; give --prompt-template with some of "
-                f"{', '.join(columns)}"
+                f"{', '.join(map(repr, columns))} (--format text, if it is no table)"
             )
         if len(set(columns)) < len(columns):
             raise InputError("the table has two columns of the same name")
@@ -309,6 +309,8 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
     file.seek(0)
     found = wanted or _detected(file, name, wishes)
     file.seek(0)
+    if found != Csv.name:
+        _refuse_bare_returns(file, name)
     if wishes.template is not None and found not in (JsonLines.name, Csv.name):
         raise InputError(f"--prompt-template goes with csv and jsonl, and {name} is {found}")
     if found == OpenAI.name and (options := wishes.options()):
@@ -322,17 +324,34 @@ def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
         return OpenAI.name if _is_openai(first) else JsonLines.name
     if first == b"[" or first.startswith(b"[{"):
         raise InputError(f"{name} is a JSON array; give one object a line (jq -c '.[]' does that)")
-    head = first.decode("utf-8", "replace")
+    head = first.partition(b"\r")[0].decode("utf-8", "replace")
     is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in _columns(head)
     return Csv.name if is_table or wishes.template is not None else Text.name
 
 
 def _columns(head: str) -> list[str]:
-    """Return the columns of a line, if it can be the head of a table."""
+    """Return the columns of a line as a table would mean them, if it can be the head of one.
+
+    One that does not name them well is then refused, where plain text would be answered.
+    """
     try:
-        return next(csv.reader([head], delimiter=delimiter_of(head)), [])
+        columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True), [])
     except csv.Error:
         return []
+    return [column.strip().lower() for column in columns]
+
+
+def _refuse_bare_returns(file: BinaryIO, name: str) -> None:
+    """Raise InputError where all is one line because line ends are carriage returns alone."""
+    lines = _lines(file)
+    _, first = next(lines, (1, b""))
+    is_only = next(lines, None) is None
+    file.seek(0)
+    if is_only and b"\r" in first.strip():
+        raise InputError(
+            f"{name} ends its lines with carriage returns alone; write line feeds "
+            "(tr '\\r' '\\n' does that)"
+        )
 
 
 def _is_openai(line: bytes) -> bool:
