@@ -148,11 +148,18 @@ def test_what_a_template_names_is_data() -> None:
 
 def test_a_key_that_comes_twice_is_named() -> None:
     (found,) = rows(JsonLines, b'{"id": "x", "prompt": "a", "prompt": "b"}')
-    assert found.problem == "has the key 'prompt' twice: give it once"
+    assert (found.id, found.problem) == ("x", "has the key 'prompt' twice: give it once")
+    (found,) = rows(OpenAI, b'{"custom_id": "x", "body": {"prompt": "a", "prompt": "b"}}')
+    assert (found.id, found.problem) == ("x", "has the key 'prompt' twice: give it once")
+    for unclear in (b'{"id": "x", "id": "y"}', b'{"id": ["x"], "a": 1, "a": 1}', b'[["id", "x"]]'):
+        assert rows(JsonLines, unclear)[0].id == "line 1"
 
 
 def test_a_wrong_row_keeps_its_id() -> None:
     assert row(JsonLines, {"id": "x", "prompt": 7}).id == "x"
+    assert row(JsonLines, {"id": 0, "prompt": 7}).id == 0
+    assert rows(JsonLines, b'{"id": 0, "a": 1, "a": 1}')[0].id == 0
+    assert rows(OpenAI, b'{"custom_id": 1, "a": 1, "a": 1}')[0].id == "line 1"
     found = row(JsonLines, {"prompt": 7})
     assert (found.id, len(found.mark)) == ("line 1", 16)
 
@@ -306,7 +313,7 @@ def test_a_table_may_have_a_column_prompt(delimiter) -> None:
 def test_a_table_without_a_prompt_is_refused() -> None:
     with pytest.raises(InputError, match="no column prompt; give --prompt-template"):
         rows(Csv, b"a,b\n1,2\n")
-    with pytest.raises(InputError, match="some of 'id', ' Prompt' .--format text, if it is no"):
+    with pytest.raises(InputError, match=r"some of 'id', ' Prompt' \(--format text, if it is no"):
         rows(Csv, b"id, Prompt\n1,2\n")
     with pytest.raises(InputError, match=r"names \{questoin\}; did you mean question"):
         rows(Csv, b"id,question\n1,2\n", template=Template("{questoin}"))
@@ -375,8 +382,9 @@ def test_a_column_that_the_template_names_is_no_option() -> None:
 
 
 def test_a_field_that_is_no_utf8_is_a_row_with_a_problem() -> None:
-    found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n")
-    assert [each.problem for each in found] == ["is not UTF-8 text", ""]
+    found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n\xff,a\n\xff\n")
+    assert [each.problem for each in found[:3]] == ["is not UTF-8 text", "", "is not UTF-8 text"]
+    assert [each.id for each in found] == ["x", "y", "line 4", "line 5"]
 
 
 def test_templates_take_values_of_json_lines() -> None:

@@ -144,6 +144,8 @@ class JsonLines(_Keyed):
                 row_id = checked_id(values["id"])
             return row_of(line, row_id, content, self._asked(values))
         except (EvaError, ValueError, RecursionError) as error:
+            if row_id is None:
+                row_id = _id_beside_doubles(content, "id", str, int)
             return row_of(line, row_id, content, problem=problem_of(error))
 
 
@@ -174,6 +176,8 @@ class OpenAI:
             asked, endpoint = self._asked(values)
             return row_of(line, row_id, content, asked, endpoint=endpoint)
         except (EvaError, ValueError, RecursionError) as error:
+            if row_id is None:
+                row_id = _id_beside_doubles(content, "custom_id", str)
             return row_of(line, row_id, content, problem=problem_of(error))
 
     def _asked(self, values: dict[str, object]) -> tuple[Asked, str]:
@@ -250,13 +254,13 @@ class Csv(_Keyed):
         content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
         values = dict(zip(columns, fields, strict=False))
         row_id = values.get("id") or None
+        if row_id and not _is_utf8(row_id):
+            row_id = None
         if len(fields) != len(columns):
             problem = f"has {len(fields)} fields, and the head has {len(columns)}"
             return row_of(line, row_id, content, problem=problem)
-        try:
-            content.decode()
-        except UnicodeDecodeError:
-            return row_of(line, None, content, problem="is not UTF-8 text")
+        if not _is_utf8("".join(fields)):
+            return row_of(line, row_id, content, problem="is not UTF-8 text")
         try:
             return row_of(line, row_id, content, self._asked(self._meant(values)))
         except EvaError as error:
@@ -374,6 +378,26 @@ def _object(content: bytes) -> dict[str, object]:
     if not isinstance(values, dict):
         raise InputError("is no JSON object")
     return values
+
+
+def _id_beside_doubles(content: bytes, key: str, *kinds: type) -> str | int | None:
+    """Return the id of an object in which another key comes twice, if it is of these kinds."""
+    try:
+        # Arrays stay lists.
+        pairs = json.loads(content.decode("utf-8-sig"), object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    found = [value for name, value in pairs if name == key] if isinstance(pairs, tuple) else []
+    return found[0] if len(found) == 1 and type(found[0]) in kinds and found[0] != "" else None
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text was read from bytes that are UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value_of(column: str, field: str) -> object:
