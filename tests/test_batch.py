@@ -172,6 +172,24 @@ def test_rows_may_be_added_and_removed_while_the_job_runs(spec, out, tmp_path) -
     assert (outcome.progress.n_done, outcome.n_failed) == (250, 0)
 
 
+@pytest.mark.parametrize("late", [["row-1"], ["late", "late"], ["late", "row-5"]])
+def test_a_row_that_comes_while_the_job_runs_doubles_no_id(spec, out, tmp_path, late) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", 6)
+    added = []
+
+    def add(_progress) -> None:
+        if not added:
+            with rows.open("a") as file:
+                added.extend(file.write(f'{{"id": "{id_}", "prompt": "the"}}\n') for id_ in late)
+
+    with pytest.raises(InputError, match=f"line {6 + len(late)} has '{late[-1]}', as a row before"):
+        do(errand(rows, out, spec), told=add)
+    # An id that is there twice fails here.
+    assert set(texts(out)) <= {*(f"row-{number}" for number in range(6)), "late"}
+    with pytest.raises(InputError, match=f"'{late[-1]}' in lines"):
+        do(errand(rows, out, spec))
+
+
 def test_a_signal_during_the_last_step_interrupts_nothing(spec, rows, out) -> None:
     done = []
     outcome = do(
@@ -549,6 +567,18 @@ def test_a_row_without_an_id_is_not_the_row_whose_id_is_its_line(spec, out, tmp_
     # Gone on with, what an earlier version wrote is known, too.
     kept = [row | ({"id": int(row["id"][5:])} if "row_hash" in row else {}) for row in results(out)]
     out.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert do(job).progress.n_rows == 0
+
+
+def test_an_own_id_may_be_the_name_of_a_line(spec, out, tmp_path) -> None:
+    rows = tmp_path / "in.jsonl"
+    rows.write_text('{"id": "line 2", "prompt": "the"}\n{bad\n')
+    job = errand(rows, out, spec)
+    assert do(job).n_failed == 1
+    assert sorted((row["id"], "row_hash" in row) for row in results(out)) == [
+        ("line 2", False),
+        ("line 2", True),
+    ]
     assert do(job).progress.n_rows == 0
 
 

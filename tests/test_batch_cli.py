@@ -193,7 +193,7 @@ def test_a_table_with_a_template(eva, tmp_path) -> None:
     assert set(texts(tmp_path / "out.jsonl")) == {"a", "b"}
     done = eva("in.csv", "-", "-e", "one")
     assert done.returncode == 2
-    assert b"give --prompt-template with some of id, word, n" in done.stderr
+    assert b"give --prompt-template with some of 'id', 'word', 'n'" in done.stderr
 
 
 @pytest.mark.parametrize(

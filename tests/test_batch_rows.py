@@ -148,11 +148,18 @@ def test_what_a_template_names_is_data() -> None:
 
 def test_a_key_that_comes_twice_is_named() -> None:
     (found,) = rows(JsonLines, b'{"id": "x", "prompt": "a", "prompt": "b"}')
-    assert found.problem == "has the key 'prompt' twice: give it once"
+    assert (found.id, found.problem) == ("x", "has the key 'prompt' twice: give it once")
+    (found,) = rows(OpenAI, b'{"custom_id": "x", "body": {"prompt": "a", "prompt": "b"}}')
+    assert (found.id, found.problem) == ("x", "has the key 'prompt' twice: give it once")
+    for unclear in (b'{"id": "x", "id": "y"}', b'{"id": ["x"], "a": 1, "a": 1}', b'[["id", "x"]]'):
+        assert rows(JsonLines, unclear)[0].id == "line 1"
 
 
 def test_a_wrong_row_keeps_its_id() -> None:
     assert row(JsonLines, {"id": "x", "prompt": 7}).id == "x"
+    assert row(JsonLines, {"id": 0, "prompt": 7}).id == 0
+    assert rows(JsonLines, b'{"id": 0, "a": 1, "a": 1}')[0].id == 0
+    assert rows(OpenAI, b'{"custom_id": 1, "a": 1, "a": 1}')[0].id == "line 1"
     found = row(JsonLines, {"prompt": 7})
     assert (found.id, len(found.mark)) == ("line 1", 16)
 
@@ -306,15 +313,78 @@ def test_a_table_may_have_a_column_prompt(delimiter) -> None:
 def test_a_table_without_a_prompt_is_refused() -> None:
     with pytest.raises(InputError, match="no column prompt; give --prompt-template"):
         rows(Csv, b"a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"some of 'id', ' Prompt' \(--format text, if it is no"):
+        rows(Csv, b"id, Prompt\n1,2\n")
     with pytest.raises(InputError, match=r"names \{questoin\}; did you mean question"):
         rows(Csv, b"id,question\n1,2\n", template=Template("{questoin}"))
     with pytest.raises(InputError, match="two columns of the same name"):
         rows(Csv, b"prompt,prompt\n1,2\n")
 
 
+def table(options: dict[str, str], **wishes: Any) -> Row:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["id", "prompt", *options], ["x", "Hi", *options.values()]])
+    (only,) = rows(Csv, text.getvalue().encode(), **wishes)
+    assert only.id == "x"
+    return only
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"max_tokens": "3", "temperature": "0.5", "seed": "7"}, None),
+        ({"max_completion_tokens": "3"}, {"max_tokens": 3}),
+        ({"stop": "7"}, {"stop": ("7",)}),
+        ({"stop": '["a", "\\n"]'}, {"stop": ("a", "\n")}),
+        ({"grammar": 'root ::= "a"'}, None),
+        ({"json_schema": '{"type": "array"}'}, None),
+        (
+            {"response_format": '{"type": "text"}', "logit_bias": '{"a": 1}'},
+            {"logit_bias": {"a": 1}},
+        ),
+        (
+            {"max_tokens": "", "stop": "", "n": "1", "stream": "false", "suffix": "", "task": "t"},
+            {},
+        ),
+    ],
+)
+def test_options_of_a_table_are_those_of_json_lines(options, changed) -> None:
+    if changed is None:
+        texts = ("grammar", "json_schema")
+        changed = {k: v if k in texts else json.loads(v) for k, v in options.items()}
+    found = table(options)
+    assert found.problem == ""
+    assert found.asked.sampling == Sampling(**{"max_tokens": 9, **changed})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"temprature": "1"}, "did you mean temperature?"),
+        ({"temperature": "hot"}, "temperature: must be a number"),
+        ({"max_tokens": "1.5"}, "max_tokens: must be a whole number"),
+        ({"n": "2"}, "n 2 cannot be done"),
+        ({"suffix": "end"}, "suffix 'end' cannot be done"),
+        ({"messages": "[]"}, "both prompt and messages"),
+        ({"logit_bias": '{"a": 1, "a": 2}'}, "has the key 'a' twice"),
+    ],
+)
+def test_what_a_table_asks_for_and_cannot_be_done_is_named(options, problem) -> None:
+    assert problem in table(options).problem
+
+
+def test_a_column_that_the_template_names_is_no_option() -> None:
+    options = {"max_tokens": "3", "n": "2", "temprature": "warm"}
+    template = Template("{prompt} {max_tokens} {n} {temprature}")
+    found = table(options, template=template, raw=True)
+    assert (found.problem, found.asked.prompt) == ("", "Hi 3 2 warm")
+    assert found.asked.sampling == DEFAULTS
+
+
 def test_a_field_that_is_no_utf8_is_a_row_with_a_problem() -> None:
-    found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n")
-    assert [each.problem for each in found] == ["is not UTF-8 text", ""]
+    found = rows(Csv, b"id,prompt\nx,\xff\ny,fine\n\xff,a\n\xff\n")
+    assert [each.problem for each in found[:3]] == ["is not UTF-8 text", "", "is not UTF-8 text"]
+    assert [each.id for each in found] == ["x", "y", "line 4", "line 5"]
 
 
 def test_templates_take_values_of_json_lines() -> None:
@@ -349,11 +419,17 @@ def test_a_template_reaches_no_attributes() -> None:
         (b'{"custom_id": bad\n', "in", OpenAI),
         (b"id,prompt\n1,a\n", "in", Csv),
         (b"a,b\n1,a\n", "in.csv", Csv),
-        (b"Hello, prompt\n", "in", Text),
+        (b"Hello, prompt!\n", "in", Text),
+        (b"Write a prompt, please\n", "in", Text),
         (b"What is this?\n", "in", Text),
         (b"a" * 200_000 + b"\nb\n", "in.txt", Text),
         (b"the first\rline\nsecond\n", "in.txt", Text),
-        (b"id,prompt\r1,a\r", "in.txt", Text),
+        (b"id,prompt\r1,a\r", "in.txt", Csv),
+        (b"id, Prompt\n1,a\n", "in", Csv),
+        (b"PROMPT \n1,a\n", "in", Csv),
+        (b'id;"prompt "\n1;a\n', "in", Csv),
+        (b'id, "prompt"\n1,a\n', "in", Csv),
+        (b'"a, b, or c";prompt\n1;a\n', "in", Csv),
         (b"id,prompt\r1,a\r", "in.csv", Csv),
         (b"", "in", Text),
     ],
@@ -364,7 +440,25 @@ def test_the_form_is_found_by_the_content(data, name, expected) -> None:
     file = io.BytesIO(data)
     assert type(form_of(file, name, WISHES)) is expected
     assert file.tell() == 0
-    assert type(form_of(file, name, WISHES, "text")) is Text
+    if b"\r" not in data or b"\n" in data:
+        assert type(form_of(file, name, WISHES, "text")) is Text
+
+
+@pytest.mark.parametrize(
+    "data", [b"the\rlight\r", b'{"prompt": "a"}\r{"prompt": "b"}\r', b"\na\rb"]
+)
+@pytest.mark.parametrize("form", [None, "text", "jsonl", "openai"])
+def test_lines_that_end_with_carriage_returns_alone_are_refused(data, form) -> None:
+    with pytest.raises(InputError, match="in ends its lines with carriage returns alone"):
+        form_of(io.BytesIO(data), "in", WISHES, form)
+
+
+def test_a_table_of_any_line_ends_is_read() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        data = end.join(['"a, b, or c";prompt', "1;the", "2;light", ""]).encode()
+        file = io.BytesIO(data)
+        found = list(form_of(file, "in", Wishes(DEFAULTS, raw=True)).rows(file))
+        assert [each.asked.prompt for each in found] == ["the", "light"]
 
 
 def test_a_template_makes_a_table_of_text() -> None:

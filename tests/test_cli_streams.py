@@ -99,6 +99,54 @@ def test_problems_are_codes_where_nobody_can_be_told(eva, tmp_path) -> None:
     assert len(results(tmp_path / "out.jsonl")) == 2
 
 
+# A command whose job tells of its progress with every step.
+TELLING = """
+import sys
+from eva_local.cli import batch, main
+batch.LINE_EVERY_S = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "-"])
+@pytest.mark.parametrize("place", ["full", "broken"])
+def test_notes_that_nobody_takes_do_not_end_a_job(models, tmp_path, place, target) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"the {number}\n" for number in range(30)))
+    call = [sys.executable, "-c", TELLING, "--config", str(models / "models.toml")]
+    call += [
+        "batch",
+        str(tmp_path / "in.txt"),
+        target,
+        *["-e", "one", "-n", "2", "--parallel", "2"],
+    ]
+    root = str(Path(__file__).parents[1])
+    reader, notes = os.pipe()
+    os.close(reader)
+    if place == "full":
+        os.close(notes)
+        notes = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        call,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=notes,
+        cwd=tmp_path,
+        env={**os.environ, "EVA_LOCAL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": root},
+        check=False,
+        timeout=120,
+    )
+    os.close(notes)
+    assert done.returncode == 0
+    rows = done.stdout if target == "-" else (tmp_path / target).read_bytes()
+    assert len(rows.splitlines()) == 30
+
+
+def test_a_problem_is_a_code_where_the_notes_find_no_room(eva) -> None:
+    assert eva("run the -e none 2>/dev/full").returncode == 2
+    assert eva("run 2>/dev/full").returncode == 2
+    assert eva(f"{RUN} --stats 2>/dev/full").returncode == 0
+
+
 def test_a_conversation_needs_no_notes(eva) -> None:
     done = eva("chat -e one -n 2 < in.txt 2>&-")
     assert (done.returncode, done.stderr) == (0, "")

@@ -94,8 +94,7 @@ def carry_out(
                 shares=errand.wishes.shares,
                 ordered=errand.ordered,
             )
-            rows = (row for row in source.rows() if not done.has(row))
-            finished = job.run(rows, stopped, told)
+            finished = job.run(source.left(done), stopped, told)
             return Outcome(job.progress, done, ensemble.scheduler.n_places, finished)
 
 

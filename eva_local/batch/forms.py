@@ -35,6 +35,9 @@ _BOM = b"\xef\xbb\xbf"
 # What a row of JSON lines can say, and what it could say of an answer elsewhere.
 _ROW_KEYS = ("id", "prompt", "messages", *OPTION_KEYS)
 _ELSEWHERE = {*BODY_KEYS, *OWN_KEYS}.difference(_ROW_KEYS, IGNORED)
+# What is JSON in a table, where it is; and what is a text even where it looks like a number.
+_OPTION_COLUMNS = {"messages", *OPTION_KEYS, *_ELSEWHERE}
+_TEXTS = ("stop", "grammar", "json_schema")
 _OPENAI_KEYS = ("custom_id", "method", "url", "body")
 
 # A row of the output, and how it is known again: its id, or line and mark; and whether it failed.
@@ -91,16 +94,42 @@ class _Own:
         return line_of(result["id"]) if mark else checked_id(result["id"]), mark
 
 
-class JsonLines(_Own):
-    """One JSON object a line: `prompt` or `messages`, perhaps `id` and options of sampling."""
-
-    name = "jsonl"
+class _Keyed(_Own):
+    """The forms whose rows have keys: a prompt, options of sampling, and data of any name."""
 
     def __init__(self, wishes: Wishes) -> None:
         """Read rows as `wishes` say."""
         self._wishes = wishes
-        columns = () if wishes.template is None else wishes.template.columns
-        self._read = {*_ROW_KEYS, *columns}
+        # What the template names is data, whatever its name.
+        self._data = () if wishes.template is None else wishes.template.columns
+
+    def _asked(self, values: dict[str, object]) -> Asked:
+        template = self._wishes.template
+        options = {key: value for key, value in values.items() if key not in self._data}
+        for key, value in options.items():
+            if key in _ROW_KEYS:
+                continue
+            if key in _ELSEWHERE:
+                refuse_undone(key, value)
+            elif meant := misspelled(key, _ROW_KEYS):
+                raise InputError(f"has {key}, which is no option; did you mean {meant}?")
+        sampling = read_options(options, self._wishes.sampling)
+        if template is not None:
+            return self._wishes.asked(template.fill(values), sampling)
+        if values.get("messages") is not None:
+            if values.get("prompt") is not None:
+                raise InputError("has both prompt and messages: give one")
+            return self._wishes.asked(read_messages(values["messages"]), sampling)
+        prompt = values.get("prompt")
+        if not isinstance(prompt, str):
+            raise InputError("needs a prompt that is a text, or messages")
+        return self._wishes.asked(prompt, sampling)
+
+
+class JsonLines(_Keyed):
+    """One JSON object a line: `prompt` or `messages`, perhaps `id` and options of sampling."""
+
+    name = "jsonl"
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
@@ -115,28 +144,9 @@ class JsonLines(_Own):
                 row_id = checked_id(values["id"])
             return row_of(line, row_id, content, self._asked(values))
         except (EvaError, ValueError, RecursionError) as error:
+            if row_id is None:
+                row_id = _id_beside_doubles(content, "id", str, int)
             return row_of(line, row_id, content, problem=problem_of(error))
-
-    def _asked(self, values: dict[str, object]) -> Asked:
-        template = self._wishes.template
-        for key, value in values.items():
-            if key in self._read:
-                continue
-            if key in _ELSEWHERE:
-                refuse_undone(key, value)
-            elif meant := misspelled(key, _ROW_KEYS):
-                raise InputError(f"has {key}, which is no option; did you mean {meant}?")
-        sampling = read_options(values, self._wishes.sampling)
-        if template is not None:
-            return self._wishes.asked(template.fill(values), sampling)
-        if values.get("messages") is not None:
-            if values.get("prompt") is not None:
-                raise InputError("has both prompt and messages: give one")
-            return self._wishes.asked(read_messages(values["messages"]), sampling)
-        prompt = values.get("prompt")
-        if not isinstance(prompt, str):
-            raise InputError("needs a prompt that is a text, or messages")
-        return self._wishes.asked(prompt, sampling)
 
 
 class OpenAI:
@@ -166,6 +176,8 @@ class OpenAI:
             asked, endpoint = self._asked(values)
             return row_of(line, row_id, content, asked, endpoint=endpoint)
         except (EvaError, ValueError, RecursionError) as error:
+            if row_id is None:
+                row_id = _id_beside_doubles(content, "custom_id", str)
             return row_of(line, row_id, content, problem=problem_of(error))
 
     def _asked(self, values: dict[str, object]) -> tuple[Asked, str]:
@@ -213,14 +225,10 @@ class OpenAI:
         }
 
 
-class Csv(_Own):
-    """A table with a head: a prompt from `prompt` or a template, perhaps an `id`."""
+class Csv(_Keyed):
+    """A table with a head: a prompt from `prompt` or a template, perhaps `id` and options."""
 
     name = "csv"
-
-    def __init__(self, wishes: Wishes) -> None:
-        """Read rows as `wishes` say."""
-        self._wishes = wishes
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows; raise InputError where the columns do not give a prompt."""
@@ -237,7 +245,7 @@ class Csv(_Own):
         elif "prompt" not in columns:
             raise InputError(
                 "the table has no column prompt; give --prompt-template with some of "
-                f"{', '.join(columns)}"
+                f"{', '.join(map(repr, columns))} (--format text, if it is no table)"
             )
         if len(set(columns)) < len(columns):
             raise InputError("the table has two columns of the same name")
@@ -246,17 +254,27 @@ class Csv(_Own):
         content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
         values = dict(zip(columns, fields, strict=False))
         row_id = values.get("id") or None
+        if row_id and not _is_utf8(row_id):
+            row_id = None
         if len(fields) != len(columns):
             problem = f"has {len(fields)} fields, and the head has {len(columns)}"
             return row_of(line, row_id, content, problem=problem)
+        if not _is_utf8("".join(fields)):
+            return row_of(line, row_id, content, problem="is not UTF-8 text")
         try:
-            content.decode()
-        except UnicodeDecodeError:
-            return row_of(line, None, content, problem="is not UTF-8 text")
-        template = self._wishes.template
-        prompt = values["prompt"] if template is None else template.fill(values)
-        asked = self._wishes.asked(prompt, self._wishes.sampling)
-        return row_of(line, row_id, content, asked)
+            return row_of(line, row_id, content, self._asked(self._meant(values)))
+        except EvaError as error:
+            return row_of(line, row_id, content, problem=str(error))
+
+    def _meant(self, fields: dict[str, str]) -> dict[str, object]:
+        """Return what fields say: those of options are JSON or a text, and empty ones nothing."""
+        return {
+            column: _value_of(column, field) if self._is_option(column) else field
+            for column, field in fields.items()
+        }
+
+    def _is_option(self, column: str) -> bool:
+        return column in _OPTION_COLUMNS and column not in self._data
 
 
 class Text(_Own):
@@ -295,6 +313,8 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
     file.seek(0)
     found = wanted or _detected(file, name, wishes)
     file.seek(0)
+    if found != Csv.name:
+        _refuse_bare_returns(file, name)
     if wishes.template is not None and found not in (JsonLines.name, Csv.name):
         raise InputError(f"--prompt-template goes with csv and jsonl, and {name} is {found}")
     if found == OpenAI.name and (options := wishes.options()):
@@ -308,17 +328,34 @@ def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
         return OpenAI.name if _is_openai(first) else JsonLines.name
     if first == b"[" or first.startswith(b"[{"):
         raise InputError(f"{name} is a JSON array; give one object a line (jq -c '.[]' does that)")
-    head = first.decode("utf-8", "replace")
+    head = first.partition(b"\r")[0].decode("utf-8", "replace")
     is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in _columns(head)
     return Csv.name if is_table or wishes.template is not None else Text.name
 
 
 def _columns(head: str) -> list[str]:
-    """Return the columns of a line, if it can be the head of a table."""
+    """Return the columns of a line as a table would mean them, if it can be the head of one.
+
+    One that does not name them well is then refused, where plain text would be answered.
+    """
     try:
-        return next(csv.reader([head], delimiter=delimiter_of(head)), [])
+        columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True), [])
     except csv.Error:
         return []
+    return [column.strip().lower() for column in columns]
+
+
+def _refuse_bare_returns(file: BinaryIO, name: str) -> None:
+    """Raise InputError where all is one line because line ends are carriage returns alone."""
+    lines = _lines(file)
+    _, first = next(lines, (1, b""))
+    is_only = next(lines, None) is None
+    file.seek(0)
+    if is_only and b"\r" in first.strip():
+        raise InputError(
+            f"{name} ends its lines with carriage returns alone; write line feeds "
+            "(tr '\\r' '\\n' does that)"
+        )
 
 
 def _is_openai(line: bytes) -> bool:
@@ -341,6 +378,37 @@ def _object(content: bytes) -> dict[str, object]:
     if not isinstance(values, dict):
         raise InputError("is no JSON object")
     return values
+
+
+def _id_beside_doubles(content: bytes, key: str, *kinds: type) -> str | int | None:
+    """Return the id of an object in which another key comes twice, if it is of these kinds."""
+    try:
+        # Arrays stay lists.
+        pairs = json.loads(content.decode("utf-8-sig"), object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    found = [value for name, value in pairs if name == key] if isinstance(pairs, tuple) else []
+    return found[0] if len(found) == 1 and type(found[0]) in kinds and found[0] != "" else None
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text was read from bytes that are UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _value_of(column: str, field: str) -> object:
+    if not field:
+        return None
+    if column in _TEXTS and field[0] not in '["':
+        return field
+    try:
+        return json.loads(field, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return field
 
 
 def _named(row: Row) -> Result:

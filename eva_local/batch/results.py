@@ -47,11 +47,16 @@ class Known:
 
     def __contains__(self, key: str) -> bool:
         """Return whether a key is among them."""
+        return self.place(key) is not None
+
+    def place(self, key: str) -> int | None:
+        """Return the number of a key among them, from 0; None where it is not there."""
         if not len(self._hashes):
-            return False
+            return None
         wanted = np.uint64(_hash(key))
         place = int(np.searchsorted(self._hashes, wanted))
-        return place < len(self._hashes) and bool(self._hashes[place] == wanted)
+        is_there = place < len(self._hashes) and self._hashes[place] == wanted
+        return place if is_there else None
 
     def repeated(self) -> Known:
         """Return the keys that came more than once."""
@@ -78,7 +83,7 @@ class Done:
         Raises InputError where a row that is known by its line alone says something else now.
         """
         if not row.mark:
-            return _key(row.id) in self.known
+            return row.key in self.known
         if _key(row.line, row.mark) in self.known:
             return True
         if _key(row.line, "line") in self.known:

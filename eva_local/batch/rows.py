@@ -29,6 +29,11 @@ class Row:
     problem: str = ""
     endpoint: str = ""
 
+    @property
+    def key(self) -> str:
+        """What no other row of the input may have: an own id is never one that tells a line."""
+        return f"{self.mark}:{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:

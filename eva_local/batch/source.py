@@ -25,6 +25,7 @@ class Source:
         """Open a file, or read standard input (`-`) to its end; raise InputError."""
         self.name = "standard input" if name == "-" else name
         self._file = self._opened(name)
+        self._counted = Known(())
         try:
             self.form: Form = form_of(self._file, self.name, wishes, form)
         except BaseException:
@@ -69,20 +70,43 @@ class Source:
                         f"line {row.line} is answered already, and one before it is not: the "
                         "output cannot be in order; leave --ordered out, or --restart"
                     )
-                yield str(row.id)
+                yield row.key
 
-        repeated = Known(ids()).repeated()
+        self._counted = Known(ids())
+        repeated = self._counted.repeated()
         if len(repeated):
             self._refuse(repeated)
         if not n_rows:
             raise InputError(f"{self.name}: holds no row")
         return n_left
 
+    def left(self, done: Done) -> Iterator[Row]:
+        """Yield the rows that need an answer, of an input that was counted.
+
+        Raises InputError at a row whose id another one had: there may be rows that were not
+        counted, since the input may grow while it is read.
+        """
+        seen = bytearray(len(self._counted))
+        added: set[str] = set()
+        for row in self.rows():
+            place = self._counted.place(row.key)
+            if row.key in added if place is None else seen[place]:
+                raise InputError(
+                    f"{self.name}: ids must differ, and line {row.line} has {str(row.id)!r}, as "
+                    "a row before it has; mend that, and the same command goes on"
+                )
+            if place is None:
+                added.add(row.key)
+            else:
+                seen[place] = True
+            if not done.has(row):
+                yield row
+
     def _refuse(self, repeated: Known) -> None:
         """Raise InputError that names the lines of ids that several rows have."""
         lines: dict[str, list[int]] = {}
         for row in self.rows():
-            if str(row.id) in repeated:
+            if row.key in repeated:
                 lines.setdefault(str(row.id), []).append(row.line)
         named = [
             f"{row_id!r} in lines {', '.join(map(str, found[:_NAMED]))}"

@@ -50,8 +50,8 @@ def read_table(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def delimiter_of(head: str) -> str:
-    """Return what stands between the columns of a head."""
-    return max(_DELIMITERS, key=head.count)
+    """Return what stands between the columns of a head: not what is within quotes."""
+    return max(_DELIMITERS, key=_QUOTED.sub("", head).count)
 
 
 def _noted(text: Iterator[str], lines: list[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import click
 
 from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
-from eva_local.cli.streams import open_closed_streams
+from eva_local.cli.streams import open_streams
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
@@ -62,7 +62,7 @@ for command in COMMANDS:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is one line on stderr."""
-    open_closed_streams()
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Answers are UTF-8 whatever the locale says.

@@ -6,9 +6,39 @@ import fcntl
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
-def open_closed_streams() -> None:
+class _Notes(io.FileIO):
+    """Standard error, of which a write never fails: no answer depends on who reads the notes.
+
+    What a full disk or a broken pipe does not take is lost, for all who write to `sys.stderr`.
+    """
+
+    def write(self, data: Buffer, /) -> int:
+        """Write what can be written, and say that all was."""
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+        except OSError:
+            return size
+        # None: it would have to wait.
+        return size if written is None else written
+
+
+def open_streams() -> None:
+    """Let no note on stderr fail, and put something in the place of a stream that is closed."""
+    _open_closed()
+    # Not where a test has put a stand-in there.
+    if sys.stderr is sys.__stderr__:
+        notes = io.BufferedWriter(_Notes(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(notes, "utf-8", "replace", line_buffering=True)
+
+
+def _open_closed() -> None:
     """Put something in the place of each standard stream that is closed.
 
     Else the next file that is opened would get its number, and answers would be written into it.
@@ -24,8 +54,6 @@ def open_closed_streams() -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def input_is_closed() -> bool:
