@@ -59,7 +59,11 @@ def test_models_and_their_members(client) -> None:
     assert reply.status == 404
     assert reply.body["error"]["code"] == "model_not_found"
     assert "did you mean pair" in reply.problem
-    assert client.chat(model=3).status == 400
+    assert reply.body["error"]["param"] == "model"
+    reply = client.chat(model=3)
+    assert (reply.status, reply.body["error"]["param"]) == (400, "model")
+    reply = client.chat(logit_bias={"99999": -100})
+    assert (reply.status, reply.body["error"]["param"]) == (400, "logit_bias")
 
 
 def test_a_chat_is_what_the_ensemble_writes(client, ensemble) -> None:
