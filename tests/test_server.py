@@ -281,7 +281,7 @@ BAD = [
     ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20"),
     ({"logit_bias": {"the": 1}}, "is no token id"),
-    ({"logit_bias": {"99999": 1}}, "is no text here"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias 99999: no token"),
     ({"text_bias": {"no symbol at all": 1}}, "no symbol of the shared space"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"suffix": "end"}, "suffix 'end' cannot be done"),
