@@ -25,9 +25,7 @@ from eva_local.models.fetch import (
     hash_file,
     joined_checksum,
 )
-
-_MAGIC = b"GGUF"
-
+from eva_local.models.header import is_gguf
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 
@@ -143,7 +141,7 @@ def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
     path, found = paths[0], joined_checksum(actual)
     if expected in (None, found) and spec.size in (None, here):
         status: Status = "unverified" if expected is None else "ok"
-        if (other := next((each for each in paths if not _is_gguf(each)), None)) is not None:
+        if (other := next((each for each in paths if not is_gguf(each)), None)) is not None:
             status, path = "invalid", other
         return Verification(spec.name, status, path, found, expected)
     if kept and len(paths) > 1:
@@ -188,13 +186,8 @@ def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
             f"mend models.{spec.name}.sha256"
         )
     for download in downloads:
-        if not _is_gguf(download.path):
+        if not is_gguf(download.path):
             raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
-
-
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _models_folder() -> Path:
