@@ -75,6 +75,7 @@ def test_columns_of_a_data_set_are_no_options() -> None:
         ({"messages": [{"role": "king", "content": "b"}]}, "role must be one of"),
         ({"messages": [{"role": "user", "content": 3}]}, "content must be a text"),
         ({"prompt": "a", "temprature": 1}, "did you mean temperature?"),
+        ({"prompt": "a", "Max_Tokens": 1}, "did you mean max_tokens?"),
         ({"prompt": "a", "temperature": "hot"}, "temperature: must be a number"),
         ({"prompt": "a", "temperature": -1}, "temperature must be in"),
         ({"prompt": "a", "temperature": True}, "temperature: must be a number"),
@@ -85,7 +86,11 @@ def test_columns_of_a_data_set_are_no_options() -> None:
         ({"prompt": "a", "logit_bias": {"a": "b"}}, "logit_bias must be an object"),
         ({"prompt": "a", "logit_bias": {"a": 10**400}}, "must be a number or false, and finite"),
         ({"prompt": "a", "logit_bias": {"\ud800": 1}}, "half a surrogate pair"),
+        ({"prompt": "\ud800"}, "prompt: half a surrogate pair is no text"),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages: half a surrogate pair"),
         ({"prompt": "a", "grammar": "x", "json_schema": "{}"}, "exclude each other"),
+        ({"prompt": "a", "json_schema": True}, "json_schema must be an object or a text of one"),
+        ({"prompt": "a", "json_schema": []}, "json_schema must be an object or a text of one"),
         ({"prompt": "a", "id": 1.5}, "id must be a text or a whole number"),
         ({"prompt": "a", "id": True}, "id must be a text or a whole number"),
         ({"prompt": "a", "id": ""}, "id must be a text or a whole number"),
@@ -111,6 +116,7 @@ SCHEMA = {"type": "array"}
         ),
         ({"response_format": {"type": "text"}}, {}),
         ({"tools": [], "n": 1, "stream": False, "suffix": None, "user": "me"}, {}),
+        ({"logprobs": False, "top_logprobs": 0, "trace": False, "stream_options": {}}, {}),
     ],
 )
 def test_openais_names_of_options_are_known(more, changed) -> None:
@@ -125,6 +131,11 @@ def test_openais_names_of_options_are_known(more, changed) -> None:
         ({"tools": [{"type": "function"}]}, "tools [{'type': 'function'}] cannot be done"),
         ({"suffix": "end"}, "suffix 'end' cannot be done"),
         ({"n": 2}, "n 2 cannot be done"),
+        ({"n": True}, "n True cannot be done"),
+        ({"best_of": 1.0}, "best_of 1.0 cannot be done"),
+        ({"stream": 0}, "stream 0 cannot be done"),
+        ({"logprobs": 0}, "logprobs 0 cannot be done"),
+        ({"trace": True}, "trace True cannot be done"),
         ({"logprobs": 3}, "logprobs 3 cannot be done"),
         ({"text_bias": {"a": 1}}, "text_bias"),
         ({"weights": [1, 2]}, "weights"),
@@ -133,11 +144,27 @@ def test_openais_names_of_options_are_known(more, changed) -> None:
             "max_completion_tokens and max_tokens mean",
         ),
         ({"grammar": "x", "response_format": {"type": "json_object"}}, "exclude each other"),
+        ({"json_schema": {}, "response_format": {"type": "text"}}, "exclude each other"),
         ({"response_format": {"type": "json_object", "shema": {}, "b": 1}}, "response_format.b"),
     ],
 )
 def test_what_a_row_asks_for_and_cannot_be_done_is_named(more, problem) -> None:
     assert problem in row(JsonLines, {"prompt": "a", **more}).problem
+
+
+@pytest.mark.parametrize("default", [{"grammar": 'root ::= "a"'}, {"json_schema": "true"}])
+def test_a_row_that_asks_for_plain_text_gets_it(default) -> None:
+    free = {"prompt": "a", "response_format": {"type": "text"}}
+    body = {"custom_id": "1", "url": "/v1/completions", "body": free}
+    for form, value in ((JsonLines, free), (OpenAI, body)):
+        wishes = Wishes(Sampling(**default))
+        (found,) = form(wishes).rows(io.BytesIO(json.dumps(value).encode()))
+        assert found.asked.sampling == Sampling()
+
+
+def test_half_a_character_is_no_prompt_in_openais_format() -> None:
+    body = {"custom_id": "\ud800", "url": "/v1/completions", "body": {"prompt": "\ud800"}}
+    assert row(OpenAI, body).problem.endswith("prompt: half a surrogate pair is no text")
 
 
 def test_what_a_template_names_is_data() -> None:

@@ -126,6 +126,40 @@ def test_verify_of_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "far" not in out
 
 
+def test_verify_of_ones_own_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What pull cannot put right is not sent there."""
+    file = folder / "own.gguf"
+    size = file.stat().st_size
+    config = (folder / "models.toml").read_text()
+    for key, told in (
+        ("size = 1", f"{file}: has {size} bytes, models.own.size says 1; mend one of them"),
+        (f'sha256 = "{"0" * 64}"', "; mend the file, or models.own"),
+    ):
+        (folder / "models.toml").write_text(config.replace('"own.gguf"', f'"own.gguf"\n{key}'))
+        code, out, err = run(capsys, "verify", "own")
+        assert (code, err) == (2, "")
+        assert out.endswith(f"{told}\n")
+    (folder / "models.toml").write_text(config)
+    file.write_text("no model")
+    told = f"own: NOT a GGUF file: {file}; mend the file, or models.own\n"
+    assert run(capsys, "verify") == (2, told, "")
+    file.unlink()
+    told = f"own: {file}: no such file, or it cannot be reached; mend models.own.path\n"
+    assert run(capsys, "verify", "own") == (2, told, "")
+
+
+def test_verify_names_the_one_of_several_files_that_is_no_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (folder / f"own-0000{n}-of-00002.gguf" for n in (1, 2))
+    (folder / "own.gguf").rename(first)
+    config = (folder / "models.toml").read_text()
+    (folder / "models.toml").write_text(config.replace("own.gguf", first.name))
+    second.write_text("no model")
+    told = f"own: NOT a GGUF file: {second}; mend the file, or models.own\n"
+    assert run(capsys, "verify", "own") == (2, told, "")
+
+
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "list")
     assert (code, err) == (0, "")

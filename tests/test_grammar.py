@@ -188,6 +188,10 @@ def schema(**parts: object) -> dict[str, str]:
     return {"json_schema": json.dumps(parts)}
 
 
+def required(**parts: object) -> dict[str, str]:
+    return schema(type="object", required=["a"], **parts)
+
+
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
 PAIR = {
     "a": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1},
@@ -219,6 +223,15 @@ UNICODE = "root ::= [^\\x00-\\U0010FFFF]"
             "the part #/anyOf/1:",
         ),
         (schema(allOf=[{"$ref": "#"}, {"type": "object"}]), "the part #:"),
+        (required(patternProperties={"^a$": {"$ref": "#"}}), "the part #:"),
+        (
+            required(patternProperties={"^b$": {}}, additionalProperties={"$ref": ""}),
+            "the part #:",
+        ),
+        (required(patternProperties={"^[a-z]+$": {"$ref": "#"}, "1": {}}), "the part #:"),
+        (required(additionalProperties={"$ref": "#"}), "the part #:"),
+        (required(properties={"a": {"$ref": "s"}}, **{"$id": "http://e.x/s"}), "the part #:"),
+        (required(properties={"a": {"$ref": "/s#"}}, **{"$id": "http://e.x/s#"}), "the part #:"),
         (schema(type="array", items={"type": "null"}, minItems=3, maxItems=2), "minItems"),
     ],
 )
@@ -247,6 +260,32 @@ def test_what_no_text_completes_is_refused_at_the_check_in_one_line(endless, nam
             b'{"v": null, "l": {"v": null, "r": {"v": null}}}',
         ),
         (schema(type="array", items={"$ref": "#"}), b"[[], [[]]]"),
+        (
+            required(
+                patternProperties={"^[a-z]$": {"type": "null"}},
+                additionalProperties={"$ref": "#"},
+            ),
+            b'{"a": null, "bc": {"a": null}}',
+        ),
+        (
+            schema(
+                type="object",
+                patternProperties={"^a+$": {"$ref": "s"}},
+                additionalProperties=False,
+                **{"$id": "http://e.x/s"},
+            ),
+            b'{"aa": {"a": {}}}',
+        ),
+        (
+            # A pattern that a matcher which tries again would never be done with.
+            schema(
+                type="object",
+                patternProperties={"^(a+)+$": {"$ref": "#"}},
+                additionalProperties={"type": "null"},
+                required=["a" * 40 + "b"],
+            ),
+            b'{"%b": null}' % (b"a" * 40 + b"b"),
+        ),
         (
             schema(
                 type="object",

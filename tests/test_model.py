@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError
@@ -33,3 +35,17 @@ def test_eos_is_the_models_own_and_not_the_lowest_end(tmp_path) -> None:
     with LlamaModel(path, vocabulary_only=True) as model:
         assert model.vocabulary.end_ids == {2, 70}
         assert (model.vocabulary.bos_id, model.vocabulary.eos_id) == (1, 70)
+
+
+def test_of_several_files_the_one_that_is_no_model_is_named(tmp_path) -> None:
+    first, second = (tmp_path / f"m-0000{n}-of-00002.gguf" for n in (1, 2))
+    writer = GGUFWriter(first, "llama")
+    writer.add_uint16("split.no", 0)
+    writer.add_uint16("split.count", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    second.write_text("no model")
+    with pytest.raises(ModelError, match=f"^{re.escape(str(second))}: "):
+        LlamaModel(first)

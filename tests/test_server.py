@@ -59,7 +59,11 @@ def test_models_and_their_members(client) -> None:
     assert reply.status == 404
     assert reply.body["error"]["code"] == "model_not_found"
     assert "did you mean pair" in reply.problem
-    assert client.chat(model=3).status == 400
+    assert reply.body["error"]["param"] == "model"
+    reply = client.chat(model=3)
+    assert (reply.status, reply.body["error"]["param"]) == (400, "model")
+    reply = client.chat(logit_bias={"99999": -100})
+    assert (reply.status, reply.body["error"]["param"]) == (400, "logit_bias")
 
 
 def test_a_chat_is_what_the_ensemble_writes(client, ensemble) -> None:
@@ -277,7 +281,7 @@ BAD = [
     ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20"),
     ({"logit_bias": {"the": 1}}, "is no token id"),
-    ({"logit_bias": {"99999": 1}}, "is no text here"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias 99999: no token"),
     ({"text_bias": {"no symbol at all": 1}}, "no symbol of the shared space"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"suffix": "end"}, "suffix 'end' cannot be done"),

@@ -111,6 +111,11 @@ def formatted(**form) -> dict:
         ),
         ({**formatted(type="json_object"), "grammar": 'root ::= "a"'}, "grammar"),
         ({**formatted(type="json_object"), "json_schema": {"type": "array"}}, "json_schema"),
+        ({**formatted(type="text"), "json_schema": {"type": "array"}}, "json_schema"),
+        ({**formatted(type="text"), "grammar": 'root ::= "a"'}, "grammar"),
+        ({**ASKED, "json_schema": True}, "json_schema"),
+        ({**ASKED, "json_schema": []}, "json_schema"),
+        ({**ASKED, "json_schema": ""}, "json_schema"),
         ({**ASKED, "prompt": "a"}, "prompt"),
         ({**ASKED, "max_tokens": 5, "max_completion_tokens": 9}, "max_completion_tokens"),
         ({**ASKED, "max_completion_tokens": 9, "max_tokens": 5}, "max_completion_tokens"),
@@ -120,6 +125,15 @@ def test_what_nobody_reads_is_refused_by_its_name(body, param) -> None:
     assert param_of(body) == param
     with pytest.raises(InputError):
         read_body(body, CHAT, Sampling())
+
+
+def test_all_keys_are_known_to_who_misspells_one() -> None:
+    with pytest.raises(InputError, match="did you mean stream_options or stream"):
+        call({"prompt": "a", "stream_option": {}})
+    with pytest.raises(InputError, match="known are: ") as raised:
+        call({"prompt": "a", "zzz": 1})
+    told = str(raised.value).partition("known are: ")[2].split(", ")
+    assert told == sorted({*BODY_KEYS, *OWN_KEYS})
 
 
 def test_completions_refuse_what_chats_alone_know() -> None:
@@ -181,6 +195,16 @@ def test_biases_by_id_become_texts() -> None:
     for bad in ("200", "300", "-1", "1" * 12, "x", "¹"):
         with pytest.raises(InputError, match="logit_bias"):
             call({"prompt": "a", "logit_bias": {bad: 1}})
+
+
+def test_a_bias_of_what_is_no_text_is_named() -> None:
+    def piece_of(token: int) -> bytes:
+        raise InputError(f"{token} is no text here; put conversations as messages")
+
+    body = {"prompt": "a", "logit_bias": {"2": -100}}
+    with pytest.raises(InputError, match=r"^logit_bias 2: no token") as raised:
+        read_call(body, COMPLETION, Sampling(), piece_of=piece_of, members=("a",))
+    assert problem_of(raised.value)["error"]["param"] == "logit_bias"
 
 
 def test_what_is_asked_of_the_members() -> None:

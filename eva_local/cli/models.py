@@ -161,8 +161,8 @@ def verify(
         print_json([asdict(result) for result in found])
     for result in found:
         if not as_json:
-            click.echo(f"{result.name}: {_verdict(result)}")
-    if any(result.status in ("mismatch", "missing") for result in found):
+            click.echo(f"{result.name}: {_verdict(result, config.models[result.name])}")
+    if any(result.status in ("mismatch", "missing", "invalid") for result in found):
         context.exit(2)
 
 
@@ -262,20 +262,33 @@ def _ensemble_facts(spec: EnsembleSpec) -> dict[str, object]:
     }
 
 
-def _verdict(result: store.Verification) -> str:
+def _verdict(result: store.Verification, spec: ModelSpec) -> str:
+    is_own = isinstance(spec.source, PathSource)
     match result.status:
         case "ok":
             return "ok"
         case "missing":
+            if is_own:
+                return store.local_problem(spec)
             lacks = "" if result.path is None else f" whole: {result.path} is missing"
             return f"not here{lacks}; run: eva-local pull {result.name}"
         case "mismatch":
+            if is_own and spec.size not in (None, store.size(spec)):
+                return store.local_problem(spec)
             return (
                 f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
-                f"{result.expected}; run: eva-local pull --force {result.name}"
+                f"{result.expected}; {_remedy(spec)}"
             )
         case "unverified":
             return f"unverified: no sha256 is configured; the file has {result.sha256}"
+        case "invalid":
+            return f"NOT a GGUF file: {result.path}; {_remedy(spec)}"
+
+
+def _remedy(spec: ModelSpec) -> str:
+    if isinstance(spec.source, PathSource):
+        return f"mend the file, or models.{spec.name}"
+    return f"run: eva-local pull --force {spec.name}"
 
 
 def _print_facts(facts: dict[str, object], indent: str = "") -> None:

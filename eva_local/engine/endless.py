@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -25,6 +25,8 @@ _TEXT = 0
 # and numbers stand for what has none.
 Clause = tuple[Hashable, list[Hashable]]
 Path = tuple[str, ...]
+# Returns whether a pattern, as schemas have them, matches a name.
+Matches = Callable[[str, str], bool]
 
 
 def endless_rule(gbnf: str) -> str | None:
@@ -33,9 +35,9 @@ def endless_rule(gbnf: str) -> str | None:
     return next((head for head in found if isinstance(head, str)), None)
 
 
-def endless_part(schema: str) -> str | None:
+def endless_part(schema: str, matches: Matches) -> str | None:
     """Return a JSON pointer to a part of a schema that no document completes."""
-    found = _endless(_clauses_of_schema(json.loads(schema)), ())
+    found = _endless(_clauses_of_schema(json.loads(schema), matches), ())
     return next(("/".join(("#", *head)) for head in found if isinstance(head, tuple)), None)
 
 
@@ -44,9 +46,9 @@ def depth_of_rules(gbnf: str) -> int:
     return _depth(_clauses_of_gbnf(gbnf), "root")
 
 
-def depth_of_parts(schema: str) -> int:
+def depth_of_parts(schema: str, matches: Matches) -> int:
     """Return how many parts of a schema lead from one to the next at most, from the root on."""
-    return _depth(_clauses_of_schema(json.loads(schema)), ())
+    return _depth(_clauses_of_schema(json.loads(schema), matches), ())
 
 
 def _depth(clauses: Iterable[Clause], first: Hashable) -> int:
@@ -139,29 +141,32 @@ def _clauses_of_gbnf(gbnf: str) -> Iterator[Clause]:
     yield head, body
 
 
-def _clauses_of_schema(schema: object) -> Iterator[Clause]:
+def _clauses_of_schema(schema: object, matches: Matches) -> Iterator[Clause]:
     """Yield the clauses of all parts of a schema that its root leads to."""
     fresh = count()
     seen: set[Hashable] = {()}
     waiting: list[Path] = [()]
     while waiting:
         path = waiting.pop()
-        for head, body in _clauses_of_part(schema, path, fresh):
+        for head, body in _clauses_of_part(schema, path, fresh, matches):
             yield head, body
             new = [each for each in body if isinstance(each, tuple) and each not in seen]
             seen.update(new)
             waiting += new
 
 
-def _clauses_of_part(schema: object, path: Path, fresh: Iterator[int]) -> Iterator[Clause]:
+def _clauses_of_part(
+    schema: object, path: Path, fresh: Iterator[int], matches: Matches
+) -> Iterator[Clause]:
     part = _at(schema, path)
     # References in a part with a name of its own are not from the root.
     if not isinstance(part, dict) or (path and "$id" in part):
         yield path, []
         return
-    needed, optional = _parts_of_value(part, path)
-    needed += _listed(part, path, "allOf")
-    target = _target(part.get("$ref"))
+    needed, optional = _parts_of_object(part, path, matches)
+    items, others = _parts_of_array(part, path)
+    needed += items + _listed(part, path, "allOf")
+    target = _target(part.get("$ref"), _at(schema, ("$id",)))
     if target is not None and _at(schema, target) is not None:
         needed.append(target)
     body: list[Hashable] = [*needed]
@@ -170,30 +175,51 @@ def _clauses_of_part(schema: object, path: Path, fresh: Iterator[int]) -> Iterat
             body.append(next(fresh))
             for way in ways:
                 yield body[-1], [way]
-    for each in optional:
+    for each in optional + others:
         body.append(next(fresh))
         yield body[-1], []
         yield body[-1], [each]
     yield path, body
 
 
-def _parts_of_value(part: Mapping[str, Any], path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the parts of a value that every value has, and those that some have."""
-    properties = part.get("properties")
-    names = list(properties) if isinstance(properties, dict) else []
+def _parts_of_object(
+    part: Mapping[str, Any], path: Path, matches: Matches
+) -> tuple[list[Path], list[Path]]:
+    """Return the parts of an object that every value has, and those that some have."""
+    named, patterns = _object(part, "properties"), _object(part, "patternProperties")
     must = part.get("required") if _is_only(part, "object") else ()
-    required = {name for name in must if name in names} if isinstance(must, list) else set()
-    kept = [(*path, "properties", name) for name in names if name in required]
-    others = [(*path, "properties", name) for name in names if name not in required]
+    kept: set[Path] = set()
+    for name in must if isinstance(must, list) else ():
+        if name in named:
+            kept.add(("properties", name))
+        elif isinstance(name, str):
+            fitting = {("patternProperties", each) for each in patterns if matches(each, name)}
+            kept |= fitting or {("additionalProperties",)}
+    parts: list[Path] = [
+        *(("properties", name) for name in named),
+        *(("patternProperties", each) for each in patterns),
+        *([("additionalProperties",)] if _object(part, "additionalProperties") else []),
+    ]
+    return (
+        [(*path, *each) for each in parts if each in kept],
+        [(*path, *each) for each in parts if each not in kept],
+    )
+
+
+def _parts_of_array(part: Mapping[str, Any], path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the parts of an array that every value has, and those that some have."""
     first = _listed(part, path, "prefixItems")
     least = part.get("minItems") if _is_only(part, "array") else 0
     n_items = least if isinstance(least, int) else 0
-    kept += first[:n_items]
-    others += first[n_items:]
-    for key, is_needed in (("items", n_items > len(first)), ("additionalProperties", False)):
-        if isinstance(part.get(key), dict):
-            (kept if is_needed else others).append((*path, key))
-    return kept, others
+    items = [(*path, "items")] if isinstance(part.get("items"), dict) else []
+    if n_items > len(first):
+        return first + items, []
+    return first[:n_items], first[n_items:] + items
+
+
+def _object(part: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = part.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _is_only(part: Mapping[str, Any], kind: str) -> bool:
@@ -205,12 +231,21 @@ def _listed(part: Mapping[str, Any], path: Path, key: str) -> list[Path]:
     return [(*path, key, str(i)) for i in range(len(parts))] if isinstance(parts, list) else []
 
 
-def _target(reference: object) -> Path | None:
-    """Return the path that a reference within its document names."""
-    if not isinstance(reference, str) or not re.fullmatch("#(/[^%]*)?", reference):
+def _target(reference: object, base: object) -> Path | None:
+    """Return the path that a reference within its document, whose `$id` is `base`, names."""
+    if not isinstance(reference, str) or not re.fullmatch("[^#]*(#(/[^%]*)?)?", reference):
         return None
-    steps = reference.split("/")[1:]
+    url, _, pointer = reference.partition("#")
+    if url and url not in _names(base):
+        return None
+    steps = pointer.split("/")[1:]
     return tuple(step.replace("~1", "/").replace("~0", "~") for step in steps)
+
+
+def _names(base: object) -> tuple[str, ...]:
+    """Return how a document whose `$id` is `base` can be named in it: whole, by path, by name."""
+    whole = base.partition("#")[0] if isinstance(base, str) else ""
+    return whole, re.sub("^[^/]*//[^/]*", "", whole), whole.rpartition("/")[2]
 
 
 def _at(schema: object, path: Path) -> object:

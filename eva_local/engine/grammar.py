@@ -215,7 +215,8 @@ def _compiled(name: str, text: str) -> str:
             )
             options = json.dumps(f"{_OPTIONS}\nstart: @json_schema")
             compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
-            endless, what, depth = endless_part(text), "part", depth_of_parts(text)
+            endless, what = endless_part(text, _matches), "part"
+            depth = depth_of_parts(text, _matches)
     except ValueError as error:
         raise _error(name, str(error)) from error
     if endless is not None:
@@ -226,6 +227,23 @@ def _compiled(name: str, text: str) -> str:
             name, f"{depth} {what}s lead from one to the next, over {_DEEPEST}: flatten it"
         )
     return compiled
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Return whether a schema's pattern matches a name, in llguidance's time: it never retries."""
+    tokenizer, matcher = _matcher_of(pattern)
+    spelled = tokenizer.tokenize_str(json.dumps(name, ensure_ascii=False))
+    matcher = matcher.deep_copy()
+    return bool(matcher.consume_tokens(spelled)) and matcher.is_accepting()
+
+
+@functools.lru_cache(_KEPT)
+def _matcher_of(pattern: str) -> tuple[LLTokenizer, LLMatcher]:
+    from llguidance import LLMatcher, LLTokenizer
+
+    tokenizer = LLTokenizer("byte")
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    return tokenizer, LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0)
 
 
 def _lark(gbnf: str) -> str:

@@ -20,11 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eva_local.config.paths import part_names
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError, RoomError
 from eva_local.llama.calls import calling, hear
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
+from eva_local.models.header import is_gguf
 
 log = logging.getLogger("eva_local")
 
@@ -291,7 +293,10 @@ class LlamaModel:
             path = os.fsencode(self.path)
             self._model = llama.llama_model_load_from_file(path, parameters) or None
         if self._model is None:
-            raise ModelError(f"{self.path}: {_reason(call.lines)}; pull or convert the file again")
+            # Of several files llama.cpp need not name the one that is wrong.
+            parts = map(self.path.with_name, part_names(self.path.name))
+            wrong = next((part for part in parts if not is_gguf(part)), self.path)
+            raise ModelError(f"{wrong}: {_reason(call.lines)}; pull or convert the file again")
 
     def _start(self, settings: LoadSettings) -> None:
         llama = self._llama

@@ -16,6 +16,7 @@ from eva_local.config.paths import part_names
 from eva_local.errors import StoreError
 from eva_local.models.cache_size import MOST_LAYERS, cache_size
 
+_MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SPLIT = "split.count"
 # Value types of the GGUF specification, as struct knows them.
@@ -44,6 +45,15 @@ class Header:
     n_windowed: int = 0
     window: int = 0
     state_bytes: int = 0
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a file begins as GGUF files do; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def read_header(path: Path) -> Header:
@@ -123,9 +133,9 @@ class _Reader:
         self._at = 0
 
     def read(self) -> tuple[dict[str, object], int]:
-        if self._data[:4] != b"GGUF":
+        if self._data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("it does not begin with GGUF")
-        self._at = 4
+        self._at = len(_MAGIC)
         version = self._unpack("I")
         if version not in (2, 3):
             raise ValueError(f"version {version} is not known")

@@ -25,16 +25,20 @@ from eva_local.models.fetch import (
     hash_file,
     joined_checksum,
 )
+from eva_local.models.header import is_gguf
 
-_MAGIC = b"GGUF"
+Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found: `expected` is None where nobody named a checksum."""
+    """What `verify` found: `expected` is None where nobody named a checksum.
+
+    Where it is "invalid", the file at `path` is no GGUF.
+    """
 
     name: str
-    status: Literal["ok", "mismatch", "unverified", "missing"]
+    status: Status
     path: Path | None = None
     sha256: str | None = None
     expected: str | None = None
@@ -81,7 +85,7 @@ def locate(spec: ModelSpec) -> Path:
     if path is not None:
         return path
     if isinstance(spec.source, PathSource):
-        raise StoreError(_local_problem(spec))
+        raise StoreError(local_problem(spec))
     lacks = f" whole: {part} is missing" if (part := _missing_part(spec)) else ""
     raise StoreError(f"model {spec.name} is not here{lacks}; run: eva-local pull {spec.name}")
 
@@ -136,7 +140,9 @@ def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
     expected = spec.sha256 or (joined_checksum(kept) if kept else None)
     path, found = paths[0], joined_checksum(actual)
     if expected in (None, found) and spec.size in (None, here):
-        status: Literal["ok", "unverified"] = "unverified" if expected is None else "ok"
+        status: Status = "unverified" if expected is None else "ok"
+        if (other := next((each for each in paths if not is_gguf(each)), None)) is not None:
+            status, path = "invalid", other
         return Verification(spec.name, status, path, found, expected)
     if kept and len(paths) > 1:
         # Of several files, name the one that is wrong.
@@ -180,11 +186,8 @@ def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
             f"mend models.{spec.name}.sha256"
         )
     for download in downloads:
-        with download.path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise StoreError(
-                    f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}"
-                )
+        if not is_gguf(download.path):
+            raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
 
 
 def _models_folder() -> Path:
@@ -257,7 +260,8 @@ def _checksums(spec: ModelSpec, progress: Progress | None) -> list[str]:
         raise StoreError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def _local_problem(spec: ModelSpec) -> str:
+def local_problem(spec: ModelSpec) -> str:
+    """Say what is wrong with a model's own file that is missing or has another size."""
     here, paths = size(spec), _paths(spec)
     if here is not None:
         return (

@@ -10,8 +10,16 @@ from typing import Literal, TypeGuard
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given, refuse_keys_within, shown
-from eva_local.openai.request import CHAT, TEXT_BIAS, read_biases, read_messages, read_wishes, said
+from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
+from eva_local.openai.request import (
+    BODY_KEYS,
+    CHAT,
+    TEXT_BIAS,
+    read_biases,
+    read_messages,
+    read_wishes,
+    said,
+)
 from eva_local.types import Sampling
 
 #: Answers that one call can ask for at most.
@@ -28,7 +36,7 @@ OWN_KEYS = ("n", "stream", "stream_options", "echo", "trace", "weights", "logit_
 # OpenAI pads the parts of a stream; padding says nothing of the answer.
 _STREAM_KEYS = ("include_usage", "include_obfuscation")
 
-# Returns the bytes of a token of the shared space; none for one that has no text.
+# Returns the bytes of a token of the shared space; InputError where it has no text.
 PieceOf = Callable[[int], bytes]
 # As in FusionSettings, but what only a new ensemble could obey.
 Weights = Literal["equal", "running"] | tuple[float, ...]
@@ -86,6 +94,7 @@ def read_call(
     Raises InputError and ConfigError where it asks for something that cannot be done.
     """
     body = said(body)
+    refuse_other_keys(body, {*BODY_KEYS, *OWN_KEYS})
     own = {key: body.pop(key) for key in OWN_KEYS if key in body}
     if endpoint == CHAT and own.get("echo"):
         raise InputError("echo: a conversation is not repeated; leave it out")
@@ -195,10 +204,10 @@ def _text_biases(value: object, piece_of: PieceOf, texts: object) -> dict[str, o
             )
         try:
             text = piece_of(int(key)).decode()
-        except UnicodeDecodeError:
+        except (InputError, UnicodeDecodeError):
             text = ""
         if not text:
-            raise InputError(f"logit_bias {key}: this token is no whole text of its own")
+            raise InputError(f"logit_bias {key}: no token, or one that is no whole text of its own")
         if text in biases and _as_bias(biases[text]) != _as_bias(bias):
             raise InputError(f"logit_bias {key}: {shown(text)} has another bias, too: give one")
         biases[text] = bias

@@ -50,6 +50,15 @@ _REFUSED: Mapping[str, object] = {
     "functions": [],
     "modalities": ["text"],
 }
+# The same of what an endpoint can do, where nothing can.
+_ASKS_NOTHING: Mapping[str, object] = {
+    **_REFUSED,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "trace": False,
+    "stream_options": {},
+    TEXT_BIAS: {},
+}
 #: What the body of a request can say.
 BODY_KEYS = (
     *("messages", "prompt", "logprobs", "top_logprobs", "response_format", TEXT_BIAS),
@@ -97,10 +106,22 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 def said(body: Mapping[str, object]) -> dict[str, object]:
     """Return what a body says, by our names; raise InputError where two names contradict."""
     values = given(body)
+    _refuse_half_characters(values)
     for alias, name in _ALIASES.items():
         if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
             raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
     return values
+
+
+def _refuse_half_characters(values: Mapping[str, object]) -> None:
+    """Raise InputError for what JSON can name and is no text; a row is called what it likes."""
+    for key, value in values.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            if key != "id":
+                name = key.encode("ascii", "backslashreplace").decode()
+                raise InputError(f"{name}: half a surrogate pair is no text") from error
 
 
 def read_wishes(
@@ -137,29 +158,34 @@ def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     Raises InputError and ConfigError for values that cannot be used.
     """
     values = said(values)
-    schema = schema_of(values.get("response_format", {"type": "text"}))
-    if schema is not None:
-        for key in ("grammar", "json_schema"):
-            if key in values:
-                raise InputError(f"{key} and response_format exclude each other: give one")
-        values["json_schema"] = schema
     changed = {key: _option(key, value) for key, value in values.items() if key in _HINTS}
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
     for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
         if key in changed:
             changed.setdefault(other, None)
+    if "response_format" in values:
+        schema = schema_of(values["response_format"])
+        for key in ("grammar", "json_schema"):
+            if key in values:
+                raise InputError(f"{key} and response_format exclude each other: give one")
+        # Plain text is asked for, too: no grammar or schema of the defaults is to be obeyed.
+        changed |= {"grammar": None, "json_schema": None}
+        if schema is not None:
+            changed["json_schema"] = json.dumps(schema)
     return replace(defaults, **changed) if changed else defaults  # type: ignore[arg-type]  # checked
 
 
 @lru_cache(maxsize=1024)
 def misspelled(key: str, known: tuple[str, ...]) -> str | None:
-    """Return the known key that was probably meant by one that is not known."""
-    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.85)), None)
+    """Return the known key that was probably meant by one that is not known, in any case."""
+    return next(iter(difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.85)), None)
 
 
 def refuse_undone(key: str, value: object) -> None:
     """Raise InputError for what cannot be done, unless it asks for nothing."""
-    if value is not None and value != _REFUSED.get(key):
+    nothing = _ASKS_NOTHING.get(key)
+    # True is 1 for Python, and 1.0 is, too.
+    if value is not None and (type(value) is not type(nothing) or value != nothing):
         raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 
 
@@ -179,9 +205,17 @@ def _option(key: str, value: object) -> object:
         return _stop(value)
     if key == "logit_bias":
         return read_biases(value)
-    if key == "json_schema" and isinstance(value, dict):
-        return json.dumps(value)
+    if key == "json_schema":
+        return _schema(value)
     return convert(value, str, key)
+
+
+def _schema(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"json_schema must be an object or a text of one, not {shown(value)}")
+    return value
 
 
 def _stop(value: object) -> tuple[str, ...]:

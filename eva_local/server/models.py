@@ -77,4 +77,5 @@ class Models:
             404 if isinstance(name, str) else 400,
             f"model {shown(name)} is not here; {hint}",
             code="model_not_found",
+            param="model",
         )

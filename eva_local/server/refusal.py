@@ -22,18 +22,20 @@ class RefusedError(Exception):
         kind: str = "invalid_request_error",
         *,
         code: str | None = None,
+        param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Refuse with an HTTP `status`."""
+        """Refuse with an HTTP `status`; `param` names what part of the body is wrong."""
         super().__init__(message)
         self._status = status
         self._kind = kind
         self._code = code
+        self._param = param
         self._headers = headers
 
     def response(self) -> Response:
         """Return what the caller gets."""
-        body = problem(str(self), self._kind, code=self._code)
+        body = problem(str(self), self._kind, param=self._param, code=self._code)
         return JSONResponse(body, self._status, self._headers)
 
 
