@@ -45,8 +45,7 @@ class Branches:
     def clear(self) -> None:
         """Hold nothing, whatever the cache holds by now."""
         for sequence in self._rows:
-            self._rows[sequence], self._decoded[sequence] = as_row(()), 0
-            self._model.remove(sequence, 0)
+            self._empty(sequence)
 
     def adopt(self, other: Branches) -> None:
         """Hold the longest row that `other`, of the same model, holds, and nothing else."""
@@ -69,11 +68,8 @@ class Branches:
         for sequence in self._rows:
             if sequence != kept:
                 self._clear(sequence)
-        length = shared[kept]
-        if not self._truncate(kept, length):
-            self._clear(kept)
-            length = 0
-        return Place(kept, length)
+        self._truncate(kept, shared[kept])
+        return Place(kept, shared[kept])
 
     def reached(self, place: Place) -> bool:
         """Return whether the row at `place` can be gone on from: its past is in the cache."""
@@ -95,7 +91,6 @@ class Branches:
             self._copy(self, place.sequence, target, place.length)
         else:
             self._truncate(target, place.length)
-        assert len(self._rows[target]) == place.length
         self._rows[target] += as_row(tokens)
         return Run(target, place.length, tokens)
 
@@ -109,14 +104,13 @@ class Branches:
         """Return the tokens of a row."""
         return self._rows[place.sequence][: place.length]
 
-    def _truncate(self, sequence: int, length: int) -> bool:
+    def _truncate(self, sequence: int, length: int) -> None:
+        """Keep the first `length` tokens of a row, which can be gone on from."""
         row = self._rows[sequence]
-        if len(row) > length:
-            if not self._model.remove(sequence, length):
-                return False
+        if len(row) > length and self._model.remove(sequence, length):
             del row[length:]
+        assert len(row) == length
         self._decoded[sequence] = min(self._decoded[sequence], length)
-        return True
 
     def _shared(self, sequence: int, prompt: Sequence[int]) -> int:
         shared = min(common(self._rows[sequence], prompt), self._decoded[sequence])
@@ -130,6 +124,8 @@ class Branches:
 
     def _clear(self, sequence: int) -> None:
         if self._rows[sequence]:
-            self._model.remove(sequence, 0)
-            self._rows[sequence] = as_row(())
-            self._decoded[sequence] = 0
+            self._empty(sequence)
+
+    def _empty(self, sequence: int) -> None:
+        self._rows[sequence], self._decoded[sequence] = as_row(()), 0
+        self._model.remove(sequence, 0)

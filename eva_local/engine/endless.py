@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -29,26 +30,31 @@ Path = tuple[str, ...]
 Matches = Callable[[str, str], bool]
 
 
-def endless_rule(gbnf: str) -> str | None:
-    """Return the name of a rule that `root` leads to and no text completes."""
-    found = _endless(_clauses_of_gbnf(gbnf), "root")
-    return next((head for head in found if isinstance(head, str)), None)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the rules of a grammar, or the parts of a schema, lead from one to the next.
+
+    `endless` names one that no text completes, of those that the first leads to. `depth` is how
+    many lead from one to the next at most, groups among them.
+    """
+
+    endless: str | None
+    depth: int
 
 
-def endless_part(schema: str, matches: Matches) -> str | None:
-    """Return a JSON pointer to a part of a schema that no document completes."""
-    found = _endless(_clauses_of_schema(json.loads(schema), matches), ())
-    return next(("/".join(("#", *head)) for head in found if isinstance(head, tuple)), None)
+def shape_of_rules(gbnf: str) -> Shape:
+    """Return the shape of a grammar that is well-formed, from `root` on."""
+    clauses = list(_clauses_of_gbnf(gbnf))
+    found = _endless(clauses, "root")
+    return Shape(next((h for h in found if isinstance(h, str)), None), _depth(clauses, "root"))
 
 
-def depth_of_rules(gbnf: str) -> int:
-    """Return how many rules and groups lead from one to the next at most, from `root` on."""
-    return _depth(_clauses_of_gbnf(gbnf), "root")
-
-
-def depth_of_parts(schema: str, matches: Matches) -> int:
-    """Return how many parts of a schema lead from one to the next at most, from the root on."""
-    return _depth(_clauses_of_schema(json.loads(schema), matches), ())
+def shape_of_parts(schema: str, matches: Matches) -> Shape:
+    """Return the shape of a schema, from its root on; what is endless is a JSON pointer."""
+    clauses = list(_clauses_of_schema(json.loads(schema), matches))
+    found = _endless(clauses, ())
+    named = next(("/".join(("#", *h)) for h in found if isinstance(h, tuple)), None)
+    return Shape(named, _depth(clauses, ()))
 
 
 def _depth(clauses: Iterable[Clause], first: Hashable) -> int:

@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from eva_local.engine.endless import (
-    depth_of_parts,
-    depth_of_rules,
-    endless_part,
-    endless_rule,
-)
+from eva_local.engine.endless import shape_of_parts, shape_of_rules
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Marks
 from eva_local.types import Sampling
@@ -201,7 +196,7 @@ def _compiled(name: str, text: str) -> str:
     try:
         if name == "grammar":
             compiled = LLMatcher.grammar_from_lark(_lark(text))
-            endless, what, depth = endless_rule(text), "rule", depth_of_rules(text)
+            shape, what = shape_of_rules(text), "rule"
         else:
             # As json.dumps writes it: free whitespace would let a small model write nothing else.
             compiled = LLMatcher.grammar_from_json_schema(
@@ -215,17 +210,15 @@ def _compiled(name: str, text: str) -> str:
             )
             options = json.dumps(f"{_OPTIONS}\nstart: @json_schema")
             compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
-            endless, what = endless_part(text, _matches), "part"
-            depth = depth_of_parts(text, _matches)
+            shape, what = shape_of_parts(text, _matches), "part"
     except ValueError as error:
         raise _error(name, str(error)) from error
-    if endless is not None:
-        problem = f"no text completes the {what} {endless}"
+    if shape.endless is not None:
+        problem = f"no text completes the {what} {shape.endless}"
         raise _error(name, f"{problem}: what it needs always needs itself again")
-    if depth > _DEEPEST:
-        raise _error(
-            name, f"{depth} {what}s lead from one to the next, over {_DEEPEST}: flatten it"
-        )
+    if shape.depth > _DEEPEST:
+        problem = f"{shape.depth} {what}s lead from one to the next, over {_DEEPEST}"
+        raise _error(name, f"{problem}: flatten it")
     return compiled
 
 
