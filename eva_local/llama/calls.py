@@ -15,6 +15,7 @@ from functools import partial
 from types import FrameType
 
 _under_way: list[Call] = []
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Call:
@@ -71,8 +72,12 @@ class Call:
 def calling() -> Iterator[Call]:
     """Call C code within the block; raise at its end what callbacks and signals would have."""
     call = Call()
+    # Within another call signals wait for the end of that one.
+    inner = any(other.thread == call.thread for other in _under_way.copy())
     try:
-        with call.holding("SIGINT"), call.holding("SIGTERM"), call.holding("SIGHUP"):
+        with contextlib.ExitStack() as held:
+            for name in () if inner else _SIGNALS:
+                held.enter_context(call.holding(name))
             _under_way.append(call)
             try:
                 yield call
