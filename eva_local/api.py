@@ -18,7 +18,7 @@ from eva_local.engine.readers import Asked, Readers
 from eva_local.engine.scheduler import Request, Scheduler, Sink
 from eva_local.engine.scoring import Scoring
 from eva_local.errors import EvaError, InputError
-from eva_local.fusion.fuser import Judge
+from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Model
 from eva_local.types import Completion, Message, Sampling, Score, Step
 
@@ -106,7 +106,7 @@ class Ensemble:
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         report: Report | None = None,
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
@@ -145,7 +145,7 @@ class Ensemble:
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
@@ -227,7 +227,7 @@ class Ensemble:
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
     ) -> Request:
         """Ask for an answer that `scheduler.step` will write and tell `sink` of.
 
@@ -252,7 +252,7 @@ class Ensemble:
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
     ) -> Request:
         """Do all that may take long before a step: read the prompt, prepare how it is answered."""
         only = self._place_of(alone)
@@ -312,7 +312,7 @@ class Ensemble:
         self,
         prompt: Asked,
         continuation: str | Sequence[int],
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         *,
         alone: str | None = None,
         symbols: bool = False,
@@ -345,7 +345,7 @@ class Ensemble:
         self,
         prompt: Asked,
         continuation: str | Sequence[int],
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         *,
         alone: str | None = None,
         symbols: bool = False,
@@ -363,7 +363,7 @@ class Ensemble:
         self,
         prompt: Asked,
         continuation: str | Sequence[int],
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         *,
         alone: str | None = None,
         symbols: bool = False,
@@ -378,7 +378,7 @@ class Ensemble:
         self,
         prompt: Asked,
         continuation: str | Sequence[int],
-        judge: Judge | None,
+        judge: Fuser | None,
         alone: str | None,
         detailed: bool,
         n_top: int,

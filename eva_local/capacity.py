@@ -58,7 +58,7 @@ def open_widest(
                 raise
             places //= 2
     try:
-        ensemble.scheduler.n_places = fastest(ensemble, places)
+        ensemble.scheduler.n_slots = fastest(ensemble, places)
     except BaseException:
         ensemble.close()
         raise
@@ -105,13 +105,13 @@ def free_memory() -> int | None:
 def _measured(ensemble: Ensemble, places: int) -> float:
     """Return the tokens per second of `places` texts."""
     scheduler = ensemble.scheduler
-    before, scheduler.n_places = scheduler.n_places, places
+    before, scheduler.n_slots = scheduler.n_slots, places
     running: list[Scoring] = []
     try:
         running += [ensemble.submit_score("zero", _WRITTEN) for _ in range(places)]
         # One that is found not to fit when it begins is over before it was read.
         while any(
-            not each.request.done and (each.request.reads or each.request.draft is None)
+            not each.request.done and (each.request.reads or each.request.sequence is None)
             for each in running
         ):
             scheduler.step()
@@ -125,7 +125,7 @@ def _measured(ensemble: Ensemble, places: int) -> float:
     finally:
         for each in running:
             scheduler.cancel(each.request)
-        scheduler.n_places = before
+        scheduler.n_slots = before
 
 
 def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:

@@ -234,3 +234,43 @@ def _high(descriptor: int) -> int:
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(descriptor)
     return moved
+
+
+HOSTILE = [
+    b"</script><script>window.hacked = 1</script>",
+    b'<img src="http://127.0.0.1:9/x.png" onerror="window.hacked = 1">',
+    "\u2028\u2029\u202eevil\u202c\u200f".encode(),
+    b"<!--<script>",
+    b"@@DATA@@ @@STYLE@@",
+    b"]]>&lt;&amp;",
+    b"\xff\xfe\x00\x1b[31m",
+    "\U000e0041 \u00ad\ufeff".encode(),
+]
+
+
+# WCAG's contrast of every text node's colour to what is painted under it.
+CONTRAST = """(() => {
+  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const under = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  let worst = [99, ""];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!(own || node.dataset.mark) || node.disabled || !node.checkVisibility()) continue;
+    const back = under(node);
+    const style = getComputedStyle(node);
+    const share = Number(style.opacity);
+    const ink = parse(style.color).slice(0, 3).map((v, i) => v * share + back[i] * (1 - share));
+    const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < worst[0]) worst = [ratio, node.className + ": " + node.textContent.slice(0, 40)];
+  }
+  return worst;
+})()"""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+import contextlib
+import json
+import math
+from pathlib import Path
 
+import numpy as np
+from fakes import FakeModel
+
+from eva_local.alignment.library import identity
+from eva_local.alignment.surface import surface_refined
+from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.engine.engine import Engine
 from eva_local.evaluate.contest import Contestant, Entry, Setting, alone
 from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.results import Result
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.summary import summarize
+from eva_local.spaces.pivot import PivotSpace
+from eva_local.types import Sampling
 
 MEMBERS = ("qwen2.5-coder-0.5b", "smollm2-135m", "gemma3-270m")
 WORDS = (*("the", "sea", "is", "salt", "because", "rivers", "carry"), *("minerals", "for", "ages"))
@@ -86,3 +98,54 @@ def outcome(
         ]
         summaries.append(summarize(entries, number))
     return Outcome("trio", members[0], Setting(), tuple(summaries), tuned)
+
+
+def write(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ANSWER = {"task": "sums", "prompt": "Question: 1+1?\nAnswer:", "answers": ["2"]}
+
+
+SHOT = Row(
+    "s",
+    prompt="Question: 2+2?\nAnswer:",
+    answers=("4",),
+    rationale="Two <<2+2=4>>and two\nmake 4.\n#### 4",
+)
+
+
+ASKED = Row("a", prompt="Question: 1+1?\nAnswer: ", answers=("2",))
+
+
+WHOLE = FusionSettings(candidates=0, filter="off")
+
+
+def ensemble(models: list[FakeModel], fusion: FusionSettings = WHOLE) -> Ensemble:
+    mappings = [
+        identity(model)
+        if model.vocabulary.fingerprint == models[0].vocabulary.fingerprint
+        else surface_refined(model.tokenizer, models[0].tokenizer)
+        for model in models
+    ]
+    names = [f"m{i}" for i in range(len(models))]
+    space = PivotSpace(models, mappings, n_candidates=fusion.candidates)
+    members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in names)
+    engine = Engine(names, models, space, fusion)
+    spec = EnsembleSpec("fakes", members, "m0", fusion)
+    return Ensemble(spec, models, engine, Sampling(), contextlib.ExitStack())
+
+
+def by_hand(model: FakeModel, prompt: str, text: str) -> float:
+    """The sum over the text's tokens, of the speakable tokens and END alone."""
+    tokens = [1, *model.tokenizer.encode(prompt.encode())]
+    speakable = model.vocabulary.speakable.copy()
+    speakable[list(model.vocabulary.end_ids)] = True
+    total = 0.0
+    for token_id in model.tokenizer.encode(text.encode()):
+        logits = model._hashed(tokens).astype(float)
+        weights = np.where(speakable, np.exp(logits - logits.max()), 0)
+        total += math.log(weights[token_id] / weights.sum())
+        tokens.append(token_id)
+    return total

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from eva_local.api import Ensemble
-from eva_local.engine.sequence import Draft
+from eva_local.engine.sequence import TextSequence
 from eva_local.types import Step
 
 #: Ends what would never come. It says nothing of how long anything may take.
@@ -86,7 +86,7 @@ def step_gate(ensemble: Ensemble) -> Gate:
     """Return a gate that every step of an ensemble passes, once its texts have their places."""
     gate, step = Gate(), ensemble._engine.step
 
-    def passing(drafts: Sequence[Draft]) -> list[Step | None]:
+    def passing(drafts: Sequence[TextSequence]) -> list[Step | None]:
         gate.pass_through()
         return step(drafts)
 

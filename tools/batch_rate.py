@@ -42,7 +42,7 @@ class Work:
     """
 
     ensemble: Ensemble
-    n_places: int
+    n_slots: int
     seconds: float = 0.0
     allowed: float = 0.0
     n_tokens: int = 0
@@ -57,7 +57,7 @@ class Work:
 
     def submit(self, prompts: Iterable[str], sampling: Sampling) -> None:
         """Queue all rows."""
-        self.ensemble.scheduler.n_places = self.n_places
+        self.ensemble.scheduler.n_slots = self.n_slots
         self.ensemble.scheduler.chunk = None
         self.ensemble.scheduler.gapless = True
         for place, prompt in enumerate(prompts):
@@ -90,15 +90,15 @@ class Work:
 
     def _count(self, member: int) -> None:
         model: Any = self.ensemble._models[member]
-        voices: Any = self.ensemble._engine._voices
+        states: Any = self.ensemble._engine._states
         decode = model.decode
 
         def counted(runs: Sequence[Run]) -> Any:
             for run in runs:
                 border = next(
-                    voice[member].context._border
-                    for voice in voices.values()
-                    if voice[member].context._sequence == run.sequence
+                    state[member].context._border
+                    for state in states.values()
+                    if state[member].context._sequence == run.sequence
                 )
                 of_prompt = max(min(border - run.start, len(run.tokens)), 0)
                 self.read[member] += of_prompt
@@ -125,11 +125,11 @@ class Raw:
 
 def raw(ensemble: Ensemble, places: int) -> list[Raw]:
     """Measure the members' own decoding, in the places of an ensemble and a spare one."""
-    voices: Any = ensemble._engine._voices
+    states: Any = ensemble._engine._states
     found = []
     for member in range(len(ensemble.members)):
         model: Any = ensemble._models[member]
-        at = {slot: voices[slot][member].context.cached for slot in range(places)}
+        at = {slot: states[slot][member].context.cached for slot in range(places)}
 
         def decode(slots: Sequence[int], model: Any = model, at: dict[int, int] = at) -> float:
             for slot in slots:
@@ -183,7 +183,7 @@ def main() -> None:
             raws.append(raw(many, options.parallel))
             for work, (_, written, read) in turns:
                 work.allowed += sum(
-                    w * (r.alone if work.n_places == 1 else r.beside) + p * r.prompt
+                    w * (r.alone if work.n_slots == 1 else r.beside) + p * r.prompt
                     for r, w, p in zip(raws[-1], written, read, strict=True)
                 )
     report(wide, narrow, raws)
@@ -197,13 +197,13 @@ def report(wide: Work, narrow: Work, raws: Sequence[Sequence[Raw]]) -> None:
             for kind in ("beside", "alone", "prompt")
         )
         print(
-            f"{name}: raw {beside:.1f} tokens/s in {wide.n_places} sequences, {alone:.1f} in one, "
+            f"{name}: raw {beside:.1f} tokens/s in {wide.n_slots} sequences, {alone:.1f} in one, "
             f"{prompt:.0f} in a prompt; decoded {wide.written[member]} tokens of answers and "
             f"{wide.read[member]} of prompts"
         )
     for work in (wide, narrow):
         print(
-            f"parallel {work.n_places}: {work.n_tokens} tokens in {work.seconds:.1f} s = "
+            f"parallel {work.n_slots}: {work.n_tokens} tokens in {work.seconds:.1f} s = "
             f"{work.n_tokens / work.seconds:.2f} tokens/s, {work.allowed / work.seconds:.3f} of "
             "what raw decoding allows"
         )

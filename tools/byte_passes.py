@@ -19,7 +19,7 @@ from eva_local.evaluate.texts import cut, without
 from eva_local.llama.model import ALL, LlamaModel, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
-from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteVoice
+from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteState
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
 BYTES = 3000
@@ -40,28 +40,28 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     return bits, len(tokens)
 
 
-def forced(model: LlamaModel, voice: ByteVoice, text: bytes) -> Iterator[int]:
+def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[int]:
     """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
     model.remove(ALL, 0)
-    voice.start(PromptWriter(model).tokens(""))
+    state.start(PromptWriter(model).tokens(""))
     for byte in text:
-        while not voice.ready:
-            runs = voice.pending(None)
+        while not state.ready:
+            runs = state.pending(None)
             for run, logits in zip(runs, model.decode(runs), strict=True):
-                voice.take(run, logits)
+                state.take(run, logits)
         yield byte
-        voice.commit(byte)
+        state.commit(byte)
 
 
 def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, int]:
     """Return the bits of a text by its bytes, and how many tokens were decoded."""
     space = ByteSpace([model], threshold)
-    voices = space.voices(0)
-    (voice,) = voices
+    states = space.states(0)
+    (state,) = states
     bits = 0.0
-    for byte in forced(model, voice, text):
-        bits -= float(np.log2(space.lead_vote(voices).probability(byte)))
-    return bits, voice.forwarded
+    for byte in forced(model, state, text):
+        bits -= float(np.log2(space.lead_vote(states).probability(byte)))
+    return bits, state.forwarded
 
 
 def main(files: list[Path], threshold: float = THRESHOLD) -> None:

@@ -52,7 +52,7 @@ class Outcome:
 
     progress: Progress
     before: Done
-    n_places: int
+    n_slots: int
     finished: bool
 
     @property
@@ -95,7 +95,7 @@ def carry_out(
                 ordered=errand.ordered,
             )
             finished = job.run(source.left(done), stopped, told)
-            return Outcome(job.progress, done, ensemble.scheduler.n_places, finished)
+            return Outcome(job.progress, done, ensemble.scheduler.n_slots, finished)
 
 
 class _FileOutput:

@@ -111,8 +111,8 @@ class Job:
     def _feed(self, rows: Iterator[tuple[int, Row]]) -> int:
         """Keep as many rows waiting as one step can make place for; return how many came."""
         scheduler = self._ensemble.scheduler
-        wanted = max(scheduler.n_places - scheduler.n_waiting, 0)
-        if len(self._early) >= _AHEAD * scheduler.n_places:
+        wanted = max(scheduler.n_slots - scheduler.n_waiting, 0)
+        if len(self._early) >= _AHEAD * scheduler.n_slots:
             wanted = 0
         fed = 0
         for place, row in islice(rows, wanted):

@@ -19,7 +19,7 @@ from eva_local.bench.pace import Spread
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
-from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Floats, Vote
 from eva_local.llama.model import Logits, Model, Run
 from eva_local.opening import ensemble_of
@@ -56,7 +56,7 @@ class Heard:
     n_bytes: int
 
 
-class Listener(Judge):
+class Listener(Fuser):
     """A judge that keeps what it decides."""
 
     def __init__(

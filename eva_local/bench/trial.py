@@ -105,7 +105,7 @@ class Bench:
         label = f"{n_tokens} tokens of context"
         reading: list[Round] = []
         firsts: list[float] = []
-        self._ensemble.scheduler.n_places = 1
+        self._ensemble.scheduler.n_slots = 1
         for number, prompt in enumerate(prompts):
             text = _Text(self._ensemble, prompt, seed=number)
             rounds, first = self._read(text, f"{label}: reading", len(prompts))
@@ -113,7 +113,7 @@ class Bench:
             firsts.append(first)
             text.end()
         for width in widths:
-            self._ensemble.scheduler.n_places = width
+            self._ensemble.scheduler.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
             written = pace(self._ensemble.members, rounds)
             assert written is not None

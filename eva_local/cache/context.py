@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eva_local.cache.likelihood import Evidence
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.llama.model import Logits, Model, Run
 
 # How far back re-tokenising may reach, in bytes: longer than nearly every piece.
@@ -33,7 +33,7 @@ class Context:
         # Leading tokens of `_tokens` that llama.cpp's cache holds, and positions it holds in all.
         self._cached = 0
         self._held = 0
-        self._evidence = Evidence(model.vocabulary.pieces)
+        self._evidence = PromptLikelihood(model.vocabulary.pieces)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -145,7 +145,7 @@ class Context:
         return 0
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
-        """Judge a part of the prompt by the logits after each of its tokens; see `Evidence`."""
+        """Note how likely a part of the prompt was; see `PromptLikelihood`."""
         return self._evidence.read(self._tokens, run, blocks)
 
     def log_likelihood_per_byte(self) -> float:

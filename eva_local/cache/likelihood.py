@@ -13,7 +13,7 @@ from eva_local.llama.model import Logits, Run
 _STRIDE = 64
 
 
-class Evidence:
+class PromptLikelihood:
     """The log-likelihoods of the last tokens of a prompt, by their place."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
@@ -52,7 +52,7 @@ class Evidence:
             return self._end, False
         return (self._first - 1, False) if place < self._first - 1 else (self._end, True)
 
-    def adopt(self, other: Evidence) -> None:
+    def adopt(self, other: PromptLikelihood) -> None:
         """Know what `other`, of the same member, knows."""
         self._judged = dict(other._judged)
 

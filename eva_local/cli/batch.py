@@ -221,7 +221,7 @@ def _summary(outcome: Outcome, target: str) -> str:
     else:
         line = (
             f"{progress.n_done} of {progress.n_rows} rows in {_duration(progress.seconds)}, "
-            f"{outcome.n_places} side by side: {progress.n_tokens} tokens, "
+            f"{outcome.n_slots} side by side: {progress.n_tokens} tokens, "
             f"{progress.rate:.1f} tokens/s"
         )
         if before.n_rows:

@@ -17,11 +17,11 @@ from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.decoding import decode_all
 from eva_local.engine.sampling import ChooserMaker, Samplers
-from eva_local.engine.sequence import Draft, Panel
+from eva_local.engine.sequence import Panel, TextSequence
 from eva_local.errors import ContextError, EvaError, ModelError
-from eva_local.fusion.fuser import Judge
+from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Logits, Model, Run, cores
-from eva_local.spaces.base import Space, Voice
+from eva_local.spaces.base import MemberState, Space
 from eva_local.types import Sampling, Step
 
 log = logging.getLogger("eva_local")
@@ -36,7 +36,7 @@ _LEAST_COPIED = 16
 _MOST_TAKERS = 4
 
 # A run of a draft's member, by its place there, and the logits after it.
-Decoded = tuple[Draft, int, Run, Logits | None]
+Decoded = tuple[TextSequence, int, Run, Logits | None]
 
 
 class Engine:
@@ -71,7 +71,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
         self._takers = ThreadPoolExecutor(self._n_takers)
-        self._voices: dict[int, Sequence[Voice]] = {}
+        self._states: dict[int, Sequence[MemberState]] = {}
 
     @property
     def n_symbols(self) -> int:
@@ -97,10 +97,10 @@ class Engine:
         traced: bool = False,
         n_top: int = 0,
         chooser: ChooserMaker | None = None,
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         alone: int | None = None,
         judged: int = 0,
-    ) -> Draft:
+    ) -> TextSequence:
         """Begin an answer after each member's own prompt tokens, in sequence `slot`.
 
         With `alone` one member writes it, by itself and in its own tokens, beside the answers
@@ -119,24 +119,24 @@ class Engine:
         self._refuse_too_long(panel, prompts)
         prompts = [as_row(prompt) for prompt in prompts]
         sampler = (chooser or panel.samplers.prepare(sampling))()
-        held = self._voices_of(slot)
-        voices = [held[member] for member in panel.members]
+        held = self._states_of(slot)
+        states = [held[member] for member in panel.members]
         try:
-            for member, voice, prompt in zip(panel.members, voices, prompts, strict=True):
-                self._share(member, voice, prompt)
+            for member, state, prompt in zip(panel.members, states, prompts, strict=True):
+                self._share(member, state, prompt)
             if alone is not None:
-                voices = panel.space.over(voices)
-            for voice, prompt in zip(voices, prompts, strict=True):
-                voice.start(prompt, judged, sampler.grammar)
+                states = panel.space.over(states)
+            for state, prompt in zip(states, prompts, strict=True):
+                state.start(prompt, judged, sampler.grammar)
         except BaseException:
             # Cut off in the middle, they do not know what their caches hold.
-            for voice in voices:
-                voice.clear()
+            for state in states:
+                state.clear()
             raise
-        judge = judge or Judge(panel.fusion, len(voices))
+        judge = judge or Fuser(panel.fusion, len(states))
         lengths = [len(prompt) for prompt in prompts]
-        return Draft(
-            *(panel, voices, sampling, sampler, judge, lengths),
+        return TextSequence(
+            *(panel, states, sampling, sampler, judge, lengths),
             judged=judged > 0,
             traced=traced,
             n_top=n_top,
@@ -144,25 +144,25 @@ class Engine:
 
     def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
-        voices = self._voices_of(slot)
+        states = self._states_of(slot)
         return sum(
-            voices[member].n_cached - voices[member].holds(prompt)
+            states[member].n_cached - states[member].holds(prompt)
             for member, prompt in prompts.items()
         )
 
     def held(self, prompts: Mapping[int, Sequence[int]], slots: Iterable[int]) -> dict[int, int]:
         """Return how much of each member's prompt the best of `slots` holds, in tokens."""
-        voices = [self._voices_of(slot) for slot in slots]
+        states = [self._states_of(slot) for slot in slots]
         return {
-            member: max((each[member].holds(prompt) for each in voices), default=0)
+            member: max((each[member].holds(prompt) for each in states), default=0)
             for member, prompt in prompts.items()
         }
 
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
-        for voice, other in zip(self._voices_of(slot), self._voices_of(free), strict=True):
-            voice.trade(other)
-        self._voices[slot], self._voices[free] = self._voices[free], self._voices[slot]
+        for state, other in zip(self._states_of(slot), self._states_of(free), strict=True):
+            state.trade(other)
+        self._states[slot], self._states[free] = self._states[free], self._states[slot]
 
     def worth_copying(self, member: int) -> float:
         """Return how long a beginning of a prompt must be to be copied rather than decoded."""
@@ -170,7 +170,7 @@ class Engine:
             return math.inf
         return max(_LEAST_COPIED, int(self._models[member].n_ctx * _WORTH_COPYING))
 
-    def step(self, drafts: Sequence[Draft]) -> list[Step | None]:
+    def step(self, sequences: Sequence[TextSequence]) -> list[Step | None]:
         """Take every draft one symbol further, all of them in one batch per member.
 
         Long prompts are decoded in parts, a batch at a time; a draft that is still at its
@@ -178,16 +178,16 @@ class Engine:
         what its members' caches held of it is given up.
         """
         try:
-            self._decode(drafts)
+            self._decode(sequences)
         except Exception as error:
             # Nobody knows whose fault it was, so nobody's text is sure to be whole.
             log.exception("a step failed")
-            for draft in drafts:
-                draft.fail(error)
-        steps = [_advanced(draft) for draft in drafts]
-        for draft in drafts:
-            if draft.error is not None:
-                _give_up(draft)
+            for sequence in sequences:
+                sequence.fail(error)
+        steps = [_advanced(sequence) for sequence in sequences]
+        for sequence in sequences:
+            if sequence.error is not None:
+                _give_up(sequence)
         return steps
 
     def _alone_panel(self, member: int) -> Panel:
@@ -203,29 +203,29 @@ class Engine:
             self._alone.setdefault(member, panel)
         return self._alone[member]
 
-    def _voices_of(self, slot: int) -> Sequence[Voice]:
-        if slot not in self._voices:
-            self._voices[slot] = self._all.space.voices(slot)
-        return self._voices[slot]
+    def _states_of(self, slot: int) -> Sequence[MemberState]:
+        if slot not in self._states:
+            self._states[slot] = self._all.space.states(slot)
+        return self._states[slot]
 
-    def _share(self, member: int, voice: Voice, prompt: Sequence[int]) -> None:
+    def _share(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        others = (voices[member] for voices in self._voices.values())
+        others = (states[member] for states in self._states.values())
         best = max(others, key=lambda other: other.holds(prompt))
-        if best.holds(prompt) - voice.holds(prompt) >= self.worth_copying(member):
-            voice.adopt(best)
+        if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
+            state.adopt(best)
 
-    def _decode(self, drafts: Sequence[Draft]) -> None:
+    def _decode(self, sequences: Sequence[TextSequence]) -> None:
         members = list(range(len(self._models)))
         if self._all.fusion.gate < 1 and len(members) > 1:
             members.remove(self._all.space.lead)
-            self._decode_members([self._all.space.lead], drafts)
-            drafts = [draft for draft in drafts if not _is_sure(draft)]
-        self._decode_members(members, drafts)
+            self._decode_members([self._all.space.lead], sequences)
+            sequences = [sequence for sequence in sequences if not _is_sure(sequence)]
+        self._decode_members(members, sequences)
 
-    def _decode_members(self, members: Iterable[int], drafts: Sequence[Draft]) -> None:
+    def _decode_members(self, members: Iterable[int], sequences: Sequence[TextSequence]) -> None:
         decoded: list[Decoded] = []
-        decode = functools.partial(self._decode_member, drafts=drafts, decoded=decoded)
+        decode = functools.partial(self._decode_member, sequences=sequences, decoded=decoded)
         try:
             if self._pool is None:
                 for member in members:
@@ -236,44 +236,50 @@ class Engine:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
 
-    def _decode_member(self, member: int, drafts: Sequence[Draft], decoded: list[Decoded]) -> None:
+    def _decode_member(
+        self, member: int, sequences: Sequence[TextSequence], decoded: list[Decoded]
+    ) -> None:
         model = self._models[member]
-        work: list[tuple[Draft, int, Run]] = []
+        work: list[tuple[TextSequence, int, Run]] = []
         room = model.n_batch
-        prompt_room = (self.chunk or room) if any(draft.steps for draft in drafts) else room
-        for draft in drafts:
-            place = draft.place_of(member)
-            limit = room if draft.steps else min(room, prompt_room)
-            if place is None or draft.finished or limit <= 0:
+        prompt_room = (
+            (self.chunk or room) if any(sequence.steps for sequence in sequences) else room
+        )
+        for sequence in sequences:
+            place = sequence.place_of(member)
+            limit = room if sequence.steps else min(room, prompt_room)
+            if place is None or sequence.finished or limit <= 0:
                 continue
-            with _its_own_end(draft):
-                for run in self._pending(model, draft, place, limit):
-                    prompt_room -= 0 if draft.steps else len(run.tokens)
+            with _its_own_end(sequence):
+                for run in self._pending(model, sequence, place, limit):
+                    prompt_room -= 0 if sequence.steps else len(run.tokens)
                     if not run.every:
-                        work.append((draft, place, run))
+                        work.append((sequence, place, run))
                         room -= len(run.tokens)
         if not work:
             return
         began = time.perf_counter()
         found = decode_all(model, [run for _, _, run in work])
         each_token = (time.perf_counter() - began) / sum(len(run.tokens) for _, _, run in work)
-        for (draft, place, run), row in zip(work, found, strict=True):
-            draft.count(place, run, each_token * len(run.tokens))
+        for (sequence, place, run), row in zip(work, found, strict=True):
+            sequence.count(place, run, each_token * len(run.tokens))
             if isinstance(row, ModelError):
-                draft.fail(row)
+                sequence.fail(row)
             else:
-                decoded.append((draft, place, run, row))
+                decoded.append((sequence, place, run, row))
 
-    def _pending(self, model: Model, draft: Draft, place: int, limit: int) -> Iterator[Run]:
+    def _pending(
+        self, model: Model, sequence: TextSequence, place: int, limit: int
+    ) -> Iterator[Run]:
         """Yield what must be decoded; what judges a prompt is decoded here."""
-        voice = draft.voices[place]
-        if voice.ready:
+        state = sequence.states[place]
+        if state.ready:
             return
-        for run in voice.pending(limit):
+        for run in state.pending(limit):
             if run.every:
                 began = time.perf_counter()
-                voice.read(run, model.decode_every(run))
-                draft.count(place, run, time.perf_counter() - began)
+                state.read(run, model.decode_every(run))
+                sequence.count(place, run, time.perf_counter() - began)
             yield run
 
     def _take(self, decoded: Iterable[Decoded]) -> None:
@@ -282,9 +288,9 @@ class Engine:
         numpy goes through a whole vocabulary there, without the GIL. It does so when nobody
         decodes, for llama.cpp is slowed down by more than that takes where it has all cores.
         """
-        by_voice: dict[Voice, list[Decoded]] = {}
+        by_voice: dict[MemberState, list[Decoded]] = {}
         for each in decoded:
-            by_voice.setdefault(each[0].voices[each[1]], []).append(each)
+            by_voice.setdefault(each[0].states[each[1]], []).append(each)
         rows = list(by_voice.values())
         mine, *others = [rows[first :: self._n_takers] for first in range(self._n_takers)]
         asked = [self._takers.submit(_hand_over, part) for part in others if part]
@@ -309,45 +315,45 @@ def too_long(what: str, sizes: Iterable[tuple[str, int, int]], at_least: str = "
 
 
 @contextlib.contextmanager
-def _its_own_end(draft: Draft) -> Iterator[None]:
+def _its_own_end(sequence: TextSequence) -> Iterator[None]:
     """Let what goes wrong with a draft be its own end, and nobody else's."""
     try:
         yield
     except EvaError as error:
-        draft.fail(error)
+        sequence.fail(error)
     except Exception as error:
         log.exception("an answer failed")
-        draft.fail(error)
+        sequence.fail(error)
 
 
-def _is_sure(draft: Draft) -> bool:
+def _is_sure(sequence: TextSequence) -> bool:
     """Return whether the lead alone decides the next step of a draft."""
-    with _its_own_end(draft):
-        if not draft.finished:
-            draft.ask_lead()
-    return draft.sure
+    with _its_own_end(sequence):
+        if not sequence.finished:
+            sequence.ask_lead()
+    return sequence.sure
 
 
-def _advanced(draft: Draft) -> Step | None:
+def _advanced(sequence: TextSequence) -> Step | None:
     step = None
-    with _its_own_end(draft):
-        if not draft.finished and draft.ready:
-            step = draft.advance()
+    with _its_own_end(sequence):
+        if not sequence.finished and sequence.ready:
+            step = sequence.advance()
     return step
 
 
-def _give_up(draft: Draft) -> None:
+def _give_up(sequence: TextSequence) -> None:
     """Let nobody go on with what the caches hold of a draft that failed: it is unknown."""
-    with _its_own_end(draft):
-        for voice in draft.voices:
-            voice.clear()
+    with _its_own_end(sequence):
+        for state in sequence.states:
+            state.clear()
 
 
 def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:
-    for draft, place, run, logits in chain.from_iterable(rows):
-        with _its_own_end(draft):
-            if not draft.finished:
-                draft.voices[place].take(run, logits)
+    for sequence, place, run, logits in chain.from_iterable(rows):
+        with _its_own_end(sequence):
+            if not sequence.finished:
+                sequence.states[place].take(run, logits)
 
 
 def _await(asked: Sequence[Future[None]]) -> None:

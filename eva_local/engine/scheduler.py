@@ -12,9 +12,9 @@ from itertools import count, islice
 from eva_local.cache.context import as_row, common
 from eva_local.engine.engine import Engine
 from eva_local.engine.sampling import ChooserMaker
-from eva_local.engine.sequence import Draft
+from eva_local.engine.sequence import TextSequence
 from eva_local.errors import ClosedError, EvaError, passed_on
-from eva_local.fusion.fuser import Judge
+from eva_local.fusion.fuser import Fuser
 from eva_local.llama.calls import calling
 from eva_local.types import Sampling, Step
 
@@ -38,10 +38,10 @@ class Request:
     traced: bool = False
     n_top: int = 0
     chooser: ChooserMaker | None = None
-    judge: Judge | None = None
+    judge: Fuser | None = None
     alone: int | None = None
     judged: int = 0
-    draft: Draft | None = None
+    sequence: TextSequence | None = None
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.
     done: bool = False
 
@@ -58,12 +58,12 @@ class Request:
     @property
     def reads(self) -> bool:
         """Whether it is in a place and still at its prompt."""
-        return self.draft is not None and self.draft.steps == 0 and not self.done
+        return self.sequence is not None and self.sequence.steps == 0 and not self.done
 
     @property
     def share_read(self) -> float:
         """The share of the prompts that the members have read, from 0 to 1."""
-        return 0.0 if self.draft is None else self.draft.share_read
+        return 0.0 if self.sequence is None else self.sequence.share_read
 
 
 @dataclass(slots=True, eq=False)
@@ -75,17 +75,17 @@ class _Turn:
 
 
 class Scheduler:
-    """A queue before `n_places` texts that are written side by side.
+    """A queue before `n_slots` texts that are written side by side.
 
     All methods may be called by any thread. One thread steps at a time, for all requests. What
     a step finds out, it tells their sinks, in that thread; sinks must be quick and not raise
     where others wait for the same step.
     """
 
-    def __init__(self, engine: Engine, n_places: int = 1) -> None:
-        """Use the slots 0 to `n_places` - 1 of `engine`, which nobody else may use."""
+    def __init__(self, engine: Engine, n_slots: int = 1) -> None:
+        """Use the slots 0 to `n_slots` - 1 of `engine`, which nobody else may use."""
         self._engine = engine
-        self.n_places = n_places
+        self.n_slots = n_slots
         #: Whether texts move together when nothing waits. llama.cpp decodes neighbours up to
         #: twice as fast, but what the caches hold of texts that are over is lost.
         self.gapless = False
@@ -197,22 +197,22 @@ class Scheduler:
         self._close_gap()
         # Answers go first into a batch, prompts fill the rest in the order of their coming.
         running = sorted(self._places.items(), key=lambda item: item[1].reads)
-        drafts = [request.draft for _, request in running if request.draft is not None]
-        steps = self._engine.step(drafts) if drafts else []
+        sequences = [request.sequence for _, request in running if request.sequence is not None]
+        steps = self._engine.step(sequences) if sequences else []
         self._used |= dict.fromkeys(self._places, next(self._clock))
         # What a sink may raise leaves the places in order.
         self._places = {slot: held for slot, held in running if not _is_finished(held)}
-        for (_, request), draft, step in zip(running, drafts, steps, strict=True):
-            told = draft.error or step
+        for (_, request), sequence, step in zip(running, sequences, steps, strict=True):
+            told = sequence.error or step
             if told is not None and not request.done:
-                _tell(request, told, last=draft.finished)
+                _tell(request, told, last=sequence.finished)
 
     def _admit(self) -> None:
-        free = [slot for slot in range(self.n_places) if slot not in self._places]
+        free = [slot for slot in range(self.n_slots) if slot not in self._places]
         while free and (request := self._next()) is not None:
             try:
                 slot = self._best(free, request)
-                request.draft = self._begin(request, slot)
+                request.sequence = self._begin(request, slot)
             except EvaError as error:
                 _tell(request, error, last=True)
                 continue
@@ -226,7 +226,7 @@ class Scheduler:
             lengths = {member: len(prompt) for member, prompt in request.prompt_of.items()}
             self._read[slot] = self._read.get(slot, {}) | lengths
 
-    def _begin(self, request: Request, slot: int) -> Draft:
+    def _begin(self, request: Request, slot: int) -> TextSequence:
         return self._engine.begin(
             request.prompts,
             request.sampling,
@@ -283,7 +283,7 @@ class Scheduler:
     def _next(self) -> Request | None:
         """Take the first request that gains nothing by waiting for what is being read."""
         with self._changed:
-            first = list(islice(self._waiting, self.n_places))
+            first = list(islice(self._waiting, self.n_slots))
         for request in first:
             if not self._is_being_read(request.prompt_of) and self._leaves_queue(request):
                 return request
@@ -306,14 +306,14 @@ class Scheduler:
             worth = self._engine.worth_copying(member)
             if soon < worth:
                 continue
-            held = self._engine.held({member: prompt}, range(self.n_places))
+            held = self._engine.held({member: prompt}, range(self.n_slots))
             if soon - held[member] >= worth:
                 return True
         return False
 
 
 def _is_finished(request: Request) -> bool:
-    return request.draft is not None and request.draft.finished
+    return request.sequence is not None and request.sequence.finished
 
 
 def _tell(request: Request, told: Step | EvaError, *, last: bool) -> None:

@@ -8,19 +8,19 @@ from eva_local.engine.sampling import Forced
 from eva_local.engine.scheduler import Request
 from eva_local.engine.sequence import Panel
 from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Floats, Marks, Vote
 from eva_local.types import Candidate, Sampling, Score, ScoredSymbol, Step
 
 
-class Witness(Judge):
+class Witness(Fuser):
     """Judges as another does, and adds up how likely each member thought what came.
 
     `log_likelihoods` are in nats, by the members' own votes; None for a member that was not
     asked each time.
     """
 
-    def __init__(self, judge: Judge, n_members: int, n_symbols: int) -> None:
+    def __init__(self, judge: Fuser, n_members: int, n_symbols: int) -> None:
         """Let `judge` decide."""
         self._judge = judge
         self._n_symbols = n_symbols
@@ -63,7 +63,7 @@ class Scoring:
         panel: Panel,
         prompts: Sequence[Sequence[int]],
         symbols: Sequence[int],
-        judge: Judge | None = None,
+        judge: Fuser | None = None,
         *,
         alone: int | None = None,
         judged: int = 0,
@@ -85,7 +85,7 @@ class Scoring:
         self._detailed = detailed
         self._forced = Forced(symbols, space.end + 1, n_top)
         n_members = len(panel.members)
-        self._witness = Witness(judge or Judge(panel.fusion, n_members), n_members, space.end + 1)
+        self._witness = Witness(judge or Fuser(panel.fusion, n_members), n_members, space.end + 1)
         self._last: Step | EvaError | None = None
         #: What a scheduler must be asked for.
         self.request = Request(

@@ -13,10 +13,10 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.detokenizer import TextStream
 from eva_local.engine.sampling import Chooser, PieceSampler, Samplers
 from eva_local.errors import EvaError, passed_on
-from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Marks, Vote
 from eva_local.llama.model import Run
-from eva_local.spaces.base import Slate, Space, Voice
+from eva_local.spaces.base import MemberState, Slate, Space
 from eva_local.types import Ballot, Candidate, FinishReason, Sampling, Step, Trace, Usage
 
 # Candidates of each vote that a trace shows.
@@ -41,28 +41,28 @@ class Panel:
     samplers: Samplers
 
 
-class Draft:
+class TextSequence:
     """One answer in progress, in one sequence of every member of its panel."""
 
     def __init__(
         self,
         panel: Panel,
-        voices: Sequence[Voice],
+        states: Sequence[MemberState],
         sampling: Sampling,
         sampler: Chooser | PieceSampler,
-        judge: Judge,
+        judge: Fuser,
         prompts: Sequence[int],
         *,
         judged: bool = False,
         traced: bool = False,
         n_top: int = 0,
     ) -> None:
-        """Begin an answer by `voices` that have started; `prompts` are their prompt lengths.
+        """Begin an answer by `states` that have started; `prompts` are their prompt lengths.
 
         Where the prompts are `judged`, the judge is told what they say of the members.
         """
         self.panel = panel
-        self.voices = voices
+        self.states = states
         self._places = {member: place for place, member in enumerate(panel.members)}
         self.sampling = sampling
         self.sampler = sampler
@@ -70,7 +70,7 @@ class Draft:
         self.traced = traced
         self.n_top = n_top
         self.text = TextStream(sampling.stop)
-        self._span = _Span(len(voices))
+        self._span = _Span(len(states))
         # The lead alone decides the next step.
         self.sure = False
         self._tells = judged
@@ -80,19 +80,19 @@ class Draft:
         self.steps = 0
         self.steps_alone = 0
         self.prompt_tokens = tuple(prompts)
-        self.cached_tokens: list[int | None] = [None] * len(voices)
+        self.cached_tokens: list[int | None] = [None] * len(states)
         self.read_tokens = 0
-        self.filtered = np.zeros(len(voices), dtype=np.int64)
-        self.decode_seconds = np.zeros(len(voices))
-        self.prompt_seconds = np.zeros(len(voices))
-        self.last_seconds = np.zeros(len(voices))
+        self.filtered = np.zeros(len(states), dtype=np.int64)
+        self.decode_seconds = np.zeros(len(states))
+        self.prompt_seconds = np.zeros(len(states))
+        self.last_seconds = np.zeros(len(states))
         self.started = time.perf_counter()
         self.first_seconds = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether all who are asked can vote."""
-        return self.sure or all(voice.ready for voice in self.voices)
+        return self.sure or all(state.ready for state in self.states)
 
     @property
     def share_read(self) -> float:
@@ -129,15 +129,15 @@ class Draft:
         Each member must have read its prompt first, so that all have something to go on from.
         """
         space, gate = self.panel.space, self.panel.fusion.gate
-        if gate == 1 or not self.voices[space.lead].ready or self.steps == 0:
+        if gate == 1 or not self.states[space.lead].ready or self.steps == 0:
             return False
         # Who has not read for a while must find out in time that its context is full.
-        if any(voice.room - voice.unread <= _LONGEST_STEP for voice in self.voices):
+        if any(state.room - state.unread <= _LONGEST_STEP for state in self.states):
             return False
         if isinstance(self.sampler, PieceSampler):
             vote = self._slate(alone=True).votes[space.lead]
         else:
-            vote = space.lead_vote(self.voices)
+            vote = space.lead_vote(self.states)
         assert vote is not None
         if self._allowed is not None:
             vote = vote.within(self._allowed)
@@ -148,7 +148,7 @@ class Draft:
         """Choose and commit symbols until a step is whole, or a member must decode first."""
         space, sampler = self.panel.space, self.sampler
         if self._tells:
-            self.judge.begin([voice.evidence() for voice in self.voices])
+            self.judge.begin([state.evidence() for state in self.states])
             self._tells = False
         if isinstance(sampler, PieceSampler):
             return self._advance_piece(sampler)
@@ -186,7 +186,7 @@ class Draft:
         self.judge.learn(decision, chosen, len(span.piece))
         self.sure = False
         assert space.slates is not None
-        space.slates.write(self.voices, slate, chosen)
+        space.slates.write(self.states, slate, chosen)
         return self._completed(ended=not span.piece)
 
     def _slate(self, *, alone: bool) -> Slate:
@@ -194,15 +194,15 @@ class Draft:
         space = self.panel.space
         assert space.slates is not None
         only = space.lead if alone else None
-        return space.slates.slate(self.voices, self.judge.weights, _PUT_FORWARD, only)
+        return space.slates.slate(self.states, self.judge.weights, _PUT_FORWARD, only)
 
     def _votes(self) -> list[Vote | None]:
         space = self.panel.space
-        lead = space.lead_vote(self.voices)
+        lead = space.lead_vote(self.states)
         if not self.sure:
-            return [*space.votes(self.voices, lead)]
+            return [*space.votes(self.states, lead)]
         self.steps_alone += 1
-        return [lead if place == space.lead else None for place in range(len(self.voices))]
+        return [lead if place == space.lead else None for place in range(len(self.states))]
 
     def _note(self, decision: Decision) -> None:
         """Count who was filtered; the first decision ends the time of the prompt."""
@@ -227,8 +227,8 @@ class Draft:
         self.judge.learn(decision, chosen, len(piece))
         self.sure = False
         if chosen != space.end:
-            for voice in self.voices:
-                voice.commit(chosen)
+            for state in self.states:
+                state.commit(chosen)
 
     def _note_tops(self, decision: Decision) -> None:
         span = self._span
@@ -243,9 +243,9 @@ class Draft:
                 ()
                 if vote is None
                 else tuple(
-                    Candidate(piece, share) for piece, share in voice.candidates(vote, _TRACED)
+                    Candidate(piece, share) for piece, share in state.candidates(vote, _TRACED)
                 )
-                for voice, vote in zip(self.voices, decision.votes, strict=True)
+                for state, vote in zip(self.states, decision.votes, strict=True)
             ]
 
     def _completed(self, *, ended: bool) -> Step | None:
@@ -253,10 +253,10 @@ class Draft:
         span = self._span
         assert span.first is not None
         stops = ended or self.sampler.complete
-        full = not ended and any(voice.room < voice.unread for voice in self.voices)
+        full = not ended and any(state.room < state.unread for state in self.states)
         whole = (
             isinstance(self.sampler, PieceSampler)
-            or self.panel.space.at_border(self.voices, np.asarray(span.first.weights))
+            or self.panel.space.at_border(self.states, np.asarray(span.first.weights))
             or len(span.piece) >= _LONGEST_STEP
         )
         if not (stops or full or whole or self.text.would_stop(span.piece)):
@@ -287,8 +287,8 @@ class Draft:
 
     def _next_span(self) -> None:
         """Begin the next step."""
-        self._span = _Span(len(self.voices))
-        self.last_seconds = np.zeros(len(self.voices))
+        self._span = _Span(len(self.states))
+        self.last_seconds = np.zeros(len(self.states))
 
     def _trace(self, decision: Decision) -> Trace:
         span = self._span

@@ -8,7 +8,7 @@ from eva_local.api import Ensemble, completion_of
 from eva_local.engine.scheduler import Request
 from eva_local.engine.scoring import Scoring
 from eva_local.errors import EvaError
-from eva_local.fusion.fuser import Judge
+from eva_local.fusion.fuser import Fuser
 from eva_local.llama.prompt import Prompt
 from eva_local.types import Completion, Sampling, Score, Step
 
@@ -35,7 +35,7 @@ def complete_each(
 def score_each(
     ensemble: Ensemble,
     rows: Sequence[Sequence[tuple[Prompt, str]]],
-    judge_of: Callable[[int], Judge | None] = lambda _place: None,
+    judge_of: Callable[[int], Fuser | None] = lambda _place: None,
 ) -> Iterator[tuple[int, list[Score]]]:
     """Score the texts of each row, each after its prompt; yield rows as they end.
 
@@ -47,7 +47,7 @@ def score_each(
     lanes: list[_Lane] = []
     try:
         while True:
-            while len(lanes) < ensemble.scheduler.n_places and (row := next(waiting, None)):
+            while len(lanes) < ensemble.scheduler.n_slots and (row := next(waiting, None)):
                 lanes.append(_Lane(ensemble, *row, judge_of))
             if not lanes:
                 return
@@ -70,7 +70,7 @@ class _Lane:
         ensemble: Ensemble,
         place: int,
         row: Sequence[tuple[Prompt, str]],
-        judge_of: Callable[[int], Judge | None],
+        judge_of: Callable[[int], Fuser | None],
     ) -> None:
         self.place = place
         self.scores: list[Score] = []

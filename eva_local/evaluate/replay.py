@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eva_local.config.specs import FusionSettings
-from eva_local.fusion.fuser import Decision, Judge
+from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote, combine
 
 
@@ -55,7 +55,7 @@ class Juror:
         self._lead = lead
         self._n_symbols = n_symbols
         self._conversation = conversation
-        self._judge = Judge(fusion, n_members)
+        self._judge = Fuser(fusion, n_members)
         self._first = True
         #: In nats.
         self.log_likelihood = 0.0
@@ -93,7 +93,7 @@ class Juror:
         return [vote if member == lead else None for member, vote in enumerate(votes)]
 
 
-class Jury(Judge):
+class Jury(Fuser):
     """A judge that lets jurors hear the votes of a text too.
 
     They decide by what they look at in the votes. Whole votes are fused once for all who come to
@@ -145,7 +145,7 @@ def _seen(vote: Vote, symbol: int, count: int) -> Vote:
     return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
 
 
-class Recorder(Judge):
+class Recorder(Fuser):
     """A judge that keeps what it hears."""
 
     def __init__(

@@ -26,7 +26,7 @@ class Decision:
     weights: tuple[float, ...]
 
 
-class Judge:
+class Fuser:
     """Fuses the votes of one text, step by step.
 
     `evidence: (members,)` is each member's mean log-likelihood in nats per byte, of the prompt

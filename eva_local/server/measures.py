@@ -101,5 +101,5 @@ def _busyness(model: Model) -> dict[str, Callable[[], float]]:
         "taken": lambda: places.taken,
         "running": lambda: scheduler.n_running,
         "waiting": lambda: scheduler.n_waiting,
-        "places": lambda: scheduler.n_places,
+        "places": lambda: scheduler.n_slots,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from eva_local.api import Ensemble
 from eva_local.config.settings import did_you_mean
-from eva_local.fusion.fuser import Judge
+from eva_local.fusion.fuser import Fuser
 from eva_local.openai.call import Weights
 from eva_local.openai.keys import shown
 from eva_local.server.places import Places
@@ -36,14 +36,14 @@ class Model:
         sizes = dict(zip(self.ensemble.members, self.ensemble.n_ctx, strict=True))
         return min(sizes[name] for name in self.members)
 
-    def judge(self, weights: Weights | None) -> Judge | None:
+    def judge(self, weights: Weights | None) -> Fuser | None:
         """Return what fuses one text with other weights than the ensemble's own."""
         if weights is None or self.alone is not None:
             return None
         count = len(self.members)
         # Numbers are obeyed whatever the ensemble knows of the prompt.
         settled = (1.0,) * count if weights == "equal" else weights
-        return Judge(replace(self.ensemble.spec.fusion, weights=settled), count)
+        return Fuser(replace(self.ensemble.spec.fusion, weights=settled), count)
 
 
 class Models:
@@ -54,7 +54,7 @@ class Models:
         self.ensembles = tuple(ensembles)
         self._models: dict[str, Model] = {}
         for ensemble in ensembles:
-            places = Places(ensemble.scheduler.n_places, n_waiting)
+            places = Places(ensemble.scheduler.n_slots, n_waiting)
             name = ensemble.spec.name
             self._models[name] = Model(name, ensemble, places)
             if len(ensemble.members) > 1:

@@ -22,7 +22,7 @@ class Constraint(Protocol):
         """(symbols,): which symbols, END among them, may come next; never none."""
 
 
-class Voice(Protocol):
+class MemberState(Protocol):
     """One member's part in one text."""
 
     @property
@@ -81,8 +81,8 @@ class Voice(Protocol):
         """Return what the member thinks likeliest to come next, as pieces; END has no bytes."""
 
 
-V = TypeVar("V", bound=Voice)
-V_contra = TypeVar("V_contra", bound=Voice, contravariant=True)
+V = TypeVar("V", bound=MemberState)
+V_contra = TypeVar("V_contra", bound=MemberState, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +102,14 @@ class Slates(Protocol[V_contra]):
     """Lets pieces be chosen where symbols are none."""
 
     def slate(
-        self, voices: Sequence[V_contra], weights: Floats, count: int, only: int | None = None
+        self, states: Sequence[V_contra], weights: Floats, count: int, only: int | None = None
     ) -> Slate:
         """Return `count` pieces to choose among; `weights: (members,)` are what voices count.
 
         With `only` that member puts them forward and votes, and nobody else is asked.
         """
 
-    def write(self, voices: Sequence[V_contra], slate: Slate, chosen: int) -> None:
+    def write(self, states: Sequence[V_contra], slate: Slate, chosen: int) -> None:
         """Append the chosen piece of a slate."""
 
 
@@ -136,20 +136,20 @@ class Space(Protocol[V]):
     def is_text(self, symbol: int) -> bool:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
 
-    def voices(self, sequence: int) -> list[V]:
+    def states(self, sequence: int) -> list[V]:
         """Return a voice of every member for one sequence of each model."""
 
     def alone(self, member: int) -> Self:
         """Return the space in which one member speaks alone."""
 
-    def over(self, voices: Sequence[V]) -> list[V]:
+    def over(self, states: Sequence[V]) -> list[V]:
         """Return voices of this space in the sequences of others, of the same models."""
 
-    def lead_vote(self, voices: Sequence[V]) -> Vote:
+    def lead_vote(self, states: Sequence[V]) -> Vote:
         """Return the lead's vote; its voice must have taken its logits."""
 
-    def votes(self, voices: Sequence[V], lead: Vote) -> list[Vote]:
+    def votes(self, states: Sequence[V], lead: Vote) -> list[Vote]:
         """Return the vote of every voice, all of which have taken their logits."""
 
-    def at_border(self, voices: Sequence[V], weights: Floats, /) -> bool:
+    def at_border(self, states: Sequence[V], weights: Floats, /) -> bool:
         """Return whether a piece ends where the text ends; `weights: (members,)` say for whom."""

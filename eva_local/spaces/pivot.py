@@ -16,7 +16,7 @@ from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import Constraint
 
 
-class PivotVoice:
+class PivotState:
     """A member that speaks in the pivot's tokens."""
 
     def __init__(
@@ -69,18 +69,18 @@ class PivotVoice:
         self._candidates = None
         self.context.clear()
 
-    def adopt(self, other: PivotVoice) -> None:
+    def adopt(self, other: PivotState) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self.context.adopt(other.context)
 
-    def trade(self, other: PivotVoice) -> None:
+    def trade(self, other: PivotState) -> None:
         """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
         self.context.trade(other.context)
 
     def start(
         self, prompt: Sequence[int], judged: int = 0, grammar: Constraint | None = None
     ) -> None:
-        """Begin a new text after the tokens of a prompt; see `Voice.start`."""
+        """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._candidates = None
         self._grammar = grammar
         self.context.start(prompt, judged)
@@ -174,9 +174,9 @@ class PivotSpace:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
         return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
-    def voices(self, sequence: int) -> list[PivotVoice]:
+    def states(self, sequence: int) -> list[PivotState]:
         """Return a voice of every member for one sequence of each model."""
-        return self._voices([Context(model, sequence) for model in self._models])
+        return self._states([Context(model, sequence) for model in self._models])
 
     def alone(self, member: int) -> PivotSpace:
         """Return the space of a member's own tokens."""
@@ -188,28 +188,28 @@ class PivotSpace:
             control=[self._control[member]],
         )
 
-    def over(self, voices: Sequence[PivotVoice]) -> list[PivotVoice]:
+    def over(self, states: Sequence[PivotState]) -> list[PivotState]:
         """Return voices of this space in the sequences of others, of the same models."""
-        return self._voices([voice.context for voice in voices])
+        return self._states([state.context for state in states])
 
-    def lead_vote(self, voices: Sequence[PivotVoice]) -> Vote:
+    def lead_vote(self, states: Sequence[PivotState]) -> Vote:
         """Return the pivot's vote."""
-        return self._spellable(voices[self.lead].vote(None))
+        return self._spellable(states[self.lead].vote(None))
 
-    def votes(self, voices: Sequence[PivotVoice], lead: Vote) -> list[Vote]:
+    def votes(self, states: Sequence[PivotState], lead: Vote) -> list[Vote]:
         """Return every member's vote; the pivot's may steer how the others' are split."""
         return [
-            lead if index == self.lead else self._spellable(voice.vote(lead))
-            for index, voice in enumerate(voices)
+            lead if index == self.lead else self._spellable(state.vote(lead))
+            for index, state in enumerate(states)
         ]
 
-    def at_border(self, _voices: Sequence[PivotVoice], _weights: Floats, /) -> bool:
+    def at_border(self, _states: Sequence[PivotState], _weights: Floats, /) -> bool:
         """Return True: a symbol is a whole piece."""
         return True
 
-    def _voices(self, contexts: Sequence[Context]) -> list[PivotVoice]:
+    def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
         return [
-            PivotVoice(context, mapping, self._pieces, self._n_candidates, control)
+            PivotState(context, mapping, self._pieces, self._n_candidates, control)
             for context, mapping, control in zip(
                 contexts, self._mappings, self._control, strict=True
             )

@@ -52,7 +52,7 @@ def test_law_2_a_model_alone_writes_what_llama_cpp_writes(alone: Ensemble, promp
         row.append(best)
         (logits,) = model.decode([Run(0, len(row) - 1, [best])])
     model.remove(ALL, 0)
-    alone._engine._voices.clear()
+    alone._engine._states.clear()
     assert made.text == expected.decode("utf-8", "ignore")
 
 

@@ -55,16 +55,16 @@ def test_law_2_one_member_alone_writes_llama_cpps_tokens(name, prompt) -> None:
     expected = llama_cpp_alone(name, prompt, 100)
     with open_ensemble(ensemble_of(name)) as ensemble:
         ensemble.complete(prompt, Sampling(max_tokens=100))
-        (voice,) = ensemble._engine._voices[0]
-        assert list(voice.context.generated)[:100] == expected
+        (state,) = ensemble._engine._states[0]
+        assert list(state.context.generated)[:100] == expected
 
 
 def test_law_2_two_copies_of_one_model_write_its_tokens() -> None:
     expected = llama_cpp_alone("smollm2-135m", PROMPTS[0], 100)
     with open_ensemble(ensemble_of("smollm2-135m", "smollm2-135m")) as ensemble:
         ensemble.complete(PROMPTS[0], Sampling(max_tokens=100))
-        for voice in ensemble._engine._voices[0]:
-            assert list(voice.context.generated)[:100] == expected
+        for state in ensemble._engine._states[0]:
+            assert list(state.context.generated)[:100] == expected
 
 
 @pytest.mark.parametrize("name", REAL_MODELS)

@@ -22,7 +22,7 @@ from eva_local.llama.tokenizer import Tokenizer
 from eva_local.spaces.bytes.boundary import (
     ANY,
     END,
-    Customs,
+    BoundaryPrior,
     border_kind,
     found_before,
     inside_kind,
@@ -42,7 +42,7 @@ _LONGEST_WAIT = 32
 _MOST_NATS = 700.0
 
 
-class Hypotheses:
+class ByteBeam:
     """All that one member thinks of as the tokens of one text.
 
     Hypotheses with open bytes cost no forward pass. A border costs one, and is decoded only
@@ -77,7 +77,7 @@ class Hypotheses:
         # What was worked out of all this, until some of it changes.
         self._now: Floats | None = None
         self._shares: list[float] | None = None
-        self.customs = Customs(self._before)
+        self.boundary_prior = BoundaryPrior(self._before)
 
     def begin(self, border: Border) -> None:
         """Forget everything but one row that covers all of the text there is."""
@@ -90,7 +90,7 @@ class Hypotheses:
         """Begin a new text."""
         self.text.clear()
         self._open, self._waiting = [], []
-        self.customs = Customs(self._before)
+        self.boundary_prior = BoundaryPrior(self._before)
         self._fates = [0.0]
         self._change()
 
@@ -177,8 +177,8 @@ class Hypotheses:
         masses = self.next()
         inside = self._inside()
         # What waits goes on as well as what is known does, or at least as is usual.
-        fate = max(masses[byte], self.customs.expected(inside)[byte])
-        self.customs.learn(inside, masses)
+        fate = max(masses[byte], self.boundary_prior.expected(inside)[byte])
+        self.boundary_prior.learn(inside, masses)
         self._fates.append(self._fates[-1] + math.log(fate))
         self._change()
         self.text.append(byte)
@@ -236,7 +236,7 @@ class Hypotheses:
             kind = border.kind if border.covers == len(self.text) else inside
             kinds[kind] = kinds.get(kind, 0.0) + share
         for kind, share in kinds.items():
-            masses += share * self.customs.expected(kind)
+            masses += share * self.boundary_prior.expected(kind)
         total = masses.sum()
         return masses / total if total > 0 else masses
 
@@ -294,7 +294,7 @@ class Hypotheses:
         masses = np.zeros(END + 1)
         masses[hypothesis.labels] = hypothesis.sums
         masses[END] = hypothesis.end
-        self.customs.learn(kind, masses)
+        self.boundary_prior.learn(kind, masses)
 
     def _weight(self, hypothesis: OpenRow) -> float:
         return math.exp(hypothesis.log_weight - self._scale) * hypothesis.left
@@ -320,7 +320,7 @@ class Hypotheses:
         log_weight = border.log_weight
         if border.covers < len(self.text):
             byte = self.text[border.covers]
-            log_weight += math.log(self.customs.expected(border.kind)[byte])
+            log_weight += math.log(self.boundary_prior.expected(border.kind)[byte])
             log_weight += self._fates[-1] - self._fates[border.covers + 1]
         return math.exp(min(log_weight - self._scale, _MOST_NATS))
 

@@ -20,13 +20,13 @@ _UNIFORM = np.full(END + 1, 1 / (END + 1))
 _PRIOR = 8
 
 
-class Customs:
+class BoundaryPrior:
     """What usually follows a border, learned from those of the text that were decoded.
 
     A border that waits is taken to go on like others of its kind: its last byte, and whether it
     was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
     the loss is several times as high (docs/bytes.md). A text begins with what was found in
-    others (`tools/customs.py`), which counts as few borders, so that it soon learns its own.
+    others (`tools/boundary_prior.py`), which counts as few borders, so that it soon learns its own.
     """
 
     def __init__(self, means: Mapping[str, Floats]) -> None:

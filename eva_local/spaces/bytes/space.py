@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from eva_local.cache.branches import Branches, Place
-from eva_local.cache.likelihood import Evidence
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import Constraint, Slate
-from eva_local.spaces.bytes.beam import Hypotheses
-from eva_local.spaces.bytes.boundary import END, Customs
+from eva_local.spaces.bytes.beam import ByteBeam
+from eva_local.spaces.bytes.boundary import END, BoundaryPrior
 from eva_local.spaces.bytes.row import Border
 from eva_local.spaces.bytes.trie import Trie
 
@@ -29,7 +29,7 @@ _FLOOR = 1e-5
 _SPACE = 0x20
 
 
-class ByteVoice:
+class ByteState:
     """A member that says how likely each next byte is, whatever its tokens are."""
 
     def __init__(
@@ -46,8 +46,8 @@ class ByteVoice:
         self._control = control or ControlTokens(model)
         self._sequences = sequences
         self._branches = Branches(model, sequences)
-        self._hypotheses = Hypotheses(model.tokenizer, trie, threshold, before)
-        self._evidence = Evidence(model.vocabulary.pieces)
+        self._beam = ByteBeam(model.tokenizer, trie, threshold, before)
+        self._evidence = PromptLikelihood(model.vocabulary.pieces)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
         self._read = Place(sequences[0], 0)
@@ -59,31 +59,31 @@ class ByteVoice:
     @property
     def room(self) -> int:
         """How many more tokens fit into the member's context; negative when it is full."""
-        return self._model.n_ctx - self._hypotheses.longest() - 1
+        return self._model.n_ctx - self._beam.longest() - 1
 
     @property
     def unread(self) -> int:
         """How many bytes of the text the member has not read; each may be a token."""
-        return self._hypotheses.unread()
+        return self._beam.unread()
 
     @property
     def ready(self) -> bool:
         """Whether the member can vote."""
-        return self._read.length == len(self._prompt) and not self._hypotheses.wanted()
+        return self._read.length == len(self._prompt) and not self._beam.wanted()
 
     @property
     def text(self) -> bytes:
         """The bytes after the prompt."""
-        return bytes(self._hypotheses.text)
+        return bytes(self._beam.text)
 
     @property
-    def customs(self) -> Customs:
+    def boundary_prior(self) -> BoundaryPrior:
         """What usually follows a border of this text."""
-        return self._hypotheses.customs
+        return self._beam.boundary_prior
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(place) for place in self._hypotheses.places]
+        return [self._branches.row(place) for place in self._beam.places]
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
@@ -99,24 +99,24 @@ class ByteVoice:
         self._branches.clear()
         self._evidence.begin((), 0, 0)
 
-    def adopt(self, other: ByteVoice) -> None:
+    def adopt(self, other: ByteState) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)
         self._evidence.adopt(other._evidence)
 
-    def trade(self, other: ByteVoice) -> None:
+    def trade(self, other: ByteState) -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
 
     def start(
         self, prompt: Sequence[int], judged: int = 0, _grammar: Constraint | None = None
     ) -> None:
-        """Begin a new text after the tokens of a prompt; see `Voice.start`."""
+        """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)
         kept = self._evidence.begin(prompt, self._read.length, judged)
         if kept < self._read.length:
             self._read = self._branches.begin(prompt[: kept + 1])
-        self._hypotheses.clear()
+        self._beam.clear()
         self._running = {}
         self._mended = 0
 
@@ -127,8 +127,8 @@ class ByteVoice:
         self._running = {}
         runs: list[Run] = []
         left = limit
-        for border in self._hypotheses.wanted():
-            if not self._hypotheses.holds(border):
+        for border in self._beam.wanted():
+            if not self._beam.holds(border):
                 continue
             # The first goes whatever its length: nothing else can be done before it.
             fits = not runs or left is None or len(border.tokens) <= left
@@ -148,13 +148,13 @@ class ByteVoice:
             if logits is None:
                 return
             border, place = Border(0.0, self._read, [], 0), self._read
-            self._hypotheses.begin(border)
+            self._beam.begin(border)
         else:
             border, place = self._running.pop(run.sequence)
         assert logits is not None
-        self._hypotheses.decoded(border, place, logits)
+        self._beam.decoded(border, place, logits)
         # What follows an unlikely row, or came before the newest byte, is not what it wants.
-        if self._hypotheses.leading() == (place, len(self._hypotheses.text)):
+        if self._beam.leading() == (place, len(self._beam.text)):
             self._control.hear(logits)
         self._recover()
 
@@ -168,20 +168,20 @@ class ByteVoice:
 
     def commit(self, symbol: int) -> None:
         """Append a byte."""
-        self._hypotheses.append(symbol)
+        self._beam.append(symbol)
         self._recover()
         if symbol == _SPACE and self._mends:
             self._mend()
 
     def next_bytes(self) -> Floats:
         """Return (257,): the probability of each next byte, and of END, by this member alone."""
-        return self._hypotheses.next()
+        return self._beam.next()
 
     def settle(self) -> None:
         """Take it that a piece ends where the text ends, and is not the beginning of another."""
-        self._hypotheses.settle()
+        self._beam.settle()
         # The tokens that the member itself chose stand, odd or not.
-        self._mended = len(self._hypotheses.text)
+        self._mended = len(self._beam.text)
 
     def vote(self, symbols: Ids) -> Vote:
         """Return the member's vote on `symbols`: the bytes that all members can spell, and END."""
@@ -191,21 +191,21 @@ class ByteVoice:
     @property
     def at_border(self) -> bool:
         """Whether a token more likely ends where the text ends than goes on."""
-        return self._hypotheses.border_share() >= 0.5
+        return self._beam.border_share() >= 0.5
 
     def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
         """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
-        pieces, shares, _ = self._hypotheses.pieces(count)
+        pieces, shares, _ = self._beam.pieces(count)
         found = zip(pieces, shares.tolist(), strict=True)
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
     def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
         """Return the likeliest pieces, how likely they are, and how surely each ends."""
-        return self._hypotheses.pieces(count)
+        return self._beam.pieces(count)
 
     def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
         """Return the member's vote on pieces that another (or this one) has put forward."""
-        masses = np.maximum(self._hypotheses.support(pieces, shares, ends), 0)
+        masses = np.maximum(self._beam.support(pieces, shares, ends), 0)
         total = masses.sum()
         spread = masses / total if total > 0 else np.full(len(pieces), 1 / len(pieces))
         return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
@@ -226,7 +226,7 @@ class ByteVoice:
         """Put a border's tokens behind its row; None where that must wait for another round."""
         if not self._model.can_roll_back:
             # One row alone, since nothing that was decoded can be taken back.
-            self._hypotheses.begin(border)
+            self._beam.begin(border)
         if not self._branches.reached(border.place):
             if self._running:
                 return None
@@ -242,21 +242,21 @@ class ByteVoice:
         return run
 
     def _needed(self) -> set[Place]:
-        return self._hypotheses.places | {place for _, place in self._running.values()}
+        return self._beam.places | {place for _, place in self._running.values()}
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
         kept = {border.place.sequence, *self._running}
         kept |= {running.place.sequence for running, _ in self._running.values()}
-        weakest = self._hypotheses.weakest([s for s in self._sequences if s not in kept])
+        weakest = self._beam.weakest([s for s in self._sequences if s not in kept])
         if weakest is not None:
-            self._hypotheses.forget(weakest)
+            self._beam.forget(weakest)
         return weakest is not None
 
     def _recover(self) -> None:
         """Where all rows were given up too early, go on with the tokeniser's own row."""
-        if self._hypotheses.lost:
-            text = bytes(self._hypotheses.text)
+        if self._beam.lost:
+            text = bytes(self._beam.text)
             self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
 
     def _mend(self) -> None:
@@ -265,9 +265,9 @@ class ByteVoice:
         Which tokens make up a word is known only at its end, and a row that spells a word in
         odd tokens is a bad past for all that follows: members copy from what they read.
         """
-        text = self._hypotheses.text
+        text = self._beam.text
         end = len(text) - 1
-        lead = self._hypotheses.leading()
+        lead = self._beam.leading()
         if lead is None or lead[1] != end or text[end - 1 : end].isspace():
             return
         place = lead[0]
@@ -281,13 +281,13 @@ class ByteVoice:
             return
         self._mended = end
         if tuple(row[len(row) - count :]) != tokens:
-            self._hypotheses.rewrite(place, len(row) - count, tokens)
+            self._beam.rewrite(place, len(row) - count, tokens)
 
     def _restart(self, row: Sequence[int], covers: int) -> Border:
         """Begin again with one row of tokens, prompt included, for all of the text."""
         place = self._branches.begin(row)
         border = Border(0.0, place, row[place.length :], covers)
-        self._hypotheses.begin(border)
+        self._beam.begin(border)
         self._mended = covers
         return border
 
@@ -353,11 +353,11 @@ class ByteSpace:
         """Return whether it is a byte."""
         return 0 <= symbol < END
 
-    def voices(self, sequence: int) -> list[ByteVoice]:
+    def states(self, sequence: int) -> list[ByteState]:
         """Return a voice of every member for one text."""
         first = sequence * BRANCHES
         return [
-            ByteVoice(
+            ByteState(
                 model,
                 range(first, first + (BRANCHES if model.can_roll_back else 1)),
                 trie,
@@ -373,24 +373,24 @@ class ByteSpace:
         control = [self._control[member]]
         return ByteSpace([self._models[member]], self._threshold, self._before, control=control)
 
-    def over(self, voices: Sequence[ByteVoice]) -> list[ByteVoice]:
+    def over(self, states: Sequence[ByteState]) -> list[ByteState]:
         """Return the voices as they are: the symbols are the same."""
-        return list(voices)
+        return list(states)
 
-    def lead_vote(self, voices: Sequence[ByteVoice]) -> Vote:
+    def lead_vote(self, states: Sequence[ByteState]) -> Vote:
         """Return the pivot's vote."""
-        return voices[self.lead].vote(self._symbols)
+        return states[self.lead].vote(self._symbols)
 
-    def at_border(self, voices: Sequence[ByteVoice], weights: Floats, /) -> bool:
+    def at_border(self, states: Sequence[ByteState], weights: Floats, /) -> bool:
         """Return whether a token of the heaviest member more likely ends here than goes on."""
-        return voices[self._heaviest(weights)].at_border
+        return states[self._heaviest(weights)].at_border
 
     def _heaviest(self, weights: Floats) -> int:
         ranked = range(len(weights))
         return max(ranked, key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
 
     def slate(
-        self, voices: Sequence[ByteVoice], weights: Floats, count: int, only: int | None = None
+        self, states: Sequence[ByteState], weights: Floats, count: int, only: int | None = None
     ) -> Slate:
         """Return pieces to choose among, and every member's vote on them, or one member's only.
 
@@ -399,27 +399,27 @@ class ByteSpace:
         and is not the beginning of a longer one; so the lead's vote is its own distribution.
         """
         lead = self._heaviest(weights) if only is None else only
-        pieces, shares, ends = voices[lead].pieces(count)
+        pieces, shares, ends = states[lead].pieces(count)
         spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
         if spelled:
             pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
         votes = [
-            voice.vote_on(pieces, shares, ends) if only in (None, place) else None
-            for place, voice in enumerate(voices)
+            state.vote_on(pieces, shares, ends) if only in (None, place) else None
+            for place, state in enumerate(states)
         ]
         return Slate(lead, tuple(pieces), votes)
 
-    def write(self, voices: Sequence[ByteVoice], slate: Slate, chosen: int) -> None:
+    def write(self, states: Sequence[ByteState], slate: Slate, chosen: int) -> None:
         """Append the chosen piece of a slate; the member that put it forward takes it as whole."""
         piece = slate.pieces[chosen]
-        for voice in voices:
+        for state in states:
             for byte in piece:
-                voice.commit(byte)
+                state.commit(byte)
         if piece:
-            voices[slate.lead].settle()
+            states[slate.lead].settle()
 
-    def votes(self, voices: Sequence[ByteVoice], lead: Vote) -> list[Vote]:
+    def votes(self, states: Sequence[ByteState], lead: Vote) -> list[Vote]:
         """Return every member's vote."""
         return [
-            lead if i == self.lead else voice.vote(self._symbols) for i, voice in enumerate(voices)
+            lead if i == self.lead else state.vote(self._symbols) for i, state in enumerate(states)
         ]

@@ -1,0 +1,794 @@
+"""The chat page in a real browser, before a server that speaks the agreed contract."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from batches import fake_ensemble, fake_spec
+from browser import CONTRAST, HOSTILE, Browser
+from servers import serving
+from traces import LONG, MEMBERS, TEXT, made_steps, pieces
+from waiting import PATIENCE_S, step_gate, until
+
+from eva_local.openai.chunk import Choice, Letterhead
+from eva_local.openai.problem import problem
+from eva_local.openai.request import CHAT
+from eva_local.server.page import chat_page
+from eva_local.types import Step
+
+IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
+MESSAGES = [{"role": "user", "content": "the unbelievable"}]
+TOKENS = ".turn:last-child .token"
+
+
+def members_of(name: str) -> Sequence[str]:
+    return (name.partition("/")[2],) if "/" in name else MEMBERS
+
+
+@dataclass
+class Server:
+    """What the next answers are, and what was asked; `gate` holds an answer at `pause`."""
+
+    url: str = ""
+    steps: Sequence[Step] = ()
+    pause: int | None = None
+    gate: threading.Event = field(default_factory=threading.Event)
+    left: threading.Event = field(default_factory=threading.Event)
+    status: int = 200
+    message: str = ""
+    key: str = ""
+    loading: bool = False
+    trouble: str = ""
+    ids: Sequence[str] = IDS
+    asked: list[dict[str, object]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: _Http
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        told = self.server.told
+        told.paths.append(self.path)
+        if self.path == "/":
+            page = chat_page()
+            self._send(200, page.html, page.headers)
+        elif self.path == "/v1/models" and self._may():
+            data = [{"id": name, "members": members_of(name)} for name in told.ids]
+            body = problem("loading") if told.loading else {"object": "list", "data": data}
+            self._send(503 if told.loading else 200, json.dumps(body).encode())
+
+    def do_POST(self) -> None:
+        told = self.server.told
+        told.paths.append(self.path)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._may():
+            return
+        told.asked.append(body)
+        if told.status != 200:
+            again = {"Retry-After": "2"} if told.status == 503 else {}
+            self._send(told.status, json.dumps(problem(told.message)).encode(), again)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        try:
+            self._stream(body["model"])
+        except ConnectionError:
+            told.left.set()
+
+    def _stream(self, model: str) -> None:
+        told = self.server.told
+        choice = Choice(Letterhead(CHAT, "x", 0, model), 0, traced=True)
+        self._event(choice.opening())
+        for number, step in enumerate(told.steps):
+            if number == told.pause:
+                self._wait()
+            if told.trouble:
+                if told.trouble != "break":
+                    self._event(problem(told.trouble))
+                return
+            self._event(choice.step(step))
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _wait(self) -> None:
+        """Say keep-alive comments until the test goes on, or the client leaves."""
+        while not self.server.told.gate.wait(0.02):
+            self.wfile.write(b": still here\n\n")
+
+    def _event(self, data: object) -> None:
+        self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+
+    def _may(self) -> bool:
+        key = self.server.told.key
+        if not key or self.headers["Authorization"] == f"Bearer {key}":
+            return True
+        self._send(401, json.dumps(problem("an API key is needed")).encode())
+        return False
+
+    def _send(self, status: int, body: bytes, headers: object = ()) -> None:
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, told: Server) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.told = told
+        told.url = f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    told = Server(steps=made_steps(pieces(TEXT)))
+    with _Http(told) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+        thread.start()
+        yield told
+        told.gate.set()
+        http.shutdown()
+        thread.join()
+
+
+Opener = Callable[..., Browser]
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Opener]:
+    """Return a function that opens the page, its list of models there, and returns the browser."""
+
+    def show(*, models: bool = True, **how: object) -> Browser:
+        browser.open(server.url, **how)
+        if models:
+            browser.wait("document.getElementById('model').value")
+        return browser
+
+    yield show
+    browser.run("sessionStorage.clear()")
+    browser.open("about:blank")
+
+
+def ask(seen: Browser, words: str = "Why is the sea salty?", *, done: bool = True) -> None:
+    turns = seen.run("document.querySelectorAll('.turn').length")
+    seen.point("#words", click=True)
+    seen.type(words)
+    seen.press("Enter")
+    seen.wait(f"document.querySelectorAll('.turn').length === {turns + 2}")
+    if done:
+        finished(seen)
+
+
+def finished(seen: Browser) -> None:
+    seen.wait("!document.getElementById('send').hidden && !document.querySelector('.running')")
+    seen.settle()
+
+
+def text(seen: Browser, selector: str) -> str:
+    return str(seen.run(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+
+def answer(seen: Browser) -> str:
+    return str(seen.run("document.querySelector('.turn:last-child .text').textContent"))
+
+
+def test_the_policy_names_the_sources_of_the_page() -> None:
+    page = chat_page()
+    policy = page.headers["Content-Security-Policy"]
+    html = page.html.decode()
+    for tag in ("style", "script"):
+        (source,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "@@" not in html
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert word not in html
+    assert not re.search(r"(?:src|href|action)=[\"'](?!data:)", html)
+
+
+def test_the_page_loads_nothing_but_its_server_s_answers(page, server) -> None:
+    seen = page()
+    ask(seen)
+    assert set(server.paths) == {"/", "/v1/models", "/v1/chat/completions"}
+    asked = [url for url in seen.requests() if not url.startswith("data:")]
+    assert all(url.startswith(server.url) for url in asked)
+    assert seen.complaints() == []
+    seen.run(
+        "new Image().src = 'http://127.0.0.1:9/x.png'; fetch('http://127.0.0.1:9/').catch(x => x);"
+    )
+    refused = seen.hear("Content Security Policy", 2)
+    assert "img-src" in refused
+    assert "connect-src" in refused
+
+
+def test_markup_is_refused_by_the_browser_itself(page) -> None:
+    seen = page()
+    refused = "(() => { try { document.body.innerHTML = 'x'; } catch (e) { return e.name; } })()"
+    assert seen.run(refused) == "TypeError"
+
+
+def test_the_picker_offers_ensembles_and_members_alone(page, server) -> None:
+    seen = page()
+    offered = seen.run("[...document.querySelectorAll('#model option')].map(o => o.value)")
+    assert tuple(offered) == IDS
+    names = text(seen, "#model")
+    assert "trio (3 members together)" in names
+    assert f"trio/{MEMBERS[1]} alone" in names
+    assert all(name in text(seen, "#cast") for name in MEMBERS)
+    seen.run(
+        f"const m = document.getElementById('model'); m.value = 'trio/{MEMBERS[1]}';"
+        "m.dispatchEvent(new Event('change'))"
+    )
+    assert text(seen, "#cast").split() == [MEMBERS[1]]
+    ask(seen)
+    assert server.asked[0]["model"] == f"trio/{MEMBERS[1]}"
+    assert text(seen, ".turn:last-child h2") == f"trio/{MEMBERS[1]}"
+
+
+def test_an_answer_token_by_token(page, server) -> None:
+    server.pause = 20
+    seen = page()
+    ask(seen, done=False)
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 20")
+    shown = "".join(step.text for step in server.steps[:20])
+    assert answer(seen) == shown
+    assert seen.run("document.getElementById('send').hidden")
+    seen.wait("document.querySelector('.turn:last-child .legend .much')")
+    server.gate.set()
+    finished(seen)
+    assert answer(seen) == TEXT
+    assert server.asked == [
+        {
+            "model": "trio",
+            "messages": [{"role": "user", "content": "Why is the sea salty?"}],
+            "stream": True,
+            "trace": True,
+        }
+    ]
+    number = f"[...document.querySelectorAll({json.dumps(TOKENS)})]"
+    colours = seen.run(f"{number}.map(t => getComputedStyle(t).backgroundColor)")
+    carriers = [step.trace.carrier for step in server.steps]
+    assert len(set(colours)) == len(set(zip(colours, carriers, strict=True))) == len(MEMBERS)
+    dotted = seen.run(f"{number}.map(t => getComputedStyle(t).borderBottomStyle === 'dotted')")
+    assert dotted == [not all(step.stayed) for step in server.steps]
+    told = [step for step in server.steps if step.piece]
+    filtered = sum(not all(step.stayed) for step in told)
+    legend = text(seen, ".turn:last-child .legend")
+    assert f"{filtered} tokens with a filtered vote" in legend
+    for name in MEMBERS:
+        share = 100 * sum(step.trace.carrier == name for step in told) / len(told)
+        assert re.search(rf"{re.escape(name)}\s{share:.{0 if share >= 9.95 else 1}f}%", legend)
+    assert f"{len(told)} tokens" in text(seen, ".turn:last-child .facts")
+    assert seen.complaints() == []
+
+
+def test_the_card_shows_what_each_member_proposed(page, server) -> None:
+    seen = page()
+    ask(seen)
+    number = next(i for i, step in enumerate(server.steps) if not all(step.stayed))
+    step = server.steps[number]
+    seen.point(f"{TOKENS}:nth-child({number + 1})")
+    card = text(seen, "#card")
+    assert f"token {number + 1}" in card
+    assert f"carried by {step.trace.carrier}" in card
+    assert "All together" in card
+    for ballot in step.trace.ballots:
+        assert ballot.member in card
+        assert (f"weight {ballot.weight:.2f}" if ballot.stayed else "filtered") in card
+        assert f"{100 * ballot.top[0].probability:.0f}%" in card
+    assert "its first choice is in no other member's top 3" in card
+    chosen = seen.run("document.querySelectorAll('#card .candidate.chosen').length")
+    assert chosen == 1 + sum(
+        any(one.piece == step.piece for one in ballot.top) for ballot in step.trace.ballots
+    )
+    seen.point("header h1")
+    assert seen.run("document.getElementById('card').hidden")
+    seen.point(f"{TOKENS}:nth-child(7)", click=True)
+    seen.point(f"{TOKENS}:nth-child(9)")
+    assert "token 9" in text(seen, "#card")
+    seen.point("header h1")
+    assert "token 7" in text(seen, "#card")
+    seen.press("Escape")
+    assert seen.run("document.getElementById('card').hidden")
+
+
+def current(seen: Browser) -> int:
+    return int(seen.run("document.querySelector('.token.current')?.dataset.index ?? -1"))
+
+
+def test_keys_reach_everything(page, server) -> None:
+    seen = page()
+    assert seen.run("document.activeElement.id") == "words"
+    seen.type("first line")
+    seen.press("Enter", shift=True)
+    seen.type("second line")
+    seen.press("Enter")
+    finished(seen)
+    assert server.asked[0]["messages"] == [{"role": "user", "content": "first line\nsecond line"}]
+    seen.run("document.querySelector('#new').focus()")
+    reached = []
+    for _ in range(8):
+        seen.press("Tab")
+        reached.append(seen.run("document.activeElement.className || document.activeElement.id"))
+        if reached[-1] == "text":
+            break
+    assert reached[-1] == "text"
+    seen.press("ArrowRight")
+    assert current(seen) == 0
+    for key, at in (("ArrowRight", 1), ("End", len(server.steps) - 1), ("ArrowLeft", None)):
+        seen.press(key)
+        assert at is None or current(seen) == at
+    seen.press("Home")
+    seen.press("ArrowLeft")
+    assert current(seen) == 0
+    seen.press("ArrowDown")
+    below = current(seen)
+    assert below > 5
+    seen.press("ArrowUp")
+    assert 0 <= current(seen) < 5
+    seen.press("Home")
+    first = server.steps[0]
+    said = seen.run("document.getElementById('said').textContent")
+    assert said.startswith(f"{first.text}, carried by {first.trace.carrier}")
+    reached = []
+    for _ in range(3):
+        seen.press("Tab")
+        reached.append(seen.run("document.activeElement.className || document.activeElement.id"))
+    assert reached == ["copy", "again", "words"]
+
+
+def test_settings_go_with_the_question(page, server) -> None:
+    seen = page()
+    assert seen.run("document.getElementById('settings').hidden")
+    seen.point("#fold", click=True)
+    for name, value in (("system", "Be brief."), ("temperature", "0.7"), ("max_tokens", "40")):
+        seen.point(f"#{name}", click=True)
+        seen.type(value)
+    ask(seen, "Why?")
+    asked = server.asked[0]
+    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (asked["temperature"], asked["max_tokens"]) == (0.7, 40)
+    assert "seed" not in asked
+    seen.point("#seed", click=True)
+    seen.type("-3")
+    seen.point("#fold", click=True)
+    seen.point("#words", click=True)
+    seen.type("Once more?")
+    seen.press("Enter")
+    # What does not fit is shown, and nothing is sent.
+    assert not seen.run("document.getElementById('settings').hidden")
+    assert seen.run("document.activeElement.id") == "seed"
+    assert len(server.asked) == 1
+    assert seen.run("document.getElementById('words').value") == "Once more?"
+
+
+def test_the_conversation_grows_and_begins_anew(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page()
+    ask(seen, "What?")
+    ask(seen, "Why?")
+    assert server.asked[1]["messages"] == [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "Salt."},
+        {"role": "user", "content": "Why?"},
+    ]
+    server.steps = made_steps(pieces("Rivers."))
+    seen.point(".turn:last-child .again", click=True)
+    seen.wait("document.querySelector('.turn:last-child .text').textContent === 'Rivers.'")
+    finished(seen)
+    assert server.asked[2] == server.asked[1]
+    assert seen.run("document.querySelectorAll('.turn').length") == 4
+    assert seen.run("document.querySelectorAll('.again').length") == 2
+    assert not seen.run("document.querySelector('.turn:nth-child(2) .again').checkVisibility()")
+    seen.point("#new", click=True)
+    assert seen.run("document.querySelectorAll('.turn').length") == 0
+    assert seen.run("document.activeElement.id") == "words"
+    ask(seen, "And now?")
+    assert server.asked[3]["messages"] == [{"role": "user", "content": "And now?"}]
+
+
+@pytest.mark.parametrize("how", ["button", "key", "new"])
+def test_stopping_leaves_the_server_at_once(page, server, how) -> None:
+    server.pause = 5
+    seen = page()
+    ask(seen, done=False)
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 5")
+    if how == "key":
+        seen.press("Escape")
+    else:
+        seen.point("#stop" if how == "button" else "#new", click=True)
+    assert server.left.wait(10)
+    finished(seen)
+    if how != "new":
+        assert "Stopped." in text(seen, ".turn:last-child .note")
+        assert answer(seen) == "".join(step.text for step in server.steps[:5])
+    server.pause = None
+    ask(seen, "Go on.")
+    assert answer(seen) == TEXT
+    told = [message["role"] for message in server.asked[-1]["messages"]]
+    assert told == (["user"] if how == "new" else ["user", "assistant", "user"])
+    assert seen.complaints() == []
+
+
+def test_copy_hands_out_the_exact_text(page, server) -> None:
+    seen = page()
+    seen.call(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
+    ask(seen)
+    seen.point(".turn:last-child .copy", click=True)
+    seen.wait("document.querySelector('.copy').textContent === 'Copied'")
+    read = seen.call(
+        "Runtime.evaluate",
+        expression="navigator.clipboard.readText()",
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    assert read["result"]["value"] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "words"),
+    [
+        (
+            503,
+            "too many answers are asked for at this moment",
+            "The server is busy: too many answers are asked for at this moment. Try again in 2 s.",
+        ),
+        (
+            400,
+            "temperature must be in [0, 100), not 200.",
+            "The server refused the request: temperature must be in [0, 100), not 200.",
+        ),
+        (500, "", "The server failed (500)."),
+    ],
+)
+def test_a_refusal_is_told_in_plain_words(page, server, status, message, words) -> None:
+    server.status, server.message = status, message
+    seen = page()
+    ask(seen, "One?")
+    assert text(seen, ".turn:last-child .note") == words
+    assert text(seen, ".turn:last-child .again") == "Try again"
+    server.status = 200
+    seen.point(".turn:last-child .again", click=True)
+    seen.wait("document.querySelector('.turn:last-child .token')")
+    finished(seen)
+    assert answer(seen) == TEXT
+    assert seen.run("document.querySelectorAll('.turn .note').length") == 0
+
+
+def test_a_question_without_an_answer_is_not_asked_again_later(page, server) -> None:
+    server.status = 503
+    seen = page()
+    ask(seen, "One?")
+    server.status = 200
+    ask(seen, "Two?")
+    assert server.asked[-1]["messages"] == [{"role": "user", "content": "Two?"}]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("break", "The connection ended early: the answer is not complete."),
+        ("the models failed", "The server gave up: the models failed"),
+    ],
+)
+def test_an_answer_that_breaks_off_keeps_what_was_written(page, server, trouble, words) -> None:
+    server.pause = 4
+    seen = page()
+    ask(seen, done=False)
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 4")
+    server.trouble = trouble
+    server.gate.set()
+    finished(seen)
+    assert text(seen, ".turn:last-child .note") == words
+    assert answer(seen) == "".join(step.text for step in server.steps[:4])
+    assert text(seen, ".turn:last-child .again") == "Regenerate"
+
+
+def test_a_server_that_is_gone_is_said_to_be(page, server, browser) -> None:
+    seen = page()
+    seen.call(
+        "Network.emulateNetworkConditions",
+        offline=True,
+        latency=0,
+        downloadThroughput=-1,
+        uploadThroughput=-1,
+    )
+    try:
+        ask(seen)
+        assert "cannot be reached" in text(seen, ".turn:last-child .note")
+    finally:
+        seen.call(
+            "Network.emulateNetworkConditions",
+            offline=False,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+    seen.point(".turn:last-child .again", click=True)
+    seen.wait("document.querySelector('.turn:last-child .token')")
+    finished(seen)
+    assert answer(seen) == TEXT
+
+
+def test_an_answer_at_its_limit_says_so(page, server) -> None:
+    cut = made_steps(pieces(TEXT))[:6]
+    last = Step(cut[-1].piece, cut[-1].text, 0.5, cut[-1].stayed, "length", trace=cut[-1].trace)
+    server.steps = [*cut[:-1], last]
+    seen = page()
+    ask(seen)
+    assert "Cut off: max tokens" in text(seen, ".turn:last-child .note")
+
+
+def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None:
+    seen = page()
+    assert seen.run("document.getElementById('key').hidden")
+    assert seen.run("sessionStorage.length") == 0
+    server.key = "sesame"
+    seen = page(models=False)
+    seen.wait("!document.getElementById('trouble').hidden")
+    assert "wants its API key" in text(seen, "#trouble")
+    assert seen.run("document.getElementById('send').disabled")
+    assert seen.run("document.activeElement.id") == "secret"
+    seen.type("wrong")
+    seen.press("Enter")
+    seen.wait("document.getElementById('trouble').textContent.includes('does not know')")
+    assert seen.run("document.activeElement.id") == "secret"
+    seen.type("sesame")
+    seen.press("Enter")
+    seen.wait("document.getElementById('model').value")
+    assert seen.run("document.getElementById('key').hidden")
+    assert seen.run("document.getElementById('trouble').hidden")
+    assert seen.run("Object.values(sessionStorage)") == ["sesame"]
+    assert seen.run("localStorage.length + document.cookie.length") == 0
+    ask(seen)
+    assert answer(seen) == TEXT
+    server.key = "other"
+    ask(seen, "And?")
+    assert "does not know this API key" in text(seen, ".turn:last-child .note")
+    assert seen.run("sessionStorage.length") == 0
+
+
+def test_hostile_text_is_text(page, server) -> None:
+    words = "".join(piece.decode("utf-8", "replace") for piece in HOSTILE)
+    names = (words, *MEMBERS[1:])
+    server.ids = (words.replace("/", ""), "b" * 300)
+    server.steps = made_steps(HOSTILE, names)
+    seen = page()
+    ask(seen, words)
+    for number in range(1, len(HOSTILE) + 2):
+        seen.point(f"{TOKENS}:nth-child({number})")
+    assert seen.run("typeof window.hacked") == "undefined"
+    assert seen.run("document.images.length + document.scripts.length") == 1
+    assert HOSTILE[0].decode() in answer(seen)
+    assert server.asked[0]["messages"][0]["content"].startswith(HOSTILE[0].decode())
+    assert "\u202e" not in seen.run("document.getElementById('turns').innerText")
+    assert seen.run("document.documentElement.scrollWidth") <= 1280
+    server.status, server.message = 400, words
+    ask(seen, "Again?")
+    assert HOSTILE[1].decode() in text(seen, ".turn:last-child .note")
+    assert seen.run("typeof window.hacked") == "undefined"
+
+
+def test_of_two_thousand_tokens_none_is_drawn_anew(page, server) -> None:
+    server.steps = made_steps((pieces(LONG) * 40)[:2000])
+    server.pause = 1900
+    seen = page()
+    ask(seen, done=False)
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 1900")
+    # What stands is never drawn anew: of 1900 tokens none is touched by the last hundred.
+    seen.run(
+        "window.touched = 0;"
+        "new MutationObserver(l => l.forEach(m => { window.touched += m.removedNodes.length; }))"
+        ".observe(document.querySelector('.turn:last-child .text'), {childList: true}); 1"
+    )
+    server.gate.set()
+    finished(seen)
+    assert seen.run(f"document.querySelectorAll({json.dumps(TOKENS)}).length") == 2001
+    assert answer(seen) == "".join(step.text for step in server.steps)
+    assert seen.run("window.touched") == 0
+    end = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.getElementById('talk'))"
+    assert seen.run(end) < 2
+    for number in (3, 1500, 2000):
+        seen.point(f"{TOKENS}:nth-child({number})")
+        assert f"token {number}" in text(seen, "#card")
+
+
+def test_the_end_stays_in_sight_until_the_reader_looks_elsewhere(page, server) -> None:
+    server.steps = made_steps((pieces(LONG) * 40)[:1200])
+    server.pause = 600
+    seen = page()
+    ask(seen, done=False)
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 600")
+    below = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.getElementById('talk'))"
+    seen.wait(f"{below} < 2")
+    seen.run("document.getElementById('talk').scrollTop = 40")
+    seen.wait("document.getElementById('talk').scrollTop === 40")
+    server.gate.set()
+    finished(seen)
+    assert seen.run("document.getElementById('talk').scrollTop") == 40
+    assert seen.run(below) > 600
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark_can_be_read(page, server, dark) -> None:
+    server.status = 503
+    seen = page(dark=dark)
+    ratio, where = seen.run(CONTRAST)
+    assert ratio >= 4.5, where
+    ask(seen)
+    server.status = 200
+    ask(seen)
+    seen.point("#fold", click=True)
+    seen.point(f"{TOKENS}.filtered", click=True)
+    ratio, where = seen.run(CONTRAST)
+    assert ratio >= 4.5, where
+    paper = seen.run("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(23, 24, 26)") == dark
+
+
+def test_a_narrow_screen(page, server) -> None:
+    server.ids = (*IDS, "an-ensemble-with-quite-a-long-name-that-does-not-fit")
+    seen = page(size=(380, 800))
+    ask(seen)
+    assert seen.run("document.documentElement.scrollWidth") <= 380
+    assert seen.run("document.getElementById('card').hidden")
+    seen.tap(f"{TOKENS}:nth-child(3)")
+    seen.wait("!document.getElementById('card').hidden")
+    assert "token 3" in text(seen, "#card")
+    box = seen.run(
+        "(r => [r.top, r.bottom])(document.getElementById('card').getBoundingClientRect())"
+    )
+    composer = seen.run("document.getElementById('composer').getBoundingClientRect().top")
+    token = seen.run("document.querySelector('.token.current').getBoundingClientRect().bottom")
+    assert token <= box[0] < box[1] <= composer < 800
+    assert seen.run("document.documentElement.scrollWidth") <= 380
+    seen.tap("#close")
+    seen.wait("document.getElementById('card').hidden")
+    seen.point("#fold", click=True)
+    assert seen.run("document.documentElement.scrollWidth") <= 380
+    assert seen.run("document.getElementById('words').getBoundingClientRect().bottom") <= 800
+
+
+def test_colours_and_width_can_be_switched(page) -> None:
+    seen = page()
+    ask(seen)
+    seen.point("#fold", click=True)
+    seen.point("#coloured", click=True)
+    seen.point("#mono", click=True)
+    style = f"getComputedStyle(document.querySelector({json.dumps(TOKENS)}))"
+    assert seen.run(f"{style}.backgroundColor") == "rgba(0, 0, 0, 0)"
+    assert "mono" in seen.run(f"{style}.fontFamily").lower()
+    assert answer(seen) == TEXT
+
+
+def test_a_server_that_still_loads_is_asked_again(page, server) -> None:
+    server.loading = True
+    seen = page(models=False)
+    seen.wait("document.getElementById('trouble').textContent")
+    assert text(seen, "#trouble") == "The server is still opening its models."
+    assert seen.run("document.getElementById('send').disabled")
+    server.loading = False
+    seen.wait("document.getElementById('model').value")
+    assert seen.run("document.getElementById('trouble').hidden")
+    assert not seen.run("document.getElementById('send').disabled")
+
+
+# The real server, on fake models.
+
+
+def opened(browser: Browser, client) -> Browser:
+    browser.open(f"http://127.0.0.1:{client.port}/")
+    return browser
+
+
+def letters(words: str) -> str:
+    """Leave out what the page shows as signs: fake models write control characters, too."""
+    return re.sub(r"[^\w<>]", "", words)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return fake_spec(tmp_path)
+
+
+def test_the_real_server_answers_the_page(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec)) as client:
+        sent = client.ask("/").headers
+        assert all(sent[name] == value for name, value in chat_page().headers.items())
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        assert text(seen, "#cast").split() == ["a", "b"]
+        expected = client.chat().body["choices"][0]["message"]["content"]
+        ask(seen, "the unbelievable")
+        assert letters(answer(seen)) == letters(expected)
+        assert seen.run("document.querySelectorAll('.token.m0, .token.m1').length")
+        seen.point(f"{TOKENS}:nth-child(2)")
+        assert "carried by" in text(seen, "#card")
+        alone = client.chat(model="pair/b").body["choices"][0]["message"]["content"]
+        seen.run(
+            "(m => { m.value = 'pair/b'; m.dispatchEvent(new Event('change')); })"
+            "(document.getElementById('model'))"
+        )
+        seen.point("#new", click=True)
+        ask(seen, "the unbelievable")
+        assert letters(answer(seen)) == letters(alone)
+        assert seen.complaints() == []
+
+
+def test_stopping_frees_the_place_at_the_real_server(browser, spec) -> None:
+    ensemble = fake_ensemble(spec, parallel=1)
+    gate = step_gate(ensemble)
+    with serving(lambda: ensemble, n_waiting=0) as client, gate.closed():
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        ask(seen, "the unbelievable", done=False)
+        gate.let(9)
+        seen.wait(f"document.querySelector({json.dumps(TOKENS)})")
+        assert ensemble.scheduler.n_running == 1
+        assert client.chat().status == 503
+        seen.press("Escape")
+        until(lambda: ensemble.scheduler.n_running == 0)
+        finished(seen)
+        # The step that is under way ends, and the next is that of another client.
+        gate.let(1)
+        with contextlib.closing(client.open(CHAT, {"messages": MESSAGES, "stream": True})):
+            until(lambda: ensemble.scheduler.n_running == 1)
+            ask(seen, "the unbelievable")
+            assert "The server is busy: " in text(seen, ".turn:last-child .note")
+
+
+def test_the_real_server_s_key(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec), keys=("sesame",)) as client:
+        seen = opened(browser, client)
+        seen.wait("!document.getElementById('key').hidden")
+        seen.type("sesame")
+        seen.press("Enter")
+        seen.wait("document.getElementById('model').value")
+        ask(seen, "the unbelievable")
+        assert answer(seen)
+        seen.run("sessionStorage.clear()")
+
+
+def test_the_page_waits_for_the_real_server_s_models(browser, spec) -> None:
+    go = threading.Event()
+
+    def opener():
+        assert go.wait(PATIENCE_S)
+        return fake_ensemble(spec)
+
+    with serving(opener, ready=False) as client:
+        try:
+            until(lambda: answers(client))
+            seen = opened(browser, client)
+            seen.wait("document.getElementById('trouble').textContent.includes('opening')")
+        finally:
+            go.set()
+        seen.wait("document.getElementById('model').value")
+
+
+def answers(client) -> bool:
+    try:
+        return client.ask("/health").status == 503
+    except ConnectionError:
+        return False
