@@ -58,7 +58,7 @@ class Meter:
     @property
     def n_rows(self) -> int:
         """Return how many sequences were decoded since `reset`."""
-        return len({run.sequence for run in self._runs})
+        return len({run.seq_id for run in self._runs})
 
     @property
     def _runs(self) -> list[Run]:
@@ -77,9 +77,9 @@ class Meter:
 
         Return the seconds; see `again`.
         """
-        last = {run.sequence: run for run in self._runs}
+        last = {run.seq_id: run for run in self._runs}
         ends = [
-            Run(run.sequence, run.start + len(run.tokens) - 1, run.tokens[-1:])
+            Run(run.seq_id, run.start + len(run.tokens) - 1, run.tokens[-1:])
             for run in last.values()
         ]
         return self._repeat([ends] if ends else [])
@@ -89,7 +89,7 @@ class Meter:
             return UNKNOWN
         seconds = 0.0
         for runs in batches:
-            if not all(self._model.remove(run.sequence, run.start) for run in runs):
+            if not all(self._model.remove(run.seq_id, run.start) for run in runs):
                 return UNKNOWN
             began = self._clock()
             self._model.decode(runs)
@@ -117,10 +117,10 @@ class Meter:
             done += len(block)
             yield block
 
-    def remove(self, sequence: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on; see `Model.remove`."""
         self._can_repeat &= not self.decodings
-        return self._model.remove(sequence, start)
+        return self._model.remove(seq_id, start)
 
     def copy(self, source: int, target: int, length: int = -1) -> bool:
         """Let `target` begin as a copy of `source`; see `Model.copy`."""
