@@ -65,15 +65,17 @@ def bench(
     spec = session.load(overrides).ensemble()
     plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
-        outcome = measure(spec, plan, lambda what, share: progress(what, round(1000 * share), 1000))
+        benchmark = measure(
+            spec, plan, lambda what, share: progress(what, round(1000 * share), 1000)
+        )
     if json_out == STDOUT:
-        print_json(outcome.as_json())
+        print_json(benchmark.as_json())
     else:
-        show(outcome)
+        show(benchmark)
 
     def page() -> str:
         from eva_local.bench.report import report_page
 
-        return report_page(outcome)
+        return report_page(benchmark)
 
-    write_outputs(outcome.as_json(), page, json_out, html_out)
+    write_outputs(benchmark.as_json(), page, json_out, html_out)

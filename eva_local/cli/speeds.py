@@ -9,20 +9,20 @@ import click
 from eva_local.cli.table import print_table
 
 if TYPE_CHECKING:
-    from eva_local.bench.outcome import Outcome, Trial
+    from eva_local.bench.benchmark import Benchmark, Trial
     from eva_local.bench.pace import MemberPace, Pace, Spread
 
 _UNKNOWN = "-"
 
 
-def show(outcome: Outcome) -> None:
+def show(benchmark: Benchmark) -> None:
     """Print a table for each trial."""
     click.echo(
-        f"{outcome.ensemble}: pivot {outcome.pivot}, space {outcome.space}, {outcome.rounds} "
-        f"rounds, medians (quartiles); {outcome.machine}, {outcome.cores} cores, "
-        f"llama-cpp-python {outcome.llama_cpp_python}"
+        f"{benchmark.ensemble}: pivot {benchmark.pivot}, space {benchmark.space}, "
+        f"{benchmark.rounds} rounds, medians (quartiles); {benchmark.machine}, "
+        f"{benchmark.cores} cores, llama-cpp-python {benchmark.llama_cpp_python}"
     )
-    for trial in outcome.trials:
+    for trial in benchmark.trials:
         click.echo()
         _show_trial(trial)
 
