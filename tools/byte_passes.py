@@ -60,7 +60,9 @@ def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, i
     (state,) = states
     bits = 0.0
     for byte in forced(model, state, text):
-        bits -= float(np.log2(space.lead_vote(states).probability(byte)))
+        (vote,) = space.symbols(states).votes
+        assert vote is not None
+        bits -= float(np.log2(vote.probability(byte)))
     return bits, state.forwarded
 
 

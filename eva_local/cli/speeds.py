@@ -9,26 +9,22 @@ import click
 from eva_local.cli.table import print_table
 
 if TYPE_CHECKING:
-    from eva_local.bench.naive import Comparison
-    from eva_local.bench.outcome import Outcome, Trial
+    from eva_local.bench.benchmark import Benchmark, Trial
     from eva_local.bench.pace import MemberPace, Pace, Spread
 
 _UNKNOWN = "-"
 
 
-def show(outcome: Outcome) -> None:
-    """Print a table for each trial, and the steps without caches."""
+def show(benchmark: Benchmark) -> None:
+    """Print a table for each trial."""
     click.echo(
-        f"{outcome.ensemble}: pivot {outcome.pivot}, space {outcome.space}, {outcome.rounds} "
-        f"rounds, medians (quartiles); {outcome.machine}, {outcome.cores} cores, "
-        f"llama-cpp-python {outcome.llama_cpp_python}"
+        f"{benchmark.ensemble}: pivot {benchmark.pivot}, space {benchmark.space}, "
+        f"{benchmark.rounds} rounds, medians (quartiles); {benchmark.machine}, "
+        f"{benchmark.cores} cores, llama-cpp-python {benchmark.llama_cpp_python}"
     )
-    for trial in outcome.trials:
+    for trial in benchmark.trials:
         click.echo()
         _show_trial(trial)
-    if outcome.naive is not None:
-        click.echo()
-        _show_naive(outcome.naive)
 
 
 def _show_trial(trial: Trial) -> None:
@@ -80,39 +76,10 @@ def _ratios(writing: Pace) -> list[tuple[str, str]]:
     ]
 
 
-def _show_naive(naive: Comparison) -> None:
-    tokens = ", ".join(map(str, naive.prompt_tokens))
-    click.echo(f"against naive: {naive.steps} steps after {tokens} tokens")
-    print_table(
-        ("", "S/STEP"),
-        [
-            ("whole text read again by every member", _seconds(naive.naive)),
-            ("with caches", _seconds(naive.ours)),
-        ],
-    )
-    click.echo(f"naive / cached: {naive.times.median:.0f} ({_range(naive.times, '.0f')})")
-    if naive.difference is None or naive.same_choice is None:
-        click.echo("no step had the same tokens in both ways, so no distribution was compared")
-    else:
-        same = "the same" if naive.same_choice else "not always the same"
-        click.echo(
-            f"fused probabilities in {naive.n_compared} steps of the same tokens differ by at "
-            f"most {naive.difference:.1e}; the likeliest symbol is {same}"
-        )
-    if naive.difference_alike is not None:
-        click.echo(
-            f"read in the same batches as with caches, they differ by {naive.difference_alike:.1e}"
-        )
-
-
 def _ms(spread: Spread | None) -> str:
     if spread is None:
         return _UNKNOWN
     return f"{1000 * spread.median:.1f} ({1000 * spread.low:.1f}-{1000 * spread.high:.1f})"
-
-
-def _seconds(spread: Spread) -> str:
-    return f"{spread.median:.3f} ({_range(spread, '.3f')})"
 
 
 def _ratio(spread: Spread | None) -> str:
