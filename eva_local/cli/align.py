@@ -16,7 +16,7 @@ from eva_local.cli.session import Session, json_option, pass_session, setting_op
 from eva_local.cli.table import print_json, print_table
 
 if TYPE_CHECKING:
-    from eva_local.llama.model import LlamaModel
+    from eva_local.llama.llama_model import LlamaModel
 
 
 @dataclass(frozen=True, slots=True)

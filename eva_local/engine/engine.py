@@ -20,7 +20,8 @@ from eva_local.engine.sampling import ChooserMaker, Samplers
 from eva_local.engine.sequence import Panel, TextSequence
 from eva_local.errors import ContextError, EvaError, ModelError
 from eva_local.fusion.fuser import Fuser
-from eva_local.llama.model import Logits, Model, Run, cores
+from eva_local.llama.backend import cores
+from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import MemberState, Space
 from eva_local.types import Sampling, Step
 
