@@ -91,7 +91,6 @@ def _report(
 ) -> Report:
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
-    from eva_local.alignment.retained import retained_mass
 
     told = partial(_tell, progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
@@ -114,7 +113,7 @@ def _report(
         mapped=mapping.share,
         held_out_rank_1=None if found is None else found.csls_1,
         held_out_rank_10=None if found is None else found.csls_10,
-        retained=retained_mass(model, mapping),
+        retained=quality.retained_mass(model, mapping),
         seconds=seconds,
         peak_mb=_peak_mb(),
         bytes=path.stat().st_size,
