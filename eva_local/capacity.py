@@ -11,7 +11,8 @@ from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, LoadSettings
 from eva_local.engine.request import Request
 from eva_local.errors import EvaError, ModelError
-from eva_local.llama.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
+from eva_local.llama.backend import can_offload
+from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
 from eva_local.opening import open_ensemble

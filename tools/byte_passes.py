@@ -16,7 +16,8 @@ import numpy as np
 
 from eva_local.config.config import load_config, shipped
 from eva_local.evaluate.texts import cut, without
-from eva_local.llama.model import ALL, LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
 from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteState

@@ -10,7 +10,7 @@ import numpy as np
 
 from eva_local.alignment import library
 from eva_local.errors import InputError
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 
 if TYPE_CHECKING:

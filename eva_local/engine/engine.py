@@ -20,7 +20,8 @@ from eva_local.engine.sampling import Samplers
 from eva_local.engine.scoring import ScoredSequence
 from eva_local.engine.sequence import TextSequence
 from eva_local.errors import ContextError, ModelError
-from eva_local.llama.model import Logits, Model, Run, cores
+from eva_local.llama.backend import cores
+from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import MemberState, Space
 from eva_local.types import Score, Step
 

@@ -21,7 +21,8 @@ from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, ModelError, RoomError
-from eva_local.llama.model import LlamaModel, Logits, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Logits, Run
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
