@@ -81,6 +81,15 @@ class Repl:
             self.screen.note(note)
         return text
 
+    def greet(self) -> None:
+        """Name the ensemble to a person."""
+        if not self.screen.interactive:
+            return
+        ensemble = self.chat.ensemble
+        name, members = ensemble.spec.name, " + ".join(ensemble.members)
+        title = members if ensemble.members == (name,) else f"{name}: {members}"
+        self.screen.note(f"{title}, context {min(ensemble.n_ctx)}, /help for help")
+
     def welcome(self, saved: Saved) -> None:
         """Say what was taken up, and show where it stands."""
         for note in saved.notes:

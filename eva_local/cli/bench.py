@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli.outputs import STDOUT, output_options, refuse_outputs, write_outputs
+from eva_local.cli.outputs import output_options, refuse_outputs, write_outputs
 from eva_local.cli.session import Session, pass_session, setting_options
 
 
@@ -74,10 +74,10 @@ def bench(
     A step of the ensemble and each member's raw decoding of the same tokens take turns, so that
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     """
+    from eva_local.bench.report import report_page
     from eva_local.bench.trial import Plan, measure
     from eva_local.cli.progress import progress_shown
     from eva_local.cli.speeds import show
-    from eva_local.cli.table import print_json
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
@@ -89,15 +89,5 @@ def bench(
         naive_steps=naive_steps if against_naive else 0,
     )
     with progress_shown() as progress:
-        outcome = measure(spec, plan, lambda what, share: progress(what, round(1000 * share), 1000))
-    if json_out == STDOUT:
-        print_json(outcome.as_json())
-    else:
-        show(outcome)
-
-    def page() -> str:
-        from eva_local.bench.report import report_page
-
-        return report_page(outcome)
-
-    write_outputs(outcome.as_json(), page, json_out, html_out)
+        outcome = measure(spec, plan, progress)
+    write_outputs(outcome, show, report_page, json_out, html_out)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 
 from eva_local.cli.session import Command
+from eva_local.cli.table import print_json
 from eva_local.errors import InputError
 
 STDOUT = Path("-")
+
+
+class Measured(Protocol):
+    """What was measured, with all its figures."""
+
+    def as_json(self) -> dict[str, object]:
+        """Return the figures."""
+        ...
 
 
 def output_options(command: Command) -> Command:
@@ -48,17 +58,25 @@ def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = 
 
 
 def write_outputs(
-    figures: object, page: Callable[[], str], json_out: Path | None, html_out: Path | None
+    outcome: Measured,
+    show: Callable[[Any], None],
+    page: Callable[[Any], str],
+    json_out: Path | None,
+    html_out: Path | None,
 ) -> None:
-    """Write figures and the page to the files that were asked for."""
-    if json_out not in (None, STDOUT):
-        _write(json_out, json.dumps(figures, indent=1, default=str))
+    """Print an outcome, and write its figures and its page to the files that were asked for."""
+    figures = outcome.as_json()
+    if json_out == STDOUT:
+        print_json(figures)
+    else:
+        show(outcome)
+        if json_out is not None:
+            _write(json_out, json.dumps(figures, indent=1, default=str))
     if html_out is not None:
-        _write(html_out, page())
+        _write(html_out, page(outcome))
 
 
-def _write(path: Path | None, text: str) -> None:
-    assert path is not None
+def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

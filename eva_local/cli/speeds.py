@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from eva_local.bench.outcome import Outcome, Trial
     from eva_local.bench.pace import MemberPace, Pace, Spread
 
-_UNKNOWN = "-"
-
 
 def show(outcome: Outcome) -> None:
     """Print a table for each trial, and the steps without caches."""
@@ -41,14 +39,14 @@ def _show_trial(trial: Trial) -> None:
         ]
         print_table(
             ("READING", "TOKENS", "TOKENS/S", "STEP / SUM"),
-            [*members, ("ensemble", "", "", _ratio(trial.reading.over_sum))],
+            [*members, ("ensemble", "", "", _spread(trial.reading.over_sum))],
         )
     writing = trial.writing
     print_table(
         ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S", "ONE TOKEN, MS", "ONE TOKEN, /S"),
         [
             *(_member(one) for one in writing.members),
-            ("ensemble", _ms(writing.step), "", _rates(writing.rate), "", ""),
+            ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"), "", ""),
         ],
     )
     print_table(("RATIO", "MEDIAN"), [*_ratios(writing)])
@@ -59,7 +57,7 @@ def _show_trial(trial: Trial) -> None:
     )
 
 
-def _member(one: MemberPace) -> tuple[str, ...]:
+def _member(one: MemberPace) -> tuple[object, ...]:
     return (
         one.name,
         _ms(one.alone),
@@ -70,13 +68,13 @@ def _member(one: MemberPace) -> tuple[str, ...]:
     )
 
 
-def _ratios(writing: Pace) -> list[tuple[str, str]]:
+def _ratios(writing: Pace) -> list[tuple[str, str | None]]:
     return [
-        ("step / sum of the members, same tokens", _ratio(writing.over_sum)),
-        ("step / slowest member, same tokens", _ratio(writing.over_slowest)),
-        ("step / sum of the members, one token each", _ratio(writing.over_single)),
-        ("decoding in the step / alone, same tokens", _ratio(writing.inside_over_alone)),
-        ("bookkeeping: share of the step without decoding", _share(writing.bookkeeping)),
+        ("step / sum of the members, same tokens", _spread(writing.over_sum)),
+        ("step / slowest member, same tokens", _spread(writing.over_slowest)),
+        ("step / sum of the members, one token each", _spread(writing.over_single)),
+        ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
+        ("bookkeeping: share of the step without decoding", _spread(writing.bookkeeping, ".1%")),
     ]
 
 
@@ -86,11 +84,11 @@ def _show_naive(naive: Comparison) -> None:
     print_table(
         ("", "S/STEP"),
         [
-            ("whole text read again by every member", _seconds(naive.naive)),
-            ("with caches", _seconds(naive.ours)),
+            ("whole text read again by every member", _spread(naive.naive)),
+            ("with caches", _spread(naive.ours)),
         ],
     )
-    click.echo(f"naive / cached: {naive.times.median:.0f} ({_range(naive.times, '.0f')})")
+    click.echo(f"naive / cached: {_spread(naive.times, '.0f')}")
     if naive.difference is None or naive.same_choice is None:
         click.echo("no step had the same tokens in both ways, so no distribution was compared")
     else:
@@ -105,31 +103,16 @@ def _show_naive(naive: Comparison) -> None:
         )
 
 
-def _ms(spread: Spread | None) -> str:
+def _ms(spread: Spread | None) -> str | None:
+    return _spread(spread, ".1f", 1000)
+
+
+def _rate(rate: float | None) -> str | None:
+    return None if rate is None else f"{rate:.1f}"
+
+
+def _spread(spread: Spread | None, form: str = ".3f", times: float = 1) -> str | None:
     if spread is None:
-        return _UNKNOWN
-    return f"{1000 * spread.median:.1f} ({1000 * spread.low:.1f}-{1000 * spread.high:.1f})"
-
-
-def _seconds(spread: Spread) -> str:
-    return f"{spread.median:.3f} ({_range(spread, '.3f')})"
-
-
-def _ratio(spread: Spread | None) -> str:
-    return _UNKNOWN if spread is None else f"{spread.median:.3f} ({_range(spread, '.3f')})"
-
-
-def _rates(spread: Spread) -> str:
-    return f"{spread.median:.1f} ({_range(spread, '.1f')})"
-
-
-def _rate(rate: float | None) -> str:
-    return _UNKNOWN if rate is None else f"{rate:.1f}"
-
-
-def _share(spread: Spread) -> str:
-    return f"{spread.median:.1%} ({_range(spread, '.1%')})"
-
-
-def _range(spread: Spread, form: str) -> str:
-    return f"{spread.low:{form}}-{spread.high:{form}}"
+        return None
+    low, median, high = (times * value for value in (spread.low, spread.median, spread.high))
+    return f"{median:{form}} ({low:{form}}-{high:{form}})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -15,10 +15,19 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows under a head, in columns. Cells may come from files: a terminal obeys none."""
-    rows = [tuple(map(harmless_line, row)) for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a head, in columns; cells are worded as `shown` does."""
+    lines = [head, *(tuple(map(shown, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def shown(value: object) -> str:
+    """Word a value in one line; it may come from a file: a terminal obeys none of it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value)) or None
+    return "-" if value is None else harmless_line(str(value))
