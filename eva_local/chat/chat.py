@@ -13,18 +13,18 @@ from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.log import Log
 from eva_local.errors import InputError
 from eva_local.trace import TraceFile
-from eva_local.types import FinishReason, Message, Sampling, Step, Usage
+from eva_local.types import Message, Sampling, Step
 
 Steps = Generator[Step, None, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """An answer and what it cost; `trace` holds its steps.
 
     `seconds` is the time from the first step to the last, `first_seconds` from the question to
     the first step. `used` are the tokens of the conversation, with this answer, in each
-    member's context, `limits` those that fit; `usage` is None where the answer was stopped.
+    member's context, `limits` those that fit.
     """
 
     trace: TraceFile
@@ -37,26 +37,6 @@ class Answer:
     def steps(self) -> tuple[Step, ...]:
         """The symbols that were chosen, END among them."""
         return self.trace.steps
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """Why the answer ended."""
-        return self.trace.finish_reason or "cancelled"
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the engine counted; None where the answer was stopped."""
-        return self.trace.usage
-
-    @property
-    def text(self) -> str:
-        """What was said."""
-        return "".join(step.text for step in self.steps)
-
-    @property
-    def tokens(self) -> int:
-        """How many symbols were written."""
-        return sum(bool(step.piece) for step in self.steps)
 
 
 class Chat:
@@ -71,7 +51,7 @@ class Chat:
         self.conversation = Conversation()
         # The first turn that the members still read, and what they read of the last question.
         self.first = 0
-        self.last: Answer | None = None
+        self.last: Reply | None = None
         self._folder = folder
         self._tell = tell
         self._log: Log | None = None
@@ -193,7 +173,7 @@ class Chat:
             finish_reason=steps[-1].finish_reason,
             usage=steps[-1].usage,
         )
-        self.last = Answer(
+        self.last = Reply(
             trace,
             seconds=times[-1] - times[1],
             first_seconds=times[1] - times[0],

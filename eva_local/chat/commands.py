@@ -12,12 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat import log
-from eva_local.chat.chat import Answer
+from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
-from eva_local.chat.typed import COMMANDS, Command
+from eva_local.chat.typed import Command, sound
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
 from eva_local.config.paths import user_path
-from eva_local.config.settings import keys_of, read_settings, read_text, refuse_unknown
+from eva_local.config.settings import (
+    did_you_mean,
+    keys_of,
+    read_settings,
+    read_text,
+    refuse_unknown,
+)
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
@@ -26,7 +32,9 @@ from eva_local.types import Sampling
 if TYPE_CHECKING:
     from eva_local.chat.repl import Repl
 
-_KEYS = keys_of(Sampling)
+# What /set changes: how answers are drawn, and what it turns on and off beside that.
+KEYS = keys_of(Sampling)
+SWITCHES = ("markdown", "stats")
 _ON_OFF = {"on": True, "off": False}
 _NOTHING = '""'
 _HELP = (
@@ -37,13 +45,18 @@ _HELP = (
 
 
 def obey(repl: Repl, command: Command) -> None:
-    """Do what a command says; EvaError where that is not possible."""
-    _ACTIONS[command.name](repl, command.argument)
+    """Do what a command says; EvaError where it is none, or that is not possible."""
+    name = _OTHER_NAMES.get(command.name, command.name)
+    if name not in COMMANDS:
+        hint = did_you_mean(f"/{name}", [f"/{known}" for known in COMMANDS])
+        raise InputError(f"/{name[:40]} is no command (//{name[:40]} is sent as text); {hint}")
+    _, _, act = COMMANDS[name]
+    act(repl, sound(command.argument)[0])
 
 
 def _help(repl: Repl, _: str) -> None:
     table = _table()
-    for name, argument, text in COMMANDS:
+    for name, (argument, text, _act) in COMMANDS.items():
         table.add_row(Text(f"/{name} {argument}".rstrip(), style="bold"), text)
     repl.screen.show(table, Text(_HELP))
 
@@ -89,11 +102,11 @@ def _set(repl: Repl, argument: str) -> None:
     value = value.strip()
     if not name:
         table = _table()
-        for key in (*_KEYS, *repl.switches):
+        for key in (*KEYS, *repl.switches):
             table.add_row(key, _value(repl, key))
         repl.screen.show(table)
         return
-    refuse_unknown({name: value}, (*_KEYS, *repl.switches), "/set ")
+    refuse_unknown({name: value}, (*KEYS, *repl.switches), "/set ")
     if not value:
         raise InputError(f"/set {name} needs a value; it is {_value(repl, name)}")
     if name in repl.switches:
@@ -126,7 +139,7 @@ def _show(repl: Repl, what: str) -> None:
         ",".join(map(str, fusion.weights)) if isinstance(fusion.weights, tuple) else fusion.weights
     )
     rooms = zip(chat.ensemble.members, chat.used(), chat.ensemble.n_ctx, strict=True)
-    changed = [name for name in _KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
+    changed = [name for name in KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
     table = _table()
     for name, value in (
         ("ensemble", f"{spec.name} (pivot: {spec.pivot})"),
@@ -239,7 +252,7 @@ def _file(name: str, command: str) -> Path:
     return user_path(name, command)
 
 
-def _last(repl: Repl) -> Answer:
+def _last(repl: Repl) -> Reply:
     if repl.chat.last is None:
         raise InputError("no answer was written since this chat began, or it was taken back")
     return repl.chat.last
@@ -253,20 +266,34 @@ def _table() -> Table:
     return table
 
 
-_ACTIONS: dict[str, Callable[[Repl, str], None]] = {
-    "help": _help,
-    "exit": _exit,
-    "clear": _clear,
-    "regen": _regen,
-    "undo": _undo,
-    "system": _system,
-    "set": _set,
-    "show": _show,
-    "edit": _edit,
-    "read": _read,
-    "save": _save,
-    "load": _load,
-    "stats": _stats,
-    "why": _why,
-    "trace": _trace,
+# What follows a command, what it does, and what does it. The order is that of /help.
+COMMANDS: dict[str, tuple[str, str, Callable[[Repl, str], None]]] = {
+    "help": ("", "this list", _help),
+    "exit": ("", "leave; the conversation is saved", _exit),
+    "clear": ("", "begin a new conversation; the old one stays saved", _clear),
+    "regen": ("", "write the last answer again", _regen),
+    "undo": ("", "take the last message and its answer back", _undo),
+    "system": ("[TEXT]", 'show or change the system message; "" removes it', _system),
+    "set": (
+        "[NAME VALUE]",
+        "show or change how answers are drawn; markdown on, stats off",
+        _set,
+    ),
+    "show": (
+        "[chat]",
+        "the ensemble, its contexts and settings; or all that was said",
+        _show,
+    ),
+    "edit": ("[TEXT]", "write a message in $VISUAL or $EDITOR", _edit),
+    "read": (
+        "[FILE]",
+        "put a text file in front of the next message; without FILE, forget it",
+        _read,
+    ),
+    "save": ("FILE", "save the conversation: FILE.jsonl to load again, FILE.md to read", _save),
+    "load": ("FILE", "go on with a conversation that /save wrote", _load),
+    "stats": ("", "what the last answer cost", _stats),
+    "why": ("[N]", "how the members voted: on token N, or on the most disputed ones", _why),
+    "trace": ("FILE", "why each token was chosen: a page FILE.html, or FILE.jsonl", _trace),
 }
+_OTHER_NAMES = {"?": "help", "bye": "exit", "quit": "exit", "q": "exit"}

@@ -21,11 +21,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from eva_local.chat.commands import COMMANDS, KEYS, SWITCHES
 from eva_local.chat.private import private_folder
 from eva_local.chat.signals import end_put_off
-from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
-from eva_local.config.settings import keys_of
-from eva_local.types import Sampling
+from eva_local.chat.typed import is_open
 
 PROMPT = "> "
 _MORE = ". "
@@ -33,7 +32,7 @@ _HINT = "Write a message; /help lists the commands"
 # Longer messages, such as pasted files, would make the history slow to read.
 _REMEMBERED = 4000
 _WITH_FILE = ("/read", "/save", "/load", "/trace")
-_ARGUMENTS = {"/set": (*keys_of(Sampling), *SWITCHES), "/show": ("chat",)}
+_ARGUMENTS = {"/set": (*KEYS, *SWITCHES), "/show": ("chat",)}
 
 
 class Reader(Protocol):
@@ -147,7 +146,7 @@ class _Completer(Completer):
         """Yield what the text before the cursor can become."""
         command, space, argument = document.text_before_cursor.partition(" ")
         if not space:
-            names = (f"/{name}" for name, _, _ in COMMANDS)
+            names = (f"/{name}" for name in COMMANDS)
             return _beginning_with(command, names) if command.startswith("/") else ()
         if command in _WITH_FILE:
             return self._paths.get_completions(Document(argument), event)

@@ -11,7 +11,7 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from eva_local.chat.chat import Answer
+from eva_local.chat.chat import Reply
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import summarize
@@ -37,7 +37,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def summary_line(answer: Answer) -> str:
+def summary_line(answer: Reply) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.trace)
     written = f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"
@@ -57,7 +57,7 @@ def summary_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def cost_table(answer: Answer) -> Table:
+def cost_table(answer: Reply) -> Table:
     """Return what an answer cost, a column for each member."""
     members = summarize(answer.trace).members
     rows = {
@@ -66,9 +66,9 @@ def cost_table(answer: Answer) -> Table:
         "mean weight": [f"{100 * member.weight:.0f}%" for member in members],
         "ms a token": [f"{member.decode_ms:.0f}" for member in members],
     }
-    if answer.usage is not None:
-        read = answer.usage.prompt_tokens
-        new = (n - c for n, c in zip(read, answer.usage.cached_tokens, strict=True))
+    if (usage := answer.trace.usage) is not None:
+        read = usage.prompt_tokens
+        new = (n - c for n, c in zip(read, usage.cached_tokens, strict=True))
         rows["prompt tokens"] = [str(count) for count in read]
         rows["of them new"] = [str(count) for count in new]
     rows["context"] = [f"{n}/{limit}" for n, limit in zip(answer.used, answer.limits, strict=True)]
@@ -82,7 +82,7 @@ def cost_table(answer: Answer) -> Table:
     return table
 
 
-def vote_tables(answer: Answer, number: int | None) -> Iterator[RenderableType]:
+def vote_tables(answer: Reply, number: int | None) -> Iterator[RenderableType]:
     """Yield a table of token `number` (from 1), or of the most disputed tokens in their order.
 
     Raises InputError for a token that is not there.
@@ -116,7 +116,7 @@ def _agreement(step: Step) -> float:
     return sum(asked) / len(asked)
 
 
-def _carried(answer: Answer) -> Text:
+def _carried(answer: Reply) -> Text:
     """Return the answer in the colours of the members that decided it, with a legend."""
     members = answer.trace.members
     text = Text()
@@ -133,7 +133,7 @@ def _carried(answer: Answer) -> Text:
     return text
 
 
-def _step_tables(answer: Answer, place: int) -> Iterator[RenderableType]:
+def _step_tables(answer: Reply, place: int) -> Iterator[RenderableType]:
     step = answer.steps[place]
     trace = step.trace
     assert trace is not None
