@@ -98,7 +98,7 @@ class Work:
                 border = next(
                     state[member].context._border
                     for state in states.values()
-                    if state[member].context._sequence == run.sequence
+                    if state[member].context._seq_id == run.seq_id
                 )
                 of_prompt = max(min(border - run.start, len(run.tokens)), 0)
                 self.read[member] += of_prompt

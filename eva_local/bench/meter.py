@@ -38,7 +38,7 @@ class Meter:
     ) -> None:
         """Use `n_sequences` of `model` from `first` on; `clock` tells seconds."""
         self._model = model
-        self._sequences = range(first, first + n_sequences)
+        self._seq_ids = range(first, first + n_sequences)
         self._clock = clock
         self.path = model.path
         self.vocabulary = model.vocabulary
@@ -73,7 +73,7 @@ class Meter:
     @property
     def n_rows(self) -> int:
         """Return how many sequences were decoded since `reset`."""
-        return len({run.sequence for batch in self._batches for run in batch})
+        return len({run.seq_id for batch in self._batches for run in batch})
 
     def again(self) -> float | None:
         """Decode once more what was decoded since `reset`, alone; return the seconds.
@@ -94,15 +94,15 @@ class Meter:
         """
         if not self._can_repeat:
             return None
-        last = {run.sequence: run for batch in self._batches for run in batch}
+        last = {run.seq_id: run for batch in self._batches for run in batch}
         ends = [
-            Run(run.sequence, run.start + len(run.tokens) - 1, run.tokens[-1:])
+            Run(run.seq_id, run.start + len(run.tokens) - 1, run.tokens[-1:])
             for run in last.values()
         ]
         return self._repeat(ends) if ends else 0.0
 
     def _repeat(self, runs: Sequence[Run]) -> float | None:
-        if not all(self._model.remove(run.sequence, run.start) for run in runs):
+        if not all(self._model.remove(run.seq_id, run.start) for run in runs):
             return None
         began = self._clock()
         self._model.decode(runs)
@@ -131,15 +131,15 @@ class Meter:
             done += len(block)
             yield block
 
-    def holds(self, sequence: int, start: int) -> bool:
+    def holds(self, seq_id: int, start: int) -> bool:
         """Return whether a sequence can be gone on from `start`; see `Model.holds`."""
-        return self._model.holds(self._sequences[sequence], start)
+        return self._model.holds(self._seq_ids[seq_id], start)
 
-    def remove(self, sequence: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on, of one sequence or of all that are the meter's."""
         self._can_repeat &= not self._batches
-        sequences = self._sequences if sequence == ALL else [self._sequences[sequence]]
-        for each in sequences:
+        seq_ids = self._seq_ids if seq_id == ALL else [self._seq_ids[seq_id]]
+        for each in seq_ids:
             if not self._model.remove(each, start):
                 return False
             self._keep(each, start, ())
@@ -148,7 +148,7 @@ class Meter:
     def copy(self, source: int, target: int, length: int = -1) -> bool:
         """Let `target` begin as a copy of `source`; see `Model.copy`."""
         self._can_repeat &= not self._batches
-        if not self._model.copy(self._sequences[source], self._sequences[target], length):
+        if not self._model.copy(self._seq_ids[source], self._seq_ids[target], length):
             self.rows[target], self.borders[target] = [], []
             return False
         row = self.rows.get(source, [])
@@ -161,20 +161,20 @@ class Meter:
         """Leave the model open: it is its owner's."""
 
     def _shifted(self, runs: Sequence[Run]) -> Sequence[Run]:
-        if not self._sequences.start:
+        if not self._seq_ids.start:
             return runs
-        return [replace(run, sequence=self._sequences[run.sequence]) for run in runs]
+        return [replace(run, seq_id=self._seq_ids[run.seq_id]) for run in runs]
 
     def _note(self, began: float, runs: Sequence[Run]) -> None:
         ended = self._clock()
         self.decodings.append(Decoding(began, ended, sum(len(run.tokens) for run in runs)))
         self._batches.append(runs)
         for run in runs:
-            self._keep(run.sequence, run.start, run.tokens)
+            self._keep(run.seq_id, run.start, run.tokens)
 
-    def _keep(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
+    def _keep(self, seq_id: int, start: int, tokens: Sequence[int]) -> None:
         """Keep what the cache holds of a sequence before `start`, and put tokens there."""
-        place = sequence - self._sequences.start
+        place = seq_id - self._seq_ids.start
         row = self.rows.setdefault(place, [])
         row[start:] = tokens
         borders = self.borders.setdefault(place, [])

@@ -53,7 +53,7 @@ class Run:
     after each of them.
     """
 
-    sequence: int
+    seq_id: int
     start: int
     tokens: Sequence[int]
     logits: bool = True
@@ -86,10 +86,10 @@ class Model(Protocol):
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """Decode one run; yield blocks (m, n_vocab) with the logits after each token."""
 
-    def holds(self, sequence: int, start: int) -> bool:
+    def holds(self, seq_id: int, start: int) -> bool:
         """Return whether the cache has all that a token at position `start` may look back on."""
 
-    def remove(self, sequence: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on, of one sequence or of `ALL`.
 
         False, with nothing removed, where the past of `start` is gone; from 0 it always goes.
@@ -198,7 +198,7 @@ class LlamaModel:
         rows: dict[int, int] = {}
         at = 0
         # llama.cpp decodes sequences together only where their numbers ascend without a gap.
-        for place in sorted(range(len(runs)), key=lambda place: runs[place].sequence):
+        for place in sorted(range(len(runs)), key=lambda place: runs[place].seq_id):
             at = self._fill(at, runs[place], every=False)
             rows[place] = at - 1
         self._decode_batch(at)
@@ -211,13 +211,13 @@ class LlamaModel:
         """
         size = min(_LOGIT_ROWS, self.n_batch)
         for first in range(0, len(run.tokens), size):
-            part = Run(run.sequence, run.start + first, run.tokens[first : first + size])
+            part = Run(run.seq_id, run.start + first, run.tokens[first : first + size])
             at = self._fill(0, part, every=True)
             self._decode_batch(at)
             pointer = self._llama.llama_get_logits(self._context)
             yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
 
-    def holds(self, sequence: int, start: int) -> bool:
+    def holds(self, seq_id: int, start: int) -> bool:
         """Return whether the cache has all that a token at position `start` may look back on.
 
         llama.cpp agrees to forget the end of a sequence also where a cache with a window no
@@ -226,26 +226,26 @@ class LlamaModel:
         if start == 0:
             return True
         llama = self._llama
-        newest = llama.llama_memory_seq_pos_max(self._memory, sequence)
+        newest = llama.llama_memory_seq_pos_max(self._memory, seq_id)
         if self._recurrent:
             return bool(newest == start - 1)
-        oldest = llama.llama_memory_seq_pos_min(self._memory, sequence)
+        oldest = llama.llama_memory_seq_pos_min(self._memory, seq_id)
         needed = max(0, start - self._window + 1) if self._window else 0
         return bool(0 <= oldest <= needed and newest >= start - 1)
 
-    def remove(self, sequence: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on, of one sequence or of `ALL`; see `Model.remove`.
 
         Raises ModelError where llama.cpp refuses to forget a whole sequence.
         """
-        if sequence == ALL:
+        if seq_id == ALL:
             assert start == 0
             self._llama.llama_memory_clear(self._memory, False)
             return True
-        if start and not self.holds(sequence, start):
+        if start and not self.holds(seq_id, start):
             return False
         # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
-        removed = bool(self._llama.llama_memory_seq_rm(self._memory, sequence, start or -1, -1))
+        removed = bool(self._llama.llama_memory_seq_rm(self._memory, seq_id, start or -1, -1))
         if not start and not removed:
             raise ModelError(f"{self.path}: llama.cpp does not let go of a text; open it again")
         self._unguarded = min(self._unguarded, start)
@@ -396,11 +396,9 @@ class LlamaModel:
         *head, last = run.tokens
         for first in range(0, len(head), self.n_batch):
             part = head[first : first + self.n_batch]
-            at = self._fill(
-                0, Run(run.sequence, run.start + first, part, logits=False), every=False
-            )
+            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=False), every=False)
             self._decode_batch(at)
-        return Run(run.sequence, run.start + len(head), [last], run.logits)
+        return Run(run.seq_id, run.start + len(head), [last], run.logits)
 
     def _fill(self, at: int, run: Run, *, every: bool) -> int:
         """Write a run into the batch from row `at` on; return the row after it."""
@@ -412,7 +410,7 @@ class LlamaModel:
             batch.token[at] = token_id
             batch.pos[at] = run.start + offset
             batch.n_seq_id[at] = 1
-            batch.seq_id[at][0] = run.sequence
+            batch.seq_id[at][0] = run.seq_id
             batch.logits[at] = every
             at += 1
         batch.logits[at - 1] = every or run.logits
@@ -431,9 +429,9 @@ class LlamaModel:
         if since == sys.maxsize:
             return
         llama.llama_memory_seq_rm(self._memory, self._guard, since, -1)
-        for sequence in range(self._guard):
-            if llama.llama_memory_seq_pos_max(self._memory, sequence) >= since:
-                llama.llama_memory_seq_cp(self._memory, sequence, self._guard, since, -1)
+        for seq_id in range(self._guard):
+            if llama.llama_memory_seq_pos_max(self._memory, seq_id) >= since:
+                llama.llama_memory_seq_cp(self._memory, seq_id, self._guard, since, -1)
 
     def _decode_batch(self, size: int) -> None:
         self._batch.n_tokens = size

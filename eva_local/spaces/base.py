@@ -136,8 +136,8 @@ class Space(Protocol[V]):
     def is_text(self, symbol: int) -> bool:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
 
-    def states(self, sequence: int) -> list[V]:
-        """Return a voice of every member for one sequence of each model."""
+    def states(self, slot: int) -> list[V]:
+        """Return a voice of every member in one slot of each model."""
 
     def alone(self, member: int) -> Self:
         """Return the space in which one member speaks alone."""

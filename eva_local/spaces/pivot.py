@@ -174,9 +174,9 @@ class PivotSpace:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
         return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
-    def states(self, sequence: int) -> list[PivotState]:
-        """Return a voice of every member for one sequence of each model."""
-        return self._states([Context(model, sequence) for model in self._models])
+    def states(self, slot: int) -> list[PivotState]:
+        """Return a voice of every member in one slot of each model."""
+        return self._states([Context(model, slot) for model in self._models])
 
     def alone(self, member: int) -> PivotSpace:
         """Return the space of a member's own tokens."""

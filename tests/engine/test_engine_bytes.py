@@ -244,7 +244,7 @@ class Failing(FakeModel):
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         if self.fails:
             self.fails = False
-            cache = self.cache.setdefault(runs[0].sequence, [])
+            cache = self.cache.setdefault(runs[0].seq_id, [])
             cache += runs[0].tokens[:1]
             raise ModelError("no room left")
         return super().decode(runs)

@@ -49,9 +49,9 @@ class Cramped(FakeModel):
         wanted = sum(len(run.tokens) for run in runs)
         if wanted > self.n_fitting or wanted + sum(map(len, self.cache.values())) > self.n_cells:
             # As where a batch is split, some of it is there already.
-            super().decode([Run(runs[0].sequence, runs[0].start, runs[0].tokens[:1])])
+            super().decode([Run(runs[0].seq_id, runs[0].start, runs[0].tokens[:1])])
             raise RoomError("no room left")
-        if any(run.sequence in self.broken for run in runs):
+        if any(run.seq_id in self.broken for run in runs):
             raise ModelError("it failed")
         return super().decode(runs)
 

@@ -81,11 +81,11 @@ def test_ctrl_c_while_a_request_is_admitted_does_not_lose_it(monkeypatch) -> Non
     request, told = ask(shared, 40, 3)
     holds, calls = model.holds, []
 
-    def interrupted(sequence: int, start: int) -> bool:
+    def interrupted(seq_id: int, start: int) -> bool:
         calls.append(start)
         if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return holds(sequence, start)
+        return holds(seq_id, start)
 
     monkeypatch.setattr(model, "holds", interrupted)
     assert finish(shared, request) == 1

@@ -31,7 +31,7 @@ class WatchedModel(FakeModel):
         self.batches: list[list[tuple[int, int]]] = []
 
     def decode(self, runs):
-        self.batches.append([(run.sequence, len(run.tokens)) for run in runs])
+        self.batches.append([(run.seq_id, len(run.tokens)) for run in runs])
         return super().decode(runs)
 
 

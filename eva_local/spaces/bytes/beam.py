@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from eva_local.cache.branches import Place
+from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
@@ -95,41 +95,41 @@ class ByteBeam:
         self._change()
 
     @property
-    def places(self) -> set[Place]:
+    def branches(self) -> set[Branch]:
         """The rows that are still needed."""
-        return {h.place for h in self._open} | {b.place for b in self._waiting}
+        return {h.branch for h in self._open} | {b.branch for b in self._waiting}
 
     def longest(self) -> int:
         """Return how many tokens the longest row has, with those that wait to be decoded."""
-        waiting = (border.place.length + len(border.tokens) for border in self._waiting)
-        return max([*waiting, *(row.place.length for row in self._open)], default=0)
+        waiting = (border.branch.length + len(border.tokens) for border in self._waiting)
+        return max([*waiting, *(row.branch.length for row in self._open)], default=0)
 
     def unread(self) -> int:
         """Return how many bytes of the text no row covers."""
         covered = [row.covers for row in self._open] + [row.covers for row in self._waiting]
         return len(self.text) - max(covered, default=0)
 
-    def weakest(self, sequences: Collection[int]) -> int | None:
-        """Return the one of `sequences` whose rows all together are the least likely."""
-        shares = dict.fromkeys(sequences, 0.0)
+    def weakest(self, seq_ids: Collection[int]) -> int | None:
+        """Return the one of `seq_ids` whose rows all together are the least likely."""
+        shares = dict.fromkeys(seq_ids, 0.0)
         for hypothesis in self._open:
-            if hypothesis.place.sequence in shares:
-                shares[hypothesis.place.sequence] += self._weight(hypothesis)
+            if hypothesis.branch.seq_id in shares:
+                shares[hypothesis.branch.seq_id] += self._weight(hypothesis)
         for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
-            if border.place.sequence in shares:
-                shares[border.place.sequence] += share
+            if border.branch.seq_id in shares:
+                shares[border.branch.seq_id] += share
         return min(shares, key=shares.__getitem__, default=None)
 
-    def leading(self) -> tuple[Place, int] | None:
+    def leading(self) -> tuple[Branch, int] | None:
         """Return the likeliest row that was decoded, and how many bytes it covers."""
         lead = max(self._open, key=self._weight, default=None)
-        return None if lead is None else (lead.place, lead.covers)
+        return None if lead is None else (lead.branch, lead.covers)
 
-    def rewrite(self, place: Place, kept: int, tokens: Sequence[int]) -> None:
-        """Put other tokens with the same bytes after the first `kept` of the row at `place`."""
-        (old,) = [h for h in self._open if h.place == place]
+    def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
+        """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
+        (old,) = [h for h in self._open if h.branch == branch]
         self._open.remove(old)
-        shorter = Place(place.sequence, kept)
+        shorter = Branch(branch.seq_id, kept)
         self._waiting.append(Border(old.log_weight, shorter, tokens, old.covers))
         self._change()
 
@@ -137,10 +137,10 @@ class ByteBeam:
         """Return whether a border still waits."""
         return border in self._waiting
 
-    def forget(self, sequence: int) -> None:
+    def forget(self, seq_id: int) -> None:
         """Give up the rows in a sequence."""
-        self._open = [h for h in self._open if h.place.sequence != sequence]
-        self._waiting = [b for b in self._waiting if b.place.sequence != sequence]
+        self._open = [h for h in self._open if h.branch.seq_id != seq_id]
+        self._waiting = [b for b in self._waiting if b.branch.seq_id != seq_id]
         self._change()
 
     @property
@@ -159,11 +159,11 @@ class ByteBeam:
         found = [border for share, border in ranked if share >= bound]
         return found or ([] if live > 0 else [ranked[0][1]])
 
-    def decoded(self, border: Border, place: Place, logits: Logits) -> None:
-        """Take the logits after a border's row, which is now at `place`."""
+    def decoded(self, border: Border, branch: Branch, logits: Logits) -> None:
+        """Take the logits after a border's row, which is now at `branch`."""
         self._waiting.remove(border)
         self._change()
-        entered = OpenRow(border, place, logits, self._trie, self._end_ids)
+        entered = OpenRow(border, branch, logits, self._trie, self._end_ids)
         self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
@@ -276,7 +276,7 @@ class ByteBeam:
         token, mass = hypothesis.ending(node)
         if mass > 0 and self._is_likely(hypothesis.last, token, mass):
             log_weight = hypothesis.log_weight + math.log(mass)
-            self._waiting.append(Border(log_weight, hypothesis.place, [token], covers))
+            self._waiting.append(Border(log_weight, hypothesis.branch, [token], covers))
         return hypothesis.move(node)
 
     def _is_likely(self, last: int | None, token: int, mass: float) -> bool:

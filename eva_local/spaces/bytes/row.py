@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.cache.branches import Place
+from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats, Ids, highest
 from eva_local.llama.model import Logits
 from eva_local.spaces.bytes.boundary import ANY
@@ -17,14 +17,14 @@ from eva_local.spaces.bytes.trie import ROOT, Masses, Trie
 
 @dataclass(slots=True, eq=False)
 class Border:
-    """A row that was not decoded yet: that at `place` and then `tokens`.
+    """A row that was not decoded yet: that at `branch` and then `tokens`.
 
     It covers the first `covers` bytes of the text, and `log_weight` is its log-probability, in
     nats.
     """
 
     log_weight: float
-    place: Place
+    branch: Branch
     tokens: Sequence[int]
     covers: int
     #: Of what kind it is, as far as that tells how it goes on.
@@ -42,15 +42,15 @@ class OpenRow:
 
     __slots__ = (
         *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
-        *("log_weight", "node", "place", "sums"),
+        *("log_weight", "node", "branch", "sums"),
     )
 
     def __init__(
-        self, border: Border, place: Place, logits: Logits, trie: Trie, end_ids: Sequence[int]
+        self, border: Border, branch: Branch, logits: Logits, trie: Trie, end_ids: Sequence[int]
     ) -> None:
-        """Stand at a border whose row is now at `place`, with `logits: (n_vocab,)` after it."""
+        """Stand at a border whose row is now at `branch`, with `logits: (n_vocab,)` after it."""
         self.log_weight = border.log_weight
-        self.place = place
+        self.branch = branch
         self.covers = border.covers
         self.last = border.tokens[-1] if border.covers else None
         self.node = ROOT

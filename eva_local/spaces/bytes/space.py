@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from eva_local.cache.branches import Branches, Place
+from eva_local.cache.branches import Branch, Branches
 from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
@@ -35,7 +35,7 @@ class ByteState:
     def __init__(
         self,
         model: Model,
-        sequences: Sequence[int],
+        seq_ids: Sequence[int],
         trie: Trie,
         threshold: float,
         before: Mapping[str, Floats] | None = None,
@@ -44,14 +44,14 @@ class ByteState:
         """Use some sequences of `model`; `trie` is that of its vocabulary."""
         self._model = model
         self._control = control or ControlTokens(model)
-        self._sequences = sequences
-        self._branches = Branches(model, sequences)
+        self._seq_ids = seq_ids
+        self._branches = Branches(model, seq_ids)
         self._beam = ByteBeam(model.tokenizer, trie, threshold, before)
-        self._evidence = PromptLikelihood(model.vocabulary.pieces)
+        self._likelihood = PromptLikelihood(model.vocabulary.pieces)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
-        self._read = Place(sequences[0], 0)
-        self._running: dict[int, tuple[Border, Place]] = {}
+        self._read = Branch(seq_ids[0], 0)
+        self._running: dict[int, tuple[Border, Branch]] = {}
         # The text before this byte is in the tokeniser's own tokens.
         self._mended = 0
         self.forwarded = 0
@@ -83,7 +83,7 @@ class ByteState:
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(place) for place in self._beam.places]
+        return [self._branches.row(branch) for branch in self._beam.branches]
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
@@ -97,12 +97,12 @@ class ByteState:
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
         self._branches.clear()
-        self._evidence.begin((), 0, 0)
+        self._likelihood.begin((), 0, 0)
 
     def adopt(self, other: ByteState) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)
-        self._evidence.adopt(other._evidence)
+        self._likelihood.adopt(other._likelihood)
 
     def trade(self, other: ByteState) -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
@@ -113,7 +113,7 @@ class ByteState:
         """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)
-        kept = self._evidence.begin(prompt, self._read.length, judged)
+        kept = self._likelihood.begin(prompt, self._read.length, judged)
         if kept < self._read.length:
             self._read = self._branches.begin(prompt[: kept + 1])
         self._beam.clear()
@@ -147,24 +147,24 @@ class ByteState:
             self._read = decoded
             if logits is None:
                 return
-            border, place = Border(0.0, self._read, [], 0), self._read
+            border, branch = Border(0.0, self._read, [], 0), self._read
             self._beam.begin(border)
         else:
-            border, place = self._running.pop(run.sequence)
+            border, branch = self._running.pop(run.seq_id)
         assert logits is not None
-        self._beam.decoded(border, place, logits)
+        self._beam.decoded(border, branch, logits)
         # What follows an unlikely row, or came before the newest byte, is not what it wants.
-        if self._beam.leading() == (place, len(self._beam.text)):
+        if self._beam.leading() == (branch, len(self._beam.text)):
             self._control.hear(logits)
         self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
-        self.take(run, self._evidence.read(self._prompt, run, blocks))
+        self.take(run, self._likelihood.read(self._prompt, run, blocks))
 
     def evidence(self) -> float:
         """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
-        return self._evidence.per_byte()
+        return self._likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
         """Append a byte."""
@@ -215,40 +215,40 @@ class ByteState:
             # Cut off in the middle, a model that cannot go back has lost what it had read.
             self._read = self._branches.begin(self._prompt[: self._read.length + 1])
         start = self._read.length
-        end, every = self._evidence.stretch(start)
+        end, every = self._likelihood.stretch(start)
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
         run = self._branches.grow(self._read, tokens, ())
         assert run is not None
         whole = start + len(tokens) == len(self._prompt)
-        return Run(run.sequence, run.start, tokens, whole, every)
+        return Run(run.seq_id, run.start, tokens, whole, every)
 
     def _grow(self, border: Border) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""
         if not self._model.can_roll_back:
             # One row alone, since nothing that was decoded can be taken back.
             self._beam.begin(border)
-        if not self._branches.reached(border.place):
+        if not self._branches.reached(border.branch):
             if self._running:
                 return None
-            row = [*self._branches.row(border.place), *border.tokens]
+            row = [*self._branches.row(border.branch), *border.tokens]
             border = self._restart(row, border.covers)
-        run = self._branches.grow(border.place, border.tokens, self._needed())
+        run = self._branches.grow(border.branch, border.tokens, self._needed())
         if run is None:
             if not self._make_room(border):
                 return None
-            run = self._branches.grow(border.place, border.tokens, self._needed())
+            run = self._branches.grow(border.branch, border.tokens, self._needed())
         assert run is not None
-        self._running[run.sequence] = (border, Place(run.sequence, run.start + len(run.tokens)))
+        self._running[run.seq_id] = (border, Branch(run.seq_id, run.start + len(run.tokens)))
         return run
 
-    def _needed(self) -> set[Place]:
-        return self._beam.places | {place for _, place in self._running.values()}
+    def _needed(self) -> set[Branch]:
+        return self._beam.branches | {branch for _, branch in self._running.values()}
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
-        kept = {border.place.sequence, *self._running}
-        kept |= {running.place.sequence for running, _ in self._running.values()}
-        weakest = self._beam.weakest([s for s in self._sequences if s not in kept])
+        kept = {border.branch.seq_id, *self._running}
+        kept |= {running.branch.seq_id for running, _ in self._running.values()}
+        weakest = self._beam.weakest([s for s in self._seq_ids if s not in kept])
         if weakest is not None:
             self._beam.forget(weakest)
         return weakest is not None
@@ -270,8 +270,8 @@ class ByteState:
         lead = self._beam.leading()
         if lead is None or lead[1] != end or text[end - 1 : end].isspace():
             return
-        place = lead[0]
-        row = self._branches.row(place)
+        branch = lead[0]
+        row = self._branches.row(branch)
         tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
         count, left = 0, end - self._mended
         while left > 0:
@@ -281,12 +281,12 @@ class ByteState:
             return
         self._mended = end
         if tuple(row[len(row) - count :]) != tokens:
-            self._beam.rewrite(place, len(row) - count, tokens)
+            self._beam.rewrite(branch, len(row) - count, tokens)
 
     def _restart(self, row: Sequence[int], covers: int) -> Border:
         """Begin again with one row of tokens, prompt included, for all of the text."""
-        place = self._branches.begin(row)
-        border = Border(0.0, place, row[place.length :], covers)
+        branch = self._branches.begin(row)
+        border = Border(0.0, branch, row[branch.length :], covers)
         self._beam.begin(border)
         self._mended = covers
         return border
@@ -353,9 +353,9 @@ class ByteSpace:
         """Return whether it is a byte."""
         return 0 <= symbol < END
 
-    def states(self, sequence: int) -> list[ByteState]:
+    def states(self, slot: int) -> list[ByteState]:
         """Return a voice of every member for one text."""
-        first = sequence * BRANCHES
+        first = slot * BRANCHES
         return [
             ByteState(
                 model,
