@@ -7,7 +7,6 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from eva_local.bench.naive import Comparison
 from eva_local.bench.pace import Pace
 from eva_local.config.specs import EnsembleSpec
 from eva_local.llama.model import can_offload
@@ -48,12 +47,9 @@ class Outcome:
     can_offload: bool
     llama_cpp_python: str
     trials: tuple[Trial, ...]
-    naive: Comparison | None
 
     @classmethod
-    def of(
-        cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...], naive: Comparison | None
-    ) -> Outcome:
+    def of(cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...]) -> Outcome:
         """Add what is known of the ensemble and the machine."""
         return cls(
             ensemble=spec.name,
@@ -67,7 +63,6 @@ class Outcome:
             can_offload=can_offload(),
             llama_cpp_python=version("llama-cpp-python"),
             trials=trials,
-            naive=naive,
         )
 
     def as_json(self) -> dict[str, object]:

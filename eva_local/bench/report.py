@@ -18,7 +18,7 @@ def report_page(outcome: Outcome) -> str:
     """Return the page, as HTML."""
     style = report_style()
     title = f"{outcome.ensemble}: what it costs"
-    body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials), _naive(outcome)]
+    body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials)]
     return still_page(title, style, "".join(body))
 
 
@@ -70,28 +70,6 @@ def _trial(trial: Trial) -> str:
         f'<section class="task"><h2>{escape(_name(trial))}</h2>'
         f'<p class="facts">{escape(" · ".join(facts))}</p>'
         f"{_plot(title, lines, 'ms', (0.0, ''))}</section>"
-    )
-
-
-def _naive(outcome: Outcome) -> str:
-    naive = outcome.naive
-    if naive is None:
-        return ""
-    tokens = ", ".join(map(str, naive.prompt_tokens))
-    same = (
-        "no step had the same tokens in both ways"
-        if naive.difference is None
-        else f"fused probabilities differ by at most {naive.difference:.1e}"
-    )
-    facts = f"{naive.steps} steps after {tokens} tokens · {same}"
-    lines = [
-        _line("whole text read again", naive.naive, ".2f", " s"),
-        _line("with caches", naive.ours, ".3f", " s"),
-    ]
-    return (
-        f"<section><h2>{naive.times.median:.0f} times as fast as without caches</h2>"
-        f'<p class="facts">{escape(facts)}</p>{_plot("A step", lines, "seconds", (0.0, ""))}'
-        "</section>"
     )
 
 

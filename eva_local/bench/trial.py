@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.naive import Comparison, against_naive, text_for
 from eva_local.bench.outcome import Outcome, Trial
-from eva_local.bench.pace import Part, Round, pace
+from eva_local.bench.pace import UNKNOWN, Part, Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.scheduler import Request
 from eva_local.errors import EvaError, InputError
 from eva_local.opening import ensemble_of, open_models
-from eva_local.spaces.bytes.space import BRANCHES
 from eva_local.types import Sampling, Step
 
 # A short prompt is read so often, and so many batches of a long one are decoded again alone.
@@ -32,17 +30,11 @@ _TOKENS_A_STEP = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure: texts after prompts of `contexts` tokens, one and `parallel` at a time.
-
-    `naive_tokens` and `naive_steps` say how a step without caches is measured; no steps, no
-    measurement.
-    """
+    """What to measure: texts after prompts of `contexts` tokens, one and `parallel` at a time."""
 
     contexts: tuple[int, ...] = (100, 3000)
     parallel: int = 8
     rounds: int = 20
-    naive_tokens: int = 500
-    naive_steps: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -53,22 +45,13 @@ class Plan:
 def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
     """Open the members of `spec` and measure all that `plan` names.
 
-    Raises InputError where a context has no room for the prompts, or the naive way does not
-    exist for this ensemble.
+    Raises InputError where a context has no room for the prompts.
     """
-    if plan.naive_steps and spec.fusion.space != "pivot":
-        raise InputError(
-            '--against-naive needs space = "pivot": the published code of EVA knows no other'
-        )
     bytewise = spec.fusion.space == "bytes"
-    places = max(plan.parallel, 2 if plan.naive_steps else 1)
-    with open_models(spec, report, parallel=places, bytewise=bytewise) as models:
-        meters = [Meter(model, places * (BRANCHES if bytewise else 1)) for model in models]
+    with open_models(spec, report, parallel=plan.parallel, bytewise=bytewise) as models:
+        meters = [Meter(model) for model in models]
         with ensemble_of(spec, meters, _sampling(spec), report, parallel=plan.parallel) as ensemble:
             prompts = [_prompts(ensemble, n_tokens, plan) for n_tokens in plan.contexts]
-            if plan.naive_steps:
-                # What does not fit is found before minutes of work.
-                text_for(ensemble, plan.naive_tokens, plan.naive_steps)
             trials = tuple(
                 trial
                 for n_tokens, texts in zip(plan.contexts, prompts, strict=True)
@@ -76,10 +59,7 @@ def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
                     n_tokens, texts, plan.widths
                 )
             )
-        comparison: Comparison | None = None
-        if plan.naive_steps:
-            comparison = against_naive(spec, models, plan.naive_tokens, plan.naive_steps, report)
-    return Outcome.of(spec, plan.rounds, trials, comparison)
+    return Outcome.of(spec, plan.rounds, trials)
 
 
 class Bench:
@@ -230,10 +210,11 @@ def peak_memory() -> int:
 
 def _part(meter: Meter, *, alone: bool, single: bool) -> Part:
     n_rows, n_tokens = meter.n_rows, meter.n_tokens
-    again = meter.again() if alone else None
-    # Where each sequence had one token, both are the same.
-    one = again if not single or n_rows == n_tokens else meter.single()
-    return Part(n_rows, n_tokens, meter.inside, again, one if single else None)
+    again = meter.again() if alone else UNKNOWN
+    if single:
+        # Where each sequence had one token, both are the same.
+        one = again if n_rows == n_tokens else meter.single()
+    return Part(n_rows, n_tokens, meter.inside, again, one if single else UNKNOWN)
 
 
 def _prompts(ensemble: Ensemble, n_tokens: int, plan: Plan) -> list[str]:

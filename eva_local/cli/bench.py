@@ -34,21 +34,6 @@ from eva_local.cli.session import Session, pass_session, setting_options
     show_default=True,
     help="Steps that are measured of each.",
 )
-@click.option("--against-naive", is_flag=True, help="Also take steps without caches, as EVA does.")
-@click.option(
-    "--naive-tokens",
-    type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="With --against-naive: tokens of text before them.",
-)
-@click.option(
-    "--naive-steps",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="With --against-naive: how many; each takes seconds.",
-)
 @output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
@@ -63,9 +48,6 @@ def bench(
     contexts: tuple[int, ...],
     parallel: int,
     rounds: int,
-    against_naive: bool,
-    naive_tokens: int,
-    naive_steps: int,
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
@@ -81,13 +63,7 @@ def bench(
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
-    plan = Plan(
-        contexts=tuple(sorted(set(contexts))),
-        parallel=parallel,
-        rounds=rounds,
-        naive_tokens=naive_tokens,
-        naive_steps=naive_steps if against_naive else 0,
-    )
+    plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
         outcome = measure(spec, plan, progress)
     write_outputs(outcome, show, report_page, json_out, html_out)

@@ -9,13 +9,12 @@ import click
 from eva_local.cli.table import print_table
 
 if TYPE_CHECKING:
-    from eva_local.bench.naive import Comparison
     from eva_local.bench.outcome import Outcome, Trial
     from eva_local.bench.pace import MemberPace, Pace, Spread
 
 
 def show(outcome: Outcome) -> None:
-    """Print a table for each trial, and the steps without caches."""
+    """Print a table for each trial."""
     click.echo(
         f"{outcome.ensemble}: pivot {outcome.pivot}, space {outcome.space}, {outcome.rounds} "
         f"rounds, medians (quartiles); {outcome.machine}, {outcome.cores} cores, "
@@ -24,9 +23,6 @@ def show(outcome: Outcome) -> None:
     for trial in outcome.trials:
         click.echo()
         _show_trial(trial)
-    if outcome.naive is not None:
-        click.echo()
-        _show_naive(outcome.naive)
 
 
 def _show_trial(trial: Trial) -> None:
@@ -76,31 +72,6 @@ def _ratios(writing: Pace) -> list[tuple[str, str | None]]:
         ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
         ("bookkeeping: share of the step without decoding", _spread(writing.bookkeeping, ".1%")),
     ]
-
-
-def _show_naive(naive: Comparison) -> None:
-    tokens = ", ".join(map(str, naive.prompt_tokens))
-    click.echo(f"against naive: {naive.steps} steps after {tokens} tokens")
-    print_table(
-        ("", "S/STEP"),
-        [
-            ("whole text read again by every member", _spread(naive.naive)),
-            ("with caches", _spread(naive.ours)),
-        ],
-    )
-    click.echo(f"naive / cached: {_spread(naive.times, '.0f')}")
-    if naive.difference is None or naive.same_choice is None:
-        click.echo("no step had the same tokens in both ways, so no distribution was compared")
-    else:
-        same = "the same" if naive.same_choice else "not always the same"
-        click.echo(
-            f"fused probabilities in {naive.n_compared} steps of the same tokens differ by at "
-            f"most {naive.difference:.1e}; the likeliest symbol is {same}"
-        )
-    if naive.difference_alike is not None:
-        click.echo(
-            f"read in the same batches as with caches, they differ by {naive.difference_alike:.1e}"
-        )
 
 
 def _ms(spread: Spread | None) -> str | None:
