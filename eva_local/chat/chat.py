@@ -82,14 +82,16 @@ class Chat:
 
     def resume(self, log: Log, conversation: Conversation) -> None:
         """Go on with a saved conversation in its own file."""
-        self.close()
+        self.take_over(conversation)
         self._log = log
-        self._hold(conversation)
 
     def take_over(self, conversation: Conversation) -> None:
         """Go on with a conversation from elsewhere in a new file; the one before stays saved."""
         self.close()
-        self._hold(conversation)
+        self.conversation = conversation
+        self._saves = True
+        self.first = 0
+        self.last = None
 
     def use_system(self, text: str) -> None:
         """Change the system message; an empty text removes it."""
@@ -210,12 +212,6 @@ class Chat:
         if self.conversation != before:
             # The message without an answer whose place it took.
             self._record(Event("user", before.turns[-1].question))
-
-    def _hold(self, conversation: Conversation) -> None:
-        self.conversation = conversation
-        self._saves = True
-        self.first = 0
-        self.last = None
 
     def _record(self, event: Event) -> None:
         """Change the conversation, and save the change."""
