@@ -5,37 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from eva_local.bench.outcome import Outcome, Trial
+from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.pace import Spread
 from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Line, intervals
 
 
-def report_page(outcome: Outcome) -> str:
+def report_page(benchmark: Benchmark) -> str:
     """Return the page, as HTML."""
-    title = f"{outcome.ensemble}: what it costs"
-    body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials)]
+    title = f"{benchmark.ensemble}: what it costs"
+    body = [_head(benchmark), _ratios(benchmark), *map(_trial, benchmark.trials)]
     return report(title, "".join(body))
 
 
-def _head(outcome: Outcome) -> str:
+def _head(benchmark: Benchmark) -> str:
     facts = (
-        f"pivot {outcome.pivot} · space {outcome.space} · {outcome.rounds} rounds · "
-        f"{outcome.machine}, {outcome.cores} cores · llama-cpp-python {outcome.llama_cpp_python}"
+        f"pivot {benchmark.pivot} · space {benchmark.space} · {benchmark.rounds} rounds · "
+        f"{benchmark.machine}, {benchmark.cores} cores · "
+        f"llama-cpp-python {benchmark.llama_cpp_python}"
     )
     return (
         '<header><p class="eyebrow">eva-local bench</p>'
-        f"<h1>What {escape(outcome.ensemble)} costs against its members</h1>"
+        f"<h1>What {escape(benchmark.ensemble)} costs against its members</h1>"
         f'<p class="facts">{escape(facts)}</p></header>'
     )
 
 
-def _ratios(outcome: Outcome) -> str:
+def _ratios(benchmark: Benchmark) -> str:
     """Plot what a step takes against the members' raw decoding, and the share beside it."""
-    sums = [_line(_name(t), t.writing.over_sum, ".3f") for t in outcome.trials]
-    slowest = [_line(_name(t), t.writing.over_slowest, ".3f") for t in outcome.trials]
+    sums = [_line(_name(t), t.writing.over_sum, ".3f") for t in benchmark.trials]
+    slowest = [_line(_name(t), t.writing.over_slowest, ".3f") for t in benchmark.trials]
     shares = [
-        _line(_name(t), _times(t.writing.bookkeeping, 100), ".1f", "%") for t in outcome.trials
+        _line(_name(t), _times(t.writing.bookkeeping, 100), ".1f", "%") for t in benchmark.trials
     ]
     plots = [
         _plot("A step over the sum of its members", sums, "ratio", (1.0, "one after the other")),

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
+from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.outcome import Outcome, Trial
 from eva_local.bench.pace import UNKNOWN, Part, Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
@@ -42,7 +42,7 @@ class Plan:
         return (1,) if self.parallel == 1 else (1, self.parallel)
 
 
-def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
+def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Benchmark:
     """Open the members of `spec` and measure all that `plan` names.
 
     Raises InputError where a context has no room for the prompts.
@@ -59,7 +59,7 @@ def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
                     n_tokens, texts, plan.widths
                 )
             )
-    return Outcome.of(spec, plan.rounds, trials)
+    return Benchmark.of(spec, plan.rounds, trials)
 
 
 class Bench:

@@ -13,7 +13,7 @@ from eva_local.cli.session import Session, pass_session, setting_options
 from eva_local.cli.table import print_table
 
 if TYPE_CHECKING:
-    from eva_local.bench.outcome import Outcome, Trial
+    from eva_local.bench.benchmark import Benchmark, Trial
     from eva_local.bench.pace import Spread
 
 
@@ -70,18 +70,18 @@ def bench(
     spec = session.load(overrides).ensemble()
     plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
-        outcome = measure(spec, plan, progress)
-    write_outputs(outcome, _show, report_page, json_out, html_out)
+        benchmark = measure(spec, plan, progress)
+    write_outputs(benchmark, _show, report_page, json_out, html_out)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(benchmark: Benchmark) -> None:
     """Print a table for each trial."""
     click.echo(
-        f"{outcome.ensemble}: pivot {outcome.pivot}, space {outcome.space}, {outcome.rounds} "
-        f"rounds, medians (quartiles); {outcome.machine}, {outcome.cores} cores, "
-        f"llama-cpp-python {outcome.llama_cpp_python}"
+        f"{benchmark.ensemble}: pivot {benchmark.pivot}, space {benchmark.space}, "
+        f"{benchmark.rounds} rounds, medians (quartiles); {benchmark.machine}, "
+        f"{benchmark.cores} cores, llama-cpp-python {benchmark.llama_cpp_python}"
     )
-    for trial in outcome.trials:
+    for trial in benchmark.trials:
         click.echo()
         _show_trial(trial)
 

@@ -20,7 +20,7 @@ from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest, Setting
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.rows import Kind, Task
 
 
@@ -57,8 +57,8 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
     if len(spec.members) < 2:
         _refuse_for_one_model(spec, options)
     variants = [variant(session, overrides, spec, text) for text in options.compare]
-    outcome = _measured(spec, variants, tasks, options)
-    write_outputs(outcome, show, report_page, options.json_out, options.html_out)
+    evaluation = _measured(spec, variants, tasks, options)
+    write_outputs(evaluation, show, report_page, options.json_out, options.html_out)
 
 
 def _refuse_for_one_model(spec: EnsembleSpec, options: TaskOptions) -> None:
@@ -111,7 +111,7 @@ def _measured(
     variants: Sequence[EnsembleSpec],
     tasks: Sequence[Task],
     options: TaskOptions,
-) -> Outcome:
+) -> Evaluation:
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.results import Results
     from eva_local.models.store import cache_folder
@@ -139,10 +139,10 @@ def _held(
     variants: Sequence[EnsembleSpec],
     tasks: Sequence[Task],
     options: TaskOptions,
-) -> Outcome:
+) -> Evaluation:
     """Tune if that was asked for, let all contestants do the tasks, and sum up."""
     from eva_local.evaluate.contest import Contestant, alone
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import summarize
     from eva_local.evaluate.tune import halves, tune
 
@@ -164,7 +164,7 @@ def _held(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
-    return Outcome(spec.name, spec.pivot, options.setting, summaries, block)
+    return Evaluation(spec.name, spec.pivot, options.setting, summaries, block)
 
 
 def _names(specs: Sequence[EnsembleSpec]) -> list[str]:

@@ -33,7 +33,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Benchmark:
     """All trials of an ensemble, and the machine that they ran on."""
 
     ensemble: str
@@ -49,7 +49,7 @@ class Outcome:
     trials: tuple[Trial, ...]
 
     @classmethod
-    def of(cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...]) -> Outcome:
+    def of(cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...]) -> Benchmark:
         """Add what is known of the ensemble and the machine."""
         return cls(
             ensemble=spec.name,
