@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.outputs import print_json, print_table
 from eva_local.cli.progress import ProgressDisplay, progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
-from eva_local.cli.table import print_json, print_table
 
 if TYPE_CHECKING:
     from eva_local.llama.model import LlamaModel

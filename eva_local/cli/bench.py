@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import output_options, refuse_outputs, write_outputs
+from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
-from eva_local.cli.table import print_table
 
 if TYPE_CHECKING:
     from eva_local.bench.benchmark import Benchmark, Trial
@@ -71,7 +71,8 @@ def bench(
     plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
         benchmark = measure(spec, plan, progress)
-    write_outputs(benchmark, _show, report_page, json_out, html_out)
+    show, page = partial(_show, benchmark), partial(report_page, benchmark)
+    write_outputs(benchmark.as_json(), show, page, json_out, html_out)
 
 
 def _show(benchmark: Benchmark) -> None:

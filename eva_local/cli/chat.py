@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.outputs import print_table
 from eva_local.cli.progress import open_shown
 from eva_local.cli.session import (
     Session,
@@ -19,7 +20,6 @@ from eva_local.cli.session import (
     system_option,
 )
 from eva_local.cli.streams import give_up_output, input_is_closed
-from eva_local.cli.table import print_table
 from eva_local.config.config import Config
 from eva_local.errors import InputError
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eva_local.cli.outputs import print_json, print_table, shown
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import (
     Session,
@@ -17,7 +18,6 @@ from eva_local.cli.session import (
     pass_session,
     setting_options,
 )
-from eva_local.cli.table import print_json, print_table, shown
 from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import InputError, StoreError

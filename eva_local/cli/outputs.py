@@ -1,27 +1,41 @@
-"""Where figures go beside the terminal: the options --json and --html."""
+"""What commands print and write: tables, JSON, and the options --json and --html."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import click
 
 from eva_local.cli.session import Command
-from eva_local.cli.table import print_json
+from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import InputError
 
 STDOUT = Path("-")
 
 
-class Measured(Protocol):
-    """What was measured, with all its figures."""
+def print_json(value: object) -> None:
+    """Print a value as JSON; what JSON has no form for is printed as text."""
+    click.echo(json.dumps(value, indent=2, default=str))
 
-    def as_json(self) -> dict[str, object]:
-        """Return the figures."""
-        ...
+
+def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a head, in columns; cells are worded as `shown` does."""
+    lines = [head, *(tuple(map(shown, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def shown(value: object) -> str:
+    """Word a value in one line; it may come from a file: a terminal obeys none of it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value)) or None
+    return "-" if value is None else harmless_line(str(value))
 
 
 def output_options(command: Command) -> Command:
@@ -31,8 +45,7 @@ def output_options(command: Command) -> Command:
         "--html", "html_out", metavar="OUT", type=path, help="Write a report with plots."
     )
     figures = click.option(
-        "--json",
-        "json_out",
+        *("--json", "json_out"),
         is_flag=False,
         flag_value="-",
         metavar="OUT",
@@ -58,22 +71,21 @@ def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = 
 
 
 def write_outputs(
-    outcome: Measured,
-    show: Callable[[Any], None],
-    page: Callable[[Any], str],
+    figures: object,
+    show: Callable[[], None],
+    page: Callable[[], str],
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
-    """Print an outcome, and write its figures and its page to the files that were asked for."""
-    figures = outcome.as_json()
+    """Show what was measured, and write figures and page to the files that were asked for."""
     if json_out == STDOUT:
         print_json(figures)
     else:
-        show(outcome)
+        show()
         if json_out is not None:
             _write(json_out, json.dumps(figures, indent=1, default=str))
     if html_out is not None:
-        _write(html_out, page(outcome))
+        _write(html_out, page())
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -58,7 +59,8 @@ def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: T
         _refuse_for_one_model(spec, options)
     variants = [variant(session, overrides, spec, text) for text in options.compare]
     evaluation = _measured(spec, variants, tasks, options)
-    write_outputs(evaluation, show, report_page, options.json_out, options.html_out)
+    shown, page = partial(show, evaluation), partial(report_page, evaluation)
+    write_outputs(evaluation.as_json(), shown, page, options.json_out, options.html_out)
 
 
 def _refuse_for_one_model(spec: EnsembleSpec, options: TaskOptions) -> None:
