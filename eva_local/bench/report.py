@@ -7,19 +7,15 @@ from html import escape
 
 from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.pace import Spread
-from eva_local.pages.frame import report_style, still_page
+from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Line, intervals
-
-# Colours that the palette has, one a member; the ensemble has the ink.
-_COLOURS = 8
 
 
 def report_page(benchmark: Benchmark) -> str:
     """Return the page, as HTML."""
-    style = report_style()
     title = f"{benchmark.ensemble}: what it costs"
     body = [_head(benchmark), _ratios(benchmark), *map(_trial, benchmark.trials)]
-    return still_page(title, style, "".join(body))
+    return report(title, "".join(body))
 
 
 def _head(benchmark: Benchmark) -> str:
@@ -56,8 +52,8 @@ def _ratios(benchmark: Benchmark) -> str:
 
 def _trial(trial: Trial) -> str:
     members = [
-        _line(one.name, _times(one.alone, 1000), ".1f", " ms", f"m{place % _COLOURS}")
-        for place, one in enumerate(trial.writing.members)
+        _line(one.name, _times(one.alone, 1000), ".1f", " ms", member_class(number))
+        for number, one in enumerate(trial.writing.members)
     ]
     lines = [*members, _line("ensemble", _times(trial.writing.step, 1000), ".1f", " ms")]
     title = "A step, and each member decoding the same alone"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.table import print_table
+from eva_local.cli.outputs import print_table
 
 if TYPE_CHECKING:
     from eva_local.evaluate.evaluation import Evaluation

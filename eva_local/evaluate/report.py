@@ -12,19 +12,16 @@ from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.rows import Row
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary
-from eva_local.pages.frame import report_style, still_page
+from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 # Rows that are shown of each task: those in which ensemble and best member differ most.
 _SHOWN_ROWS = 24
 _SHOWN_TEXT = 600
-# Colours that the palette has, one a member; the ensemble that was asked for has the ink.
-_COLOURS = 8
 
 
 def report_page(evaluation: Evaluation) -> str:
     """Return the page, as HTML. Text of rows and models is data to it."""
-    style = report_style()
     title = f"{evaluation.ensemble}: evaluation"
     css = _colours(evaluation)
     body = [
@@ -34,7 +31,7 @@ def report_page(evaluation: Evaluation) -> str:
         _tuned(evaluation.tuned),
         _settings(evaluation),
     ]
-    return still_page(title, style, "".join(body))
+    return report(title, "".join(body))
 
 
 def _colours(evaluation: Evaluation) -> dict[str, str]:
@@ -43,7 +40,7 @@ def _colours(evaluation: Evaluation) -> dict[str, str]:
     others = [name for name in names if name != evaluation.ensemble]
     return {
         evaluation.ensemble: "main",
-        **{name: f"m{place % _COLOURS}" for place, name in enumerate(others)},
+        **{name: member_class(number) for number, name in enumerate(others)},
     }
 
 

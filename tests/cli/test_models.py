@@ -382,8 +382,8 @@ def test_progress_stays_quiet_for_a_while_then_writes_lines(
     with progress.progress_shown() as show:
         for second in range(26):
             now[0] = float(second)
-            show("m: downloading" if second < 24 else "m: checking", second, 50)
-        show("m: checking", 1, None)
+            show("m: downloading" if second < 24 else "m: checking", second / 50)
+        show("m: checking")
     assert capsys.readouterr().err.splitlines() == [
         "m: downloading 4%",
         "m: downloading 24%",
@@ -399,6 +399,6 @@ def test_progress_is_a_bar_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with progress.progress_shown() as show:
-        show("m [part]: downloading", 1, 2)
-        show("m: checking", 1, None)
+        show("m [part]: downloading", 0.5)
+        show("m: checking")
     assert capsys.readouterr().out == ""
