@@ -46,7 +46,7 @@ def _colours(evaluation: Evaluation) -> dict[str, str]:
 
 def _head(evaluation: Evaluation) -> str:
     rows = sum(len(summary.task.rows) for summary in evaluation.tasks)
-    how = "chat templates" if evaluation.setting.chat else "plain prompts"
+    how = "chat templates" if evaluation.conditions.chat else "plain prompts"
     facts = f"{len(evaluation.tasks)} tasks · {rows:,} rows · {how} · pivot {evaluation.pivot}"
     return (
         '<header><p class="eyebrow">eva-local eval</p>'
