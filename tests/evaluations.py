@@ -15,8 +15,9 @@ from eva_local.alignment.surface import surface_refined
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
-from eva_local.evaluate.contest import Conditions, Contestant, Entry, alone
+from eva_local.evaluate.contest import Contestant, Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Result
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.summary import summarize

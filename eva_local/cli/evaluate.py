@@ -92,7 +92,7 @@ def evaluate(
     --prompt-bytes there.
     """
     from eva_local.cli.tasks import TaskOptions, evaluate_tasks
-    from eva_local.evaluate.contest import Conditions
+    from eva_local.evaluate.forms import Conditions
 
     if not files:
         raise InputError("there are no rows: give a FILE of them")

@@ -20,8 +20,9 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
-    from eva_local.evaluate.contest import Conditions, Contest
+    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
+    from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.rows import Kind, Task
 
 

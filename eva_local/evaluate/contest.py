@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, ModelSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of
+from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import complete_each, score_each
-from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Replay, Replays, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
@@ -19,7 +18,7 @@ from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Sampling, Score
+from eva_local.types import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,6 @@ class Contestant:
 def alone(member: ModelSpec) -> Contestant:
     """Return a member as a contestant of its own."""
     return Contestant(member.name, EnsembleSpec(member.name, (member,), member.name))
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """How rows are put to every contestant.
-
-    Of a long text the first `text_bytes` are taken; of each of its parts the first
-    `prompt_bytes` are read, and not scored.
-    """
-
-    chat: bool = False
-    max_tokens: int | None = None
-    text_bytes: int | None = None
-    prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +59,7 @@ class Contest:
 
     models: Mapping[str, Model]
     results: Results
-    conditions: Conditions = field(default_factory=Conditions)
+    conditions: Conditions = PLAIN
     parallel: int = 1
     report: Report = lambda _what, _share: None
 
@@ -82,17 +67,7 @@ class Contest:
         """Return what is scored of each row, each text with the prompt before it."""
         tokenizers = (model.tokenizer for model in self.models.values())
         unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
-        return [
-            scored_of(
-                row,
-                task,
-                unspelled,
-                chat=self.conditions.chat,
-                text_bytes=self.conditions.text_bytes,
-                prompt_bytes=self.conditions.prompt_bytes,
-            )
-            for row in task.rows
-        ]
+        return [scored_of(row, task, unspelled, self.conditions) for row in task.rows]
 
     def scorable(self, task: Task) -> Task:
         """Leave out texts of which nothing can be scored.
@@ -165,7 +140,7 @@ def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_J
     """Yield the number of a row, and what its contestant wrote."""
     rows = list(job.missing)
     prompts = [job.prompts[row] for row in rows]
-    for at, completion in complete_each(ensemble, prompts, job.sampling()):
+    for at, completion in complete_each(ensemble, prompts, job.sampling):
         usage = completion.usage
         yield rows[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
 
@@ -200,7 +175,6 @@ class _Job:
         self.scored = task.kind in ("choice", "bpb")
         self.task = task
         self._chat = contest.conditions.chat and task.kind != "bpb"
-        self._conditions = contest.conditions
         self._results = contest.results
         #: What is scored of each row, or the prompts that are answered.
         self.asked: list[list[tuple[Prompt, str]]] = []
@@ -209,10 +183,11 @@ class _Job:
             self.asked = contest.asked(task)
             matter = [_matter(texts) for texts in self.asked]
         else:
-            self.prompts = [prompt_of(row, task, chat=self._chat) for row in task.rows]
+            self.sampling = sampling_of(task, contest.conditions)
+            self.prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            ends = [self.sampling(), sizes]
+            ends = [self.sampling, sizes]
             matter = [(prompt, ends) for prompt in self.prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
@@ -272,15 +247,6 @@ class _Job:
             "contestant": self.contestant.name,
         }
         self._results.add(self._keys[row], result, about)
-
-    def sampling(self) -> Sampling:
-        """Return how answers are drawn."""
-        return sampling_of(
-            self.task,
-            metric_of(self.task),
-            chat=self._chat,
-            max_tokens=self._conditions.max_tokens,
-        )
 
 
 def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:

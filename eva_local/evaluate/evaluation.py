@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from eva_local.evaluate.advice import advice, comparison, warning
-from eva_local.evaluate.contest import Conditions, Contestant
+from eva_local.evaluate.contest import Contestant
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary, overall
 

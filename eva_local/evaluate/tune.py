@@ -19,8 +19,8 @@ import numpy as np
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Conditions, Contest, Contestant
-from eva_local.evaluate.forms import scored_of
+from eva_local.evaluate.contest import Contest, Contestant
+from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.lanes import score_each
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Heard, Replay, recorder, recording
@@ -201,14 +201,8 @@ def _few(
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
-        asked = scored_of(
-            row,
-            task,
-            missing,
-            chat=conditions.chat,
-            text_bytes=conditions.prompt_bytes + size,
-            prompt_bytes=conditions.prompt_bytes,
-        )
+        cut = replace(conditions, text_bytes=conditions.prompt_bytes + size)
+        asked = scored_of(row, task, missing, cut)
         # One part of a long text is enough.
         asked = asked[:1] if task.kind == "bpb" else asked
         if left <= 0 or not asked or not all(text for _, text in asked):

@@ -17,7 +17,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Conditions, Contest, Contestant, Entry, alone
+from eva_local.evaluate.contest import Contest, Contestant, Entry, alone
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task, read_tasks
 from eva_local.evaluate.summary import summarize

@@ -14,8 +14,8 @@ from eva_local.cli.session import Session
 from eva_local.cli.tasks import _names, variant
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.contest import Conditions, Contest, Contestant, alone
-from eva_local.evaluate.forms import scored_of
+from eva_local.evaluate.contest import Contest, Contestant, alone
+from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task
 from eva_local.opening import ensemble_of
