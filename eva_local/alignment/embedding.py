@@ -21,8 +21,8 @@ from eva_local.alignment.overlay import (
     written,
 )
 from eva_local.alignment.surface import Progress
+from eva_local.alignment.vecmap import Ids
 
-Ids = NDArray[np.int64]
 Weights = NDArray[np.float64]
 
 # EVA's filters against noise (Xu et al. 2024, section 3.1; the values are those of its code): of

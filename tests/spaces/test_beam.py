@@ -30,7 +30,7 @@ LIKELY = {STOP: 0.1, A: 0.45, AB: 0.3, B: 0.15}
 def spoken(words: Sequence[bytes]) -> Vocabulary:
     """Make a vocabulary of an END without bytes and `words`."""
     kinds = [Kind.CONTROL] + [Kind.NORMAL] * len(words)
-    return Vocabulary.build([b"", *words], kinds, [STOP])
+    return Vocabulary([b"", *words], kinds, [STOP])
 
 
 class World:
