@@ -72,18 +72,18 @@ def nearest(
             np.maximum(bound, near[symbols], out=bound)
         halves -= (bound / 2)[:, None]
         cell = np.flatnonzero(halves >= best.worst / 2)
-        place, row = np.divmod(cell, len(rows))
+        column, row = np.divmod(cell, len(rows))
         scores = 2 * halves.ravel()[cell]
         for start in range(0, len(others), _ROWS):
-            left = np.unique(place)
+            left = np.unique(column)
             nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
             rise = np.zeros(len(symbols), dtype=np.float32)
             rise[left] = np.maximum(nearest_other - bound[left], 0)
             bound += rise
-            scores -= rise[place]
+            scores -= rise[column]
             kept = scores >= best.worst[row]
-            place, row, scores = place[kept], row[kept], scores[kept]
-        best.add(row, symbols[place], scores)
+            column, row, scores = column[kept], row[kept], scores[kept]
+        best.add(row, symbols[column], scores)
         done += len(symbols)
         if progress is not None:
             progress(done / len(z))
@@ -124,13 +124,13 @@ class _Best:
         symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
         scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
         order = np.lexsort((symbols, -scores, index))
-        place = _places(index[order])
-        order, place = order[place < count], place[place < count]
-        self.symbols[touched[index[order]], place] = symbols[order]
-        self.scores[touched[index[order]], place] = scores[order]
+        rank = _ranks(index[order])
+        order, rank = order[rank < count], rank[rank < count]
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
 
 
-def _places(groups: Ids) -> Ids:
+def _ranks(groups: Ids) -> Ids:
     """Return for each of some sorted values how many equal ones stand before it."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

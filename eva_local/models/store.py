@@ -69,9 +69,9 @@ def marks(spec: ModelSpec) -> frozenset[object]:
     """Return what two models have in common only if their files are the same."""
     found = _stat(_paths(spec)[0])
     kept = _kept_checksums(spec)
-    place = None if found is None else (found.st_dev, found.st_ino)
+    inode = None if found is None else (found.st_dev, found.st_ino)
     checksum = spec.sha256 or (joined_checksum(kept) if kept else None)
-    return frozenset(mark for mark in (place, checksum) if mark is not None)
+    return frozenset(mark for mark in (inode, checksum) if mark is not None)
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -176,7 +176,7 @@ def _models_folder() -> Path:
 
 
 def _key(spec: ModelSpec) -> str:
-    """Name the content where it is known, else the place that it comes from."""
+    """Name the content where it is known, else where it comes from."""
     if spec.sha256 is not None:
         return spec.sha256[:16]
     return sha256(repr(spec.source).encode()).hexdigest()[:16]
