@@ -19,9 +19,8 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
 
     So a step is never cut off in the middle, nor is the saving of what was said.
     """
-    pressed: list[int] = []
-    with handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
-        yield lambda: bool(pressed)
+    with _noted((signal.SIGINT,), lambda: None) as numbers:
+        yield lambda: bool(numbers)
 
 
 @contextlib.contextmanager
@@ -43,13 +42,8 @@ def end_put_off(told: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     a signal raises amid its own work may be lost, or stop it where it waits for ever.
     """
     numbers: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        numbers.append(number)
-        told()
-
     try:
-        with handled(_ENDINGS, note):
+        with _noted(_ENDINGS, told) as numbers:
             yield lambda: bool(numbers)
     finally:
         if numbers:
@@ -90,3 +84,16 @@ def handled(
     finally:
         for number, handled in before.items():
             signal.signal(number, handled)
+
+
+@contextlib.contextmanager
+def _noted(numbers: Sequence[signal.Signals], told: Callable[[], None]) -> Iterator[list[int]]:
+    """Give a list that these signals are put into; beside that only `told` is called."""
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        told()
+
+    with handled(numbers, note):
+        yield came

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat.chat import Reply
+from eva_local.chat.typed import counted
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import summarize
@@ -41,7 +42,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
 def summary_line(answer: Reply) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.trace)
-    written = f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"
+    written = counted(summary.tokens, "token", "tokens")
     if answer.seconds > 0:
         written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
     parts = [written]
