@@ -26,6 +26,9 @@ WORDS_B = [
     *(b"\n\n", b"   ", b"Paris", b" Pa"),
 ]
 
+# Nested, overlapping and duplicate pieces, halves of characters, and a byte that is a word too.
+NESTED = [b"a", b"ab", b"abc", b"b", b"bc", b"c", b"ab", b"\xc3", b"\xc3\xa9", b" a", b" "]
+
 
 def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabulary:
     """Build a vocabulary: four control tokens, the byte tokens, the words, a pad, a user token."""

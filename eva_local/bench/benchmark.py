@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from eva_local.bench.pace import Pace
 from eva_local.config.specs import EnsembleSpec
-from eva_local.llama.model import can_offload
+from eva_local.llama.backend import can_offload
 
 
 @dataclass(frozen=True, slots=True)

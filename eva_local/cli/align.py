@@ -16,7 +16,7 @@ from eva_local.cli.progress import ProgressDisplay, progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
 
 if TYPE_CHECKING:
-    from eva_local.llama.model import LlamaModel
+    from eva_local.llama.llama_model import LlamaModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,6 @@ def _report(
 ) -> MappingReport:
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
-    from eva_local.alignment.retained import retained_mass
 
     told = partial(progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
@@ -114,7 +113,7 @@ def _report(
         mapped=mapping.share,
         held_out_rank_1=None if found is None else found.csls_1,
         held_out_rank_10=None if found is None else found.csls_10,
-        retained=retained_mass(model, mapping),
+        retained=quality.retained_mass(model, mapping),
         seconds=seconds,
         peak_mb=_peak_mb(),
         bytes=path.stat().st_size,

@@ -24,7 +24,7 @@ from eva_local.errors import InputError, StoreError
 from eva_local.models import store
 
 if TYPE_CHECKING:
-    from eva_local.models.fetch import Progress
+    from eva_local.models.download import Progress
 
 
 @click.command()

@@ -12,7 +12,7 @@ from eva_local.alignment import library
 from eva_local.alignment.mapping import Mapping
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 
 # Symbols that are shown of a row.

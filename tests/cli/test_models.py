@@ -18,7 +18,7 @@ from eva_local.cli import main, progress
 from eva_local.cli.session import HELP
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
-from eva_local.models import fetch, store
+from eva_local.models import hub, store, wheels
 
 SLOW_MODULES = (
     "numpy",
@@ -333,10 +333,11 @@ def test_only_pull_opens_a_connection(
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    for name in ("_download_wheel", "fetch_hub"):
-        monkeypatch.setattr(fetch, name, refuse)
-    for name in ("fetch_hub", "fetch_wheel"):
-        monkeypatch.setattr(store, name, refuse)
+    for module, name in (
+        *((wheels, "_download_wheel"), (hub, "fetch_hub")),
+        *((store, "fetch_hub"), (store, "fetch_wheel")),
+    ):
+        monkeypatch.setattr(module, name, refuse)
     runner = CliRunner()
     for command in (
         ["list"],

@@ -11,7 +11,8 @@ from tiny_models import ARCHITECTURES, WINDOWED, tiny_model
 
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
-from eva_local.llama.model import ALL, LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Run
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling
 

@@ -19,6 +19,7 @@ from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
+from eva_local.spaces.base import Constraint
 from eva_local.spaces.bytes.boundary import (
     ANY,
     END,
@@ -27,7 +28,7 @@ from eva_local.spaces.bytes.boundary import (
     found_before,
     inside_kind,
 )
-from eva_local.spaces.bytes.row import Border, OpenRow
+from eva_local.spaces.bytes.row import Border, Offer, OpenRow
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.
@@ -248,10 +249,14 @@ class ByteBeam:
         """Return the borders that are where the text ends."""
         return [border for border in self._waiting if border.covers == len(self.text)]
 
-    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+    def pieces(self, count: int) -> Offer:
         """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
         lead = max(self._open, key=self._weight)
         return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
+
+    def pieces_within(self, count: int, grammar: Constraint) -> Offer:
+        """Return how the likeliest row may go on as a grammar allows; see `OpenRow`."""
+        return max(self._open, key=self._weight).pieces_within(count, grammar)
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
         """Return (m,): the mass that all rows give to each of `pieces`, as `OpenRow.support`."""
@@ -259,14 +264,6 @@ class ByteBeam:
         for h in self._open:
             masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
         return masses
-
-    def border_share(self) -> float:
-        """Return the share of the rows that end exactly where the text ends."""
-        here = sum(map(self._share, self._here()))
-        live = self._live()
-        rooted = sum(self._weight(h) for h in self._open if h.node == ROOT)
-        whole = live + here
-        return (here + rooted) / whole if whole > 0 else 1.0
 
     def _follow(self, hypothesis: OpenRow, byte: int, covers: int) -> bool:
         """Move a hypothesis on by a byte; what ends there becomes a border of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Constraint, Slate
+from eva_local.spaces.base import Candidates, Constraint
 from eva_local.spaces.bytes.beam import ByteBeam
 from eva_local.spaces.bytes.boundary import END, BoundaryPrior
-from eva_local.spaces.bytes.row import Border
+from eva_local.spaces.bytes.row import Border, Offer
 from eva_local.spaces.bytes.trie import Trie
 
 log = logging.getLogger("eva_local")
@@ -27,6 +28,26 @@ THRESHOLD = 0.04
 # A vote holds every byte: what a member's rows leave out is no proof that it cannot come.
 _FLOOR = 1e-5
 _SPACE = 0x20
+# Pieces to choose among.
+_PUT_FORWARD = 64
+_BYTES = (*(bytes([byte]) for byte in range(END)), b"")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PieceCandidates(Candidates):
+    """Pieces that a member puts forward, or all single bytes."""
+
+    def symbols(self, candidate: int) -> Sequence[int]:
+        """Return the bytes of a candidate; END has none."""
+        return tuple(self.piece(candidate))
+
+    def with_piece(self, piece: bytes) -> Sequence[int]:
+        """Return the candidate with exactly these bytes, if there is one."""
+        return (self.pieces.index(piece),) if piece in self.pieces else ()
+
+    def possible(self) -> Ids:
+        """Return all that is allowed: what was put forward was voted for."""
+        return np.arange(len(self.pieces)) if self.allowed is None else np.flatnonzero(self.allowed)
 
 
 class ByteState:
@@ -108,12 +129,12 @@ class ByteState:
         """Stay: all texts share one cache, in which no place is better than another."""
 
     def start(
-        self, prompt: Sequence[int], judged: int = 0, _grammar: Constraint | None = None
+        self, prompt: Sequence[int], scored: int = 0, _grammar: Constraint | None = None
     ) -> None:
         """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)
-        kept = self._likelihood.begin(prompt, self._read.length, judged)
+        kept = self._likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
             self._read = self._branches.begin(prompt[: kept + 1])
         self._beam.clear()
@@ -162,8 +183,8 @@ class ByteState:
         """Take the logits after every token of a run, and remember how likely each was."""
         self.take(run, self._likelihood.read(self._prompt, run, blocks))
 
-    def evidence(self) -> float:
-        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
+    def prompt_log_likelihood(self) -> float:
+        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
         return self._likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
@@ -188,20 +209,19 @@ class ByteState:
         masses = self.next_bytes()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
         return Vote(symbols, masses / masses.sum())
 
-    @property
-    def at_border(self) -> bool:
-        """Whether a token more likely ends where the text ends than goes on."""
-        return self._beam.border_share() >= 0.5
-
-    def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
-        """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
-        pieces, shares, _ = self._beam.pieces(count)
-        found = zip(pieces, shares.tolist(), strict=True)
-        return sorted(found, key=lambda pair: -pair[1])[:count]
-
-    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+    def pieces(self, count: int) -> Offer:
         """Return the likeliest pieces, how likely they are, and how surely each ends."""
         return self._beam.pieces(count)
+
+    def pieces_within(self, count: int, grammar: Constraint) -> Offer:
+        """Return what `pieces` does, of what a grammar allows; never nothing."""
+        found = self._beam.pieces_within(count, grammar)
+        if found[0]:
+            return found
+        # No token that goes on like this is allowed: then single bytes are.
+        allowed = np.flatnonzero(grammar.allowed)
+        pieces = [b"" if symbol == END else bytes([symbol]) for symbol in allowed.tolist()]
+        return pieces, self.next_bytes()[allowed], np.ones(len(allowed))
 
     def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
         """Return the member's vote on pieces that another (or this one) has put forward."""
@@ -300,11 +320,6 @@ class ByteSpace:
 
     end = END
 
-    @property
-    def slates(self) -> ByteSpace:
-        """This space: it puts pieces forward itself."""
-        return self
-
     def __init__(
         self,
         models: Sequence[Model],
@@ -325,7 +340,7 @@ class ByteSpace:
         """
         self._before = before
         self._models = tuple(models)
-        self.lead = pivot
+        self.pivot = pivot
         self._tries = [Trie(model.vocabulary) for model in models]
         # Of equals the one with the most tokens leads, whatever the order of the members.
         self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
@@ -377,49 +392,77 @@ class ByteSpace:
         """Return the voices as they are: the symbols are the same."""
         return list(states)
 
-    def lead_vote(self, states: Sequence[ByteState]) -> Vote:
-        """Return the pivot's vote."""
-        return states[self.lead].vote(self._symbols)
+    def may_offer(self, _piece: bytes) -> bool:
+        """Return True: which pieces there are depends on the member that puts them forward."""
+        return True
 
-    def at_border(self, states: Sequence[ByteState], weights: Floats, /) -> bool:
-        """Return whether a token of the heaviest member more likely ends here than goes on."""
-        return states[self._heaviest(weights)].at_border
+    def candidates(
+        self,
+        states: Sequence[ByteState],
+        weights: Floats,
+        grammar: Constraint | None = None,
+        only: int | None = None,
+    ) -> PieceCandidates:
+        """Return the pieces among which to choose next; see `Space.candidates`.
+
+        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
+        that a member gives to the bytes of a piece, times how surely the proposer's piece ends
+        there and is not the beginning of a longer one; so the proposer's vote is its own
+        distribution.
+        """
+        proposer = self._heaviest(weights) if only is None else only
+        offer = self._spellable(states[proposer].pieces(_PUT_FORWARD))
+        allowed = None
+        if grammar is not None:
+            # What it forbids is there too, so that each member's whole vote counts.
+            within = states[proposer].pieces_within(_PUT_FORWARD, grammar)
+            offer = _joined(offer, within)
+            allowed = np.asarray([piece in within[0] for piece in offer[0]])
+        pieces, shares, ends = offer
+        votes = [
+            state.vote_on(pieces, shares, ends) if only in (None, member) else None
+            for member, state in enumerate(states)
+        ]
+        return PieceCandidates(
+            votes=votes,
+            pieces=pieces,
+            end=-1 if pieces[-1] else len(pieces) - 1,
+            allowed=allowed,
+            proposer=proposer,
+        )
+
+    def _spellable(self, offer: Offer) -> Offer:
+        """Return the pieces of an offer that all members can spell; all where none is."""
+        pieces, shares, ends = offer
+        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
+        if len(spelled) in (0, len(pieces)):
+            return offer
+        return [pieces[i] for i in spelled], shares[spelled], ends[spelled]
+
+    def symbols(self, states: Sequence[ByteState], only: int | None = None) -> PieceCandidates:
+        """Return every member's vote on the next byte, exact; see `Space.symbols`."""
+        votes = [
+            state.vote(self._symbols) if only in (None, member) else None
+            for member, state in enumerate(states)
+        ]
+        return PieceCandidates(votes=votes, pieces=_BYTES, end=END)
+
+    def commit(self, states: Sequence[ByteState], candidates: Candidates, chosen: int) -> None:
+        """Append a chosen piece; the member that put it forward takes it as whole."""
+        for state in states:
+            for byte in candidates.piece(chosen):
+                state.commit(byte)
+        if candidates.proposer is not None:
+            states[candidates.proposer].settle()
 
     def _heaviest(self, weights: Floats) -> int:
         ranked = range(len(weights))
         return max(ranked, key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
 
-    def slate(
-        self, states: Sequence[ByteState], weights: Floats, count: int, only: int | None = None
-    ) -> Slate:
-        """Return pieces to choose among, and every member's vote on them, or one member's only.
 
-        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
-        that a member gives to the bytes of a piece, times how surely the lead's piece ends there
-        and is not the beginning of a longer one; so the lead's vote is its own distribution.
-        """
-        lead = self._heaviest(weights) if only is None else only
-        pieces, shares, ends = states[lead].pieces(count)
-        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
-        if spelled:
-            pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
-        votes = [
-            state.vote_on(pieces, shares, ends) if only in (None, place) else None
-            for place, state in enumerate(states)
-        ]
-        return Slate(lead, tuple(pieces), votes)
-
-    def write(self, states: Sequence[ByteState], slate: Slate, chosen: int) -> None:
-        """Append the chosen piece of a slate; the member that put it forward takes it as whole."""
-        piece = slate.pieces[chosen]
-        for state in states:
-            for byte in piece:
-                state.commit(byte)
-        if piece:
-            states[slate.lead].settle()
-
-    def votes(self, states: Sequence[ByteState], lead: Vote) -> list[Vote]:
-        """Return every member's vote."""
-        return [
-            lead if i == self.lead else state.vote(self._symbols) for i, state in enumerate(states)
-        ]
+def _joined(one: Offer, other: Offer) -> Offer:
+    """Return the pieces of two offers, ascending, each once, END last."""
+    found = {piece: values for offer in (one, other) for piece, *values in zip(*offer, strict=True)}
+    pieces = sorted(found, key=lambda piece: (not piece, piece))
+    shares, ends = np.asarray([found[piece] for piece in pieces]).T
+    return pieces, shares, ends
