@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.chat.signals import handled
-from eva_local.cli.drawing import Drawing, drawing_options
+from eva_local.cli.drawing import drawing_options
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import (
-    Session,
-    parallel_option,
-    pass_session,
-    system_option,
-    written,
-)
+from eva_local.cli.session import parallel_option, system_option, written
 from eva_local.cli.streams import give_up_output
 from eva_local.errors import InputError
 
@@ -26,6 +20,8 @@ if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.batch.errand import Errand, Outcome
     from eva_local.batch.job import Progress
+    from eva_local.config.config import Config
+    from eva_local.types import Sampling
 
 # Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
@@ -61,12 +57,11 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
     help="Add the log-probability of each token, and the N likeliest.",
 )
 @click.option("--shares", is_flag=True, help="Add the share of tokens that each member carried.")
-@pass_session
 def batch(
-    session: Session,
+    config: Config,
+    sampling: Sampling,
     source: str,
     target: str,
-    drawing: Drawing,
     parallel: int | None,
     resume: bool,
     retry_errors: bool,
@@ -88,7 +83,6 @@ def batch(
         raise InputError("--raw has no system message: leave --system out")
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
-    config, sampling = drawing.load(session)
     from eva_local.batch.errand import Errand
     from eva_local.batch.rows import Wishes
     from eva_local.batch.template import Template
