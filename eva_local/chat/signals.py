@@ -19,8 +19,9 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
 
     So a step is never cut off in the middle, nor is the saving of what was said.
     """
-    with _noted((signal.SIGINT,), lambda: None) as numbers:
-        yield lambda: bool(numbers)
+    pressed: list[int] = []
+    with handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
+        yield lambda: bool(pressed)
 
 
 @contextlib.contextmanager
@@ -42,8 +43,13 @@ def end_put_off(told: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     a signal raises amid its own work may be lost, or stop it where it waits for ever.
     """
     numbers: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        numbers.append(number)
+        told()
+
     try:
-        with _noted(_ENDINGS, told) as numbers:
+        with handled(_ENDINGS, note):
             yield lambda: bool(numbers)
     finally:
         if numbers:
@@ -84,16 +90,3 @@ def handled(
     finally:
         for number, handled in before.items():
             signal.signal(number, handled)
-
-
-@contextlib.contextmanager
-def _noted(numbers: Sequence[signal.Signals], told: Callable[[], None]) -> Iterator[list[int]]:
-    """Give a list that these signals are put into; beside that only `told` is called."""
-    came: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        told()
-
-    with handled(numbers, note):
-        yield came
