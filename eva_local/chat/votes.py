@@ -151,13 +151,12 @@ def _step_tables(answer: Reply, number: int) -> Iterator[RenderableType]:
     table.add_column("probability", width=_BAR)
     table.add_column(justify="right", no_wrap=True)
     _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], chosen, "default")
-    for place, ballot in enumerate(trace.ballots):
+    for member, ballot in enumerate(trace.ballots):
         top = list(ballot.top[:_CANDIDATES])
         if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
             top.append(Candidate(chosen, ballot.chosen))
-        name = answer.trace.members[place]
-        head = (name, _VERDICTS[verdict(ballot)], f"{ballot.weight:.0%}")
-        _add_rows(table, head, top, chosen, _colour(place))
+        head = (ballot.member, _VERDICTS[verdict(ballot)], f"{ballot.weight:.0%}")
+        _add_rows(table, head, top, chosen, _colour(member))
     yield table
     for ballot in trace.ballots:
         if not ballot.stayed:
