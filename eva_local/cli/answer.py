@@ -61,7 +61,7 @@ def answer(
             "finish_reason": reason or "cancelled",
             "usage": None if usage is None else asdict(usage),
         }
-        from eva_local.trace.file import json_line
+        from eva_local.jsonl import json_line
 
         click.echo(json_line(answer), nl=False)
     if stats:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from eva_local.api import Ensemble
-    from eva_local.batch.errand import Opener, Outcome
+    from eva_local.batch.errand import JobOutcome, Opener
     from eva_local.batch.job import Progress
     from eva_local.batch.rows import Wishes
     from eva_local.config.specs import EnsembleSpec
@@ -214,7 +214,7 @@ def _new_bar(n_rows: int) -> Bar:
     return bar
 
 
-def _summary(outcome: Outcome, target: str) -> str:
+def _summary(outcome: JobOutcome, target: str) -> str:
     progress, before = outcome.progress, outcome.before
     if not progress.n_rows:
         line = f"nothing to do: {before.n_rows} rows are answered in {target}"
