@@ -85,7 +85,7 @@ def carry_out(
                 ordered=errand.ordered,
             )
             finished = job.run(source.left(done), stopped, told)
-            return JobOutcome(job.progress, done, ensemble.scheduler.n_slots, finished)
+            return JobOutcome(job.progress, done, ensemble.n_slots, finished)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
+from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
@@ -38,8 +39,6 @@ _STREAM_KEYS = ("include_usage", "include_obfuscation")
 
 # Returns the bytes of a token of the shared space; InputError where it has no text.
 PieceOf = Callable[[int], bytes]
-# As in FusionSettings, but what only a new ensemble could obey.
-Weights = Literal["equal", "running"] | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

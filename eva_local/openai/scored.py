@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import chat_tokens, tokens_of
 from eva_local.openai.call import (
     MOST_ANSWERS,
     TokenIds,
-    Weights,
     is_ids,
     read_ids,
     read_weights,

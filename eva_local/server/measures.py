@@ -57,12 +57,12 @@ class Measures:
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
-        scheduler, slots = model.ensemble.scheduler, model.slots
+        ensemble, slots = model.ensemble, model.slots
         busyness: tuple[Callable[[], float], ...] = (
             lambda: slots.taken,
-            lambda: scheduler.n_running,
-            lambda: scheduler.n_waiting,
-            lambda: scheduler.n_slots,
+            lambda: ensemble.n_running,
+            lambda: ensemble.n_waiting,
+            lambda: ensemble.n_slots,
         )
         for gauge, read in zip(self._state, busyness, strict=True):
             gauge.labels(model.name).set_function(read)

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+    async def serve(self, sockets: list[Any] | None = None) -> None:
         """Answer until `stop`; raise InputError without a port, and what the openers raise."""
         with self._resources, _signals(self.stop):
             await super().serve(sockets)
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
         """Answer no new request, and end soon."""
         self.should_exit = True
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listen, and load, now that requests can come."""
         host = self.config.host
         # A socket that is bound beforehand would lack TCP_NODELAY: 40 ms for each answer.

@@ -54,7 +54,7 @@ class Service:
         """Offer ensembles from now on, before each of which `n_waiting` answers may wait."""
         models = []
         for ensemble in ensembles:
-            slots = Slots(ensemble.scheduler.n_slots, n_waiting)
+            slots = Slots(ensemble.n_slots, n_waiting)
             name = ensemble.spec.name
             models.append(ServedModel(name, ensemble, slots))
             self.measures.watch(models[-1])
