@@ -42,6 +42,8 @@ sha256 = "{SHA}"
 size = 12
 """
 
+RULES = '"equal" or "running" or "prompt-perplexity"'
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "models.toml"
@@ -205,6 +207,22 @@ def test_default_ensemble(tmp_path: Path) -> None:
             '[ensembles.e]\nmembers = ["a"]\nweights = {}',
             "ensembles.e.weights: has no weight for a",
         ),
+        ("[models.d]\npath = 3", "models.d.path: must be a text that is not empty, not 3"),
+        ('[models.d]\npath = "x"\nsize = "1"', "models.d.size: must be a whole number, not '1'"),
+        (
+            '[models.d]\npath = "x"\nlicence = 1',
+            "models.d.licence: must be a text that is not empty, not 1",
+        ),
+        ('[models.d]\npath = "x"\nn_ctx = 0', "models.d.n_ctx: must be at least 1, not 0"),
+        (
+            '[ensembles.e]\nmembers = ["a"]\npivot = 1',
+            "ensembles.e.pivot: must be a text that is not empty, not 1",
+        ),
+        (
+            '[ensembles.e]\nmembers = ["a"]\nweights = true',
+            f"ensembles.e.weights: must be {RULES} or a list of numbers, not true",
+        ),
+        ('[ensembles.e]\nmembers = ["a"]\nstop = [1]', "ensembles.e.stop: must be a list of"),
         ("models = ", "not valid TOML: Invalid value (at end of document)"),
         ('[defaults]\nensemble = "z"', "defaults.ensemble: there is no ensemble 'z'; known are: a"),
         ("[[ensembles]]", "ensembles: must be tables [ensembles.NAME]"),
@@ -357,6 +375,45 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)):
         load_config(write(tmp_path, MODELS), {f"EVA_LOCAL_{name}": text})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("n_ctx", "many", "must be a whole number, not 'many'"),
+        ("n_ctx", "1.5", "must be a whole number, not '1.5'"),
+        ("n_ctx", "0", "must be at least 1, not 0"),
+        ("n_gpu_layers", "-2", "must be at least -1, not -2"),
+        ("tensor_split", "3,x", "must be a list of numbers, not '3,x'"),
+        ("swa_full", "2", "must be true or false, not '2'"),
+        ("flash_attention", "yes", 'must be "auto" or "on" or "off", not \'yes\''),
+        ("temperature", "100", "must be in [0, 100), not 100.0"),
+        ("temperature", "inf", "must be a number, not 'inf'"),
+        ("top_k", "-1", "must be 0 (off) or more, not -1"),
+        ("repeat_last_n", "-2", "must be 0 (off), -1 (all) or more, not -2"),
+        ("repeat_penalty", "0", "must be in (0, 100], not 0.0"),
+        ("presence_penalty", "101", "must be in [-100, 100], not 101.0"),
+        ("seed", "x", "must be a whole number or \"random\", not 'x'"),
+        ("seed", "-1", "must be 0 or more, not -1"),
+        ("sharpness", "0", "must be above 0, not 0.0"),
+        ("gate", "2", "must be in (0, 1], not 2.0"),
+        ("weights", "0,0", "must not all be zero"),
+        ("weights", "-1", "must be at least 0, not -1.0"),
+        ("weights", "2,x", f"must be {RULES} or a list of numbers, not '2,x'"),
+        ("ensemble", "z", "there is no ensemble 'z'; known are: a, b, c"),
+    ],
+)
+def test_a_wrong_value_is_told_with_where_it_came_from(
+    tmp_path: Path, key: str, value: str, problem: str
+) -> None:
+    path = write(tmp_path, MODELS)
+    for origin, environ, overrides in (
+        (f"environment EVA_LOCAL_{key.upper()}", {f"EVA_LOCAL_{key.upper()}": value}, {}),
+        (f"command line --{key.replace('_', '-')}", {}, {key: value}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, environ, overrides)
+        assert str(caught.value) == f"{origin}: {problem}"
 
 
 def test_variables_that_are_no_settings(tmp_path: Path) -> None:
