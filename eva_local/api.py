@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from eva_local.alignment.library import find, mapping_folders
-from eva_local.config.settings import did_you_mean
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
@@ -20,6 +19,7 @@ from eva_local.engine.scoring import Scoring
 from eva_local.errors import EvaError, InputError
 from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Model
+from eva_local.reading import did_you_mean
 from eva_local.types import Completion, Message, Sampling, Score, Step
 
 # Told what is going on and which share of it is done, from 0 to 1.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from eva_local.chat.conversation import Conversation, Event, EventKind
 from eva_local.chat.private import private_folder
-from eva_local.config.settings import did_you_mean
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 from eva_local.trace.checked import Checked, checked_lines
 from eva_local.trace.file import json_line
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from eva_local.config.settings import did_you_mean
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 QUOTES = '"""'
 # Name, what follows it, what it does. The order is that of /help.

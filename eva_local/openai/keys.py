@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from eva_local.config.settings import did_you_mean
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 # Values that ask for nothing, whatever their key.
 _NOTHING: Sequence[object] = (None, "", [], {})

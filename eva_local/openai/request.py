@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args
 
-from eva_local.config.settings import REQUEST_KEYS, convert
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
@@ -27,8 +26,7 @@ _ROLES: Mapping[str, Role] = {
     "user": "user",
     "assistant": "assistant",
 }
-_HINTS = get_type_hints(Sampling)
-OPTIONS = tuple(_HINTS)
+OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
 _ALIASES = {"max_completion_tokens": "max_tokens"}
 #: What says nothing about the answer.
@@ -158,7 +156,9 @@ def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     Raises InputError and ConfigError for values that cannot be used.
     """
     values = said(values)
-    changed = {key: _option(key, value) for key, value in values.items() if key in _HINTS}
+    changed = {key: value for key, value in values.items() if key in OPTIONS}
+    if "json_schema" in changed:
+        changed["json_schema"] = _schema(changed["json_schema"])
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
     for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
         if key in changed:
@@ -198,31 +198,12 @@ def _refuse_what_cannot_be_done(body: Mapping[str, object], endpoint: str) -> No
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
 
 
-def _option(key: str, value: object) -> object:
-    if key not in REQUEST_KEYS:
-        return convert(value, _HINTS[key], key)
-    if key == "stop":
-        return _stop(value)
-    if key == "logit_bias":
-        return read_biases(value)
-    if key == "json_schema":
-        return _schema(value)
-    return convert(value, str, key)
-
-
 def _schema(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     if not isinstance(value, str) or not value:
         raise InputError(f"json_schema must be an object or a text of one, not {shown(value)}")
     return value
-
-
-def _stop(value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"stop must be a text or a list of texts, not {shown(value)}")
-    return tuple(texts)
 
 
 def read_biases(value: object) -> dict[str, float | bool]:

@@ -13,7 +13,7 @@ from eva_local.types import Sampling
 
 ASKED = {"messages": [{"role": "user", "content": "a"}]}
 INFINITY = float("inf")
-BIASES = "logit_bias must be an object of texts with a number each, or false"
+BIASES = "logit_bias must be a mapping of texts to numbers or false, not"
 CANNOT = "cannot be done here; leave it out"
 FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
 IDS = "prompt must be a text, a list of token ids, or a list of these"
@@ -55,23 +55,23 @@ def one(**message) -> dict:
     ("more", "message", "param"),
     [
         ({"temprature": 1}, "unknown option 'temprature'; did you mean temperature?", "temprature"),
-        ({"temperature": "hot"}, "temperature: must be a number, not 'hot'", "temperature"),
-        ({"temperature": "1"}, "temperature: must be a number, not '1'", "temperature"),
-        ({"temperature": True}, "temperature: must be a number, not true", "temperature"),
-        ({"temperature": -1}, "temperature must be in [0, 100), not -1.0", "temperature"),
-        ({"temperature": INFINITY}, "temperature: must be a number, not inf", "temperature"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'", "temperature"),
+        ({"temperature": "1"}, "temperature must be a number, not '1'", "temperature"),
+        ({"temperature": True}, "temperature must be a number, not true", "temperature"),
+        ({"temperature": -1}, "temperature must be in [0, 100), not -1", "temperature"),
+        ({"temperature": INFINITY}, "temperature must be a number, not inf", "temperature"),
         ({"max_tokens": 0}, "max_tokens must be at least 1, not 0", "max_tokens"),
-        ({"max_tokens": [1]}, "max_tokens: must be a whole number, not [1]", "max_tokens"),
-        ({"top_k": 1.5}, "top_k: must be a whole number, not 1.5", "top_k"),
+        ({"max_tokens": [1]}, "max_tokens must be a whole number, not [1]", "max_tokens"),
+        ({"top_k": 1.5}, "top_k must be a whole number, not 1.5", "top_k"),
         ({"top_k": -1}, "top_k must be 0 (off) or more, not -1", "top_k"),
-        ({"top_p": 0}, "top_p must be in (0, 1], not 0.0", "top_p"),
-        ({"min_p": 1}, "min_p must be in [0, 1), not 1.0", "min_p"),
+        ({"top_p": 0}, "top_p must be in (0, 1], not 0", "top_p"),
+        ({"min_p": 1}, "min_p must be in [0, 1), not 1", "min_p"),
         (
             {"repeat_last_n": -2},
             "repeat_last_n must be 0 (off), -1 (all) or more, not -2",
             "repeat_last_n",
         ),
-        ({"seed": "x"}, "seed: must be a whole number or \"random\", not 'x'", "seed"),
+        ({"seed": "x"}, "seed must be a whole number or \"random\", not 'x'", "seed"),
         ({"seed": -1}, "seed must be 0 or more, not -1", "seed"),
         ({"n": 0}, "n must be from 1 to 128, not 0", "n"),
         ({"n": "1"}, "n must be from 1 to 128, not '1'", "n"),
@@ -95,8 +95,8 @@ def one(**message) -> dict:
             "stream_options.x",
         ),
         ({"stop": 3}, "stop must be a text or a list of texts, not 3", "stop"),
-        ({"stop": ["a", 1]}, "stop must be a text or a list of texts, not ['a', 1]", "stop"),
-        ({"stop": [""]}, "a stop string must not be empty", None),
+        ({"stop": ["a", 1]}, "stop[1] must be a text that is not empty, not 1", "stop"),
+        ({"stop": [""]}, "stop[0] must be a text that is not empty, not ''", "stop"),
         ({"stop": ["a"] * 17}, STOPS, "stop"),
         ({"stop": "a" * 257}, STOPS, "stop"),
         (
@@ -109,13 +109,17 @@ def one(**message) -> dict:
             "logit_bias 'x' is no token id (see /tokenize); text_bias takes texts",
             "logit_bias",
         ),
-        ({"logit_bias": {"97": "a"}}, BIASES, "logit_bias"),
-        ({"text_bias": {"a": True}}, BIASES, "logit_bias"),
-        ({"text_bias": [1]}, BIASES, "logit_bias"),
+        ({"logit_bias": {"97": "a"}}, f"{BIASES} {{'a': 'a'}}", "logit_bias"),
+        (
+            {"text_bias": {"a": True}},
+            "logit_bias of 'a' must be a number or false, and finite",
+            "logit_bias",
+        ),
+        ({"text_bias": [1]}, f"{BIASES} [1]", "logit_bias"),
         ({"text_bias": {"": 1}}, "logit_bias must not have an empty text", "logit_bias"),
         ({"text_bias": {"\ud800": 1}}, "text_bias: half a surrogate pair is no text", "text_bias"),
-        ({"grammar": 1}, "grammar: must be a text that is not empty, not 1", "grammar"),
-        ({"grammar": ""}, "grammar: must be a text that is not empty, not ''", "grammar"),
+        ({"grammar": 1}, "grammar must be a text that is not empty, not 1", "grammar"),
+        ({"grammar": ""}, "grammar must be a text that is not empty, not ''", "grammar"),
         ({"grammar": " "}, "grammar must not be empty", "grammar"),
         (
             {"grammar": "g", "json_schema": "{}"},

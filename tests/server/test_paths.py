@@ -270,7 +270,7 @@ def test_tokens_of_one_text_as_it_stands(client) -> None:
 BAD = [
     ({"messages": []}, "messages must be a list"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "role must be one of"),
-    ({"temperature": "hot"}, "temperature: must be a number"),
+    ({"temperature": "hot"}, "temperature must be a number"),
     ({"temperature": -1}, "temperature must be in"),
     ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ({"n": 0}, "n must be from 1 to 128"),
