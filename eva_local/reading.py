@@ -104,7 +104,7 @@ def meant(text: str, hint: Any) -> object:
 
     That is the text itself where it stands for none.
     """
-    for value in _meanings(text):
+    for value in _senses(text):
         with contextlib.suppress(ValidationError, UnicodeEncodeError):
             return msgspec.convert(value, hint)
     return text
@@ -125,7 +125,7 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _meanings(text: str) -> Iterator[object]:
+def _senses(text: str) -> Iterator[object]:
     yield text
     for number in (int, float):
         with contextlib.suppress(ValueError):
@@ -151,18 +151,19 @@ def _plain(value: object) -> object:
 def _explained(message: str, value: Any, kind: Any, where: str) -> ReadError:
     """Return the error for a value of which msgspec says that it is no `kind`."""
     problem, _, steps = message.rpartition(" - at `$") if "`$" in message else (message, "", "")
-    node = inspect.type_info(kind)
+    node = _meant(inspect.type_info(kind), value)
     for key, place in _STEP.findall(steps):
         inner = _within(node, value, key or int(place))
         if inner is None:
             break
-        node, value = inner, value[key or int(place)]
+        value = value[key or int(place)]
+        node = _meant(inner, value)
         where = _joined(where, key) if key else f"{where}[{place}]"
     bare = _bare(node)
     if isinstance(bare, inspect.StructType) and isinstance(value, Mapping):
         known = [field.encode_name for field in bare.fields]
         for key in value if problem.startswith("Object contains unknown") else ():
-            if key not in known:
+            if key not in known and key != bare.tag_field:
                 return UnknownKeyError(key, known, where)
         for field in bare.fields:
             if field.required and field.encode_name not in value:
@@ -180,14 +181,28 @@ def _bare(node: inspect.Type) -> inspect.Type:
     return node.type if isinstance(node, inspect.Metadata) else node
 
 
+def _meant(node: inspect.Type, value: object) -> inspect.Type:
+    """Return which type of a union a value is meant as, where that is clear.
+
+    A union that is worded as a whole stays whole, unless its objects tell by a tag what they are.
+    """
+    union = _bare(node)
+    for each in union.types if isinstance(union, inspect.UnionType) else ():
+        if isinstance(each, inspect.StructType) and isinstance(value, Mapping):
+            if each.tag_field is None or value.get(each.tag_field) == each.tag:
+                return each
+        elif isinstance(each, _LISTS) and isinstance(value, list | tuple) and node is union:
+            return each
+    return node
+
+
 def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type | None:
     """Return the type of what stands at a key or place of a value; None where nothing does."""
-    # What a union must be is worded as a whole.
-    for each in map(_bare, node.types if isinstance(node, inspect.UnionType) else (node,)):
-        if isinstance(each, inspect.StructType) and isinstance(value, Mapping) and step in value:
-            return next((field.type for field in each.fields if field.encode_name == step), None)
-        if isinstance(each, _LISTS) and isinstance(value, Sequence) and isinstance(step, int):
-            return each.item_type
+    bare = _bare(node)
+    if isinstance(bare, inspect.StructType) and isinstance(value, Mapping) and step in value:
+        return next((field.type for field in bare.fields if field.encode_name == step), None)
+    if isinstance(bare, _LISTS) and isinstance(value, Sequence) and isinstance(step, int):
+        return bare.item_type
     return None
 
 
@@ -249,4 +264,5 @@ _LISTED: Mapping[type, str] = {
     inspect.FloatType: "a list of numbers",
     inspect.IntType: "a list of whole numbers",
     inspect.StrType: "a list of texts",
+    inspect.StructType: "a list of objects",
 }

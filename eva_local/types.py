@@ -54,7 +54,7 @@ class Sampling:
         Annotated[int, Meta(ge=0, description="0 or more")] | None,
         Meta(description='a whole number or "random"'),
     ] = None
-    stop: Annotated[Sequence[Words], Meta(description="a text or a list of texts")] = ()
+    stop: Words | Sequence[Words] = ()
     logit_bias: Annotated[
         Mapping[str, int | float | bool] | tuple[tuple[str, int | float | bool], ...],
         Meta(description="a mapping of texts to numbers or false"),
@@ -71,12 +71,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot be; make stop and biases tuples."""
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
         if str(self.seed) == "random":
             object.__setattr__(self, "seed", None)
         settle(self)
-        object.__setattr__(self, "stop", tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))
         if self.grammar is not None and self.json_schema is not None:
             raise InputError("grammar and json_schema exclude each other: give one")

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from eva_local.api import Ensemble
 from eva_local.fusion.fuser import Fuser
 from eva_local.openai.call import Weights
-from eva_local.openai.keys import shown
-from eva_local.reading import did_you_mean
+from eva_local.reading import did_you_mean, shown
 from eva_local.server.places import Places
 from eva_local.server.refusal import RefusedError
 

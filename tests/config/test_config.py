@@ -571,7 +571,7 @@ def test_a_byte_order_mark_says_nothing(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ("temperature = -1", "ensembles.e.temperature: must be in [0, 100), not -1"),
-        ("stop = 1", "ensembles.e.stop: must be a text or a list of texts, not 1"),
+        ("stop = 1", "ensembles.e.stop: must be a text that is not empty or a list of texts"),
         ('stop = [""]', "ensembles.e.stop[0]: must be a text that is not empty"),
         ("logit_bias = { a = true }", "ensembles.e: logit_bias of 'a' must be a number or"),
         ("logit_bias = [1]", "ensembles.e.logit_bias: must be a mapping of texts to"),

@@ -13,18 +13,18 @@ from eva_local.types import Sampling
 
 ASKED = {"messages": [{"role": "user", "content": "a"}]}
 INFINITY = float("inf")
-BIASES = "logit_bias must be a mapping of texts to numbers or false, not"
+BIASES = "bias must be an object of texts with a number each, or false, not"
+IDS_BIASED = "logit_bias must be an object of token ids with a number each, or false, not"
 CANNOT = "cannot be done here; leave it out"
 FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
 IDS = "prompt must be a text, a list of token ids, or a list of these"
-PARTS = "messages[0].content[1]: only parts of type text can be read"
-ROLE = "messages[0]: role must be one of system, developer, user, assistant, not"
-SCHEMA = "must be an object: json_schema goes with a schema"
+SEVERAL = IDS.removeprefix("prompt ")
+ROLE = 'messages[0].role must be "assistant" or "developer" or "system" or "user", not'
 STOPS = "stop: at most 16 texts of 256 characters can be looked for"
 TEXT = "must be a text, or a list of token ids"
 WEIGHTS = (
     "weights must be equal, running, or numbers from 0 up, with a sum above 0 that is finite, one "
-    "for each of a, b; not"
+    "for each"
 )
 
 
@@ -74,11 +74,11 @@ def one(**message) -> dict:
         ({"seed": "x"}, "seed must be a whole number or \"random\", not 'x'", "seed"),
         ({"seed": -1}, "seed must be 0 or more, not -1", "seed"),
         ({"n": 0}, "n must be from 1 to 128, not 0", "n"),
-        ({"n": "1"}, "n must be from 1 to 128, not '1'", "n"),
-        ({"n": True}, "n must be from 1 to 128, not True", "n"),
+        ({"n": "1"}, "n must be a whole number, not '1'", "n"),
+        ({"n": True}, "n must be a whole number, not true", "n"),
         ({"stream": "yes"}, "stream must be true or false, not 'yes'", "stream"),
         ({"trace": 1}, "trace must be true or false, not 1", "trace"),
-        ({"stream_options": 1}, "stream_options must be an object", "stream_options"),
+        ({"stream_options": 1}, "stream_options must be an object, not 1", "stream_options"),
         (
             {"stream_options": {"include_usage": True}},
             "stream_options needs stream true",
@@ -86,22 +86,22 @@ def one(**message) -> dict:
         ),
         (
             {"stream": True, "stream_options": {"include_usage": 1}},
-            "include_usage must be true or false, not 1",
-            None,
+            "stream_options.include_usage must be true or false, not 1",
+            "stream_options",
         ),
         (
             {"stream": True, "stream_options": {"x": 1}},
             "unknown option 'stream_options.x'; known are: include_obfuscation, include_usage",
             "stream_options.x",
         ),
-        ({"stop": 3}, "stop must be a text or a list of texts, not 3", "stop"),
+        ({"stop": 3}, "stop must be a text that is not empty or a list of texts, not 3", "stop"),
         ({"stop": ["a", 1]}, "stop[1] must be a text that is not empty, not 1", "stop"),
         ({"stop": [""]}, "stop[0] must be a text that is not empty, not ''", "stop"),
         ({"stop": ["a"] * 17}, STOPS, "stop"),
         ({"stop": "a" * 257}, STOPS, "stop"),
         (
             {"logit_bias": [1]},
-            "logit_bias must be an object of token ids with a number each",
+            f"{IDS_BIASED} [1]",
             "logit_bias",
         ),
         (
@@ -109,13 +109,17 @@ def one(**message) -> dict:
             "logit_bias 'x' is no token id (see /tokenize); text_bias takes texts",
             "logit_bias",
         ),
-        ({"logit_bias": {"97": "a"}}, f"{BIASES} {{'a': 'a'}}", "logit_bias"),
+        (
+            {"logit_bias": {"97": "a"}},
+            f"{IDS_BIASED} {{'97': 'a'}}",
+            "logit_bias",
+        ),
         (
             {"text_bias": {"a": True}},
             "logit_bias of 'a' must be a number or false, and finite",
             "logit_bias",
         ),
-        ({"text_bias": [1]}, f"{BIASES} [1]", "logit_bias"),
+        ({"text_bias": [1]}, f"text_{BIASES} [1]", "text_bias"),
         ({"text_bias": {"": 1}}, "logit_bias must not have an empty text", "logit_bias"),
         ({"text_bias": {"\ud800": 1}}, "text_bias: half a surrogate pair is no text", "text_bias"),
         ({"grammar": 1}, "grammar must be a text that is not empty, not 1", "grammar"),
@@ -131,21 +135,21 @@ def one(**message) -> dict:
             "json_schema must be an object or a text of one, not 3",
             "json_schema",
         ),
-        ({"response_format": 1}, FORMAT, "response_format"),
-        ({"response_format": {"type": "x"}}, FORMAT, "response_format"),
+        ({"response_format": 1}, f"{FORMAT}, not 1", "response_format"),
+        ({"response_format": {"type": "x"}}, f"{FORMAT}, not {{'type': 'x'}}", "response_format"),
         (
             {"response_format": {"type": "json_schema"}},
-            f"response_format.json_schema {SCHEMA}",
+            "response_format.json_schema is missing",
             "response_format",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {}}},
-            f"response_format.json_schema.schema {SCHEMA}",
+            "response_format.json_schema.schema is missing",
             "response_format",
         ),
         (
             {"response_format": {"type": "json_object", "schema": [1]}},
-            f"response_format.schema {SCHEMA}",
+            "response_format.schema is no JSON object",
             "response_format",
         ),
         ({"logprobs": 3}, "logprobs must be true or false, not 3", "logprobs"),
@@ -155,9 +159,9 @@ def one(**message) -> dict:
             "top_logprobs must be from 0 to 20, not 30",
             "top_logprobs",
         ),
-        ({"weights": [1]}, f"{WEIGHTS} [1]", "weights"),
-        ({"weights": {"a": 1}}, f"{WEIGHTS} {{'a': 1}}", "weights"),
-        ({"weights": "x"}, f"{WEIGHTS} 'x'", "weights"),
+        ({"weights": [1]}, f"{WEIGHTS} of a, b; not [1.0]", "weights"),
+        ({"weights": {"a": 1}}, f"{WEIGHTS} of a, b; not {{'a': 1.0}}", "weights"),
+        ({"weights": "x"}, f"{WEIGHTS} member, not 'x'", "weights"),
         ({"tools": [{"a": 1}]}, f"tools [{{'a': 1}}] {CANNOT}", "tools"),
         ({"suffix": "x"}, f"suffix 'x' {CANNOT}", "suffix"),
         ({"best_of": 2}, f"best_of 2 {CANNOT}", "best_of"),
@@ -171,18 +175,26 @@ def one(**message) -> dict:
         ),
         (
             {"messages": []},
-            "messages must be a list of at least one message",
+            "messages must be a list of at least one message, not []",
             "messages",
         ),
         (one(role="king", content="a"), f"{ROLE} 'king'", "messages"),
         (one(role=1, content="a"), f"{ROLE} 1", "messages"),
         ({"messages": ["a"]}, "messages[0] is no JSON object", "messages"),
-        (one(role="user", content=3), "messages[0]: content must be a text, not 3", "messages"),
-        (one(role="user"), "messages[0]: content must be a text, not None", "messages"),
-        (one(role="user", content=[{"type": "text", "text": "a"}, 3]), PARTS, "messages"),
+        (
+            one(role="user", content=3),
+            "messages[0].content must be a text or a list of objects, not 3",
+            "messages",
+        ),
+        (one(role="user"), "messages[0].content is missing", "messages"),
+        (
+            one(role="user", content=[{"type": "text", "text": "a"}, 3]),
+            "messages[0].content[1] is no JSON object",
+            "messages",
+        ),
         (
             one(role="user", content=[{"type": "text", "text": "a"}, {"type": "image_url"}]),
-            PARTS,
+            "messages[0].content[1].type must be \"text\", not 'image_url'",
             "messages",
         ),
         (
@@ -199,14 +211,18 @@ def test_a_chat_that_cannot_be_answered(more, message, param) -> None:
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({}, IDS, "prompt"),
-        ({"prompt": 1}, IDS, "prompt"),
-        ({"prompt": []}, IDS, "prompt"),
-        ({"prompt": [1, "a"]}, IDS, "prompt"),
-        ({"prompt": [True]}, IDS, "prompt"),
-        ({"prompt": [-1]}, "prompt must be a list of token ids", "prompt"),
+        ({}, "prompt is missing", "prompt"),
+        ({"prompt": 1}, f"{IDS}, not 1", "prompt"),
+        ({"prompt": []}, f"{IDS}, not []", "prompt"),
+        ({"prompt": [1, "a"]}, f"{IDS}, not [1, 'a']", "prompt"),
+        ({"prompt": [True]}, f"{IDS}, not [True]", "prompt"),
+        ({"prompt": [-1]}, f"{IDS}, not [-1]", "prompt"),
         ({"prompt": "a", "logprobs": 21}, "logprobs must be from 0 to 20, not 21", "logprobs"),
-        ({"prompt": "a", "logprobs": True}, "logprobs must be from 0 to 20, not True", "logprobs"),
+        (
+            {"prompt": "a", "logprobs": True},
+            "logprobs must be a whole number, not true",
+            "logprobs",
+        ),
         ({"prompt": ["a"] * 129}, "n: 129 answers are asked for, and 128 can be", "n"),
         (
             {"prompt": "a", "top_logprobs": 1},
@@ -222,14 +238,14 @@ def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({}, f"continuation {TEXT}", None),
-        ({"continuation": [1, "a"]}, f"continuation {TEXT}", None),
+        ({}, "continuation is missing", None),
+        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", None),
         (
             {"continuation": ["a"] * 129},
             "continuation: from 1 to 128 texts can be scored at once",
             None,
         ),
-        ({"continuation": "a", "prompt": 1}, f"prompt {TEXT}", "prompt"),
+        ({"continuation": "a", "prompt": 1}, f"prompt {TEXT}, not 1", "prompt"),
         (
             {"continuation": "a", "prompt": "a", "messages": []},
             "prompt and messages exclude each other: give one",
@@ -240,7 +256,7 @@ def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
             "logprobs must be from 0 to 20, not 21",
             "logprobs",
         ),
-        ({"continuation": "a", "weights": 1}, f"{WEIGHTS} 1", "weights"),
+        ({"continuation": "a", "weights": 1}, f"{WEIGHTS} member, not 1", "weights"),
         (
             {"continuaton": "a"},
             "unknown option 'continuaton'; did you mean continuation?",
