@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
-from eva_local.engine.readers import Asked, Readers
-from eva_local.engine.scheduler import Request, Scheduler, Sink
-from eva_local.engine.scoring import Scoring
+from eva_local.engine.readers import Readers
+from eva_local.engine.request import AnyPrompt, Request, Sink, Ticket, Told, Weights
+from eva_local.engine.runner import Runner
+from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
-from eva_local.fusion.fuser import Fuser
+from eva_local.fusion.fuser import Observer
 from eva_local.llama.model import Model
 from eva_local.reading import did_you_mean
 from eva_local.types import Completion, Message, Sampling, Score, Step
@@ -30,7 +29,7 @@ class Ensemble:
     """Models that write one answer together.
 
     Several threads and an event loop may use it at once: their answers are written side by
-    side, as many as the ensemble has places, and the others wait in a queue.
+    side, as many as the ensemble has slots, and the others wait in a queue.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Ensemble:
             self._engine = engine
             self._sampling = sampling
             self._readers = Readers(models, engine)
-            #: The queue and the places that all answers of this ensemble go through.
+            #: The queue and the slots that all answers of this ensemble go through.
             self.scheduler = Scheduler(engine, parallel)
             self._driver = Driver(self.scheduler)
             self._resources = stack.pop_all()
@@ -94,189 +93,242 @@ class Ensemble:
         found = (find(method, model, pivot, folders) for model in others)
         return tuple(path for path in found if path is not None)
 
-    def prompt_tokens(self, prompt: Asked) -> tuple[int, ...]:
+    def prompt_tokens(self, prompt: AnyPrompt) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
         return tuple(map(len, self._readers.tokens(prompt)))
 
+    @property
+    def n_slots(self) -> int:
+        """How many texts are written side by side at most: no more than it was opened for."""
+        return self.scheduler.n_slots
+
+    @n_slots.setter
+    def n_slots(self, n_slots: int) -> None:
+        self.scheduler.n_slots = n_slots
+
+    @property
+    def n_running(self) -> int:
+        """How many texts are being written."""
+        return self.scheduler.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """How many texts wait for a slot."""
+        return self.scheduler.n_waiting
+
+    def for_throughput(self) -> None:
+        """Let all answers together end as soon as they can; each may begin and go on later.
+
+        Prompts fill whole batches, and texts move together where one has ended, which loses what
+        the caches hold of it. Nobody should read along.
+        """
+        self.scheduler.chunk = None
+        self.scheduler.gapless = True
+
     def stream(
         self,
-        prompt: Asked,
+        prompt: AnyPrompt,
         sampling: Sampling | None = None,
         *,
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Fuser | None = None,
+        weights: Weights | None = None,
+        observe: Observer | None = None,
         report: Report | None = None,
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
         A `str` is text to go on with, and so are symbols as `tokenize` returns them; messages
         are a conversation, put to each member in its own chat template. `sampling` defaults to
-        that of models.toml. The last step carries the finish reason and the usage. With `trace`
-        every step says why its symbol was chosen, with `n_top` it names as many of the likeliest
-        symbols. The member named by `alone` writes by itself. A `judge` fuses in place of the
-        ensemble's own rule. What the members have read before is not read again; `report` is
-        told how far they are with the rest, which is read a batch at a time.
+        that of models.toml. The last step carries the finish reason and the usage. For `trace`,
+        `n_top`, `alone`, `weights` and `observe` see `Request`. What the members have read before
+        is not read again; `report` is told how far they are with the rest, which is read a batch
+        at a time.
 
         Raises ContextError where the prompt does not fit, with the numbers, and InputError where
         a bias, grammar or schema cannot be used.
         """
-        told: deque[Step | EvaError] = deque()
-        request = self.submit(
-            prompt, sampling, told.append, trace=trace, n_top=n_top, alone=alone, judge=judge
+        request = Request(
+            prompt,
+            sampling,
+            trace=trace,
+            n_top=n_top,
+            alone=alone,
+            weights=weights,
+            observe=observe,
         )
-        try:
-            # Another thread may take the steps: it tells first, and then says that all is done.
-            while not request.done or told:
-                self.scheduler.step(unless=lambda: bool(told) or request.done)
-                if told:
-                    yield _step(told.popleft())
-                elif report is not None:
-                    report("reading the prompt", request.share_read)
-        finally:
-            self.scheduler.cancel(request)
+        with contextlib.closing(self.run_many([request], report)) as told:
+            for _, step in told:
+                yield _step(step)
 
     async def astream(
         self,
-        prompt: Asked,
+        prompt: AnyPrompt,
         sampling: Sampling | None = None,
         *,
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Fuser | None = None,
+        weights: Weights | None = None,
+        observe: Observer | None = None,
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
         Closing the iterator, or cancelling the task that awaits it, ends the answer.
         """
-        asked = partial(
-            self._request, prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
+        request = Request(
+            prompt,
+            sampling,
+            trace=trace,
+            n_top=n_top,
+            alone=alone,
+            weights=weights,
+            observe=observe,
         )
-        # Tokenising a long prompt takes a while.
-        request = await asyncio.to_thread(asked)
-        async with contextlib.aclosing(self._driver.answer(request)) as steps:
-            async for step in steps:
-                yield step
+        async with contextlib.aclosing(self.arun_many([request])) as told:
+            async for _, step in told:
+                yield _step(step)
 
-    def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
-        """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
-        self._engine.panel(self._place_of(alone)).samplers.prepare(sampling)
+    def run_many(
+        self, requests: Iterable[Request | None], report: Report | None = None
+    ) -> Generator[tuple[int, Told], None, None]:
+        """Answer requests side by side; yield what is told of each, with its number from 0 on.
 
-    def complete(
-        self, prompt: Asked, sampling: Sampling | None = None, *, alone: str | None = None
-    ) -> Completion:
-        """Return the whole answer; see `stream`."""
-        return completion_of(list(self.stream(prompt, sampling, alone=alone)))
-
-    async def acomplete(
-        self, prompt: Asked, sampling: Sampling | None = None, *, alone: str | None = None
-    ) -> Completion:
-        """Return the whole answer, as `complete` does, without blocking the event loop."""
-        async with contextlib.aclosing(self.astream(prompt, sampling, alone=alone)) as steps:
-            return completion_of([step async for step in steps])
-
-    def complete_many(
-        self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
-    ) -> list[Completion]:
-        """Return the answers to many prompts, written side by side, in the order of the prompts.
-
-        `sampling` is one for all, or one for each. A beginning that prompts have in common is
-        read once. Raises the first error that one of them meets; see `stream`.
+        That is each step of an answer, a score, or the error that ended it; other requests go on.
+        Requests are drawn when there are slots for them, so that there may be any number; None
+        stands for none at the moment. A beginning that prompts have in common is read once.
+        Closing the iterator ends them all. `report` is told how far the prompts are read.
         """
-        _refuse_one_text(prompts)
-        answers: list[list[Step | EvaError]] = [[] for _ in prompts]
-        requests = [
-            self._request(prompt, each)
-            for prompt, each in zip(prompts, _for_each(sampling, len(prompts)), strict=True)
-        ]
-        try:
-            for request, told in zip(requests, answers, strict=True):
-                request.sink = told.append
-                self.scheduler.submit(request)
-            while not all(request.done for request in requests):
-                self.scheduler.step(unless=lambda: all(request.done for request in requests))
-            return [completion_of(told) for told in answers]
-        finally:
-            for request in requests:
-                self.scheduler.cancel(request)
+        with contextlib.closing(self.runner(requests)) as runner:
+            while not runner.done:
+                told = runner.step()
+                yield from told
+                if report is not None and runner.reading:
+                    report("reading the prompt", runner.share_read)
 
-    async def acomplete_many(
-        self, prompts: Sequence[Asked], sampling: Sampling | Sequence[Sampling] | None = None
-    ) -> list[Completion]:
-        """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
-        _refuse_one_text(prompts)
-        samplings = _for_each(sampling, len(prompts))
-        tasks = [
-            asyncio.create_task(self.acomplete(prompt, each))
-            for prompt, each in zip(prompts, samplings, strict=True)
-        ]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+    async def arun_many(
+        self, requests: Sequence[Request]
+    ) -> AsyncGenerator[tuple[int, Told], None]:
+        """Answer requests, as `run_many` does, without blocking the event loop.
+
+        All are queued at once.
+        """
+        # Tokenising a long prompt takes a while.
+        found = await asyncio.to_thread(lambda: list(map(self._prepared, requests)))
+        tickets: dict[int, Ticket] = {}
+        for number, ticket in enumerate(found):
+            if isinstance(ticket, EvaError):
+                yield number, ticket
+            else:
+                tickets[number] = ticket
+        async with contextlib.aclosing(self._driver.run(tickets)) as told:
+            async for each in told:
+                yield each
 
     def submit(
         self,
-        prompt: Asked,
+        prompt: AnyPrompt,
         sampling: Sampling | None,
         sink: Sink,
         *,
         trace: bool = False,
         n_top: int = 0,
         alone: str | None = None,
-        judge: Fuser | None = None,
-    ) -> Request:
-        """Ask for an answer that `scheduler.step` will write and tell `sink` of.
+    ) -> Ticket:
+        """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`.
 
-        With `n_top` every step names as many of the likeliest symbols. The member named by
-        `alone` writes by itself, in its own tokens, beside the answers of all.
-
-        Raises InputError and PromptError where the prompt cannot be put to the members, and
-        ContextError where it is too long to be tokenised, and InputError where a bias, grammar
-        or schema cannot be used; what is found out later, the sink is told.
+        Raises what can be found out before the answer begins; the sink is told the rest.
         """
-        request = self._request(
-            prompt, sampling, trace=trace, n_top=n_top, alone=alone, judge=judge
-        )
-        request.sink = sink
-        return self.scheduler.submit(request)
+        ticket = self._ticket(Request(prompt, sampling, trace=trace, n_top=n_top, alone=alone))
+        ticket.sink = sink
+        return self.scheduler.submit(ticket)
 
-    def _request(
-        self,
-        prompt: Asked,
-        sampling: Sampling | None,
-        *,
-        trace: bool = False,
-        n_top: int = 0,
-        alone: str | None = None,
-        judge: Fuser | None = None,
-    ) -> Request:
+    def runner(self, requests: Iterable[Request | None]) -> Runner:
+        """Return what takes requests through the ensemble, step by step; see `run_many`."""
+        return Runner(self.scheduler, requests, self._ticket)
+
+    def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
+        """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
+        self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
+
+    def complete(
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, *, alone: str | None = None
+    ) -> Completion:
+        """Return the whole answer; see `stream`."""
+        return completion_of(list(self.stream(prompt, sampling, alone=alone)))
+
+    async def acomplete(
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, *, alone: str | None = None
+    ) -> Completion:
+        """Return the whole answer, as `complete` does, without blocking the event loop."""
+        async with contextlib.aclosing(self.astream(prompt, sampling, alone=alone)) as steps:
+            return completion_of([step async for step in steps])
+
+    def complete_many(
+        self, prompts: Sequence[AnyPrompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Return the answers to many prompts, written side by side, in the order of the prompts.
+
+        `sampling` is one for all, or one for each. A beginning that prompts have in common is
+        read once. Raises the first error that one of them meets; see `stream`.
+        """
+        requests = _requests(prompts, sampling)
+        answers: list[list[Step]] = [[] for _ in requests]
+        with contextlib.closing(self.run_many(requests)) as told:
+            for number, step in told:
+                answers[number].append(_step(step))
+        return [completion_of(steps) for steps in answers]
+
+    async def acomplete_many(
+        self, prompts: Sequence[AnyPrompt], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
+        requests = _requests(prompts, sampling)
+        answers: list[list[Step]] = [[] for _ in requests]
+        async with contextlib.aclosing(self.arun_many(requests)) as told:
+            async for number, step in told:
+                answers[number].append(_step(step))
+        return [completion_of(steps) for steps in answers]
+
+    def _prepared(self, request: Request) -> Ticket | EvaError:
+        try:
+            return self._ticket(request)
+        except EvaError as error:
+            return error
+
+    def _ticket(self, request: Request) -> Ticket:
         """Do all that may take long before a step: read the prompt, prepare how it is answered."""
-        only = self._place_of(alone)
-        prompts = self._readers.tokens(prompt, only, fitting=True)
-        sampling = sampling or self._sampling
-        judged = self._judged(prompt, only)
-        return Request(
-            *(prompts, sampling),
-            traced=trace,
-            n_top=n_top,
-            chooser=self._engine.panel(only).samplers.prepare(sampling),
-            judge=judge,
-            alone=only,
-            judged=judged,
+        only = self._number_of(request.alone)
+        panel = self._engine.panel(only)
+        sampling = request.sampling or self._sampling
+        symbols = None
+        if request.continuation is not None:
+            symbols = self._readers.writable(request.continuation, only)
+            if not symbols:
+                raise InputError("there is no text to be scored")
+        return Ticket(
+            panel,
+            self._readers.tokens(request.prompt, only, fitting=True),
+            sampling,
+            sampler=None if symbols is not None else panel.samplers.prepare(sampling),
+            symbols=symbols,
+            detailed=request.detailed or request.n_top > 0,
+            trace=request.trace,
+            n_top=request.n_top,
+            weights=None if only is not None else request.weights,
+            observe=request.observe,
+            scored_bytes=self._scored_bytes(request.prompt, only),
         )
 
-    def _judged(self, prompt: Asked, only: int | None) -> int:
+    def _scored_bytes(self, prompt: AnyPrompt, only: int | None) -> int:
         """Return how many bytes at the end of a prompt say how well the members predict."""
         if only is not None or len(self._models) == 1:
             return 0
         said = not isinstance(prompt, str) and any(isinstance(each, Message) for each in prompt)
         return self.spec.fusion.evidence_bytes(conversation=said)
 
-    def _place_of(self, member: str | None) -> int | None:
+    def _number_of(self, member: str | None) -> int | None:
         if member is None:
             return None
         if member not in self.members:
@@ -299,24 +351,25 @@ class Ensemble:
         No symbol is put in front, and none is a control token. Raises PromptError where the
         pivot (or the member) has no token for a character.
         """
-        return self._readers.spell(text.encode("utf-8", "replace"), self._place_of(alone))
+        return self._readers.spell(text.encode("utf-8", "replace"), self._number_of(alone))
 
     def detokenize(self, symbols: Sequence[int], *, alone: str | None = None) -> bytes:
         """Return the bytes that symbols stand for; they need not be whole characters.
 
         Raises InputError for a number that is no symbol or stands for no text.
         """
-        return self._readers.bytes_of(symbols, self._place_of(alone))
+        return self._readers.bytes_of(symbols, self._number_of(alone))
 
     def score(
         self,
-        prompt: Asked,
+        prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        judge: Fuser | None = None,
         *,
         alone: str | None = None,
         symbols: bool = False,
         n_top: int = 0,
+        weights: Weights | None = None,
+        observe: Observer | None = None,
     ) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
@@ -325,101 +378,75 @@ class Ensemble:
         is not read again. With `candidates` above 0 in the settings, what lies beyond them is
         not known exactly: see `Score.unseen`. With `symbols` the score tells each symbol, with
         `n_top` the likeliest ones in its place, too. The member named by `alone` is scored by
-        itself. A `judge` that is given fuses in place of the ensemble's own rule, and hears
-        every vote.
+        itself. For `weights` and `observe` see `Request`.
 
         Raises InputError where there is no continuation or a member cannot spell it,
         ContextError where the text does not fit.
         """
-        scoring = self.submit_score(
-            prompt, continuation, judge, alone=alone, symbols=symbols, n_top=n_top
+        request = Request(
+            prompt,
+            continuation=continuation,
+            alone=alone,
+            detailed=symbols,
+            n_top=n_top,
+            weights=weights,
+            observe=observe,
         )
-        try:
-            while not scoring.done:
-                self.scheduler.step(unless=lambda: scoring.done)
-            return scoring.result()
-        finally:
-            self.scheduler.cancel(scoring.request)
+        ((_, told),) = self.run_many([request])
+        return _score(told)
 
     async def ascore(
         self,
-        prompt: Asked,
+        prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        judge: Fuser | None = None,
         *,
         alone: str | None = None,
         symbols: bool = False,
         n_top: int = 0,
+        weights: Weights | None = None,
+        observe: Observer | None = None,
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
-        asked = partial(self._scoring, prompt, continuation, judge, alone, symbols, n_top)
-        scoring = await asyncio.to_thread(asked)
-        async with contextlib.aclosing(self._driver.answer(scoring.request)) as steps:
-            async for step in steps:
-                scoring.hear(step)
-        return scoring.result()
-
-    def submit_score(
-        self,
-        prompt: Asked,
-        continuation: str | Sequence[int],
-        judge: Fuser | None = None,
-        *,
-        alone: str | None = None,
-        symbols: bool = False,
-        n_top: int = 0,
-    ) -> Scoring:
-        """Ask for a score that `scheduler.step` will find; see `score`."""
-        scoring = self._scoring(prompt, continuation, judge, alone, symbols, n_top)
-        self.scheduler.submit(scoring.request)
-        return scoring
-
-    def _scoring(
-        self,
-        prompt: Asked,
-        continuation: str | Sequence[int],
-        judge: Fuser | None,
-        alone: str | None,
-        detailed: bool,
-        n_top: int,
-    ) -> Scoring:
-        only = self._place_of(alone)
-        spelled = self._readers.writable(continuation, only)
-        return Scoring(
-            self._engine.panel(only),
-            self._readers.tokens(prompt, only, fitting=True),
-            spelled,
-            judge,
-            alone=only,
-            judged=self._judged(prompt, only),
-            detailed=detailed or n_top > 0,
+        request = Request(
+            prompt,
+            continuation=continuation,
+            alone=alone,
+            detailed=symbols,
             n_top=n_top,
+            weights=weights,
+            observe=observe,
         )
+        async with contextlib.aclosing(self.arun_many([request])) as told:
+            return _score([each async for _, each in told][-1])
 
 
-def _step(told: Step | EvaError) -> Step:
+def _step(told: Told) -> Step:
     if isinstance(told, EvaError):
         raise told
+    assert isinstance(told, Step)
     return told
 
 
-def _refuse_one_text(prompts: object) -> None:
+def _score(told: Told) -> Score:
+    if isinstance(told, EvaError):
+        raise told
+    assert isinstance(told, Score)
+    return told
+
+
+def _requests(
+    prompts: Sequence[AnyPrompt], sampling: Sampling | Sequence[Sampling] | None
+) -> list[Request]:
     if isinstance(prompts, str):
         raise InputError("prompts must be a sequence of them, not one text; see complete")
+    each = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
+    if len(each) != len(prompts):
+        raise InputError(f"{len(prompts)} prompts need as many samplings, or one, not {len(each)}")
+    return [Request(*both) for both in zip(prompts, each, strict=True)]
 
 
-def _for_each(
-    sampling: Sampling | Sequence[Sampling] | None, count: int
-) -> Sequence[Sampling | None]:
-    each = sampling if isinstance(sampling, Sequence) else [sampling] * count
-    if len(each) != count:
-        raise InputError(f"{count} prompts need as many samplings, or one, not {len(each)}")
-    return each
-
-
-def completion_of(told: Sequence[Step | EvaError]) -> Completion:
-    """Join what a sink was told of a whole answer; raise the error that ended it."""
-    steps = [_step(each) for each in told]
+def completion_of(steps: Sequence[Step]) -> Completion:
+    """Join the steps of a whole answer."""
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, LoadSettings
-from eva_local.engine.scoring import Scoring
-from eva_local.errors import ContextError, ModelError
-from eva_local.llama.model import MOST_SEQUENCES, SPARE_CELLS, can_offload
+from eva_local.engine.request import Request
+from eva_local.errors import EvaError, ModelError
+from eva_local.llama.backend import can_offload
+from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
 from eva_local.opening import open_ensemble
@@ -58,7 +59,7 @@ def open_widest(
                 raise
             places //= 2
     try:
-        ensemble.scheduler.n_slots = fastest(ensemble, places)
+        ensemble.n_slots = fastest(ensemble, places)
     except BaseException:
         ensemble.close()
         raise
@@ -104,28 +105,21 @@ def free_memory() -> int | None:
 
 def _measured(ensemble: Ensemble, places: int) -> float:
     """Return the tokens per second of `places` texts."""
-    scheduler = ensemble.scheduler
-    before, scheduler.n_slots = scheduler.n_slots, places
-    running: list[Scoring] = []
+    before, ensemble.n_slots = ensemble.n_slots, places
+    runner = ensemble.runner([Request("zero", continuation=_WRITTEN)] * places)
     try:
-        running += [ensemble.submit_score("zero", _WRITTEN) for _ in range(places)]
-        # One that is found not to fit when it begins is over before it was read.
-        while any(
-            not each.request.done and (each.request.reads or each.request.sequence is None)
-            for each in running
-        ):
-            scheduler.step()
+        told = runner.step()
+        while runner.reading:
+            told += runner.step()
         began = time.perf_counter()
         for _ in range(_STEPS):
-            scheduler.step()
-        return places * _STEPS / (time.perf_counter() - began)
-    except ContextError:
-        # Nothing fits into such a context, which each row will be told.
-        return 0.0
+            told += runner.step()
+        seconds = time.perf_counter() - began
     finally:
-        for each in running:
-            scheduler.cancel(each.request)
-        scheduler.n_slots = before
+        runner.close()
+        ensemble.n_slots = before
+    # Where nothing fits into such a context, each row will be told.
+    return 0.0 if any(isinstance(each, EvaError) for _, each in told) else places * _STEPS / seconds
 
 
 def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:

@@ -13,7 +13,9 @@ from eva_local.api import Ensemble, Report
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
-from eva_local.llama.model import ALL, LlamaModel, Model, can_offload
+from eva_local.llama.backend import can_offload
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Model
 from eva_local.models.store import locate, marks
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.pivot import PivotSpace

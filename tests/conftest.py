@@ -14,7 +14,7 @@ from hypothesis import settings
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import ModelSpec
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 from eva_local.opening import load
 from tools.tiny_gguf import write_tiny_gguf

@@ -8,6 +8,7 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
+from eva_local.engine.request import Ticket
 from eva_local.engine.sequence import TextSequence
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
@@ -30,7 +31,7 @@ def pivot_engine(
 
 
 def run(engine: Engine, *sequences: TextSequence) -> list[list[Step]]:
-    """Step until all drafts are finished; return each one's steps."""
+    """Step until all texts are finished; return each one's steps."""
     steps: list[list[Step]] = [[] for _ in sequences]
     while not all(sequence.finished for sequence in sequences):
         live = [i for i, sequence in enumerate(sequences) if not sequence.finished]
@@ -53,8 +54,13 @@ def bytes_engine(*models: FakeModel, fusion: FusionSettings = RUNNING, pivot: in
     return Engine([f"m{i}" for i in range(len(models))], models, space, fusion)
 
 
+def ticket(engine: Engine, prompts, sampling: Sampling, *args, alone=None, **how) -> Ticket:
+    """A ticket for prompts in tokens, for all members or one `alone`."""
+    return Ticket(engine.panel(alone), prompts, sampling, *args, **how)
+
+
 def begin(
-    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0, judged=0
+    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0, scored=0
 ) -> TextSequence:
     prompts = [[1, *m.tokenizer.encode(text)] for m in models]
-    return engine.begin(prompts, sampling, slot, judged=judged)
+    return engine.begin(ticket(engine, prompts, sampling, scored_bytes=scored), slot)

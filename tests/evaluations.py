@@ -16,7 +16,7 @@ from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
 from eva_local.evaluate.contest import Contestant, Entry, Setting, alone
-from eva_local.evaluate.outcome import Outcome
+from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.results import Result
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.summary import summarize
@@ -86,7 +86,7 @@ def outcome(
     members: tuple[str, ...] = MEMBERS,
     variants: tuple[str, ...] = ("combine=geometric,weights=running",),
     tuned: str = "",
-) -> Outcome:
+) -> Evaluation:
     them = contestants(members, variants)
     summaries = []
     for number, kind in enumerate(kinds):
@@ -97,7 +97,7 @@ def outcome(
             for place, (one, skill) in enumerate(zip(them, skills, strict=False))
         ]
         summaries.append(summarize(entries, number))
-    return Outcome("trio", members[0], Setting(), tuple(summaries), tuned)
+    return Evaluation("trio", members[0], Setting(), tuple(summaries), tuned)
 
 
 def write(path: Path, *rows: dict[str, object]) -> Path:

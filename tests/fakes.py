@@ -26,6 +26,9 @@ WORDS_B = [
     *(b"\n\n", b"   ", b"Paris", b" Pa"),
 ]
 
+# Nested, overlapping and duplicate pieces, halves of characters, and a byte that is a word too.
+NESTED = [b"a", b"ab", b"abc", b"b", b"bc", b"c", b"ab", b"\xc3", b"\xc3\xa9", b" a", b" "]
+
 
 def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabulary:
     """Build a vocabulary: four control tokens, the byte tokens, the words, a pad, a user token."""
@@ -110,7 +113,7 @@ class FakeModel:
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         rows: list[Logits | None] = []
         for run in runs:
-            cache = self.cache.setdefault(run.sequence, [])
+            cache = self.cache.setdefault(run.seq_id, [])
             assert run.start == len(cache), "positions must follow each other"
             assert len(cache) + len(run.tokens) <= self.n_ctx, "no room left in the context"
             cache += run.tokens
@@ -120,22 +123,22 @@ class FakeModel:
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
         for offset, token_id in enumerate(run.tokens):
-            row = self.decode([Run(run.sequence, run.start + offset, [token_id])])[0]
+            row = self.decode([Run(run.seq_id, run.start + offset, [token_id])])[0]
             assert row is not None
             yield row[None]
 
-    def holds(self, sequence: int, start: int) -> bool:
-        length = len(self.cache.get(sequence, ()))
+    def holds(self, seq_id: int, start: int) -> bool:
+        length = len(self.cache.get(seq_id, ()))
         return not start or (start <= length if self.can_roll_back else start == length)
 
-    def remove(self, sequence: int, start: int) -> bool:
-        if sequence == ALL:
+    def remove(self, seq_id: int, start: int) -> bool:
+        if seq_id == ALL:
             assert start == 0
             self.cache.clear()
             return True
-        if not self.holds(sequence, start):
+        if not self.holds(seq_id, start):
             return False
-        del self.cache.setdefault(sequence, [])[start:]
+        del self.cache.setdefault(seq_id, [])[start:]
         return True
 
     def copy(self, source: int, target: int, length: int = -1) -> bool:

@@ -17,13 +17,15 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config
+from eva_local.engine.request import Request, Told
+from eva_local.engine.runner import Runner
 from eva_local.errors import EvaError
 from eva_local.llama.model import Run
 from eva_local.opening import open_ensemble
@@ -47,6 +49,7 @@ class Work:
     allowed: float = 0.0
     n_tokens: int = 0
     texts: dict[int, str] = field(default_factory=dict)
+    runner: Runner = field(init=False)
 
     def __post_init__(self) -> None:
         """Count what the members decode."""
@@ -55,38 +58,35 @@ class Work:
         for member in range(len(self.ensemble.members)):
             self._count(member)
 
-    def submit(self, prompts: Iterable[str], sampling: Sampling) -> None:
-        """Queue all rows."""
-        self.ensemble.scheduler.n_slots = self.n_slots
-        self.ensemble.scheduler.chunk = None
-        self.ensemble.scheduler.gapless = True
-        for place, prompt in enumerate(prompts):
-            self.ensemble.submit([Message("user", prompt)], sampling, self._sink(place))
+    def begin(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        """Let the rows wait."""
+        self.ensemble.n_slots = self.n_slots
+        self.ensemble.for_throughput()
+        requests = [Request([Message("user", prompt)], sampling) for prompt in prompts]
+        self.runner = self.ensemble.runner(requests)
 
     @property
     def busy(self) -> bool:
         """Whether a row is left."""
-        scheduler = self.ensemble.scheduler
-        return scheduler.n_waiting + scheduler.n_running > 0
+        return not self.runner.done
 
     def turn(self, limit: float) -> tuple[float, list[int], list[int]]:
         """Step for some seconds; return the time, and the tokens of answers and of prompts."""
         written, read = list(self.written), list(self.read)
         began = time.perf_counter()
         while self.busy and time.perf_counter() - began < limit:
-            self.ensemble.scheduler.step()
+            for number, told in self.runner.step():
+                self._hear(number, told)
         taken = time.perf_counter() - began
         self.seconds += taken
         return taken, difference(self.written, written), difference(self.read, read)
 
-    def _sink(self, place: int) -> Callable[[Step | EvaError], None]:
-        def sink(told: Step | EvaError) -> None:
-            if isinstance(told, EvaError):
-                raise told
-            self.texts[place] = self.texts.get(place, "") + told.text
-            self.n_tokens += told.piece != b""
-
-        return sink
+    def _hear(self, number: int, told: Told) -> None:
+        if isinstance(told, EvaError):
+            raise told
+        assert isinstance(told, Step)
+        self.texts[number] = self.texts.get(number, "") + told.text
+        self.n_tokens += told.piece != b""
 
     def _count(self, member: int) -> None:
         model: Any = self.ensemble._models[member]
@@ -98,7 +98,7 @@ class Work:
                 border = next(
                     state[member].context._border
                     for state in states.values()
-                    if state[member].context._sequence == run.sequence
+                    if state[member].context._seq_id == run.seq_id
                 )
                 of_prompt = max(min(border - run.start, len(run.tokens)), 0)
                 self.read[member] += of_prompt
@@ -175,8 +175,8 @@ def main() -> None:
     sampling = replace(spec.sampling, max_tokens=options.tokens, temperature=0.0)
     with open_ensemble(spec, parallel=options.parallel + 1) as many, open_ensemble(spec) as one:
         wide, narrow = Work(many, options.parallel), Work(one, 1)
-        wide.submit(prompts, sampling)
-        narrow.submit(prompts[:: max(len(prompts) // options.single, 1)], sampling)
+        wide.begin(prompts, sampling)
+        narrow.begin(prompts[:: max(len(prompts) // options.single, 1)], sampling)
         raws = []
         while wide.busy or narrow.busy:
             turns = [(wide, wide.turn(TURN_S)), (narrow, narrow.turn(TURN_S / 2))]

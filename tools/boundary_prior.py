@@ -16,7 +16,7 @@ import numpy as np
 
 import eva_local
 from eva_local.config.config import load_config, shipped
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace

@@ -16,7 +16,8 @@ import numpy as np
 
 from eva_local.config.config import load_config, shipped
 from eva_local.evaluate.texts import cut, without
-from eva_local.llama.model import ALL, LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
 from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteState
@@ -60,7 +61,9 @@ def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, i
     (state,) = states
     bits = 0.0
     for byte in forced(model, state, text):
-        bits -= float(np.log2(space.lead_vote(states).probability(byte)))
+        (vote,) = space.symbols(states).votes
+        assert vote is not None
+        bits -= float(np.log2(vote.probability(byte)))
     return bits, state.forwarded
 
 

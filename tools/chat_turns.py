@@ -36,8 +36,8 @@ def main(name: str) -> None:
                 pass
             answer = chat.last
             assert answer is not None
-            assert answer.usage is not None
-            usage = answer.usage
+            assert answer.trace.usage is not None
+            usage = answer.trace.usage
             new = [n - c for n, c in zip(usage.prompt_tokens, usage.cached_tokens, strict=True)]
             waits.append(answer.first_seconds)
             print(

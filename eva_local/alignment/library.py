@@ -12,7 +12,7 @@ import numpy as np
 
 from eva_local.alignment import embedding
 from eva_local.alignment.embedding import eva, eva_paper
-from eva_local.alignment.mapping import Mapping, from_entries, twins
+from eva_local.alignment.mapping import REBUILD, Mapping, from_entries, twins
 from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import Progress, surface, surface_refined
 from eva_local.alignment.weights import output_layer
@@ -54,7 +54,6 @@ BY_EMBEDDING: Table[str, Table[str, Any]] = {
 }
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
-_REBUILD = "eva-local align --force"
 
 
 def mapping_folders() -> list[Path]:
@@ -108,12 +107,12 @@ def check_method(method: str) -> None:
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
     """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
-    mapping = Mapping.load(path, _REBUILD)
+    mapping = Mapping.load(path)
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
     if (mapping.member, mapping.pivot) != expected:
-        raise MappingError(f"{path}: made for other vocabularies; run: {_REBUILD}")
+        raise MappingError(f"{path}: made for other vocabularies; run: {REBUILD}")
     if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
-        raise MappingError(f"{path}: made with other parameters; run: {_REBUILD}")
+        raise MappingError(f"{path}: made with other parameters; run: {REBUILD}")
     return mapping
 
 

@@ -1,35 +1,37 @@
-"""How well a member's space lies over the pivot's, measured on twins that it was not told."""
+"""How good a mapping is: twins that it was not told found again, probability that it keeps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.alignment.csls import nearest
+from eva_local.alignment.mapping import Mapping
 from eva_local.alignment.overlay import Embedded, anchors_by_bytes, overlay, written
 from eva_local.alignment.surface import Progress
+from eva_local.llama.model import Model, Run
 
-Matrix = NDArray[np.float32]
-Ids = NDArray[np.int64]
+# Prose, numbers, code and another language: what members are asked to write.
+SAMPLE = """The lighthouse keeper climbed 214 steps every evening, and wrote the weather into a
+leather-bound book: "Wind from the north-west, clear; two ships before midnight." If she walked
+three miles an hour, how long did the seven miles to the harbour take her?
 
-# Rows of cosines that are ranked together.
-_ROWS = 256
+def mean(values):
+    return sum(values) / len(values)  # fails for an empty list
+
+Der Leuchtturm steht noch heute, aber niemand zündet mehr das Licht an.
+"""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How many of the `held_out` of all `anchors` find their twin again.
+    """How many anchors were held out, and the shares whose twin is found again by CSLS.
 
-    `cosine_1` and `cosine_10` are the shares whose twin is the nearest symbol, or one of the ten
-    nearest, by cosine; `csls_1` and `csls_10` the same by CSLS.
+    That is as the nearest symbol, `csls_1`, or among the ten nearest, `csls_10`.
     """
 
-    anchors: int
-    held_out: int
-    cosine_1: float
-    cosine_10: float
+    count: int
     csls_1: float
     csls_10: float
 
@@ -55,27 +57,24 @@ def held_out(
     space = overlay(member, pivot, *sides, told, directions)
     rows = np.searchsorted(space.tokens, tokens[hidden])
     wanted = np.searchsorted(space.symbols, symbols[hidden])
-    ranks = _ranks(space.x[rows], space.z, wanted)
     found = nearest(
         space.x, space.z, rows, count=10, floor=-np.inf, near=space.near, progress=progress
     )
     right = found.symbols == wanted[:, None]
-    return HeldOut(
-        anchors=len(tokens),
-        held_out=len(rows),
-        cosine_1=float(np.mean(ranks < 1)),
-        cosine_10=float(np.mean(ranks < 10)),
-        csls_1=float(np.mean(right[:, 0])),
-        csls_10=float(np.mean(right.any(axis=1))),
-    )
+    return HeldOut(len(rows), float(np.mean(right[:, 0])), float(np.mean(right.any(axis=1))))
 
 
-def _ranks(x: Matrix, z: Matrix, wanted: Ids) -> Ids:
-    """Return for each row of `x` how many rows of `z` are nearer to it than the wanted one."""
-    ranks = np.empty(len(x), dtype=np.int64)
-    for start in range(0, len(x), _ROWS):
-        part = slice(start, start + _ROWS)
-        cosines = x[part] @ z.T
-        right = np.take_along_axis(cosines, wanted[part, None], axis=1)
-        ranks[part] = np.count_nonzero(cosines > right, axis=1)
-    return ranks
+def retained_mass(model: Model, mapping: Mapping) -> float:
+    """Return the share of a member's probability that the mapping carries over.
+
+    The mean over the next-token distributions (all tokens, no cut) along `SAMPLE`; what falls
+    on tokens without a row is lost.
+    """
+    carried = np.diff(mapping.indptr) > 0
+    tokens = model.tokenizer.encode(SAMPLE.encode())
+    shares: list[float] = []
+    for logits in model.decode_every(Run(0, 0, tokens)):
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares += (weights[:, carried].sum(axis=1) / weights.sum(axis=1)).tolist()
+    model.remove(0, 0)
+    return float(np.mean(shares))

@@ -95,7 +95,7 @@ def carry_out(
                 ordered=errand.ordered,
             )
             finished = job.run(source.left(done), stopped, told)
-            return Outcome(job.progress, done, ensemble.scheduler.n_slots, finished)
+            return Outcome(job.progress, done, ensemble.n_slots, finished)
 
 
 class _FileOutput:

@@ -1,24 +1,24 @@
-"""The rows of a job through an ensemble: fed as places become free, written as they finish."""
+"""The rows of a job through an ensemble: drawn as slots become free, written as they finish."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from itertools import count
 
 from eva_local.api import Ensemble
 from eva_local.batch.forms import Form, Shares
 from eva_local.batch.results import Results
 from eva_local.batch.rows import Row
-from eva_local.engine.scheduler import Request
+from eva_local.engine.request import Request, Told
 from eva_local.errors import EvaError
 from eva_local.openai.answer import answer_of
 from eva_local.types import Step
 
-# How far the rows that are written in order may run ahead of one that takes long, for each place.
+# How far the rows that are written in order may run ahead of one that takes long, for each slot.
 _AHEAD = 64
 
 
@@ -53,6 +53,16 @@ class Progress:
         return self.seconds / self.n_done * (self.n_rows - self.n_done)
 
 
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A row that is being answered: its place in the input, and what came so far."""
+
+    place: int
+    row: Row
+    steps: list[Step] = field(default_factory=list)
+    carried: Counter[str] = field(default_factory=Counter)
+
+
 class Job:
     """Writes the answers to rows."""
 
@@ -72,14 +82,13 @@ class Job:
         """
         self.progress = Progress(n_rows)
         # Nobody reads along: what counts is when the last row is written.
-        ensemble.scheduler.chunk = None
-        ensemble.scheduler.gapless = True
+        ensemble.for_throughput()
         self._ensemble = ensemble
         self._form = form
         self._results = results
         self._shares = shares
         self._ordered = ordered
-        self._running: dict[int, Request] = {}
+        self._asked: dict[int, _Asked] = {}
         # Finished rows that wait for one before them, by their place in the input.
         self._early: dict[int, Mapping[str, object]] = {}
         self._next = 0
@@ -95,70 +104,51 @@ class Job:
         Returns whether all rows are answered, however many there were.
         Raises InputError where the results cannot be written; what was written stays.
         """
-        places = enumerate(rows)
-        try:
-            while not stopped():
-                fed = self._feed(places)
-                if not fed and not self._running:
-                    return True
-                self._ensemble.scheduler.step()
+        with contextlib.closing(self._ensemble.runner(self._requests(rows))) as runner:
+            while not (runner.done or stopped()):
+                for number, each in runner.step():
+                    self._take(number, each)
                 told(self.progress)
-            return not self._running and next(places, None) is None
-        finally:
-            for request in self._running.values():
-                self._ensemble.scheduler.cancel(request)
+            return not self._asked and next(rows, None) is None
 
-    def _feed(self, rows: Iterator[tuple[int, Row]]) -> int:
-        """Keep as many rows waiting as one step can make place for; return how many came."""
-        scheduler = self._ensemble.scheduler
-        wanted = max(scheduler.n_slots - scheduler.n_waiting, 0)
-        if len(self._early) >= _AHEAD * scheduler.n_slots:
-            wanted = 0
-        fed = 0
-        for place, row in islice(rows, wanted):
-            self._begin(place, row)
-            fed += 1
-        return fed
-
-    def _begin(self, place: int, row: Row) -> None:
-        if row.asked is None:
-            self._fail(place, row, row.problem)
-            return
-        sink = partial(self._take, place, row, [], Counter())
-        asked = row.asked
-        try:
-            self._running[place] = self._ensemble.submit(
-                asked.prompt,
-                asked.sampling,
-                sink,
+    def _requests(self, rows: Iterator[Row]) -> Iterator[Request | None]:
+        """Yield what rows ask for; those that ask for nothing that can be done are failed."""
+        numbers = count()
+        for place, row in enumerate(rows):
+            while len(self._early) >= _AHEAD * self._ensemble.n_slots:
+                yield None
+            if row.asked is None:
+                self._fail(place, row, row.problem)
+                continue
+            self._asked[next(numbers)] = _Asked(place, row)
+            yield Request(
+                row.asked.prompt,
+                row.asked.sampling,
                 trace=self._shares,
-                n_top=asked.n_top or 0,
+                n_top=row.asked.n_top or 0,
             )
-        except EvaError as error:
-            self._fail(place, row, str(error))
 
-    def _take(
-        self,
-        place: int,
-        row: Row,
-        steps: list[Step],
-        carried: Counter[str],
-        told: Step | EvaError,
-    ) -> None:
+    def _take(self, number: int, told: Told) -> None:
         """Take what is told of a row; its answer is written with the last step."""
+        asked = self._asked[number]
+        row = asked.row
         if isinstance(told, EvaError):
-            self._fail(place, row, str(told))
+            del self._asked[number]
+            self._fail(asked.place, row, str(told))
             return
+        assert isinstance(told, Step)
         if told.piece:
             self.progress.n_tokens += 1
             if told.trace is not None:
-                carried[told.trace.carrier] += 1
-        steps.append(told)
+                asked.carried[told.trace.carrier] += 1
+        asked.steps.append(told)
         if told.finish_reason is None:
             return
-        answer = answer_of(steps, told=row.asked is not None and row.asked.n_top is not None)
-        shares = self._shares_of(carried) if self._shares else None
-        self._write(place, self._form.answered(row, answer, self._ensemble.spec.name, shares))
+        detailed = row.asked is not None and row.asked.n_top is not None
+        answer = answer_of(asked.steps, told=detailed)
+        del self._asked[number]
+        shares = self._shares_of(asked.carried) if self._shares else None
+        self._write(asked.place, self._form.answered(row, answer, self._ensemble.spec.name, shares))
 
     def _shares_of(self, carried: Counter[str]) -> Shares:
         total = max(carried.total(), 1)
@@ -169,7 +159,6 @@ class Job:
         self._write(place, self._form.failed(row, f"line {row.line}: {problem}"))
 
     def _write(self, place: int, result: Mapping[str, object]) -> None:
-        self._running.pop(place, None)
         self.progress.n_done += 1
         self.progress.n_rows = max(self.progress.n_rows, self.progress.n_done)
         if not self._ordered:

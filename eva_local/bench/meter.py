@@ -6,39 +6,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.llama.model import ALL, Logits, Model, Run
+from eva_local.bench.pace import UNKNOWN
+from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """One call of llama.cpp: when it began and ended, in seconds, and how many tokens it took."""
+    """One call of llama.cpp: when it began and ended, in seconds, and what it decoded."""
 
     began: float
     ended: float
-    n_tokens: int
+    runs: Sequence[Run]
 
 
 class Meter:
-    """A model, as the engine sees one, that notes when llama.cpp decodes for it.
+    """A model, as the engine sees one, that notes when llama.cpp decodes for it."""
 
-    Its sequences from 0 on are those of the model from `first` on, so that two ensembles can
-    have a part of one model each. `rows` are the tokens that the cache holds of each sequence,
-    `borders` the places in them where a batch ended.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        n_sequences: int,
-        *,
-        first: int = 0,
-        clock: Clock = time.perf_counter,
-    ) -> None:
-        """Use `n_sequences` of `model` from `first` on; `clock` tells seconds."""
+    def __init__(self, model: Model, clock: Clock = time.perf_counter) -> None:
+        """Measure `model`; `clock` tells seconds."""
         self._model = model
-        self._sequences = range(first, first + n_sequences)
         self._clock = clock
         self.path = model.path
         self.vocabulary = model.vocabulary
@@ -47,17 +35,14 @@ class Meter:
         self.n_ctx = model.n_ctx
         self.n_batch = model.n_batch
         self.can_roll_back = model.can_roll_back
-        self.rows: dict[int, list[int]] = {}
-        self.borders: dict[int, list[int]] = {}
+        self.holds = model.holds
         #: What was decoded since `reset`.
         self.decodings: list[Decoding] = []
-        self._batches: list[Sequence[Run]] = []
         self._can_repeat = model.can_roll_back
 
     def reset(self) -> None:
         """Forget what was noted."""
         self.decodings = []
-        self._batches = []
         self._can_repeat = self.can_roll_back
 
     @property
@@ -68,57 +53,58 @@ class Meter:
     @property
     def n_tokens(self) -> int:
         """Return the tokens that were decoded since `reset`."""
-        return sum(each.n_tokens for each in self.decodings)
+        return sum(len(run.tokens) for run in self._runs)
 
     @property
     def n_rows(self) -> int:
         """Return how many sequences were decoded since `reset`."""
-        return len({run.sequence for batch in self._batches for run in batch})
+        return len({run.seq_id for run in self._runs})
 
-    def again(self) -> float | None:
+    @property
+    def _runs(self) -> list[Run]:
+        return [run for each in self.decodings for run in each.runs]
+
+    def again(self) -> float:
         """Decode once more what was decoded since `reset`, alone; return the seconds.
 
-        The cache ends up as it was. None where that cannot be: tokens cannot be taken back, or
-        were since then.
+        The cache ends up as it was. Unknown where that cannot be: tokens cannot be taken back,
+        or were since then.
         """
-        if not self._can_repeat:
-            return None
-        times = [self._repeat(batch) for batch in self._batches]
-        known = [seconds for seconds in times if seconds is not None]
-        return sum(known) if len(known) == len(times) else None
+        return self._repeat([each.runs for each in self.decodings])
 
-    def single(self) -> float | None:
+    def single(self) -> float:
         """Decode the last token of every sequence that was decoded since `reset`, alone.
 
         Return the seconds; see `again`.
         """
-        if not self._can_repeat:
-            return None
-        last = {run.sequence: run for batch in self._batches for run in batch}
+        last = {run.seq_id: run for run in self._runs}
         ends = [
-            Run(run.sequence, run.start + len(run.tokens) - 1, run.tokens[-1:])
+            Run(run.seq_id, run.start + len(run.tokens) - 1, run.tokens[-1:])
             for run in last.values()
         ]
-        return self._repeat(ends) if ends else 0.0
+        return self._repeat([ends] if ends else [])
 
-    def _repeat(self, runs: Sequence[Run]) -> float | None:
-        if not all(self._model.remove(run.sequence, run.start) for run in runs):
-            return None
-        began = self._clock()
-        self._model.decode(runs)
-        return self._clock() - began
+    def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
+        if not self._can_repeat:
+            return UNKNOWN
+        seconds = 0.0
+        for runs in batches:
+            if not all(self._model.remove(run.seq_id, run.start) for run in runs):
+                return UNKNOWN
+            began = self._clock()
+            self._model.decode(runs)
+            seconds += self._clock() - began
+        return seconds
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         """Decode all runs together; see `Model.decode`."""
-        runs = self._shifted(runs)
         began = self._clock()
         logits = self._model.decode(runs)
-        self._note(began, runs)
+        self.decodings.append(Decoding(began, self._clock(), runs))
         return logits
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """Decode one run; see `Model.decode_every`. Again it is decoded without those logits."""
-        (run,) = self._shifted([run])
         blocks = self._model.decode_every(run)
         done = 0
         while True:
@@ -126,61 +112,23 @@ class Meter:
             block = next(blocks, None)
             if block is None:
                 return
-            tokens = run.tokens[done : done + len(block)]
-            self._note(began, [replace(run, start=run.start + done, tokens=tokens)])
+            part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
+            self.decodings.append(Decoding(began, self._clock(), [part]))
             done += len(block)
             yield block
 
-    def holds(self, sequence: int, start: int) -> bool:
-        """Return whether a sequence can be gone on from `start`; see `Model.holds`."""
-        return self._model.holds(self._sequences[sequence], start)
-
-    def remove(self, sequence: int, start: int) -> bool:
-        """Forget positions from `start` on, of one sequence or of all that are the meter's."""
-        self._can_repeat &= not self._batches
-        sequences = self._sequences if sequence == ALL else [self._sequences[sequence]]
-        for each in sequences:
-            if not self._model.remove(each, start):
-                return False
-            self._keep(each, start, ())
-        return True
+    def remove(self, seq_id: int, start: int) -> bool:
+        """Forget positions from `start` on; see `Model.remove`."""
+        self._can_repeat &= not self.decodings
+        return self._model.remove(seq_id, start)
 
     def copy(self, source: int, target: int, length: int = -1) -> bool:
         """Let `target` begin as a copy of `source`; see `Model.copy`."""
-        self._can_repeat &= not self._batches
-        if not self._model.copy(self._sequences[source], self._sequences[target], length):
-            self.rows[target], self.borders[target] = [], []
-            return False
-        row = self.rows.get(source, [])
-        kept = row[:length] if length >= 0 else list(row)
-        self.rows[target] = kept
-        self.borders[target] = [end for end in self.borders.get(source, []) if end <= len(kept)]
-        return True
+        self._can_repeat &= not self.decodings
+        return self._model.copy(source, target, length)
 
     def close(self) -> None:
         """Leave the model open: it is its owner's."""
-
-    def _shifted(self, runs: Sequence[Run]) -> Sequence[Run]:
-        if not self._sequences.start:
-            return runs
-        return [replace(run, sequence=self._sequences[run.sequence]) for run in runs]
-
-    def _note(self, began: float, runs: Sequence[Run]) -> None:
-        ended = self._clock()
-        self.decodings.append(Decoding(began, ended, sum(len(run.tokens) for run in runs)))
-        self._batches.append(runs)
-        for run in runs:
-            self._keep(run.sequence, run.start, run.tokens)
-
-    def _keep(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
-        """Keep what the cache holds of a sequence before `start`, and put tokens there."""
-        place = sequence - self._sequences.start
-        row = self.rows.setdefault(place, [])
-        row[start:] = tokens
-        borders = self.borders.setdefault(place, [])
-        while borders and borders[-1] > start:
-            borders.pop()
-        borders.append(len(row))
 
 
 def busy(meters: Sequence[Meter]) -> float:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+# Seconds that were not measured; no ratio is formed with them.
+UNKNOWN = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +23,14 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Return the spread of the values that are there, None where there are none."""
-        known = [value for value in values if value is not None]
-        if not known:
+    def of(cls, values: ArrayLike) -> Spread | None:
+        """Return the spread of the values that are known, None where none is."""
+        known = np.asarray(values, dtype=np.float64)
+        known = known[np.isfinite(known)]
+        if not known.size:
             return None
         low, median, high = np.quantile(known, (0.25, 0.5, 0.75)).tolist()
-        return cls(median, low, high, len(known))
+        return cls(median, low, high, known.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +38,14 @@ class Part:
     """A member's part in a round, in seconds: in the step, and alone right after it.
 
     It decoded `n_tokens` in `n_rows` sequences. `alone` is the same batch decoded again,
-    `single` one token in each of its sequences; None where it was not measured.
+    `single` one token in each of its sequences.
     """
 
     n_rows: int
     n_tokens: int
     inside: float
-    alone: float | None = None
-    single: float | None = None
+    alone: float = UNKNOWN
+    single: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +59,6 @@ class Round:
     busy: float
     told: int
     parts: tuple[Part, ...]
-
-    @property
-    def over_sum(self) -> float | None:
-        """Return the step over the sum of the members: 1 is the limit of one after the other."""
-        return _over(self.seconds, sum, [part.alone for part in self.parts])
-
-    @property
-    def over_slowest(self) -> float | None:
-        """Return the step over the slowest member: 1 is the limit of all at once."""
-        return _over(self.seconds, max, [part.alone for part in self.parts])
-
-    @property
-    def over_single(self) -> float | None:
-        """Return the step over the sum of the members decoding one token each."""
-        return _over(self.seconds, sum, [part.single for part in self.parts])
-
-    @property
-    def inside_over_alone(self) -> float | None:
-        """Return the members' decoding in the step over the same decoding alone."""
-        inside = sum(part.inside for part in self.parts)
-        return _over(inside, sum, [part.alone for part in self.parts])
-
-    @property
-    def bookkeeping(self) -> float:
-        """Return the share of the step in which no member decoded."""
-        return 1 - self.busy / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +80,13 @@ class MemberPace:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What rounds came to: seconds of a step, its ratios, and tokens written per second."""
+    """What rounds came to: seconds of a step, its ratios, and tokens written per second.
+
+    `over_sum` and `over_slowest` hold the step against the members decoding the same alone, one
+    after the other and all at once, `over_single` against one token each, one after the other;
+    `inside_over_alone` holds the members' decoding in the step against the same alone.
+    `bookkeeping` is the share of the step in which no member decoded.
+    """
 
     step: Spread
     rate: Spread
@@ -117,50 +103,42 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
 
     Every ratio is formed within its round, since a machine changes its speed between them.
     """
-    step = Spread.of(each.seconds for each in rounds)
+    seconds = np.array([each.seconds for each in rounds])
+    busy = np.array([each.busy for each in rounds])
     # In the space of bytes a step writes a token of some texts only, now of more, now of fewer.
     told = sum(each.told for each in rounds) / max(len(rounds), 1)
-    rate = Spread.of(told / each.seconds for each in rounds)
-    bookkeeping = Spread.of(each.bookkeeping for each in rounds)
+    step, rate = Spread.of(seconds), Spread.of(told / seconds)
+    bookkeeping = Spread.of(1 - busy / seconds)
     if step is None or rate is None or bookkeeping is None:
         return None
-    return Pace(
-        step=step,
-        rate=rate,
-        over_sum=Spread.of(each.over_sum for each in rounds),
-        over_slowest=Spread.of(each.over_slowest for each in rounds),
-        over_single=Spread.of(each.over_single for each in rounds),
-        inside_over_alone=Spread.of(each.inside_over_alone for each in rounds),
-        bookkeeping=bookkeeping,
-        members=tuple(
-            _member(name, [each.parts[place] for each in rounds])
-            for place, name in enumerate(names)
-        ),
-    )
+    # Each (members, rounds).
+    n_rows, n_tokens, inside, alone, single = np.array(
+        [[astuple(part) for part in each.parts] for each in rounds], dtype=np.float64
+    ).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Pace(
+            step=step,
+            rate=rate,
+            over_sum=Spread.of(seconds / alone.sum(axis=0)),
+            over_slowest=Spread.of(seconds / alone.max(axis=0)),
+            over_single=Spread.of(seconds / single.sum(axis=0)),
+            inside_over_alone=Spread.of(inside.sum(axis=0) / alone.sum(axis=0)),
+            bookkeeping=bookkeeping,
+            members=tuple(
+                MemberPace(
+                    name=name,
+                    n_tokens=float(n_tokens[i].mean()),
+                    inside=Spread.of(inside[i]),
+                    alone=Spread.of(alone[i]),
+                    single=Spread.of(single[i]),
+                    rate=_median(n_tokens[i] / alone[i]),
+                    single_rate=_median(n_rows[i] / single[i]),
+                )
+                for i, name in enumerate(names)
+            ),
+        )
 
 
-def _member(name: str, parts: Sequence[Part]) -> MemberPace:
-    return MemberPace(
-        name=name,
-        n_tokens=sum(part.n_tokens for part in parts) / len(parts),
-        inside=Spread.of(part.inside for part in parts),
-        alone=Spread.of(part.alone for part in parts),
-        single=Spread.of(part.single for part in parts),
-        rate=_rate((part.n_tokens, part.alone) for part in parts),
-        single_rate=_rate((part.n_rows, part.single) for part in parts),
-    )
-
-
-def _rate(counts: Iterable[tuple[int, float | None]]) -> float | None:
-    """Return the median count per second; None where nothing was measured."""
-    rates = Spread.of(count / seconds for count, seconds in counts if seconds)
-    return rates.median if rates else None
-
-
-def _over(
-    seconds: float, limit: Callable[[Iterable[float]], float], known: Sequence[float | None]
-) -> float | None:
-    """Return the seconds over what the members' limit is; None where one was not measured."""
-    measured = [value for value in known if value is not None]
-    least = limit(measured) if len(measured) == len(known) else 0.0
-    return seconds / least if least > 0 else None
+def _median(rates: ArrayLike) -> float | None:
+    found = Spread.of(rates)
+    return found.median if found else None

@@ -5,41 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from eva_local.bench.outcome import Outcome, Trial
+from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.pace import Spread
-from eva_local.pages.frame import report_style, still_page
+from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Line, intervals
 
-# Colours that the palette has, one a member; the ensemble has the ink.
-_COLOURS = 8
 
-
-def report_page(outcome: Outcome) -> str:
+def report_page(benchmark: Benchmark) -> str:
     """Return the page, as HTML."""
-    style = report_style()
-    title = f"{outcome.ensemble}: what it costs"
-    body = [_head(outcome), _ratios(outcome), *map(_trial, outcome.trials), _naive(outcome)]
-    return still_page(title, style, "".join(body))
+    title = f"{benchmark.ensemble}: what it costs"
+    body = [_head(benchmark), _ratios(benchmark), *map(_trial, benchmark.trials)]
+    return report(title, "".join(body))
 
 
-def _head(outcome: Outcome) -> str:
+def _head(benchmark: Benchmark) -> str:
     facts = (
-        f"pivot {outcome.pivot} · space {outcome.space} · {outcome.rounds} rounds · "
-        f"{outcome.machine}, {outcome.cores} cores · llama-cpp-python {outcome.llama_cpp_python}"
+        f"pivot {benchmark.pivot} · space {benchmark.space} · {benchmark.rounds} rounds · "
+        f"{benchmark.machine}, {benchmark.cores} cores · "
+        f"llama-cpp-python {benchmark.llama_cpp_python}"
     )
     return (
         '<header><p class="eyebrow">eva-local bench</p>'
-        f"<h1>What {escape(outcome.ensemble)} costs against its members</h1>"
+        f"<h1>What {escape(benchmark.ensemble)} costs against its members</h1>"
         f'<p class="facts">{escape(facts)}</p></header>'
     )
 
 
-def _ratios(outcome: Outcome) -> str:
+def _ratios(benchmark: Benchmark) -> str:
     """Plot what a step takes against the members' raw decoding, and the share beside it."""
-    sums = [_line(_name(t), t.writing.over_sum, ".3f") for t in outcome.trials]
-    slowest = [_line(_name(t), t.writing.over_slowest, ".3f") for t in outcome.trials]
+    sums = [_line(_name(t), t.writing.over_sum, ".3f") for t in benchmark.trials]
+    slowest = [_line(_name(t), t.writing.over_slowest, ".3f") for t in benchmark.trials]
     shares = [
-        _line(_name(t), _times(t.writing.bookkeeping, 100), ".1f", "%") for t in outcome.trials
+        _line(_name(t), _times(t.writing.bookkeeping, 100), ".1f", "%") for t in benchmark.trials
     ]
     plots = [
         _plot("A step over the sum of its members", sums, "ratio", (1.0, "one after the other")),
@@ -55,8 +52,8 @@ def _ratios(outcome: Outcome) -> str:
 
 def _trial(trial: Trial) -> str:
     members = [
-        _line(one.name, _times(one.alone, 1000), ".1f", " ms", f"m{place % _COLOURS}")
-        for place, one in enumerate(trial.writing.members)
+        _line(one.name, _times(one.alone, 1000), ".1f", " ms", member_class(number))
+        for number, one in enumerate(trial.writing.members)
     ]
     lines = [*members, _line("ensemble", _times(trial.writing.step, 1000), ".1f", " ms")]
     title = "A step, and each member decoding the same alone"
@@ -70,28 +67,6 @@ def _trial(trial: Trial) -> str:
         f'<section class="task"><h2>{escape(_name(trial))}</h2>'
         f'<p class="facts">{escape(" · ".join(facts))}</p>'
         f"{_plot(title, lines, 'ms', (0.0, ''))}</section>"
-    )
-
-
-def _naive(outcome: Outcome) -> str:
-    naive = outcome.naive
-    if naive is None:
-        return ""
-    tokens = ", ".join(map(str, naive.prompt_tokens))
-    same = (
-        "no step had the same tokens in both ways"
-        if naive.difference is None
-        else f"fused probabilities differ by at most {naive.difference:.1e}"
-    )
-    facts = f"{naive.steps} steps after {tokens} tokens · {same}"
-    lines = [
-        _line("whole text read again", naive.naive, ".2f", " s"),
-        _line("with caches", naive.ours, ".3f", " s"),
-    ]
-    return (
-        f"<section><h2>{naive.times.median:.0f} times as fast as without caches</h2>"
-        f'<p class="facts">{escape(facts)}</p>{_plot("A step", lines, "seconds", (0.0, ""))}'
-        "</section>"
     )
 
 

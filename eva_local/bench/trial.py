@@ -7,20 +7,21 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 
 from eva_local.api import Ensemble, Report
+from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.naive import Comparison, against_naive, text_for
-from eva_local.bench.outcome import Outcome, Trial
-from eva_local.bench.pace import Part, Round, pace
+from eva_local.bench.pace import UNKNOWN, Part, Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
-from eva_local.engine.scheduler import Request
+from eva_local.engine.request import Request, Told
+from eva_local.engine.runner import Runner
 from eva_local.errors import EvaError, InputError
 from eva_local.opening import ensemble_of, open_models
-from eva_local.spaces.bytes.space import BRANCHES
-from eva_local.types import Sampling, Step
+from eva_local.types import Sampling
 
 # A short prompt is read so often, and so many batches of a long one are decoded again alone.
 _READINGS = 3
@@ -32,17 +33,11 @@ _TOKENS_A_STEP = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure: texts after prompts of `contexts` tokens, one and `parallel` at a time.
-
-    `naive_tokens` and `naive_steps` say how a step without caches is measured; no steps, no
-    measurement.
-    """
+    """What to measure: texts after prompts of `contexts` tokens, one and `parallel` at a time."""
 
     contexts: tuple[int, ...] = (100, 3000)
     parallel: int = 8
     rounds: int = 20
-    naive_tokens: int = 500
-    naive_steps: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -50,25 +45,16 @@ class Plan:
         return (1,) if self.parallel == 1 else (1, self.parallel)
 
 
-def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
+def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Benchmark:
     """Open the members of `spec` and measure all that `plan` names.
 
-    Raises InputError where a context has no room for the prompts, or the naive way does not
-    exist for this ensemble.
+    Raises InputError where a context has no room for the prompts.
     """
-    if plan.naive_steps and spec.fusion.space != "pivot":
-        raise InputError(
-            '--against-naive needs space = "pivot": the published code of EVA knows no other'
-        )
     bytewise = spec.fusion.space == "bytes"
-    places = max(plan.parallel, 2 if plan.naive_steps else 1)
-    with open_models(spec, report, parallel=places, bytewise=bytewise) as models:
-        meters = [Meter(model, places * (BRANCHES if bytewise else 1)) for model in models]
+    with open_models(spec, report, parallel=plan.parallel, bytewise=bytewise) as models:
+        meters = [Meter(model) for model in models]
         with ensemble_of(spec, meters, _sampling(spec), report, parallel=plan.parallel) as ensemble:
             prompts = [_prompts(ensemble, n_tokens, plan) for n_tokens in plan.contexts]
-            if plan.naive_steps:
-                # What does not fit is found before minutes of work.
-                text_for(ensemble, plan.naive_tokens, plan.naive_steps)
             trials = tuple(
                 trial
                 for n_tokens, texts in zip(plan.contexts, prompts, strict=True)
@@ -76,10 +62,7 @@ def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Outcome:
                     n_tokens, texts, plan.widths
                 )
             )
-        comparison: Comparison | None = None
-        if plan.naive_steps:
-            comparison = against_naive(spec, models, plan.naive_tokens, plan.naive_steps, report)
-    return Outcome.of(spec, plan.rounds, trials, comparison)
+    return Benchmark.of(spec, plan.rounds, trials)
 
 
 class Bench:
@@ -105,15 +88,13 @@ class Bench:
         label = f"{n_tokens} tokens of context"
         reading: list[Round] = []
         firsts: list[float] = []
-        self._ensemble.scheduler.n_slots = 1
+        self._ensemble.n_slots = 1
         for number, prompt in enumerate(prompts):
-            text = _Text(self._ensemble, prompt, seed=number)
-            rounds, first = self._read(text, f"{label}: reading", len(prompts))
+            rounds, first = self._read(prompt, number, f"{label}: reading", len(prompts))
             reading += rounds
             firsts.append(first)
-            text.end()
         for width in widths:
-            self._ensemble.scheduler.n_slots = width
+            self._ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
             written = pace(self._ensemble.members, rounds)
             assert written is not None
@@ -128,98 +109,72 @@ class Bench:
                 peak_memory=peak_memory(),
             )
 
-    def _read(self, text: _Text, label: str, n_prompts: int) -> tuple[list[Round], float]:
+    def _read(
+        self, prompt: str, seed: int, label: str, n_prompts: int
+    ) -> tuple[list[Round], float]:
         """Read a prompt; return its steps, and the seconds until the first symbol."""
-        began = self._clock()
-        text.begin()
-        first = self._clock() - began
-        tokens = self._ensemble.prompt_tokens(text.prompt)
+        tokens = self._ensemble.prompt_tokens(prompt)
         batches = max(
-            math.ceil(count / meter.n_batch)
-            for count, meter in zip(tokens, self._meters, strict=True)
+            math.ceil(size / meter.n_batch)
+            for size, meter in zip(tokens, self._meters, strict=True)
         )
         # Reading takes as long as many steps: of a long prompt only some is done again.
         stride = max(1, batches * n_prompts // _READINGS)
         rounds: list[Round] = []
-        while not text.told:
-            self._report(label, min(len(rounds) / batches, 1.0))
-            rounds.append(self._round([text], alone=len(rounds) % stride == 0, single=False))
-            first += rounds[-1].seconds
+        with closing(self._texts(prompt, seed)) as runner:
+            began = self._clock()
+            runner.draw()
+            first = self._clock() - began
+            while not (rounds and rounds[-1].told):
+                self._report(label, min(len(rounds) / batches, 1.0))
+                rounds.append(self._round(runner, alone=len(rounds) % stride == 0, single=False))
+                first += rounds[-1].seconds
         return rounds, first
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
         """Go on with a prompt that the cache holds; return the steps, and the seconds to begin."""
-        texts = [_Text(self._ensemble, prompt, seed=number) for number in range(width)]
-        began = self._clock()
-        for text in texts:
-            text.begin()
-        while not all(text.told for text in texts):
-            self._ensemble.scheduler.step()
-            _raise_what_went_wrong(texts)
-        first = self._clock() - began
         rounds = []
-        for number in range(_WARM_UP + self._rounds):
-            self._report(label, number / (_WARM_UP + self._rounds))
-            for text in texts:
-                text.renew()
-            rounds.append(self._round(texts, alone=True, single=True))
-        for text in texts:
-            text.end()
+        with closing(self._texts(prompt)) as runner:
+            began = self._clock()
+            begun: set[int] = set()
+            while len(begun) < width:
+                begun |= {number for number, _ in _steps(runner)}
+            first = self._clock() - began
+            for number in range(_WARM_UP + self._rounds):
+                self._report(label, number / (_WARM_UP + self._rounds))
+                runner.draw()
+                rounds.append(self._round(runner, alone=True, single=True))
         return rounds[_WARM_UP:], first
 
-    def _round(self, texts: Sequence[_Text], *, alone: bool, single: bool) -> Round:
+    def _texts(self, prompt: str, seed: int = 0) -> Runner:
+        """Return texts that go on from a prompt, one more for each that ends."""
+        sampling = _sampling(self._ensemble.spec)
+        seeds = count(seed)
+        return self._ensemble.runner(
+            Request(prompt, replace(sampling, seed=each)) for each in seeds
+        )
+
+    def _round(self, runner: Runner, *, alone: bool, single: bool) -> Round:
         """Take a step, then let each member decode alone what it decoded in the step."""
         for meter in self._meters:
             meter.reset()
-        told = sum(text.told for text in texts)
         began = self._clock()
-        self._ensemble.scheduler.step()
-        seconds = self._clock() - began
-        _raise_what_went_wrong(texts)
-        told = sum(text.told for text in texts) - told
+        told = len(_steps(runner))
         return Round(
-            seconds=seconds,
+            seconds=self._clock() - began,
             busy=busy(self._meters),
             told=told,
             parts=tuple(_part(meter, alone=alone, single=single) for meter in self._meters),
         )
 
 
-class _Text:
-    """A text that is written on and on, from its prompt again where it ends."""
-
-    def __init__(self, ensemble: Ensemble, prompt: str, seed: int) -> None:
-        self.prompt = prompt
-        self.told = 0
-        self.error: EvaError | None = None
-        self._ensemble = ensemble
-        self._seed = seed
-        self._request: Request | None = None
-
-    def begin(self) -> None:
-        sampling = replace(_sampling(self._ensemble.spec), seed=self._seed)
-        self._request = self._ensemble.submit(self.prompt, sampling, self._sink)
-
-    def renew(self) -> None:
-        if self._request is None or self._request.done:
-            self._seed += 1000
-            self.begin()
-
-    def end(self) -> None:
-        if self._request is not None:
-            self._ensemble.scheduler.cancel(self._request)
-
-    def _sink(self, told: Step | EvaError) -> None:
-        if isinstance(told, EvaError):
-            self.error = told
-        else:
-            self.told += 1
-
-
-def _raise_what_went_wrong(texts: Sequence[_Text]) -> None:
-    for text in texts:
-        if text.error is not None:
-            raise text.error
+def _steps(runner: Runner) -> list[tuple[int, Told]]:
+    """Return what is told of a step; raise what went wrong."""
+    told = runner.step()
+    for _, each in told:
+        if isinstance(each, EvaError):
+            raise each
+    return told
 
 
 def peak_memory() -> int:
@@ -230,10 +185,11 @@ def peak_memory() -> int:
 
 def _part(meter: Meter, *, alone: bool, single: bool) -> Part:
     n_rows, n_tokens = meter.n_rows, meter.n_tokens
-    again = meter.again() if alone else None
-    # Where each sequence had one token, both are the same.
-    one = again if not single or n_rows == n_tokens else meter.single()
-    return Part(n_rows, n_tokens, meter.inside, again, one if single else None)
+    again = meter.again() if alone else UNKNOWN
+    if single:
+        # Where each sequence had one token, both are the same.
+        one = again if n_rows == n_tokens else meter.single()
+    return Part(n_rows, n_tokens, meter.inside, again, one if single else UNKNOWN)
 
 
 def _prompts(ensemble: Ensemble, n_tokens: int, plan: Plan) -> list[str]:
@@ -255,11 +211,11 @@ def _refuse_unless_fits(
     steps = _TOKENS_A_STEP * (_WARM_UP + plan.rounds + 1)
     for prompt in prompts:
         counts = ensemble.prompt_tokens(prompt)
-        for name, count, n_ctx in zip(ensemble.members, counts, ensemble.n_ctx, strict=True):
-            if count + steps > n_ctx:
+        for name, size, n_ctx in zip(ensemble.members, counts, ensemble.n_ctx, strict=True):
+            if size + steps > n_ctx:
                 raise InputError(
                     f"{n_tokens} tokens of context and {plan.rounds} rounds do not fit: {name} "
-                    f"needs {count + steps} tokens of {n_ctx}; give a smaller --context, or "
+                    f"needs {size + steps} tokens of {n_ctx}; give a smaller --context, or "
                     "more --n-ctx"
                 )
 

@@ -21,10 +21,10 @@ class Context:
     The cost of a call does not grow with the length of the text.
     """
 
-    def __init__(self, model: Model, sequence: int = 0) -> None:
-        """Use `sequence`, a free sequence number, of `model`."""
+    def __init__(self, model: Model, seq_id: int = 0) -> None:
+        """Use `seq_id`, a free sequence number, of `model`."""
         self._model = model
-        self._sequence = sequence
+        self._seq_id = seq_id
         self._tokens = as_row(())
         self._border = 0
         # Byte offset in the generated text after each generated token.
@@ -33,7 +33,7 @@ class Context:
         # Leading tokens of `_tokens` that llama.cpp's cache holds, and positions it holds in all.
         self._cached = 0
         self._held = 0
-        self._evidence = PromptLikelihood(model.vocabulary.pieces)
+        self._likelihood = PromptLikelihood(model.vocabulary.pieces)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -64,33 +64,33 @@ class Context:
         """Return how many leading tokens of `prompt` the cache holds and can be gone on from."""
         same = min(common(self._tokens, prompt), self._cached)
         # The last token of a prompt is always decoded, for its logits.
-        return same if self._model.holds(self._sequence, min(same, len(prompt) - 1)) else 0
+        return same if self._model.holds(self._seq_id, min(same, len(prompt) - 1)) else 0
 
     def clear(self) -> None:
         """Hold nothing, whatever the cache holds by now."""
         self._tokens = as_row(())
         self._border = self._cached = self._held = 0
-        self._evidence.begin((), 0, 0)
-        self._model.remove(self._sequence, 0)
+        self._likelihood.begin((), 0, 0)
+        self._model.remove(self._seq_id, 0)
 
     def adopt(self, other: Context) -> None:
         """Hold what `other`, a context of the same model, holds; the text that was here ends."""
-        self._model.copy(other._sequence, self._sequence)
+        self._model.copy(other._seq_id, self._seq_id)
         self._tokens = other._tokens[: other._cached]
         self._cached, self._held = other._cached, other._held
-        self._evidence.adopt(other._evidence)
+        self._likelihood.adopt(other._likelihood)
 
     def trade(self, other: Context) -> None:
         """Go on in the sequence of `other`, whose text is over and which gets this one's."""
         other.adopt(self)
-        self._sequence, other._sequence = other._sequence, self._sequence
+        self._seq_id, other._seq_id = other._seq_id, self._seq_id
 
-    def start(self, prompt: Sequence[int], judged: int = 0) -> None:
+    def start(self, prompt: Sequence[int], scored: int = 0) -> None:
         """Begin a new text after `prompt`; what the cache already holds of it is kept.
 
-        The last `judged` bytes of the prompt are evidence of how well the model predicts it.
+        The last `scored` bytes of the prompt are scored: how well does the model predict them.
         """
-        same = self._evidence.begin(prompt, self.holds(prompt), judged)
+        same = self._likelihood.begin(prompt, self.holds(prompt), scored)
         self._tokens = array("i", prompt)
         self._border = len(prompt)
         self._ends = []
@@ -146,27 +146,27 @@ class Context:
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
         """Note how likely a part of the prompt was; see `PromptLikelihood`."""
-        return self._evidence.read(self._tokens, run, blocks)
+        return self._likelihood.read(self._tokens, run, blocks)
 
     def log_likelihood_per_byte(self) -> float:
-        """Return the mean log-likelihood of the judged tokens, in nats per byte; 0 for none."""
-        return self._evidence.per_byte()
+        """Return the mean log-likelihood of the scored tokens, in nats per byte; 0 for none."""
+        return self._likelihood.per_byte()
 
     def pending(self, limit: int | None = None) -> Run:
         """Return what must be decoded (at most `limit` tokens) before the next vote.
 
         Forgets what the cache holds beyond the common beginning. Logits are asked for only
-        where the run reaches the last token, or judge the prompt. Call `decoded` after the run
+        where the run reaches the last token, or score the prompt. Call `decoded` after the run
         was decoded.
         """
         if self._cached == len(self._tokens):
             # The cache keeps no logits: the last token is decoded again.
             self._cached -= 1
-        if self._held > self._cached and not self._model.remove(self._sequence, self._cached):
+        if self._held > self._cached and not self._model.remove(self._seq_id, self._cached):
             # A model that cannot be rolled back begins anew.
-            self._model.remove(self._sequence, 0)
+            self._model.remove(self._seq_id, 0)
             self._cached = self._held = 0
-        last, every = self._evidence.stretch(self._cached)
+        last, every = self._likelihood.stretch(self._cached)
         if last >= self._border:
             last = len(self._tokens)
         if limit is not None:
@@ -174,7 +174,7 @@ class Context:
         # Counted as held from now on: an interrupted decode may have stored any part of it.
         self._held = last
         tokens = self._tokens[self._cached : last]
-        return Run(self._sequence, self._cached, tokens, last == len(self._tokens), every)
+        return Run(self._seq_id, self._cached, tokens, last == len(self._tokens), every)
 
     def decoded(self, run: Run) -> None:
         """Record that a run from `pending` was decoded."""

@@ -8,28 +8,30 @@ import numpy as np
 
 from eva_local.llama.model import Logits, Run
 
-# What is judged begins at a multiple of so many tokens: prompts with a common beginning then
-# mostly begin at the same token, and what was judged for one of them serves the others.
+# What is scored begins at a multiple of so many tokens: prompts with a common beginning then
+# mostly begin at the same token, and what was scored for one of them serves the others.
 _STRIDE = 64
 
 
 class PromptLikelihood:
-    """The log-likelihoods of the last tokens of a prompt, by their place."""
+    """The log-likelihoods of the last tokens of a prompt, by position."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
-        """Judge tokens that stand for `pieces`."""
+        """Score tokens that stand for `pieces`."""
         self._pieces = pieces
-        self._judged: dict[int, tuple[float, int]] = {}
+        self._scored: dict[int, tuple[float, int]] = {}
         self._first = self._end = 0
 
     def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
         """Begin a new prompt, of which the first `kept` tokens are the same as before.
 
-        Its last `n_bytes` bytes are to be judged, as whole tokens, with up to a stride of those
+        Its last `n_bytes` bytes are to be scored, as whole tokens, with up to a stride of those
         before. Returns how many leading tokens need not be decoded: at most `kept`, fewer where
-        some of what is to be judged was not yet.
+        some of what is to be scored was not yet.
         """
-        self._judged = {place: found for place, found in self._judged.items() if place < kept}
+        self._scored = {
+            position: found for position, found in self._scored.items() if position < kept
+        }
         self._first = self._end = len(prompt)
         # Nothing comes before the first token that could say how likely it was.
         while self._first > 1 and n_bytes > 0:
@@ -37,44 +39,44 @@ class PromptLikelihood:
             n_bytes -= len(self._pieces[prompt[self._first]])
         if self._first < len(prompt):
             self._first = max(self._first - self._first % _STRIDE, 1)
-        # The token after those that are kept is judged by the logits after the last of these.
-        for place in range(self._first, min(kept + 1, len(prompt))):
-            if place not in self._judged and self._pieces[prompt[place]]:
-                return place - 1
+        # The token after those that are kept is scored by the logits after the last of these.
+        for position in range(self._first, min(kept + 1, len(prompt))):
+            if position not in self._scored and self._pieces[prompt[position]]:
+                return position - 1
         return kept
 
-    def stretch(self, place: int) -> tuple[int, bool]:
-        """Return where a run of the prompt from `place` on must end at the latest.
+    def stretch(self, position: int) -> tuple[int, bool]:
+        """Return where a run of the prompt from `position` on must end at the latest.
 
-        With it goes whether the logits after each of its tokens are wanted, to judge the next.
+        With it goes whether the logits after each of its tokens are wanted, to score the next.
         """
-        if self._first == self._end or place >= self._end - 1:
+        if self._first == self._end or position >= self._end - 1:
             return self._end, False
-        return (self._first - 1, False) if place < self._first - 1 else (self._end, True)
+        return (self._first - 1, False) if position < self._first - 1 else (self._end, True)
 
     def adopt(self, other: PromptLikelihood) -> None:
         """Know what `other`, of the same member, knows."""
-        self._judged = dict(other._judged)
+        self._scored = dict(other._scored)
 
     def read(self, prompt: Sequence[int], run: Run, blocks: Iterable[Logits]) -> Logits | None:
-        """Judge what comes after each token of a run; `blocks` are the logits after them.
+        """Score what comes after each token of a run; `blocks` are the logits after them.
 
         Returns the logits after the last, if the run wants them.
         """
-        place = run.start + 1
+        position = run.start + 1
         for block in blocks:
-            self._judge(prompt[place : place + len(block)], place, block)
-            place += len(block)
+            self._score(prompt[position : position + len(block)], position, block)
+            position += len(block)
             last = block[-1]
         return last if run.logits else None
 
-    def _judge(self, tokens: Sequence[int], place: int, logits: Logits) -> None:
-        """Remember how likely the tokens from `place` on were, by the logits before each.
+    def _score(self, tokens: Sequence[int], position: int, logits: Logits) -> None:
+        """Remember how likely the tokens from `position` on were, by the logits before each.
 
-        `logits: (m, n_vocab)`. Tokens that stand for no bytes are not judged: a template wrote
+        `logits: (m, n_vocab)`. Tokens that stand for no bytes are not scored: a template wrote
         them.
         """
-        # Row by row in one place: half of the time that fresh memory for all of them takes.
+        # Row by row in the same memory: half of the time that fresh memory for all of them takes.
         spread = np.empty_like(logits[0])
         for offset, (token_id, row) in enumerate(zip(tokens, logits, strict=False)):
             n_bytes = len(self._pieces[token_id])
@@ -82,10 +84,10 @@ class PromptLikelihood:
                 best = row.max()
                 np.exp(np.subtract(row, best, out=spread), out=spread)
                 nats = float(row[token_id] - best) - float(np.log(spread.sum()))
-                self._judged[place + offset] = (nats, n_bytes)
+                self._scored[position + offset] = (nats, n_bytes)
 
     def per_byte(self) -> float:
-        """Return the mean log-likelihood of what was to be judged, in nats per byte; else 0."""
-        found = [judged for place, judged in self._judged.items() if place >= self._first]
+        """Return the mean log-likelihood of what was to be scored, in nats per byte; else 0."""
+        found = [scored for position, scored in self._scored.items() if position >= self._first]
         n_bytes = sum(count for _, count in found)
         return sum(nats for nats, _ in found) / n_bytes if n_bytes else 0.0

@@ -13,18 +13,18 @@ from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.log import Log
 from eva_local.errors import InputError
 from eva_local.trace import TraceFile
-from eva_local.types import FinishReason, Message, Sampling, Step, Usage
+from eva_local.types import Message, Sampling, Step
 
 Steps = Generator[Step, None, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """An answer and what it cost; `trace` holds its steps.
 
     `seconds` is the time from the first step to the last, `first_seconds` from the question to
     the first step. `used` are the tokens of the conversation, with this answer, in each
-    member's context, `limits` those that fit; `usage` is None where the answer was stopped.
+    member's context, `limits` those that fit.
     """
 
     trace: TraceFile
@@ -37,26 +37,6 @@ class Answer:
     def steps(self) -> tuple[Step, ...]:
         """The symbols that were chosen, END among them."""
         return self.trace.steps
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """Why the answer ended."""
-        return self.trace.finish_reason or "cancelled"
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the engine counted; None where the answer was stopped."""
-        return self.trace.usage
-
-    @property
-    def text(self) -> str:
-        """What was said."""
-        return "".join(step.text for step in self.steps)
-
-    @property
-    def tokens(self) -> int:
-        """How many symbols were written."""
-        return sum(bool(step.piece) for step in self.steps)
 
 
 class Chat:
@@ -71,7 +51,7 @@ class Chat:
         self.conversation = Conversation()
         # The first turn that the members still read, and what they read of the last question.
         self.first = 0
-        self.last: Answer | None = None
+        self.last: Reply | None = None
         self._folder = folder
         self._tell = tell
         self._log: Log | None = None
@@ -102,14 +82,16 @@ class Chat:
 
     def resume(self, log: Log, conversation: Conversation) -> None:
         """Go on with a saved conversation in its own file."""
-        self.close()
+        self.take_over(conversation)
         self._log = log
-        self._hold(conversation)
 
     def take_over(self, conversation: Conversation) -> None:
         """Go on with a conversation from elsewhere in a new file; the one before stays saved."""
         self.close()
-        self._hold(conversation)
+        self.conversation = conversation
+        self._saves = True
+        self.first = 0
+        self.last = None
 
     def use_system(self, text: str) -> None:
         """Change the system message; an empty text removes it."""
@@ -193,7 +175,7 @@ class Chat:
             finish_reason=steps[-1].finish_reason,
             usage=steps[-1].usage,
         )
-        self.last = Answer(
+        self.last = Reply(
             trace,
             seconds=times[-1] - times[1],
             first_seconds=times[1] - times[0],
@@ -230,12 +212,6 @@ class Chat:
         if self.conversation != before:
             # The message without an answer whose place it took.
             self._record(Event("user", before.turns[-1].question))
-
-    def _hold(self, conversation: Conversation) -> None:
-        self.conversation = conversation
-        self._saves = True
-        self.first = 0
-        self.last = None
 
     def _record(self, event: Event) -> None:
         """Change the conversation, and save the change."""

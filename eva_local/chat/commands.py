@@ -12,21 +12,34 @@ from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat import log
-from eva_local.chat.chat import Answer
+from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
-from eva_local.chat.typed import COMMANDS, Command
+from eva_local.chat.typed import Command, sound
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
 from eva_local.config.paths import user_path
-from eva_local.config.settings import keys_of, read_settings, read_text, refuse_unknown
+from eva_local.config.settings import (
+    keys_of,
+    read_settings,
+    read_text,
+    refuse_unknown,
+)
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
 from eva_local.types import Sampling
 
 if TYPE_CHECKING:
     from eva_local.chat.repl import Repl
 
-_KEYS = keys_of(Sampling)
+    Action = Callable[[Repl, str], None]
+
+# What follows a command, what it does, and what does it. The order is that of /help.
+COMMANDS: dict[str, tuple[str, str, Action]] = {}
+# What /set changes: how answers are drawn, and what it turns on and off beside that.
+KEYS = keys_of(Sampling)
+SWITCHES = ("markdown", "stats")
+_OTHER_NAMES = {"?": "help", "bye": "exit", "quit": "exit", "q": "exit"}
 _ON_OFF = {"on": True, "off": False}
 _NOTHING = '""'
 _HELP = (
@@ -37,21 +50,35 @@ _HELP = (
 
 
 def obey(repl: Repl, command: Command) -> None:
-    """Do what a command says; EvaError where that is not possible."""
-    _ACTIONS[command.name](repl, command.argument)
+    """Do what a command says; EvaError where it is none, or that is not possible."""
+    name = _OTHER_NAMES.get(command.name, command.name)
+    if name not in COMMANDS:
+        hint = did_you_mean(f"/{name}", [f"/{known}" for known in COMMANDS])
+        raise InputError(f"/{name[:40]} is no command (//{name[:40]} is sent as text); {hint}")
+    _, _, act = COMMANDS[name]
+    act(repl, sound(command.argument)[0])
 
 
+def _command(name: str, argument: str, text: str) -> Callable[[Action], Action]:
+    def add(act: Action) -> Action:
+        COMMANDS[name] = (argument, text, act)
+        return act
+
+    return add
+
+
+@_command("help", "", "this list")
 def _help(repl: Repl, _: str) -> None:
-    table = _table()
-    for name, argument, text in COMMANDS:
-        table.add_row(Text(f"/{name} {argument}".rstrip(), style="bold"), text)
-    repl.screen.show(table, Text(_HELP))
+    rows = [(f"/{name} {follows}".rstrip(), text) for name, (follows, text, _) in COMMANDS.items()]
+    repl.screen.show(_table(rows, "bold"), Text(_HELP))
 
 
+@_command("exit", "", "leave; the conversation is saved")
 def _exit(repl: Repl, _: str) -> None:
     repl.done = True
 
 
+@_command("clear", "", "begin a new conversation; the old one stays saved")
 def _clear(repl: Repl, _: str) -> None:
     system = repl.chat.conversation.system
     repl.chat.take_over(Conversation(system))
@@ -59,6 +86,7 @@ def _clear(repl: Repl, _: str) -> None:
     repl.screen.note(f"a new conversation{'; the system message stays' if system else ''}")
 
 
+@_command("regen", "", "write the last answer again")
 def _regen(repl: Repl, _: str) -> None:
     before = repl.chat.conversation
     repl.regenerate()
@@ -70,12 +98,14 @@ def _regen(repl: Repl, _: str) -> None:
             repl.screen.note("the same again: the seed is fixed; try /set seed random")
 
 
+@_command("undo", "", "take the last message and its answer back")
 def _undo(repl: Repl, _: str) -> None:
     question = log.first_words(repl.chat.undo())
     left = len(repl.chat.conversation.turns)
     repl.screen.note(f"taken back: {question} ({left} {'turn' if left == 1 else 'turns'} left)")
 
 
+@_command("system", "[TEXT]", 'show or change the system message; "" removes it')
 def _system(repl: Repl, text: str) -> None:
     if not text:
         repl.screen.say(repl.chat.conversation.system or "There is no system message.")
@@ -84,19 +114,17 @@ def _system(repl: Repl, text: str) -> None:
     repl.screen.note("no system message" if text == _NOTHING else "from the next answer on")
 
 
+@_command("set", "[NAME VALUE]", "show or change how answers are drawn; markdown on, stats off")
 def _set(repl: Repl, argument: str) -> None:
     name, _, value = argument.partition(" ")
     value = value.strip()
     if not name:
-        table = _table()
-        for key in (*_KEYS, *repl.switches):
-            table.add_row(key, _value(repl, key))
-        repl.screen.show(table)
+        repl.screen.show(_table([(key, _value(repl, key)) for key in (*KEYS, *SWITCHES)]))
         return
-    refuse_unknown({name: value}, (*_KEYS, *repl.switches), "/set ")
+    refuse_unknown({name: value}, (*KEYS, *SWITCHES), "/set ")
     if not value:
         raise InputError(f"/set {name} needs a value; it is {_value(repl, name)}")
-    if name in repl.switches:
+    if name in SWITCHES:
         if value not in _ON_OFF:
             raise InputError(f"/set {name} must be on or off, not {value}")
         repl.switches[name] = _ON_OFF[value]
@@ -108,12 +136,13 @@ def _set(repl: Repl, argument: str) -> None:
 
 
 def _value(repl: Repl, name: str) -> str:
-    if name in repl.switches:
+    if name in SWITCHES:
         return "on" if repl.switches[name] else "off"
     value = getattr(repl.chat.sampling, name)
     return "random" if value is None else str(value)
 
 
+@_command("show", "[chat]", "the ensemble, its contexts and settings; or all that was said")
 def _show(repl: Repl, what: str) -> None:
     chat = repl.chat
     if what == "chat":
@@ -126,9 +155,8 @@ def _show(repl: Repl, what: str) -> None:
         ",".join(map(str, fusion.weights)) if isinstance(fusion.weights, tuple) else fusion.weights
     )
     rooms = zip(chat.ensemble.members, chat.used(), chat.ensemble.n_ctx, strict=True)
-    changed = [name for name in _KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
-    table = _table()
-    for name, value in (
+    changed = [name for name in KEYS if getattr(chat.sampling, name) != getattr(Sampling(), name)]
+    rows = (
         ("ensemble", f"{spec.name} (pivot: {spec.pivot})"),
         ("fusion", f"{fusion.combine}, weights {weights}, filter {fusion.filter}"),
         ("context", "\n".join(f"{name} {need}/{limit}" for name, need, limit in rooms)),
@@ -138,12 +166,11 @@ def _show(repl: Repl, what: str) -> None:
         ("set", ", ".join(f"{name} {_value(repl, name)}" for name in changed)),
         ("read", ", ".join(log.first_words(text) for text in repl.texts)),
         ("saved in", str(chat.path or "")),
-    ):
-        if value:
-            table.add_row(Text(name, style="dim"), Text(harmless(value)))
-    repl.screen.show(table)
+    )
+    repl.screen.show(_table([(name, value) for name, value in rows if value], "dim"))
 
 
+@_command("edit", "[TEXT]", "write a message in $VISUAL or $EDITOR")
 def _edit(repl: Repl, text: str) -> None:
     begun = text or repl.unsent
     try:
@@ -158,6 +185,7 @@ def _edit(repl: Repl, text: str) -> None:
     repl.ask(repl.heed(edited))
 
 
+@_command("read", "[FILE]", "put a text file in front of the next message; without FILE, forget it")
 def _read(repl: Repl, name: str) -> None:
     if not name:
         repl.texts = []
@@ -170,6 +198,7 @@ def _read(repl: Repl, name: str) -> None:
     repl.screen.note(f"{path.name}: {len(text)} characters go in front of the next message")
 
 
+@_command("save", "FILE", "save the conversation: FILE.jsonl to load again, FILE.md to read")
 def _save(repl: Repl, name: str) -> None:
     path = _file(name, "/save")
     if not repl.chat.conversation.turns:
@@ -178,18 +207,21 @@ def _save(repl: Repl, name: str) -> None:
     repl.screen.note(f"saved in {path}")
 
 
+@_command("load", "FILE", "go on with a conversation that /save wrote")
 def _load(repl: Repl, name: str) -> None:
     saved = log.read(_file(name, "/load"))
     repl.chat.take_over(saved.conversation)
     repl.welcome(saved)
 
 
+@_command("stats", "", "what the last answer cost")
 def _stats(repl: Repl, _: str) -> None:
     answer = _last(repl)
     repl.screen.note(summary_line(answer))
     repl.screen.show(cost_table(answer))
 
 
+@_command("why", "[N]", "how the members voted: on token N, or on the most disputed ones")
 def _why(repl: Repl, argument: str) -> None:
     try:
         number = int(argument) if argument else None
@@ -198,6 +230,7 @@ def _why(repl: Repl, argument: str) -> None:
     repl.screen.show(*vote_tables(_last(repl), number))
 
 
+@_command("trace", "FILE", "why each token was chosen: a page FILE.html, or FILE.jsonl")
 def _trace(repl: Repl, name: str) -> None:
     path, trace = _file(name, "/trace"), _last(repl).trace
     if path.suffix not in (".html", ".jsonl"):
@@ -239,34 +272,18 @@ def _file(name: str, command: str) -> Path:
     return user_path(name, command)
 
 
-def _last(repl: Repl) -> Answer:
+def _last(repl: Repl) -> Reply:
     if repl.chat.last is None:
         raise InputError("no answer was written since this chat began, or it was taken back")
     return repl.chat.last
 
 
-def _table() -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+def _table(rows: list[tuple[str, str]], style: str = "") -> Table:
+    """Lay names, in a style, and texts that may hold anything side by side."""
+    table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     # A path that is too long goes on in the next line.
     table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(Text(name, style=style), Text(harmless(text)))
     return table
-
-
-_ACTIONS: dict[str, Callable[[Repl, str], None]] = {
-    "help": _help,
-    "exit": _exit,
-    "clear": _clear,
-    "regen": _regen,
-    "undo": _undo,
-    "system": _system,
-    "set": _set,
-    "show": _show,
-    "edit": _edit,
-    "read": _read,
-    "save": _save,
-    "load": _load,
-    "stats": _stats,
-    "why": _why,
-    "trace": _trace,
-}

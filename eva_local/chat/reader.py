@@ -18,14 +18,10 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import ColorDepth, Output
-from prompt_toolkit.output.vt100 import Vt100_Output
 
-from eva_local.chat.private import private_folder
+from eva_local.chat.commands import COMMANDS, KEYS, SWITCHES
 from eva_local.chat.signals import end_put_off
-from eva_local.chat.typed import COMMANDS, SWITCHES, is_open
-from eva_local.config.settings import keys_of
-from eva_local.types import Sampling
+from eva_local.chat.typed import is_open
 
 PROMPT = "> "
 _MORE = ". "
@@ -33,7 +29,7 @@ _HINT = "Write a message; /help lists the commands"
 # Longer messages, such as pasted files, would make the history slow to read.
 _REMEMBERED = 4000
 _WITH_FILE = ("/read", "/save", "/load", "/trace")
-_ARGUMENTS = {"/set": (*keys_of(Sampling), *SWITCHES), "/show": ("chat",)}
+_ARGUMENTS = {"/set": (*KEYS, *SWITCHES), "/show": ("chat",)}
 
 
 class Reader(Protocol):
@@ -53,6 +49,9 @@ class LineEditor:
 
     def __init__(self, history: Path) -> None:
         """Keep what is typed in the file `history`."""
+        # Else it asks for the place of the cursor: an answer that comes late would be taken for
+        # something that was typed.
+        os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
         is_unfinished = Condition(lambda: is_open(self._session.default_buffer.text))
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("bold", PROMPT)]),
@@ -65,7 +64,6 @@ class LineEditor:
             key_bindings=_keys(is_unfinished),
             enable_open_in_editor=True,
             enable_suspend=True,
-            output=_output(),
         )
 
     def read(self) -> str:
@@ -114,14 +112,7 @@ class PlainReader:
 
 
 class _History(FileHistory):
-    """A history for the user alone, which never stands in the way of the chat."""
-
-    def __init__(self, file: Path) -> None:
-        """Close a file that was open to others."""
-        super().__init__(file)
-        self._file = file
-        with contextlib.suppress(OSError):
-            file.chmod(0o600)
+    """A history that never stands in the way of the chat."""
 
     def load_history_strings(self) -> Iterable[str]:
         """Return what was typed before, the newest first."""
@@ -133,8 +124,6 @@ class _History(FileHistory):
         """Keep what was typed, unless it is too long."""
         if len(string) <= _REMEMBERED:
             with contextlib.suppress(OSError):
-                private_folder(self._file.parent)
-                self._file.touch(mode=0o600)
                 super().store_string(string.encode("utf-8", "replace").decode())
 
 
@@ -147,7 +136,7 @@ class _Completer(Completer):
         """Yield what the text before the cursor can become."""
         command, space, argument = document.text_before_cursor.partition(" ")
         if not space:
-            names = (f"/{name}" for name, _, _ in COMMANDS)
+            names = (f"/{name}" for name in COMMANDS)
             return _beginning_with(command, names) if command.startswith("/") else ()
         if command in _WITH_FILE:
             return self._paths.get_completions(Document(argument), event)
@@ -178,13 +167,3 @@ def _keys(is_unfinished: Condition) -> KeyBindings:
         event.current_buffer.newline(copy_margin=False)
 
     return keys
-
-
-def _output() -> Output:
-    output = Vt100_Output.from_pty(
-        sys.stdout, term=os.environ.get("TERM"), default_color_depth=ColorDepth.from_env()
-    )
-    # It does not ask for the place of the cursor: an answer that comes late would be taken for
-    # something that was typed.
-    output.enable_cpr = False
-    return output

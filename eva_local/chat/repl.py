@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from eva_local.api import Report
 from eva_local.chat import commands
-from eva_local.chat.chat import Answer, Chat, Steps
+from eva_local.chat.chat import Chat, Reply, Steps
 from eva_local.chat.log import Saved
 from eva_local.chat.reader import PROMPT, Reader
 from eva_local.chat.screen import Screen
 from eva_local.chat.signals import interruption_noted, typing_unseen
-from eva_local.chat.typed import SWITCHES, Command, sound, understood
+from eva_local.chat.typed import Command, sound, understood
 from eva_local.chat.votes import summary_line
 from eva_local.errors import EvaError
 
@@ -33,7 +33,7 @@ class Repl:
         """Let `reader` ask and `screen` show."""
         self.chat = chat
         self.screen = screen
-        self.switches = dict.fromkeys(SWITCHES, True) | {"markdown": markdown}
+        self.switches = dict.fromkeys(commands.SWITCHES, True) | {"markdown": markdown}
         # Texts that go in front of the next message, and a message that could not be sent.
         self.texts: list[str] = []
         self.unsent = ""
@@ -81,6 +81,15 @@ class Repl:
             self.screen.note(note)
         return text
 
+    def greet(self) -> None:
+        """Name the ensemble to a person."""
+        if not self.screen.interactive:
+            return
+        ensemble = self.chat.ensemble
+        name, members = ensemble.spec.name, " + ".join(ensemble.members)
+        title = members if ensemble.members == (name,) else f"{name}: {members}"
+        self.screen.note(f"{title}, context {min(ensemble.n_ctx)}, /help for help")
+
     def welcome(self, saved: Saved) -> None:
         """Say what was taken up, and show where it stands."""
         for note in saved.notes:
@@ -116,7 +125,7 @@ class Repl:
     def _obey_or_ask(self, text: str) -> None:
         meant = understood(text)
         if isinstance(meant, Command):
-            commands.obey(self, Command(meant.name, sound(meant.argument)[0]))
+            commands.obey(self, meant)
         elif meant.strip():
             self.ask(self.heed(meant))
 
@@ -150,20 +159,22 @@ class Repl:
                 if interrupted():
                     return
 
-    def _remark(self, answer: Answer) -> None:
+    def _remark(self, answer: Reply) -> None:
         ending = self._ending(answer)
         if self.switches["stats"]:
             self.screen.note(" · ".join(filter(None, (ending, summary_line(answer)))))
         elif ending:
             self.screen.note(ending)
 
-    def _ending(self, answer: Answer) -> str:
+    def _ending(self, answer: Reply) -> str:
         """Return why an answer ended where it did, if not by itself."""
-        if answer.finish_reason == "cancelled":
+        reason = answer.trace.finish_reason or "cancelled"
+        if reason == "cancelled":
             return "stopped"
-        if answer.finish_reason == "stop":
-            return "" if answer.text.strip() else "the answer is empty"
+        if reason == "stop":
+            said = any(step.text.strip() for step in answer.steps)
+            return "" if said else "the answer is empty"
         limit = self.chat.sampling.max_tokens
-        if answer.tokens >= limit:
+        if sum(bool(step.piece) for step in answer.steps) >= limit:
             return f"cut off at max_tokens {limit}"
         return "cut off: the context is full"

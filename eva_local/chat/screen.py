@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from rich.cells import chop_cells
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
 from rich.status import Status
 from rich.text import Text
 
-from eva_local.chat.wrap import Wrap
 from eva_local.engine.detokenizer import harmless
 
 
@@ -31,7 +31,6 @@ class Screen:
         self._answer = ""
         self._held = ""
         self._size = self._console.size
-        self._wrap = Wrap(self._size.width)
 
     def show(self, *shown: RenderableType) -> None:
         """Show tables or texts that are safe to show."""
@@ -61,7 +60,6 @@ class Screen:
         self._answer = ""
         self._held = ""
         self._size = self._console.size
-        self._wrap = Wrap(self._size.width)
         if self.interactive:
             self._reading = self._console.status(Text("reading", style="dim"))
             self._reading.start()
@@ -83,8 +81,7 @@ class Screen:
         self._settle()
         self._answer += ready
         # A model may write escape sequences; a terminal must not obey them.
-        shown = harmless(ready) if sys.stdout.isatty() else ready
-        sys.stdout.write(self._wrap.push(shown) if self.interactive else shown)
+        sys.stdout.write(harmless(ready) if sys.stdout.isatty() else ready)
         sys.stdout.flush()
 
     def end(self, *, markdown: bool = False) -> None:
@@ -94,11 +91,14 @@ class Screen:
             return
         sys.stdout.write("\n")
         sys.stdout.flush()
-        fits = self._console.size == self._size and self._wrap.rows < self._size.height
-        if markdown and self.interactive and fits:
-            sys.stdout.write(f"\x1b[{self._wrap.rows}A\r\x1b[J")
+        answer, size = harmless(self._answer), self._size
+        # The terminal breaks lines where they reach its edge.
+        lines = (chop_cells(line.expandtabs(), size.width) for line in answer.split("\n"))
+        rows = sum(max(1, len(line)) for line in lines)
+        if markdown and self.interactive and self._console.size == size and rows < size.height:
+            sys.stdout.write(f"\x1b[{rows}A\r\x1b[J")
             sys.stdout.flush()
-            self._console.print(Markdown(harmless(self._answer)))
+            self._console.print(Markdown(answer))
 
     def _settle(self) -> None:
         if self._reading is not None:

@@ -20,7 +20,7 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
     So a step is never cut off in the middle, nor is the saving of what was said.
     """
     pressed: list[int] = []
-    with _handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
+    with handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
         yield lambda: bool(pressed)
 
 
@@ -31,7 +31,7 @@ def orderly_end() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _handled(_ENDINGS, leave):
+    with handled(_ENDINGS, leave):
         yield
 
 
@@ -49,7 +49,7 @@ def end_put_off(told: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         told()
 
     try:
-        with _handled(_ENDINGS, note):
+        with handled(_ENDINGS, note):
             yield lambda: bool(numbers)
     finally:
         if numbers:
@@ -80,9 +80,10 @@ def typing_unseen() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled(
+def handled(
     numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
+    """Let `handler` take these signals."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 
 from rich.bar import Bar
 from rich.console import RenderableType
@@ -11,12 +12,12 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from eva_local.chat.chat import Answer
+from eva_local.chat.chat import Reply
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import summarize
 from eva_local.trace.page import disputed, verdict
-from eva_local.types import Ballot, Candidate, Step
+from eva_local.types import Candidate, Step
 
 # One for each member, in the ensemble's order; legible on light and dark screens.
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -37,7 +38,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def summary_line(answer: Answer) -> str:
+def summary_line(answer: Reply) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.trace)
     written = f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"
@@ -47,7 +48,7 @@ def summary_line(answer: Answer) -> str:
     if len(summary.members) > 1:
         names = short_names([member.name for member in summary.members])
         carried = [
-            f"{name} {100 * member.carried / len(answer.steps):.0f}%"
+            f"{name} {member.carried / len(answer.steps):.0%}"
             for name, member in zip(names, summary.members, strict=True)
         ]
         parts.append(", ".join(carried))
@@ -57,32 +58,31 @@ def summary_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def cost_table(answer: Answer) -> Table:
+def cost_table(answer: Reply) -> Table:
     """Return what an answer cost, a column for each member."""
     members = summarize(answer.trace).members
-    rows = {
-        "tokens decided": [str(member.carried) for member in members],
-        "votes filtered": [str(member.filtered) for member in members],
-        "mean weight": [f"{100 * member.weight:.0f}%" for member in members],
-        "ms a token": [f"{member.decode_ms:.0f}" for member in members],
+    rows: dict[str, Iterable[str]] = {
+        "tokens decided": (str(member.carried) for member in members),
+        "votes filtered": (str(member.filtered) for member in members),
+        "mean weight": (f"{member.weight:.0%}" for member in members),
+        "ms a token": (f"{member.decode_ms:.0f}" for member in members),
     }
-    if answer.usage is not None:
-        read = answer.usage.prompt_tokens
-        new = (n - c for n, c in zip(read, answer.usage.cached_tokens, strict=True))
-        rows["prompt tokens"] = [str(count) for count in read]
-        rows["of them new"] = [str(count) for count in new]
-    rows["context"] = [f"{n}/{limit}" for n, limit in zip(answer.used, answer.limits, strict=True)]
+    if (usage := answer.trace.usage) is not None:
+        read, cached = usage.prompt_tokens, usage.cached_tokens
+        rows["prompt tokens"] = map(str, read)
+        rows["of them new"] = (str(n - old) for n, old in zip(read, cached, strict=True))
+    rows["context"] = (f"{n}/{limit}" for n, limit in zip(answer.used, answer.limits, strict=True))
+    rows["first after"] = [f"{answer.first_seconds:.2f} s"]
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
-    for place, member in enumerate(members):
-        table.add_column(Text(member.name, style=_colour(place)), justify="right")
+    for number, member in enumerate(members):
+        table.add_column(Text(member.name, style=_colour(number)), justify="right")
     for name, cells in rows.items():
         table.add_row(name, *cells)
-    table.add_row("first after", f"{answer.first_seconds:.2f} s")
     return table
 
 
-def vote_tables(answer: Answer, number: int | None) -> Iterator[RenderableType]:
+def vote_tables(answer: Reply, number: int | None) -> Iterator[RenderableType]:
     """Yield a table of token `number` (from 1), or of the most disputed tokens in their order.
 
     Raises InputError for a token that is not there.
@@ -91,32 +91,32 @@ def vote_tables(answer: Answer, number: int | None) -> Iterator[RenderableType]:
     if number is not None:
         if not 1 <= number <= len(steps):
             raise InputError(f"the last answer has tokens 1 to {len(steps)}, not {number}")
-        yield from _step_tables(answer, number - 1)
+        yield from _step_tables(answer, number)
         return
-    places = [place for place, step in enumerate(steps) if disputed(step)]
-    if not places:
+    numbers = [number for number, step in enumerate(steps, 1) if disputed(step)]
+    if not numbers:
         yield Text("No vote was filtered, and all members would have chosen the same tokens.")
         yield Text(f"/why N shows the votes on token N, from 1 to {len(steps)}.", style="dim")
         return
-    shown = sorted(sorted(places, key=lambda place: _agreement(steps[place]))[:_MOST_DISPUTED])
+    by_agreement = sorted(numbers, key=lambda number: _agreement(steps[number - 1]))
+    shown = sorted(by_agreement[:_MOST_DISPUTED])
     yield _carried(answer)
     yield Text(
-        f"{len(places)} of {len(steps)} tokens were disputed"
-        + (f"; the {len(shown)} most disputed:" if len(shown) < len(places) else ":"),
+        f"{len(numbers)} of {len(steps)} tokens were disputed"
+        + (f"; the {len(shown)} most disputed:" if len(shown) < len(numbers) else ":"),
         style="dim",
     )
-    for place in shown:
-        yield from _step_tables(answer, place)
+    for number in shown:
+        yield from _step_tables(answer, number)
 
 
 def _agreement(step: Step) -> float:
     """Return the mean probability that the members gave the chosen symbol."""
     assert step.trace is not None
-    asked = [b.chosen for b in step.trace.ballots if verdict(b) != "absent"]
-    return sum(asked) / len(asked)
+    return fmean(b.chosen for b in step.trace.ballots if verdict(b) != "absent")
 
 
-def _carried(answer: Answer) -> Text:
+def _carried(answer: Reply) -> Text:
     """Return the answer in the colours of the members that decided it, with a legend."""
     members = answer.trace.members
     text = Text()
@@ -128,20 +128,20 @@ def _carried(answer: Answer) -> Text:
             text.append(harmless(decoder.decode(step.piece)), style=colour)
     text.rstrip()
     text.append("\n")
-    for place, member in enumerate(members):
-        text.append(f"{' · ' if place else ''}{member}", style=_colour(place))
-    return text
+    names = (Text(name, style=_colour(number)) for number, name in enumerate(members))
+    return text.append_text(Text(" · ").join(names))
 
 
-def _step_tables(answer: Answer, place: int) -> Iterator[RenderableType]:
-    step = answer.steps[place]
+def _step_tables(answer: Reply, number: int) -> Iterator[RenderableType]:
+    step, chosen = answer.steps[number - 1], answer.steps[number - 1].piece
     trace = step.trace
     assert trace is not None
-    before = b"".join(earlier.piece for earlier in answer.steps[:place])
-    title = Text(f"\ntoken {place + 1} of {len(answer.steps)}  ", style="bold")
-    title.append(f"{_end_of(before)} → ", style="dim")
-    title.append(_shown(step.piece), style="bold")
-    yield title
+    before = b"".join(earlier.piece for earlier in answer.steps[: number - 1])
+    yield Text.assemble(
+        (f"\ntoken {number} of {len(answer.steps)}  ", "bold"),
+        (f"{_end_of(before)} → ", "dim"),
+        (_shown(chosen), "bold"),
+    )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("member", no_wrap=True)
     table.add_column("vote", no_wrap=True)
@@ -149,46 +149,41 @@ def _step_tables(answer: Answer, place: int) -> Iterator[RenderableType]:
     table.add_column(" token", max_width=20, no_wrap=True, overflow="ellipsis")
     table.add_column("probability", width=_BAR)
     table.add_column(justify="right", no_wrap=True)
-    _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], step.piece, "default")
-    for number, ballot in enumerate(trace.ballots):
-        name = answer.trace.members[number]
-        head = (name, _VERDICTS[verdict(ballot)], f"{100 * ballot.weight:.0f}%")
-        _add_rows(table, head, _candidates(ballot, step.piece), step.piece, _colour(number))
+    _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], chosen, "default")
+    for place, ballot in enumerate(trace.ballots):
+        top = list(ballot.top[:_CANDIDATES])
+        if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
+            top.append(Candidate(chosen, ballot.chosen))
+        name = answer.trace.members[place]
+        head = (name, _VERDICTS[verdict(ballot)], f"{ballot.weight:.0%}")
+        _add_rows(table, head, top, chosen, _colour(place))
     yield table
     for ballot in trace.ballots:
         if not ballot.stayed:
             yield Text(f"{ballot.member}: {ballot.reason}", style="dim")
 
 
-def _candidates(ballot: Ballot, chosen: bytes) -> list[Candidate]:
-    """Return the likeliest candidates of a vote, and the chosen one where it is not among them."""
-    top = list(ballot.top[:_CANDIDATES])
-    if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
-        top.append(Candidate(chosen, ballot.chosen))
-    return top
-
-
 def _add_rows(
     table: Table,
     head: tuple[str, str, str],
-    candidates: Sequence[Candidate | None],
+    candidates: Sequence[Candidate],
     chosen: bytes,
     colour: str,
 ) -> None:
-    style = "dim" if head[1] == "filtered" else ""
-    for candidate in candidates or (None,):
-        name, fate, weight = head
-        cells: list[RenderableType] = [Text(name, style=colour), fate, weight]
-        if candidate is not None:
-            is_chosen = candidate.piece == chosen
-            mark = "▸" if is_chosen else " "
-            cells += [
-                Text(f"{mark}{_shown(candidate.piece)}", style="bold" if is_chosen else ""),
-                Styled(Bar(1, 0, candidate.probability, width=_BAR, color=colour), style),
-                f"{100 * candidate.probability:.1f}%",
-            ]
+    name, *others = head
+    cells: list[RenderableType] = [Text(name, style=colour), *others]
+    bar_style = "dim" if head[1] == "filtered" else ""
+    for candidate in candidates:
+        mark, style = ("▸", "bold") if candidate.piece == chosen else (" ", "")
+        table.add_row(
+            *cells,
+            Text(f"{mark}{_shown(candidate.piece)}", style=style),
+            Styled(Bar(1, 0, candidate.probability, width=_BAR, color=colour), bar_style),
+            f"{candidate.probability:.1%}",
+        )
+        cells = ["", "", ""]
+    if not candidates:
         table.add_row(*cells)
-        head = ("", "", "")
 
 
 def _shown(piece: bytes) -> str:
@@ -206,5 +201,5 @@ def _end_of(before: bytes) -> str:
     return text if len(text) <= _BEFORE else f"…{text[-_BEFORE:]}"
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _colour(member: int) -> str:
+    return COLOURS[member % len(COLOURS)]

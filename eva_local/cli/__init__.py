@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import click
 
 from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
 from eva_local.cli.session import Session
-from eva_local.cli.streams import open_streams
+from eva_local.cli.streams import give_up_output, open_streams
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
@@ -124,8 +123,7 @@ def _refusal(error: OSError) -> str:
         sys.stdout.flush()
     except OSError:
         place = place or "standard output"
-        # Python would complain at exit about what it cannot flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_output()
     reason = error.strerror or str(error)
     return f"{place}: {reason}" if place else reason
 

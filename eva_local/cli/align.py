@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.outputs import print_json, print_table
 from eva_local.cli.progress import ProgressDisplay, progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
-from eva_local.cli.table import print_json, print_table
 
 if TYPE_CHECKING:
-    from eva_local.llama.model import LlamaModel
+    from eva_local.llama.llama_model import LlamaModel
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MappingReport:
     """What is known of one mapping; None where it was not measured."""
 
     member: str
@@ -71,7 +71,7 @@ def align(
                 continue
             if model.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
                 count = int(model.vocabulary.speakable.sum())
-                reports.append(Report(member.name, spec.pivot, "-", "shared", count, 1.0))
+                reports.append(MappingReport(member.name, spec.pivot, "-", "shared", count, 1.0))
                 continue
             for method in methods or (spec.fusion.mapping,):
                 library.check_method(method)
@@ -88,12 +88,11 @@ def _report(
     progress: ProgressDisplay,
     *,
     force: bool,
-) -> Report:
+) -> MappingReport:
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
-    from eva_local.alignment.retained import retained_mass
 
-    told = partial(_tell, progress, f"{method}: {names[0]} to {names[1]}")
+    told = partial(progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
     path = None if force else library.find(method, model, pivot, folders)
     state, seconds, found = "here", None, None
@@ -106,7 +105,7 @@ def _report(
         directions = library.BY_EMBEDDING[method].get("directions")
         found = quality.held_out(*sides, directions=directions, progress=told)
     mapping = library.read(path, model, pivot)
-    return Report(
+    return MappingReport(
         *names,
         method,
         state,
@@ -114,16 +113,12 @@ def _report(
         mapped=mapping.share,
         held_out_rank_1=None if found is None else found.csls_1,
         held_out_rank_10=None if found is None else found.csls_10,
-        retained=retained_mass(model, mapping),
+        retained=quality.retained_mass(model, mapping),
         seconds=seconds,
         peak_mb=_peak_mb(),
         bytes=path.stat().st_size,
         path=str(path),
     )
-
-
-def _tell(progress: ProgressDisplay, what: str, share: float) -> None:
-    progress(what, round(1000 * share), 1000)
 
 
 def _peak_mb() -> int:
@@ -132,7 +127,7 @@ def _peak_mb() -> int:
     return peak // 2**20 if sys.platform == "darwin" else peak // 1024
 
 
-def _print(reports: list[Report], *, as_json: bool) -> None:
+def _print(reports: list[MappingReport], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(report) for report in reports])
         return
@@ -141,23 +136,19 @@ def _print(reports: list[Report], *, as_json: bool) -> None:
         ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", *kept, "SECONDS", "PEAK MB", "FILE KB"),
         [
             (
-                report.member,
-                report.pivot,
-                report.method,
-                report.state,
-                str(report.anchors),
-                _percent(report.mapped),
-                _percent(report.held_out_rank_1),
-                _percent(report.held_out_rank_10),
-                _percent(report.retained),
-                "-" if report.seconds is None else f"{report.seconds:.1f}",
-                "-" if report.peak_mb is None else str(report.peak_mb),
-                "-" if report.bytes is None else str(report.bytes // 1024),
+                *(report.member, report.pivot, report.method, report.state, report.anchors),
+                _worded(report.mapped, ".1%"),
+                _worded(report.held_out_rank_1, ".1%"),
+                _worded(report.held_out_rank_10, ".1%"),
+                _worded(report.retained, ".1%"),
+                _worded(report.seconds, ".1f"),
+                report.peak_mb,
+                None if report.bytes is None else report.bytes // 1024,
             )
             for report in reports
         ],
     )
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}%"
+def _worded(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
-import sys
-import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.chat.signals import handled
 from eva_local.cli.drawing import Drawing, drawing_options
-from eva_local.cli.parallel import open_places, parallel_option, places_of
-from eva_local.cli.session import Session, pass_session, system_option, written
+from eva_local.cli.progress import ProgressDisplay, open_shown
+from eva_local.cli.session import (
+    Session,
+    parallel_option,
+    pass_session,
+    system_option,
+    written,
+)
+from eva_local.cli.streams import give_up_output
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
     from eva_local.api import Ensemble
-    from eva_local.batch.errand import Opener, Outcome
+    from eva_local.batch.errand import Outcome
     from eva_local.batch.job import Progress
-    from eva_local.batch.rows import Wishes
-    from eva_local.config.specs import EnsembleSpec
-    from eva_local.types import Sampling
 
-# Without a terminal, a line of progress this often; on one, the bar this often.
+# Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
-BAR_EVERY_S = 0.2
 FAILED = 1
 _FORMATS = ("jsonl", "openai", "csv", "text")
 
@@ -67,7 +67,7 @@ def batch(
     source: str,
     target: str,
     drawing: Drawing,
-    parallel: str,
+    parallel: int | None,
     resume: bool,
     retry_errors: bool,
     ordered: bool,
@@ -89,31 +89,47 @@ def batch(
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
     config, sampling = drawing.load(session)
-    places = places_of(parallel)
     from eva_local.batch.errand import Errand, carry_out
+    from eva_local.batch.rows import Wishes
+    from eva_local.batch.template import Template
 
     errand = Errand(
         source=source,
         target=target,
         spec=config.ensemble(),
-        wishes=_wishes(sampling, system, prompt_template, raw=raw, n_top=logprobs, shares=shares),
+        wishes=Wishes(
+            sampling=sampling,
+            system=system,
+            raw=raw,
+            template=None if prompt_template is None else Template(prompt_template),
+            n_top=logprobs,
+            shares=shares,
+        ),
         form=form,
         restart=not resume,
         retry_errors=retry_errors,
         ordered=ordered,
     )
-    display = Display()
+    display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
     interruption = Interruption()
-    try:
-        with interruption:
-            opener = _opener(errand.spec, sampling, places, interruption)
-            outcome = carry_out(errand, opener, interruption, display)
-    except BrokenPipeError:
-        # Whoever read the rows has enough of them; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    finally:
-        display.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(display.close)
+
+        def opener(n_rows: int) -> Ensemble:
+            ensemble = open_shown(errand.spec, sampling, parallel, most=n_rows)
+            # From here on signals are wishes.
+            stack.enter_context(handled((signal.SIGINT, signal.SIGTERM), interruption.note))
+            return ensemble
+
+        def told(progress: Progress) -> None:
+            display("", progress.n_done / progress.n_rows, _progress_line(progress))
+
+        try:
+            outcome = carry_out(errand, opener, interruption, told)
+        except BrokenPipeError:
+            # Whoever read the rows has enough of them.
+            give_up_output()
+            return 0
     click.echo(_summary(outcome, target), err=True)
     if not outcome.finished:
         return 128 + interruption.signal
@@ -121,75 +137,24 @@ def batch(
 
 
 class Interruption:
-    """Ctrl-C and a request to end, as wishes while rows are being written; a context manager.
-
-    A step is then never cut off in the middle. A second signal ends at once.
-    """
+    """Ctrl-C and a request to end, as wishes: no step is cut off in the middle."""
 
     def __init__(self) -> None:
         """Begin without a signal."""
         self.signal = 0
-        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Return whether there was a signal."""
         return bool(self.signal)
 
-    def __enter__(self) -> Interruption:
-        """Return this."""
-        return self
-
-    def watch(self) -> None:
-        """Take the signals from now on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the signals as they were."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal; a second one ends at once."""
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
 
 
-class Display:
-    """How far the job is, on stderr: a bar, or a line now and then where it is no terminal."""
-
-    def __init__(self) -> None:
-        """Start the clock."""
-        self._shown = time.monotonic()
-        self._bar: Bar | None = None
-
-    def __call__(self, progress: Progress) -> None:
-        """Show the progress, if it is time to."""
-        now = time.monotonic()
-        on_terminal = sys.stderr.isatty()
-        if now - self._shown < (BAR_EVERY_S if on_terminal else LINE_EVERY_S):
-            return
-        self._shown = now
-        if not on_terminal:
-            click.echo(progress_line(progress), err=True)
-            return
-        if self._bar is None:
-            self._bar = _new_bar(progress.n_rows)
-        task = self._bar.task_ids[0]
-        self._bar.update(
-            task,
-            completed=progress.n_done,
-            total=progress.n_rows,
-            description=progress_line(progress),
-        )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def progress_line(progress: Progress) -> str:
+def _progress_line(progress: Progress) -> str:
     """Word the progress: rows, tokens a second, time left, failures."""
     parts = [f"{progress.n_done} of {progress.n_rows} rows", f"{progress.rate:.1f} tokens/s"]
     if progress.seconds_left is not None:
@@ -197,21 +162,6 @@ def progress_line(progress: Progress) -> str:
     if progress.n_failed:
         parts.append(f"{progress.n_failed} failed")
     return ", ".join(parts)
-
-
-def _new_bar(n_rows: int) -> Bar:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    bar = Progress(
-        BarColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.add_task("", total=n_rows)
-    bar.start()
-    return bar
 
 
 def _summary(outcome: Outcome, target: str) -> str:
@@ -237,38 +187,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _opener(
-    spec: EnsembleSpec, sampling: Sampling, places: int | None, interruption: Interruption
-) -> Opener:
-    """Return what opens the ensemble, and lets signals be wishes from then on."""
-
-    def opener(n_rows: int) -> Ensemble:
-        ensemble = open_places(spec, sampling, places, most=n_rows)
-        interruption.watch()
-        return ensemble
-
-    return opener
-
-
-def _wishes(
-    sampling: Sampling,
-    system: str | None,
-    template: str | None,
-    *,
-    raw: bool,
-    n_top: int | None,
-    shares: bool,
-) -> Wishes:
-    from eva_local.batch.rows import Wishes
-    from eva_local.batch.template import Template
-
-    return Wishes(
-        sampling=sampling,
-        system=system,
-        raw=raw,
-        template=None if template is None else Template(template),
-        n_top=n_top,
-        shares=shares,
-    )

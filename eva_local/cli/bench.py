@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import STDOUT, output_options, refuse_outputs, write_outputs
+from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
+from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
+
+if TYPE_CHECKING:
+    from eva_local.bench.benchmark import Benchmark, Trial
+    from eva_local.bench.pace import Spread
 
 
 @click.command("bench")
@@ -34,21 +41,6 @@ from eva_local.cli.session import Session, pass_session, setting_options
     show_default=True,
     help="Steps that are measured of each.",
 )
-@click.option("--against-naive", is_flag=True, help="Also take steps without caches, as EVA does.")
-@click.option(
-    "--naive-tokens",
-    type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="With --against-naive: tokens of text before them.",
-)
-@click.option(
-    "--naive-steps",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="With --against-naive: how many; each takes seconds.",
-)
 @output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
@@ -63,9 +55,6 @@ def bench(
     contexts: tuple[int, ...],
     parallel: int,
     rounds: int,
-    against_naive: bool,
-    naive_tokens: int,
-    naive_steps: int,
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
@@ -74,30 +63,86 @@ def bench(
     A step of the ensemble and each member's raw decoding of the same tokens take turns, so that
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     """
+    from eva_local.bench.report import report_page
     from eva_local.bench.trial import Plan, measure
-    from eva_local.cli.progress import progress_shown
-    from eva_local.cli.speeds import show
-    from eva_local.cli.table import print_json
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
-    plan = Plan(
-        contexts=tuple(sorted(set(contexts))),
-        parallel=parallel,
-        rounds=rounds,
-        naive_tokens=naive_tokens,
-        naive_steps=naive_steps if against_naive else 0,
-    )
+    plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
-        outcome = measure(spec, plan, lambda what, share: progress(what, round(1000 * share), 1000))
-    if json_out == STDOUT:
-        print_json(outcome.as_json())
-    else:
-        show(outcome)
+        benchmark = measure(spec, plan, progress)
+    show, page = partial(_show, benchmark), partial(report_page, benchmark)
+    write_outputs(benchmark.as_json(), show, page, json_out, html_out)
 
-    def page() -> str:
-        from eva_local.bench.report import report_page
 
-        return report_page(outcome)
+def _show(benchmark: Benchmark) -> None:
+    """Print a table for each trial."""
+    click.echo(
+        f"{benchmark.ensemble}: pivot {benchmark.pivot}, space {benchmark.space}, "
+        f"{benchmark.rounds} rounds, medians (quartiles); {benchmark.machine}, "
+        f"{benchmark.cores} cores, llama-cpp-python {benchmark.llama_cpp_python}"
+    )
+    for trial in benchmark.trials:
+        click.echo()
+        _show_trial(trial)
 
-    write_outputs(outcome.as_json(), page, json_out, html_out)
+
+def _show_trial(trial: Trial) -> None:
+    texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
+    click.echo(f"{trial.context} tokens of context, {texts}")
+    if trial.reading is not None:
+        members = [
+            (one.name, count, _rate(one.rate), "")
+            for one, count in zip(trial.reading.members, trial.prompt_tokens, strict=True)
+        ]
+        print_table(
+            ("READING", "TOKENS", "TOKENS/S", "STEP / SUM"),
+            [*members, ("ensemble", "", "", _spread(trial.reading.over_sum))],
+        )
+    writing = trial.writing
+    print_table(
+        ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S", "ONE TOKEN, MS", "ONE TOKEN, /S"),
+        [
+            *(
+                (
+                    *(one.name, _ms(one.alone), f"{one.n_tokens:.2f}", _rate(one.rate)),
+                    *(_ms(one.single), _rate(one.single_rate)),
+                )
+                for one in writing.members
+            ),
+            ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"), "", ""),
+        ],
+    )
+    print_table(
+        ("RATIO", "MEDIAN"),
+        [
+            ("step / sum of the members, same tokens", _spread(writing.over_sum)),
+            ("step / slowest member, same tokens", _spread(writing.over_slowest)),
+            ("step / sum of the members, one token each", _spread(writing.over_single)),
+            ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
+            (
+                "bookkeeping: share of the step without decoding",
+                _spread(writing.bookkeeping, ".1%"),
+            ),
+        ],
+    )
+    first = "" if trial.first_seconds is None else f"{trial.first_seconds:.2f} s, "
+    click.echo(
+        f"first token: {first}{trial.cached_first_seconds:.2f} s after a cached prompt; "
+        f"peak memory {trial.peak_memory / 1e9:.2f} GB"
+    )
+
+
+def _ms(spread: Spread | None) -> str | None:
+    return _spread(spread, ".1f", 1000)
+
+
+def _rate(rate: float | None) -> str | None:
+    return None if rate is None else f"{rate:.1f}"
+
+
+def _spread(spread: Spread | None, form: str = ".3f", times: float = 1) -> str | None:
+    if spread is None:
+        return None
+    low, median, high = (times * value for value in (spread.low, spread.median, spread.high))
+    return f"{median:{form}} ({low:{form}}-{high:{form}})"

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, pass_session, setting_options, system_option
-from eva_local.cli.streams import input_is_closed
-from eva_local.cli.table import print_table
-from eva_local.config.config import DEFAULT_KEYS, Config
-from eva_local.engine.detokenizer import harmless
+from eva_local.cli.outputs import print_table
+from eva_local.cli.progress import open_shown
+from eva_local.cli.session import (
+    Session,
+    pass_session,
+    setting_options,
+    stop_option,
+    system_option,
+)
+from eva_local.cli.streams import give_up_output, input_is_closed
+from eva_local.config.config import Config
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
-    from eva_local.api import Ensemble
     from eva_local.chat.log import Saved
     from eva_local.chat.reader import Reader
     from eva_local.chat.screen import Screen
@@ -31,9 +33,8 @@ _FIRST_WORDS = 28
 
 
 @click.command()
-@setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))
-@click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
+@setting_options()
+@stop_option
 @system_option
 @click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
@@ -43,7 +44,6 @@ _FIRST_WORDS = 28
 def chat(
     session: Session,
     overrides: dict[str, object],
-    max_tokens: str | None,
     stop: tuple[str, ...],
     system: str | None,
     go_on: bool,
@@ -68,9 +68,9 @@ def chat(
         raise InputError("standard input is closed: there is nobody to talk with")
     saved = log.newest(folder) if go_on else None
     saved = saved if resume is None else log.find(folder, resume)
-    config = session.load(overrides | {"max_tokens": max_tokens})
+    config = session.load(overrides)
     if saved is not None and overrides["ensemble"] is None:
-        config = _of_conversation(session, config, overrides | {"max_tokens": max_tokens}, saved)
+        config = _of_conversation(session, config, overrides, saved)
     return _hold(config, folder, saved, system=system, stop=stop, markdown=markdown)
 
 
@@ -109,7 +109,7 @@ def _hold(
     from eva_local.chat.private import private_folder
     from eva_local.chat.repl import Repl
     from eva_local.chat.screen import Screen, is_terminal
-    from eva_local.chat.signals import orderly_end, terminal_restored
+    from eva_local.chat.signals import orderly_end, terminal_restored, typing_unseen
 
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
@@ -124,12 +124,12 @@ def _hold(
             stack.callback(file.close)
         stack.enter_context(orderly_end())
         stack.enter_context(terminal_restored())
-        ensemble = stack.enter_context(_open(config))
-        held = stack.enter_context(
-            contextlib.closing(Chat(ensemble, sampling, folder, screen.note))
-        )
+        with typing_unseen():
+            ensemble = stack.enter_context(open_shown(config.ensemble()))
+        held = Chat(ensemble, sampling, folder, screen.note)
+        stack.callback(held.close)
         repl = Repl(held, _reader(screen), screen, markdown=markdown)
-        _greet(ensemble, screen)
+        repl.greet()
         if file is not None and saved is not None:
             held.resume(file, saved.conversation)
             repl.welcome(saved)
@@ -139,47 +139,24 @@ def _hold(
         try:
             repl.run()
         except BrokenPipeError:
-            # Whoever read the answers has enough of them; Python would complain at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read the answers has enough of them.
+            give_up_output()
             return 0
         if held.path is not None and screen.interactive:
             screen.note(f"go on with: eva-local chat --resume {held.path.stem}")
     return 0
 
 
-def _open(config: Config) -> Ensemble:
-    from eva_local.chat.signals import typing_unseen
-    from eva_local.opening import open_ensemble
-
-    with typing_unseen(), progress_shown() as progress:
-        return open_ensemble(
-            config.ensemble(),
-            report=lambda what, share: progress(what, round(1000 * share), 1000),
-        )
-
-
 def _reader(screen: Screen) -> Reader:
     from eva_local.chat.reader import LineEditor, PlainReader
 
-    if not screen.interactive:
-        return PlainReader()
-    return LineEditor(state_folder() / "history")
-
-
-def _greet(ensemble: Ensemble, screen: Screen) -> None:
-    if not screen.interactive:
-        return
-    members = " + ".join(ensemble.members)
-    name = (
-        members if ensemble.members == (ensemble.spec.name,) else f"{ensemble.spec.name}: {members}"
-    )
-    screen.note(f"{name}, context {min(ensemble.n_ctx)}, /help for help")
+    return LineEditor(state_folder() / "history") if screen.interactive else PlainReader()
 
 
 def _list(folder: Path) -> None:
     from eva_local.chat import log
 
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for path, seconds in log.newest_first(folder).items():
         held = dt.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
         try:
@@ -189,5 +166,5 @@ def _list(folder: Path) -> None:
             continue
         turns = saved.conversation.turns
         words = log.first_words(turns[0].question, _FIRST_WORDS) if turns else ""
-        rows.append((path.stem, held, saved.ensemble, str(len(turns)), harmless(words)))
+        rows.append((path.stem, held, saved.ensemble, len(turns), words))
     print_table(("ID", "LAST HELD", "ENSEMBLE", "TURNS", "BEGINS"), rows)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.session import Command, Session, setting_options
-from eva_local.config.config import DEFAULT_KEYS
+from eva_local.cli.session import Command, Session, setting_options, stop_option
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from eva_local.types import Sampling
 
 _OPTIONS = (
-    click.option("-n", "--max-tokens", metavar="VALUE", help="Write at most this many tokens."),
+    setting_options(),
     click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."),
+    stop_option,
     click.option(
         "--logit-bias",
         multiple=True,
@@ -39,7 +38,6 @@ class Drawing:
     """What was given of these options, as text."""
 
     overrides: dict[str, object]
-    max_tokens: str | None
     greedy: bool
     stop: tuple[str, ...]
     logit_bias: tuple[str, ...]
@@ -54,22 +52,19 @@ class Drawing:
         """
         if self.greedy and self.overrides["temperature"] is not None:
             raise InputError("give --greedy or --temperature, not both")
-        temperature = "0" if self.greedy else self.overrides["temperature"]
-        given = {"max_tokens": self.max_tokens, "temperature": temperature}
-        config = session.load(self.overrides | given)
+        config = session.load(self.overrides | ({"temperature": "0"} if self.greedy else {}))
         return config, self._constrained(config.sampling)
 
     def _constrained(self, sampling: Sampling) -> Sampling:
+        given: dict[str, Any] = {}
         if self.stop:
-            sampling = replace(sampling, stop=self.stop)
+            given["stop"] = self.stop
         if self.logit_bias:
-            sampling = replace(sampling, logit_bias=tuple(_bias(text) for text in self.logit_bias))
+            given["logit_bias"] = tuple(map(_bias, self.logit_bias))
         if self.grammar is not None or self.json_schema is not None:
-            sampling = replace(
-                sampling,
-                grammar=self.grammar and read_text(Path(self.grammar), "--grammar"),
-                json_schema=self.json_schema and read_text(Path(self.json_schema), "--json-schema"),
-            )
+            given["grammar"] = _file(self.grammar, "--grammar")
+            given["json_schema"] = _file(self.json_schema, "--json-schema")
+        sampling = replace(sampling, **given)
         if sampling.grammar is not None or sampling.json_schema is not None:
             from eva_local.engine.grammar import check
 
@@ -88,7 +83,11 @@ def drawing_options(function: Command) -> Command:
     wrapped: Any = command
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
-    return setting_options(*(key for key in DEFAULT_KEYS if key != "max_tokens"))(wrapped)  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+    return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+
+
+def _file(name: str | None, option: str) -> str | None:
+    return None if name is None else read_text(Path(name), option)
 
 
 def _bias(text: str) -> tuple[str, float]:

@@ -96,18 +96,6 @@ def evaluate(
 
     if not files:
         raise InputError("there are no rows: give a FILE of them")
-    kept = ("shot_files", "n_shots", "members", "compare", "tune", "parallel", "results", "fresh")
-    put = ("chat", "max_tokens", "text_bytes", "prompt_bytes")
-    evaluate_tasks(
-        session,
-        overrides,
-        TaskOptions(
-            files=files,
-            kind=None if options["kind"] == "auto" else options["kind"],
-            limit=options["limit"],
-            setting=Setting(**{key: options[key] for key in put}),
-            json_out=options["json_out"],
-            html_out=options["html_out"],
-            **{key: options[key] for key in kept},
-        ),
-    )
+    setting = ("chat", "max_tokens", "text_bytes", "prompt_bytes")
+    put = Setting(**{key: options.pop(key) for key in setting})
+    evaluate_tasks(session, overrides, TaskOptions(files=files, setting=put, **options))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from eva_local.cli.outputs import print_json, print_table, shown
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import (
     Session,
@@ -17,12 +18,13 @@ from eva_local.cli.session import (
     pass_session,
     setting_options,
 )
-from eva_local.cli.table import print_json, print_table
 from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
-from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import InputError, StoreError
 from eva_local.models import store
+
+if TYPE_CHECKING:
+    from eva_local.models.download import Progress
 
 
 @click.command()
@@ -43,7 +45,7 @@ def pull(session: Session, names: tuple[str, ...], ensemble: str | None, force: 
             state = "your own file"
         elif not force and store.find(spec) is not None:
             state = "already here"
-        with progress_shown() as progress:
+        with _counting() as progress:
             path = store.pull(spec, progress, force=force)
         click.echo(f"{spec.name}: {state}: {path}")
 
@@ -55,7 +57,7 @@ def list_models(session: Session, as_json: bool) -> None:
     """List models and ensembles."""
     config = session.load()
     models = [_model_row(spec) for spec in config.models.values()]
-    ensembles = [
+    ensembles: list[dict[str, Any]] = [
         {
             "name": spec.name,
             "members": [member.name for member in spec.members],
@@ -71,13 +73,7 @@ def list_models(session: Session, as_json: bool) -> None:
     print_table(
         ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
         [
-            (
-                str(row["name"]),
-                _size(row["size"]),
-                _yes(row["here"]),
-                str(row["licence"]),
-                str(row["description"]),
-            )
+            (row["name"], _size(row["size"]), row["here"], row["licence"], row["description"])
             for row in models
         ],
     )
@@ -86,12 +82,12 @@ def list_models(session: Session, as_json: bool) -> None:
         ("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"),
         [
             (
-                spec.name + (" (default)" if row["default"] else ""),
-                _yes(row["here"]),
-                " + ".join(member.name for member in spec.members),
-                spec.description,
+                f"{row['name']}{' (default)' if row['default'] else ''}",
+                row["here"],
+                " + ".join(row["members"]),
+                row["description"],
             )
-            for spec, row in zip(config.ensembles.values(), ensembles, strict=True)
+            for row in ensembles
         ],
     )
 
@@ -108,24 +104,23 @@ def show(
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
-    ensemble. With --token: what each member's tokens of TEXT map to under each method, and
-    which of its tokens map to the pivot's tokens of TEXT.
+    ensemble. With --token: what each member's tokens of TEXT map to under each method.
     """
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = session.load({"ensemble": ensemble})
     if token is not None:
-        _show_token(config.ensemble(name), token, as_json=as_json)
+        from eva_local.cli import tokens
+
+        found = tokens.token_facts(config.ensemble(name), token)
+        print_json(found) if as_json else tokens.print_facts(found)
         return
     facts = (
         _model_facts(config.model(name))
         if name is not None and name in config.models
         else _ensemble_facts(config.ensemble(name))
     )
-    if as_json:
-        print_json(facts)
-    else:
-        _print_facts(facts)
+    print_json(facts) if as_json else _print_facts(facts)
 
 
 @click.command()
@@ -153,7 +148,7 @@ def verify(
     others = config.models.values() if not named or "all" in names else ()
     found = []
     for spec in dict.fromkeys((*named, *others)):
-        with progress_shown() as progress:
+        with _counting() as progress:
             result = store.verify(spec, progress)
         if result.status != "missing" or spec in named:
             found.append(result)
@@ -184,10 +179,7 @@ def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
         print_json({"file": file, "cache": cache, "settings": settings})
         return
     click.echo(f"file: {file}\ncache: {cache}\n")
-    print_table(
-        ("KEY", "VALUE", "FROM"),
-        [(s.key, _shown(s.value), s.origin) for s in loaded.settings],
-    )
+    print_table(("KEY", "VALUE", "FROM"), [(s.key, s.value, s.origin) for s in loaded.settings])
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):
         click.echo(notice)
@@ -206,16 +198,6 @@ def _contexts(config: Config) -> dict[str, int]:
     return found
 
 
-def _show_token(spec: EnsembleSpec, text: str, *, as_json: bool) -> None:
-    from eva_local.cli.tokens import print_facts, token_facts
-
-    facts = token_facts(spec, text)
-    if as_json:
-        print_json(facts)
-    else:
-        print_facts(facts)
-
-
 def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[ModelSpec]:
     """Return the models of all names; the name of an ensemble stands for its members."""
     wanted = [*names, *([ensemble] if ensemble is not None else [])]
@@ -223,7 +205,7 @@ def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[
     return list(dict.fromkeys(members))
 
 
-def _model_row(spec: ModelSpec) -> dict[str, object]:
+def _model_row(spec: ModelSpec) -> dict[str, Any]:
     here = store.find(spec) is not None
     return {
         "name": spec.name,
@@ -301,24 +283,16 @@ def _print_facts(facts: dict[str, object], indent: str = "") -> None:
                 click.echo(f"{indent}{key.removesuffix('s')}:")
                 _print_facts(item, indent + "  ")
         else:
-            shown = _size(value) if key == "size" else _shown(value)
             # What a file says of itself is not to be obeyed, and makes no lines of its own.
-            click.echo(f"{indent}{key}: {harmless_line(shown)}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value) or "-"
-    if isinstance(value, Path | str):
-        return str(value)
-    return "-" if value is None else str(value)
+            click.echo(f"{indent}{key}: {_size(value) if key == 'size' else shown(value)}")
 
 
 def _size(value: object) -> str:
     return f"{value / 1e6:.0f} MB" if isinstance(value, int) else "?"
 
 
-def _yes(value: object) -> str:
-    return "yes" if value else "no"
+@contextlib.contextmanager
+def _counting() -> Iterator[Progress]:
+    """Show the progress of what counts bytes."""
+    with progress_shown() as progress:
+        yield lambda what, done, total: progress(what, done / total if total else None)

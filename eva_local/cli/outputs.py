@@ -1,17 +1,41 @@
-"""Where figures go beside the terminal: the options --json and --html."""
+"""What commands print and write: tables, JSON, and the options --json and --html."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from eva_local.cli.session import Command
+from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import InputError
 
 STDOUT = Path("-")
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; what JSON has no form for is printed as text."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a head, in columns; cells are worded as `shown` does."""
+    lines = [head, *(tuple(map(shown, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def shown(value: object) -> str:
+    """Word a value in one line; it may come from a file: a terminal obeys none of it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value)) or None
+    return "-" if value is None else harmless_line(str(value))
 
 
 def output_options(command: Command) -> Command:
@@ -21,8 +45,7 @@ def output_options(command: Command) -> Command:
         "--html", "html_out", metavar="OUT", type=path, help="Write a report with plots."
     )
     figures = click.option(
-        "--json",
-        "json_out",
+        *("--json", "json_out"),
         is_flag=False,
         flag_value="-",
         metavar="OUT",
@@ -48,17 +71,24 @@ def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = 
 
 
 def write_outputs(
-    figures: object, page: Callable[[], str], json_out: Path | None, html_out: Path | None
+    figures: object,
+    show: Callable[[], None],
+    page: Callable[[], str],
+    json_out: Path | None,
+    html_out: Path | None,
 ) -> None:
-    """Write figures and the page to the files that were asked for."""
-    if json_out not in (None, STDOUT):
-        _write(json_out, json.dumps(figures, indent=1, default=str))
+    """Show what was measured, and write figures and page to the files that were asked for."""
+    if json_out == STDOUT:
+        print_json(figures)
+    else:
+        show()
+        if json_out is not None:
+            _write(json_out, json.dumps(figures, indent=1, default=str))
     if html_out is not None:
         _write(html_out, page())
 
 
-def _write(path: Path | None, text: str) -> None:
-    assert path is not None
+def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

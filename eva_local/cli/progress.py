@@ -11,44 +11,39 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+    from rich.progress import Progress as Bar
+
+    from eva_local.api import Ensemble
+    from eva_local.config.specs import EnsembleSpec
+    from eva_local.types import Sampling
 
 # Nothing is shown of what takes less; then a bar on a terminal, a line every few seconds else.
 PATIENCE_S = 2.0
 LINE_EVERY_S = 10.0
 
 
-@contextmanager
-def progress_shown() -> Iterator[ProgressDisplay]:
-    """Give a function to call as progress(what, done, total), and tidy up after it."""
-    display = ProgressDisplay()
-    try:
-        yield display
-    finally:
-        display.close()
-
-
 class ProgressDisplay:
     """A bar, or lines where stderr is no terminal."""
 
-    def __init__(self) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-        self._last_line = 0.0
+    def __init__(self, patience: float | None = None, every: float = LINE_EVERY_S) -> None:
+        """Start the clock: show nothing for `patience` seconds, then a line `every` so many."""
+        self._patience = PATIENCE_S if patience is None else patience
+        self._every = every
+        self._started = self._last_line = time.monotonic()
         self._last_what = ""
-        self._bar: RichProgress | None = None
+        self._bar: Bar | None = None
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Say that `done` of `total` is done of `what`."""
+    def __call__(self, what: str, share: float | None = None, text: str = "") -> None:
+        """Say which share of `what` is done, from 0 to 1, or `text` in place of that."""
         now = time.monotonic()
-        if now - self._started < PATIENCE_S:
+        if now - self._started < self._patience:
             return
         if sys.stderr.isatty():
-            self._show_bar(what, done, total)
-        elif what != self._last_what or now - self._last_line >= LINE_EVERY_S:
+            self._show_bar(what, share, text)
+        elif what != self._last_what or now - self._last_line >= self._every:
             self._last_line = now
-            share = f" {100 * done // total}%" if total else ""
-            click.echo(f"{what}{share}", err=True)
+            percent = "" if share is None else f" {round(1000 * share) // 10}%"
+            click.echo(text or f"{what}{percent}", err=True)
         self._last_what = what
 
     def close(self) -> None:
@@ -56,22 +51,56 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def _show_bar(self, what: str, done: int, total: int | None) -> None:
+    def _show_bar(self, what: str, share: float | None, text: str) -> None:
         if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
+            self._bar = _new_bar(with_time=not text)
         if what != self._last_what or not self._bar.task_ids:
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
             self._bar.add_task(what)
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        total = None if share is None else 1.0
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=share or 0.0, total=total, description=text or what)
+
+
+def _new_bar(*, with_time: bool) -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        *([TimeRemainingColumn()] if with_time else []),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    return bar
+
+
+@contextmanager
+def progress_shown() -> Iterator[ProgressDisplay]:
+    """Give a function to call as progress(what, share), and tidy up after it."""
+    display = ProgressDisplay()
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+def open_shown(
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    parallel: int | None = 1,
+    *,
+    most: int | None = None,
+) -> Ensemble:
+    """Open an ensemble for `parallel` texts, None for the best number, at most `most`."""
+    from eva_local.capacity import MOST, open_widest
+    from eva_local.opening import open_ensemble
+
+    with progress_shown() as progress:
+        if parallel is None:
+            return open_widest(spec, sampling, progress, most=min(most or MOST, MOST))
+        return open_ensemble(spec, sampling, progress, parallel=min(parallel, most or parallel))

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.answer import answer
 from eva_local.cli.drawing import Drawing, drawing_options
-from eva_local.cli.progress import progress_shown
+from eva_local.cli.progress import ProgressDisplay, open_shown
 from eva_local.cli.session import Session, json_option, pass_session, system_option, written
-from eva_local.cli.streams import input_is_closed
-from eva_local.engine.detokenizer import refuse_utf16
+from eva_local.cli.streams import give_up_output, input_is_closed
+from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.config.config import Config
+    from eva_local.config.specs import EnsembleSpec
     from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
+    from eva_local.types import Sampling, Step, Usage
 
 
 @click.command()
@@ -58,20 +58,11 @@ def run(
         raise InputError("--raw has no system message: leave --system out")
     config, sampling = drawing.load(session)
     asked = _prompt(_text(prompt), system, raw=raw)
-    with _open(config) as ensemble:
-        tracing = contextlib.nullcontext() if trace is None else _tracing(trace, config, asked)
+    spec = config.ensemble()
+    with open_shown(spec) as ensemble:
+        tracing = contextlib.nullcontext() if trace is None else _tracing(trace, spec, asked)
         with tracing as writer:
             return answer(ensemble, asked, sampling, stats=stats, as_json=as_json, trace=writer)
-
-
-def _open(config: Config) -> Ensemble:
-    from eva_local.opening import open_ensemble
-
-    with progress_shown() as progress:
-        return open_ensemble(
-            config.ensemble(),
-            report=lambda what, share: progress(what, round(1000 * share), 1000),
-        )
 
 
 def _text(prompt: str | None) -> str:
@@ -102,10 +93,9 @@ def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
     return [Message("system", system), *messages] if system else messages
 
 
-def _tracing(path: Path, config: Config, prompt: Prompt) -> TraceWriter:
+def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
     from eva_local.trace import TraceWriter
 
-    spec = config.ensemble()
     return TraceWriter(
         path,
         ensemble=spec.name,
@@ -113,4 +103,72 @@ def _tracing(path: Path, config: Config, prompt: Prompt) -> TraceWriter:
         pivot=spec.pivot,
         prompt=prompt,
         settings=asdict(spec.fusion),
+    )
+
+
+def answer(
+    ensemble: Ensemble,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    stats: bool = False,
+    as_json: bool = False,
+    trace: TraceWriter | None = None,
+) -> int:
+    """Stream an answer to stdout; return the exit code: 130 where it was interrupted."""
+    steps: list[Step] = []
+    code = 0
+    reading = ProgressDisplay()
+    try:
+        for step in ensemble.stream(prompt, sampling, trace=trace is not None, report=reading):
+            reading.close()
+            steps.append(step)
+            if trace is not None:
+                trace.write(step)
+            if not as_json:
+                _write(step.text)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # Whoever read the answer has enough of it.
+        give_up_output()
+        return 0
+    finally:
+        reading.close()
+    text = "".join(step.text for step in steps)
+    usage = steps[-1].usage if steps else None
+    reason = (steps[-1].finish_reason if steps else None) or "cancelled"
+    if as_json:
+        from eva_local.trace.file import json_line
+
+        cost = None if usage is None else asdict(usage)
+        click.echo(json_line({"text": text, "finish_reason": reason, "usage": cost}), nl=False)
+    elif not text.endswith("\n"):
+        _write("\n")
+    if stats:
+        line = "stopped before the end" if usage is None else _summary(usage)
+        click.echo(f"{line} | finish: {reason}", err=True)
+    return code
+
+
+def _write(text: str) -> None:
+    # A model may write escape sequences; a terminal must not obey them.
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _summary(usage: Usage) -> str:
+    steps = max(usage.steps, 1)
+    rest = zip(usage.decode_seconds, usage.prompt_seconds, strict=True)
+    rate = usage.steps / max(usage.seconds - usage.first_seconds, 1e-9)
+    each = ", ".join(
+        f"{name} {1000 * (whole - prompt) / steps:.1f} ms"
+        for name, (whole, prompt) in zip(usage.members, rest, strict=True)
+    )
+    filtered = ", ".join(
+        f"{name} {count}" for name, count in zip(usage.members, usage.filtered, strict=True)
+    )
+    return (
+        f"{usage.steps} tokens, {rate:.1f} tokens/s, first after {usage.first_seconds:.2f} s"
+        f" | decoding a token: {each} | votes filtered: {filtered}"
     )

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.table import print_table
+from eva_local.cli.outputs import print_table
 
 if TYPE_CHECKING:
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import TaskSummary
 
 
-def show(outcome: Outcome) -> None:
+def show(evaluation: Evaluation) -> None:
     """Print a table for each task with what follows from it, and the mean of all tasks."""
-    for summary in outcome.tasks:
+    for summary in evaluation.tasks:
         _show_task(summary)
         click.echo()
-    means = [(name, outcome.overall(name)) for name in outcome.ensembles]
+    means = [(name, evaluation.overall(name)) for name in evaluation.ensembles]
     known = [(name, mean) for name, mean in means if mean is not None]
     if known:
         click.echo("mean difference to the best member of each task, in points")
@@ -27,8 +27,8 @@ def show(outcome: Outcome) -> None:
             [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in known],
         )
         click.echo()
-    if outcome.tuned:
-        click.echo(outcome.tuned)
+    if evaluation.tuned:
+        click.echo(evaluation.tuned)
 
 
 def _show_task(summary: TaskSummary) -> None:

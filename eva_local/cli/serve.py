@@ -8,8 +8,8 @@ from types import ModuleType
 
 import click
 
-from eva_local.cli.parallel import open_places, parallel_option, places_of
-from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.progress import open_shown
+from eva_local.cli.session import Session, parallel_option, pass_session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
@@ -65,7 +65,7 @@ def serve(
     port: int,
     api_key: str | None,
     api_key_file: str | None,
-    parallel: str,
+    parallel: int | None,
     queue: int,
     origins: tuple[str, ...],
     overrides: dict[str, object],
@@ -76,7 +76,6 @@ def serve(
     http://127.0.0.1:8080/v1, and a page to chat with is at http://127.0.0.1:8080. Without a key,
     only this machine can ask. Ctrl-C ends it.
     """
-    places = places_of(parallel)
     keys = _keys(api_key, api_key_file)
     config = session.load(overrides)
     specs = [config.ensemble(name) for name in names or (None,)]
@@ -84,7 +83,7 @@ def serve(
         raise InputError("-e names an ensemble twice")
     serving = _serving()
     door = serving.Door(host, port, keys, origins)
-    openers = [partial(open_places, spec, None, places) for spec in specs]
+    openers = [partial(open_shown, spec, None, parallel) for spec in specs]
     serving.serve(openers, door, n_waiting=queue, told=lambda line: click.echo(line, err=True))
     return 0
 

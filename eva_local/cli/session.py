@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from eva_local.config.config import DEFAULT_KEYS, Config, load_config
+from eva_local.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_AUTO = "auto"
+_SHORT = {"ensemble": ("-e",), "max_tokens": ("-n",)}
 
 HELP = {
     "ensemble": "Run this ensemble, or one model alone.",
@@ -77,8 +81,36 @@ system_option = click.option(
     type=written,
     help="What the system message says.",
 )
+stop_option = click.option(
+    "--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."
+)
 ensemble_option = click.option("-e", "--ensemble", metavar="NAME", help="All members of NAME.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _number_of_texts(text: str) -> int | None:
+    """Read --parallel; None is auto."""
+    if text == _AUTO:
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not number > 0:
+        raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
+    return number
+
+
+def parallel_option(things: str) -> Callable[[Command], Command]:
+    """Add --parallel to a command that writes `things`; it gets an int, or None for auto."""
+    return click.option(
+        "--parallel",
+        metavar="N",
+        default=_AUTO,
+        show_default=True,
+        type=_number_of_texts,
+        help=f"Write N {things} side by side; auto measures what is fastest.",
+    )
 
 
 def setting_options(*keys: str) -> Callable[[Command], Command]:
@@ -95,8 +127,8 @@ def setting_options(*keys: str) -> Callable[[Command], Command]:
 
         wrapped: Any = command
         for key in reversed(chosen):
-            names = [f"--{key.replace('_', '-')}", *(["-e"] if key == "ensemble" else [])]
-            wrapped = click.option(*names, key, metavar="VALUE", help=HELP[key])(wrapped)
+            names = [*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]
+            wrapped = click.option(*names, metavar="VALUE", help=HELP[key])(wrapped)
         return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
 
     chosen = keys or DEFAULT_KEYS

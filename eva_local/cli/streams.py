@@ -56,6 +56,11 @@ def _open_closed() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
+def give_up_output() -> None:
+    """Let standard output lead nowhere; Python would complain at exit of what it cannot flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def input_is_closed() -> bool:
     """Return whether standard input was closed, so that nothing can be read from it."""
     try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from eva_local.cli.outputs import STDOUT, refuse_outputs, write_outputs
+from eva_local.cli.outputs import refuse_outputs, write_outputs
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session
-from eva_local.cli.table import print_json
 from eva_local.config.settings import keys_of
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
@@ -22,7 +22,7 @@ from eva_local.reading import did_you_mean
 
 if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest, Setting
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.rows import Kind, Task
 
 
@@ -31,7 +31,7 @@ class TaskOptions:
     """The options of `eval` that are about tasks, as they were given."""
 
     files: tuple[Path, ...]
-    kind: Kind | None
+    kind: Kind | Literal["auto"]
     limit: int | None
     shot_files: tuple[Path, ...]
     n_shots: int
@@ -48,29 +48,20 @@ class TaskOptions:
 
 def evaluate_tasks(session: Session, overrides: Mapping[str, object], options: TaskOptions) -> None:
     """Let members and ensembles do tasks; print a table, and write what else was asked for."""
+    from eva_local.evaluate.report import report_page
     from eva_local.evaluate.rows import read_tasks
 
     outputs = {"--json": options.json_out, "--html": options.html_out}
     refuse_outputs({**outputs, "--results": options.results}, (*options.files, *options.shot_files))
-    tasks = read_tasks(
-        options.files, options.kind, options.limit, options.shot_files, options.n_shots
-    )
+    kind = None if options.kind == "auto" else options.kind
+    tasks = read_tasks(options.files, kind, options.limit, options.shot_files, options.n_shots)
     spec = session.load(overrides).ensemble()
     if len(spec.members) < 2:
         _refuse_for_one_model(spec, options)
     variants = [variant(session, overrides, spec, text) for text in options.compare]
-    outcome = _measured(spec, variants, tasks, options)
-    if options.json_out == STDOUT:
-        print_json(outcome.as_json())
-    else:
-        show(outcome)
-
-    def page() -> str:
-        from eva_local.evaluate.report import report_page
-
-        return report_page(outcome)
-
-    write_outputs(outcome.as_json(), page, options.json_out, options.html_out)
+    evaluation = _measured(spec, variants, tasks, options)
+    shown, page = partial(show, evaluation), partial(report_page, evaluation)
+    write_outputs(evaluation.as_json(), shown, page, options.json_out, options.html_out)
 
 
 def _refuse_for_one_model(spec: EnsembleSpec, options: TaskOptions) -> None:
@@ -123,7 +114,7 @@ def _measured(
     variants: Sequence[EnsembleSpec],
     tasks: Sequence[Task],
     options: TaskOptions,
-) -> Outcome:
+) -> Evaluation:
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.results import Results
     from eva_local.models.store import cache_folder
@@ -131,16 +122,12 @@ def _measured(
 
     path = options.results or cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=options.fresh) as results, progress_shown() as progress:
-
-        def told(what: str, share: float) -> None:
-            progress(what, round(1000 * share), 1000)
-
         bytewise = any(one.fusion.space == "bytes" for one in (spec, *variants))
-        opening = open_models(spec, told, parallel=options.parallel, bytewise=bytewise)
+        opening = open_models(spec, progress, parallel=options.parallel, bytewise=bytewise)
         with opening as opened:
             names = [member.name for member in spec.members]
             models = dict(zip(names, opened, strict=True))
-            contest = Contest(models, results, options.setting, options.parallel, told)
+            contest = Contest(models, results, options.setting, options.parallel, progress)
             try:
                 return _held(contest, spec, variants, tasks, options)
             except KeyboardInterrupt:
@@ -155,10 +142,10 @@ def _held(
     variants: Sequence[EnsembleSpec],
     tasks: Sequence[Task],
     options: TaskOptions,
-) -> Outcome:
+) -> Evaluation:
     """Tune if that was asked for, let all contestants do the tasks, and sum up."""
     from eva_local.evaluate.contest import Contestant, alone
-    from eva_local.evaluate.outcome import Outcome
+    from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import summarize
     from eva_local.evaluate.tune import halves, tune
 
@@ -180,7 +167,7 @@ def _held(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
-    return Outcome(spec.name, spec.pivot, options.setting, summaries, block)
+    return Evaluation(spec.name, spec.pivot, options.setting, summaries, block)
 
 
 def _names(specs: Sequence[EnsembleSpec]) -> list[str]:

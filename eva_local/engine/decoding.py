@@ -28,7 +28,7 @@ def _decode_alone(model: Model, run: Run, error: ModelError) -> Outcome:
     """Decode a run after `error`: whole, then in ever smaller parts while there is no room."""
     size = len(run.tokens)
     # A part of it may have been decoded.
-    while size and model.remove(run.sequence, run.start):
+    while size and model.remove(run.seq_id, run.start):
         try:
             return _decode_in_parts(model, run, size)
         except RoomError as full:
@@ -44,7 +44,7 @@ def _decode_in_parts(model: Model, run: Run, size: int) -> Logits | None:
         part = run.tokens[first : first + size]
         last = first + size >= len(run.tokens)
         (logits,) = model.decode(
-            [Run(run.sequence, run.start + first, part, logits=last and run.logits)]
+            [Run(run.seq_id, run.start + first, part, logits=last and run.logits)]
         )
     # llama.cpp writes over them when it decodes the next run.
     return None if logits is None else logits.copy()

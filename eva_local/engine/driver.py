@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
-from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.engine.request import Ticket, Told
+from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import ClosedError, EvaError, passed_on
 from eva_local.types import Step
 
@@ -25,38 +27,37 @@ class Driver:
         """Drive `scheduler`, later."""
         self._scheduler = scheduler
         self._changed = threading.Condition()
-        self._asked: set[Request] = set()
+        self._asked: set[Ticket] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    async def answer(self, request: Request) -> AsyncGenerator[Step, None]:
-        """Submit a request, and yield its steps in the event loop that runs.
+    async def run(self, tickets: Mapping[int, Ticket]) -> AsyncGenerator[tuple[int, Told], None]:
+        """Submit tickets, and yield what is told of each by its number, in the running loop.
 
-        Closing the iterator, or cancelling the task that awaits it, cancels the request.
-        Raises the error that ended it.
+        Closing the iterator, or cancelling the task that awaits it, cancels them all.
         """
         loop = asyncio.get_running_loop()
-        steps: asyncio.Queue[Step | EvaError] = asyncio.Queue()
+        heard: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
 
-        def sink(told: Step | EvaError) -> None:
+        def hear(number: int, told: Told) -> None:
             try:
-                loop.call_soon_threadsafe(steps.put_nowait, told)
+                loop.call_soon_threadsafe(heard.put_nowait, (number, told))
             except RuntimeError:
                 # The loop is closed, so that nobody listens any more.
-                self._scheduler.cancel(request)
+                self._scheduler.cancel(tickets[number])
 
-        request.sink = sink
-        self._begin(request)
+        left = len(tickets)
         try:
-            while True:
-                told = await steps.get()
-                if isinstance(told, EvaError):
-                    raise told
-                yield told
-                if told.finish_reason is not None:
-                    return
+            for number, ticket in tickets.items():
+                ticket.sink = functools.partial(hear, number)
+                self._begin(ticket)
+            while left:
+                number, told = await heard.get()
+                yield number, told
+                left -= not isinstance(told, Step) or told.finish_reason is not None
         finally:
-            self._scheduler.cancel(request)
+            for ticket in tickets.values():
+                self._scheduler.cancel(ticket)
 
     def close(self) -> None:
         """End the thread after its step; who awaits an answer is told ClosedError."""
@@ -69,12 +70,12 @@ class Driver:
         self._fail(ClosedError())
         atexit.unregister(self.close)
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, ticket: Ticket) -> None:
         with self._changed:
             if self._closed:
                 raise ClosedError()
-            self._scheduler.submit(request)
-            self._asked.add(request)
+            self._scheduler.submit(ticket)
+            self._asked.add(ticket)
             self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="eva-local", daemon=True)
@@ -100,14 +101,14 @@ class Driver:
             return not self._closed
 
     def _awaited(self) -> bool:
-        self._asked = {request for request in self._asked if not request.done}
+        self._asked = {ticket for ticket in self._asked if not ticket.done}
         return bool(self._asked)
 
     def _fail(self, error: EvaError) -> None:
         """Tell all who await an answer what went wrong."""
         with self._changed:
             failed, self._asked = self._asked, set()
-        for request in failed:
-            if not request.done:
-                self._scheduler.cancel(request)
-                request.sink(passed_on(error))
+        for ticket in failed:
+            if not ticket.done:
+                self._scheduler.cancel(ticket)
+                ticket.sink(passed_on(error))

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.decoding import decode_all
-from eva_local.engine.sampling import ChooserMaker, Samplers
-from eva_local.engine.sequence import Panel, TextSequence
-from eva_local.errors import ContextError, EvaError, ModelError
-from eva_local.fusion.fuser import Fuser
-from eva_local.llama.model import Logits, Model, Run, cores
+from eva_local.engine.panel import Panel
+from eva_local.engine.request import Ticket
+from eva_local.engine.sampling import Samplers
+from eva_local.engine.scoring import ScoredSequence
+from eva_local.engine.sequence import TextSequence
+from eva_local.errors import ContextError, ModelError
+from eva_local.llama.backend import cores
+from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import MemberState, Space
-from eva_local.types import Sampling, Step
+from eva_local.types import Score, Step
 
 log = logging.getLogger("eva_local")
 
@@ -35,7 +36,7 @@ _LEAST_COPIED = 16
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-# A run of a draft's member, by its place there, and the logits after it.
+# A run of a text's member, by its place in the panel, and the logits after it.
 Decoded = tuple[TextSequence, int, Run, Logits | None]
 
 
@@ -64,8 +65,8 @@ class Engine:
         self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
-        samplers = Samplers(space, self.missing_bytes, by_piece=space.slates is not None)
         members = tuple(range(len(models)))
+        samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(members, self.names, space, fusion, samplers)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
@@ -79,7 +80,7 @@ class Engine:
         return self._all.space.end + 1
 
     def panel(self, alone: int | None = None) -> Panel:
-        """Return all members, or one who writes alone, by its place."""
+        """Return all members, or one who writes alone, by its number."""
         return self._all if alone is None else self._alone_panel(alone)
 
     def close(self) -> None:
@@ -88,59 +89,36 @@ class Engine:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def begin(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        slot: int = 0,
-        *,
-        traced: bool = False,
-        n_top: int = 0,
-        chooser: ChooserMaker | None = None,
-        judge: Fuser | None = None,
-        alone: int | None = None,
-        judged: int = 0,
-    ) -> TextSequence:
-        """Begin an answer after each member's own prompt tokens, in sequence `slot`.
+    def begin(self, ticket: Ticket, slot: int = 0) -> TextSequence:
+        """Begin what a ticket asks for, in sequence `slot` of each of its members.
 
-        With `alone` one member writes it, by itself and in its own tokens, beside the answers
-        of all; `prompts` are its prompt alone. What the members' caches hold of these prompts, in
-        this slot or in another, is not decoded again. Every step of a `traced` answer says why
-        its symbol was chosen, and names the `n_top` likeliest symbols. What `chooser` makes
-        chooses, instead of what `sampling` says (except for its end); without it that is prepared
-        here, which may take long. A `judge` fuses in place of the ensemble's rule. It is told how
-        well each member predicts the last `judged` bytes of its prompt; to know that costs a row
-        of logits for each of their tokens.
-
-        Raises ContextError, with the numbers, where a prompt leaves no room for an answer, and
-        InputError where a bias, grammar or schema of `sampling` cannot be used.
+        What the members' caches hold of its prompts, in this slot or in another, is not decoded
+        again. Raises ContextError, with the numbers, where a prompt leaves no room for an answer,
+        and InputError where a bias, grammar or schema cannot be used.
         """
-        panel = self.panel(alone)
-        self._refuse_too_long(panel, prompts)
-        prompts = [as_row(prompt) for prompt in prompts]
-        sampler = (chooser or panel.samplers.prepare(sampling))()
+        panel = ticket.panel
+        self._refuse_too_long(panel, ticket.prompts)
         held = self._states_of(slot)
         states = [held[member] for member in panel.members]
+        grammar = None
+        if ticket.symbols is None:
+            sampler = (ticket.sampler or panel.samplers.prepare(ticket.sampling))()
+            grammar = sampler.grammar
         try:
-            for member, state, prompt in zip(panel.members, states, prompts, strict=True):
-                self._share(member, state, prompt)
-            if alone is not None:
+            for member, prompt in ticket.prompt_of.items():
+                self._share(member, held[member], prompt)
+            if panel is not self._all:
                 states = panel.space.over(states)
-            for state, prompt in zip(states, prompts, strict=True):
-                state.start(prompt, judged, sampler.grammar)
+            for state, prompt in zip(states, ticket.prompts, strict=True):
+                state.start(prompt, ticket.scored_bytes, grammar)
         except BaseException:
             # Cut off in the middle, they do not know what their caches hold.
             for state in states:
                 state.clear()
             raise
-        judge = judge or Fuser(panel.fusion, len(states))
-        lengths = [len(prompt) for prompt in prompts]
-        return TextSequence(
-            *(panel, states, sampling, sampler, judge, lengths),
-            judged=judged > 0,
-            traced=traced,
-            n_top=n_top,
-        )
+        if ticket.symbols is not None:
+            return ScoredSequence(ticket, states)
+        return TextSequence(ticket, states, sampler)
 
     def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
@@ -170,12 +148,12 @@ class Engine:
             return math.inf
         return max(_LEAST_COPIED, int(self._models[member].n_ctx * _WORTH_COPYING))
 
-    def step(self, sequences: Sequence[TextSequence]) -> list[Step | None]:
-        """Take every draft one symbol further, all of them in one batch per member.
+    def step(self, sequences: Sequence[TextSequence]) -> list[Step | Score | None]:
+        """Take every text a step further, all of them in one batch per member.
 
-        Long prompts are decoded in parts, a batch at a time; a draft that is still at its
-        prompt gets None. What goes wrong with a draft is its own `error` and nobody else's;
-        what its members' caches held of it is given up.
+        Long prompts are decoded in parts, a batch at a time; a text that is still at its prompt
+        gets None. What goes wrong with a text is its own `error` and nobody else's; what its
+        members' caches held of it is given up.
         """
         try:
             self._decode(sequences)
@@ -184,11 +162,7 @@ class Engine:
             log.exception("a step failed")
             for sequence in sequences:
                 sequence.fail(error)
-        steps = [_advanced(sequence) for sequence in sequences]
-        for sequence in sequences:
-            if sequence.error is not None:
-                _give_up(sequence)
-        return steps
+        return [sequence.step() for sequence in sequences]
 
     def _alone_panel(self, member: int) -> Panel:
         if member not in self._alone:
@@ -197,8 +171,7 @@ class Engine:
             # What one model says is not weighed, and nobody else need be asked.
             fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
             missing = self._models[member].tokenizer.missing_bytes
-            samplers = Samplers(space, missing, by_piece=space.slates is not None)
-            panel = Panel((member,), names, space, fusion, samplers)
+            panel = Panel((member,), names, space, fusion, Samplers(space, missing))
             # Of several threads that ask for it, all get the same.
             self._alone.setdefault(member, panel)
         return self._alone[member]
@@ -216,11 +189,16 @@ class Engine:
             state.adopt(best)
 
     def _decode(self, sequences: Sequence[TextSequence]) -> None:
+        """Let members decode what is pending; where the pivot is sure, the others are not asked."""
         members = list(range(len(self._models)))
         if self._all.fusion.gate < 1 and len(members) > 1:
-            members.remove(self._all.space.lead)
-            self._decode_members([self._all.space.lead], sequences)
-            sequences = [sequence for sequence in sequences if not _is_sure(sequence)]
+            pivot = self._all.space.pivot
+            members.remove(pivot)
+            self._decode_members([pivot], sequences)
+            for sequence in sequences:
+                with sequence.own_end():
+                    sequence.ask_pivot()
+            sequences = [sequence for sequence in sequences if not sequence.sure]
         self._decode_members(members, sequences)
 
     def _decode_members(self, members: Iterable[int], sequences: Sequence[TextSequence]) -> None:
@@ -239,59 +217,57 @@ class Engine:
     def _decode_member(
         self, member: int, sequences: Sequence[TextSequence], decoded: list[Decoded]
     ) -> None:
+        """Decode what all texts want of a member, in one batch."""
         model = self._models[member]
-        work: list[tuple[TextSequence, int, Run]] = []
-        room = model.n_batch
-        prompt_room = (
-            (self.chunk or room) if any(sequence.steps for sequence in sequences) else room
-        )
-        for sequence in sequences:
-            place = sequence.place_of(member)
-            limit = room if sequence.steps else min(room, prompt_room)
-            if place is None or sequence.finished or limit <= 0:
-                continue
-            with _its_own_end(sequence):
-                for run in self._pending(model, sequence, place, limit):
-                    prompt_room -= 0 if sequence.steps else len(run.tokens)
-                    if not run.every:
-                        work.append((sequence, place, run))
-                        room -= len(run.tokens)
+        work = self._work(member, sequences)
         if not work:
             return
         began = time.perf_counter()
         found = decode_all(model, [run for _, _, run in work])
         each_token = (time.perf_counter() - began) / sum(len(run.tokens) for _, _, run in work)
-        for (sequence, place, run), row in zip(work, found, strict=True):
-            sequence.count(place, run, each_token * len(run.tokens))
+        for (sequence, index, run), row in zip(work, found, strict=True):
+            sequence.count(index, run, each_token * len(run.tokens))
             if isinstance(row, ModelError):
                 sequence.fail(row)
             else:
-                decoded.append((sequence, place, run, row))
+                decoded.append((sequence, index, run, row))
 
-    def _pending(
-        self, model: Model, sequence: TextSequence, place: int, limit: int
-    ) -> Iterator[Run]:
-        """Yield what must be decoded; what judges a prompt is decoded here."""
-        state = sequence.states[place]
-        if state.ready:
-            return
-        for run in state.pending(limit):
-            if run.every:
-                began = time.perf_counter()
-                state.read(run, model.decode_every(run))
-                sequence.count(place, run, time.perf_counter() - began)
-            yield run
+    def _work(
+        self, member: int, sequences: Sequence[TextSequence]
+    ) -> list[tuple[TextSequence, int, Run]]:
+        """Return what fits into a batch; runs that score a prompt are decoded here."""
+        model = self._models[member]
+        work: list[tuple[TextSequence, int, Run]] = []
+        room = model.n_batch
+        writing = any(sequence.steps for sequence in sequences)
+        prompt_room = (self.chunk or room) if writing else room
+        for sequence in sequences:
+            index = sequence.panel.index(member)
+            limit = room if sequence.steps else min(room, prompt_room)
+            if index is None or limit <= 0:
+                continue
+            with sequence.own_end():
+                for run in sequence.pending(index, limit):
+                    prompt_room -= 0 if sequence.steps else len(run.tokens)
+                    if run.every:
+                        began = time.perf_counter()
+                        sequence.states[index].read(run, model.decode_every(run))
+                        sequence.count(index, run, time.perf_counter() - began)
+                    else:
+                        work.append((sequence, index, run))
+                        room -= len(run.tokens)
+        return work
 
     def _take(self, decoded: Iterable[Decoded]) -> None:
-        """Let voices take their logits, each in one of some threads.
+        """Let member states take their logits, each in one of some threads.
 
         numpy goes through a whole vocabulary there, without the GIL. It does so when nobody
         decodes, for llama.cpp is slowed down by more than that takes where it has all cores.
         """
-        by_voice: dict[MemberState, list[Decoded]] = {}
+        by_state: dict[MemberState, list[Decoded]] = {}
         for each in decoded:
-            by_voice.setdefault(each[0].states[each[1]], []).append(each)
-        rows = list(by_voice.values())
+            by_state.setdefault(each[0].states[each[1]], []).append(each)
+        rows = list(by_state.values())
         mine, *others = [rows[first :: self._n_takers] for first in range(self._n_takers)]
         asked = [self._takers.submit(_hand_over, part) for part in others if part]
         try:
@@ -314,46 +290,9 @@ def too_long(what: str, sizes: Iterable[tuple[str, int, int]], at_least: str = "
     return ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
 
 
-@contextlib.contextmanager
-def _its_own_end(sequence: TextSequence) -> Iterator[None]:
-    """Let what goes wrong with a draft be its own end, and nobody else's."""
-    try:
-        yield
-    except EvaError as error:
-        sequence.fail(error)
-    except Exception as error:
-        log.exception("an answer failed")
-        sequence.fail(error)
-
-
-def _is_sure(sequence: TextSequence) -> bool:
-    """Return whether the lead alone decides the next step of a draft."""
-    with _its_own_end(sequence):
-        if not sequence.finished:
-            sequence.ask_lead()
-    return sequence.sure
-
-
-def _advanced(sequence: TextSequence) -> Step | None:
-    step = None
-    with _its_own_end(sequence):
-        if not sequence.finished and sequence.ready:
-            step = sequence.advance()
-    return step
-
-
-def _give_up(sequence: TextSequence) -> None:
-    """Let nobody go on with what the caches hold of a draft that failed: it is unknown."""
-    with _its_own_end(sequence):
-        for state in sequence.states:
-            state.clear()
-
-
 def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:
-    for sequence, place, run, logits in chain.from_iterable(rows):
-        with _its_own_end(sequence):
-            if not sequence.finished:
-                sequence.states[place].take(run, logits)
+    for sequence, index, run, logits in chain.from_iterable(rows):
+        sequence.take(index, run, logits)
 
 
 def _await(asked: Sequence[Future[None]]) -> None:

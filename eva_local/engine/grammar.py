@@ -1,4 +1,4 @@
-"""What an answer may be: a grammar in GBNF, or a JSON schema, checked symbol by symbol.
+"""What an answer may be: a grammar in GBNF, or a JSON schema, checked piece by piece.
 
 llguidance does the work, on the bytes of the shared space's symbols, so that any space will
 do. The only module that imports it, and only when an answer is constrained.
@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
@@ -66,8 +66,14 @@ class Grammar(Protocol):
     def fork(self) -> Self:
         """Return one that stands where this one does and goes on by itself."""
 
-    def accept(self, symbol: int) -> None:
-        """Follow a chosen symbol. Raises InputError where it is forbidden or nothing can follow."""
+    def admits(self, symbols: Sequence[int]) -> bool:
+        """Return whether the text may go on with these symbols, one after the other."""
+
+    def accept(self, symbols: Sequence[int]) -> None:
+        """Follow chosen symbols, none for END.
+
+        Raises InputError where one is forbidden or nothing can follow.
+        """
 
 
 class Grammars:
@@ -136,11 +142,13 @@ class _Followed:
     def fork(self) -> _Followed:
         return _Followed(self._matcher.deep_copy(), self._end, self.allowed)
 
-    def accept(self, symbol: int) -> None:
-        if symbol == self._end:
-            return
-        self._matcher.consume_token(symbol)
-        self.allowed = self._mask()
+    def admits(self, symbols: Sequence[int]) -> bool:
+        return bool(self._matcher.validate_tokens(list(symbols)) == len(symbols))
+
+    def accept(self, symbols: Sequence[int]) -> None:
+        if symbols:
+            self._matcher.consume_tokens(list(symbols))
+            self.allowed = self._mask()
 
     def _mask(self) -> Marks:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

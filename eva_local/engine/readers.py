@@ -7,15 +7,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from eva_local.engine.engine import Engine, too_long
+from eva_local.engine.request import AnyPrompt
 from eva_local.errors import ClosedError, InputError
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt, PromptWriter
 from eva_local.types import Message
 
 log = logging.getLogger("eva_local")
-
-# What can be gone on with: text, a conversation, or symbols, which are read as plain text.
-Asked = Prompt | Sequence[int]
 
 # A character has no more in UTF-8.
 _MOST_BYTES = 4
@@ -26,7 +24,7 @@ _QUICKLY_READ = 1 << 18
 class Readers:
     """Turns prompts into each member's tokens, and texts into symbols, for any thread.
 
-    `only`, the place of a member, reads as that one does when it writes alone. Everything
+    `only`, the number of a member, reads as that one does when it writes alone. Everything
     raises ClosedError after `close`.
     """
 
@@ -49,7 +47,7 @@ class Readers:
             free()
 
     def tokens(
-        self, prompt: Asked, only: int | None = None, *, fitting: bool = False
+        self, prompt: AnyPrompt, only: int | None = None, *, fitting: bool = False
     ) -> list[list[int]]:
         """Return a prompt as each member reads it.
 
@@ -58,14 +56,14 @@ class Readers:
         that it does not fit.
         """
         plain = self._plain(prompt, only)
-        places = self._places(only)
+        members = self._members(only)
         with self._at_work:
             self._refuse_closed()
             if not isinstance(plain, str | bytes):
-                self._say_untaught(places)
+                self._say_untaught(members)
             if fitting:
-                self._refuse_long(plain, places)
-            return [self._writers[place].tokens(plain) for place in places]
+                self._refuse_long(plain, members)
+            return [self._writers[member].tokens(plain) for member in members]
 
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
@@ -92,10 +90,10 @@ class Readers:
         data = (
             text.encode("utf-8", "replace") if isinstance(text, str) else self.bytes_of(text, only)
         )
-        readers = {place: self._models[place].tokenizer for place in self._places(only)}
+        readers = {member: self._models[member].tokenizer for member in self._members(only)}
         self._refuse(
             "text to be scored",
-            {place: tokenizer.least(len(data)) for place, tokenizer in readers.items()},
+            {member: tokenizer.least(len(data)) for member, tokenizer in readers.items()},
         )
         if any(not each.missing_bytes.isdisjoint(data) for each in readers.values()):
             raise InputError("a member has no token for a character of the text to be scored")
@@ -111,33 +109,33 @@ class Readers:
                 self._engine.names[member],
             )
 
-    def _places(self, only: int | None) -> Sequence[int]:
+    def _members(self, only: int | None) -> Sequence[int]:
         return range(len(self._models)) if only is None else [only]
 
-    def _refuse_long(self, plain: Prompt | bytes, places: Sequence[int]) -> None:
+    def _refuse_long(self, plain: Prompt | bytes, members: Sequence[int]) -> None:
         texts = [plain] if isinstance(plain, str | bytes) else [each.content for each in plain]
         most = _MOST_BYTES * sum(map(len, texts))
         if most < _QUICKLY_READ:
             return
         # Only what may be too long is put into a template once more.
         doubtful = [
-            place
-            for place in places
-            if self._models[place].tokenizer.least(most) >= self._models[place].n_ctx
+            member
+            for member in members
+            if self._models[member].tokenizer.least(most) >= self._models[member].n_ctx
         ]
-        self._refuse("prompt", {place: self._writers[place].least(plain) for place in doubtful})
+        self._refuse("prompt", {member: self._writers[member].least(plain) for member in doubtful})
 
     def _refuse(self, what: str, least: Mapping[int, int]) -> None:
         """Raise ContextError where a text has at least more tokens than a member can hold."""
         found = [
-            (self._engine.names[place], count, self._models[place].n_ctx)
-            for place, count in least.items()
-            if count >= self._models[place].n_ctx
+            (self._engine.names[member], count, self._models[member].n_ctx)
+            for member, count in least.items()
+            if count >= self._models[member].n_ctx
         ]
         if found:
             raise too_long(what, found, "at least ")
 
-    def _plain(self, prompt: Asked, only: int | None) -> Prompt | bytes:
+    def _plain(self, prompt: AnyPrompt, only: int | None) -> Prompt | bytes:
         """Return a prompt with the bytes that symbols stand for."""
         if isinstance(prompt, str):
             return prompt

@@ -1,306 +1,133 @@
-"""From a fused distribution to a symbol: pure functions, and the Sampler of one answer.
+"""From a fused distribution to a piece: pure functions, and the Sampler of one answer.
 
 The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, temperature.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from eva_local.engine.grammar import Grammar, Grammars, Symbols
+from eva_local.engine.grammar import Grammar, Grammars
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Floats, Ids, Vote
+from eva_local.spaces.base import Candidates, Space
 from eva_local.types import Sampling
 
 
-class Chooser(Protocol):
-    """What turns the fused distributions of a text into its symbols."""
-
-    @property
-    def grammar(self) -> Grammar | None:
-        """What the text obeys."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing but END may follow."""
-
-    def choose(self, vote: Vote) -> int:
-        """Return the next symbol."""
-
-
-class Forced:
-    """Chooses the symbols of a given text, and adds up how likely they were.
-
-    `log_likelihood` is in nats, `likelihoods` are its parts, symbol by symbol. `unseen` counts
-    the symbols that a vote did not hold: such a symbol counts with the vote's smallest
-    probability, which bounds the true one from above.
-    """
-
-    grammar = None
-
-    def __init__(self, symbols: Sequence[int], n_symbols: int, n_top: int = 0) -> None:
-        """Write `symbols`, out of `n_symbols` that the shared space has.
-
-        In `tops` the `n_top` likeliest symbols are kept, each time.
-        """
-        self._symbols = symbols
-        self._n_symbols = n_symbols
-        self._n_top = n_top
-        self.likelihoods: list[float] = []
-        self.tops: list[list[tuple[int, float]]] = []
-        self.chosen = 0
-        self.log_likelihood = 0.0
-        self.unseen = 0
-
-    def __len__(self) -> int:
-        """Return the number of symbols of the text."""
-        return len(self._symbols)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all symbols were chosen."""
-        return self.chosen == len(self._symbols)
-
-    def choose(self, vote: Vote) -> int:
-        """Return the next symbol of the text. Who abstains holds all symbols equally likely."""
-        symbol = self._symbols[self.chosen]
-        self.chosen += 1
-        self.unseen += not vote.probability(symbol)
-        self.likelihoods.append(vote.likelihood(symbol, self._n_symbols))
-        self.log_likelihood += self.likelihoods[-1]
-        self.tops.append(vote.top(self._n_top) if self._n_top else [])
-        return symbol
-
-
 class Sampler:
-    """Draws the symbols of one answer, and remembers what its settings ask to be remembered."""
+    """Draws the pieces of one answer, and remembers what its settings ask to be remembered."""
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        end: int,
-        grammar: Grammar | None = None,
-        biases: Mapping[int, float] | None = None,
-    ) -> None:
-        """Begin an answer; `end` is END, and `biases` are those of the symbols.
-
-        A `grammar` is at its beginning.
-        """
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+        """Begin an answer; a `grammar` is at its beginning."""
         self._sampling = sampling
-        self._end = end
         self.grammar = grammar
         self._generator = np.random.default_rng(sampling.seed)
-        self._biases = biases or {}
-        self._seen = _Seen(sampling, end)
+        biases: Mapping[str, float | bool] = dict(sampling.logit_bias)
+        self._biases = {text.encode(): float(bias) for text, bias in biases.items()}
+        self._seen: Counter[bytes] = Counter()
+        self._window: deque[bytes] = deque()
 
     @property
     def complete(self) -> bool:
         """Whether nothing but END may follow."""
         return self.grammar is not None and self.grammar.complete
 
-    def choose(self, vote: Vote) -> int:
-        """Return the next symbol, and remember it. Costs O(candidates), whatever the text.
+    def choose(self, fused: Vote, candidates: Candidates) -> int:
+        """Return the next candidate, and remember its piece. Costs O(candidates).
 
-        Where no candidate is left, it is a symbol that the grammar allows; without one END.
+        Where none is left that was voted for, it is one that the grammar allows; without one
+        END, or where the text cannot end here what was voted for, whatever biases say.
         """
-        shaped = self._shaped(vote)
-        symbol = (
-            choose(shaped, self._sampling, self._generator) if len(shaped) else self._way_on(vote)
-        )
-        self._seen.add(symbol)
+        voted = fused if candidates.allowed is None else fused.within(candidates.allowed)
+        shaped = self._shaped(voted, candidates)
+        if len(shaped):
+            chosen = choose(shaped, self._sampling, self._generator)
+        else:
+            chosen = self._way_on(voted, candidates)
+        self._remember(candidates.piece(chosen))
         if self.grammar is not None:
-            self.grammar.accept(symbol)
-        return symbol
+            self.grammar.accept(candidates.symbols(chosen))
+        return chosen
 
-    def _shaped(self, vote: Vote) -> Vote:
-        """Apply bias, penalties and grammar."""
-        if self.grammar is not None:
-            vote = vote.within(self.grammar.allowed)
-        if not (self._biases or self._seen.penalised or self.grammar) or not len(vote):
+    def _shaped(self, vote: Vote, candidates: Candidates) -> Vote:
+        """Apply bias and penalties."""
+        if not (self._biases or self._sampling.penalises or self.grammar) or not len(vote):
             return vote
-        logs = biased(vote.symbols, np.log(vote.probabilities), self._biases)
-        if self._seen.penalised:
-            logs = penalised(logs, self._seen.counts[vote.symbols], self._sampling)
+        logs = np.log(vote.probabilities)
+        if self._biases:
+            logs = logs + candidates.spread(vote.symbols, self._biases)
+        if self._sampling.penalises:
+            counts = candidates.spread(vote.symbols, self._seen)
+            logs = penalised(logs, counts, self._sampling)
         return _from_logs(vote.symbols, logs)
 
-    def _way_on(self, vote: Vote) -> int:
-        """Return a symbol where biases forbid all candidates, or nobody proposed an allowed one."""
-        if self.grammar is None or self.grammar.allowed[self._end]:
-            return self._end
-        forbidden = [symbol for symbol, bias in self._biases.items() if bias == -np.inf]
-        free = np.setdiff1d(np.flatnonzero(self.grammar.allowed), forbidden)
+    def _way_on(self, vote: Vote, candidates: Candidates) -> int:
+        """Return a candidate where biases forbid all, or nobody proposed an allowed one."""
+        possible = candidates.possible()
+        if candidates.end in possible:
+            return candidates.end
+        free = possible[candidates.spread(possible, self._biases) > -np.inf]
         if len(free):
             return int(free[0])
         # What the grammar demands wins over biases.
-        kept = vote.within(self.grammar.allowed)
-        if len(kept):
-            return choose(kept, self._sampling, self._generator)
-        return int(np.argmax(self.grammar.allowed))
-
-
-class PieceSampler:
-    """Draws the pieces of one answer where symbols are no pieces.
-
-    At each step some pieces are put forward, and a vote's symbols are their places. Biases and
-    penalties speak of the bytes of a piece; what is not put forward, no bias can bring in.
-    """
-
-    complete = False
-    grammar = None
-
-    def __init__(self, sampling: Sampling) -> None:
-        """Begin an answer."""
-        self._sampling = sampling
-        self._generator = np.random.default_rng(sampling.seed)
-        self._biases = {text.encode(): bias for text, bias in dict(sampling.logit_bias).items()}
-        self._counts: Counter[bytes] = Counter()
-        self._window: deque[bytes] = deque()
-
-    def choose_piece(self, vote: Vote, pieces: Sequence[bytes]) -> int:
-        """Return the place of the next piece, and remember the piece."""
-        shaped = self._shaped(vote, pieces)
-        # Where a bias forbids all that was put forward, the vote stands.
-        chosen = choose(shaped if len(shaped) else vote, self._sampling, self._generator)
-        self._remember(pieces[chosen])
-        return chosen
-
-    def _shaped(self, vote: Vote, pieces: Sequence[bytes]) -> Vote:
-        if not (self._biases or self._sampling.penalises):
-            return vote
-        offered = [pieces[place] for place in vote.symbols]
-        logs = np.log(vote.probabilities)
-        logs += np.asarray([self._biases.get(piece, 0.0) for piece in offered])
-        counts = np.asarray([self._counts[piece] for piece in offered])
-        return _from_logs(vote.symbols, penalised(logs, counts, self._sampling))
+        return choose(vote, self._sampling, self._generator) if len(vote) else int(possible[0])
 
     def _remember(self, piece: bytes) -> None:
         if not self._sampling.penalises:
             return
-        self._counts[piece] += 1
+        self._seen[piece] += 1
         if self._sampling.repeat_last_n > 0:
             self._window.append(piece)
             if len(self._window) > self._sampling.repeat_last_n:
-                self._counts[self._window.popleft()] -= 1
+                oldest = self._window.popleft()
+                self._seen[oldest] -= 1
+                if not self._seen[oldest]:
+                    del self._seen[oldest]
 
 
-# Makes what draws one answer, when its turn comes.
-ChooserMaker = Callable[[], Chooser | PieceSampler]
+# Makes the sampler of one answer, when its turn comes.
+SamplerMaker = Callable[[], Sampler]
 
 
 class Samplers:
-    """Makes what draws the answers in one shared space."""
+    """Makes the samplers of answers in one shared space."""
 
-    def __init__(
-        self, symbols: Symbols, missing: frozenset[int] = frozenset(), *, by_piece: bool = False
-    ) -> None:
-        """Choose among `symbols`, never those with a byte of `missing`.
+    def __init__(self, space: Space[Any], missing: frozenset[int] = frozenset()) -> None:
+        """Choose among the pieces of `space`, never those with a byte of `missing`."""
+        self._space = space
+        self._grammars = Grammars(space, missing)
 
-        With `by_piece` symbols are no pieces, and free answers are chosen piece by piece.
-        """
-        self._symbols = symbols
-        self._grammars = Grammars(symbols, missing)
-        self._by_piece = by_piece
-
-    def prepare(self, sampling: Sampling) -> ChooserMaker:
-        """Return what makes the choosers of answers that are drawn so.
+    def prepare(self, sampling: Sampling) -> SamplerMaker:
+        """Return what makes the samplers of answers that are drawn so.
 
         What takes long is done here, for any thread: compiling a grammar, looking through the
         symbols for biases. Raises InputError where a bias, grammar or schema cannot be used.
         """
         grammar = self._grammars.open(sampling)
-        if self._by_piece and grammar is None:
-            return functools.partial(PieceSampler, sampling)
-        if self._by_piece and (sampling.logit_bias or sampling.penalises):
-            raise InputError(
-                "under a grammar or schema, the space of bytes chooses single bytes, and "
-                "logit_bias and penalties speak of whole tokens: leave them out, or use "
-                'space = "pivot"'
-            )
-        spelled = self._spelled if sampling.logit_bias else {}
-        biases = biased_symbols(dict(sampling.logit_bias), spelled)
-        end = self._symbols.end
-        return lambda: Sampler(sampling, end, grammar and grammar.fork(), biases)
-
-    @functools.cached_property
-    def _spelled(self) -> Mapping[bytes, Sequence[int]]:
-        """The symbols that stand for each piece."""
-        found: dict[bytes, tuple[int, ...]] = {}
-        for symbol in range(self._symbols.end):
-            piece = self._symbols.piece(symbol)
-            if piece:
-                found[piece] = (*found.get(piece, ()), symbol)
-        return found
+        for text in dict(sampling.logit_bias):
+            if not self._space.may_offer(text.encode()):
+                raise InputError(
+                    f"logit_bias {text!r}: no symbol of the shared space has exactly these bytes; "
+                    "give a single token of the pivot, with its leading space if it has one"
+                )
+        if sampling.penalises:
+            # The pieces are looked through once, and not in a step.
+            self._space.may_offer(b"")
+        return lambda: Sampler(sampling, grammar and grammar.fork())
 
 
-class _Seen:
-    """Counts of the last symbols; nothing is kept where no penalty is on."""
-
-    def __init__(self, sampling: Sampling, end: int) -> None:
-        self.penalised = sampling.penalises
-        # A table, so that the counts of all candidates are one indexing.
-        self.counts = np.zeros(end + 1 if self.penalised else 0, dtype=np.int64)
-        self._window: deque[int] = deque()
-        self._size = sampling.repeat_last_n
-
-    def add(self, symbol: int) -> None:
-        if not self.penalised:
-            return
-        self.counts[symbol] += 1
-        if self._size > 0:
-            self._window.append(symbol)
-            if len(self._window) > self._size:
-                self.counts[self._window.popleft()] -= 1
-
-
-def biased_symbols(
-    biases: Mapping[str, float | bool], spelled: Mapping[bytes, Sequence[int]]
-) -> dict[int, float]:
-    """Return the bias of each symbol whose bytes are exactly those of a text.
-
-    `spelled` are the symbols of each piece. Several may have the same bytes: all get the bias.
-    " the" and "the" are two texts. Raises InputError for a text that is no symbol.
-    """
-    found: dict[int, float] = {}
-    for text, bias in biases.items():
-        symbols = spelled.get(text.encode())
-        if not symbols:
-            raise InputError(
-                f"logit_bias {text!r}: no symbol of the shared space has exactly these bytes; "
-                "give a single token of the pivot, with its leading space if it has one"
-            )
-        found |= dict.fromkeys(symbols, float(bias))
-    return found
-
-
-def biased(symbols: Ids, logs: Floats, biases: Mapping[int, float]) -> Floats:
-    """Add each symbol's bias to its log-probability.
-
-    `symbols: (m,)` ascending, `logs: (m,)`. A symbol that is not among them stays out.
-    """
-    if not biases:
-        return logs
-    chosen = np.fromiter(biases, dtype=np.int64, count=len(biases))
-    amounts = np.fromiter(biases.values(), dtype=np.float64, count=len(biases))
-    place = np.minimum(np.searchsorted(symbols, chosen), len(symbols) - 1)
-    held = symbols[place] == chosen
-    changed = logs.copy()
-    changed[place[held]] += amounts[held]
-    return changed
-
-
-def penalised(logs: Floats, counts: Ids, sampling: Sampling) -> Floats:
-    """Lower the symbols that occur among the last `repeat_last_n` chosen ones.
+def penalised(logs: Floats, counts: Floats, sampling: Sampling) -> Floats:
+    """Lower the pieces that occur among the last `repeat_last_n` chosen ones.
 
     `logs, counts: (m,)`. As llama.cpp does with logits, here with l = log p + bias of a
-    symbol that occurs c > 0 times: l becomes l * repeat_penalty where l <= 0 (p becomes
+    piece that occurs c > 0 times: l becomes l * repeat_penalty where l <= 0 (p becomes
     p^repeat_penalty) and l / repeat_penalty where a bias made it positive; then
     presence_penalty + c * frequency_penalty is subtracted. p is the probability after fusion,
-    so that a symbol with p = 1 is beyond the reach of repeat_penalty.
+    so that a piece with p = 1 is beyond the reach of repeat_penalty.
     """
     repeat = sampling.repeat_penalty
     scaled = np.where(logs <= 0, logs * repeat, logs / repeat)

@@ -1,69 +1,22 @@
-"""Many texts over one engine: a request waits, takes a place, and leaves it to the next."""
+"""Many texts over one engine: a ticket waits, takes a slot, and leaves it to the next."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from eva_local.cache.context import as_row, common
+from eva_local.cache.context import common
 from eva_local.engine.engine import Engine
-from eva_local.engine.sampling import ChooserMaker
-from eva_local.engine.sequence import TextSequence
+from eva_local.engine.request import Ticket, Told
 from eva_local.errors import ClosedError, EvaError, passed_on
-from eva_local.fusion.fuser import Fuser
 from eva_local.llama.calls import calling
-from eva_local.types import Sampling, Step
 
 log = logging.getLogger("eva_local")
-
-# Told each step of an answer, or the error that ended it.
-Sink = Callable[[Step | EvaError], None]
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """An answer that was asked for; `prompts` are each member's own tokens.
-
-    With `alone`, the place of a member, it writes alone, and `prompts` are its prompt only. For
-    the other fields see `Engine.begin`.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    sampling: Sampling
-    sink: Sink = lambda _: None
-    traced: bool = False
-    n_top: int = 0
-    chooser: ChooserMaker | None = None
-    judge: Fuser | None = None
-    alone: int | None = None
-    judged: int = 0
-    sequence: TextSequence | None = None
-    #: Whether nothing more will come: the answer ended, failed, or was cancelled.
-    done: bool = False
-
-    def __post_init__(self) -> None:
-        """Let the prompts be compared quickly with what the caches hold."""
-        self.prompts = [as_row(prompt) for prompt in self.prompts]
-
-    @property
-    def prompt_of(self) -> dict[int, Sequence[int]]:
-        """The prompts by the places of their members."""
-        members = range(len(self.prompts)) if self.alone is None else [self.alone]
-        return dict(zip(members, self.prompts, strict=True))
-
-    @property
-    def reads(self) -> bool:
-        """Whether it is in a place and still at its prompt."""
-        return self.sequence is not None and self.sequence.steps == 0 and not self.done
-
-    @property
-    def share_read(self) -> float:
-        """The share of the prompts that the members have read, from 0 to 1."""
-        return 0.0 if self.sequence is None else self.sequence.share_read
 
 
 @dataclass(slots=True, eq=False)
@@ -84,13 +37,13 @@ class Scheduler:
 
     def __init__(self, engine: Engine, n_slots: int = 1) -> None:
         """Use the slots 0 to `n_slots` - 1 of `engine`, which nobody else may use."""
-        self._engine = engine
+        self.engine = engine
         self.n_slots = n_slots
         #: Whether texts move together when nothing waits. llama.cpp decodes neighbours up to
         #: twice as fast, but what the caches hold of texts that are over is lost.
         self.gapless = False
-        self._waiting: deque[Request] = deque()
-        self._places: dict[int, Request] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[int, Ticket] = {}
         # How long the prompts were that each slot read last, by member, and when it was in use.
         self._read: dict[int, dict[int, int]] = {}
         self._used: dict[int, int] = {}
@@ -102,39 +55,45 @@ class Scheduler:
     @property
     def chunk(self) -> int | None:
         """How many tokens of prompts a step may read beside answers; None fills the batches."""
-        return self._engine.chunk
+        return self.engine.chunk
 
     @chunk.setter
     def chunk(self, chunk: int | None) -> None:
-        self._engine.chunk = chunk
+        self.engine.chunk = chunk
+
+    @property
+    def n_places(self) -> int:
+        """The old name of `n_slots`."""
+        warnings.warn("n_places is now n_slots", DeprecationWarning, stacklevel=2)
+        return self.n_slots
 
     @property
     def n_waiting(self) -> int:
-        """How many requests have no place yet."""
+        """How many tickets have no slot yet."""
         return len(self._waiting)
 
     @property
     def n_running(self) -> int:
-        """How many places are taken."""
-        return sum(not request.done for request in list(self._places.values()))
+        """How many slots are taken."""
+        return sum(not ticket.done for ticket in list(self._running.values()))
 
-    def submit(self, request: Request) -> Request:
-        """Put a request at the end of the queue; raise ClosedError where all is over."""
+    def submit(self, ticket: Ticket) -> Ticket:
+        """Put a ticket at the end of the queue; raise ClosedError where all is over."""
         with self._changed:
             self._refuse_closed()
-            self._waiting.append(request)
-        return request
+            self._waiting.append(ticket)
+        return ticket
 
-    def cancel(self, request: Request) -> None:
-        """End a request: its sink is told nothing more, and the next step has its place free."""
+    def cancel(self, ticket: Ticket) -> None:
+        """End a ticket: its sink is told nothing more, and the next step has its slot free."""
         with self._changed:
-            request.done = True
-        self._leaves_queue(request)
+            ticket.done = True
+        self._leaves_queue(ticket)
 
     def step(self, unless: Callable[[], bool] = lambda: False) -> None:
-        """Fill free places, and take every text one symbol further.
+        """Fill free slots, and take every text one step further.
 
-        What goes wrong with a text ends that text: its sink is told, and its place is free for
+        What goes wrong with a text ends that text: its sink is told, and its slot is free for
         another, which reads all of its prompt. So it is where a member cannot decode.
         Where another thread is at it, wait for the end of that step instead, and raise what it
         raised. Nothing is done where what was hoped for is there already, as `unless` says.
@@ -143,7 +102,7 @@ class Scheduler:
         mine = _Turn()
         try:
             if self._takes(mine, unless):
-                # A signal in the middle would take a step from another text, or its place.
+                # A signal in the middle would take a step from another text, or its slot.
                 with calling():
                     self._advance()
         except Exception as error:
@@ -157,13 +116,13 @@ class Scheduler:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._turn is None)
-            asked = [*self._waiting, *self._places.values()]
+            asked = [*self._waiting, *self._running.values()]
             self._waiting.clear()
-            self._places = {}
-        for request in asked:
-            if not request.done:
-                request.sink(ClosedError())
-                request.done = True
+            self._running = {}
+        for ticket in asked:
+            if not ticket.done:
+                ticket.sink(ClosedError())
+                ticket.done = True
 
     def _takes(self, mine: _Turn, unless: Callable[[], bool]) -> bool:
         """Return whether the turn was taken; where another has it, wait until it ends."""
@@ -192,65 +151,52 @@ class Scheduler:
             raise ClosedError()
 
     def _advance(self) -> None:
-        self._places = {slot: held for slot, held in self._places.items() if not held.done}
+        self._running = {slot: held for slot, held in self._running.items() if not held.done}
         self._admit()
         self._close_gap()
         # Answers go first into a batch, prompts fill the rest in the order of their coming.
-        running = sorted(self._places.items(), key=lambda item: item[1].reads)
-        sequences = [request.sequence for _, request in running if request.sequence is not None]
-        steps = self._engine.step(sequences) if sequences else []
-        self._used |= dict.fromkeys(self._places, next(self._clock))
-        # What a sink may raise leaves the places in order.
-        self._places = {slot: held for slot, held in running if not _is_finished(held)}
-        for (_, request), sequence, step in zip(running, sequences, steps, strict=True):
+        running = sorted(self._running.items(), key=lambda item: item[1].reads)
+        sequences = [ticket.sequence for _, ticket in running if ticket.sequence is not None]
+        steps = self.engine.step(sequences) if sequences else []
+        self._used |= dict.fromkeys(self._running, next(self._clock))
+        # What a sink may raise leaves the slots in order.
+        self._running = {slot: held for slot, held in running if not _is_finished(held)}
+        for (_, ticket), sequence, step in zip(running, sequences, steps, strict=True):
             told = sequence.error or step
-            if told is not None and not request.done:
-                _tell(request, told, last=sequence.finished)
+            if told is not None and not ticket.done:
+                _tell(ticket, told, last=sequence.finished)
 
     def _admit(self) -> None:
-        free = [slot for slot in range(self.n_slots) if slot not in self._places]
-        while free and (request := self._next()) is not None:
+        free = [slot for slot in range(self.n_slots) if slot not in self._running]
+        while free and (ticket := self._next()) is not None:
             try:
-                slot = self._best(free, request)
-                request.sequence = self._begin(request, slot)
+                slot = self._best(free, ticket)
+                ticket.sequence = self.engine.begin(ticket, slot)
             except EvaError as error:
-                _tell(request, error, last=True)
+                _tell(ticket, error, last=True)
                 continue
             except Exception as error:
                 # What is wrong with a request ends nobody else's.
                 log.exception("an answer could not begin")
-                _tell(request, passed_on(error), last=True)
+                _tell(ticket, passed_on(error), last=True)
                 continue
             free.remove(slot)
-            self._places[slot] = request
-            lengths = {member: len(prompt) for member, prompt in request.prompt_of.items()}
+            self._running[slot] = ticket
+            lengths = {member: len(prompt) for member, prompt in ticket.prompt_of.items()}
             self._read[slot] = self._read.get(slot, {}) | lengths
-
-    def _begin(self, request: Request, slot: int) -> TextSequence:
-        return self._engine.begin(
-            request.prompts,
-            request.sampling,
-            slot,
-            traced=request.traced,
-            n_top=request.n_top,
-            chooser=request.chooser,
-            judge=request.judge,
-            alone=request.alone,
-            judged=request.judged,
-        )
 
     def _close_gap(self) -> None:
         """Move the text in the highest slot into the lowest free one."""
-        highest = max(self._places, default=-1)
-        if not self.gapless or self._waiting or highest < len(self._places):
+        highest = max(self._running, default=-1)
+        if not self.gapless or self._waiting or highest < len(self._running):
             return
-        free = next(slot for slot in range(highest) if slot not in self._places)
-        self._engine.move(highest, free)
-        self._places = {
-            free if slot == highest else slot: held for slot, held in self._places.items()
+        free = next(slot for slot in range(highest) if slot not in self._running)
+        self.engine.move(highest, free)
+        self._running = {
+            free if slot == highest else slot: held for slot, held in self._running.items()
         }
 
-    def _best(self, free: Sequence[int], request: Request) -> int:
+    def _best(self, free: Sequence[int], ticket: Ticket) -> int:
         """Return the slot whose text is missed least; the lowest of several.
 
         That is one whose text goes on, or is written anew: the prompts begin with all of its
@@ -261,11 +207,11 @@ class Scheduler:
         """
         if len(free) == 1:
             return free[0]
-        prompts = request.prompt_of
-        held = {slot: sum(self._engine.held(prompts, [slot]).values()) for slot in free}
+        prompts = ticket.prompt_of
+        held = {slot: sum(self.engine.held(prompts, [slot]).values()) for slot in free}
         if self.gapless:
             return max(free, key=held.__getitem__)
-        lost = {slot: self._engine.lost(prompts, slot) for slot in free}
+        lost = {slot: self.engine.lost(prompts, slot) for slot in free}
         if ongoing := [slot for slot in free if held[slot] and self._goes_on(slot, prompts)]:
             return max(ongoing, key=held.__getitem__)
         if empty := [slot for slot in free if not lost[slot]]:
@@ -277,49 +223,49 @@ class Scheduler:
     def _goes_on(self, slot: int, prompts: Mapping[int, Sequence[int]]) -> bool:
         """Return whether prompts begin with those that were last read in a slot."""
         before = self._read.get(slot, {})
-        held = self._engine.held(prompts, [slot])
+        held = self.engine.held(prompts, [slot])
         return all(held[member] >= before.get(member, 0) for member in prompts)
 
-    def _next(self) -> Request | None:
-        """Take the first request that gains nothing by waiting for what is being read."""
+    def _next(self) -> Ticket | None:
+        """Take the first ticket that gains nothing by waiting for what is being read."""
         with self._changed:
             first = list(islice(self._waiting, self.n_slots))
-        for request in first:
-            if not self._is_being_read(request.prompt_of) and self._leaves_queue(request):
-                return request
+        for ticket in first:
+            if not self._is_being_read(ticket.prompt_of) and self._leaves_queue(ticket):
+                return ticket
         return None
 
-    def _leaves_queue(self, request: Request) -> bool:
-        """Take a request out of the queue; False where it was cancelled in the meantime."""
+    def _leaves_queue(self, ticket: Ticket) -> bool:
+        """Take a ticket out of the queue; False where it was cancelled in the meantime."""
         with self._changed:
-            waits = request in self._waiting
+            waits = ticket in self._waiting
             if waits:
-                self._waiting.remove(request)
+                self._waiting.remove(ticket)
             return waits
 
     def _is_being_read(self, prompts: Mapping[int, Sequence[int]]) -> bool:
         """Return whether the beginning of the prompts will soon be there to copy."""
-        readers = [request.prompt_of for request in self._places.values() if request.reads]
+        readers = [ticket.prompt_of for ticket in self._running.values() if ticket.reads]
         for member, prompt in prompts.items():
             theirs = (reader[member] for reader in readers if member in reader)
             soon = max((common(each, prompt) for each in theirs), default=0)
-            worth = self._engine.worth_copying(member)
+            worth = self.engine.worth_copying(member)
             if soon < worth:
                 continue
-            held = self._engine.held({member: prompt}, range(self.n_slots))
+            held = self.engine.held({member: prompt}, range(self.n_slots))
             if soon - held[member] >= worth:
                 return True
         return False
 
 
-def _is_finished(request: Request) -> bool:
-    return request.sequence is not None and request.sequence.finished
+def _is_finished(ticket: Ticket) -> bool:
+    return ticket.sequence is not None and ticket.sequence.finished
 
 
-def _tell(request: Request, told: Step | EvaError, *, last: bool) -> None:
-    """Tell a sink; who sees that a request is done has been told all of it."""
+def _tell(ticket: Ticket, told: Told, *, last: bool) -> None:
+    """Tell a sink; who sees that a ticket is done has been told all of it."""
     try:
-        request.sink(told)
+        ticket.sink(told)
     finally:
         if last:
-            request.done = True
+            ticket.done = True

@@ -4,138 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eva_local.engine.sampling import Forced
-from eva_local.engine.scheduler import Request
-from eva_local.engine.sequence import Panel
-from eva_local.errors import ContextError, EvaError, InputError
-from eva_local.fusion.fuser import Decision, Fuser
-from eva_local.fusion.votes import Floats, Marks, Vote
-from eva_local.types import Candidate, Sampling, Score, ScoredSymbol, Step
+from eva_local.engine.request import Ticket
+from eva_local.engine.sampling import Sampler
+from eva_local.engine.sequence import TextSequence
+from eva_local.errors import ContextError
+from eva_local.fusion.fuser import Decision
+from eva_local.spaces.base import Candidates, MemberState
+from eva_local.types import Candidate, Score, ScoredSymbol
 
 
-class Witness(Fuser):
-    """Judges as another does, and adds up how likely each member thought what came.
+class ScoredSequence(TextSequence):
+    """A text that is given: its symbols are committed one by one, and their likelihoods added up.
 
-    `log_likelihoods` are in nats, by the members' own votes; None for a member that was not
-    asked each time.
+    What a vote does not hold counts with its smallest probability, which bounds the true one from
+    above; who abstains holds all symbols equally likely.
     """
 
-    def __init__(self, judge: Fuser, n_members: int, n_symbols: int) -> None:
-        """Let `judge` decide."""
-        self._judge = judge
-        self._n_symbols = n_symbols
-        self.log_likelihoods: list[float | None] = [0.0] * n_members
+    def __init__(self, ticket: Ticket, states: Sequence[MemberState]) -> None:
+        """Put the symbols of the ticket behind each member's own prompt."""
+        super().__init__(ticket, states, Sampler(ticket.sampling))
+        self._symbols = tuple(ticket.symbols or ())
+        self._log_likelihood = 0.0
+        self._unseen = 0
+        # None for a member that was not asked each time.
+        self._members: list[float | None] = [0.0] * len(states)
+        self._told: list[ScoredSymbol] = []
 
-    @property
-    def evidence(self) -> Floats:  # type: ignore[override]
-        """What the judge knows of each member."""
-        return self._judge.evidence
+    def _advance(self) -> Score | None:
+        """Commit symbols until a member must decode, or all are scored."""
+        while self.ready:
+            candidates = self._vote()
+            decision = self._fuse(candidates)
+            symbol = self._symbols[self.steps]
+            self.steps += 1
+            self._add(candidates, decision, symbol)
+            self._commit(candidates, decision, symbol)
+            if self.steps == len(self._symbols):
+                self.finished = True
+                return self._score()
+            if self._is_full:
+                raise ContextError(
+                    f"the text to be scored does not fit: {self.steps} of {len(self._symbols)} "
+                    "symbols did; shorten it or raise n_ctx"
+                )
+        return None
 
-    @property
-    def weights(self) -> Floats:
-        """What each member counts with the judge."""
-        return self._judge.weights
+    def _candidates(self, only: int | None = None) -> Candidates:
+        return self.panel.space.symbols(self.states, only)
 
-    def begin(self, evidence: Sequence[float]) -> None:
-        """Tell the judge."""
-        self._judge.begin(evidence)
-
-    def decide(self, votes: Sequence[Vote | None], allowed: Marks | None = None) -> Decision:
-        """Let the judge decide."""
-        return self._judge.decide(votes, allowed)
-
-    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
-        """Let the judge learn, and add up."""
-        self._judge.learn(decision, symbol, n_bytes)
-        self.log_likelihoods = [
-            None
-            if vote is None or known is None
-            else known + vote.likelihood(symbol, self._n_symbols)
-            for known, vote in zip(self.log_likelihoods, decision.votes, strict=True)
+    def _add(self, candidates: Candidates, decision: Decision, symbol: int) -> None:
+        fused, n_symbols = decision.fused, self.panel.space.end + 1
+        likelihood = fused.likelihood(symbol, n_symbols)
+        self._log_likelihood += likelihood
+        self._unseen += not fused.probability(symbol)
+        self._members = [
+            None if vote is None or known is None else known + vote.likelihood(symbol, n_symbols)
+            for known, vote in zip(self._members, decision.votes, strict=True)
         ]
-
-
-class Scoring:
-    """A text that is being scored."""
-
-    def __init__(
-        self,
-        panel: Panel,
-        prompts: Sequence[Sequence[int]],
-        symbols: Sequence[int],
-        judge: Fuser | None = None,
-        *,
-        alone: int | None = None,
-        judged: int = 0,
-        detailed: bool = False,
-        n_top: int = 0,
-    ) -> None:
-        """Put `symbols` of the panel's space behind each member's own prompt.
-
-        The last `judged` bytes of the prompts are evidence; see `Engine.begin`.
-        With `detailed` the score tells each symbol, and the `n_top` likeliest in its place.
-        Raises InputError where there is nothing to score, or a symbol that nobody can write.
-        """
-        space = panel.space
-        self._symbols = tuple(symbols)
-        self._pieces = [space.piece(symbol) for symbol in symbols]
-        if not self._pieces:
-            raise InputError("there is no text to be scored")
-        self._piece = space.piece
-        self._detailed = detailed
-        self._forced = Forced(symbols, space.end + 1, n_top)
-        n_members = len(panel.members)
-        self._witness = Witness(judge or Fuser(panel.fusion, n_members), n_members, space.end + 1)
-        self._last: Step | EvaError | None = None
-        #: What a scheduler must be asked for.
-        self.request = Request(
-            prompts,
-            Sampling(max_tokens=len(symbols)),
-            self.hear,
-            chooser=lambda: self._forced,
-            judge=self._witness,
-            alone=alone,
-            judged=judged,
-        )
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a result."""
-        return self.request.done
-
-    def hear(self, told: Step | EvaError) -> None:
-        """Take what is told of the request."""
-        self._last = told
-
-    def result(self) -> Score:
-        """Return the score; raise the error that ended it, or ContextError without room."""
-        last, forced = self._last, self._forced
-        if isinstance(last, EvaError):
-            raise last
-        if not forced.complete:
-            raise ContextError(
-                f"the text to be scored does not fit: {forced.chosen} of {len(forced)} symbols "
-                "did; shorten it or raise n_ctx"
+        if self._ticket.detailed:
+            n_top = self._ticket.n_top
+            top = fused.top(n_top) if n_top else ()
+            self._told.append(
+                ScoredSymbol(
+                    candidates.piece(symbol),
+                    likelihood,
+                    tuple(Candidate(candidates.piece(each), share) for each, share in top),
+                )
             )
-        assert last is not None
-        assert last.usage is not None
+
+    def _score(self) -> Score:
+        piece = self.panel.space.piece
         return Score(
-            log_likelihood=forced.log_likelihood,
-            n_bytes=sum(map(len, self._pieces)),
-            n_symbols=len(forced),
-            filtered=last.usage.filtered,
-            unseen=forced.unseen,
-            members=tuple(self._witness.log_likelihoods),
-            symbols=self._told() if self._detailed else (),
-        )
-
-    def _told(self) -> tuple[ScoredSymbol, ...]:
-        parts = zip(self._pieces, self._forced.likelihoods, self._forced.tops, strict=True)
-        return tuple(
-            ScoredSymbol(
-                piece,
-                likelihood,
-                tuple(Candidate(self._piece(symbol), share) for symbol, share in top),
-            )
-            for piece, likelihood, top in parts
+            log_likelihood=self._log_likelihood,
+            n_bytes=sum(len(piece(symbol)) for symbol in self._symbols),
+            n_symbols=len(self._symbols),
+            filtered=tuple(self._filtered.tolist()),
+            unseen=self._unseen,
+            members=tuple(self._members),
+            symbols=tuple(self._told),
         )

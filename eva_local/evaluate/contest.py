@@ -191,7 +191,7 @@ def _scored(
             Juror(job.fusion, n_members, lead, n_symbols, conversation=first.chat)
             for job in asked[at]
         ]
-        juries[at].append(Jury(fusion, n_members, jurors))
+        juries[at].append(Jury(fusion, jurors))
         return juries[at][-1]
 
     rows = [first.asked[place] for place in places]

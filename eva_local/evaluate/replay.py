@@ -93,28 +93,28 @@ class Juror:
         return [vote if member == lead else None for member, vote in enumerate(votes)]
 
 
-class Jury(Fuser):
-    """A judge that lets jurors hear the votes of a text too.
+class Jury:
+    """An observer that lets jurors hear the votes of a text.
 
     They decide by what they look at in the votes. Whole votes are fused once for all who come to
     the same weights, since that takes the time: a vote may have hundreds of thousands of symbols.
     """
 
-    def __init__(self, fusion: FusionSettings, n_members: int, jurors: Sequence[Juror]) -> None:
-        """Begin a text."""
-        super().__init__(fusion, n_members)
+    def __init__(self, fusion: FusionSettings, jurors: Sequence[Juror]) -> None:
+        """Begin a text, which is fused by `fusion`."""
+        self._fusion = fusion
         self.jurors = jurors
+        self._begun = False
         looks = [juror.fusion.filter_n for juror in jurors if juror.fusion.filter == "top-n"]
         # A gate asks for the first choice.
         self._n_top = max(looks, default=1)
 
-    def begin(self, evidence: Sequence[float]) -> None:
-        """Tell the jurors."""
-        for juror in self.jurors:
-            juror.begin(evidence)
-
-    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
+    def __call__(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Tell the jurors the votes, and which symbol came."""
+        if not self._begun:
+            self._begun = True
+            for juror in self.jurors:
+                juror.begin(decision.evidence)
         votes = tuple(vote for vote in decision.votes if vote is not None)
         mine = self._fusion
         known: dict[tuple[tuple[float, ...], str, float], Vote] = {
@@ -145,25 +145,25 @@ def _seen(vote: Vote, symbol: int, count: int) -> Vote:
     return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
 
 
-class Recorder(Fuser):
-    """A judge that keeps what it hears."""
+class Recorder:
+    """An observer that keeps what it hears."""
 
-    def __init__(
-        self, fusion: FusionSettings, n_members: int, *, conversation: bool = False
-    ) -> None:
+    def __init__(self, n_members: int, *, conversation: bool = False) -> None:
         """Begin a text."""
-        super().__init__(fusion, n_members)
+        self._evidence = (0.0,) * n_members
         self._conversation = conversation
         self._heard: list[Heard] = []
 
-    def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
+    def __call__(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Keep the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
+        if not self._heard:
+            self._evidence = decision.evidence
         self._heard.append(Heard(votes, symbol, n_bytes))
 
     def transcript(self) -> Transcript:
         """Return what was heard."""
-        return Transcript(tuple(self._heard), tuple(self.evidence.tolist()), self._conversation)
+        return Transcript(tuple(self._heard), self._evidence, self._conversation)
 
 
 def recording(fusion: FusionSettings) -> FusionSettings:

@@ -6,65 +6,62 @@ from collections.abc import Callable, Iterator
 from html import escape
 
 from eva_local.evaluate.advice import verdict, warning
+from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.figures import cells, headings, signed
 from eva_local.evaluate.metrics import lower_is_better
-from eva_local.evaluate.outcome import Outcome
 from eva_local.evaluate.rows import Row
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary
-from eva_local.pages.frame import report_style, still_page
+from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 # Rows that are shown of each task: those in which ensemble and best member differ most.
 _SHOWN_ROWS = 24
 _SHOWN_TEXT = 600
-# Colours that the palette has, one a member; the ensemble that was asked for has the ink.
-_COLOURS = 8
 
 
-def report_page(outcome: Outcome) -> str:
+def report_page(evaluation: Evaluation) -> str:
     """Return the page, as HTML. Text of rows and models is data to it."""
-    style = report_style()
-    title = f"{outcome.ensemble}: evaluation"
-    css = _colours(outcome)
+    title = f"{evaluation.ensemble}: evaluation"
+    css = _colours(evaluation)
     body = [
-        _head(outcome),
-        _overview(outcome, css),
-        *(_task(summary, css) for summary in outcome.tasks),
-        _tuned(outcome.tuned),
-        _settings(outcome),
+        _head(evaluation),
+        _overview(evaluation, css),
+        *(_task(summary, css) for summary in evaluation.tasks),
+        _tuned(evaluation.tuned),
+        _settings(evaluation),
     ]
-    return still_page(title, style, "".join(body))
+    return report(title, "".join(body))
 
 
-def _colours(outcome: Outcome) -> dict[str, str]:
+def _colours(evaluation: Evaluation) -> dict[str, str]:
     """Return each contestant's class: members and variants in colours, the ensemble in ink."""
-    names = [standing.name for standing in outcome.tasks[0].standings]
-    others = [name for name in names if name != outcome.ensemble]
+    names = [standing.name for standing in evaluation.tasks[0].standings]
+    others = [name for name in names if name != evaluation.ensemble]
     return {
-        outcome.ensemble: "main",
-        **{name: f"m{place % _COLOURS}" for place, name in enumerate(others)},
+        evaluation.ensemble: "main",
+        **{name: member_class(number) for number, name in enumerate(others)},
     }
 
 
-def _head(outcome: Outcome) -> str:
-    rows = sum(len(summary.task.rows) for summary in outcome.tasks)
-    how = "chat templates" if outcome.setting.chat else "plain prompts"
-    facts = f"{len(outcome.tasks)} tasks · {rows:,} rows · {how} · pivot {outcome.pivot}"
+def _head(evaluation: Evaluation) -> str:
+    rows = sum(len(summary.task.rows) for summary in evaluation.tasks)
+    how = "chat templates" if evaluation.setting.chat else "plain prompts"
+    facts = f"{len(evaluation.tasks)} tasks · {rows:,} rows · {how} · pivot {evaluation.pivot}"
     return (
         '<header><p class="eyebrow">eva-local eval</p>'
-        f"<h1>{escape(outcome.ensemble)} against its members</h1>"
+        f"<h1>{escape(evaluation.ensemble)} against its members</h1>"
         f'<p class="facts">{escape(facts.replace("1 tasks", "1 task"))}</p></header>'
     )
 
 
-def _overview(outcome: Outcome, css: dict[str, str]) -> str:
+def _overview(evaluation: Evaluation, css: dict[str, str]) -> str:
     """Plot the difference of every ensemble to the best member of every task."""
     plots = []
     for bits in (False, True):
-        chosen = [one for one in outcome.tasks if lower_is_better(one.metric) == bits]
+        chosen = [one for one in evaluation.tasks if lower_is_better(one.metric) == bits]
         lines = [line for summary in chosen for line in _aheads(summary, css)]
-        means = [] if bits else list(_means(outcome, css))
+        means = [] if bits else list(_means(evaluation, css))
         if lines:
             unit = "% fewer bits" if bits else "points ahead"
             title = "differences to the best member of each task"
@@ -74,7 +71,8 @@ def _overview(outcome: Outcome, css: dict[str, str]) -> str:
     return (
         '<section><h2>Ahead of the best member?</h2><p class="facts">Dots are differences, lines '
         "95% intervals (paired bootstrap over the rows). Right of the line the ensemble is better; "
-        f"an interval across it may be chance.</p>{_legend(outcome, css)}{''.join(plots)}</section>"
+        f"an interval across it may be chance.</p>{_legend(evaluation, css)}"
+        f"{''.join(plots)}</section>"
     )
 
 
@@ -87,20 +85,20 @@ def _aheads(summary: TaskSummary, css: dict[str, str]) -> Iterator[Line]:
             label = ""
 
 
-def _means(outcome: Outcome, css: dict[str, str]) -> Iterator[Line]:
+def _means(evaluation: Evaluation, css: dict[str, str]) -> Iterator[Line]:
     label = "mean of tasks"
-    for name in outcome.ensembles:
-        if (mean := outcome.overall(name)) is not None:
+    for name in evaluation.ensembles:
+        if (mean := evaluation.overall(name)) is not None:
             yield _line(label, css[name], mean, f"{mean.value:+.1f}")
             label = ""
 
 
-def _legend(outcome: Outcome, css: dict[str, str]) -> str:
-    if len(outcome.ensembles) < 2:
+def _legend(evaluation: Evaluation, css: dict[str, str]) -> str:
+    if len(evaluation.ensembles) < 2:
         return ""
     names = (
         f'<li><span class="swatch {css[name]}"></span>{escape(name)}</li>'
-        for name in outcome.ensembles
+        for name in evaluation.ensembles
     )
     return f'<ul class="legend">{"".join(names)}</ul>'
 
@@ -244,9 +242,9 @@ def _tuned(block: str) -> str:
     )
 
 
-def _settings(outcome: Outcome) -> str:
+def _settings(evaluation: Evaluation) -> str:
     lines = []
-    for standing in outcome.tasks[0].ensembles:
+    for standing in evaluation.tasks[0].ensembles:
         spec = standing.contestant.spec
         fusion = ", ".join(
             f"{name} {getattr(spec.fusion, name)}" for name in spec.fusion.__dataclass_fields__

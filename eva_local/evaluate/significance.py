@@ -35,6 +35,13 @@ class Estimate:
         """Return the upper end of the 95% interval."""
         return float(np.quantile(self.resamples, (1 + CONFIDENCE) / 2))
 
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Return the difference of two contestants on the same rows, drawn by the same seed.
+
+        That is the paired bootstrap.
+        """
+        return Estimate(self.value - other.value, self.resamples - other.resamples)
+
     def interval(self, form: str = "+.1f") -> str:
         """Return the 95% interval in words."""
         return f"{self.low:{form}} to {self.high:{form}}"
@@ -45,10 +52,8 @@ def estimate(
 ) -> Estimate:
     """Estimate the weighted mean of `values: (rows,)`.
 
-    Rows are resampled with replacement, each value together with its weight (Efron 1979). For
-    the difference of two contestants, pass the differences row by row: that is the paired
-    bootstrap. One row alone has no spread: its interval is the value. The same `seed` draws the
-    same rows.
+    Rows are resampled with replacement, each value together with its weight (Efron 1979). One
+    row alone has no spread: its interval is the value. The same `seed` draws the same rows.
     """
     from scipy.stats import bootstrap
 

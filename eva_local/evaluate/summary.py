@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from eva_local.evaluate.contest import Contestant, Entry
 from eva_local.evaluate.metrics import (
@@ -71,10 +73,9 @@ class Standing:
 class TaskSummary:
     """All contestants on one task, members first.
 
-    `best` is the best member's name and `gap` how far behind it the worst member is, in the
-    unit of `ahead`. `oracle` is the score of picking the best member for every row, `agreement`
-    the share of rows to which all members gave the same answer, where answers can be the same;
-    both are None without two members. `gap` and `ahead` are in points, for bits per byte in
+    `best` is the best member's name. `oracle` is the score of picking the best member for every
+    row, `agreement` the share of rows to which all members gave the same answer, where answers can
+    be the same; both are None without two members. Differences are in points, for bits per byte in
     percent of the best member.
     """
 
@@ -82,7 +83,6 @@ class TaskSummary:
     metric: Metric
     standings: tuple[Standing, ...]
     best: str
-    gap: float
     oracle: float | None
     agreement: float | None
 
@@ -95,6 +95,11 @@ class TaskSummary:
     def ensembles(self) -> tuple[Standing, ...]:
         """Return the ensembles' standings, the one that was asked for first."""
         return tuple(standing for standing in self.standings if not standing.contestant.alone)
+
+    @property
+    def gap(self) -> float:
+        """Return how far behind the best member the worst one is."""
+        return max((-one.ahead.value for one in self.members if one.ahead), default=0.0)
 
     @property
     def base(self) -> str:
@@ -123,50 +128,53 @@ class TaskSummary:
 
 def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
     """Return the numbers of one task; `entries` are all contestants' on it."""
-    task = entries[0].task
-    metric = metric_of(task)
-    marks = {entry.contestant.name: _marks(entry, metric) for entry in entries}
-    alone = [entry.contestant.name for entry in entries if entry.contestant.alone]
-    scores = {
-        name: estimate([mark.value for mark in each], [mark.weight for mark in each], seed)
-        for name, each in marks.items()
-    }
-    first = next((e.contestant.name for e in entries if not e.contestant.alone), "")
-    less = lower_is_better(metric)
-    ranked = sorted(alone, key=lambda name: scores[name].value, reverse=not less)
-    best = ranked[0] if ranked else ""
-    aheads = {
-        name: _ahead(each, marks[best], metric, seed) if best and name != best else None
-        for name, each in marks.items()
-    }
-    changes = {
-        name: _ahead(each, marks[first], metric, seed)
-        for name, each in marks.items()
-        if name not in (first, *alone)
-    }
-    last = aheads[ranked[-1]] if ranked else None
-    together = [marks[name] for name in alone]
-    return TaskSummary(
-        task=task,
-        metric=metric,
-        standings=tuple(
-            Standing(
-                contestant=entry.contestant,
-                score=scores[entry.contestant.name],
-                ahead=aheads[entry.contestant.name],
-                change=changes.get(entry.contestant.name),
-                marks=marks[entry.contestant.name],
-                more=_more(entry, metric),
-                filtered=votes_filtered(entry.results),
-                seconds=sum(result.seconds for result in entry.results) / len(entry.results),
-            )
-            for entry in entries
-        ),
-        best=best,
-        gap=0.0 if last is None else -last.value,
-        oracle=_oracle(together, less) if len(alone) > 1 else None,
-        agreement=_agreement(together) if len(alone) > 1 and metric in _ANSWERS else None,
+    metric = metric_of(entries[0].task)
+    found = [_standing(entry, metric, seed) for entry in entries]
+    members = [one for one in found if one.contestant.alone]
+    base = next((one for one in found if not one.contestant.alone), None)
+    pick = min if lower_is_better(metric) else max
+    best = pick(members, key=lambda one: one.score.value, default=None)
+    standings = tuple(
+        replace(
+            one,
+            ahead=_ahead(one, best, metric),
+            change=None if one.contestant.alone else _ahead(one, base, metric),
+        )
+        for one in found
     )
+    return TaskSummary(
+        task=entries[0].task,
+        metric=metric,
+        standings=standings,
+        best=best.name if best else "",
+        oracle=_oracle(members, pick) if len(members) > 1 else None,
+        agreement=_agreement(members) if len(members) > 1 and metric in _ANSWERS else None,
+    )
+
+
+def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
+    """Return how a contestant did, held against nobody yet."""
+    marks = _marks(entry, metric)
+    return Standing(
+        contestant=entry.contestant,
+        score=estimate([mark.value for mark in marks], [mark.weight for mark in marks], seed),
+        ahead=None,
+        change=None,
+        marks=marks,
+        more=_more(entry, metric),
+        filtered=votes_filtered(entry.results),
+        seconds=sum(result.seconds for result in entry.results) / len(entry.results),
+    )
+
+
+def _ahead(mine: Standing, theirs: Standing | None, metric: Metric) -> Estimate | None:
+    """Return how much better one is than another; None against oneself or nobody."""
+    if theirs is None or mine is theirs:
+        return None
+    if not lower_is_better(metric):
+        return mine.score - theirs.score
+    less, base = theirs.score - mine.score, theirs.score
+    return Estimate(100 * less.value / base.value, 100 * less.resamples / base.resamples)
 
 
 def overall(summaries: Sequence[TaskSummary], name: str) -> Estimate | None:
@@ -175,24 +183,10 @@ def overall(summaries: Sequence[TaskSummary], name: str) -> Estimate | None:
     Tasks in points only; None where there are fewer than two. A best member is 0 ahead.
     """
     counted = [summary for summary in summaries if not lower_is_better(summary.metric)]
-    aheads = []
-    for summary in counted:
-        standing = summary.standing(name)
-        aheads.append(standing.ahead or estimate([0.0] * len(standing.marks)))
-    return mean_of(aheads) if len(aheads) > 1 and all(one.best for one in counted) else None
-
-
-def _ahead(mine: Sequence[Mark], theirs: Sequence[Mark], metric: Metric, seed: int) -> Estimate:
-    """Estimate the difference row by row: the paired bootstrap."""
-    weights = [mark.weight for mark in theirs]
-    if not lower_is_better(metric):
-        gains = [mark.value - other.value for mark, other in zip(mine, theirs, strict=True)]
-        return estimate(gains, weights, seed)
-    gains = [other.value - mark.value for mark, other in zip(mine, theirs, strict=True)]
-    base = estimate([mark.value for mark in theirs], weights, seed)
-    gain = estimate(gains, weights, seed)
-    # The same seed drew the same rows for both.
-    return Estimate(100 * gain.value / base.value, 100 * gain.resamples / base.resamples)
+    if len(counted) < 2 or not all(summary.best for summary in counted):
+        return None
+    standings = [summary.standing(name) for summary in counted]
+    return mean_of([one.ahead or one.score - one.score for one in standings])
 
 
 def _marks(entry: Entry, metric: Metric) -> tuple[Mark, ...]:
@@ -240,14 +234,13 @@ def _more(entry: Entry, metric: Metric) -> dict[str, float]:
     return {}
 
 
-def _oracle(members: Sequence[Sequence[Mark]], less: bool) -> float:
-    sign = -1 if less else 1
-    picked: list[Mark] = [
-        max(marks, key=lambda mark: sign * mark.value) for marks in zip(*members, strict=True)
-    ]
-    return sum(mark.value * mark.weight for mark in picked) / sum(mark.weight for mark in picked)
+def _oracle(members: Sequence[Standing], pick: Callable[[Iterable[float]], float]) -> float:
+    rows = list(zip(*(one.marks for one in members), strict=True))
+    weights = [row[0].weight for row in rows]
+    picked = [pick(mark.value for mark in row) for row in rows]
+    return float(np.average(picked, weights=weights))
 
 
-def _agreement(members: Sequence[Sequence[Mark]]) -> float:
-    rows = [len({mark.answer for mark in marks}) == 1 for marks in zip(*members, strict=True)]
-    return sum(rows) / len(rows)
+def _agreement(members: Sequence[Standing]) -> float:
+    rows = list(zip(*(one.marks for one in members), strict=True))
+    return sum(len({mark.answer for mark in row}) == 1 for row in rows) / len(rows)

@@ -164,7 +164,7 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             def judge(
                 place: int, heard: list[list[Recorder]] = heard, chat: bool = chat
             ) -> Recorder:
-                heard[place].append(Recorder(fusion, len(models), conversation=chat))
+                heard[place].append(Recorder(len(models), conversation=chat))
                 return heard[place][-1]
 
             for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], judge)):

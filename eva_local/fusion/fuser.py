@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ class Decision:
     """The fused distribution of a step, and each member's part in it.
 
     A vote is None where a member was not asked. `weights` are what the votes counted: they sum
-    to 1 over the members that stayed. `reasons` say why a member did not stay.
+    to 1 over the members that stayed. `reasons` say why a member did not stay. `evidence` is what
+    was known of the members: each one's mean log-likelihood, in nats per byte.
     """
 
     fused: Vote
@@ -24,6 +25,11 @@ class Decision:
     stayed: tuple[bool, ...]
     reasons: tuple[str, ...]
     weights: tuple[float, ...]
+    evidence: tuple[float, ...]
+
+
+# Called after each choice with its decision, the chosen candidate and how many bytes that has.
+Observer = Callable[[Decision, int, int], None]
 
 
 class Fuser:
@@ -72,6 +78,7 @@ class Fuser:
                 for vote, stays in zip(heard, stayed, strict=True)
             ),
             weights=tuple((weights / total).tolist()),
+            evidence=tuple(self.evidence.tolist()),
         )
 
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eva_local.errors import ModelError
 
 
 class Kind(IntEnum):
@@ -123,3 +129,57 @@ def _ids_by_piece(
         for token_id in np.flatnonzero(speakable & (kinds == kind))[::-1].tolist():
             ids[pieces[token_id]] = token_id
     return ids
+
+
+def read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
+    """Read the vocabulary that `vocab`, a pointer of llama.cpp's, stands for.
+
+    Raises ModelError where the file at `path` has none.
+    """
+    count = llama.llama_vocab_n_tokens(vocab)
+    if count <= 0:
+        raise ModelError(f"{path}: holds no vocabulary; use a language model")
+    attributes = np.fromiter(
+        (llama.llama_vocab_get_attr(vocab, i) for i in range(count)), dtype=np.int32, count=count
+    )
+    kinds = _kinds(llama, attributes)
+    bos_id, eos_id = llama.llama_vocab_bos(vocab), llama.llama_vocab_eos(vocab)
+    return Vocabulary.build(
+        list(_pieces(llama, vocab, count)),
+        kinds,
+        [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],
+        bos_id=None if bos_id < 0 else bos_id,
+        eos_id=None if eos_id < 0 else eos_id,
+        add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id >= 0,
+        markers={
+            llama.llama_vocab_get_text(vocab, i).decode("utf-8", "replace"): i
+            for i in np.flatnonzero((kinds == Kind.CONTROL) | (kinds == Kind.USER)).tolist()
+        },
+    )
+
+
+def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8]:
+    kinds = np.full(len(attributes), Kind.NORMAL, dtype=np.uint8)
+    # Later rows win where a token has several attributes.
+    for flag, kind in (
+        (llama.LLAMA_TOKEN_ATTR_USER_DEFINED, Kind.USER),
+        (llama.LLAMA_TOKEN_ATTR_BYTE, Kind.BYTE),
+        (llama.LLAMA_TOKEN_ATTR_UNUSED, Kind.UNUSED),
+        (llama.LLAMA_TOKEN_ATTR_UNKNOWN, Kind.UNKNOWN),
+        (llama.LLAMA_TOKEN_ATTR_CONTROL, Kind.CONTROL),
+    ):
+        kinds[attributes & flag != 0] = kind
+    return kinds
+
+
+def _pieces(llama: ModuleType, vocab: Any, count: int) -> Iterator[bytes]:
+    """Yield what each token stands for, in the order of the ids."""
+    size = 64
+    buffer = ctypes.create_string_buffer(size)
+    for token_id in range(count):
+        written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
+        if written < 0:
+            size = -written
+            buffer = ctypes.create_string_buffer(size)
+            written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
+        yield buffer.raw[:written]

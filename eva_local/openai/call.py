@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.request import CHAT, TEXT_BIAS, conversation, n_top, read_request, said
@@ -31,8 +31,6 @@ LONGEST_GRAMMAR = 64 * 1024
 
 # Returns the bytes of a token of the shared space; InputError where it has no text.
 PieceOf = Callable[[int], bytes]
-# As in FusionSettings, but what only a new ensemble could obey.
-Weights = Literal["equal", "running"] | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

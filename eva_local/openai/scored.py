@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import chat_tokens, tokens_of
-from eva_local.openai.call import TokenIds, Weights, texts_of, weights_of
+from eva_local.openai.call import TokenIds, texts_of, weights_of
 from eva_local.openai.keys import given, refuse_other_keys
 from eva_local.openai.request import read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest

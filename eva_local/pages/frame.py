@@ -8,15 +8,23 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
+# The colours of palette.css, one a member.
+_N_COLOURS = 8
+
+
+def shipped(package: str, name: str) -> str:
+    """Return a file that lies in a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
 
 def palette() -> str:
     """Return the style of all pages: colours for light and dark, a pair for each member, fonts."""
-    return _shipped("palette.css")
+    return shipped("eva_local.pages", "palette.css")
 
 
-def report_style() -> str:
-    """Return the style of reports: the palette, tables, and plots."""
-    return palette() + _shipped("report.css")
+def member_class(number: int) -> str:
+    """Return the class that has a member's colours; `main` is the ensemble's, in ink."""
+    return f"m{number % _N_COLOURS}"
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
@@ -26,8 +34,9 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
 
 
-def still_page(title: str, style: str, body: str) -> str:
-    """Return a page without script; `title` is plain text, `style` and `body` are as they are."""
+def report(title: str, body: str) -> str:
+    """Return a page without script; `title` is plain text, `body` is as it is."""
+    style = palette() + shipped("eva_local.pages", "report.css")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
@@ -42,7 +51,3 @@ def source_hash(source: str) -> str:
     """Return what a content security policy calls this source, and no other, by."""
     digest = hashlib.sha256(source.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _shipped(name: str) -> str:
-    return files("eva_local.pages").joinpath(name).read_text(encoding="utf-8")

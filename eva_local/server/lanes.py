@@ -58,7 +58,7 @@ async def _lane(
         trace=call.trace,
         n_top=call.n_top or 0,
         alone=model.alone,
-        judge=model.judge(call.weights),
+        weights=call.weights,
     )
     async with contextlib.aclosing(steps):
         async for step in steps:
@@ -76,7 +76,7 @@ async def _echo(model: Model, call: Call, prompt: Prompt | TokenIds) -> Echo:
     if call.n_top is None:
         return Echo(text, len(ids))
     score = await ensemble.ascore(
-        "", ids, model.judge(call.weights), alone=alone, symbols=True, n_top=call.n_top
+        "", ids, alone=alone, symbols=True, n_top=call.n_top, weights=call.weights
     )
     first, *others = tokens_of(score.symbols)
     # OpenAI tells no probability of the first: evaluation harnesses expect that.

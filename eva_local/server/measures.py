@@ -96,10 +96,10 @@ class Measures:
 
 
 def _busyness(model: Model) -> dict[str, Callable[[], float]]:
-    scheduler, places = model.ensemble.scheduler, model.places
+    ensemble, places = model.ensemble, model.places
     return {
         "taken": lambda: places.taken,
-        "running": lambda: scheduler.n_running,
-        "waiting": lambda: scheduler.n_waiting,
-        "places": lambda: scheduler.n_slots,
+        "running": lambda: ensemble.n_running,
+        "waiting": lambda: ensemble.n_waiting,
+        "places": lambda: ensemble.n_slots,
     }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from eva_local.api import Ensemble
-from eva_local.fusion.fuser import Fuser
-from eva_local.openai.call import Weights
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.places import Places
 from eva_local.server.refusal import RefusedError
@@ -35,15 +33,6 @@ class Model:
         sizes = dict(zip(self.ensemble.members, self.ensemble.n_ctx, strict=True))
         return min(sizes[name] for name in self.members)
 
-    def judge(self, weights: Weights | None) -> Fuser | None:
-        """Return what fuses one text with other weights than the ensemble's own."""
-        if weights is None or self.alone is not None:
-            return None
-        count = len(self.members)
-        # Numbers are obeyed whatever the ensemble knows of the prompt.
-        settled = (1.0,) * count if weights == "equal" else weights
-        return Fuser(replace(self.ensemble.spec.fusion, weights=settled), count)
-
 
 class Models:
     """All that is offered, in the order of the command line; the first is the default."""
@@ -53,7 +42,7 @@ class Models:
         self.ensembles = tuple(ensembles)
         self._models: dict[str, Model] = {}
         for ensemble in ensembles:
-            places = Places(ensemble.scheduler.n_slots, n_waiting)
+            places = Places(ensemble.n_slots, n_waiting)
             name = ensemble.spec.name
             self._models[name] = Model(name, ensemble, places)
             if len(ensemble.members) > 1:

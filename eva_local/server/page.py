@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
-from eva_local.pages.frame import filled, source_hash
-from eva_local.trace.page import shared_script, shared_style
+from eva_local.pages.frame import filled, shipped, source_hash
+from eva_local.trace.page import sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +21,9 @@ class ChatPage:
 @cache
 def chat_page() -> ChatPage:
     """Return the page that `GET /` answers with; it holds no secret, so it asks for no key."""
-    style, script = shared_style() + _shipped("page.css"), shared_script() + _shipped("page.js")
-    html = filled(_shipped("page.html"), {"STYLE": style, "SCRIPT": script})
+    style, script = sources("eva_local.server")
+    template = shipped("eva_local.server", "page.html")
+    html = filled(template, {"STYLE": style, "SCRIPT": script})
     headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": _policy(style, script),
@@ -55,7 +55,3 @@ def _policy(style: str, script: str) -> str:
             "trusted-types 'none'",
         )
     )
-
-
-def _shipped(name: str) -> str:
-    return files("eva_local.server").joinpath(name).read_text(encoding="utf-8")

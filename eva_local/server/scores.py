@@ -37,8 +37,8 @@ async def _score(model: Model, call: ScoreCall, continuation: str | TokenIds) ->
     return await model.ensemble.ascore(
         call.prompt.ids if isinstance(call.prompt, TokenIds) else call.prompt,
         continuation.ids if isinstance(continuation, TokenIds) else continuation,
-        model.judge(call.weights),
         alone=model.alone,
         symbols=call.n_top is not None,
         n_top=call.n_top or 0,
+        weights=call.weights,
     )

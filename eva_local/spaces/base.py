@@ -1,16 +1,18 @@
-"""The shared space: its symbols, and how each member speaks in it.
+"""The shared space: its symbols, how each member votes in it, and among what a step chooses.
 
-A space hands out voices. A voice is one member's part in one text: it says what must be
-decoded, takes the logits, votes, and is told which symbol was chosen.
+A space hands out member states. A member state is one member's part in one text: it says what
+must be decoded, takes the logits, votes, and is told which symbols were chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-from eva_local.fusion.votes import Floats, Marks, Vote
+import numpy as np
+
+from eva_local.fusion.votes import Floats, Ids, Marks, Vote
 from eva_local.llama.model import Logits, Run
 
 
@@ -19,7 +21,58 @@ class Constraint(Protocol):
 
     @property
     def allowed(self) -> Marks:
-        """(symbols,): which symbols, END among them, may come next; never none."""
+        """(symbols,): which symbols of the space, END among them, may come next; never none."""
+
+    def admits(self, symbols: Sequence[int]) -> bool:
+        """Return whether the text may go on with these symbols, one after the other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The pieces among which one step chooses, and the votes on them.
+
+    A vote is None where a member was not asked. Its ids are those of candidates: `pieces` has
+    the bytes of each, `end` is END, which has none, and -1 where the text cannot end here. A
+    grammar admits those that are `allowed`, None: all. `proposer` put the pieces forward, where
+    one member did.
+    """
+
+    votes: Sequence[Vote | None]
+    pieces: Sequence[bytes]
+    end: int
+    allowed: Marks | None = None
+    proposer: int | None = None
+
+    def piece(self, candidate: int) -> bytes:
+        """Return the bytes of a candidate; END has none."""
+        return b"" if candidate == self.end else self.pieces[candidate]
+
+    def symbols(self, candidate: int) -> Sequence[int]:
+        """Return the symbols of the space that a candidate stands for; END is none."""
+        raise NotImplementedError
+
+    def with_piece(self, piece: bytes) -> Sequence[int]:
+        """Return the candidates with exactly these bytes."""
+        raise NotImplementedError
+
+    def possible(self) -> Ids:
+        """Return what may be chosen where nothing that was voted for may."""
+        raise NotImplementedError
+
+    def spread(self, candidates: Ids, values: Mapping[bytes, float]) -> Floats:
+        """Return (m,): the value of the piece of each of `candidates`, which ascend, else 0."""
+        spread = np.zeros(len(candidates))
+        if len(values) > len(candidates):
+            return np.asarray([values.get(self.piece(each), 0.0) for each in candidates.tolist()])
+        found = [
+            (each, amount) for piece, amount in values.items() for each in self.with_piece(piece)
+        ]
+        if found and len(candidates):
+            wanted, amounts = (np.asarray(column) for column in zip(*found, strict=True))
+            index = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
+            held = candidates[index] == wanted
+            spread[index[held]] = amounts[held]
+        return spread
 
 
 class MemberState(Protocol):
@@ -48,18 +101,18 @@ class MemberState(Protocol):
         """Hold nothing: what the cache holds after a failure is unknown."""
 
     def adopt(self, other: Self) -> None:
-        """Hold what another voice of the same member holds; the text that was here ends."""
+        """Hold what another state of the same member holds; the text that was here ends."""
 
     def trade(self, other: Self) -> None:
-        """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
+        """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
 
     def start(
-        self, prompt: Sequence[int], judged: int = 0, grammar: Constraint | None = None
+        self, prompt: Sequence[int], scored: int = 0, grammar: Constraint | None = None
     ) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
 
-        The last `judged` bytes of the prompt are evidence of how well the member predicts it.
-        Where only some candidates are voted on, what a `grammar` allows is among them.
+        The log-likelihood of the last `scored` bytes of the prompt says how well the member
+        predicts it. Where only some tokens are voted on, what a `grammar` allows is among them.
         """
 
     def pending(self, limit: int | None) -> list[Run]:
@@ -71,61 +124,19 @@ class MemberState(Protocol):
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
 
-    def commit(self, symbol: int) -> None:
-        """Append the chosen symbol."""
-
-    def evidence(self) -> float:
-        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
-
-    def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
-        """Return what the member thinks likeliest to come next, as pieces; END has no bytes."""
+    def prompt_log_likelihood(self) -> float:
+        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
 
 
-V = TypeVar("V", bound=MemberState)
-V_contra = TypeVar("V_contra", bound=MemberState, contravariant=True)
+S = TypeVar("S", bound=MemberState)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Slate:
-    """Pieces to choose among, ascending, END last and without bytes, and the votes on them.
-
-    The symbols of these votes are the places of the pieces. Member `lead` put the pieces forward.
-    The vote of a member that was not asked is None.
-    """
-
-    lead: int
-    pieces: tuple[bytes, ...]
-    votes: Sequence[Vote | None]
-
-
-class Slates(Protocol[V_contra]):
-    """Lets pieces be chosen where symbols are none."""
-
-    def slate(
-        self, states: Sequence[V_contra], weights: Floats, count: int, only: int | None = None
-    ) -> Slate:
-        """Return `count` pieces to choose among; `weights: (members,)` are what voices count.
-
-        With `only` that member puts them forward and votes, and nobody else is asked.
-        """
-
-    def write(self, states: Sequence[V_contra], slate: Slate, chosen: int) -> None:
-        """Append the chosen piece of a slate."""
-
-
-class Space(Protocol[V]):
+class Space(Protocol[S]):
     """The symbols in which votes are added up; one of them, `end`, is END."""
 
     end: int
     #: The member whose vote comes first: the others may depend on it.
-    lead: int
-
-    @property
-    def slates(self) -> Slates[V] | None:
-        """What puts pieces forward where symbols are none; else None.
-
-        Penalties and biases have a meaning on pieces only.
-        """
+    pivot: int
 
     def piece(self, symbol: int) -> bytes:
         """Return the bytes of a symbol; END has none."""
@@ -136,20 +147,35 @@ class Space(Protocol[V]):
     def is_text(self, symbol: int) -> bool:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
 
-    def states(self, sequence: int) -> list[V]:
-        """Return a voice of every member for one sequence of each model."""
+    def may_offer(self, piece: bytes) -> bool:
+        """Return whether a piece of exactly these bytes can ever be a candidate."""
+
+    def states(self, slot: int) -> list[S]:
+        """Return a state of every member for the text in a slot."""
 
     def alone(self, member: int) -> Self:
-        """Return the space in which one member speaks alone."""
+        """Return the space in which one member votes alone."""
 
-    def over(self, states: Sequence[V]) -> list[V]:
-        """Return voices of this space in the sequences of others, of the same models."""
+    def over(self, states: Sequence[S]) -> list[S]:
+        """Return states of this space in the sequences of others, of the same models."""
 
-    def lead_vote(self, states: Sequence[V]) -> Vote:
-        """Return the lead's vote; its voice must have taken its logits."""
+    def candidates(
+        self,
+        states: Sequence[S],
+        weights: Floats,
+        grammar: Constraint | None = None,
+        only: int | None = None,
+    ) -> Candidates:
+        """Return the pieces among which to choose next, with every member's vote on them.
 
-    def votes(self, states: Sequence[V], lead: Vote) -> list[Vote]:
-        """Return the vote of every voice, all of which have taken their logits."""
+        `weights: (members,)` are what the members count. With `only`, no other member is asked.
+        """
 
-    def at_border(self, states: Sequence[V], weights: Floats, /) -> bool:
-        """Return whether a piece ends where the text ends; `weights: (members,)` say for whom."""
+    def symbols(self, states: Sequence[S], only: int | None = None) -> Candidates:
+        """Return every member's vote on the next symbol of the space, in which texts are scored.
+
+        With `only`, no other member is asked.
+        """
+
+    def commit(self, states: Sequence[S], candidates: Candidates, chosen: int) -> None:
+        """Append a chosen candidate that is not END to the text of every member."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,26 @@ from eva_local.cache.context import Context
 from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Constraint
+from eva_local.spaces.base import Candidates, Constraint
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TokenCandidates(Candidates):
+    """The pivot's tokens and END: a candidate is a symbol."""
+
+    by_piece: MappingOf[bytes, Sequence[int]]
+
+    def symbols(self, candidate: int) -> Sequence[int]:
+        """Return the symbols that a candidate stands for: itself; END is none."""
+        return () if candidate == self.end else (candidate,)
+
+    def with_piece(self, piece: bytes) -> Sequence[int]:
+        """Return the tokens with exactly these bytes."""
+        return self.by_piece.get(piece, ())
+
+    def possible(self) -> Ids:
+        """Return what may be chosen where nothing that was voted for may."""
+        return np.asarray([self.end]) if self.allowed is None else np.flatnonzero(self.allowed)
 
 
 class PivotState:
@@ -37,7 +59,7 @@ class PivotState:
         self._n_candidates = n_candidates
         self._control = control
         self._native = mapping.member == mapping.pivot
-        self._candidates: tuple[Ids, Floats] | None = None
+        self._likeliest: tuple[Ids, Floats] | None = None
         self._grammar: Constraint | None = None
 
     @property
@@ -53,7 +75,7 @@ class PivotState:
     @property
     def ready(self) -> bool:
         """Whether it can vote; else something is pending."""
-        return self._candidates is not None
+        return self._likeliest is not None
 
     @property
     def n_cached(self) -> int:
@@ -66,7 +88,7 @@ class PivotState:
 
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
-        self._candidates = None
+        self._likeliest = None
         self.context.clear()
 
     def adopt(self, other: PivotState) -> None:
@@ -78,12 +100,12 @@ class PivotState:
         self.context.trade(other.context)
 
     def start(
-        self, prompt: Sequence[int], judged: int = 0, grammar: Constraint | None = None
+        self, prompt: Sequence[int], scored: int = 0, grammar: Constraint | None = None
     ) -> None:
         """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
-        self._candidates = None
+        self._likeliest = None
         self._grammar = grammar
-        self.context.start(prompt, judged)
+        self.context.start(prompt, scored)
 
     def pending(self, limit: int | None = None) -> list[Run]:
         """Return the one run of tokens that llama.cpp has not seen."""
@@ -97,11 +119,11 @@ class PivotState:
             marks = None
             if self._grammar is not None and self._n_candidates:
                 marks = reaching(self._mapping, self._grammar.allowed)
-            self._candidates = top_k(logits, self._n_candidates, marks)
+            self._likeliest = top_k(logits, self._n_candidates, marks)
 
     def commit(self, symbol: int) -> None:
         """Append the chosen symbol: as a token where the vocabularies are equal, else as bytes."""
-        self._candidates = None
+        self._likeliest = None
         if self._native:
             self.context.append_token(symbol)
         else:
@@ -111,20 +133,15 @@ class PivotState:
         """Take the logits after every token of a run, and remember how likely each was."""
         self.take(run, self.context.read(run, blocks))
 
-    def evidence(self) -> float:
-        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
+    def prompt_log_likelihood(self) -> float:
+        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
         return self.context.log_likelihood_per_byte()
 
-    def candidates(self, vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
-        """Return the pieces of the likeliest symbols of the member's vote."""
-        pieces = self._pieces
-        return [(pieces[i] if i < len(pieces) else b"", share) for i, share in vote.top(count)]
-
-    def vote(self, lead: Vote | None) -> Vote:
-        """Return the member's vote; `lead` is the pivot's."""
-        if self._candidates is None:
+    def vote(self, pivot: Vote | None) -> Vote:
+        """Return the member's vote; `pivot` is the pivot's."""
+        if self._likeliest is None:
             raise ValueError("a vote needs logits: decode what is pending first")
-        return project(*self._candidates, self._mapping, lead)
+        return project(*self._likeliest, self._mapping, pivot)
 
 
 class PivotSpace:
@@ -133,8 +150,6 @@ class PivotSpace:
     Symbols that some member cannot spell (a few vocabularies lack a byte) are never chosen,
     so that every member can follow.
     """
-
-    slates = None
 
     def __init__(
         self,
@@ -156,7 +171,7 @@ class PivotSpace:
         self._pieces = vocabulary.pieces
         self._tokenizer = models[pivot].tokenizer
         self._mappings = tuple(mappings)
-        self.lead = pivot
+        self.pivot = pivot
         self._n_candidates = n_candidates
         self._control = control or [ControlTokens(model) for model in models]
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
@@ -174,9 +189,9 @@ class PivotSpace:
         """Return whether there is such a symbol and it stands for text: no END, no control."""
         return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
-    def states(self, sequence: int) -> list[PivotState]:
-        """Return a voice of every member for one sequence of each model."""
-        return self._states([Context(model, sequence) for model in self._models])
+    def states(self, slot: int) -> list[PivotState]:
+        """Return a voice of every member in one slot of each model."""
+        return self._states([Context(model, slot) for model in self._models])
 
     def alone(self, member: int) -> PivotSpace:
         """Return the space of a member's own tokens."""
@@ -192,20 +207,55 @@ class PivotSpace:
         """Return voices of this space in the sequences of others, of the same models."""
         return self._states([state.context for state in states])
 
-    def lead_vote(self, states: Sequence[PivotState]) -> Vote:
-        """Return the pivot's vote."""
-        return self._spellable(states[self.lead].vote(None))
+    def candidates(
+        self,
+        states: Sequence[PivotState],
+        _weights: Floats,
+        grammar: Constraint | None = None,
+        only: int | None = None,
+    ) -> TokenCandidates:
+        """Return every member's vote on the pivot's tokens; see `Space.candidates`."""
+        return TokenCandidates(
+            votes=self._votes(states, only),
+            pieces=self._pieces,
+            end=self.end,
+            allowed=None if grammar is None else grammar.allowed,
+            by_piece=self._by_piece,
+        )
 
-    def votes(self, states: Sequence[PivotState], lead: Vote) -> list[Vote]:
-        """Return every member's vote; the pivot's may steer how the others' are split."""
+    def symbols(self, states: Sequence[PivotState], only: int | None = None) -> TokenCandidates:
+        """Return every member's vote on the next token; see `Space.symbols`."""
+        return self.candidates(states, np.empty(0), only=only)
+
+    def commit(self, states: Sequence[PivotState], _candidates: Candidates, chosen: int) -> None:
+        """Append a chosen token to the text of every member."""
+        for state in states:
+            state.commit(chosen)
+
+    def may_offer(self, piece: bytes) -> bool:
+        """Return whether a token has exactly these bytes."""
+        return piece in self._by_piece
+
+    @functools.cached_property
+    def _by_piece(self) -> MappingOf[bytes, Sequence[int]]:
+        """The tokens that stand for each piece: several may have the same bytes."""
+        found: dict[bytes, tuple[int, ...]] = {}
+        for token_id, piece in enumerate(self._pieces):
+            if piece:
+                found[piece] = (*found.get(piece, ()), token_id)
+        return found
+
+    def _votes(self, states: Sequence[PivotState], only: int | None) -> list[Vote | None]:
+        """Return the votes; the pivot's may steer how the others' are split."""
+        pivot = self._spellable(states[self.pivot].vote(None))
         return [
-            lead if index == self.lead else self._spellable(state.vote(lead))
+            pivot
+            if index == self.pivot
+            else None
+            if only is not None
+            else self._spellable(state.vote(pivot))
             for index, state in enumerate(states)
         ]
-
-    def at_border(self, _states: Sequence[PivotState], _weights: Floats, /) -> bool:
-        """Return True: a symbol is a whole piece."""
-        return True
 
     def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
         return [

@@ -6,11 +6,10 @@ import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from eva_local.pages.frame import filled, palette, source_hash
+from eva_local.pages.frame import filled, palette, shipped, source_hash
 from eva_local.trace.file import TraceFile
 from eva_local.types import Ballot, Candidate, Step
 
@@ -51,7 +50,7 @@ class Summary:
 
 def trace_page(trace: TraceFile) -> str:
     """Return the page of a trace, as HTML."""
-    style, script = shared_style() + _shipped("page.css"), shared_script() + _shipped("page.js")
+    style, script = sources("eva_local.trace")
     parts = {
         "STYLE_HASH": source_hash(style),
         "SCRIPT_HASH": source_hash(script),
@@ -59,7 +58,17 @@ def trace_page(trace: TraceFile) -> str:
         "SCRIPT": script,
         "DATA": _embedded(page_data(trace)),
     }
-    return filled(_shipped("page.html"), parts)
+    return filled(shipped("eva_local.trace", "page.html"), parts)
+
+
+def sources(package: str) -> tuple[str, str]:
+    """Return style and script of a page with tokens: what all have, and page.css and page.js.
+
+    What all have is the palette, tokens, what a card says of one, and the object `eva`.
+    """
+    style = palette() + shipped("eva_local.trace", "shared.css")
+    script = shipped("eva_local.trace", "shared.js")
+    return style + shipped(package, "page.css"), script + shipped(package, "page.js")
 
 
 def is_trace_page(path: Path) -> bool:
@@ -108,7 +117,7 @@ def _step_data(step: Step, shown: str, whole: bool, members: Sequence[str]) -> d
         "probability": step.probability,
         "carrier": members.index(trace.carrier) if trace else -1,
         "disputed": disputed(step),
-        "top": _candidates_data(trace.top, step.piece) if trace else [],
+        "top": _candidates_data(trace.top if trace else (), step.piece),
         "ballots": [
             {
                 "member": members.index(ballot.member),
@@ -127,8 +136,8 @@ def _step_data(step: Step, shown: str, whole: bool, members: Sequence[str]) -> d
 def _candidates_data(candidates: Sequence[Candidate], chosen: bytes) -> list[list[object]]:
     """Return each candidate's text, probability, and whether it is the chosen one."""
     return [
-        [_text(candidate.piece), candidate.probability, candidate.piece == chosen]
-        for candidate in candidates
+        [one.piece.decode("utf-8", "surrogateescape"), one.probability, one.piece == chosen]
+        for one in candidates
     ]
 
 
@@ -142,10 +151,6 @@ def _readable(steps: Sequence[Step]) -> Iterator[tuple[str, bool]]:
     for number, step in enumerate(steps, 1):
         shown = decoder.decode(step.piece, final=number == len(steps))
         yield shown, not decoder.getstate()[0]
-
-
-def _text(piece: bytes) -> str:
-    return piece.decode("utf-8", "surrogateescape")
 
 
 def verdict(ballot: Ballot) -> Literal["stayed", "filtered", "absent"]:
@@ -165,23 +170,15 @@ def disputed(step: Step) -> bool:
 
 
 def _member(name: str, steps: Sequence[Step]) -> MemberSummary:
-    carried, filtered = 0, 0
-    weights, seconds = [], []
-    for step in steps:
-        if step.trace is None:
-            continue
-        carried += step.trace.carrier == name
-        for ballot in step.trace.ballots:
-            fate = verdict(ballot)
-            if ballot.member == name and fate != "absent":
-                filtered += fate == "filtered"
-                weights.append(ballot.weight)
-                seconds.append(ballot.seconds)
+    traces = [step.trace for step in steps if step.trace is not None]
+    votes = [one for trace in traces for one in trace.ballots if one.member == name]
+    asked = [vote for vote in votes if verdict(vote) != "absent"]
+    seconds = [vote.seconds for vote in asked]
     return MemberSummary(
         name=name,
-        carried=carried,
-        filtered=filtered,
-        weight=_mean(weights),
+        carried=sum(trace.carrier == name for trace in traces),
+        filtered=sum(not vote.stayed for vote in asked),
+        weight=_mean([vote.weight for vote in asked]),
         decode_ms=1000 * _mean(seconds[1:] or seconds),
     )
 
@@ -193,17 +190,3 @@ def _mean(values: Sequence[float]) -> float:
 def _embedded(data: object) -> str:
     """Return data as JSON that an HTML parser takes for nothing but text: ASCII without `<`."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _shipped(name: str) -> str:
-    return files("eva_local.trace").joinpath(name).read_text(encoding="utf-8")
-
-
-def shared_style() -> str:
-    """Return the style of pages with tokens: the palette, tokens, and what a card says of one."""
-    return palette() + _shipped("shared.css")
-
-
-def shared_script() -> str:
-    """Return the script of pages with tokens; it defines `eva` for the page's own that follows."""
-    return _shipped("shared.js")

@@ -110,12 +110,11 @@ def test_a_damaged_file_is_refused_with_the_command_that_rebuilds_it(
 ) -> None:
     mapping = surface_refined(A.tokenizer, B.tokenizer)
     damaged(mapping, **change(mapping)).save(tmp_path / "bad.npz")
-    with pytest.raises(MappingError, match=problem) as raised:
-        Mapping.load(tmp_path / "bad.npz", "eva-local align -e demo --force")
-    assert "eva-local align -e demo --force" in str(raised.value)
+    with pytest.raises(MappingError, match=rf"{problem}.*; run: eva-local align --force$"):
+        Mapping.load(tmp_path / "bad.npz")
 
 
-def test_an_absurd_shape_is_refused_before_memory_is_taken(tmp_path) -> None:
+def test_an_absurd_shape_is_refused(tmp_path) -> None:
     path = tmp_path / "bad.npz"
     surface(A.tokenizer, B.tokenizer).save(path)
     with zipfile.ZipFile(path) as archive:
@@ -128,7 +127,7 @@ def test_an_absurd_shape_is_refused_before_memory_is_taken(tmp_path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    with pytest.raises(MappingError, match="10000000000000"):
+    with pytest.raises(MappingError, match="not a usable mapping"):
         Mapping.load(path)
 
 

@@ -16,7 +16,7 @@ from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
 from eva_local.evaluate.results import Results
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.opening import ensemble_of
 from eva_local.types import Sampling
 
@@ -38,7 +38,7 @@ class Opened:
     @property
     def left(self) -> int:
         threads = set(threading.enumerate()) - self.before
-        return len(threads) + sum(model._model is not None for model in self.models)
+        return len(threads) + sum(model._file.handle is not None for model in self.models)
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def test_a_thread_whose_prompt_does_not_fit_disturbs_nobody() -> None:
         assert ensemble.scheduler.n_running == ensemble.scheduler.n_waiting == 0
 
 
-def test_threads_that_come_and_go_leak_no_places() -> None:
+def test_threads_that_come_and_go_leak_no_running() -> None:
     with open_shared(3) as ensemble:
         wrong: list[str] = []
 
@@ -224,4 +224,4 @@ def test_threads_that_come_and_go_leak_no_places() -> None:
         assert not wrong
         assert ensemble.scheduler.n_running == ensemble.scheduler.n_waiting == 0
         ensemble.scheduler.step()
-        assert not ensemble.scheduler._places
+        assert not ensemble.scheduler._running

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
 
-import numpy as np
 import pytest
 from batches import ensemble_of_models, fake_spec
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -12,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.bench.meter import Decoding, Meter, busy
-from eva_local.bench.naive import against_naive, difference
 from eva_local.bench.pace import Part, Round, Spread, pace
 from eva_local.bench.passage import passage
 from eva_local.bench.trial import Bench
-from eva_local.errors import ContextError, EvaError
-from eva_local.fusion.votes import Vote
+from eva_local.errors import ContextError
 from eva_local.llama.model import ALL, Run
 from eva_local.types import Sampling
 
@@ -56,19 +53,23 @@ def test_a_spread_is_the_median_with_its_quartiles() -> None:
 
 def test_the_ratios_of_a_round() -> None:
     parts = (Part(2, 3, 0.31, 0.3, 0.2), Part(2, 2, 0.11, 0.1, 0.1))
-    one = Round(0.5, 0.42, 2, parts)
-    assert one.over_sum == pytest.approx(0.5 / 0.4)
-    assert one.over_slowest == pytest.approx(0.5 / 0.3)
-    assert one.over_single == pytest.approx(0.5 / 0.3)
-    assert one.inside_over_alone == pytest.approx(0.42 / 0.4)
-    assert one.bookkeeping == pytest.approx(0.16)
+    found = pace(["a", "b"], [Round(0.5, 0.42, 2, parts)])
+    assert found is not None
+    assert found.over_sum == Spread(*[pytest.approx(0.5 / 0.4)] * 3, 1)
+    assert found.over_slowest == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
+    assert found.over_single == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
+    assert found.inside_over_alone == Spread(*[pytest.approx(0.42 / 0.4)] * 3, 1)
+    assert found.bookkeeping == Spread(*[pytest.approx(0.16)] * 3, 1)
 
 
-def test_a_ratio_needs_every_member() -> None:
-    one = Round(0.5, 0.4, 1, (Part(1, 1, 0.3, 0.3), Part(1, 1, 0.1)))
-    assert one.over_sum is None
-    assert one.over_slowest is None
-    assert Round(0.5, 0.0, 1, (Part(0, 0, 0.0, 0.0),)).over_sum is None
+@pytest.mark.parametrize(
+    "parts", [(Part(1, 1, 0.3, 0.3), Part(1, 1, 0.1)), (Part(0, 0, 0.0, 0.0),)]
+)
+def test_a_ratio_needs_what_every_member_took(parts) -> None:
+    found = pace("ab"[: len(parts)], [Round(0.5, 0.4, 1, parts)])
+    assert found is not None
+    assert found.over_sum is found.over_slowest is found.inside_over_alone is None
+    assert found.step == Spread(0.5, 0.5, 0.5, 1)
 
 
 def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
@@ -77,7 +78,7 @@ def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
         Round(0.44 * slow, 0.42 * slow, 2, (Part(2, 4, 0.42 * slow, 0.4 * slow, 0.2 * slow),))
         for slow in (1, 1, 3)
     ]
-    found = pace(["m"], rounds)
+    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (Part(2, 4, 0.42),))])
     assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(1.1)] * 3, 3)
     assert found.step.median == pytest.approx(0.44)
@@ -90,9 +91,9 @@ def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
 
 
 def test_what_overlaps_is_busy_once() -> None:
-    meters = [Meter(FakeModel(), 1) for _ in range(2)]
-    meters[0].decodings = [Decoding(0, 2, 1), Decoding(5, 6, 1)]
-    meters[1].decodings = [Decoding(1, 3, 1), Decoding(1.5, 2.5, 1)]
+    meters = [Meter(FakeModel()) for _ in range(2)]
+    meters[0].decodings = [Decoding(0, 2, []), Decoding(5, 6, [])]
+    meters[1].decodings = [Decoding(1, 3, []), Decoding(1.5, 2.5, [])]
     assert busy(meters) == 4
     assert meters[1].inside == 3
 
@@ -100,42 +101,40 @@ def test_what_overlaps_is_busy_once() -> None:
 def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> None:
     clock = Clock()
     model = Timed(WORDS_A, clock, 0.5)
-    meter = Meter(model, 2, first=1, clock=clock)
+    meter = Meter(model, clock)
     meter.decode([Run(0, 0, [1, 9, 8]), Run(1, 0, [1])])
     assert (meter.n_rows, meter.n_tokens, meter.inside) == (2, 4, 2.0)
     assert meter.again() == 2.0
     assert meter.single() == 1.0
     assert meter.inside == 2.0
-    assert model.cache == {1: [1, 9, 8], 2: [1]}
-    assert meter.rows == {0: [1, 9, 8], 1: [1]}
+    assert model.cache == {0: [1, 9, 8], 1: [1]}
     meter.reset()
     meter.remove(0, 2)
     meter.decode([Run(0, 2, [7, 7])])
     assert meter.again() == 1.0
+    assert model.cache == {0: [1, 9, 7, 7], 1: [1]}
     meter.copy(0, 1, 3)
-    assert meter.again() is None
-    assert meter.rows == {0: [1, 9, 7, 7], 1: [1, 9, 7]}
-    assert meter.borders == {0: [2, 4], 1: [2]}
-    other = Meter(model, 1)
-    other.decode([Run(0, 0, [5])])
+    assert math.isnan(meter.again())
+    assert model.cache == {0: [1, 9, 7, 7], 1: [1, 9, 7]}
     meter.remove(ALL, 0)
-    assert model.cache == {0: [5], 1: [], 2: []}
+    assert not model.cache
 
 
 def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
-    meter = Meter(FakeModel(can_roll_back=False), 1)
+    meter = Meter(FakeModel(can_roll_back=False))
     meter.decode([Run(0, 0, [1, 2])])
-    assert meter.again() is None
-    assert meter.single() is None
+    assert math.isnan(meter.again())
+    assert math.isnan(meter.single())
     assert meter.inside > 0
 
 
 def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
     clock = Clock()
-    meter = Meter(Timed(WORDS_A, clock, 0.5), 1, clock=clock)
+    model = Timed(WORDS_A, clock, 0.5)
+    meter = Meter(model, clock)
     assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
     assert (meter.n_tokens, meter.inside, meter.again()) == (3, 1.5, 1.5)
-    assert meter.rows == {0: [1, 2, 3]}
+    assert model.cache == {0: [1, 2, 3]}
 
 
 @given(st.integers(1, 300), st.integers(0, 3))
@@ -148,13 +147,13 @@ def test_a_passage_has_as_many_tokens_as_fit(n_tokens: int, seed: int) -> None:
 def metered(folder, clock: Clock, n_slots: int, **options):
     """An ensemble of two fake models of 10 and 20 ms a token, whose steps take 5 ms beside."""
     models = [Timed(WORDS_A, clock, 0.01, **options), Timed(WORDS_B, clock, 0.02, **options)]
-    meters = [Meter(model, n_slots, clock=clock) for model in models]
+    meters = [Meter(model, clock) for model in models]
     ensemble = ensemble_of_models(fake_spec(folder), meters, n_slots)
     step = ensemble.scheduler.step
 
-    def stepping() -> None:
+    def stepping(unless=lambda: False) -> None:
         clock.now += 0.005
-        step()
+        step(unless)
 
     ensemble.scheduler.step = stepping
     return ensemble, meters
@@ -211,36 +210,3 @@ def test_an_error_of_a_text_is_raised_by_the_bench(tmp_path) -> None:
     ensemble, meters = metered(tmp_path, Clock(), 1, n_ctx=8)
     with pytest.raises(ContextError, match="does not fit"):
         list(Bench(ensemble, meters, 2, silent).run(9, ["the other day and so on"], (1,)))
-
-
-def test_differences_of_votes() -> None:
-    left = Vote(np.array([1, 4]), np.array([0.25, 0.75]))
-    right = Vote(np.array([2, 4]), np.array([0.5, 0.5]))
-    assert difference(left, right) == 0.5
-    assert difference(left, left) == 0
-
-
-@pytest.mark.parametrize("weights", ["running", "equal", "prompt-perplexity"])
-def test_steps_without_caches_decide_as_steps_with_caches(tmp_path, monkeypatch, weights) -> None:
-    from dataclasses import replace
-
-    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path))
-    spec = fake_spec(tmp_path)
-    spec = replace(spec, fusion=replace(spec.fusion, weights=weights, gate=0.5))
-    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    found = against_naive(spec, models, 90, 5, silent)
-    assert found.steps == 5
-    assert found.n_compared >= 1
-    assert found.difference == found.difference_alike == 0
-    assert found.same_choice
-    # Every step reads the whole text: 90 tokens and more of the pivot.
-    assert models[0].decoded > 6 * 90
-    json.dumps(found.times.median)
-
-
-def test_a_text_without_room_is_refused_before_it_is_read(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path))
-    models = [FakeModel(WORDS_A, n_ctx=100), FakeModel(WORDS_B, n_ctx=100)]
-    with pytest.raises(EvaError, match="--naive-tokens"):
-        against_naive(fake_spec(tmp_path), models, 90, 5, silent)
-    assert models[0].decoded == 0

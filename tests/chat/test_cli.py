@@ -24,7 +24,7 @@ def state(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models.toml").write_text('schema = 1\n[models.a-1]\npath = "fake.gguf"\n')
-    monkeypatch.setattr(chat, "_open", lambda _: fake_ensemble())
+    monkeypatch.setattr(chat, "open_shown", lambda _: fake_ensemble())
     return chat.state_folder()
 
 

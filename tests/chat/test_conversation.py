@@ -47,7 +47,7 @@ def resume(chat: Chat, left: log.Saved) -> None:
 
 def new_tokens(chat: Chat) -> tuple[int, ...]:
     """Prompt tokens of the last answer that were decoded for it."""
-    usage = chat.last.usage
+    usage = chat.last.trace.usage
     return tuple(n - c for n, c in zip(usage.prompt_tokens, usage.cached_tokens, strict=True))
 
 
@@ -55,8 +55,8 @@ def test_a_turn_is_said_kept_and_saved(chat) -> None:
     text = said(chat.ask("the cat"))
     assert chat.conversation.turns == (Turn("the cat", text),)
     assert saved(chat) == chat.conversation
-    assert chat.last.text == text
-    assert chat.last.finish_reason in ("stop", "length")
+    assert "".join(step.text for step in chat.last.steps) == text
+    assert chat.last.trace.finish_reason in ("stop", "length")
 
 
 def test_the_message_is_on_disk_before_the_answer_begins(chat) -> None:
@@ -82,7 +82,7 @@ def test_a_turn_reads_no_token_of_the_prompt_before_it(chat) -> None:
     said(chat.ask("there"))
     assert all(
         cached >= before - 1
-        for cached, before in zip(chat.last.usage.cached_tokens, first, strict=True)
+        for cached, before in zip(chat.last.trace.usage.cached_tokens, first, strict=True)
     )
 
 
@@ -96,7 +96,7 @@ def test_regenerating_and_undoing_read_nothing_again(chat) -> None:
 
     assert chat.undo() == "there"
     said(chat.ask("able"))
-    assert all(c >= b - 1 for c, b in zip(chat.last.usage.cached_tokens, before, strict=True))
+    assert all(c >= b - 1 for c, b in zip(chat.last.trace.usage.cached_tokens, before, strict=True))
     assert saved(chat) == chat.conversation
 
 
@@ -108,8 +108,8 @@ def test_an_answer_that_is_stopped_keeps_what_was_said(chat) -> None:
     steps.close()
     assert chat.conversation.turns == (Turn("the cat", heard),)
     assert saved(chat) == chat.conversation
-    assert chat.last.finish_reason == "cancelled"
-    assert chat.last.usage is None
+    assert chat.last.trace.finish_reason is None
+    assert chat.last.trace.usage is None
     assert whole.startswith(heard)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 
@@ -272,6 +273,19 @@ def test_slashes_quotes_and_empty_lines(talk) -> None:
     talk("/exit", "not any more")
     assert turns(talk) == ["/why is that", "/exit\nthe cat"]
     assert "/regen" in talk("/help")[1]
+
+
+@pytest.mark.parametrize("text", ["/regne", "/", "/usr/bin/env", "/WHY", "/" + "x" * 100])
+def test_an_unknown_command_names_the_nearest_and_the_way_out(talk, text) -> None:
+    assert re.match(r"/.* is no command \(//.*/(regen|why)", talk(text)[1])
+    assert turns(talk) == []
+
+
+def test_other_names_of_commands(talk) -> None:
+    assert talk("/?")[1] == talk("/help")[1]
+    for name in ("/bye", "/quit", "/q"):
+        talk(name, "the cat")
+    assert turns(talk) == []
 
 
 def test_blank_lines_around_an_answer_are_not_shown(capsys) -> None:

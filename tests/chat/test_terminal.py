@@ -45,11 +45,11 @@ with orderly_end(), interruption_noted() as interrupted, typing_unseen():
         time.sleep(0.02)
 print("STOPPED", input())
 """
-# Shows an answer of two rows on 30 columns, and then as Markdown.
+# Shows an answer of three rows on 30 columns, and then as Markdown.
 MARKDOWN = """
 from eva_local.chat.screen import Screen
 screen = Screen(interactive=True)
-for text in ("\\n ", "one **two** three ", "four five", " six", "\\n\\n"):
+for text in ("\\n ", "one **two** three ", "four five", " six\\n", "中" * 15, "\\n\\n"):
     screen.write(text)
 screen.end(markdown=True)
 print("DONE")
@@ -222,8 +222,8 @@ def test_the_terminal_is_as_before_when_an_answer_is_told_to_end(spawn) -> None:
 def test_an_answer_is_taken_back_and_shown_as_markdown(spawn) -> None:
     child = spawn(MARKDOWN, COLUMNS="30")
     child.expect("DONE")
-    streamed, _, rendered = child.before.partition(b"\x1b[2A\r\x1b[J")
-    assert streamed == b"one **two** three four five s\x1b[1D\x1b[K\r\nsix\r\n"
+    streamed, _, rendered = child.before.partition(b"\x1b[3A\r\x1b[J")
+    assert streamed.decode() == f"one **two** three four five six\r\n{'中' * 15}\r\n"
     assert b"**" not in rendered
     assert b"two" in rendered
 

@@ -18,7 +18,7 @@ from eva_local.cli import main, progress
 from eva_local.cli.session import HELP
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
-from eva_local.models import fetch, store
+from eva_local.models import hub, store, wheels
 
 SLOW_MODULES = (
     "numpy",
@@ -333,10 +333,11 @@ def test_only_pull_opens_a_connection(
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    for name in ("_download_wheel", "fetch_hub"):
-        monkeypatch.setattr(fetch, name, refuse)
-    for name in ("fetch_hub", "fetch_wheel"):
-        monkeypatch.setattr(store, name, refuse)
+    for module, name in (
+        *((wheels, "_download_wheel"), (hub, "fetch_hub")),
+        *((store, "fetch_hub"), (store, "fetch_wheel")),
+    ):
+        monkeypatch.setattr(module, name, refuse)
     runner = CliRunner()
     for command in (
         ["list"],
@@ -381,8 +382,8 @@ def test_progress_stays_quiet_for_a_while_then_writes_lines(
     with progress.progress_shown() as show:
         for second in range(26):
             now[0] = float(second)
-            show("m: downloading" if second < 24 else "m: checking", second, 50)
-        show("m: checking", 1, None)
+            show("m: downloading" if second < 24 else "m: checking", second / 50)
+        show("m: checking")
     assert capsys.readouterr().err.splitlines() == [
         "m: downloading 4%",
         "m: downloading 24%",
@@ -398,6 +399,6 @@ def test_progress_is_a_bar_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with progress.progress_shown() as show:
-        show("m [part]: downloading", 1, 2)
-        show("m: checking", 1, None)
+        show("m [part]: downloading", 0.5)
+        show("m: checking")
     assert capsys.readouterr().out == ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engines import MEAN, begin, run, text_of
+from engines import MEAN, begin, run, text_of, ticket
 from engines import pivot_engine as ensemble
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
@@ -353,18 +353,18 @@ def likelihood(model: FakeModel, tokens: list[int], first: int) -> float:
     return nats
 
 
-@pytest.mark.parametrize(("judged", "n_tokens"), [(1, 1), (4, 1), (5, 2), (11, 99), (999, 99)])
+@pytest.mark.parametrize(("scored", "n_tokens"), [(1, 1), (4, 1), (5, 2), (11, 99), (999, 99)])
 def test_members_are_judged_by_the_end_of_the_prompt(
-    judged: int, n_tokens: int, monkeypatch: pytest.MonkeyPatch
+    scored: int, n_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eva_local.cache.likelihood._STRIDE", 1)
     text = b" the un the"
     models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_A, n_batch=3)]
     engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))
-    sequence = begin(engine, models, text, Sampling(max_tokens=2), judged=judged)
+    sequence = begin(engine, models, text, Sampling(max_tokens=2), scored=scored)
     while not sequence.steps:
         engine.step([sequence])
-    for model, found in zip(models, sequence.judge.evidence, strict=True):
+    for model, found in zip(models, sequence.fuser.evidence, strict=True):
         tokens = [1, *model.tokenizer.encode(text)]
         first = max(len(tokens) - n_tokens, 1)
         n_bytes = len(model.vocabulary.join(tokens[first:]))
@@ -372,20 +372,20 @@ def test_members_are_judged_by_the_end_of_the_prompt(
 
 
 @given(st.integers(0, 40), st.lists(st.sampled_from([b" the", b"un", b"?"]), max_size=12))
-def test_what_the_caches_hold_of_a_prompt_does_not_change_its_evidence(judged, words) -> None:
+def test_what_the_caches_hold_of_a_prompt_does_not_change_its_evidence(scored, words) -> None:
     found = []
     for known in (True, False):
         models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
         engine = ensemble(models, replace(MEAN, weights="running"))
         start = b" the unbelievable"
         if known:
-            run(engine, begin(engine, models, start, Sampling(max_tokens=5), judged=3))
-        sequence = begin(engine, models, start + b"".join(words), Sampling(), judged=judged)
+            run(engine, begin(engine, models, start, Sampling(max_tokens=5), scored=3))
+        sequence = begin(engine, models, start + b"".join(words), Sampling(), scored=scored)
         while not sequence.ready:
             engine._decode([sequence])
-        found.append([state.evidence() for state in sequence.states])
+        found.append([state.prompt_log_likelihood() for state in sequence.states])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
-    assert all(found[0]) == (judged > 0)
+    assert all(found[0]) == (scored > 0)
 
 
 def test_a_prompt_whose_evidence_is_known_is_not_read_again() -> None:
@@ -393,7 +393,7 @@ def test_a_prompt_whose_evidence_is_known_is_not_read_again() -> None:
     engine = ensemble(models)
     for _ in range(2):
         before = [model.decoded for model in models]
-        run(engine, begin(engine, models, b" the unbelievable", Sampling(max_tokens=1), judged=9))
+        run(engine, begin(engine, models, b" the unbelievable", Sampling(max_tokens=1), scored=9))
     # The last token is decoded again, for its logits.
     assert [model.decoded for model in models] == [count + 1 for count in before]
 
@@ -402,7 +402,7 @@ def test_a_trace_says_who_voted_for_what() -> None:
     models = [wanting(WORDS_A, b" the"), wanting(WORDS_A, b" the"), wanting(WORDS_A, b"ing")]
     engine = ensemble(models, FusionSettings(filter="top-n", filter_n=1))
     prompts = [[1, 7] for _ in models]
-    (steps,) = run(engine, engine.begin(prompts, Sampling(), traced=True))
+    (steps,) = run(engine, engine.begin(ticket(engine, prompts, Sampling(), trace=True)))
     trace = steps[0].trace
     assert trace is not None
     assert trace.top[0].piece == b" the"
@@ -413,7 +413,7 @@ def test_a_trace_says_who_voted_for_what() -> None:
     assert trace.carrier in ("m0", "m1")
     assert all(ballot.seconds > 0 for ballot in trace.ballots)
     assert steps[-1].trace.top[0].piece == b""
-    (plain,) = run(engine, engine.begin(prompts, Sampling()))
+    (plain,) = run(engine, engine.begin(ticket(engine, prompts, Sampling())))
     assert plain[0].trace is None
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engines import bytes_engine as ensemble
-from engines import run, text_of
+from engines import run, text_of, ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.engine.sampling import Forced
-from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.engine.request import Ticket
+from eva_local.engine.scheduler import Scheduler
 from eva_local.engine.sequence import TextSequence
-from eva_local.errors import EvaError, InputError, ModelError
+from eva_local.errors import EvaError, ModelError
 from eva_local.llama.model import Logits, Run
 from eva_local.types import Sampling, Step
 
@@ -27,7 +28,7 @@ def begin(
     engine: Engine, models: list[FakeModel], sampling: Sampling, text: bytes = b"the", slot: int = 0
 ) -> TextSequence:
     prompts = [[1, *model.tokenizer.encode(text)] for model in models]
-    return engine.begin(prompts, sampling, slot, traced=True)
+    return engine.begin(ticket(engine, prompts, sampling, trace=True), slot)
 
 
 @settings(max_examples=20)
@@ -175,12 +176,20 @@ def test_biases_and_penalties_speak_of_whole_pieces() -> None:
     assert written(repeat_penalty=1.0, logit_bias={"nothing like this": 5}) == plain
 
 
-def test_a_grammar_by_bytes_leaves_no_room_for_biases() -> None:
-    models = [FakeModel(WORDS_A)]
-    with pytest.raises(InputError, match='space = "pivot"'):
-        begin(
-            ensemble(*models), models, Sampling(grammar='root ::= "the"', logit_bias={"the": 1.0})
-        )
+def test_biases_and_penalties_hold_under_a_grammar() -> None:
+    def written(**settings) -> list[bytes]:
+        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
+        rule = 'root ::= ("the" | "a" | "un"){9}'
+        sampling = Sampling(max_tokens=6, grammar=rule, **settings)
+        engine = ensemble(*models)
+        (steps,) = run(engine, begin(engine, models, sampling))
+        return [step.piece for step in steps]
+
+    assert b"t" not in b"".join(written(logit_bias={"t": False, "th": False, "the": False}))
+    assert written(logit_bias={"a": 99.0}) == [b"a"] * 6
+    never_twice = written(logit_bias={"a": 9.0}, presence_penalty=99.0, repeat_last_n=1)
+    assert never_twice[::2] != never_twice[1::2]
+    assert all(one != other for one, other in pairwise(never_twice))
 
 
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> bytes:
@@ -217,11 +226,10 @@ def test_a_long_word_is_read_again_whatever_a_batch_holds() -> None:
     engine = ensemble(*models)
     text = b"ab" * 200 + b" ab"
     prompts = [[1, *model.tokenizer.encode(b"a")] for model in models]
-    sequence = engine.begin(
-        prompts, Sampling(max_tokens=len(text)), chooser=lambda: Forced(text, 257)
-    )
+    sequence = engine.begin(ticket(engine, prompts, Sampling(), symbols=list(text)))
     # The word was written in odd tokens, and the space after it lets them be the tokeniser's own.
-    run(engine, sequence)
+    ((score,),) = run(engine, sequence)
+    assert score.n_symbols == len(text)
     assert sequence.states[0].text == text
 
 
@@ -244,7 +252,7 @@ class Failing(FakeModel):
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         if self.fails:
             self.fails = False
-            cache = self.cache.setdefault(runs[0].sequence, [])
+            cache = self.cache.setdefault(runs[0].seq_id, [])
             cache += runs[0].tokens[:1]
             raise ModelError("no room left")
         return super().decode(runs)
@@ -269,12 +277,12 @@ def test_what_was_not_decoded_is_not_taken_for_read(steps: int) -> None:
     assert [piece_by_piece(scheduler, models, text) for text in (b"the un", b"z")] == expected
 
 
-def asked(scheduler: Scheduler, models: list[FakeModel], text: bytes, told: list) -> Request:
+def asked(scheduler: Scheduler, models: list[FakeModel], text: bytes, told: list) -> Ticket:
     prompts = [[1, *model.tokenizer.encode(text)] for model in models]
-    return scheduler.submit(Request(prompts, Sampling(max_tokens=3), told.append))
+    return scheduler.submit(ticket(scheduler.engine, prompts, Sampling(max_tokens=3), told.append))
 
 
-def finish(scheduler: Scheduler, request: Request) -> None:
+def finish(scheduler: Scheduler, request: Ticket) -> None:
     while not request.done:
         scheduler.step()
 
@@ -326,11 +334,9 @@ def test_a_member_alone_can_say_what_others_cannot() -> None:
         engine = ensemble(*models)
         prompt = [1, *models[0].tokenizer.encode(b"the")]
         sequence = engine.begin(
-            [prompt], Sampling(), chooser=lambda: Forced("é".encode(), 257), alone=0
+            ticket(engine, [prompt], Sampling(), symbols=list("é".encode()), alone=0)
         )
-        run(engine, sequence)
-        forced = sequence.sampler
-        assert isinstance(forced, Forced)
-        found.append(forced.log_likelihood)
-        assert forced.unseen == 0
+        ((score,),) = run(engine, sequence)
+        found.append(score.log_likelihood)
+        assert score.unseen == 0
     assert found[0] == pytest.approx(found[1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +18,11 @@ from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.engine.decoding import decode_all
 from eva_local.engine.engine import Engine
-from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.engine.request import Ticket
+from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, ModelError, RoomError
-from eva_local.llama.model import LlamaModel, Logits, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Logits, Run
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
@@ -49,9 +52,9 @@ class Cramped(FakeModel):
         wanted = sum(len(run.tokens) for run in runs)
         if wanted > self.n_fitting or wanted + sum(map(len, self.cache.values())) > self.n_cells:
             # As where a batch is split, some of it is there already.
-            super().decode([Run(runs[0].sequence, runs[0].start, runs[0].tokens[:1])])
+            super().decode([Run(runs[0].seq_id, runs[0].start, runs[0].tokens[:1])])
             raise RoomError("no room left")
-        if any(run.sequence in self.broken for run in runs):
+        if any(run.seq_id in self.broken for run in runs):
             raise ModelError("it failed")
         return super().decode(runs)
 
@@ -73,11 +76,11 @@ class World:
             self.models, [identity(first), surface(second.tokenizer, first.tokenizer)]
         )
 
-    def ask(self, text: bytes, sampling: Sampling = FEW, judged: int = 0) -> Answer:
+    def ask(self, text: bytes, sampling: Sampling = FEW, scored: int = 0) -> Answer:
         prompts = [[1, *model.tokenizer.encode(text)] for model in self.models]
         answer = Answer()
         answer.request = self.scheduler.submit(
-            Request(prompts, sampling, answer.told.append, judged=judged)
+            ticket(self.engine, prompts, sampling, answer.told.append, scored_bytes=scored)
         )
         return answer
 
@@ -89,7 +92,7 @@ class World:
 
 
 class Answer:
-    request: Request
+    request: Ticket
 
     def __init__(self) -> None:
         self.told: list[Step | EvaError] = []
@@ -111,31 +114,31 @@ class Answer:
         return last.usage.cached_tokens
 
 
-def alone(space: str, text: bytes, judged: int = 0) -> bytes:
+def alone(space: str, text: bytes, scored: int = 0) -> bytes:
     world = World(space)
-    answer = world.ask(text, judged=judged)
+    answer = world.ask(text, scored=scored)
     world.run()
     return answer.text
 
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("fault", [ModelError("not this one"), ZeroDivisionError("a slip")])
-@pytest.mark.parametrize("what", ["pending", "take", "read", "evidence", "commit"])
+@pytest.mark.parametrize("what", ["pending", "take", "read", "prompt_log_likelihood", "commit"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_fault_of_one_text_ends_that_one_alone(
     space: str, fault: Exception, what: str, place: int
 ) -> None:
     world = World(space)
-    fine = [world.ask(text, judged=9) for text in (b"the unbelievable", b"z the")]
-    bad = world.ask(b"Paris is the end", judged=9)
+    fine = [world.ask(text, scored=9) for text in (b"the unbelievable", b"z the")]
+    bad = world.ask(b"Paris is the end", scored=9)
     begin = world.engine.begin
 
     def slip(*_arguments: object) -> None:
         raise fault
 
-    def begin_badly(prompts: Sequence[Sequence[int]], *rest: Any, **options: Any) -> Any:
-        sequence = begin(prompts, *rest, **options)
-        if list(prompts[0]) == list(bad.request.prompts[0]):
+    def begin_badly(asked: Ticket, slot: int) -> Any:
+        sequence = begin(asked, slot)
+        if list(asked.prompts[0]) == list(bad.request.prompts[0]):
             setattr(sequence.states[place], what, slip)
         return sequence
 
@@ -144,16 +147,16 @@ def test_a_fault_of_one_text_ends_that_one_alone(
     world.engine.begin = begin  # type: ignore[method-assign]
     assert str(fault) in str(bad.error)
     assert [each.text for each in fine] == [
-        alone(space, text, judged=9) for text in (b"the unbelievable", b"z the")
+        alone(space, text, scored=9) for text in (b"the unbelievable", b"z the")
     ]
     # Its slot holds nothing that anybody would go on with.
     slot = 2
     states = world.engine._states[slot]
     assert states[place].n_cached == 0
     world.engine._states[slot] = world.engine._all.space.states(slot)
-    again = world.ask(b"Paris is the end", judged=9)
+    again = world.ask(b"Paris is the end", scored=9)
     world.run()
-    assert again.text == alone(space, b"Paris is the end", judged=9)
+    assert again.text == alone(space, b"Paris is the end", scored=9)
 
 
 @pytest.mark.parametrize("space", SPACES)

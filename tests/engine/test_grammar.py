@@ -73,7 +73,7 @@ def next_pieces(grammar: Grammar) -> set[bytes]:
 def follow(grammar: Grammar, text: bytes) -> Grammar:
     for byte in text:
         assert grammar.allowed[byte], f"{bytes([byte])!r} in {text!r}"
-        grammar.accept(byte)
+        grammar.accept([byte])
     return grammar
 
 
@@ -83,7 +83,7 @@ def obeys(gbnf: str, text: str) -> bool:
     for byte in text.encode():
         if not grammar.allowed[byte]:
             return False
-        grammar.accept(byte)
+        grammar.accept([byte])
     return bool(grammar.allowed[SPACE.end])
 
 
@@ -112,7 +112,7 @@ def test_json_is_laid_out_as_json_dumps_does_and_ends_where_it_ends() -> None:
     follow(grammar, text[-1:])
     assert grammar.complete
     assert next_pieces(grammar) == {b""}
-    grammar.accept(SPACE.end)
+    grammar.accept([])
 
 
 def test_whitespace_and_control_characters_have_no_place_in_json() -> None:
@@ -339,7 +339,7 @@ def test_what_becomes_too_complex_is_told_in_one_line() -> None:
     ways = " | ".join(f'"{number}"' for number in range(2500))
     grammar = opened(grammar=f'root ::= "x" ways\nways ::= {ways}')
     with pytest.raises(InputError, match=r"^the grammar cannot be followed any further: ") as error:
-        grammar.accept(ord("x"))
+        grammar.accept([ord("x")])
     assert "\n" not in str(error.value)
     assert not re.search("state>|verbose", str(error.value))
 
@@ -456,7 +456,7 @@ def test_a_dead_end_is_an_error() -> None:
     grammar = grammars.open(Sampling(grammar='root ::= "a" "n" "a"'))
     assert grammar is not None
     with pytest.raises(InputError, match="cannot write"):
-        grammar.accept(97)
+        grammar.accept([97])
     with pytest.raises(InputError, match=r"^grammar: .* cannot write"):
         grammars.open(Sampling(grammar='root ::= "n"'))
 
@@ -567,7 +567,8 @@ def test_a_mask_marks_each_symbol_that_may_come_next_and_no_other(settings, data
         if not len(ways):
             assert grammar.complete
             return
-        grammar.accept(data.draw(st.sampled_from(ways.tolist())))
+        symbol = data.draw(st.sampled_from(ways.tolist()))
+        grammar.accept([] if symbol == SPACE.end else [symbol])
 
 
 def test_a_fork_goes_on_by_itself() -> None:
@@ -689,18 +690,18 @@ def test_a_grammar_is_compiled_once_by_who_asks_and_not_in_a_step(calls) -> None
 
 
 def test_pieces_are_looked_through_once_for_biases_and_not_in_a_step(monkeypatch) -> None:
-    asked_for: list[int] = []
-    piece = PivotSpace.piece
+    built: list[PivotSpace] = []
+    build = PivotSpace._by_piece.func
 
-    def counted(space: PivotSpace, symbol: int) -> bytes:
-        asked_for.append(symbol)
-        return piece(space, symbol)
+    def counted(space: PivotSpace):
+        built.append(space)
+        return build(space)
 
-    monkeypatch.setattr(PivotSpace, "piece", counted)
+    monkeypatch.setattr(PivotSpace._by_piece, "func", counted)
     sampling = Sampling(max_tokens=3, logit_bias={" the": 2.0})
     with open_shared() as asked:
         requests = [asked.submit("the", sampling, lambda _: None) for _ in range(3)]
-        assert len(asked_for) < asked.n_symbols
+        assert len(built) == 1
         while not all(request.done for request in requests):
             asked.scheduler.step()
-        assert len(asked_for) < asked.n_symbols + 20
+        assert len(built) == 1

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import pytest
+from engines import ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import identity
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.engine.request import Ticket
+from eva_local.engine.scheduler import Scheduler
 from eva_local.engine.sequence import TextSequence
 from eva_local.errors import EvaError
 from eva_local.spaces.bytes.space import ByteSpace
@@ -30,14 +32,14 @@ def scheduler(
     return Scheduler(Engine(names, models, space, fusion), parallel)
 
 
-def ask(asked: Scheduler, first: int, n: int, members: int = 1) -> tuple[Request, Told]:
+def ask(asked: Scheduler, first: int, n: int, members: int = 1) -> tuple[Ticket, Told]:
     told: Told = []
     prompt = list(range(first, first + 20))
-    request = Request([prompt] * members, Sampling(max_tokens=n), told.append)
-    return asked.submit(request), told
+    sampling = Sampling(max_tokens=n)
+    return asked.submit(ticket(asked.engine, [prompt] * members, sampling, told.append)), told
 
 
-def finish(asked: Scheduler, request: Request) -> int:
+def finish(asked: Scheduler, request: Ticket) -> int:
     """Step until a request is done; return how often that was interrupted."""
     interrupts = 0
     for _ in range(200):
@@ -61,7 +63,7 @@ def test_ctrl_c_in_a_step_takes_nothing_from_another_text(when, monkeypatch) -> 
     shared = scheduler([FakeModel(WORDS_A, endless=True)])
     request, told = ask(shared, 40, 6)
     other, _ = ask(shared, 60, 50)
-    advance, calls = TextSequence.advance, []
+    advance, calls = TextSequence._advance, []
 
     def interrupted(sequence: TextSequence) -> Step | None:
         if sequence is other.sequence:
@@ -70,7 +72,7 @@ def test_ctrl_c_in_a_step_takes_nothing_from_another_text(when, monkeypatch) -> 
                 os.kill(os.getpid(), signal.SIGINT)
         return advance(sequence)
 
-    monkeypatch.setattr(TextSequence, "advance", interrupted)
+    monkeypatch.setattr(TextSequence, "_advance", interrupted)
     assert finish(shared, request) == 1
     assert pieces(told) == pieces(wanted)
 
@@ -81,11 +83,11 @@ def test_ctrl_c_while_a_request_is_admitted_does_not_lose_it(monkeypatch) -> Non
     request, told = ask(shared, 40, 3)
     holds, calls = model.holds, []
 
-    def interrupted(sequence: int, start: int) -> bool:
+    def interrupted(seq_id: int, start: int) -> bool:
         calls.append(start)
         if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return holds(sequence, start)
+        return holds(seq_id, start)
 
     monkeypatch.setattr(model, "holds", interrupted)
     assert finish(shared, request) == 1

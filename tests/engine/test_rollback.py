@@ -11,7 +11,8 @@ from tiny_models import ARCHITECTURES, WINDOWED, tiny_model
 
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
-from eva_local.llama.model import ALL, LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Run
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling
 
@@ -66,16 +67,16 @@ class History:
         self.model, self.fresh = model, fresh
         self.random = random.Random(seed)
         self.rows: dict[int, list[int]] = {
-            sequence: [] for sequence in range(model.n_sequences * model.n_branches)
+            seq_id: [] for seq_id in range(model.n_sequences * model.n_branches)
         }
         self.refused = self.compared = 0
 
     def tokens(self, count: int) -> list[int]:
         return [self.random.randrange(33, 400) for _ in range(count)]
 
-    def grow(self, sequence: int, count: int) -> None:
-        row = self.rows[sequence]
-        run = Run(sequence, len(row), self.tokens(count))
+    def grow(self, seq_id: int, count: int) -> None:
+        row = self.rows[seq_id]
+        run = Run(seq_id, len(row), self.tokens(count))
         (logits,) = self.model.decode([run])
         row += run.tokens
         assert logits is not None
@@ -87,9 +88,9 @@ class History:
         runs = [Run(s, len(self.rows[s]), self.tokens(self.random.randint(1, 3))) for s in chosen]
         found = [None if x is None else x.copy() for x in self.model.decode(runs)]
         for run, logits in zip(runs, found, strict=True):
-            self.rows[run.sequence] += run.tokens
+            self.rows[run.seq_id] += run.tokens
             assert logits is not None
-            self.compare(self.rows[run.sequence], logits)
+            self.compare(self.rows[run.seq_id], logits)
 
     def compare(self, row: list[int], logits: np.ndarray) -> None:
         self.fresh.remove(ALL, 0)
@@ -98,16 +99,16 @@ class History:
         assert np.abs(logits - wanted).max() < CLOSE
         self.compared += 1
 
-    def cut(self, sequence: int, start: int) -> None:
+    def cut(self, seq_id: int, start: int) -> None:
         """Take tokens back; who cannot must say so, keep all, and can begin anew."""
-        row = self.rows[sequence]
-        known = self.model.holds(sequence, start)
-        assert self.model.remove(sequence, start) == known
+        row = self.rows[seq_id]
+        known = self.model.holds(seq_id, start)
+        assert self.model.remove(seq_id, start) == known
         if known:
             del row[start:]
             return
         self.refused += 1
-        assert self.model.holds(sequence, len(row))
+        assert self.model.holds(seq_id, len(row))
 
     def copy(self, source: int, target: int, length: int) -> None:
         known = length < 0 or self.model.holds(source, length)
@@ -116,10 +117,10 @@ class History:
         row = self.rows[source] if known else []
         self.rows[target] = list(row if length < 0 else row[:length])
 
-    def room(self, sequence: int) -> None:
+    def room(self, seq_id: int) -> None:
         """Make room in a text: rows that share a cache must fit into that of a text together."""
         n_rows = self.model.n_branches
-        text = sequence // n_rows
+        text = seq_id // n_rows
         rows = range(text * n_rows, (text + 1) * n_rows)
         if sum(len(self.rows[s]) for s in rows) > LONGEST:
             for other in rows:
@@ -127,33 +128,33 @@ class History:
                 self.rows[other] = []
 
     def step(self) -> None:
-        sequence = self.random.choice(sorted(self.rows))
-        self.room(sequence)
-        row = self.rows[sequence]
+        seq_id = self.random.choice(sorted(self.rows))
+        self.room(seq_id)
+        row = self.rows[seq_id]
         match self.random.choice(("grow", "grow", "together", "cut", "regenerate", "copy")):
             case "grow":
-                self.grow(sequence, self.random.choice((1, 2, 5, 40, 90)))
+                self.grow(seq_id, self.random.choice((1, 2, 5, 40, 90)))
             case "together":
                 for each in self.rows:
                     self.room(each)
                 self.grow_together()
             case "cut":
-                self.cut(sequence, max(0, len(row) - self.random.randint(1, 12)))
+                self.cut(seq_id, max(0, len(row) - self.random.randint(1, 12)))
             case "regenerate":
-                self.cut(sequence, self.random.randint(0, len(row)))
+                self.cut(seq_id, self.random.randint(0, len(row)))
             case "copy":
-                self.copy_some(sequence)
+                self.copy_some(seq_id)
 
-    def copy_some(self, sequence: int) -> None:
+    def copy_some(self, seq_id: int) -> None:
         n_rows = self.model.n_branches
         if n_rows > 1:
-            first = sequence - sequence % n_rows
-            target = self.random.choice([s for s in range(first, first + n_rows) if s != sequence])
-            length = self.random.choice((-1, self.random.randint(0, len(self.rows[sequence]))))
-            self.copy(sequence, target, length)
-            self.room(sequence)
+            first = seq_id - seq_id % n_rows
+            target = self.random.choice([s for s in range(first, first + n_rows) if s != seq_id])
+            length = self.random.choice((-1, self.random.randint(0, len(self.rows[seq_id]))))
+            self.copy(seq_id, target, length)
+            self.room(seq_id)
         else:
-            self.copy(sequence, self.random.choice([s for s in self.rows if s != sequence]), -1)
+            self.copy(seq_id, self.random.choice([s for s in self.rows if s != seq_id]), -1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -205,8 +206,8 @@ def test_a_window_that_another_text_wrote_over_is_still_there(
     path = tiny_model(folder / f"{architecture}-window.gguf", architecture)
     tokens = [33 + (7 * place) % 300 for place in range(300)]
     with opened(path, n_sequences=2 // n_branches, n_branches=n_branches) as model:
-        for sequence, count in ((1, 100), (0, 120)):
-            decode(model, sequence, 0, tokens[:count])
+        for seq_id, count in ((1, 100), (0, 120)):
+            decode(model, seq_id, 0, tokens[:count])
         model.remove(1, 0)
         decode(model, 0, 120, tokens[120:250])
         assert model.remove(0, 90)
@@ -240,8 +241,8 @@ def test_a_recurrent_model_forgets_all_texts_at_once(folder, architecture) -> No
         assert np.abs(decode(model, 0, 0, [40, 41, 42]) - first).max() < CLOSE
 
 
-def decode(model: LlamaModel, sequence: int, start: int, tokens: Sequence[int]) -> np.ndarray:
-    (logits,) = model.decode([Run(sequence, start, tokens)])
+def decode(model: LlamaModel, seq_id: int, start: int, tokens: Sequence[int]) -> np.ndarray:
+    (logits,) = model.decode([Run(seq_id, start, tokens)])
     assert logits is not None
     return logits.copy()
 

@@ -8,11 +8,8 @@ from hypothesis import strategies as st
 from votes import as_dict, vote
 
 from eva_local.engine.sampling import (
-    PieceSampler,
     Sampler,
     Samplers,
-    biased,
-    biased_symbols,
     choose,
     draw,
     heat,
@@ -23,18 +20,22 @@ from eva_local.engine.sampling import (
 )
 from eva_local.errors import InputError
 from eva_local.fusion.votes import NOBODY, Vote
+from eva_local.spaces.bytes.space import PieceCandidates
+from eva_local.spaces.pivot import TokenCandidates
 from eva_local.types import Sampling
 
 FOUR = np.array([0.5, 0.25, 0.15, 0.1])
 
 
+PIECES = [b"%c" % letter for letter in b"abcdefghijklmnopqrstuvwxyza"]
+END = len(PIECES)
+
+
 class Letters:
     """A shared space of the letters from a to z; A is the last of two symbols for a."""
 
-    end = 27
-
-    def piece(self, symbol: int) -> bytes:
-        return b"" if symbol == self.end else b"abcdefghijklmnopqrstuvwxyza"[symbol : symbol + 1]
+    def may_offer(self, piece: bytes) -> bool:
+        return piece in PIECES
 
 
 LETTERS = Samplers(Letters())
@@ -46,22 +47,45 @@ class Only:
     complete = False
 
     def __init__(self, *symbols: int) -> None:
-        self.allowed = np.isin(np.arange(Letters.end + 1), symbols)
+        self.allowed = np.isin(np.arange(END + 1), symbols)
         self.accepted: list[int] = []
 
-    def accept(self, symbol):
-        self.accepted.append(symbol)
+    def accept(self, symbols):
+        self.accepted += symbols
 
 
-def shaped(sampler: Sampler, fused) -> dict[str, float]:
+class Drawn:
+    """A sampler that chooses among the letters."""
+
+    def __init__(self, sampler: Sampler, grammar=None) -> None:
+        self._sampler = sampler
+        sampler.grammar = grammar
+        letters = range(END)
+        self.candidates = TokenCandidates(
+            votes=[],
+            pieces=PIECES,
+            end=END,
+            allowed=None if grammar is None else grammar.allowed,
+            by_piece={piece: [i for i in letters if PIECES[i] == piece] for piece in PIECES},
+        )
+
+    def choose(self, fused: Vote) -> int:
+        return self._sampler.choose(fused, self.candidates)
+
+    def shaped(self, fused: Vote) -> Vote:
+        return self._sampler._shaped(fused, self.candidates)
+
+    def has_written(self, symbol: int) -> None:
+        self._sampler._remember(PIECES[symbol])
+
+
+def shaped(drawn: Drawn, fused) -> dict[str, float]:
     """The distribution that the cuts get to see."""
-    return as_dict(sampler._shaped(fused))
+    return as_dict(drawn.shaped(fused))
 
 
-def sampler(grammar=None, /, **settings) -> Sampler:
-    chooser = LETTERS.prepare(Sampling(**settings))()
-    chooser.grammar = grammar
-    return chooser
+def sampler(grammar=None, /, **settings) -> Drawn:
+    return Drawn(LETTERS.prepare(Sampling(**settings))(), grammar)
 
 
 def test_cuts_by_hand() -> None:
@@ -91,16 +115,24 @@ def test_greedy_takes_the_likeliest_and_the_lower_of_two_equals() -> None:
     assert choose(vote(b=0.4, c=0.4, d=0.2), Sampling(), generator) == 1
 
 
-def test_bias_by_hand() -> None:
-    symbols = np.array([0, 2, 5, 9])
-    logs = np.log(FOUR)
-    changed = biased(symbols, logs, {2: 1.5, 5: -np.inf, 7: 3, 40: 1})
-    assert changed == pytest.approx([logs[0], logs[1] + 1.5, -np.inf, logs[3]])
-    assert biased(symbols, logs, {}) is logs
+def test_values_of_pieces_by_hand() -> None:
+    letters = sampler().candidates
+    among = np.array([0, 2, 5, 26])
+    assert letters.spread(among, {b"a": 1.5, b"f": -np.inf, b"h": 3, b"ab": 1}).tolist() == [
+        *(1.5, 0, -np.inf, 1.5)
+    ]
+    # More values than candidates.
+    values = {piece: float(i) for i, piece in enumerate(PIECES)}
+    assert letters.spread(among, values).tolist() == [26, 2, 5, 26]
+    assert letters.spread(among, {}).tolist() == [0, 0, 0, 0]
+    assert letters.spread(among[:0], {b"a": 1}).tolist() == []
+    assert letters.spread(np.array([END]), {b"a": 1}).tolist() == [0]
 
 
 def test_a_bias_is_for_exactly_these_bytes() -> None:
-    assert biased_symbols({"a": 2, "c": -1}, LETTERS._spelled) == {0: 2, 26: 2, 2: -1}
+    logs = sampler(logit_bias={"a": 2, "c": -1}).shaped(Vote(np.array([0, 2, 3, 26]), FOUR))
+    expected = FOUR * np.exp([2, -1, 0, 2])
+    assert logs.probabilities == pytest.approx(expected / expected.sum())
     for text in ("ab", " a", "é"):
         with pytest.raises(InputError, match=f"logit_bias {text!r}"):
             sampler(logit_bias={text: 1})
@@ -155,7 +187,7 @@ def test_only_the_last_n_symbols_count() -> None:
 def test_the_order_is_bias_penalty_grammar_cuts_temperature() -> None:
     # Bias first: log 0.2 + 2 is positive, so the penalty divides it, to 0.195.
     drawn = sampler(logit_bias={"b": 2}, repeat_penalty=2)
-    drawn._seen.add(1)
+    drawn.has_written(1)
     lifted = np.exp((np.log(0.2) + 2) / 2)
     assert shaped(drawn, vote(a=0.8, b=0.2)) == pytest.approx(
         {"a": 0.8 / (0.8 + lifted), "b": lifted / (0.8 + lifted)}, abs=1e-6
@@ -163,7 +195,7 @@ def test_the_order_is_bias_penalty_grammar_cuts_temperature() -> None:
     # Bias and penalties before the cuts: what they lower falls out of the top k.
     for settings in ({"logit_bias": {"a": -9}}, {"presence_penalty": 9}):
         drawn = sampler(temperature=1, top_k=1, **settings)
-        drawn._seen.add(0)
+        drawn.has_written(0)
         assert drawn.choose(vote(a=0.6, b=0.4)) == 1
     # The grammar before the cuts: the likeliest of what it allows is never cut.
     assert sampler(Only(2), temperature=1, top_k=1).choose(vote(a=0.6, b=0.3, c=0.1)) == 2
@@ -186,7 +218,7 @@ def test_greedy_obeys_bias_penalties_and_grammar() -> None:
 
 
 def test_where_no_candidate_is_left_there_is_another_way_or_the_end() -> None:
-    end = Letters.end
+    end = END
     fused = vote(a=0.5, b=0.5)
     assert sampler().choose(NOBODY) == end
     assert sampler(logit_bias={"a": False, "b": False}).choose(fused) == end
@@ -208,11 +240,11 @@ def test_penalties_that_are_off_and_no_bias_change_nothing(masses, seen, seed) -
     fused = vote(**{chr(97 + i): mass for i, mass in enumerate(masses)})
     off = Sampling(temperature=1, seed=seed, repeat_penalty=1, logit_bias={})
     neutral = replace(off, logit_bias={"a": 0})
-    drawn, same = (LETTERS.prepare(sampling)() for sampling in (off, neutral))
+    drawn, same = (Drawn(LETTERS.prepare(sampling)()) for sampling in (off, neutral))
     for symbol in seen:
-        drawn._seen.add(symbol)
-    assert drawn._shaped(fused) is fused
-    assert same._shaped(fused).probabilities == pytest.approx(fused.probabilities)
+        drawn.has_written(symbol)
+    assert drawn.shaped(fused) is fused
+    assert same.shaped(fused).probabilities == pytest.approx(fused.probabilities)
     assert drawn.choose(fused) == choose(fused, off, np.random.default_rng(seed))
 
 
@@ -234,11 +266,11 @@ def test_a_bias_never_lowers_and_a_penalty_never_raises(masses, bias, penalty, t
     assume(len(masses) > 1)
     fused = vote(**{chr(97 + i): mass for i, mass in enumerate(masses)})
     before = fused.probability(0)
-    assert sampler(logit_bias={"a": bias})._shaped(fused).probability(0) >= before - 1e-9
+    assert sampler(logit_bias={"a": bias}).shaped(fused).probability(0) >= before - 1e-9
     drawn = sampler(repeat_penalty=penalty, frequency_penalty=penalty - 1)
     for _ in range(times):
-        drawn._seen.add(0)
-    assert drawn._shaped(fused).probability(0) <= before + 1e-9
+        drawn.has_written(0)
+    assert drawn.shaped(fused).probability(0) <= before + 1e-9
 
 
 def test_biases_are_kept_as_pairs() -> None:
@@ -327,17 +359,24 @@ def test_values_out_of_range_are_refused(wrong) -> None:
 
 
 def test_pieces_that_are_put_forward_are_biased_and_penalised_by_hand() -> None:
-    pieces = (b"a", b"b", b"")
     fused = Vote(np.arange(3), np.array([0.5, 0.3, 0.2]))
-    assert PieceSampler(Sampling(logit_bias={"b": 1.0})).choose_piece(fused, pieces) == 1
-    assert PieceSampler(Sampling(logit_bias={"a": False})).choose_piece(fused, pieces) == 1
-    drawn = PieceSampler(Sampling(presence_penalty=1.0, repeat_last_n=1))
+
+    def among(*pieces: bytes) -> PieceCandidates:
+        return PieceCandidates([], pieces, end=-1 if pieces[-1] else len(pieces) - 1)
+
+    ended = among(b"a", b"b", b"")
+    assert Sampler(Sampling(logit_bias={"b": 1.0})).choose(fused, ended) == 1
+    assert Sampler(Sampling(logit_bias={"a": False})).choose(fused, ended) == 1
+    drawn = Sampler(Sampling(presence_penalty=1.0, repeat_last_n=1))
     # log 0.5 - 1 is under log 0.3; the window then holds "b" alone.
-    found = [drawn.choose_piece(fused, pieces) for _ in range(3)]
-    assert [pieces[place] for place in found] == [b"a", b"b", b"a"]
-    # The places of pieces change from step to step.
-    drawn = PieceSampler(Sampling(presence_penalty=1.0))
-    assert drawn.choose_piece(fused, pieces) == 0
-    assert drawn.choose_piece(fused, (b"c", b"a", b"")) == 0
-    forbidden = PieceSampler(Sampling(logit_bias={"a": False, "b": False}))
-    assert forbidden.choose_piece(Vote(np.arange(2), np.array([0.6, 0.4])), pieces) == 0
+    found = [drawn.choose(fused, ended) for _ in range(3)]
+    assert [ended.piece(each) for each in found] == [b"a", b"b", b"a"]
+    # The numbers of pieces change from step to step.
+    drawn = Sampler(Sampling(presence_penalty=1.0))
+    assert drawn.choose(fused, ended) == 0
+    assert drawn.choose(fused, among(b"c", b"a", b"")) == 0
+    # Where a bias forbids all that was put forward, the text ends, if it can end there.
+    forbidden = Sampling(logit_bias={"a": False, "b": False})
+    two = Vote(np.arange(2), np.array([0.4, 0.6]))
+    assert Sampler(forbidden).choose(two, ended) == 2
+    assert Sampler(forbidden).choose(two, among(b"a", b"b")) == 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from engines import ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,8 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.engine.scheduler import Request, Scheduler
+from eva_local.engine.request import Ticket
+from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
@@ -31,7 +33,7 @@ class WatchedModel(FakeModel):
         self.batches: list[list[tuple[int, int]]] = []
 
     def decode(self, runs):
-        self.batches.append([(run.sequence, len(run.tokens)) for run in runs])
+        self.batches.append([(run.seq_id, len(run.tokens)) for run in runs])
         return super().decode(runs)
 
 
@@ -47,7 +49,7 @@ def open_engine(n_batch: int = 64, chunk: int = 16, **options) -> tuple[Engine, 
 class Answer:
     """What the sink of a request was told."""
 
-    request: Request | None = None
+    request: Ticket | None = None
     steps: list[Step] = field(default_factory=list)
     error: EvaError | None = None
 
@@ -78,7 +80,9 @@ def ask(
     asked = models if member is None else [models[member]]
     prompts = [[1, *model.tokenizer.encode(text)] for model in asked]
     sampling = sampling or Sampling(max_tokens=8)
-    answer.request = scheduler.submit(Request(prompts, sampling, answer, alone=member))
+    answer.request = scheduler.submit(
+        ticket(scheduler.engine, prompts, sampling, answer, alone=member)
+    )
     return answer
 
 
@@ -257,7 +261,7 @@ def test_cancelled_requests_leave_within_a_step_and_nobody_else_notices(data) ->
                 told = len(answers[place].steps)
                 scheduler.cancel(answers[place].request)
                 scheduler.step()
-                assert answers[place].request not in scheduler._places.values()
+                assert answers[place].request not in scheduler._running.values()
                 assert len(answers[place].steps) == told
         scheduler.step()
     assert scheduler.n_running == scheduler.n_waiting == 0
@@ -292,10 +296,10 @@ def test_an_error_amid_an_answer_ends_that_one_alone(fault: Exception) -> None:
     fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b" a")
     scheduler.step()
 
-    def stuck(vote):
+    def stuck(fused, candidates):
         raise fault
 
-    bad.request.sequence.sampler.choose = stuck
+    bad.request.sequence._sampler.choose = stuck
     run(scheduler)
     assert isinstance(bad.error, EvaError)
     assert str(fault) in str(bad.error)
@@ -307,10 +311,10 @@ def test_a_slip_at_the_beginning_of_an_answer_ends_that_one_alone() -> None:
     scheduler = Scheduler(engine, 2)
     begin = engine.begin
 
-    def slip(prompts, *rest, **options):
-        if len(prompts[0]) > 5:
+    def slip(asked, slot):
+        if len(asked.prompts[0]) > 5:
             raise ValueError("a slip")
-        return begin(prompts, *rest, **options)
+        return begin(asked, slot)
 
     engine.begin = slip
     fine, bad = ask(scheduler, models, b"the"), ask(scheduler, models, b"zzzzzzzz")
@@ -373,7 +377,7 @@ def answered_by_another_thread(scheduler, models, text) -> tuple[Answer, threadi
             done.set()
 
     prompts = [[1, *model.tokenizer.encode(text)] for model in models]
-    told.request = scheduler.submit(Request(prompts, Sampling(max_tokens=8), sink))
+    told.request = scheduler.submit(ticket(scheduler.engine, prompts, Sampling(max_tokens=8), sink))
     return told, done
 
 
@@ -382,7 +386,7 @@ def test_the_likeliest_symbols_are_told_on_request() -> None:
     scheduler = Scheduler(engine)
     answer = Answer()
     prompts = [[1, *model.tokenizer.encode(b"the")] for model in models]
-    scheduler.submit(Request(prompts, Sampling(max_tokens=3), answer, n_top=4))
+    scheduler.submit(ticket(scheduler.engine, prompts, Sampling(max_tokens=3), answer, n_top=4))
     run(scheduler)
     for step in answer.steps:
         assert len(step.top) == 4
@@ -391,7 +395,7 @@ def test_the_likeliest_symbols_are_told_on_request() -> None:
 
 
 def slot_of(scheduler: Scheduler, answer: Answer) -> int:
-    return next(slot for slot, held in scheduler._places.items() if held is answer.request)
+    return next(slot for slot, held in scheduler._running.items() if held is answer.request)
 
 
 class Slots:
@@ -484,11 +488,11 @@ def test_the_time_of_a_batch_is_shared_out_by_tokens(n_tokens, monkeypatch) -> N
     scheduler = Scheduler(engine, 2)
     short = ask(scheduler, models, b"the", Sampling(max_tokens=2))
     scheduler.step()
-    before = short.request.sequence.decode_seconds.copy()
+    before = short.request.sequence._decode_seconds.copy()
     long = ask(scheduler, models, b"z" * (n_tokens - 1), Sampling(max_tokens=2))
     run(scheduler)
     # One second of each member, for one token beside all of the other's prompt.
-    spent = short.request.sequence.decode_seconds - before
+    spent = short.request.sequence._decode_seconds - before
     batches = [dict(model.batches[1]) for model in models]
     assert [batch[1] for batch in batches] == [n_tokens] * 2
     assert spent.tolist() == [pytest.approx(b[0] / (b[0] + n_tokens)) for b in batches]
@@ -510,6 +514,6 @@ def test_no_prompt_is_walked_through_in_a_step() -> None:
     heads = [model.tokenizer.encode(b"the unbelievable Paris is ")[:4] for model in models]
     for tail in range(6):
         prompts = [Walked("i", [1, *head * 2000, 20 + tail]) for head in heads]
-        scheduler.submit(Request(prompts, Sampling(max_tokens=2)))
+        scheduler.submit(ticket(scheduler.engine, prompts, Sampling(max_tokens=2)))
     run(scheduler)
     assert Walked.n_walks == 0

@@ -10,14 +10,14 @@ import pytest
 from browser import CONTRAST, HOSTILE, Browser
 from evaluations import outcome
 
-from eva_local.evaluate.outcome import Outcome
+from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.report import report_page
 from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 
 @pytest.fixture
 def page(browser: Browser, tmp_path: Path):
-    def show(made: Outcome, **how: object) -> Browser:
+    def show(made: Evaluation, **how: object) -> Browser:
         path = tmp_path / "page.html"
         path.write_text(report_page(made), encoding="utf-8", errors="backslashreplace")
         browser.open(path.as_uri(), **how)

@@ -16,8 +16,9 @@ import pytest
 
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError
-from eva_local.llama import model as model_module
-from eva_local.llama.model import LlamaModel, Run
+from eva_local.llama import backend
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Run
 from tools.tiny_gguf import write_tiny_gguf
 
 LINES = 3
@@ -67,13 +68,13 @@ class Moments:
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
     """A llama.cpp that speaks and tells its progress a few times, through C."""
-    llama = model_module._library()
+    llama = backend.library()
     load, decode = llama.llama_model_load_from_file, llama.llama_decode
     found = Moments()
 
     def speak() -> None:
         for number in range(LINES):
-            model_module._callbacks[0](2, b"line %d\n" % number, None)
+            backend._callbacks[0](2, b"line %d\n" % number, None)
 
     def load_in_steps(path: bytes, parameters: Any) -> Any:
         for number in range(LINES):

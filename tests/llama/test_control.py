@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from engines import bytes_engine, pivot_engine, run, text_of
+from engines import bytes_engine, pivot_engine, run, text_of, ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.engine.engine import Engine
@@ -44,7 +44,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def write(engine: Engine, models: list[FakeModel], alone: int | None = None) -> bytes:
     asked = models if alone is None else [models[alone]]
     prompts = [[1, *model.tokenizer.encode(b"the")] for model in asked]
-    return text_of(run(engine, engine.begin(prompts, FEW, alone=alone))[0])
+    return text_of(run(engine, engine.begin(ticket(engine, prompts, FEW, alone=alone)))[0])
 
 
 @spaces
@@ -113,5 +113,5 @@ def test_what_is_wanted_in_the_prompt_is_not_said(
         model._logits = lambda said, row=model._row, odd=odd: odd if len(said) < 4 else row
     engine = build(models)
     prompts = [[1, *model.tokenizer.encode(b"the the the")] for model in models]
-    run(engine, engine.begin(prompts, FEW, judged=20))
+    run(engine, engine.begin(ticket(engine, prompts, FEW, scored_bytes=20)))
     assert warnings_of(caplog) == []

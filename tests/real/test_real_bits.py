@@ -16,7 +16,8 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task
-from eva_local.llama.model import LlamaModel, Logits, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Logits, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.opening import open_models
 from eva_local.types import Message

@@ -14,7 +14,8 @@ from conftest import real_path
 
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, LoadSettings, ModelSpec, PathSource
-from eva_local.llama.model import ALL, LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import ALL, Run
 from eva_local.opening import ensemble_of
 from eva_local.types import Message, Sampling
 

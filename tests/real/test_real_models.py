@@ -10,7 +10,8 @@ from conftest import REAL_MODELS, real_path, spec
 
 from eva_local.cache.context import Context
 from eva_local.config.specs import EnsembleSpec, FusionSettings
-from eva_local.llama.model import LlamaModel, Run
+from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.model import Run
 from eva_local.opening import open_ensemble
 from eva_local.types import Message, Sampling
 

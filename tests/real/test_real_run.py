@@ -46,7 +46,7 @@ sys.exit(code)
 # Ctrl-C from another thread, when a share of the n-th file is there.
 INTERRUPTED = """
 import os, signal, sys, threading
-from eva_local.llama import model
+from eva_local.llama import llama_model as model
 from eva_local.cli import main
 share, number = float(sys.argv[1]), int(sys.argv[2])
 reached = threading.Event()

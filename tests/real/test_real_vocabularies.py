@@ -33,7 +33,7 @@ def detokenised(model, token_id: int) -> bytes:
     """llama.cpp's own text of a row of tokens, by another of its functions."""
     buffer = ctypes.create_string_buffer(512)
     tokens = (ctypes.c_int32 * 1)(token_id)
-    size = llama.llama_detokenize(model._vocab, tokens, 1, buffer, 512, False, False)
+    size = llama.llama_detokenize(model._file.vocab, tokens, 1, buffer, 512, False, False)
     return buffer.raw[:size]
 
 
@@ -43,11 +43,11 @@ def test_every_piece_is_llama_cpps_own(vocabularies, name) -> None:
     vocab = model.vocabulary
     buffer = ctypes.create_string_buffer(1024)
     for token_id, piece in enumerate(vocab.pieces):
-        size = llama.llama_token_to_piece(model._vocab, token_id, buffer, 1024, 0, False)
+        size = llama.llama_token_to_piece(model._file.vocab, token_id, buffer, 1024, 0, False)
         assert buffer.raw[:size] == piece
         if vocab.kinds[token_id] == Kind.NORMAL:
             assert detokenised(model, token_id) == piece
-    assert llama.llama_vocab_n_tokens(model._vocab) == len(vocab)
+    assert llama.llama_vocab_n_tokens(model._file.vocab) == len(vocab)
 
 
 @names
@@ -139,7 +139,7 @@ def test_a_prompt_reads_as_llama_cpp_reads_it(vocabularies, name, text) -> None:
     model = vocabularies[name]
     data = text.encode()
     tokens = (ctypes.c_int32 * 200)()
-    count = llama.llama_tokenize(model._vocab, data, len(data), tokens, 200, True, False)
+    count = llama.llama_tokenize(model._file.vocab, data, len(data), tokens, 200, True, False)
     assert PromptWriter(model).tokens(text) == tokens[:count]
 
 
@@ -150,7 +150,7 @@ def test_a_conversation_reads_as_llama_cpp_reads_it(vocabularies, name) -> None:
     written = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)
     data = (written + "<|im_start|>assistant\n").encode()
     tokens = (ctypes.c_int32 * 200)()
-    count = llama.llama_tokenize(model._vocab, data, len(data), tokens, 200, True, True)
+    count = llama.llama_tokenize(model._file.vocab, data, len(data), tokens, 200, True, True)
     assert PromptWriter(model).tokens(messages) == tokens[:count]
 
 

@@ -15,10 +15,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from eva_local.cache.branches import Place
+from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
+from eva_local.spaces.base import Constraint
 from eva_local.spaces.bytes.boundary import (
     ANY,
     END,
@@ -27,7 +28,7 @@ from eva_local.spaces.bytes.boundary import (
     found_before,
     inside_kind,
 )
-from eva_local.spaces.bytes.row import Border, OpenRow
+from eva_local.spaces.bytes.row import Border, Offer, OpenRow
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.
@@ -95,41 +96,41 @@ class ByteBeam:
         self._change()
 
     @property
-    def places(self) -> set[Place]:
+    def branches(self) -> set[Branch]:
         """The rows that are still needed."""
-        return {h.place for h in self._open} | {b.place for b in self._waiting}
+        return {h.branch for h in self._open} | {b.branch for b in self._waiting}
 
     def longest(self) -> int:
         """Return how many tokens the longest row has, with those that wait to be decoded."""
-        waiting = (border.place.length + len(border.tokens) for border in self._waiting)
-        return max([*waiting, *(row.place.length for row in self._open)], default=0)
+        waiting = (border.branch.length + len(border.tokens) for border in self._waiting)
+        return max([*waiting, *(row.branch.length for row in self._open)], default=0)
 
     def unread(self) -> int:
         """Return how many bytes of the text no row covers."""
         covered = [row.covers for row in self._open] + [row.covers for row in self._waiting]
         return len(self.text) - max(covered, default=0)
 
-    def weakest(self, sequences: Collection[int]) -> int | None:
-        """Return the one of `sequences` whose rows all together are the least likely."""
-        shares = dict.fromkeys(sequences, 0.0)
+    def weakest(self, seq_ids: Collection[int]) -> int | None:
+        """Return the one of `seq_ids` whose rows all together are the least likely."""
+        shares = dict.fromkeys(seq_ids, 0.0)
         for hypothesis in self._open:
-            if hypothesis.place.sequence in shares:
-                shares[hypothesis.place.sequence] += self._weight(hypothesis)
+            if hypothesis.branch.seq_id in shares:
+                shares[hypothesis.branch.seq_id] += self._weight(hypothesis)
         for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
-            if border.place.sequence in shares:
-                shares[border.place.sequence] += share
+            if border.branch.seq_id in shares:
+                shares[border.branch.seq_id] += share
         return min(shares, key=shares.__getitem__, default=None)
 
-    def leading(self) -> tuple[Place, int] | None:
+    def leading(self) -> tuple[Branch, int] | None:
         """Return the likeliest row that was decoded, and how many bytes it covers."""
         lead = max(self._open, key=self._weight, default=None)
-        return None if lead is None else (lead.place, lead.covers)
+        return None if lead is None else (lead.branch, lead.covers)
 
-    def rewrite(self, place: Place, kept: int, tokens: Sequence[int]) -> None:
-        """Put other tokens with the same bytes after the first `kept` of the row at `place`."""
-        (old,) = [h for h in self._open if h.place == place]
+    def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
+        """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
+        (old,) = [h for h in self._open if h.branch == branch]
         self._open.remove(old)
-        shorter = Place(place.sequence, kept)
+        shorter = Branch(branch.seq_id, kept)
         self._waiting.append(Border(old.log_weight, shorter, tokens, old.covers))
         self._change()
 
@@ -137,10 +138,10 @@ class ByteBeam:
         """Return whether a border still waits."""
         return border in self._waiting
 
-    def forget(self, sequence: int) -> None:
+    def forget(self, seq_id: int) -> None:
         """Give up the rows in a sequence."""
-        self._open = [h for h in self._open if h.place.sequence != sequence]
-        self._waiting = [b for b in self._waiting if b.place.sequence != sequence]
+        self._open = [h for h in self._open if h.branch.seq_id != seq_id]
+        self._waiting = [b for b in self._waiting if b.branch.seq_id != seq_id]
         self._change()
 
     @property
@@ -159,11 +160,11 @@ class ByteBeam:
         found = [border for share, border in ranked if share >= bound]
         return found or ([] if live > 0 else [ranked[0][1]])
 
-    def decoded(self, border: Border, place: Place, logits: Logits) -> None:
-        """Take the logits after a border's row, which is now at `place`."""
+    def decoded(self, border: Border, branch: Branch, logits: Logits) -> None:
+        """Take the logits after a border's row, which is now at `branch`."""
         self._waiting.remove(border)
         self._change()
-        entered = OpenRow(border, place, logits, self._trie, self._end_ids)
+        entered = OpenRow(border, branch, logits, self._trie, self._end_ids)
         self._learn(border.kind, entered)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
@@ -248,10 +249,14 @@ class ByteBeam:
         """Return the borders that are where the text ends."""
         return [border for border in self._waiting if border.covers == len(self.text)]
 
-    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+    def pieces(self, count: int) -> Offer:
         """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
         lead = max(self._open, key=self._weight)
         return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
+
+    def pieces_within(self, count: int, grammar: Constraint) -> Offer:
+        """Return how the likeliest row may go on as a grammar allows; see `OpenRow`."""
+        return max(self._open, key=self._weight).pieces_within(count, grammar)
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
         """Return (m,): the mass that all rows give to each of `pieces`, as `OpenRow.support`."""
@@ -259,14 +264,6 @@ class ByteBeam:
         for h in self._open:
             masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
         return masses
-
-    def border_share(self) -> float:
-        """Return the share of the rows that end exactly where the text ends."""
-        here = sum(map(self._share, self._here()))
-        live = self._live()
-        rooted = sum(self._weight(h) for h in self._open if h.node == ROOT)
-        whole = live + here
-        return (here + rooted) / whole if whole > 0 else 1.0
 
     def _follow(self, hypothesis: OpenRow, byte: int, covers: int) -> bool:
         """Move a hypothesis on by a byte; what ends there becomes a border of its own."""
@@ -276,7 +273,7 @@ class ByteBeam:
         token, mass = hypothesis.ending(node)
         if mass > 0 and self._is_likely(hypothesis.last, token, mass):
             log_weight = hypothesis.log_weight + math.log(mass)
-            self._waiting.append(Border(log_weight, hypothesis.place, [token], covers))
+            self._waiting.append(Border(log_weight, hypothesis.branch, [token], covers))
         return hypothesis.move(node)
 
     def _is_likely(self, last: int | None, token: int, mass: float) -> bool:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.cache.branches import Place
+from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats, Ids, highest
 from eva_local.llama.model import Logits
-from eva_local.spaces.bytes.boundary import ANY
+from eva_local.spaces.base import Constraint
+from eva_local.spaces.bytes.boundary import ANY, END
 from eva_local.spaces.bytes.trie import ROOT, Masses, Trie
+
+# Pieces, the last of them END where that may follow; how likely each is, (m,); and the share of
+# the tokens that begin with it which are no longer, (m,).
+Offer = tuple[list[bytes], Floats, Floats]
 
 
 @dataclass(slots=True, eq=False)
 class Border:
-    """A row that was not decoded yet: that at `place` and then `tokens`.
+    """A row that was not decoded yet: that at `branch` and then `tokens`.
 
     It covers the first `covers` bytes of the text, and `log_weight` is its log-probability, in
     nats.
     """
 
     log_weight: float
-    place: Place
+    branch: Branch
     tokens: Sequence[int]
     covers: int
     #: Of what kind it is, as far as that tells how it goes on.
@@ -42,15 +48,15 @@ class OpenRow:
 
     __slots__ = (
         *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
-        *("log_weight", "node", "place", "sums"),
+        *("log_weight", "node", "branch", "sums"),
     )
 
     def __init__(
-        self, border: Border, place: Place, logits: Logits, trie: Trie, end_ids: Sequence[int]
+        self, border: Border, branch: Branch, logits: Logits, trie: Trie, end_ids: Sequence[int]
     ) -> None:
-        """Stand at a border whose row is now at `place`, with `logits: (n_vocab,)` after it."""
+        """Stand at a border whose row is now at `branch`, with `logits: (n_vocab,)` after it."""
         self.log_weight = border.log_weight
-        self.place = place
+        self.branch = branch
         self.covers = border.covers
         self.last = border.tokens[-1] if border.covers else None
         self.node = ROOT
@@ -91,9 +97,7 @@ class OpenRow:
         self.node = node
         return True
 
-    def pieces(
-        self, count: int, of_ids: Sequence[bytes], begun: int
-    ) -> tuple[list[bytes], Floats, Floats]:
+    def pieces(self, count: int, of_ids: Sequence[bytes], begun: int) -> Offer:
         """Return the likeliest ways to go on (m,): at most `count` pieces, and END.
 
         `of_ids` are the pieces of all ids; the first `begun` bytes of a piece are the open ones,
@@ -116,6 +120,39 @@ class OpenRow:
             found.append(b"")
             shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
         return found, shares, ends
+
+    def pieces_within(self, count: int, grammar: Constraint) -> Offer:
+        """Return what `pieces` does, of what a grammar allows: the likeliest `count`, and END.
+
+        The trie is searched from its likeliest parts on, and not where no text is allowed.
+        """
+        trie = self._trie
+        found: list[tuple[bytes, int]] = []
+        # A node stands for all that goes on from it, and once more, as whole, for itself.
+        waiting = [(-float(self.sums.sum()), False, b"", self.node)]
+        while waiting and len(found) < count:
+            _, whole, piece, node = heapq.heappop(waiting)
+            if whole:
+                found.append((piece, node))
+                continue
+            if piece and not grammar.admits(piece):
+                continue
+            ended = self.ending(node)[1] if piece else 0.0
+            if ended > 0:
+                heapq.heappush(waiting, (-ended, True, piece, node))
+            labels, masses = trie.going_on(node, self._masses, self._offset)
+            for label, mass in zip(labels.tolist(), masses.tolist(), strict=True):
+                if mass > 0 and (piece or grammar.allowed[label]):
+                    entry = (-mass * self._share, False, piece + bytes([label]))
+                    heapq.heappush(waiting, (*entry, trie.child(node, label)))
+        nodes = np.asarray([node for _, node in found], dtype=np.int64)
+        pieces = [piece for piece, _ in found]
+        exact, under = self._exactly(nodes), self._under(nodes)
+        shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
+        if self.node == ROOT and grammar.allowed[END]:
+            pieces.append(b"")
+            shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
+        return pieces, shares, ends
 
     def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
         """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.cache.branches import Branches, Place
+from eva_local.cache.branches import Branch, Branches
 from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Constraint, Slate
+from eva_local.spaces.base import Candidates, Constraint
 from eva_local.spaces.bytes.beam import ByteBeam
 from eva_local.spaces.bytes.boundary import END, BoundaryPrior
-from eva_local.spaces.bytes.row import Border
+from eva_local.spaces.bytes.row import Border, Offer
 from eva_local.spaces.bytes.trie import Trie
 
 log = logging.getLogger("eva_local")
@@ -27,6 +28,26 @@ THRESHOLD = 0.04
 # A vote holds every byte: what a member's rows leave out is no proof that it cannot come.
 _FLOOR = 1e-5
 _SPACE = 0x20
+# Pieces to choose among.
+_PUT_FORWARD = 64
+_BYTES = (*(bytes([byte]) for byte in range(END)), b"")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PieceCandidates(Candidates):
+    """Pieces that a member puts forward, or all single bytes."""
+
+    def symbols(self, candidate: int) -> Sequence[int]:
+        """Return the bytes of a candidate; END has none."""
+        return tuple(self.piece(candidate))
+
+    def with_piece(self, piece: bytes) -> Sequence[int]:
+        """Return the candidate with exactly these bytes, if there is one."""
+        return (self.pieces.index(piece),) if piece in self.pieces else ()
+
+    def possible(self) -> Ids:
+        """Return all that is allowed: what was put forward was voted for."""
+        return np.arange(len(self.pieces)) if self.allowed is None else np.flatnonzero(self.allowed)
 
 
 class ByteState:
@@ -35,7 +56,7 @@ class ByteState:
     def __init__(
         self,
         model: Model,
-        sequences: Sequence[int],
+        seq_ids: Sequence[int],
         trie: Trie,
         threshold: float,
         before: Mapping[str, Floats] | None = None,
@@ -44,14 +65,14 @@ class ByteState:
         """Use some sequences of `model`; `trie` is that of its vocabulary."""
         self._model = model
         self._control = control or ControlTokens(model)
-        self._sequences = sequences
-        self._branches = Branches(model, sequences)
+        self._seq_ids = seq_ids
+        self._branches = Branches(model, seq_ids)
         self._beam = ByteBeam(model.tokenizer, trie, threshold, before)
-        self._evidence = PromptLikelihood(model.vocabulary.pieces)
+        self._likelihood = PromptLikelihood(model.vocabulary.pieces)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
-        self._read = Place(sequences[0], 0)
-        self._running: dict[int, tuple[Border, Place]] = {}
+        self._read = Branch(seq_ids[0], 0)
+        self._running: dict[int, tuple[Border, Branch]] = {}
         # The text before this byte is in the tokeniser's own tokens.
         self._mended = 0
         self.forwarded = 0
@@ -83,7 +104,7 @@ class ByteState:
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(place) for place in self._beam.places]
+        return [self._branches.row(branch) for branch in self._beam.branches]
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt the cache holds."""
@@ -97,23 +118,23 @@ class ByteState:
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
         self._branches.clear()
-        self._evidence.begin((), 0, 0)
+        self._likelihood.begin((), 0, 0)
 
     def adopt(self, other: ByteState) -> None:
         """Hold what another voice of the same member holds; the text that was here ends."""
         self._branches.adopt(other._branches)
-        self._evidence.adopt(other._evidence)
+        self._likelihood.adopt(other._likelihood)
 
     def trade(self, other: ByteState) -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
 
     def start(
-        self, prompt: Sequence[int], judged: int = 0, _grammar: Constraint | None = None
+        self, prompt: Sequence[int], scored: int = 0, _grammar: Constraint | None = None
     ) -> None:
         """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._prompt = list(prompt)
         self._read = self._branches.begin(prompt)
-        kept = self._evidence.begin(prompt, self._read.length, judged)
+        kept = self._likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
             self._read = self._branches.begin(prompt[: kept + 1])
         self._beam.clear()
@@ -147,24 +168,24 @@ class ByteState:
             self._read = decoded
             if logits is None:
                 return
-            border, place = Border(0.0, self._read, [], 0), self._read
+            border, branch = Border(0.0, self._read, [], 0), self._read
             self._beam.begin(border)
         else:
-            border, place = self._running.pop(run.sequence)
+            border, branch = self._running.pop(run.seq_id)
         assert logits is not None
-        self._beam.decoded(border, place, logits)
+        self._beam.decoded(border, branch, logits)
         # What follows an unlikely row, or came before the newest byte, is not what it wants.
-        if self._beam.leading() == (place, len(self._beam.text)):
+        if self._beam.leading() == (branch, len(self._beam.text)):
             self._control.hear(logits)
         self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
-        self.take(run, self._evidence.read(self._prompt, run, blocks))
+        self.take(run, self._likelihood.read(self._prompt, run, blocks))
 
-    def evidence(self) -> float:
-        """Return the mean log-likelihood of what was judged of the prompt, in nats per byte."""
-        return self._evidence.per_byte()
+    def prompt_log_likelihood(self) -> float:
+        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
+        return self._likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
         """Append a byte."""
@@ -188,20 +209,19 @@ class ByteState:
         masses = self.next_bytes()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
         return Vote(symbols, masses / masses.sum())
 
-    @property
-    def at_border(self) -> bool:
-        """Whether a token more likely ends where the text ends than goes on."""
-        return self._beam.border_share() >= 0.5
-
-    def candidates(self, _vote: Vote, count: int, /) -> list[tuple[bytes, float]]:
-        """Return the likeliest pieces, END among them, after the likeliest row of tokens."""
-        pieces, shares, _ = self._beam.pieces(count)
-        found = zip(pieces, shares.tolist(), strict=True)
-        return sorted(found, key=lambda pair: -pair[1])[:count]
-
-    def pieces(self, count: int) -> tuple[list[bytes], Floats, Floats]:
+    def pieces(self, count: int) -> Offer:
         """Return the likeliest pieces, how likely they are, and how surely each ends."""
         return self._beam.pieces(count)
+
+    def pieces_within(self, count: int, grammar: Constraint) -> Offer:
+        """Return what `pieces` does, of what a grammar allows; never nothing."""
+        found = self._beam.pieces_within(count, grammar)
+        if found[0]:
+            return found
+        # No token that goes on like this is allowed: then single bytes are.
+        allowed = np.flatnonzero(grammar.allowed)
+        pieces = [b"" if symbol == END else bytes([symbol]) for symbol in allowed.tolist()]
+        return pieces, self.next_bytes()[allowed], np.ones(len(allowed))
 
     def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
         """Return the member's vote on pieces that another (or this one) has put forward."""
@@ -215,40 +235,40 @@ class ByteState:
             # Cut off in the middle, a model that cannot go back has lost what it had read.
             self._read = self._branches.begin(self._prompt[: self._read.length + 1])
         start = self._read.length
-        end, every = self._evidence.stretch(start)
+        end, every = self._likelihood.stretch(start)
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
         run = self._branches.grow(self._read, tokens, ())
         assert run is not None
         whole = start + len(tokens) == len(self._prompt)
-        return Run(run.sequence, run.start, tokens, whole, every)
+        return Run(run.seq_id, run.start, tokens, whole, every)
 
     def _grow(self, border: Border) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""
         if not self._model.can_roll_back:
             # One row alone, since nothing that was decoded can be taken back.
             self._beam.begin(border)
-        if not self._branches.reached(border.place):
+        if not self._branches.reached(border.branch):
             if self._running:
                 return None
-            row = [*self._branches.row(border.place), *border.tokens]
+            row = [*self._branches.row(border.branch), *border.tokens]
             border = self._restart(row, border.covers)
-        run = self._branches.grow(border.place, border.tokens, self._needed())
+        run = self._branches.grow(border.branch, border.tokens, self._needed())
         if run is None:
             if not self._make_room(border):
                 return None
-            run = self._branches.grow(border.place, border.tokens, self._needed())
+            run = self._branches.grow(border.branch, border.tokens, self._needed())
         assert run is not None
-        self._running[run.sequence] = (border, Place(run.sequence, run.start + len(run.tokens)))
+        self._running[run.seq_id] = (border, Branch(run.seq_id, run.start + len(run.tokens)))
         return run
 
-    def _needed(self) -> set[Place]:
-        return self._beam.places | {place for _, place in self._running.values()}
+    def _needed(self) -> set[Branch]:
+        return self._beam.branches | {branch for _, branch in self._running.values()}
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
-        kept = {border.place.sequence, *self._running}
-        kept |= {running.place.sequence for running, _ in self._running.values()}
-        weakest = self._beam.weakest([s for s in self._sequences if s not in kept])
+        kept = {border.branch.seq_id, *self._running}
+        kept |= {running.branch.seq_id for running, _ in self._running.values()}
+        weakest = self._beam.weakest([s for s in self._seq_ids if s not in kept])
         if weakest is not None:
             self._beam.forget(weakest)
         return weakest is not None
@@ -270,8 +290,8 @@ class ByteState:
         lead = self._beam.leading()
         if lead is None or lead[1] != end or text[end - 1 : end].isspace():
             return
-        place = lead[0]
-        row = self._branches.row(place)
+        branch = lead[0]
+        row = self._branches.row(branch)
         tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
         count, left = 0, end - self._mended
         while left > 0:
@@ -281,12 +301,12 @@ class ByteState:
             return
         self._mended = end
         if tuple(row[len(row) - count :]) != tokens:
-            self._beam.rewrite(place, len(row) - count, tokens)
+            self._beam.rewrite(branch, len(row) - count, tokens)
 
     def _restart(self, row: Sequence[int], covers: int) -> Border:
         """Begin again with one row of tokens, prompt included, for all of the text."""
-        place = self._branches.begin(row)
-        border = Border(0.0, place, row[place.length :], covers)
+        branch = self._branches.begin(row)
+        border = Border(0.0, branch, row[branch.length :], covers)
         self._beam.begin(border)
         self._mended = covers
         return border
@@ -299,11 +319,6 @@ class ByteSpace:
     """
 
     end = END
-
-    @property
-    def slates(self) -> ByteSpace:
-        """This space: it puts pieces forward itself."""
-        return self
 
     def __init__(
         self,
@@ -325,7 +340,7 @@ class ByteSpace:
         """
         self._before = before
         self._models = tuple(models)
-        self.lead = pivot
+        self.pivot = pivot
         self._tries = [Trie(model.vocabulary) for model in models]
         # Of equals the one with the most tokens leads, whatever the order of the members.
         self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
@@ -353,9 +368,9 @@ class ByteSpace:
         """Return whether it is a byte."""
         return 0 <= symbol < END
 
-    def states(self, sequence: int) -> list[ByteState]:
+    def states(self, slot: int) -> list[ByteState]:
         """Return a voice of every member for one text."""
-        first = sequence * BRANCHES
+        first = slot * BRANCHES
         return [
             ByteState(
                 model,
@@ -377,49 +392,77 @@ class ByteSpace:
         """Return the voices as they are: the symbols are the same."""
         return list(states)
 
-    def lead_vote(self, states: Sequence[ByteState]) -> Vote:
-        """Return the pivot's vote."""
-        return states[self.lead].vote(self._symbols)
+    def may_offer(self, _piece: bytes) -> bool:
+        """Return True: which pieces there are depends on the member that puts them forward."""
+        return True
 
-    def at_border(self, states: Sequence[ByteState], weights: Floats, /) -> bool:
-        """Return whether a token of the heaviest member more likely ends here than goes on."""
-        return states[self._heaviest(weights)].at_border
+    def candidates(
+        self,
+        states: Sequence[ByteState],
+        weights: Floats,
+        grammar: Constraint | None = None,
+        only: int | None = None,
+    ) -> PieceCandidates:
+        """Return the pieces among which to choose next; see `Space.candidates`.
+
+        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
+        that a member gives to the bytes of a piece, times how surely the proposer's piece ends
+        there and is not the beginning of a longer one; so the proposer's vote is its own
+        distribution.
+        """
+        proposer = self._heaviest(weights) if only is None else only
+        offer = self._spellable(states[proposer].pieces(_PUT_FORWARD))
+        allowed = None
+        if grammar is not None:
+            # What it forbids is there too, so that each member's whole vote counts.
+            within = states[proposer].pieces_within(_PUT_FORWARD, grammar)
+            offer = _joined(offer, within)
+            allowed = np.asarray([piece in within[0] for piece in offer[0]])
+        pieces, shares, ends = offer
+        votes = [
+            state.vote_on(pieces, shares, ends) if only in (None, member) else None
+            for member, state in enumerate(states)
+        ]
+        return PieceCandidates(
+            votes=votes,
+            pieces=pieces,
+            end=-1 if pieces[-1] else len(pieces) - 1,
+            allowed=allowed,
+            proposer=proposer,
+        )
+
+    def _spellable(self, offer: Offer) -> Offer:
+        """Return the pieces of an offer that all members can spell; all where none is."""
+        pieces, shares, ends = offer
+        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
+        if len(spelled) in (0, len(pieces)):
+            return offer
+        return [pieces[i] for i in spelled], shares[spelled], ends[spelled]
+
+    def symbols(self, states: Sequence[ByteState], only: int | None = None) -> PieceCandidates:
+        """Return every member's vote on the next byte, exact; see `Space.symbols`."""
+        votes = [
+            state.vote(self._symbols) if only in (None, member) else None
+            for member, state in enumerate(states)
+        ]
+        return PieceCandidates(votes=votes, pieces=_BYTES, end=END)
+
+    def commit(self, states: Sequence[ByteState], candidates: Candidates, chosen: int) -> None:
+        """Append a chosen piece; the member that put it forward takes it as whole."""
+        for state in states:
+            for byte in candidates.piece(chosen):
+                state.commit(byte)
+        if candidates.proposer is not None:
+            states[candidates.proposer].settle()
 
     def _heaviest(self, weights: Floats) -> int:
         ranked = range(len(weights))
         return max(ranked, key=lambda i: (round(float(weights[i]), 9), self._ranks[i]))
 
-    def slate(
-        self, states: Sequence[ByteState], weights: Floats, count: int, only: int | None = None
-    ) -> Slate:
-        """Return pieces to choose among, and every member's vote on them, or one member's only.
 
-        The member with the highest weight puts its likeliest pieces forward. A vote is the mass
-        that a member gives to the bytes of a piece, times how surely the lead's piece ends there
-        and is not the beginning of a longer one; so the lead's vote is its own distribution.
-        """
-        lead = self._heaviest(weights) if only is None else only
-        pieces, shares, ends = states[lead].pieces(count)
-        spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
-        if spelled:
-            pieces, shares, ends = [pieces[i] for i in spelled], shares[spelled], ends[spelled]
-        votes = [
-            state.vote_on(pieces, shares, ends) if only in (None, place) else None
-            for place, state in enumerate(states)
-        ]
-        return Slate(lead, tuple(pieces), votes)
-
-    def write(self, states: Sequence[ByteState], slate: Slate, chosen: int) -> None:
-        """Append the chosen piece of a slate; the member that put it forward takes it as whole."""
-        piece = slate.pieces[chosen]
-        for state in states:
-            for byte in piece:
-                state.commit(byte)
-        if piece:
-            states[slate.lead].settle()
-
-    def votes(self, states: Sequence[ByteState], lead: Vote) -> list[Vote]:
-        """Return every member's vote."""
-        return [
-            lead if i == self.lead else state.vote(self._symbols) for i, state in enumerate(states)
-        ]
+def _joined(one: Offer, other: Offer) -> Offer:
+    """Return the pieces of two offers, ascending, each once, END last."""
+    found = {piece: values for offer in (one, other) for piece, *values in zip(*offer, strict=True)}
+    pieces = sorted(found, key=lambda piece: (not piece, piece))
+    shares, ends = np.asarray([found[piece] for piece in pieces]).T
+    return pieces, shares, ends

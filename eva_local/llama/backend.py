@@ -1,0 +1,59 @@
+"""The llama.cpp library: imported once, its messages kept from stderr, and what it can use."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from eva_local.llama.calls import calling, hear
+
+log = logging.getLogger("eva_local")
+
+# llama.cpp keeps only the pointer: the object must live as long as the process.
+_callbacks: list[Any] = []
+
+
+@functools.cache
+def library() -> ModuleType:
+    """Import llama_cpp once, with its messages sent to our log instead of stderr."""
+    import llama_cpp.llama_cpp as llama
+
+    callback = llama.llama_log_callback(_keep_line)
+    _callbacks.append(callback)
+    llama.llama_log_set(callback, None)
+    with calling():
+        llama.llama_backend_init()
+    return llama
+
+
+def can_offload() -> bool:
+    """Return whether this build of llama.cpp can use a device other than the CPU."""
+    return bool(library().llama_supports_gpu_offload())
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def reason(lines: Sequence[str]) -> str:
+    """Return the first complaint among llama.cpp's messages, without its function names."""
+    complaints = [
+        line for line in lines if re.search(r"error|fail|invalid|corrupt", line, re.IGNORECASE)
+    ]
+    if not complaints:
+        return "llama.cpp gave no reason"
+    return re.sub(r"^(\w+: )+", "", complaints[0]).strip()
+
+
+def _keep_line(_level: int, text: bytes, _data: object) -> None:
+    line = text.decode("utf-8", "replace").rstrip()
+    if line.strip("."):
+        hear(lambda line: log.debug("llama.cpp: %s", line), line)

@@ -1,0 +1,247 @@
+"""One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eva_local.config.specs import LoadSettings
+from eva_local.errors import ModelError, RoomError
+from eva_local.llama.backend import cores, library, reason
+from eva_local.llama.calls import calling
+from eva_local.llama.memory import Memory
+from eva_local.llama.model import Logits, Run
+from eva_local.llama.model_file import ModelFile
+from eva_local.llama.tokenizer import Tokenizer
+from eva_local.llama.vocab import read_vocabulary
+
+# Rows of logits that one call may ask for: few, since a row is n_vocab floats.
+_LOGIT_ROWS = 32
+SPARE_CELLS = 256
+# Sequences that one context can have, in llama.cpp.
+MOST_SEQUENCES = 256
+# A run of more tokens than a step can add is (part of) a prompt.
+_LONGEST_ANSWER = 8
+_KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+
+class LlamaModel:
+    """A GGUF file opened by llama.cpp, with `n_sequences` independent texts; see `Model`."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: LoadSettings | None = None,
+        *,
+        n_sequences: int = 1,
+        n_branches: int = 1,
+        vocabulary_only: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Open `path`; raise ModelError where llama.cpp cannot.
+
+        With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one
+        text after the other, which share one cache. With `vocabulary_only` no weights are read
+        and nothing can be decoded. `progress` is told the share of the weights that is loaded.
+        """
+        settings = settings or LoadSettings()
+        self._llama = library()
+        self._context: Any = None
+        self._batch: Any = None
+        self.path = path
+        self.n_batch = max(settings.n_batch, n_sequences * n_branches)
+        self.n_sequences = n_sequences
+        self.n_branches = n_branches
+        self.n_ctx = 0
+        self.can_roll_back = True
+        self._file = ModelFile(path)
+        try:
+            told = progress or (lambda _share: None)
+            self._file.load(settings, told, vocabulary_only=vocabulary_only)
+            self.vocabulary = read_vocabulary(self._llama, self._file.vocab, path)
+            self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
+            self.chat_template = self._file.metadata("tokenizer.chat_template")
+            if not vocabulary_only:
+                self._start(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LlamaModel:
+        """Return the open model."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the memory."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory; the model cannot be used afterwards."""
+        with calling():
+            if self._batch is not None:
+                self._llama.llama_batch_free(self._batch)
+            if self._context is not None:
+                self._llama.llama_free(self._context)
+            self._batch = self._context = None
+            self._file.close()
+
+    def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
+        """Decode all runs together, in as few batches as n_batch allows; see `Model.decode`."""
+        long = [run for run in runs if len(run.tokens) > _LONGEST_ANSWER]
+        if not self._apart or not long or len(runs) == 1:
+            return self._decode_together(runs)
+        # Attention over many tokens of one text rounds otherwise than over single ones, so no
+        # token of a prompt may fall among the answers.
+        found = {id(run): _kept(self._decode_together([run])[0]) for run in long}
+        short = [run for run in runs if len(run.tokens) <= _LONGEST_ANSWER]
+        found |= zip(map(id, short), self._decode_together(short) if short else (), strict=True)
+        return [found[id(run)] for run in runs]
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        """Decode one run and yield blocks (m, n_vocab); see `Model.decode_every`."""
+        size = min(_LOGIT_ROWS, self.n_batch)
+        for first in range(0, len(run.tokens), size):
+            part = Run(run.seq_id, run.start + first, run.tokens[first : first + size])
+            at = self._fill(0, part, every=True)
+            self._decode_batch(at)
+            pointer = self._llama.llama_get_logits(self._context)
+            yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
+
+    def holds(self, seq_id: int, start: int) -> bool:
+        """Return whether the cache has all that a token at `start` looks back on."""
+        return self._memory.holds(seq_id, start)
+
+    def remove(self, seq_id: int, start: int) -> bool:
+        """Forget positions from `start` on; see `Model.remove`."""
+        return self._memory.remove(seq_id, start)
+
+    def copy(self, source: int, target: int, length: int = -1) -> bool:
+        """Let `target` begin as a copy of `source`; see `Model.copy`."""
+        return self._memory.copy(source, target, length)
+
+    def _start(self, settings: LoadSettings) -> None:
+        """Make room for the texts: a context, its memory and a batch."""
+        llama, file = self._llama, self._file
+        file.refuse_unless_causal()
+        parameters = llama.llama_context_default_params()
+        self.n_ctx = settings.context(file.n_ctx_train)
+        parameters.n_ctx = self.n_ctx * self.n_sequences
+        if self.n_branches > 1:
+            # Rows that are tried beside each other need a little more than one text.
+            parameters.n_ctx += SPARE_CELLS * self.n_sequences
+            parameters.kv_unified = True
+        parameters.n_batch = self.n_batch
+        parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
+        guard, n_seq = self._numbered(settings)
+        if guard is not None:
+            # What llama.cpp decodes first in a batch of several parts, nothing guards.
+            self.n_batch = parameters.n_batch = parameters.n_ubatch
+        parameters.n_seq_max = n_seq
+        # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
+        parameters.n_outputs_max = max(_LOGIT_ROWS, n_seq)
+        parameters.n_threads = parameters.n_threads_batch = settings.threads or cores()
+        parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
+        parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
+        parameters.swa_full = settings.swa_full
+        parameters.no_perf = True
+        with calling() as call:
+            self._context = llama.llama_init_from_model(file.handle, parameters) or None
+        if self._context is None:
+            raise ModelError(
+                f"{self.path}: no context of {self.n_ctx} tokens: {reason(call.lines)}; "
+                "lower n_ctx or change kv_type"
+            )
+        # No more than a context holds; llama.cpp ends the process where a batch is larger.
+        self.n_batch = llama.llama_n_batch(self._context)
+        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
+        self._apart = settings.batch_invariant and self.n_branches == 1
+        self._memory = Memory(
+            self._context,
+            self.path,
+            window=file.window,
+            is_recurrent=file.is_recurrent,
+            guard=guard,
+        )
+        self.can_roll_back = not (file.is_recurrent or (file.window and not settings.swa_full))
+
+    def _numbered(self, settings: LoadSettings) -> tuple[int | None, int]:
+        """Return the sequence that guards a window, if one must, and how many there are in all."""
+        count = self.n_sequences * self.n_branches
+        guard = count if self._file.window and self.n_branches > 1 and settings.swa_full else None
+        count += guard is not None
+        if count > MOST_SEQUENCES:
+            raise ModelError(
+                f"{self.path}: {self.n_sequences} texts side by side need {count} sequences, "
+                f"and llama.cpp has {MOST_SEQUENCES}; use fewer (--parallel)"
+            )
+        return guard, count
+
+    def _decode_together(self, runs: Sequence[Run]) -> list[Logits | None]:
+        if sum(len(run.tokens) for run in runs) > self.n_batch:
+            runs = [self._all_but_last(run) for run in runs]
+        rows: dict[int, int] = {}
+        at = 0
+        # llama.cpp decodes sequences together only where their numbers ascend without a gap.
+        for index in sorted(range(len(runs)), key=lambda index: runs[index].seq_id):
+            at = self._fill(at, runs[index], every=False)
+            rows[index] = at - 1
+        self._decode_batch(at)
+        return [self._row(rows[i]) if run.logits else None for i, run in enumerate(runs)]
+
+    def _all_but_last(self, run: Run) -> Run:
+        """Decode a run up to its last token, without logits; return what is left."""
+        *head, last = run.tokens
+        for first in range(0, len(head), self.n_batch):
+            part = head[first : first + self.n_batch]
+            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=False), every=False)
+            self._decode_batch(at)
+        return Run(run.seq_id, run.start + len(head), [last], run.logits)
+
+    def _fill(self, at: int, run: Run, *, every: bool) -> int:
+        """Write a run into the batch from row `at` on; return the row after it."""
+        if at == 0:
+            self._memory.guard()
+        self._memory.touch(run.start)
+        batch = self._batch
+        for offset, token_id in enumerate(run.tokens):
+            batch.token[at] = token_id
+            batch.pos[at] = run.start + offset
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = run.seq_id
+            batch.logits[at] = every
+            at += 1
+        batch.logits[at - 1] = every or run.logits
+        return at
+
+    def _decode_batch(self, size: int) -> None:
+        self._batch.n_tokens = size
+        with calling() as call:
+            status = self._llama.llama_decode(self._context, self._batch)
+        if status == 1:
+            raise RoomError(f"{self.path}: no room left in the context; raise n_ctx")
+        if status:
+            raise ModelError(f"{self.path}: llama.cpp failed to decode: {reason(call.lines)}")
+
+    def _row(self, row: int) -> Logits:
+        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        view = self._numbers(np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),)))
+        view.flags.writeable = False
+        return view
+
+    def _numbers(self, logits: Logits) -> Logits:
+        """Return logits; raise ModelError where they are no numbers, which nobody would notice."""
+        if not np.isfinite(logits.max()):
+            raise ModelError(
+                f"{self.path}: its logits are no numbers: the file is damaged, or the device "
+                "computes wrongly; pull or convert it again, or set n_gpu_layers = 0"
+            )
+        return logits
+
+
+def _kept(logits: Logits | None) -> Logits | None:
+    """Copy what llama.cpp is going to write over."""
+    return None if logits is None else logits.copy()

@@ -1,0 +1,98 @@
+"""llama.cpp's cache of one context, which it calls its memory: what it holds of each sequence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from eva_local.errors import ModelError
+from eva_local.llama.backend import library
+from eva_local.llama.model import ALL
+
+
+class Memory:
+    """The cells of a context, asked before llama.cpp is believed.
+
+    llama.cpp agrees to forget the end of a sequence also where a cache with a window no longer
+    has what comes before that end, and then computes other logits.
+    """
+
+    def __init__(
+        self, context: Any, path: Path, *, window: int, is_recurrent: bool, guard: int | None
+    ) -> None:
+        """Use the memory of llama.cpp's `context`.
+
+        `window` is how far its layers look back, if not over all. Sequence `guard`, if there is
+        one, guards a window that texts share.
+        """
+        self._llama = library()
+        self._memory = self._llama.llama_get_memory(context)
+        self._path = path
+        self._window = window
+        self._is_recurrent = is_recurrent
+        self._guard = guard
+        # From which position on the guard must be told again what there is to guard.
+        self._unguarded = 0
+
+    def holds(self, seq_id: int, start: int) -> bool:
+        """Return whether it has all that a token at `start` may look back on."""
+        if start == 0:
+            return True
+        newest = self._llama.llama_memory_seq_pos_max(self._memory, seq_id)
+        if self._is_recurrent:
+            return bool(newest == start - 1)
+        oldest = self._llama.llama_memory_seq_pos_min(self._memory, seq_id)
+        needed = max(0, start - self._window + 1) if self._window else 0
+        return bool(0 <= oldest <= needed and newest >= start - 1)
+
+    def remove(self, seq_id: int, start: int) -> bool:
+        """Forget positions from `start` on, of one sequence or of `ALL`; see `Model.remove`.
+
+        Raises ModelError where llama.cpp refuses to forget a whole sequence.
+        """
+        if seq_id == ALL:
+            assert start == 0
+            self._llama.llama_memory_clear(self._memory, False)
+            return True
+        if start and not self.holds(seq_id, start):
+            return False
+        # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
+        removed = bool(self._llama.llama_memory_seq_rm(self._memory, seq_id, start or -1, -1))
+        if not start and not removed:
+            raise ModelError(f"{self._path}: llama.cpp does not let go of a text; open it again")
+        self.touch(start)
+        return removed
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Let `target` begin as a copy of `source`; see `Model.copy`.
+
+        Between texts, llama.cpp copies whole sequences only; among the branches of one text the
+        cache is shared and nothing is copied.
+        """
+        self.remove(target, 0)
+        if length >= 0 and not self.holds(source, length):
+            return False
+        # Of a recurrent model, llama.cpp would copy all there is of nothing.
+        if length:
+            self._llama.llama_memory_seq_cp(self._memory, source, target, -1, length)
+        return True
+
+    def touch(self, start: int) -> None:
+        """Note that what stands at `start` and after it changes."""
+        self._unguarded = min(self._unguarded, start)
+
+    def guard(self) -> None:
+        """Let one more sequence hold all cells of a cache with a window that texts share.
+
+        Of cells that one sequence alone holds, llama.cpp overwrites those outside its window,
+        from which a text could then not go back. The guard lets go of what was removed.
+        """
+        llama, since = self._llama, self._unguarded
+        self._unguarded = sys.maxsize
+        if self._guard is None or since == sys.maxsize:
+            return
+        llama.llama_memory_seq_rm(self._memory, self._guard, since, -1)
+        for seq_id in range(self._guard):
+            if llama.llama_memory_seq_pos_max(self._memory, seq_id) >= since:
+                llama.llama_memory_seq_cp(self._memory, seq_id, self._guard, since, -1)

