@@ -30,6 +30,7 @@ Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
 Amount = Annotated[float, Meta(ge=0, le=_MOST)]
 #: A number above 0.
 Scale = Annotated[float, Meta(gt=0, le=_MOST)]
+Whole = Annotated[int, Meta(ge=0)]
 Words = Annotated[str, Meta(min_length=1)]
 
 _LONGEST = 60
@@ -160,15 +161,15 @@ def _explained(message: str, value: Any, kind: Any, where: str) -> ReadError:
         node = _meant(inner, value)
         where = _joined(where, key) if key else f"{where}[{place}]"
     bare = _bare(node)
-    if isinstance(bare, inspect.StructType) and isinstance(value, Mapping):
+    if isinstance(bare, _RECORDS) and isinstance(value, Mapping):
         known = [field.encode_name for field in bare.fields]
         for key in value if problem.startswith("Object contains unknown") else ():
-            if key not in known and key != bare.tag_field:
+            if key not in known and key != getattr(bare, "tag_field", None):
                 return UnknownKeyError(key, known, where)
         for field in bare.fields:
             if field.required and field.encode_name not in value:
                 return ReadError(_joined(where, field.encode_name), "is missing")
-    if isinstance(bare, inspect.StructType | inspect.DictType) and not isinstance(value, Mapping):
+    if isinstance(bare, (*_RECORDS, inspect.DictType)) and not isinstance(value, Mapping):
         return ReadError(where, "is no JSON object")
     return ReadError(where, f"must be {_wanted(node, value)}, not {shown(value)}")
 
@@ -188,6 +189,8 @@ def _meant(node: inspect.Type, value: object) -> inspect.Type:
     """
     union = _bare(node)
     for each in union.types if isinstance(union, inspect.UnionType) else ():
+        if isinstance(each, inspect.DataclassType) and isinstance(value, Mapping):
+            return each
         if isinstance(each, inspect.StructType) and isinstance(value, Mapping):
             if each.tag_field is None or value.get(each.tag_field) == each.tag:
                 return each
@@ -199,7 +202,7 @@ def _meant(node: inspect.Type, value: object) -> inspect.Type:
 def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type | None:
     """Return the type of what stands at a key or place of a value; None where nothing does."""
     bare = _bare(node)
-    if isinstance(bare, inspect.StructType) and isinstance(value, Mapping) and step in value:
+    if isinstance(bare, _RECORDS) and isinstance(value, Mapping) and step in value:
         return next((field.type for field in bare.fields if field.encode_name == step), None)
     if isinstance(bare, _LISTS) and isinstance(value, Sequence) and isinstance(step, int):
         return bare.item_type
@@ -251,9 +254,11 @@ def _range(node: inspect.IntType | inspect.FloatType) -> str:
 
 
 _SCALARS = (inspect.IntType, inspect.FloatType, inspect.StrType)
+_RECORDS = (inspect.StructType, inspect.DataclassType)
 _LISTS = (inspect.ListType, inspect.VarTupleType)
 _NAMES: Mapping[type, str] = {
     inspect.BoolType: "true or false",
+    inspect.DataclassType: "an object",
     inspect.DictType: "an object",
     inspect.FloatType: "a number",
     inspect.IntType: "a whole number",
@@ -264,5 +269,6 @@ _LISTED: Mapping[type, str] = {
     inspect.FloatType: "a list of numbers",
     inspect.IntType: "a list of whole numbers",
     inspect.StrType: "a list of texts",
+    inspect.DataclassType: "a list of objects",
     inspect.StructType: "a list of objects",
 }

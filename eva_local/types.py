@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from eva_local.errors import InputError
-from eva_local.reading import ReadError, Words, settle
+from eva_local.reading import Number, ReadError, Whole, Words, settle
 
 _MOST = sys.float_info.max
 
@@ -118,15 +118,15 @@ class Usage:
     """
 
     members: tuple[str, ...]
-    prompt_tokens: tuple[int, ...]
-    cached_tokens: tuple[int, ...]
-    filtered: tuple[int, ...]
-    decode_seconds: tuple[float, ...]
-    prompt_seconds: tuple[float, ...]
-    steps: int
-    seconds: float
-    first_seconds: float
-    steps_alone: int = 0
+    prompt_tokens: tuple[Whole, ...]
+    cached_tokens: tuple[Whole, ...]
+    filtered: tuple[Whole, ...]
+    decode_seconds: tuple[Number, ...]
+    prompt_seconds: tuple[Number, ...]
+    steps: Whole
+    seconds: Number
+    first_seconds: Number
+    steps_alone: Whole = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from eva_local.config.paths import part_names
 from eva_local.errors import InputError
-from eva_local.reading import Amount, ReadError, Scale, settle, shown
+from eva_local.reading import Amount, ReadError, Scale, Whole, settle, shown
 from eva_local.types import Sampling
 
 Count = Annotated[int, Meta(ge=1)]
@@ -33,7 +33,7 @@ class LoadSettings:
     n_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     main_gpu: Annotated[int, Meta(ge=-1)] = -1
     tensor_split: tuple[Amount, ...] = ()
-    threads: Annotated[int, Meta(ge=0)] = 0
+    threads: Whole = 0
     n_batch: Count = 512
     flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_type: Literal["f16", "q8_0", "q4_0", "f32"] = "f16"
@@ -70,11 +70,11 @@ class FusionSettings:
     sharpness: Scale = 1.05
     filter: Literal["top-n", "off"] = "off"
     filter_n: Count = 3
-    candidates: Annotated[int, Meta(ge=0)] = 320
+    candidates: Whole = 320
     weights: Literal["equal", "running", "prompt-perplexity"] | tuple[Amount, ...] = "running"
     weight_temperature: Scale = 0.13
     weight_decay: Share = 0.99
-    prompt_evidence: Annotated[int, Meta(ge=0)] = 1000
+    prompt_evidence: Whole = 1000
     gate: Share = 1.0
 
     def __post_init__(self) -> None:

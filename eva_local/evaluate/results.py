@@ -12,8 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+from msgspec import Struct
+
 from eva_local.errors import InputError
-from eva_local.trace.checked import Checked, checked_lines
+from eva_local.reading import Number, Whole
+from eva_local.trace.checked import checked_lines
 from eva_local.trace.file import json_line
 
 # Results that were made in another way have another key: by other software, or by other rules
@@ -30,13 +33,17 @@ class Result:
     dropped in `steps` steps; `unseen` the symbols of a scored text that were no candidate.
     """
 
-    steps: int
-    filtered: tuple[int, ...]
-    seconds: float
+    steps: Whole
+    filtered: tuple[Whole, ...]
+    seconds: Number
     text: str = ""
-    log_likelihoods: tuple[float, ...] = ()
-    n_bytes: tuple[int, ...] = ()
-    unseen: int = 0
+    log_likelihoods: tuple[Number, ...] = ()
+    n_bytes: tuple[Whole, ...] = ()
+    unseen: Whole = 0
+
+
+class _Key(Struct):
+    key: str
 
 
 class Results:
@@ -55,7 +62,7 @@ class Results:
             lines, whole = checked_lines(path, data)
             if not fresh:
                 # Of several results of one key the last counts.
-                self._known = {line.text("key"): _result(line) for line in lines}
+                self._known = {line.read(_Key).key: line.read(Result) for line in lines}
             with contextlib.ExitStack() as stack:
                 self._out = stack.enter_context(path.open("ab", buffering=0))
                 # An interrupted line is no result; a last line may lack its end.
@@ -103,18 +110,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return asdict(value)  # type: ignore[call-overload]  # a record is the only other value
-
-
-def _result(line: Checked) -> Result:
-    return Result(
-        steps=line.whole("steps"),
-        filtered=line.wholes("filtered"),
-        seconds=line.number("seconds"),
-        text=line.text("text"),
-        log_likelihoods=line.numbers("log_likelihoods"),
-        n_bytes=line.wholes("n_bytes"),
-        unseen=line.whole("unseen"),
-    )
 
 
 def votes_filtered(results: Sequence[Result]) -> float | None:

@@ -9,21 +9,20 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from eva_local.reading import Amount, Words
+from eva_local.reading import Amount, Whole, Words
 
 #: Answers that one call can ask for at most.
 MOST_ANSWERS = 128
 #: Likeliest symbols that an answer can name for each symbol at most.
 MOST_TOP = 20
 
-Id = Annotated[int, Meta(ge=0)]
-Ids = Annotated[list[Id], Meta(min_length=1)]
+Ids = Annotated[list[Whole], Meta(min_length=1)]
 #: A text, or tokens of the shared space.
-Spoken = Annotated[str | list[Id], Meta(description="a text, or a list of token ids")]
+Spoken = Annotated[str | list[Whole], Meta(description="a text, or a list of token ids")]
 SEVERAL = "a text, a list of token ids, or a list of these"
 #: One, or several; a list of numbers is one.
 Several = Annotated[
-    str | Annotated[list[Id | str | Ids], Meta(min_length=1)], Meta(description=SEVERAL)
+    str | Annotated[list[Whole | str | Ids], Meta(min_length=1)], Meta(description=SEVERAL)
 ]
 Top = Annotated[int, Meta(ge=0, le=MOST_TOP)]
 Biases = dict[str, int | float | bool]
@@ -154,5 +153,5 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """Tokens whose text is asked for."""
 
-    tokens: list[Id]
+    tokens: list[Whole]
     model: str | None = None
