@@ -74,18 +74,18 @@ def nearest(
             np.maximum(bound, near[symbols], out=bound)
         halves -= (bound / 2)[:, None]
         cell = np.flatnonzero(halves >= best.worst / 2)
-        place, row = np.divmod(cell, len(rows))
+        column, row = np.divmod(cell, len(rows))
         scores = 2 * halves.ravel()[cell]
         for start in range(0, len(others), _ROWS):
-            left = np.unique(place)
+            left = np.unique(column)
             nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
             rise = np.zeros(len(symbols), dtype=np.float32)
             rise[left] = np.maximum(nearest_other - bound[left], 0)
             bound += rise
-            scores -= rise[place]
+            scores -= rise[column]
             kept = scores >= best.worst[row]
-            place, row, scores = place[kept], row[kept], scores[kept]
-        best.add(row, symbols[place], scores)
+            column, row, scores = column[kept], row[kept], scores[kept]
+        best.add(row, symbols[column], scores)
         done += len(symbols)
         if progress is not None:
             progress(done / len(z))
@@ -123,13 +123,13 @@ class _Best:
         scores = np.round(scores, _DECIMALS)
         count = self.scores.shape[1]
         order = np.lexsort((symbols, -scores, rows))
-        place = _places(rows[order])
-        order, place = order[place < count], place[place < count]
+        column = _columns(rows[order])
+        order, column = order[column < count], column[column < count]
         touched, index = np.unique(rows[order], return_inverse=True)
         fresh_symbols = np.full((len(touched), count), -1, dtype=np.int64)
         fresh_scores = np.full((len(touched), count), -np.inf, dtype=np.float32)
-        fresh_symbols[index, place] = symbols[order]
-        fresh_scores[index, place] = scores[order]
+        fresh_symbols[index, column] = symbols[order]
+        fresh_scores[index, column] = scores[order]
         all_symbols = np.hstack([self.symbols[touched], fresh_symbols])
         all_scores = np.hstack([self.scores[touched], fresh_scores])
         chosen = np.lexsort((all_symbols, -all_scores), axis=1)[:, :count]
@@ -137,7 +137,7 @@ class _Best:
         self.scores[touched] = np.take_along_axis(all_scores, chosen, axis=1)
 
 
-def _places(groups: Ids) -> Ids:
+def _columns(groups: Ids) -> Ids:
     """Return for each of some sorted values how many equal ones stand before it."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

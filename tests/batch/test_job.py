@@ -415,7 +415,7 @@ def test_a_job_killed_at_any_moment_is_finished_by_later_runs(spec, out, tmp_pat
     rows = write_rows(tmp_path / "in.jsonl", 200)
     whole = tmp_path / "whole.jsonl"
     do(errand(rows, whole, spec))
-    command = [sys.executable, str(Path(__file__).with_name("batches.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "batches.py")]
     moments = random.Random(7)
     for _ in range(N_KILLS):
         # In calls of functions: some 100,000 open the models, and 4,000 write a row.
@@ -475,7 +475,7 @@ def limited(size: int):
 
 @pytest.mark.parametrize("size", [1500, 2345])
 def test_a_disk_that_is_full_leaves_whole_rows(spec, rows, out, tmp_path, size) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("batches.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "batches.py")]
     run = subprocess.run(
         [*command, str(tmp_path), str(rows), str(out)],
         preexec_fn=limited(size),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eva_local.alignment import library
 from eva_local.cli import main
-from eva_local.llama.model import LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 
 
 def test_where_each_members_tokens_go(models: Path, tmp_path, monkeypatch, capsys) -> None:
