@@ -15,9 +15,10 @@ from eva_local.cli.outputs import refuse_outputs, write_outputs
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session
-from eva_local.config.settings import did_you_mean, keys_of
+from eva_local.config.settings import keys_of
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest

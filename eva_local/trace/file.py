@@ -5,35 +5,36 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
+
+from msgspec import Meta, Struct
 
 from eva_local.errors import InputError
+from eva_local.jsonl import JsonlFile
+from eva_local.reading import Number, shown
 from eva_local.trace.checked import Checked, checked_lines
 from eva_local.types import (
     Ballot,
     Candidate,
     FinishReason,
     Message,
-    Role,
     Step,
     Trace,
     Usage,
 )
 
 SCHEMA = 1
-# Line ends for readers other than JSON's, and what a terminal would obey: control characters,
-# and marks that reorder what is shown.
-_DELICATE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
-_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled")
-_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+# Give or take rounding.
+Share = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
+Hexadecimal = Annotated[
+    str, Meta(pattern=r"^([0-9a-fA-F]{2})*\Z", description="bytes in hexadecimal")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,36 @@ class TraceFile:
     pivot: str
     prompt: str | tuple[Message, ...]
     settings: Mapping[str, object]
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     notes: tuple[str, ...] = ()
+
+
+class _Entry(Struct):
+    hex: Hexadecimal
+    probability: Share
+
+
+class _VoteEntry(Struct):
+    member: str
+    top: list[_Entry]
+    chosen: Share
+    stayed: bool
+    reason: str
+    weight: Share
+    seconds: Number
+
+
+class _StepLine(_Entry):
+    text: str
+    top: list[_Entry]
+    ballots: list[_VoteEntry]
+
+
+class _EndLine(Struct):
+    finish_reason: FinishReason
+    usage: Usage | None
 
 
 class TraceWriter:
@@ -68,73 +95,45 @@ class TraceWriter:
         settings: Mapping[str, object],
     ) -> None:
         """Begin the file anew with its header; raise InputError where that cannot be done."""
-        self._path = path
-        try:
-            # Without a buffer, what a failed write leaves behind cannot fail again at the close.
-            self._out = path.open("wb", buffering=0)
-        except OSError as error:
-            raise self._refused(error) from error
-        spoken = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+        self._file = JsonlFile(
+            path,
+            f"the trace {path} cannot be written",
+            busy=f"the trace {path} is being written by another process",
+        )
         header = {
             "schema": SCHEMA,
             "kind": "trace",
             "ensemble": ensemble,
             "members": list(members),
             "pivot": pivot,
-            "prompt": spoken,
+            "prompt": prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt],
             "settings": dict(settings),
         }
-        try:
-            self._line(header)
-        except InputError:
-            self._out.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._file.restart()
+            self._file.append(header)
+            stack.pop_all()
 
     def __enter__(self) -> Self:
         """Return the writer."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
-        self._line(_step_line(step))
+        lines = [_step_line(step)]
         if step.finish_reason is not None:
             usage = None if step.usage is None else asdict(step.usage)
-            self._line({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
+            lines.append({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
+        self._file.append(*lines)
 
     def close(self) -> None:
         """Close the file; do nothing if it is closed."""
-        try:
-            self._out.close()
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _line(self, line: Mapping[str, object]) -> None:
-        left = memoryview(json_line(line))
-        try:
-            while left:
-                left = left[self._out.write(left) :]
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"the trace {self._path} cannot be written: {error.strerror or error}")
-
-
-def json_line(line: Mapping[str, object]) -> bytes:
-    """Return an object as a line of JSON that is one line to any reader and harmless to print."""
-    text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
-    text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+        self._file.close()
 
 
 def _step_line(step: Step) -> dict[str, object]:
@@ -186,106 +185,67 @@ def read_trace(path: Path) -> TraceFile:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"the trace {path} cannot be read: {reason}") from error
-    parsed, whole = checked_lines(path, data)
-    notes = ["the last line is incomplete and was left out"] if whole < len(data) else []
+    parsed, torn = checked_lines(path, data)
+    notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
-    header = _header(parsed[0])
+    first, *others = parsed
+    first.kind("trace")
+    first.refuse_other_schema(SCHEMA)
+    header = first.read(TraceFile)
+    _refuse_strangers(first, [header.pivot], header.members)
     steps: list[Step] = []
-    finish: FinishReason | None = None
-    usage: Usage | None = None
-    for line in parsed[1:]:
-        if finish is not None:
+    end: _EndLine | None = None
+    for line in others:
+        if end is not None:
             raise line.problem("stands after the end of the trace")
-        if line.word("kind", ("step", "end")) == "step":
-            steps.append(_step(line, header.members))
+        if line.kind("step", "end") == "step":
+            step = _step(line.read(_StepLine))
+            ballots = step.trace.ballots if step.trace else ()
+            _refuse_strangers(line, [ballot.member for ballot in ballots], header.members)
+            steps.append(step)
         else:
-            finish, usage = _end(line, header.members)
-    if finish is None:
+            end = line.read(_EndLine)
+            if end.usage is not None and end.usage.members != header.members:
+                raise line.problem("names other members in its usage than the header")
+    if end is None:
         notes.append("the run was interrupted: the end of the answer is missing")
-    return TraceFile(
-        ensemble=header.ensemble,
-        members=header.members,
-        pivot=header.pivot,
-        prompt=header.prompt,
-        settings=header.settings,
+    return replace(
+        header,
         steps=tuple(steps),
-        finish_reason=finish,
-        usage=usage,
+        finish_reason=None if end is None else end.finish_reason,
+        usage=None if end is None else end.usage,
         notes=tuple(notes),
     )
 
 
-def _header(line: Checked) -> TraceFile:
-    line.word("kind", ("trace",))
-    schema = line.whole("schema")
-    if schema != SCHEMA:
-        raise line.problem(f"has schema {schema}, and this eva-local reads schema {SCHEMA}")
-    members = line.texts("members")
-    return TraceFile(
-        ensemble=line.text("ensemble"),
-        members=members,
-        pivot=line.word("pivot", members),
-        prompt=line.text("prompt") if line.has("prompt", str) else _messages(line),
-        settings=line.table("settings"),
-        steps=(),
+def _candidates(entries: Sequence[_Entry]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(bytes.fromhex(each.hex), each.probability) for each in entries)
+
+
+def _step(line: _StepLine) -> Step:
+    ballots = tuple(
+        Ballot(
+            each.member,
+            _candidates(each.top),
+            each.chosen,
+            each.stayed,
+            each.reason,
+            each.weight,
+            each.seconds,
+        )
+        for each in line.ballots
     )
-
-
-def _messages(line: Checked) -> tuple[Message, ...]:
-    return tuple(
-        Message(message.word("role", _ROLES), message.text("content"))
-        for message in line.parts("prompt")
-    )
-
-
-def _step(line: Checked, members: tuple[str, ...]) -> Step:
-    ballots = tuple(_ballot(part, members) for part in line.parts("ballots"))
-    top = _candidates(line)
     return Step(
-        piece=line.hexadecimal("hex"),
-        text=line.text("text"),
-        probability=line.share("probability"),
+        piece=bytes.fromhex(line.hex),
+        text=line.text,
+        probability=line.probability,
         stayed=tuple(ballot.stayed for ballot in ballots),
-        trace=Trace(top, ballots) if ballots else None,
+        trace=Trace(_candidates(line.top), ballots) if ballots else None,
     )
 
 
-def _ballot(part: Checked, members: tuple[str, ...]) -> Ballot:
-    return Ballot(
-        member=part.word("member", members),
-        top=_candidates(part),
-        chosen=part.share("chosen"),
-        stayed=part.flag("stayed"),
-        reason=part.text("reason"),
-        weight=part.share("weight"),
-        seconds=part.number("seconds"),
-    )
-
-
-def _candidates(part: Checked) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(entry.hexadecimal("hex"), entry.share("probability"))
-        for entry in part.parts("top")
-    )
-
-
-def _end(line: Checked, members: tuple[str, ...]) -> tuple[FinishReason, Usage | None]:
-    finish = line.word("finish_reason", _FINISH_REASONS)
-    if line.has("usage", type(None)):
-        return finish, None
-    usage = line.part("usage")
-    if usage.texts("members") != members:
-        raise usage.problem("names other members than the header")
-    return finish, Usage(
-        members=members,
-        prompt_tokens=usage.wholes("prompt_tokens"),
-        cached_tokens=usage.wholes("cached_tokens"),
-        filtered=usage.wholes("filtered"),
-        decode_seconds=usage.numbers("decode_seconds"),
-        prompt_seconds=usage.numbers("prompt_seconds"),
-        steps=usage.whole("steps"),
-        seconds=usage.number("seconds"),
-        first_seconds=usage.number("first_seconds"),
-        steps_alone=usage.whole("steps_alone"),
-    )
+def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in members:
+            raise line.problem(f"names {shown(name)}, which is no member of the header")

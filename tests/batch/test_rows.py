@@ -16,8 +16,8 @@ from eva_local.batch.results import _BEGINNING, Known
 from eva_local.batch.rows import Row, Wishes
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
+from eva_local.jsonl import json_line
 from eva_local.openai.answer import Answer, answer_of
-from eva_local.trace.file import json_line
 from eva_local.types import Message, Sampling, Step, Usage
 
 DEFAULTS = Sampling(max_tokens=9)
@@ -72,18 +72,21 @@ def test_columns_of_a_data_set_are_no_options() -> None:
         ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "both"),
         ({"messages": []}, "at least one message"),
         ({"messages": ["a"]}, "messages[0] is no JSON object"),
-        ({"messages": [{"role": "king", "content": "b"}]}, "role must be one of"),
+        (
+            {"messages": [{"role": "king", "content": "b"}]},
+            'messages[0].role must be "assistant" or',
+        ),
         ({"messages": [{"role": "user", "content": 3}]}, "content must be a text"),
         ({"prompt": "a", "temprature": 1}, "did you mean temperature?"),
         ({"prompt": "a", "Max_Tokens": 1}, "did you mean max_tokens?"),
-        ({"prompt": "a", "temperature": "hot"}, "temperature: must be a number"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature must be a number"),
         ({"prompt": "a", "temperature": -1}, "temperature must be in"),
-        ({"prompt": "a", "temperature": True}, "temperature: must be a number"),
+        ({"prompt": "a", "temperature": True}, "temperature must be a number"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens must be at least 1"),
-        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens: must be a whole number"),
-        ({"prompt": "a", "stop": 3}, "stop must be a text or a list"),
-        ({"prompt": "a", "stop": [""]}, "must not be empty"),
-        ({"prompt": "a", "logit_bias": {"a": "b"}}, "logit_bias must be an object"),
+        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens must be a whole number"),
+        ({"prompt": "a", "stop": 3}, "stop must be a text that is not empty or a list"),
+        ({"prompt": "a", "stop": [""]}, "stop[0] must be a text that is not empty"),
+        ({"prompt": "a", "logit_bias": {"a": "b"}}, "logit_bias must be a mapping of texts"),
         ({"prompt": "a", "logit_bias": {"a": 10**400}}, "must be a number or false, and finite"),
         ({"prompt": "a", "logit_bias": {"\ud800": 1}}, "half a surrogate pair"),
         ({"prompt": "\ud800"}, "prompt: half a surrogate pair is no text"),
@@ -131,11 +134,11 @@ def test_openais_names_of_options_are_known(more, changed) -> None:
         ({"tools": [{"type": "function"}]}, "tools [{'type': 'function'}] cannot be done"),
         ({"suffix": "end"}, "suffix 'end' cannot be done"),
         ({"n": 2}, "n 2 cannot be done"),
-        ({"n": True}, "n True cannot be done"),
+        ({"n": True}, "n true cannot be done"),
         ({"best_of": 1.0}, "best_of 1.0 cannot be done"),
         ({"stream": 0}, "stream 0 cannot be done"),
         ({"logprobs": 0}, "logprobs 0 cannot be done"),
-        ({"trace": True}, "trace True cannot be done"),
+        ({"trace": True}, "trace true cannot be done"),
         ({"logprobs": 3}, "logprobs 3 cannot be done"),
         ({"text_bias": {"a": 1}}, "text_bias"),
         ({"weights": [1, 2]}, "weights"),
@@ -260,9 +263,9 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"method": "GET"}, "method must be POST"),
         ({"url": "/v1/embeddings"}, "url '/v1/embeddings' is none of"),
         ({"body": []}, "needs a url and a body"),
-        ({"body": {}}, "messages must be a list"),
+        ({"body": {}}, "messages is missing"),
         ({"body": {**CHAT, "n": 2}}, "n 2 cannot be done here"),
-        ({"body": {**CHAT, "stream": True}}, "stream True cannot be done here"),
+        ({"body": {**CHAT, "stream": True}}, "stream true cannot be done here"),
         ({"body": {**CHAT, "tools": [{"type": "function"}]}}, "tools"),
         ({"body": {**CHAT, "logit_bias": {"50256": -100}}}, "logit_bias names tokens by number"),
         ({"body": {**CHAT, "temprature": 1}}, "unknown option 'temprature'"),
@@ -271,10 +274,10 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"body": {**CHAT, "logprobs": 3}}, "logprobs must be true or false"),
         ({"body": {**CHAT, "logprobs": True, "top_logprobs": 30}}, "from 0 to 20"),
         ({"body": {**CHAT, "response_format": {"type": "xml"}}}, "response_format must be"),
-        ({"body": {**CHAT, "response_format": {"type": "json_schema"}}}, "with a schema"),
+        ({"body": {**CHAT, "response_format": {"type": "json_schema"}}}, "json_schema is missing"),
         (
             {"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}},
-            "only parts of type text",
+            'content[0].type must be "text"',
         ),
         ({"url": "/v1/completions", "body": {"prompt": [1, 2]}}, "prompt must be one text"),
         ({"priority": 5}, "unknown option 'priority'"),
@@ -388,8 +391,8 @@ def test_options_of_a_table_are_those_of_json_lines(options, changed) -> None:
     ("options", "problem"),
     [
         ({"temprature": "1"}, "did you mean temperature?"),
-        ({"temperature": "hot"}, "temperature: must be a number"),
-        ({"max_tokens": "1.5"}, "max_tokens: must be a whole number"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"max_tokens": "1.5"}, "max_tokens must be a whole number"),
         ({"n": "2"}, "n 2 cannot be done"),
         ({"suffix": "end"}, "suffix 'end' cannot be done"),
         ({"messages": "[]"}, "both prompt and messages"),
