@@ -96,7 +96,7 @@ class Work:
         def counted(runs: Sequence[Run]) -> Any:
             for run in runs:
                 border = next(
-                    state[member].context._border
+                    state[member].context._n_prompt
                     for state in states.values()
                     if state[member].context._seq_id == run.seq_id
                 )

@@ -20,7 +20,8 @@ from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
-from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace, ByteState
+from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace
+from eva_local.spaces.bytes.state import ByteState
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
 BYTES = 3000

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
-Ids = NDArray[np.int64]
+from eva_local.alignment.vecmap import Ids, Matrix
 
 # Cells of one block of cosines: 64 MiB of float32.
 _CELLS = 1 << 24
@@ -74,18 +72,18 @@ def nearest(
             np.maximum(bound, near[symbols], out=bound)
         halves -= (bound / 2)[:, None]
         cell = np.flatnonzero(halves >= best.worst / 2)
-        place, row = np.divmod(cell, len(rows))
+        column, row = np.divmod(cell, len(rows))
         scores = 2 * halves.ravel()[cell]
         for start in range(0, len(others), _ROWS):
-            left = np.unique(place)
+            left = np.unique(column)
             nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
             rise = np.zeros(len(symbols), dtype=np.float32)
             rise[left] = np.maximum(nearest_other - bound[left], 0)
             bound += rise
-            scores -= rise[place]
+            scores -= rise[column]
             kept = scores >= best.worst[row]
-            place, row, scores = place[kept], row[kept], scores[kept]
-        best.add(row, symbols[place], scores)
+            column, row, scores = column[kept], row[kept], scores[kept]
+        best.add(row, symbols[column], scores)
         done += len(symbols)
         if progress is not None:
             progress(done / len(z))
@@ -120,24 +118,19 @@ class _Best:
 
     def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
         """Take in more (row, symbol, score) cells."""
-        scores = np.round(scores, _DECIMALS)
         count = self.scores.shape[1]
-        order = np.lexsort((symbols, -scores, rows))
-        place = _places(rows[order])
-        order, place = order[place < count], place[place < count]
-        touched, index = np.unique(rows[order], return_inverse=True)
-        fresh_symbols = np.full((len(touched), count), -1, dtype=np.int64)
-        fresh_scores = np.full((len(touched), count), -np.inf, dtype=np.float32)
-        fresh_symbols[index, place] = symbols[order]
-        fresh_scores[index, place] = scores[order]
-        all_symbols = np.hstack([self.symbols[touched], fresh_symbols])
-        all_scores = np.hstack([self.scores[touched], fresh_scores])
-        chosen = np.lexsort((all_symbols, -all_scores), axis=1)[:, :count]
-        self.symbols[touched] = np.take_along_axis(all_symbols, chosen, axis=1)
-        self.scores[touched] = np.take_along_axis(all_scores, chosen, axis=1)
+        touched, index = np.unique(rows, return_inverse=True)
+        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
+        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
+        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
+        order = np.lexsort((symbols, -scores, index))
+        rank = _ranks(index[order])
+        order, rank = order[rank < count], rank[rank < count]
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
 
 
-def _places(groups: Ids) -> Ids:
+def _ranks(groups: Ids) -> Ids:
     """Return for each of some sorted values how many equal ones stand before it."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

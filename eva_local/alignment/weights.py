@@ -71,7 +71,7 @@ def output_layer(path: Path) -> OutputLayer:
     if tensor is None or tokens is None:
         missing = " or ".join(_TENSORS) if tensor is None else _TOKENS
         raise MappingError(f"{path}: has no {missing}; use a surface mapping")
-    spellings = tuple(bytes(tokens.parts[place]) for place in tokens.data)
+    spellings = tuple(bytes(tokens.parts[index]) for index in tokens.data)
     if len(tensor.data) < len(spellings):
         raise MappingError(
             f"{path}: {tensor.name} has {len(tensor.data)} rows for {len(spellings)} tokens; "

@@ -26,7 +26,7 @@ class Context:
         self._model = model
         self._seq_id = seq_id
         self._tokens = as_row(())
-        self._border = 0
+        self._n_prompt = 0
         # Byte offset in the generated text after each generated token.
         self._ends: list[int] = []
         self._text = bytearray()
@@ -43,7 +43,7 @@ class Context:
     @property
     def generated(self) -> Sequence[int]:
         """The tokens after the prompt."""
-        return self._tokens[self._border :]
+        return self._tokens[self._n_prompt :]
 
     @property
     def text(self) -> bytes:
@@ -69,7 +69,7 @@ class Context:
     def clear(self) -> None:
         """Hold nothing, whatever the cache holds by now."""
         self._tokens = as_row(())
-        self._border = self._cached = self._held = 0
+        self._n_prompt = self._cached = self._held = 0
         self._likelihood.begin((), 0, 0)
         self._model.remove(self._seq_id, 0)
 
@@ -92,7 +92,7 @@ class Context:
         """
         same = self._likelihood.begin(prompt, self.holds(prompt), scored)
         self._tokens = array("i", prompt)
-        self._border = len(prompt)
+        self._n_prompt = len(prompt)
         self._ends = []
         self._text = bytearray()
         self._cached = same
@@ -112,8 +112,8 @@ class Context:
         border = self._safe_border()
         start = self._ends[border - 1] if border else 0
         tail = self._model.tokenizer.encode(bytes(self._text[start:]))
-        same = common(self._tokens[self._border + border :], tail)
-        del self._tokens[self._border + border + same :]
+        same = common(self._tokens[self._n_prompt + border :], tail)
+        del self._tokens[self._n_prompt + border + same :]
         del self._ends[border + same :]
         self._cached = min(self._cached, len(self._tokens))
         self._extend(tail[same:])
@@ -167,7 +167,7 @@ class Context:
             self._model.remove(self._seq_id, 0)
             self._cached = self._held = 0
         last, every = self._likelihood.stretch(self._cached)
-        if last >= self._border:
+        if last >= self._n_prompt:
             last = len(self._tokens)
         if limit is not None:
             last = min(last, self._cached + limit)

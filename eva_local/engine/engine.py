@@ -36,7 +36,7 @@ _LEAST_COPIED = 16
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-# A run of a text's member, by its place in the panel, and the logits after it.
+# A run of a text's member, by its index in the panel, and the logits after it.
 Decoded = tuple[TextSequence, int, Run, Logits | None]
 
 
@@ -106,7 +106,7 @@ class Engine:
             grammar = sampler.grammar
         try:
             for member, prompt in ticket.prompt_of.items():
-                self._share(member, held[member], prompt)
+                self._copy_beginning(member, held[member], prompt)
             if panel is not self._all:
                 states = panel.space.over(states)
             for state, prompt in zip(states, ticket.prompts, strict=True):
@@ -181,7 +181,7 @@ class Engine:
             self._states[slot] = self._all.space.states(slot)
         return self._states[slot]
 
-    def _share(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
+    def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
         others = (states[member] for states in self._states.values())
         best = max(others, key=lambda other: other.holds(prompt))

@@ -12,7 +12,7 @@ from eva_local.types import Step
 
 
 class Runner:
-    """Takes requests, each with the number of its place in their order, through a scheduler."""
+    """Takes requests, each with its number in their order, through a scheduler."""
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ class TextSequence:
             self.fail(error)
 
     def pending(self, index: int, limit: int) -> list[Run]:
-        """Return what a member, by its place in the panel, must decode before it can vote."""
+        """Return what a member, by its index in the panel, must decode before it can vote."""
         state = self.states[index]
         return [] if self.finished or state.ready else state.pending(limit)
 

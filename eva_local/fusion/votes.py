@@ -41,9 +41,9 @@ class Vote:
 
     def probability(self, symbol: int) -> float:
         """Return the probability of one symbol."""
-        place = int(np.searchsorted(self.symbols, symbol))
-        held = place < len(self.symbols) and self.symbols[place] == symbol
-        return float(self.probabilities[place]) if held else 0.0
+        index = int(np.searchsorted(self.symbols, symbol))
+        held = index < len(self.symbols) and self.symbols[index] == symbol
+        return float(self.probabilities[index]) if held else 0.0
 
     def at_least(self, symbol: int) -> float:
         """Return the probability of a symbol; of one that was cut off, an upper bound."""
@@ -95,7 +95,7 @@ def top_k(
 
 
 def highest(values: NDArray[np.floating[Any]], count: int) -> Ids:
-    """Return the places of the `count` highest values, ascending."""
+    """Return the indices of the `count` highest values, ascending."""
     if count >= len(values):
         return np.arange(len(values))
     n_groups = _GROUPS * count
@@ -133,8 +133,8 @@ def normalised(symbols: Ids, masses: Floats) -> Vote:
         unique: Ids | None = None
         summed = np.bincount(symbols, masses)
     else:
-        unique, place = np.unique(symbols, return_inverse=True)
-        summed = np.bincount(place, masses, minlength=len(unique))
+        unique, index = np.unique(symbols, return_inverse=True)
+        summed = np.bincount(index, masses, minlength=len(unique))
     held = np.flatnonzero(summed > 0)
     kept = summed[held]
     return Vote(held if unique is None else unique[held], kept / kept.sum())
@@ -170,20 +170,20 @@ def _project_rows(ids: Ids, probabilities: Floats, mapping: Mapping) -> tuple[Id
 def _project_refined(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote) -> Vote:
     begins = mapping.first[pivot.symbols]
     if len(ids) == len(mapping.indptr) - 1:
-        # All tokens of the member: each stands in its own place.
-        place, split = begins.astype(np.int64), begins >= 0
+        # All tokens of the member: each stands at its own index.
+        index, split = begins.astype(np.int64), begins >= 0
     else:
-        place = np.searchsorted(ids, begins)
-        place[place == len(ids)] = 0
-        split = ids[place] == begins
-    place, shares = place[split], pivot.probabilities[split]
-    totals = np.bincount(place, shares, minlength=len(ids))
+        index = np.searchsorted(ids, begins)
+        index[index == len(ids)] = 0
+        split = ids[index] == begins
+    index, shares = index[split], pivot.probabilities[split]
+    totals = np.bincount(index, shares, minlength=len(ids))
     # A token that begins none of the pivot's likely symbols keeps its row of the mapping.
     rest = totals == 0
     symbols, masses = _project_rows(ids[rest], probabilities[rest], mapping)
     return normalised(
         np.concatenate([pivot.symbols[split], symbols]),
-        np.concatenate([probabilities[place] * shares / totals[place], masses]),
+        np.concatenate([probabilities[index] * shares / totals[index], masses]),
     )
 
 
@@ -246,21 +246,21 @@ def combine(
             np.concatenate([vote.symbols for vote, _ in present]),
             np.concatenate([vote.probabilities * (weight / total) for vote, weight in present]),
         )
-    symbols, places = _united([vote.symbols for vote, _ in present])
+    symbols, indices = _united([vote.symbols for vote, _ in present])
     logs = np.zeros(len(symbols))
-    for (vote, weight), place in zip(present, places, strict=True):
+    for (vote, weight), index in zip(present, indices, strict=True):
         spread = np.full(len(symbols), vote.probabilities.min())
-        spread[place] = vote.probabilities
+        spread[index] = vote.probabilities
         logs += (sharpness * weight / total) * np.log(spread)
     return normalised(symbols, np.exp(logs - logs.max()))
 
 
 def _united(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
-    """Return all symbols, ascending, and the places of each part's symbols among them."""
+    """Return all symbols, ascending, and the indices of each part's symbols among them."""
     joined = np.concatenate(parts)
     if not _are_dense(joined):
         symbols = np.unique(joined)
         return symbols, [np.searchsorted(symbols, part) for part in parts]
     held = np.bincount(joined) > 0
-    place = np.cumsum(held) - 1
-    return np.flatnonzero(held), [place[part] for part in parts]
+    index = np.cumsum(held) - 1
+    return np.flatnonzero(held), [index[part] for part in parts]

@@ -92,11 +92,11 @@ class PivotState:
         self.context.clear()
 
     def adopt(self, other: PivotState) -> None:
-        """Hold what another voice of the same member holds; the text that was here ends."""
+        """Hold what another state of the same member holds; the text that was here ends."""
         self.context.adopt(other.context)
 
     def trade(self, other: PivotState) -> None:
-        """Go on in the place of another voice, whose text is over, in llama.cpp's cache."""
+        """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
         self.context.trade(other.context)
 
     def start(
@@ -190,7 +190,7 @@ class PivotSpace:
         return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
     def states(self, slot: int) -> list[PivotState]:
-        """Return a voice of every member in one slot of each model."""
+        """Return a state of every member for the text in a slot."""
         return self._states([Context(model, slot) for model in self._models])
 
     def alone(self, member: int) -> PivotSpace:
@@ -204,7 +204,7 @@ class PivotSpace:
         )
 
     def over(self, states: Sequence[PivotState]) -> list[PivotState]:
-        """Return voices of this space in the sequences of others, of the same models."""
+        """Return states of this space in the sequences of others, of the same models."""
         return self._states([state.context for state in states])
 
     def candidates(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from eva_local.llama.model import Model
 from eva_local.spaces.bytes.boundary import END
-from eva_local.spaces.bytes.space import BRANCHES, ByteSpace, ByteState
+from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
+from eva_local.spaces.bytes.state import ByteState
 from eva_local.spaces.bytes.trie import Trie
 
 SYMBOLS = np.arange(END + 1)

@@ -121,10 +121,10 @@ class ByteBeam:
                 shares[border.branch.seq_id] += share
         return min(shares, key=shares.__getitem__, default=None)
 
-    def leading(self) -> tuple[Branch, int] | None:
+    def likeliest(self) -> tuple[Branch, int] | None:
         """Return the likeliest row that was decoded, and how many bytes it covers."""
-        lead = max(self._open, key=self._weight, default=None)
-        return None if lead is None else (lead.branch, lead.covers)
+        likeliest = max(self._open, key=self._weight, default=None)
+        return None if likeliest is None else (likeliest.branch, likeliest.covers)
 
     def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
         """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
@@ -242,7 +242,7 @@ class ByteBeam:
         return masses / total if total > 0 else masses
 
     def _inside(self) -> str:
-        """Return the kind of a place inside a piece, where the text ends."""
+        """Return the kind of a border inside a piece, where the text ends."""
         return inside_kind(self.text[-1]) if self.text else ANY
 
     def _here(self) -> list[Border]:
@@ -251,8 +251,8 @@ class ByteBeam:
 
     def pieces(self, count: int) -> Offer:
         """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
-        lead = max(self._open, key=self._weight)
-        return lead.pieces(count, self._pieces, len(self.text) - lead.covers)
+        likeliest = max(self._open, key=self._weight)
+        return likeliest.pieces(count, self._pieces, len(self.text) - likeliest.covers)
 
     def pieces_within(self, count: int, grammar: Constraint) -> Offer:
         """Return how the likeliest row may go on as a grammar allows; see `OpenRow`."""
@@ -342,7 +342,7 @@ class ByteBeam:
 
 
 def _heaviest(weights: Sequence[float], bound: float, most: int) -> list[int]:
-    """Return the places of the highest weights, ascending, as far as they are over `bound`."""
+    """Return the indices of the highest weights, ascending, as far as they are over `bound`."""
     kept = [index for index, weight in enumerate(weights) if weight > bound]
     if len(kept) > most:
         kept = sorted(sorted(kept, key=lambda index: -weights[index])[:most])

@@ -68,7 +68,7 @@ def border_kind(byte: int, *, likely: bool) -> str:
 
 
 def inside_kind(byte: int) -> str:
-    """Return the kind of a place after `byte`, inside a piece."""
+    """Return the kind of a border after `byte`, inside a piece."""
     return f"{_kind_of(byte)}, inside"
 
 

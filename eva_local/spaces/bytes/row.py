@@ -47,7 +47,7 @@ class OpenRow:
     """
 
     __slots__ = (
-        *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
+        *("_masses", "_offset", "_scale", "_trie", "covers", "end", "labels", "last", "left"),
         *("log_weight", "node", "branch", "sums"),
     )
 
@@ -62,7 +62,7 @@ class OpenRow:
         self.node = ROOT
         self._trie = trie
         # Of the tokens `trie.token_ids[offset:]`, and a 0. Times `share` they are probabilities.
-        self._masses, self._share, self.end = _expected(logits, trie, end_ids)
+        self._masses, self._scale, self.end = _expected(logits, trie, end_ids)
         self._offset = 0
         self.look()
 
@@ -70,7 +70,7 @@ class OpenRow:
         """See what may follow the open bytes."""
         self.labels: NDArray[np.uint8]
         self.labels, masses = self._trie.going_on(self.node, self._masses, self._offset)
-        self.sums: Floats = np.multiply(masses, self._share, dtype=np.float64)
+        self.sums: Floats = np.multiply(masses, self._scale, dtype=np.float64)
         self.left = float(self.sums.sum()) + (self.end if self.node == ROOT else 0.0)
 
     def ending(self, node: int) -> tuple[int, float]:
@@ -83,7 +83,7 @@ class OpenRow:
             return -1, 0.0
         ended = self._masses[low - self._offset : high - self._offset]
         token = int(self._trie.token_ids[low + int(ended.argmax())])
-        return token, float(ended.sum()) * self._share
+        return token, float(ended.sum()) * self._scale
 
     def move(self, node: int) -> bool:
         """Take the bytes to `node` for the open ones; return whether a piece goes on from there."""
@@ -112,8 +112,8 @@ class OpenRow:
         # Several ids may have the same bytes, and then stand together: a piece is named once.
         nodes = trie.ends[best]
         once = np.diff(nodes, prepend=-1) != 0
-        nodes, places = nodes[once], best[once]
-        found = [of_ids[token_id][begun:] for token_id in trie.token_ids[places].tolist()]
+        nodes, indices = nodes[once], best[once]
+        found = [of_ids[token_id][begun:] for token_id in trie.token_ids[indices].tolist()]
         exact, under = self._exactly(nodes), self._under(nodes)
         shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
         if self.node == ROOT:
@@ -143,7 +143,7 @@ class OpenRow:
             labels, masses = trie.going_on(node, self._masses, self._offset)
             for label, mass in zip(labels.tolist(), masses.tolist(), strict=True):
                 if mass > 0 and (piece or grammar.allowed[label]):
-                    entry = (-mass * self._share, False, piece + bytes([label]))
+                    entry = (-mass * self._scale, False, piece + bytes([label]))
                     heapq.heappush(waiting, (*entry, trie.child(node, label)))
         nodes = np.asarray([node for _, node in found], dtype=np.int64)
         pieces = [piece for piece, _ in found]
@@ -172,15 +172,15 @@ class OpenRow:
         masses[reached] = self._under(nodes[reached]) * ends[reached]
         masses[nodes == here] = self.end if here == ROOT else 0.0
         firsts: dict[int, list[int]] = {}
-        for place in np.flatnonzero(nodes < 0).tolist():
-            token = paths[place][1]
+        for index in np.flatnonzero(nodes < 0).tolist():
+            token = paths[index][1]
             if token >= 0:
-                firsts.setdefault(token, []).append(place)
+                firsts.setdefault(token, []).append(index)
         for token, begun in firsts.items():
             _, mass = self.ending(token)
-            for place in np.flatnonzero(nodes == token).tolist():
-                masses[place] -= mass * ends[place]
-                begun.append(place)
+            for index in np.flatnonzero(nodes == token).tolist():
+                masses[index] -= mass * ends[index]
+                begun.append(index)
             whole = shares[begun].sum()
             masses[begun] += mass * shares[begun] / whole if whole > 0 else mass / len(begun)
         return masses
@@ -201,7 +201,7 @@ class OpenRow:
         # Every second stretch is one that was asked for; an empty one is told as its first token.
         stretches = np.stack([lows, highs], axis=1).ravel() - self._offset
         sums = np.add.reduceat(self._masses, stretches)[::2]
-        return np.multiply(np.where(lows < highs, sums, 0), self._share, dtype=np.float64)
+        return np.multiply(np.where(lows < highs, sums, 0), self._scale, dtype=np.float64)
 
 
 def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Masses, float, float]:

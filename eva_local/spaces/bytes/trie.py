@@ -56,15 +56,15 @@ class Trie:
             label = text[offsets[going] + depth]
             new = np.ones(len(going), dtype=np.bool_)
             new[1:] = (node[1:] != node[:-1]) | (label[1:] != label[:-1])
-            place = np.cumsum(new) - 1
-            count = int(place[-1]) + 1
+            index = np.cumsum(new) - 1
+            count = int(index[-1]) + 1
             lows.append(going[new])
-            highs.append(going[new] + np.bincount(place, minlength=count))
+            highs.append(going[new] + np.bincount(index, minlength=count))
             ended = lengths[going] == depth + 1
-            exacts.append(np.bincount(place[ended], minlength=count))
+            exacts.append(np.bincount(index[ended], minlength=count))
             labels.append(label[new])
             children.append(node[new])
-            node = place + n_nodes
+            node = index + n_nodes
             n_nodes += count
             self.ends[going[ended]] = node[ended]
         self.low = np.concatenate(lows)
