@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,29 +174,17 @@ def export(path: Path, ensemble: str, conversation: Conversation) -> None:
     as_markdown = path.suffix.lower() in (".md", ".markdown")
     text = markdown(conversation).encode("utf-8", "replace")
     data = text if as_markdown else saved_form(ensemble, conversation)
-    try:
-        with _given_up(path, never=as_markdown):
-            replace_file(path, data)
-    except OSError as error:
-        raise InputError(f"{_unsaved(path)}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _given_up(path: Path, *, never: bool) -> Iterator[None]:
-    """Hold the file that is to be replaced, if there is one; InputError where it must not be."""
-    if not path.exists():
-        yield
-        return
-    if never or not _is_saved(path):
-        raise InputError(f"{path} exists and stays as it is; give another name")
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{path} is the file of an open chat and stays as it is; give another name"
-            ) from error
-        yield
+            if path.exists():
+                if as_markdown or not _is_saved(path):
+                    raise InputError(f"{path} exists and stays as it is; give another name")
+                busy = f"{path} is the file of an open chat and stays as it is; give another name"
+                held = JsonlFile(path, _unsaved(path), busy=busy, create=False)
+                stack.callback(held.close)
+            replace_file(path, data)
+        except OSError as error:
+            raise InputError(f"{_unsaved(path)}: {error.strerror or error}") from error
 
 
 def _is_saved(path: Path) -> bool:

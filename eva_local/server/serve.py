@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -154,21 +155,16 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def stop_once() -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:
-            loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
         stop()
 
-    before = [(number, signal.getsignal(number)) for number in numbers]
-    for number in numbers:
-        loop.add_signal_handler(number, stop_once)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
             signal.signal(number, handler)
