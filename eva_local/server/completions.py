@@ -22,7 +22,7 @@ from eva_local.openai.answer import (
 )
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.chunk import Choice, Letterhead, trace_of
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import CHAT
 from eva_local.server.answers import Echo, answers
 from eva_local.server.body import read_object
 from eva_local.server.events import Part, event_stream
@@ -31,17 +31,9 @@ from eva_local.server.service import Service, service_of
 from eva_local.types import Step, Usage
 
 
-async def chat(request: Request) -> ASGIApp:
-    """Answer a conversation."""
-    return await _answer(request, CHAT)
-
-
-async def completion(request: Request) -> ASGIApp:
-    """Go on with texts."""
-    return await _answer(request, COMPLETION)
-
-
-async def _answer(request: Request, endpoint: str) -> ASGIApp:
+async def complete(request: Request) -> ASGIApp:
+    """Answer a conversation, or go on with texts: the path says which."""
+    endpoint = request.scope["path"]
     service = service_of(request)
     body = await read_object(request)
     model = service.named(body.get("model"))
@@ -54,16 +46,11 @@ async def _answer(request: Request, endpoint: str) -> ASGIApp:
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
-    head = _letterhead(endpoint, model, call)
+    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
+    head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
     if not call.stream:
         return JSONResponse(await _whole(service, model, call, head))
     return await event_stream(_parts(service, model, call, head))
-
-
-def _letterhead(endpoint: str, model: ServedModel, call: Call) -> Letterhead:
-    kind = "chatcmpl" if endpoint == CHAT else "cmpl"
-    name = f"{kind}-{secrets.token_hex(12)}"
-    return Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
 
 
 async def _whole(

@@ -41,21 +41,6 @@ class Door:
         refuse_open_door(self.host, self.keys)
 
 
-def serve(
-    openers: Sequence[Opener],
-    door: Door,
-    *,
-    n_waiting: int,
-    told: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Answer requests until the process is asked to end; `told` hears where, and when it can.
-
-    At most `n_waiting` answers wait for a slot before each ensemble. Raises InputError where
-    it cannot listen there, and what the openers raise.
-    """
-    asyncio.run(Server(openers, door, n_waiting=n_waiting, told=told).serve())
-
-
 class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does."""
 
@@ -67,7 +52,10 @@ class Server(uvicorn.Server):
         n_waiting: int,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Listen nowhere yet; see `serve`."""
+        """Listen nowhere yet; `told` hears where it listens, and when it can answer.
+
+        At most `n_waiting` answers wait for a slot before each ensemble.
+        """
         self.service = Service()
         self.url = ""
         self._openers = openers
@@ -93,7 +81,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def serve(self, sockets: list[Any] | None = None) -> None:
-        """Answer until `stop`; raise InputError without a port, and what the openers raise."""
+        """Answer until `stop` or a signal.
+
+        Raises InputError where it cannot listen there, and what the openers raise.
+        """
         with self._resources, _signals(self.stop):
             await super().serve(sockets)
             if self._loading is not None:
