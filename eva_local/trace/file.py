@@ -5,11 +5,10 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
@@ -81,8 +80,8 @@ class _EndLine(Struct):
     usage: Usage | None
 
 
-class TraceWriter:
-    """A trace file that is being written; a context manager."""
+class TraceWriter(JsonlFile):
+    """A trace file that is being written."""
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class TraceWriter:
         settings: Mapping[str, object],
     ) -> None:
         """Begin the file anew with its header; raise InputError where that cannot be done."""
-        self._file = JsonlFile(
+        super().__init__(
             path,
             f"the trace {path} cannot be written",
             busy=f"the trace {path} is being written by another process",
@@ -109,19 +108,9 @@ class TraceWriter:
             "prompt": prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt],
             "settings": dict(settings),
         }
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.close)
-            self._file.restart()
-            self._file.append(header)
-            stack.pop_all()
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self.close()
+        with self.closed_on_failure():
+            self.restart()
+            self.append(header)
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
@@ -129,11 +118,7 @@ class TraceWriter:
         if step.finish_reason is not None:
             usage = None if step.usage is None else asdict(step.usage)
             lines.append({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
-        self._file.append(*lines)
-
-    def close(self) -> None:
-        """Close the file; do nothing if it is closed."""
-        self._file.close()
+        self.append(*lines)
 
 
 def _step_line(step: Step) -> dict[str, object]:
