@@ -18,7 +18,7 @@ from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.errand import Errand, Outcome
+    from eva_local.batch.errand import Errand, JobOutcome
     from eva_local.batch.job import Progress
     from eva_local.config.config import Config
     from eva_local.types import Sampling
@@ -153,7 +153,7 @@ def _progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _summary(outcome: Outcome, target: str) -> str:
+def _summary(outcome: JobOutcome, target: str) -> str:
     progress, before = outcome.progress, outcome.before
     if not progress.n_rows:
         line = f"nothing to do: {before.n_rows} rows are answered in {target}"

@@ -70,13 +70,12 @@ def bench(
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     """
     from eva_local.bench.report import report_page
-    from eva_local.bench.trial import Plan, measure
+    from eva_local.bench.trial import measure
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
-    plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
-        benchmark = measure(spec, plan, progress)
+        benchmark = measure(spec, contexts, parallel, rounds, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)
     write_outputs(benchmark.as_json(), show, page, json_out, html_out)
 

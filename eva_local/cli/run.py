@@ -138,7 +138,7 @@ def answer(
     usage = steps[-1].usage if steps else None
     reason = (steps[-1].finish_reason if steps else None) or "cancelled"
     if as_json:
-        from eva_local.trace.file import json_line
+        from eva_local.jsonl import json_line
 
         cost = None if usage is None else asdict(usage)
         click.echo(json_line({"text": text, "finish_reason": reason, "usage": cost}), nl=False)

@@ -26,7 +26,7 @@ async def tokenize(request: Request) -> Response:
     for key in _NEVER:
         if body.get(key):
             raise InputError(f"{key} {shown(body[key])} cannot be done here; leave it out")
-    model = service_of(request).models.named(body.get("model"))
+    model = service_of(request).named(body.get("model"))
     texts = [body[key] for key in _TEXT_KEYS if key in body]
     if len(texts) != 1 or not isinstance(texts[0], str):
         raise InputError("prompt must be one text")
@@ -38,7 +38,7 @@ async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
     body = given(await read_object(request))
     refuse_other_keys(body, ("tokens", "model"))
-    model = service_of(request).models.named(body.get("model"))
+    model = service_of(request).named(body.get("model"))
     ids = read_ids(body.get("tokens"), "tokens").ids
     text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")
     return JSONResponse({"prompt": text, "content": text})
@@ -46,7 +46,7 @@ async def detokenize(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
-    model = service_of(request).models.named(None)
+    model = service_of(request).named(None)
     return JSONResponse(
         {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
     )
