@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Seque
 from pathlib import Path
 
 from eva_local.alignment.library import find, mapping_folders
-from eva_local.config.settings import did_you_mean
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
@@ -19,6 +18,7 @@ from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
 from eva_local.fusion.fuser import Observer
 from eva_local.llama.model import Model
+from eva_local.reading import did_you_mean
 from eva_local.types import Completion, Message, Sampling, Score, Step
 
 # Told what is going on and which share of it is done, from 0 to 1.

@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from reprlib import repr as shortened
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from eva_local.errors import InputError
+from eva_local.reading import Number, ReadError, Whole, Words, settle
+
+_MOST = sys.float_info.max
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -38,20 +41,26 @@ class Sampling:
     `grammar` is GBNF and `json_schema` JSON, of which an answer can obey one.
     """
 
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    logit_bias: Mapping[str, float | bool] | tuple[tuple[str, float | bool], ...] = ()
-    grammar: str | None = None
-    json_schema: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] = 512
+    temperature: Annotated[float, Meta(ge=0, lt=100)] = 0.0
+    top_k: Annotated[int, Meta(ge=0, description="0 (off) or more")] = 40
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+    repeat_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    repeat_last_n: Annotated[int, Meta(ge=-1, description="0 (off), -1 (all) or more")] = 64
+    presence_penalty: Annotated[float, Meta(ge=-100, le=100)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-100, le=100)] = 0.0
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, description="0 or more")] | None,
+        Meta(description='a whole number or "random"'),
+    ] = None
+    stop: Words | Sequence[Words] = ()
+    logit_bias: Annotated[
+        Mapping[str, int | float | bool] | tuple[tuple[str, int | float | bool], ...],
+        Meta(description="a mapping of texts to numbers or false"),
+    ] = ()
+    grammar: Words | None = None
+    json_schema: Words | None = None
 
     @property
     def penalises(self) -> bool:
@@ -61,78 +70,28 @@ class Sampling:
         )
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range; make stop and biases tuples."""
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(
-            self, "stop", tuple_of("stop", stop, (str,), "a text or a list of texts")
-        )
-        object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
-        checks: Sequence[tuple[object, str]] = (
-            (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
-            (
-                0 <= self.temperature < 100,
-                f"temperature must be in [0, 100), not {self.temperature}",
-            ),
-            (self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}"),
-            (0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}"),
-            (0 <= self.min_p < 1, f"min_p must be in [0, 1), not {self.min_p}"),
-            (
-                0 < self.repeat_penalty <= 100,
-                f"repeat_penalty must be in (0, 100], not {self.repeat_penalty}",
-            ),
-            (
-                self.repeat_last_n >= -1,
-                f"repeat_last_n must be 0 (off), -1 (all) or more, not {self.repeat_last_n}",
-            ),
-            (
-                abs(self.presence_penalty) <= 100,
-                f"presence_penalty must be in [-100, 100], not {self.presence_penalty}",
-            ),
-            (
-                abs(self.frequency_penalty) <= 100,
-                f"frequency_penalty must be in [-100, 100], not {self.frequency_penalty}",
-            ),
-            (self.seed is None or self.seed >= 0, f"seed must be 0 or more, not {self.seed}"),
-            (all(self.stop), "a stop string must not be empty"),
-            (
-                self.grammar is None or self.json_schema is None,
-                "grammar and json_schema exclude each other: give one",
-            ),
-            (self.grammar is None or self.grammar.strip(), "grammar must not be empty"),
-            (self.json_schema is None or self.json_schema.strip(), "json_schema must not be empty"),
-        )
-        for holds, problem in checks:
-            if not holds:
-                raise InputError(problem)
+        """Raise InputError for a value that cannot be; make stop and biases tuples."""
+        if str(self.seed) == "random":
+            object.__setattr__(self, "seed", None)
+        settle(self)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))
+        if self.grammar is not None and self.json_schema is not None:
+            raise InputError("grammar and json_schema exclude each other: give one")
+        for name in ("grammar", "json_schema"):
+            if not (getattr(self, name) or "x").strip():
+                raise ReadError(name, "must not be empty")
 
 
-def tuple_of(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> tuple[Any, ...]:
-    """Return a sequence as a tuple; raise InputError, naming it, for a text or what is none."""
-    if (
-        isinstance(value, str | bytes)
-        or not isinstance(value, Sequence)
-        or not all(isinstance(each, kinds) for each in value)
-    ):
-        raise InputError(f"{name} must be {wanted}, not {shortened(value)}")
-    return tuple(value)
-
-
-def _checked_biases(biases: object) -> tuple[tuple[str, float], ...]:
-    pairs = tuple(biases.items()) if isinstance(biases, Mapping) else biases
-    wanted = "a mapping of texts to numbers or false"
+def _checked_biases(biases: Mapping[str, int | float | bool]) -> tuple[tuple[str, float], ...]:
     checked: dict[str, float] = {}
-    for pair in tuple_of("logit_bias", pairs, (tuple,), wanted):
-        if len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"logit_bias must be {wanted}, not {shortened(biases)}")
-        text, bias = pair
-        amount: Any = -math.inf if bias is False else bias
+    for text, bias in biases.items():
+        amount = -math.inf if bias is False else bias
         if not text:
             raise InputError("logit_bias must not have an empty text")
         _refuse_half_characters(text)
-        # Whole numbers of Python and JSON have no end.
-        is_number = isinstance(amount, Real) and not isinstance(amount, bool)
-        is_finite = is_number and -sys.float_info.max <= amount <= sys.float_info.max
-        if not (is_finite or amount == -math.inf):
+        if isinstance(amount, bool) or not (-_MOST <= amount <= _MOST or amount == -math.inf):
             raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
         checked[text] = float(amount)
     return tuple(checked.items())
@@ -159,15 +118,15 @@ class Usage:
     """
 
     members: tuple[str, ...]
-    prompt_tokens: tuple[int, ...]
-    cached_tokens: tuple[int, ...]
-    filtered: tuple[int, ...]
-    decode_seconds: tuple[float, ...]
-    prompt_seconds: tuple[float, ...]
-    steps: int
-    seconds: float
-    first_seconds: float
-    steps_alone: int = 0
+    prompt_tokens: tuple[Whole, ...]
+    cached_tokens: tuple[Whole, ...]
+    filtered: tuple[Whole, ...]
+    decode_seconds: tuple[Number, ...]
+    prompt_seconds: tuple[Number, ...]
+    steps: Whole
+    seconds: Number
+    first_seconds: Number
+    steps_alone: Whole = 0
 
 
 @dataclass(frozen=True, slots=True)

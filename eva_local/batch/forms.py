@@ -15,13 +15,12 @@ from eva_local.batch.table import delimiter_of, read_table
 from eva_local.engine.detokenizer import HEAD, refuse_utf16
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
-from eva_local.openai.call import OWN_KEYS
 from eva_local.openai.keys import given, once, refuse_other_keys
 from eva_local.openai.request import (
-    BODY_KEYS,
     CHAT,
     COMPLETION,
     IGNORED,
+    KEYS,
     OPTION_KEYS,
     Asked,
     misspelled,
@@ -34,7 +33,7 @@ from eva_local.openai.request import (
 _BOM = b"\xef\xbb\xbf"
 # What a row of JSON lines can say, and what it could say of an answer elsewhere.
 _ROW_KEYS = ("id", "prompt", "messages", *OPTION_KEYS)
-_ELSEWHERE = {*BODY_KEYS, *OWN_KEYS}.difference(_ROW_KEYS, IGNORED)
+_ELSEWHERE = KEYS.difference(_ROW_KEYS, IGNORED)
 # What is JSON in a table, where it is; and what is a text even where it looks like a number.
 _OPTION_COLUMNS = {"messages", *OPTION_KEYS, *_ELSEWHERE}
 _TEXTS = ("stop", "grammar", "json_schema")

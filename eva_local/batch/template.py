@@ -6,8 +6,8 @@ import json
 import string
 from collections.abc import Iterable, Mapping
 
-from eva_local.config.settings import did_you_mean
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 
 class Template:

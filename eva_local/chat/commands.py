@@ -18,7 +18,6 @@ from eva_local.chat.typed import Command, counted, sound
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
 from eva_local.config.paths import user_path
 from eva_local.config.settings import (
-    did_you_mean,
     keys_of,
     read_settings,
     read_text,
@@ -26,6 +25,7 @@ from eva_local.config.settings import (
 )
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
 from eva_local.types import Sampling
 

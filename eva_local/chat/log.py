@@ -12,16 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eva_local.chat.conversation import Conversation, Event, EventKind
+from msgspec import Struct
+
+from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.private import private_folder
-from eva_local.config.settings import did_you_mean
 from eva_local.errors import InputError
 from eva_local.jsonl import JsonlFile, json_line, replace_file
+from eva_local.reading import did_you_mean
 from eva_local.trace.checked import Checked, checked_lines
 
 SCHEMA = 1
-_KINDS: tuple[EventKind, ...] = ("system", "user", "answer", "undo")
 _TORN = "the last line of the file is incomplete and was left out"
+
+
+class _HeaderLine(Struct):
+    ensemble: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +114,8 @@ def read(path: Path) -> Saved:
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines
-    header.word("kind", ("chat",))
-    schema = header.whole("schema")
-    if schema != SCHEMA:
-        raise header.problem(f"has schema {schema}, and this eva-local reads schema {SCHEMA}")
+    header.kind("chat")
+    header.refuse_other_schema(SCHEMA)
     conversation = Conversation()
     for line in events:
         try:
@@ -120,7 +123,7 @@ def read(path: Path) -> Saved:
         except ValueError as error:
             raise line.problem(f"cannot stand here: {error}") from error
     notes = (_TORN,) if torn else ()
-    return Saved(path, header.text("ensemble"), conversation, notes)
+    return Saved(path, header.read(_HeaderLine).ensemble, conversation, notes)
 
 
 def newest_first(folder: Path) -> dict[Path, float]:
@@ -211,8 +214,10 @@ def _event_line(event: Event) -> dict[str, object]:
 
 
 def _event(line: Checked) -> Event:
-    kind = line.word("kind", _KINDS)
-    return Event(kind) if kind == "undo" else Event(kind, line.text("text"))
+    event = line.read(Event)
+    if event.kind != "undo" and "text" not in line.values:
+        raise line.problem("has no text")
+    return event
 
 
 def _unsaved(path: Path) -> str:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import chain, count
 
 from eva_local.cli.session import Session
-from eva_local.config.settings import did_you_mean, keys_of
+from eva_local.config.settings import keys_of
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 
 def variant(

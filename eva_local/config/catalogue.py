@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta, Struct
 
 from eva_local.config.paths import user_path
 from eva_local.config.settings import (
     REQUEST_KEYS,
     Setting,
     build,
-    convert,
-    did_you_mean,
     keys_of,
+    placed,
     read_settings,
     read_text,
     refuse_unknown,
 )
 from eva_local.config.specs import (
+    Count,
     EnsembleSpec,
     FusionSettings,
     HubSource,
@@ -31,64 +33,53 @@ from eva_local.config.specs import (
     WheelSource,
 )
 from eva_local.errors import ConfigError, InputError
+from eva_local.reading import ReadError, Words, did_you_mean, read
 from eva_local.types import Sampling
 
+T = TypeVar("T", bound=Struct)
+
+# A model's name becomes part of a file name in the cache.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Pinned, and never something that pip could take for an option or an address.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_SHA256 = r"^[0-9A-Fa-f]{64}\Z"
+_REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
+
+
+class _Model(Struct, kw_only=True):
+    """What [models.NAME] says beside LoadSettings; what is not said is empty."""
+
+    path: Words = ""
+    hub: Annotated[str, Meta(pattern=_REPOSITORY, description="OWNER/REPOSITORY")] = ""
+    revision: Words = "main"
+    wheel: Words = ""
+    file: Words = ""
+    parts: Count = 1
+    sha256: Annotated[str, Meta(pattern=_SHA256, description="64 hexadecimal digits")] = ""
+    size: Count = 0
+    licence: Words = ""
+    description: Words = ""
+
+
+class _Ensemble(Struct, kw_only=True):
+    """What [ensembles.NAME] says beside FusionSettings and Sampling."""
+
+    members: Annotated[
+        list[Any], Meta(min_length=1, description="a list of at least one model name")
+    ]
+    pivot: Words = ""
+    description: Words = ""
+    grammar: Words = ""
+    json_schema: Words = ""
+
+
+# What goes with each kind of source.
 _SOURCE_KEYS = {
     "path": ("path",),
     "hub": ("hub", "file", "revision"),
     "wheel": ("wheel", "file", "parts"),
 }
-_MODEL_KEYS = (
-    *dict.fromkeys(key for keys in _SOURCE_KEYS.values() for key in keys),
-    *("sha256", "size", "licence", "description"),
-    *keys_of(LoadSettings),
-)
-_ENSEMBLE_KEYS = (
-    *("members", "pivot", "description"),
-    *(*keys_of(FusionSettings), *keys_of(Sampling), *REQUEST_KEYS),
-)
-
-# A model's name becomes part of a file name in the cache.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Pinned, and never something that pip could take for an option or an address.
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
-
-
-class Table:
-    """One table of the file, read key by key; errors name the file and the dotted key."""
-
-    def __init__(self, path: Path, dotted: str, values: object, known: tuple[str, ...]) -> None:
-        """Raise ConfigError where `values` is no table or has a key that is not `known`."""
-        self.place = f"{path}: {dotted}"
-        if not isinstance(values, dict):
-            raise ConfigError(f"{self.place}: must be a table")
-        self.values: dict[str, object] = values
-        refuse_unknown(self.values, known, f"{self.place}.")
-
-    def where(self, key: str) -> str:
-        """Name a key of this table in full."""
-        return f"{self.place}.{key}"
-
-    def error(self, key: str, problem: str) -> ConfigError:
-        """Make the error for one key."""
-        return ConfigError(f"{self.where(key)}: {problem}")
-
-    def text(self, key: str, default: str = "") -> str:
-        """Read a text."""
-        if key not in self.values:
-            return default
-        return str(convert(self.values[key], str, self.where(key)))
-
-    def count(self, key: str) -> int | None:
-        """Read a whole number of at least 1."""
-        if key not in self.values:
-            return None
-        number = int(convert(self.values[key], int, self.where(key)))
-        if number < 1:
-            raise self.error(key, f"must be at least 1, not {number}")
-        return number
+_ENSEMBLE_KEYS = (*keys_of(FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
 
 
 def read_models(
@@ -99,17 +90,22 @@ def read_models(
 ) -> dict[str, ModelSpec]:
     """Read every [models.NAME]; `outside` beats the model's own settings, they `defaults`."""
     models = {}
-    for name, values in _named(path, "models", tables).items():
-        table = Table(path, f"models.{name}", values, _MODEL_KEYS)
-        own = read_settings(LoadSettings, table.values, table.where)
-        source = _source(path, table)
+    for name, values in _named(path, "models", tables):
+        place = f"{path}: models.{name}"
+        table = _read(place, values, _Model, keys_of(LoadSettings))
+        own = read_settings(LoadSettings, values, _under(place))
+        source = _source(path, place, values, table)
+        if isinstance(source, WheelSource) and not table.sha256:
+            raise ConfigError(
+                f"{place}.sha256: is missing; a wheel's file must be checked against it"
+            )
         models[name] = ModelSpec(
             name=name,
             source=source,
-            sha256=_sha256(table, required=isinstance(source, WheelSource)),
-            size=table.count("size"),
-            licence=table.text("licence"),
-            description=table.text("description"),
+            sha256=table.sha256.lower() or None,
+            size=table.size or None,
+            licence=table.licence,
+            description=table.description,
             load=build(LoadSettings, {**defaults, **own, **outside}),
         )
     return models
@@ -124,23 +120,27 @@ def read_ensembles(
 ) -> dict[str, EnsembleSpec]:
     """Read every [ensembles.NAME] whose members are among `models`."""
     ensembles = {}
-    for name, values in _named(path, "ensembles", tables).items():
-        table = Table(path, f"ensembles.{name}", values, _ENSEMBLE_KEYS)
+    for name, values in _named(path, "ensembles", tables):
+        place = f"{path}: ensembles.{name}"
+        table = _read(place, values, _Ensemble, _ENSEMBLE_KEYS)
         if name in models:
-            raise ConfigError(f"{table.place}: a model has this name already; choose another")
-        members = _members(table, models)
-        names = [member.name for member in members]
-        pivot = table.text("pivot", names[0])
-        if pivot not in names:
-            raise table.error("pivot", f"{pivot!r} is no member; {did_you_mean(pivot, names)}")
-        own = _fusion(table, names)
+            raise ConfigError(f"{place}: a model has this name already; choose another")
+        for member in table.members:
+            if not isinstance(member, str) or member not in models:
+                hint = did_you_mean(str(member), models)
+                raise ConfigError(f"{place}.members: there is no model {member!r}; {hint}")
+        pivot = table.pivot or table.members[0]
+        if pivot not in table.members:
+            hint = did_you_mean(pivot, table.members)
+            raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
+        own = _fusion(place, values, table.members)
         ensembles[name] = EnsembleSpec(
             name=name,
-            members=members,
+            members=tuple(models[member] for member in table.members),
             pivot=pivot,
             fusion=build(FusionSettings, {**defaults, **own, **outside}),
-            sampling=_sampling(path, table, defaults, outside),
-            description=table.text("description"),
+            sampling=_sampling(path, place, values, table, defaults, outside),
+            description=table.description,
         )
     return ensembles
 
@@ -154,7 +154,7 @@ def check_weights(setting: Setting, members: int) -> None:
         )
 
 
-def _named(path: Path, section: str, tables: object) -> dict[str, object]:
+def _named(path: Path, section: str, tables: object) -> Iterable[tuple[str, Any]]:
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: {section}: must be tables [{section}.NAME]")
     for name in tables:
@@ -162,127 +162,105 @@ def _named(path: Path, section: str, tables: object) -> dict[str, object]:
             raise ConfigError(
                 f"{path}: {section}.{name}: a name is letters, digits, '.', '_' and '-'"
             )
-    return tables
+    return tables.items()
 
 
-def _source(path: Path, table: Table) -> Source:
-    given = [key for key in _SOURCE_KEYS if key in table.values]
+def _under(place: str) -> Callable[[str], str]:
+    return lambda key: f"{place}.{key}"
+
+
+def _read(place: str, values: object, kind: type[T], settings: tuple[str, ...]) -> T:
+    """Read what a table says beside `settings`; raise ConfigError for what is no such table."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: must be a table")
+    keys = kind.__struct_fields__
+    refuse_unknown(values, (*keys, *settings), f"{place}.")
+    try:
+        return read({key: values[key] for key in keys if key in values}, kind)
+    except ReadError as error:
+        raise placed(error, f"{place}.") from error
+
+
+def _source(path: Path, place: str, values: Mapping[str, object], table: _Model) -> Source:
+    given = [key for key in _SOURCE_KEYS if key in values]
     if len(given) != 1:
         found = f"has {' and '.join(given)}" if given else "has no source"
-        raise ConfigError(f"{table.place}: {found}; give exactly one of path, hub or wheel")
-    kind = given[0]
+        raise ConfigError(f"{place}: {found}; give exactly one of path, hub or wheel")
+    (kind,) = given
     for key in ("file", "revision", "parts"):
-        if key in table.values and key not in _SOURCE_KEYS[kind]:
-            raise table.error(key, f"does not go with {kind}")
+        if key in values and key not in _SOURCE_KEYS[kind]:
+            raise ConfigError(f"{place}.{key}: does not go with {kind}")
     if kind == "path":
-        return PathSource(_beside(path, table, "path"))
-    if "file" not in table.values:
-        raise table.error("file", f"is missing; it names the GGUF file inside the {kind}")
-    return _hub_source(table) if kind == "hub" else _wheel_source(table)
+        return PathSource(_beside(path, table.path, f"{place}.path"))
+    if not table.file:
+        raise ConfigError(f"{place}.file: is missing; it names the GGUF file inside the {kind}")
+    if kind == "hub":
+        _refuse_outside(place, table.file)
+        return HubSource(table.hub, table.file, table.revision)
+    return _wheel_source(place, WheelSource(table.wheel, table.file, table.parts))
 
 
-def _hub_source(table: Table) -> HubSource:
-    repository, file = table.text("hub"), table.text("file")
-    if not _REPOSITORY.fullmatch(repository):
-        raise table.error("hub", f"must be OWNER/REPOSITORY, not {repository!r}")
-    if not _is_inside(file):
-        raise table.error("file", f"must be a relative path, not {file!r}")
-    if "revision" in table.values:
-        return HubSource(repository, file, table.text("revision"))
-    return HubSource(repository, file)
-
-
-def _wheel_source(table: Table) -> WheelSource:
-    source = WheelSource(table.text("wheel"), table.text("file"), table.count("parts") or 1)
+def _wheel_source(place: str, source: WheelSource) -> WheelSource:
     seen = set()
     for i in range(source.parts):
         try:
             requirement, file = source.part(i)
         except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise table.error(
-                "wheel", f"or file has a field that is not n or i: {error}"
+            raise ConfigError(
+                f"{place}.wheel: or file has a field that is not n or i: {error}"
             ) from error
         if not _REQUIREMENT.fullmatch(requirement):
-            raise table.error("wheel", f"must be NAME==VERSION, not {requirement!r}")
-        if not _is_inside(file):
-            raise table.error("file", f"must be a relative path, not {file!r}")
+            raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
+        _refuse_outside(place, file)
         seen.add((requirement, file))
     if len(seen) != source.parts:
-        raise table.error("parts", "needs {n} or {i} in wheel or file, or all parts are the same")
+        raise ConfigError(
+            f"{place}.parts: needs {{n}} or {{i}} in wheel or file, or all parts are the same"
+        )
     return source
 
 
-def _is_inside(file: str) -> bool:
+def _refuse_outside(place: str, file: str) -> None:
     parts = PurePosixPath(file).parts
-    return bool(parts) and ".." not in parts and parts[0] != "/" and "\\" not in file
+    if not parts or ".." in parts or parts[0] == "/" or "\\" in file:
+        raise ConfigError(f"{place}.file: must be a relative path, not {file!r}")
 
 
-def _sha256(table: Table, *, required: bool) -> str | None:
-    if "sha256" not in table.values:
-        if required:
-            raise table.error("sha256", "is missing; a wheel's file must be checked against it")
-        return None
-    digest = table.text("sha256").lower()
-    if not _SHA256.fullmatch(digest):
-        raise table.error("sha256", "must be 64 hexadecimal digits")
-    return digest
-
-
-def _members(table: Table, models: Mapping[str, ModelSpec]) -> tuple[ModelSpec, ...]:
-    names = table.values.get("members")
-    if not isinstance(names, list) or not names:
-        raise table.error("members", "must be a list of at least one model name")
-    for name in names:
-        if not isinstance(name, str) or name not in models:
-            hint = did_you_mean(str(name), models)
-            raise table.error("members", f"there is no model {name!r}; {hint}")
-    return tuple(models[name] for name in names)
-
-
-def _fusion(table: Table, names: list[str]) -> dict[str, Setting]:
-    values = dict(table.values)
+def _fusion(place: str, values: Mapping[str, object], names: list[str]) -> dict[str, Setting]:
     weights = values.get("weights")
     if isinstance(weights, dict):
-        refuse_unknown(weights, names, table.where("weights."))
-        missing = [name for name in names if name not in weights]
-        if missing:
-            raise table.error("weights", f"has no weight for {', '.join(missing)}")
-        values["weights"] = [weights[name] for name in names]
-    own = read_settings(FusionSettings, values, table.where)
+        refuse_unknown(weights, names, f"{place}.weights.")
+        if missing := [name for name in names if name not in weights]:
+            raise ConfigError(f"{place}.weights: has no weight for {', '.join(missing)}")
+        values = {**values, "weights": [weights[name] for name in names]}
+    own = read_settings(FusionSettings, values, _under(place))
     if "weights" in own:
         check_weights(own["weights"], len(names))
     return own
 
 
 def _sampling(
-    path: Path, table: Table, defaults: Mapping[str, Setting], outside: Mapping[str, Setting]
+    path: Path,
+    place: str,
+    values: Mapping[str, object],
+    table: _Ensemble,
+    defaults: Mapping[str, Setting],
+    outside: Mapping[str, Setting],
 ) -> Sampling:
-    own = read_settings(Sampling, table.values, table.where)
-    request = {key: _of_request(path, table, key) for key in REQUEST_KEYS if key in table.values}
+    own = read_settings(Sampling, values, _under(place))
+    request: dict[str, Any] = {key: values[key] for key in ("stop", "logit_bias") if key in values}
+    for key, file in (("grammar", table.grammar), ("json_schema", table.json_schema)):
+        if file:
+            where = f"{place}.{key}"
+            request[key] = read_text(_beside(path, file, where), where)
     try:
         return replace(build(Sampling, {**defaults, **own, **outside}), **request)
+    except ReadError as error:
+        raise placed(error, f"{place}.") from error
     except InputError as error:
-        raise ConfigError(f"{table.place}: {error}") from error
+        raise ConfigError(f"{place}: {error}") from error
 
 
-def _of_request(path: Path, table: Table, key: str) -> Any:
-    """Read a setting that has a form of its own."""
-    value = table.values[key]
-    if key == "stop":
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise table.error(key, "must be a list of texts")
-        return tuple(value)
-    if key == "logit_bias":
-        if not isinstance(value, dict) or not all(map(_is_bias, value.values())):
-            raise table.error(key, "must be a table of texts with a number each, or false")
-        return value
-    return read_text(_beside(path, table, key), table.where(key))
-
-
-def _beside(path: Path, table: Table, key: str) -> Path:
-    """Read a path; one that is not absolute begins at the folder of the file."""
-    return path.resolve().parent / user_path(table.text(key), table.where(key))
-
-
-def _is_bias(value: object) -> bool:
-    return value is False or (isinstance(value, int | float) and value is not True)
+def _beside(path: Path, written: str, where: str) -> Path:
+    """Return a path; one that is not absolute begins at the folder of the file."""
+    return path.resolve().parent / user_path(written, where)

@@ -10,12 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from eva_local.config.catalogue import Table, check_weights, read_ensembles, read_models
+from eva_local.config.catalogue import check_weights, read_ensembles, read_models
 from eva_local.config.paths import user_path
 from eva_local.config.settings import (
     Setting,
     build,
-    did_you_mean,
     keys_of,
     read_settings,
     refuse_unknown,
@@ -27,6 +26,7 @@ from eva_local.config.specs import (
     ModelSpec,
 )
 from eva_local.errors import ConfigError
+from eva_local.reading import Words, did_you_mean, settle
 from eva_local.types import Sampling
 
 SCHEMA = 1
@@ -93,7 +93,11 @@ class Config:
 class _Defaults:
     """The one key of [defaults] that is no setting of loading, sampling or fusion."""
 
-    ensemble: str = "demo"
+    ensemble: Words = "demo"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what is no name."""
+        settle(self)
 
 
 _KINDS: tuple[type, ...] = (_Defaults, LoadSettings, Sampling, FusionSettings)
@@ -206,10 +210,15 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
-    table = Table(path, "defaults", values, DEFAULT_KEYS)
-    defaults = _read_all(table.values, table.where)
+    place = f"{path}: defaults"
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: must be a table")
+    refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
+    defaults = _read_all(values, lambda key: f"{place}.{key}")
     if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
-        raise table.error("weights", "can be no list here; give the list in [ensembles.NAME]")
+        raise ConfigError(
+            f"{place}.weights: can be no list here; give the list in [ensembles.NAME]"
+        )
     return defaults
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from eva_local.config.paths import part_names
 from eva_local.errors import InputError
-from eva_local.types import Sampling, tuple_of
+from eva_local.reading import Amount, ReadError, Scale, Whole, settle, shown
+from eva_local.types import Sampling
 
-# Weights that are no numbers.
-_RULES = ("equal", "running", "prompt-perplexity")
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,12 @@ class LoadSettings:
     beside it.
     """
 
-    n_ctx: int = 4096
-    n_gpu_layers: int = -1
-    main_gpu: int = -1
-    tensor_split: tuple[float, ...] = ()
-    threads: int = 0
-    n_batch: int = 512
+    n_ctx: Count = 4096
+    n_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
+    main_gpu: Annotated[int, Meta(ge=-1)] = -1
+    tensor_split: tuple[Amount, ...] = ()
+    threads: Whole = 0
+    n_batch: Count = 512
     flash_attention: Literal["auto", "on", "off"] = "auto"
     kv_type: Literal["f16", "q8_0", "q4_0", "f32"] = "f16"
     swa_full: bool = True
@@ -40,15 +42,7 @@ class LoadSettings:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""
-        _at_least("n_ctx", self.n_ctx, 1)
-        _at_least("n_gpu_layers", self.n_gpu_layers, -1)
-        _at_least("main_gpu", self.main_gpu, -1)
-        _at_least("threads", self.threads, 0)
-        _at_least("n_batch", self.n_batch, 1)
-        split = tuple_of("tensor_split", self.tensor_split, (Real,), "a sequence of numbers")
-        object.__setattr__(self, "tensor_split", split)
-        for share in split:
-            _at_least("tensor_split", share, 0)
+        settle(self)
 
     def context(self, n_ctx_train: int | None) -> int:
         """Return how many tokens a text can have in a model that was trained for so many."""
@@ -73,41 +67,25 @@ class FusionSettings:
     space: Literal["pivot", "bytes"] = "pivot"
     mapping: Literal["surface", "surface-refined", "eva", "eva-paper"] = "surface-refined"
     combine: Literal["mean", "geometric"] = "mean"
-    sharpness: float = 1.05
+    sharpness: Scale = 1.05
     filter: Literal["top-n", "off"] = "off"
-    filter_n: int = 3
-    candidates: int = 320
-    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[float, ...] = "running"
-    weight_temperature: float = 0.13
-    weight_decay: float = 0.99
-    prompt_evidence: int = 1000
-    gate: float = 1.0
+    filter_n: Count = 3
+    candidates: Whole = 320
+    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[Amount, ...] = "running"
+    weight_temperature: Scale = 0.13
+    weight_decay: Share = 0.99
+    prompt_evidence: Whole = 1000
+    gate: Share = 1.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""
-        _at_least("filter_n", self.filter_n, 1)
-        _at_least("candidates", self.candidates, 0)
-        _at_least("prompt_evidence", self.prompt_evidence, 0)
-        for name, amount in (
-            ("weight_temperature", self.weight_temperature),
-            ("sharpness", self.sharpness),
-        ):
-            if not amount > 0:
-                raise InputError(f"{name} must be above 0, not {amount}")
-        for name, share in (("weight_decay", self.weight_decay), ("gate", self.gate)):
-            if not 0 < share <= 1:
-                raise InputError(f"{name} must be in (0, 1], not {share}")
-        if not (isinstance(self.weights, str) and self.weights in _RULES):
-            wanted = f"{', '.join(_RULES)} or a sequence of numbers"
-            weights = tuple_of("weights", self.weights, (Real,), wanted)
-            object.__setattr__(self, "weights", weights)
-            for weight in weights:
-                _at_least("weights", weight, 0)
-            if not any(weights):
-                raise InputError("weights must not all be zero")
+        settle(self)
+        if not isinstance(self.weights, str):
+            if not any(self.weights):
+                raise ReadError("weights", "must not all be zero")
             # Each is divided by it.
-            if not sum(weights) <= sys.float_info.max:
-                raise InputError("weights must have a sum that is finite")
+            if not math.isfinite(sum(self.weights)):
+                raise ReadError("weights", "must have a sum that is finite")
 
     def evidence_bytes(self, *, conversation: bool) -> int:
         """Return how many bytes at the end of a prompt are evidence before the answer begins.
@@ -202,15 +180,11 @@ class EnsembleSpec:
 
     def __post_init__(self) -> None:
         """Raise InputError where the members are no models."""
-        members = tuple_of("members", self.members, (ModelSpec,), "a sequence of ModelSpec")
-        object.__setattr__(self, "members", members)
+        if not all(isinstance(member, ModelSpec) for member in self.members):
+            raise InputError(f"members must be a sequence of ModelSpec, not {shown(self.members)}")
+        object.__setattr__(self, "members", tuple(self.members))
 
     @property
     def pivot_index(self) -> int:
         """Return the place of the pivot among the members."""
         return [member.name for member in self.members].index(self.pivot)
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise InputError(f"{name} must be at least {least}, not {value}")

@@ -10,9 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+from msgspec import Struct
+
 from eva_local.errors import InputError
 from eva_local.jsonl import JsonlFile
-from eva_local.trace.checked import Checked, checked_lines
+from eva_local.reading import Number, Whole
+from eva_local.trace.checked import checked_lines
 
 # Results that were made in another way have another key: by other software, or by other rules
 # within a version, which the number tells.
@@ -28,13 +31,17 @@ class Result:
     dropped in `steps` steps; `unseen` the symbols of a scored text that were no candidate.
     """
 
-    steps: int
-    filtered: tuple[int, ...]
-    seconds: float
+    steps: Whole
+    filtered: tuple[Whole, ...]
+    seconds: Number
     text: str = ""
-    log_likelihoods: tuple[float, ...] = ()
-    n_bytes: tuple[int, ...] = ()
-    unseen: int = 0
+    log_likelihoods: tuple[Number, ...] = ()
+    n_bytes: tuple[Whole, ...] = ()
+    unseen: Whole = 0
+
+
+class _Key(Struct):
+    key: str
 
 
 class Results:
@@ -52,7 +59,7 @@ class Results:
         except OSError as error:
             raise InputError(f"{refusal}: {error.strerror or error}") from error
         # Of several results of one key the last counts.
-        self._known = {} if fresh else {line.text("key"): _result(line) for line in lines}
+        self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
         self._file = JsonlFile(path, refusal)
 
     def __enter__(self) -> Self:
@@ -83,18 +90,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return asdict(value)  # type: ignore[call-overload]  # a record is the only other value
-
-
-def _result(line: Checked) -> Result:
-    return Result(
-        steps=line.whole("steps"),
-        filtered=line.wholes("filtered"),
-        seconds=line.number("seconds"),
-        text=line.text("text"),
-        log_likelihoods=line.numbers("log_likelihoods"),
-        n_bytes=line.wholes("n_bytes"),
-        unseen=line.whole("unseen"),
-    )
 
 
 def votes_filtered(results: Sequence[Result]) -> float | None:

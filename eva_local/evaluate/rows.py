@@ -6,10 +6,13 @@ from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from msgspec import Struct, structs
 
 from eva_local.engine.detokenizer import refuse_utf16
 from eva_local.errors import InputError
+from eva_local.reading import Whole
 from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
@@ -19,24 +22,30 @@ Metric = Literal["exact", "number", "choice", "chrF", "bits"]
 _TEXT_FIELDS = ("text", "question", "prompt")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True, rename={"family": "task", "language": "tgt_lang", "name": "id"}):
     """One example of the family `family`; what its kind of task does not need is empty.
 
     `answers` are all that count as right, `label` is the place of the right one of `choices`,
     `rationale` leads to the answer step by step. Where answers are translations, `language`
-    is theirs.
+    is theirs. Files hold it under its keys in JSON, and more that is not read here.
     """
 
-    name: str
+    name: Any = None
     family: str = ""
     prompt: str = ""
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    label: int = 0
+    label: Whole = 0
     text: str = ""
     rationale: str = ""
     language: str = ""
+
+
+class _Text(Struct):
+    id: Any = None
+    text: str = ""
+    question: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ def read_texts(path: Path) -> tuple[Row, ...]:
     """Read texts: one from each row of JSON lines, or a whole file of another name."""
     if path.suffix == ".jsonl":
         lines = enumerate(_lines(path), 1)
-        return tuple(Row(_name(line, number), text=_text(line)) for number, line in lines)
+        return tuple(_text(line, number) for number, line in lines)
     try:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
@@ -121,37 +130,23 @@ def _lines(path: Path) -> list[Checked]:
     return lines
 
 
-def _name(line: Checked, number: int) -> str:
-    return line.text("id") if "id" in line and line.has("id", str) else str(number)
+def _named(row: Row, number: int) -> Row:
+    return row if isinstance(row.name, str) else structs.replace(row, name=str(number))
 
 
-def _text(line: Checked) -> str:
-    return next((line.text(key) for key in _TEXT_FIELDS if key in line), "")
+def _text(line: Checked, number: int) -> Row:
+    values = line.read(_Text)
+    texts = (getattr(values, key) for key in _TEXT_FIELDS if key in line.values)
+    return _named(Row(values.id, text=next(texts, "")), number)
 
 
 def _row(line: Checked, number: int) -> Row:
-    def text(key: str) -> str:
-        return line.text(key) if key in line else ""
-
-    def texts(key: str) -> tuple[str, ...]:
-        return line.texts(key) if key in line else ()
-
-    row = Row(
-        name=_name(line, number),
-        family=text("task"),
-        prompt=text("prompt"),
-        answers=texts("answers"),
-        choices=texts("choices"),
-        label=line.whole("label") if "label" in line else 0,
-        text=text("text"),
-        rationale=text("rationale"),
-        language=text("tgt_lang"),
-    )
+    row = line.read(Row)
     if row.choices and not row.label < len(row.choices):
         raise line.problem(f"has label {row.label} of {len(row.choices)} choices")
-    if row.choices and not ("label" in line and all(row.choices)):
+    if row.choices and not ("label" in line.values and all(row.choices)):
         raise line.problem("needs a label beside its choices, none of which is empty")
-    return row
+    return _named(row, number)
 
 
 def _kind(row: Row) -> Kind:

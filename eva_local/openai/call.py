@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
-from eva_local.openai.request import (
-    BODY_KEYS,
-    CHAT,
-    TEXT_BIAS,
-    read_biases,
-    read_messages,
-    read_wishes,
-    said,
+from eva_local.openai.request import CHAT, TEXT_BIAS, conversation, n_top, read_request, said
+from eva_local.openai.shapes import (
+    MOST_ANSWERS,
+    SEVERAL,
+    WEIGHTS,
+    Biases,
+    ChatRequest,
+    CompletionRequest,
+    Request,
 )
+from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
 
-#: Answers that one call can ask for at most.
-MOST_ANSWERS = 128
 #: Stop strings and biases are looked at again in every step, beside all other answers.
 MOST_STOPS = 16
 LONGEST_STOP = 256
 MOST_BIASES = 1024
 #: Characters of a grammar or schema at most.
 LONGEST_GRAMMAR = 64 * 1024
-
-#: What a server can do beside what `read_wishes` reads.
-OWN_KEYS = ("n", "stream", "stream_options", "echo", "trace", "weights", "logit_bias", "model")
-# OpenAI pads the parts of a stream; padding says nothing of the answer.
-_STREAM_KEYS = ("include_usage", "include_obfuscation")
 
 # Returns the bytes of a token of the shared space; InputError where it has no text.
 PieceOf = Callable[[int], bytes]
@@ -90,113 +82,73 @@ def read_call(
 ) -> Call:
     """Read the body of a call to an endpoint; `defaults` are what it does not say.
 
-    Raises InputError and ConfigError where it asks for something that cannot be done.
+    Raises InputError where it asks for something that cannot be done.
     """
     body = said(body)
-    refuse_other_keys(body, {*BODY_KEYS, *OWN_KEYS})
-    own = {key: body.pop(key) for key in OWN_KEYS if key in body}
-    if endpoint == CHAT and own.get("echo"):
+    if endpoint == CHAT and body.get("echo"):
         raise InputError("echo: a conversation is not repeated; leave it out")
-    echo = _flag(own, "echo")
-    scored = echo and body.get("max_tokens") == 0
+    scored = body.get("echo") is True and body.get("max_tokens") == 0
     if scored:
         del body["max_tokens"]
-    if "logit_bias" in own:
-        body[TEXT_BIAS] = _text_biases(own["logit_bias"], piece_of, body.get(TEXT_BIAS))
-    sampling, n_top = read_wishes(body, endpoint, defaults)
+    request, sampling = read_request(body, endpoint, defaults)
+    if request.logit_bias is not None or request.text_bias is not None:
+        sampling = replace(sampling, logit_bias=_text_biases(request, piece_of))
     _refuse_too_much(sampling)
+    if request.stream_options is not None and not request.stream:
+        raise InputError("stream_options needs stream true")
     call = Call(
-        prompts=tuple(_prompts(body, endpoint)),
+        prompts=(
+            (conversation(request.messages),)
+            if isinstance(request, ChatRequest)
+            else texts_of(request.prompt, "prompt")
+        ),
         sampling=sampling,
-        n_top=n_top,
-        n=_count(own),
-        echo=echo,
+        n_top=n_top(request),
+        n=request.n,
+        echo=isinstance(request, CompletionRequest) and request.echo,
         scored=scored,
-        stream=_flag(own, "stream"),
-        include_usage=_include_usage(own),
-        trace=_flag(own, "trace"),
-        weights=read_weights(own.get("weights"), members),
+        stream=request.stream,
+        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        trace=request.trace,
+        weights=weights_of(request.weights, members),
     )
     if call.n_answers > MOST_ANSWERS:
         raise InputError(f"n: {call.n_answers} answers are asked for, and {MOST_ANSWERS} can be")
     return call
 
 
-def read_ids(value: object, key: str) -> TokenIds:
-    """Read tokens of the shared space; raise InputError for what is none."""
-    if not isinstance(value, list) or not all(_is_whole(each) and each >= 0 for each in value):
-        raise InputError(f"{key} must be a list of token ids")
-    return TokenIds(tuple(value))
+def texts_of(
+    value: str | Sequence[int | str | Sequence[int]], key: str
+) -> tuple[str | TokenIds, ...]:
+    """Return texts and lists of token ids: one of them where `value` is one."""
+    if isinstance(value, str):
+        return (value,)
+    ids = tuple(each for each in value if isinstance(each, int))
+    texts = [each for each in value if not isinstance(each, int)]
+    if not texts:
+        return (TokenIds(ids),)
+    if ids:
+        raise ReadError(key, f"must be {SEVERAL}, not {shown(value)}")
+    return tuple(each if isinstance(each, str) else TokenIds(tuple(each)) for each in texts)
 
 
-def is_ids(value: object) -> bool:
-    """Return whether a value is meant as token ids; an empty list is."""
-    return isinstance(value, list) and all(_is_whole(each) for each in value)
-
-
-def _prompts(body: Mapping[str, object], endpoint: str) -> Iterator[Prompt | TokenIds]:
-    if endpoint == CHAT:
-        yield read_messages(body.get("messages"))
-        return
-    value = body.get("prompt")
-    for each in value if isinstance(value, list) and not is_ids(value) else [value]:
-        if isinstance(each, str):
-            yield each
-        elif is_ids(each) and each:
-            yield read_ids(each, "prompt")
-        else:
-            raise InputError("prompt must be a text, a list of token ids, or a list of these")
-
-
-def _count(own: Mapping[str, object]) -> int:
-    n = own.get("n", 1)
-    if not _is_whole(n) or not 1 <= n <= MOST_ANSWERS:
-        raise InputError(f"n must be from 1 to {MOST_ANSWERS}, not {shown(n)}")
-    return n
-
-
-def _include_usage(own: Mapping[str, object]) -> bool:
-    options = own.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise InputError("stream_options must be an object")
-    if options and not own.get("stream"):
-        raise InputError("stream_options needs stream true")
-    refuse_keys_within(options, _STREAM_KEYS, "stream_options")
-    return _flag(given(options), "include_usage")
-
-
-def _flag(values: Mapping[str, object], key: str) -> bool:
-    value = values.get(key, False)
-    if not isinstance(value, bool):
-        raise InputError(f"{key} must be true or false, not {shown(value)}")
-    return value
-
-
-def read_weights(value: object, members: Sequence[str]) -> Weights | None:
-    """Read what each member is to count; raise InputError for what is no weights of theirs."""
-    if value is None or value == "equal" or value == "running":
+def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str]) -> Weights | None:
+    """Return what each member is to count; raise InputError for what is no weights of theirs."""
+    if value is None or isinstance(value, str):
         return value
+    weights = value
     if isinstance(value, dict) and value.keys() == set(members):
-        value = [value[name] for name in members]
-    if (
-        isinstance(value, list)
-        and len(value) == len(members)
-        and all(_is_number(each) and 0 <= each <= sys.float_info.max for each in value)
-        and 0 < sum(map(float, value)) < math.inf
-    ):
-        return tuple(float(each) for each in value)
-    raise InputError(
-        "weights must be equal, running, or numbers from 0 up, with a sum above 0 that is "
-        f"finite, one for each of {', '.join(members)}; not {shown(value)}"
-    )
+        weights = tuple(value[name] for name in members)
+    if isinstance(weights, dict) or len(weights) != len(members) or not 0 < sum(weights) < math.inf:
+        given = list(value) if isinstance(value, tuple) else value
+        raise InputError(f"weights must be {WEIGHTS} of {', '.join(members)}; not {shown(given)}")
+    return weights
 
 
-def _text_biases(value: object, piece_of: PieceOf, texts: object) -> dict[str, object]:
-    """Return biases of token ids as biases of the texts that they stand for."""
-    if not isinstance(value, dict):
-        raise InputError("logit_bias must be an object of token ids with a number each")
-    biases: dict[str, object] = {} if texts is None else dict(read_biases(texts))
-    for key, bias in value.items():
+def _text_biases(request: Request, piece_of: PieceOf) -> Biases:
+    """Return all biases as biases of texts, for token ids of those that they stand for."""
+    biases = dict(request.text_bias or {})
+    for key, bias in (request.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InputError(
                 f"logit_bias {shown(key)} is no token id (see /tokenize); {TEXT_BIAS} takes texts"
@@ -228,11 +180,3 @@ def _refuse_too_much(sampling: Sampling) -> None:
     for key in ("grammar", "json_schema"):
         if len(getattr(sampling, key) or "") > LONGEST_GRAMMAR:
             raise InputError(f"{key}: at most {LONGEST_GRAMMAR} characters can be obeyed")
-
-
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

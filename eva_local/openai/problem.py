@@ -11,16 +11,14 @@ from eva_local.errors import (
     InputError,
     PromptError,
 )
-from eva_local.openai.call import OWN_KEYS
-from eva_local.openai.keys import UnknownKeyError
-from eva_local.openai.request import BODY_KEYS
+from eva_local.openai.request import KEYS
+from eva_local.reading import UnknownKeyError
 
 # What the caller can put right. Other errors speak of the machine, and perhaps of its files.
 _OF_CALLER = (ConfigError, ContextError, InputError, PromptError)
 _FIRST_WORD = re.compile(r"\w+")
 # What is wrong may be repeated in what is said of it, as long as it may be.
 _LONGEST = 500
-_PARAMS = frozenset((*BODY_KEYS, *OWN_KEYS))
 
 
 def problem(
@@ -53,6 +51,6 @@ def problem_of(error: EvaError) -> dict[str, object]:
 def _param(error: EvaError) -> str | None:
     """Return what part of the body an error is about, where it says so."""
     if isinstance(error, UnknownKeyError):
-        return error.param
+        return error.path
     first = _FIRST_WORD.match(str(error))
-    return first[0] if first and first[0] in _PARAMS else None
+    return first[0] if first and first[0] in KEYS else None

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
-from eva_local.config.settings import REQUEST_KEYS, convert
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given, refuse_keys_within, refuse_other_keys, shown
-from eva_local.openai.response_format import schema_of
-from eva_local.types import Message, Role, Sampling
+from eva_local.openai.keys import given, lean, refuse_other_keys
+from eva_local.openai.shapes import (
+    ChatRequest,
+    CompletionRequest,
+    NamedSchema,
+    ObjectFormat,
+    Options,
+    Part,
+    SchemaFormat,
+    StreamOptions,
+    Turn,
+    Turns,
+)
+from eva_local.reading import ReadError, read, shown
+from eva_local.types import Message, Sampling
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
-#: Likeliest symbols that an answer can name for each symbol at most.
-MOST_TOP = 20
 
-_ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
-_HINTS = get_type_hints(Sampling)
-OPTIONS = tuple(_HINTS)
+OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
 _ALIASES = {"max_completion_tokens": "max_tokens"}
 #: What says nothing about the answer.
@@ -38,42 +40,43 @@ IGNORED = (
 )
 # OpenAI's `logit_bias` names tokens by number; this is ours for texts.
 TEXT_BIAS = "text_bias"
-# What cannot be done, beside the value that asks for nothing.
+# What nobody can do, beside the value that asks for nothing.
 _REFUSED: Mapping[str, object] = {
-    "n": 1,
     "best_of": 1,
-    "stream": False,
-    "echo": False,
     "suffix": "",
     "tools": [],
     "tool_choice": "none",
     "functions": [],
     "modalities": ["text"],
 }
-# The same of what an endpoint can do, where nothing can.
+# The same of what a server can do, where nothing else can.
+_SERVED: Mapping[str, object] = {
+    "n": 1,
+    "stream": False,
+    "stream_options": {},
+    "echo": False,
+    "trace": False,
+    "weights": None,
+}
 _ASKS_NOTHING: Mapping[str, object] = {
     **_REFUSED,
+    **_SERVED,
     "logprobs": False,
     "top_logprobs": 0,
-    "trace": False,
-    "stream_options": {},
     TEXT_BIAS: {},
 }
-#: What the body of a request can say.
-BODY_KEYS = (
-    *("messages", "prompt", "logprobs", "top_logprobs", "response_format", TEXT_BIAS),
-    *(*OPTIONS, *_ALIASES, *IGNORED, *_REFUSED),
-)
 #: What `read_options` reads.
 OPTION_KEYS = (*OPTIONS, *_ALIASES, "response_format")
-# What an endpoint leaves to the other one.
-_ELSEWHERE: Mapping[str, Collection[str]] = {
-    CHAT: ("prompt",),
-    COMPLETION: ("messages", "top_logprobs"),
+_ENDPOINTS: Mapping[str, type[ChatRequest | CompletionRequest]] = {
+    CHAT: ChatRequest,
+    COMPLETION: CompletionRequest,
 }
-# No chat template writes who of several users speaks: `name` says nothing to the members.
-_MESSAGE_KEYS = ("role", "content", "name")
-_PART_KEYS = ("type", "text")
+#: What the body of a request can say.
+KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
+_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "json_object": ObjectFormat.__struct_fields__,
+    "json_schema": SchemaFormat.__struct_fields__,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,45 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 
     Raises InputError where it asks for something that cannot be done.
     """
-    if endpoint not in (CHAT, COMPLETION):
+    if endpoint not in _ENDPOINTS:
         raise InputError(f"url {shown(endpoint)} is none of {CHAT}, {COMPLETION}")
-    body = said(body)
-    sampling, n_top = read_wishes(body, endpoint, defaults)
-    prompt = body.get("messages" if endpoint == CHAT else "prompt")
-    return Asked(
-        read_messages(prompt) if endpoint == CHAT else _plain_prompt(prompt), sampling, n_top
-    )
+    for key in _SERVED:
+        refuse_undone(key, body.get(key))
+    request, sampling = read_request(body, endpoint, defaults)
+    if request.logit_bias:
+        raise InputError(
+            f"logit_bias names tokens by number, which differ from model to model; {TEXT_BIAS} "
+            "names them by their text"
+        )
+    if request.text_bias is not None:
+        sampling = replace(sampling, logit_bias=request.text_bias)
+    if isinstance(request, ChatRequest):
+        return Asked(conversation(request.messages), sampling, n_top(request))
+    prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    if len(prompts) != 1 or not isinstance(prompts[0], str):
+        raise InputError("prompt must be one text")
+    return Asked(prompts[0], sampling, n_top(request))
+
+
+def read_request(
+    body: Mapping[str, object], endpoint: str, defaults: Sampling
+) -> tuple[ChatRequest | CompletionRequest, Sampling]:
+    """Read a body, and how its answers are to be drawn but for biases.
+
+    Raises InputError where it asks for something that cannot be done.
+    """
+    values = said(body)
+    refuse_other_keys(values, KEYS)
+    kind = _ENDPOINTS[endpoint]
+    known = kind.__struct_fields__
+    for key, value in values.items():
+        if key in _REFUSED:
+            refuse_undone(key, value)
+        elif key not in (*known, *OPTIONS, *IGNORED) and value:
+            raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
+    request = read({key: _lean(key, values[key]) for key in known if key in values}, kind)
+    options = {key: values[key] for key in OPTIONS if key in values and key != "logit_bias"}
+    return request, _drawn(options, request, defaults)
 
 
 def said(body: Mapping[str, object]) -> dict[str, object]:
@@ -124,55 +158,53 @@ def _refuse_half_characters(values: Mapping[str, object]) -> None:
                 raise InputError(f"{name}: half a surrogate pair is no text") from error
 
 
-def read_wishes(
-    body: Mapping[str, object], endpoint: str, defaults: Sampling
-) -> tuple[Sampling, int | None]:
-    """Read all that is `said` but the prompt: how is to be drawn, and `n_top` as in `Asked`.
-
-    Raises InputError where it asks for something that cannot be done.
-    """
-    _refuse_what_cannot_be_done(body, endpoint)
-    options = dict(body)
-    if options.pop("logit_bias", None):
-        raise InputError(
-            f"logit_bias names tokens by number, which differ from model to model; {TEXT_BIAS} "
-            "names them by their text"
-        )
-    options["logit_bias"] = options.pop(TEXT_BIAS, None)
-    sampling = read_options(options, defaults)
-    if endpoint == CHAT:
-        return sampling, _n_top_of_chat(body)
-    return sampling, read_n_top(body.get("logprobs"))
-
-
 def read_messages(value: object) -> list[Message]:
     """Read a conversation; raise InputError for what is none."""
-    if not isinstance(value, list) or not value:
-        raise InputError("messages must be a list of at least one message")
-    return [_message(each, f"messages[{place}]") for place, each in enumerate(value)]
+    return conversation(read(_lean("messages", value), Turns, "messages"))
+
+
+def conversation(turns: list[Turn]) -> list[Message]:
+    """Return messages as a template takes them."""
+    return [
+        Message(
+            "system" if turn.role == "developer" else turn.role,
+            turn.content
+            if isinstance(turn.content, str)
+            else "".join(part.text for part in turn.content),
+        )
+        for turn in turns
+    ]
 
 
 def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     """Put those of `values` that are options of sampling in place of the defaults.
 
-    Raises InputError and ConfigError for values that cannot be used.
+    Raises InputError for values that cannot be used.
     """
     values = said(values)
-    changed = {key: _option(key, value) for key, value in values.items() if key in _HINTS}
+    known = Options.__struct_fields__
+    own = read({key: _lean(key, values[key]) for key in known if key in values}, Options)
+    return _drawn({key: values[key] for key in OPTIONS if key in values}, own, defaults)
+
+
+def _drawn(values: Mapping[str, object], own: Options, defaults: Sampling) -> Sampling:
+    changed: dict[str, Any] = dict(values)
+    if isinstance(own.json_schema, dict):
+        changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
     for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
         if key in changed:
-            changed.setdefault(other, None)
-    if "response_format" in values:
-        schema = schema_of(values["response_format"])
-        for key in ("grammar", "json_schema"):
-            if key in values:
+            if own.response_format is not None:
                 raise InputError(f"{key} and response_format exclude each other: give one")
+            changed.setdefault(other, None)
+    if own.response_format is not None:
         # Plain text is asked for, too: no grammar or schema of the defaults is to be obeyed.
         changed |= {"grammar": None, "json_schema": None}
-        if schema is not None:
-            changed["json_schema"] = json.dumps(schema)
-    return replace(defaults, **changed) if changed else defaults  # type: ignore[arg-type]  # checked
+    if isinstance(own.response_format, ObjectFormat):
+        changed["json_schema"] = json.dumps(own.response_format.schema or {"type": "object"})
+    elif isinstance(own.response_format, SchemaFormat):
+        changed["json_schema"] = json.dumps(own.response_format.json_schema.schema)
+    return replace(defaults, **changed) if changed else defaults
 
 
 @lru_cache(maxsize=1024)
@@ -189,99 +221,29 @@ def refuse_undone(key: str, value: object) -> None:
         raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 
 
-def _refuse_what_cannot_be_done(body: Mapping[str, object], endpoint: str) -> None:
-    refuse_other_keys(body, BODY_KEYS)
-    for key, value in body.items():
-        if key in _REFUSED:
-            refuse_undone(key, value)
-        if key in _ELSEWHERE[endpoint] and value:
-            raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
+def n_top(request: ChatRequest | CompletionRequest) -> int | None:
+    """Return how many likely symbols are to be named; None where nothing is told of them."""
+    if isinstance(request, CompletionRequest):
+        return request.logprobs
+    if not request.logprobs and request.top_logprobs:
+        raise ReadError("top_logprobs", "needs logprobs true")
+    return request.top_logprobs if request.logprobs else None
 
 
-def _option(key: str, value: object) -> object:
-    if key not in REQUEST_KEYS:
-        return convert(value, _HINTS[key], key)
-    if key == "stop":
-        return _stop(value)
-    if key == "logit_bias":
-        return read_biases(value)
-    if key == "json_schema":
-        return _schema(value)
-    return convert(value, str, key)
-
-
-def _schema(value: object) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"json_schema must be an object or a text of one, not {shown(value)}")
+def _lean(key: str, value: Any) -> object:
+    """Leave out of a value what asks for nothing."""
+    if key == "messages" and isinstance(value, list):
+        return [_lean("message", turn) for turn in value]
+    if key == "message":
+        turn = lean(value, Turn.__struct_fields__)
+        if isinstance(turn, dict) and isinstance(turn.get("content"), list):
+            turn["content"] = [lean(part, Part.__struct_fields__) for part in turn["content"]]
+        return turn
+    if key == "stream_options":
+        return lean(value, StreamOptions.__struct_fields__)
+    if key == "response_format" and isinstance(value, dict):
+        known = _FORMATS.get(str(value.get("type")), ())
+        value = lean(value, ("type", *known))
+        if isinstance(value.get("json_schema"), dict) and "json_schema" in known:
+            value["json_schema"] = lean(value["json_schema"], NamedSchema.__struct_fields__)
     return value
-
-
-def _stop(value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"stop must be a text or a list of texts, not {shown(value)}")
-    return tuple(texts)
-
-
-def read_biases(value: object) -> dict[str, float | bool]:
-    """Read biases of texts; raise InputError for what is none."""
-    if not isinstance(value, dict) or not all(
-        each is False or (isinstance(each, int | float) and each is not True)
-        for each in value.values()
-    ):
-        raise InputError("logit_bias must be an object of texts with a number each, or false")
-    return value
-
-
-def _n_top_of_chat(body: Mapping[str, object]) -> int | None:
-    told = body.get("logprobs", False)
-    if not isinstance(told, bool):
-        raise InputError(f"logprobs must be true or false, not {shown(told)}")
-    if not told:
-        if body.get("top_logprobs"):
-            raise InputError("top_logprobs needs logprobs true")
-        return None
-    return read_n_top(body.get("top_logprobs", 0), "top_logprobs")
-
-
-def read_n_top(value: object, key: str = "logprobs") -> int | None:
-    """Read how many likely symbols are to be named; raise InputError for what is no number."""
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOP:
-        raise InputError(f"{key} must be from 0 to {MOST_TOP}, not {shown(value)}")
-    return value
-
-
-def _plain_prompt(value: object) -> str:
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if not isinstance(value, str):
-        raise InputError("prompt must be one text")
-    return value
-
-
-def _message(value: object, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is no JSON object")
-    refuse_keys_within(value, _MESSAGE_KEYS, where)
-    role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise InputError(f"{where}: role must be one of {', '.join(_ROLES)}, not {shown(role)}")
-    if isinstance(content, list):
-        content = "".join(
-            _part(part, f"{where}.content[{place}]") for place, part in enumerate(content)
-        )
-    if not isinstance(content, str):
-        raise InputError(f"{where}: content must be a text, not {shown(content)}")
-    return Message(_ROLES[role], content)
-
-
-def _part(part: object, where: str) -> str:
-    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-    if not isinstance(part, dict) or not isinstance(text, str):
-        raise InputError(f"{where}: only parts of type text can be read")
-    refuse_keys_within(part, _PART_KEYS, where)
-    return text

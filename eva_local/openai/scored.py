@@ -9,18 +9,12 @@ from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import chat_tokens, tokens_of
-from eva_local.openai.call import (
-    MOST_ANSWERS,
-    TokenIds,
-    is_ids,
-    read_ids,
-    read_weights,
-)
+from eva_local.openai.call import TokenIds, texts_of, weights_of
 from eva_local.openai.keys import given, refuse_other_keys
-from eva_local.openai.request import read_messages, read_n_top
+from eva_local.openai.request import read_messages
+from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
+from eva_local.reading import read
 from eva_local.types import Score
-
-_KEYS = ("model", "prompt", "messages", "continuation", "logprobs", "weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +30,20 @@ class ScoreCall:
 def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> ScoreCall:
     """Read a body; raise InputError and ConfigError where it asks for what cannot be done."""
     body = given(body)
-    refuse_other_keys(body, _KEYS)
+    refuse_other_keys(body, ScoreRequest.__struct_fields__)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
-    if "messages" in body:
-        prompt: Prompt | TokenIds = read_messages(body["messages"])
-    else:
-        prompt = _text(body.get("prompt", ""), "prompt")
-    value = body.get("continuation")
-    several = value if isinstance(value, list) and not is_ids(value) else [value]
-    if not 1 <= len(several) <= MOST_ANSWERS:
+    messages = read_messages(body.pop("messages")) if "messages" in body else None
+    request = read(body, ScoreRequest)
+    continuations = texts_of(request.continuation, "continuation")
+    if len(continuations) > MOST_ANSWERS:
         raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
+    (prompt,) = texts_of(request.prompt, "prompt")
     return ScoreCall(
-        prompt=prompt,
-        continuations=tuple(_text(each, "continuation") for each in several),
-        n_top=read_n_top(body.get("logprobs")),
-        weights=read_weights(body.get("weights"), members),
+        prompt=messages or prompt,
+        continuations=continuations,
+        n_top=request.logprobs,
+        weights=weights_of(request.weights, members),
     )
 
 
@@ -68,11 +60,3 @@ def scored(score: Score, index: int, members: Sequence[str], *, told: bool) -> d
         "members": dict(zip(members, score.members, strict=True)),
     }
     return result | {"logprobs": chat_tokens(tokens_of(score.symbols))} if told else result
-
-
-def _text(value: object, key: str) -> str | TokenIds:
-    if isinstance(value, str):
-        return value
-    if is_ids(value):
-        return read_ids(value, key)
-    raise InputError(f"{key} must be a text, or a list of token ids")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from eva_local.api import Ensemble
-from eva_local.config.settings import did_you_mean
-from eva_local.openai.keys import shown
+from eva_local.reading import did_you_mean, shown
 from eva_local.server.measures import Measures
 from eva_local.server.models import ServedModel
 from eva_local.server.refusal import RefusedError, come_again

@@ -8,27 +8,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eva_local.errors import InputError
-from eva_local.openai.call import read_ids
-from eva_local.openai.keys import given, refuse_other_keys, shown
+from eva_local.openai.keys import given, refuse_other_keys
+from eva_local.openai.shapes import DetokenizeRequest, TokenizeRequest
+from eva_local.reading import read
 from eva_local.server.body import read_object
 from eva_local.server.service import service_of
-
-# Others' names for the text.
-_TEXT_KEYS = ("prompt", "content", "text")
-# Nothing is ever put in front of it, and text is text.
-_NEVER = ("add_special_tokens", "parse_special")
 
 
 async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
     body = given(await read_object(request))
-    refuse_other_keys(body, (*_TEXT_KEYS, *_NEVER, "model"))
-    for key in _NEVER:
-        if body.get(key):
-            raise InputError(f"{key} {shown(body[key])} cannot be done here; leave it out")
-    model = service_of(request).named(body.get("model"))
-    texts = [body[key] for key in _TEXT_KEYS if key in body]
-    if len(texts) != 1 or not isinstance(texts[0], str):
+    refuse_other_keys(body, TokenizeRequest.__struct_fields__)
+    model = service_of(request).named(body.pop("model", None))
+    asked = read(body, TokenizeRequest)
+    for key in ("add_special_tokens", "parse_special"):
+        # Nothing is ever put in front of a text.
+        if getattr(asked, key):
+            raise InputError(f"{key} true cannot be done here; leave it out")
+    texts = [each for each in (asked.prompt, asked.content, asked.text) if each is not None]
+    if len(texts) != 1:
         raise InputError("prompt must be one text")
     ids = await asyncio.to_thread(model.ensemble.tokenize, texts[0], alone=model.alone)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
@@ -37,9 +35,9 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
     body = given(await read_object(request))
-    refuse_other_keys(body, ("tokens", "model"))
-    model = service_of(request).named(body.get("model"))
-    ids = read_ids(body.get("tokens"), "tokens").ids
+    refuse_other_keys(body, DetokenizeRequest.__struct_fields__)
+    model = service_of(request).named(body.pop("model", None))
+    ids = read(body, DetokenizeRequest).tokens
     text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")
     return JSONResponse({"prompt": text, "content": text})
 

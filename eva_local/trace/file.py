@@ -6,20 +6,22 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from msgspec import Meta, Struct
 
 from eva_local.errors import InputError
 from eva_local.jsonl import JsonlFile
+from eva_local.reading import Number, shown
 from eva_local.trace.checked import Checked, checked_lines
 from eva_local.types import (
     Ballot,
     Candidate,
     FinishReason,
     Message,
-    Role,
     Step,
     Trace,
     Usage,
@@ -28,8 +30,11 @@ from eva_local.types import (
 SCHEMA = 1
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
-_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled")
-_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+# Give or take rounding.
+Share = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
+Hexadecimal = Annotated[
+    str, Meta(pattern=r"^([0-9a-fA-F]{2})*\Z", description="bytes in hexadecimal")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,36 @@ class TraceFile:
     pivot: str
     prompt: str | tuple[Message, ...]
     settings: Mapping[str, object]
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     notes: tuple[str, ...] = ()
+
+
+class _Entry(Struct):
+    hex: Hexadecimal
+    probability: Share
+
+
+class _VoteEntry(Struct):
+    member: str
+    top: list[_Entry]
+    chosen: Share
+    stayed: bool
+    reason: str
+    weight: Share
+    seconds: Number
+
+
+class _StepLine(_Entry):
+    text: str
+    top: list[_Entry]
+    ballots: list[_VoteEntry]
+
+
+class _EndLine(Struct):
+    finish_reason: FinishReason
+    usage: Usage | None
 
 
 class TraceWriter:
@@ -158,102 +189,63 @@ def read_trace(path: Path) -> TraceFile:
     notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
-    header = _header(parsed[0])
+    first, *others = parsed
+    first.kind("trace")
+    first.refuse_other_schema(SCHEMA)
+    header = first.read(TraceFile)
+    _refuse_strangers(first, [header.pivot], header.members)
     steps: list[Step] = []
-    finish: FinishReason | None = None
-    usage: Usage | None = None
-    for line in parsed[1:]:
-        if finish is not None:
+    end: _EndLine | None = None
+    for line in others:
+        if end is not None:
             raise line.problem("stands after the end of the trace")
-        if line.word("kind", ("step", "end")) == "step":
-            steps.append(_step(line, header.members))
+        if line.kind("step", "end") == "step":
+            step = _step(line.read(_StepLine))
+            ballots = step.trace.ballots if step.trace else ()
+            _refuse_strangers(line, [ballot.member for ballot in ballots], header.members)
+            steps.append(step)
         else:
-            finish, usage = _end(line, header.members)
-    if finish is None:
+            end = line.read(_EndLine)
+            if end.usage is not None and end.usage.members != header.members:
+                raise line.problem("names other members in its usage than the header")
+    if end is None:
         notes.append("the run was interrupted: the end of the answer is missing")
-    return TraceFile(
-        ensemble=header.ensemble,
-        members=header.members,
-        pivot=header.pivot,
-        prompt=header.prompt,
-        settings=header.settings,
+    return replace(
+        header,
         steps=tuple(steps),
-        finish_reason=finish,
-        usage=usage,
+        finish_reason=None if end is None else end.finish_reason,
+        usage=None if end is None else end.usage,
         notes=tuple(notes),
     )
 
 
-def _header(line: Checked) -> TraceFile:
-    line.word("kind", ("trace",))
-    schema = line.whole("schema")
-    if schema != SCHEMA:
-        raise line.problem(f"has schema {schema}, and this eva-local reads schema {SCHEMA}")
-    members = line.texts("members")
-    return TraceFile(
-        ensemble=line.text("ensemble"),
-        members=members,
-        pivot=line.word("pivot", members),
-        prompt=line.text("prompt") if line.has("prompt", str) else _messages(line),
-        settings=line.table("settings"),
-        steps=(),
+def _candidates(entries: Sequence[_Entry]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(bytes.fromhex(each.hex), each.probability) for each in entries)
+
+
+def _step(line: _StepLine) -> Step:
+    ballots = tuple(
+        Ballot(
+            each.member,
+            _candidates(each.top),
+            each.chosen,
+            each.stayed,
+            each.reason,
+            each.weight,
+            each.seconds,
+        )
+        for each in line.ballots
     )
-
-
-def _messages(line: Checked) -> tuple[Message, ...]:
-    return tuple(
-        Message(message.word("role", _ROLES), message.text("content"))
-        for message in line.parts("prompt")
-    )
-
-
-def _step(line: Checked, members: tuple[str, ...]) -> Step:
-    ballots = tuple(_ballot(part, members) for part in line.parts("ballots"))
-    top = _candidates(line)
     return Step(
-        piece=line.hexadecimal("hex"),
-        text=line.text("text"),
-        probability=line.share("probability"),
+        piece=bytes.fromhex(line.hex),
+        text=line.text,
+        probability=line.probability,
         stayed=tuple(ballot.stayed for ballot in ballots),
-        trace=Trace(top, ballots) if ballots else None,
+        trace=Trace(_candidates(line.top), ballots) if ballots else None,
     )
 
 
-def _ballot(part: Checked, members: tuple[str, ...]) -> Ballot:
-    return Ballot(
-        member=part.word("member", members),
-        top=_candidates(part),
-        chosen=part.share("chosen"),
-        stayed=part.flag("stayed"),
-        reason=part.text("reason"),
-        weight=part.share("weight"),
-        seconds=part.number("seconds"),
-    )
-
-
-def _candidates(part: Checked) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(entry.hexadecimal("hex"), entry.share("probability"))
-        for entry in part.parts("top")
-    )
-
-
-def _end(line: Checked, members: tuple[str, ...]) -> tuple[FinishReason, Usage | None]:
-    finish = line.word("finish_reason", _FINISH_REASONS)
-    if line.has("usage", type(None)):
-        return finish, None
-    usage = line.part("usage")
-    if usage.texts("members") != members:
-        raise usage.problem("names other members than the header")
-    return finish, Usage(
-        members=members,
-        prompt_tokens=usage.wholes("prompt_tokens"),
-        cached_tokens=usage.wholes("cached_tokens"),
-        filtered=usage.wholes("filtered"),
-        decode_seconds=usage.numbers("decode_seconds"),
-        prompt_seconds=usage.numbers("prompt_seconds"),
-        steps=usage.whole("steps"),
-        seconds=usage.number("seconds"),
-        first_seconds=usage.number("first_seconds"),
-        steps_alone=usage.whole("steps_alone"),
-    )
+def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in members:
+            raise line.problem(f"names {shown(name)}, which is no member of the header")

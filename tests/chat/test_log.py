@@ -181,9 +181,9 @@ HEADER = {"schema": 1, "kind": "chat", "ensemble": "demo", "began": "2026-11-22T
         ([HEADER, [1]], "line 2 is no JSON object"),
         ([HEADER | {"schema": 2}], "schema 2, and this eva-local reads schema 1"),
         ([HEADER | {"kind": "trace"}], "kind 'trace'"),
-        ([HEADER, {"kind": "shout", "text": "q"}], "line 2 has kind 'shout'"),
+        ([HEADER, {"kind": "shout", "text": "q"}], 'line 2: kind must be "answer" or "system" or'),
         ([HEADER, {"kind": "user"}], "line 2 has no text"),
-        ([HEADER, {"kind": "user", "text": 1}], "line 2 has a wrong text"),
+        ([HEADER, {"kind": "user", "text": 1}], "line 2: text must be a text, not 1"),
         ([HEADER, {"kind": "answer", "text": "a"}], "line 2 cannot stand here"),
     ],
 )

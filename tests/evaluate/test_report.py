@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from browser import CONTRAST, HOSTILE, Browser
 from evaluations import outcome
+from msgspec import structs
 
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.report import report_page
@@ -67,7 +68,9 @@ def test_text_of_rows_and_models_stays_text(page) -> None:
     made = outcome(("translate",), 6)
     summary = made.tasks[0]
     hostile = b" ".join(HOSTILE).decode("utf-8", "replace") + "\ud800 onload=alert(1)"
-    rows = tuple(replace(row, prompt=hostile, answers=(hostile,)) for row in summary.task.rows)
+    rows = tuple(
+        structs.replace(row, prompt=hostile, answers=(hostile,)) for row in summary.task.rows
+    )
     standings = tuple(
         replace(one, marks=tuple(replace(mark, said=hostile) for mark in one.marks))
         for one in summary.standings

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from evaluations import ANSWER, ASKED, SHOT, spec, write
 from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
+from msgspec import structs
 
 from eva_local.cli import main
 from eva_local.cli.session import Session
@@ -35,7 +36,7 @@ def players() -> list[Contestant]:
 
 
 TASKS = [
-    Task("sums", "generate", tuple(replace(ASKED, name=str(i)) for i in range(3)), (SHOT,)),
+    Task("sums", "generate", tuple(structs.replace(ASKED, name=str(i)) for i in range(3)), (SHOT,)),
     Task(
         "picks",
         "choice",
@@ -183,7 +184,7 @@ def test_a_prompt_that_does_not_fit_says_whose_it_is(tmp_path, models) -> None:
 def test_a_file_of_something_else_is_no_file_of_results(tmp_path) -> None:
     path = write(tmp_path / "r.jsonl", ANSWER)
     before = path.read_bytes()
-    with pytest.raises(InputError, match="has no key"):
+    with pytest.raises(InputError, match="key is missing"):
         Results(path)
     assert path.read_bytes() == before
 

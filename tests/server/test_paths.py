@@ -269,12 +269,12 @@ def test_tokens_of_one_text_as_it_stands(client) -> None:
 
 BAD = [
     ({"messages": []}, "messages must be a list"),
-    ({"messages": [{"role": "tool", "content": "a"}]}, "role must be one of"),
-    ({"temperature": "hot"}, "temperature: must be a number"),
+    ({"messages": [{"role": "tool", "content": "a"}]}, 'role must be "assistant" or'),
+    ({"temperature": "hot"}, "temperature must be a number"),
     ({"temperature": -1}, "temperature must be in"),
     ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ({"n": 0}, "n must be from 1 to 128"),
-    ({"n": 1.5}, "n must be from 1 to 128"),
+    ({"n": 1.5}, "n must be a whole number"),
     ({"n": 100}, "100 answers are asked for at once"),
     ({"stream": "yes"}, "stream must be true or false"),
     ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
@@ -374,7 +374,8 @@ def test_what_is_described_is_what_there_is(client) -> None:
     document = client.ask("/openapi.json").body
     paths = {route.path for route in ROUTES if "{" not in route.path}
     assert set(document["paths"]) == paths
-    chat = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    chat = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
     assert chat["properties"]["model"] == {"enum": ["pair", "pair/a", "pair/b"]}
     for path, methods in document["paths"].items():
         for method in methods:

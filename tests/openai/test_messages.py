@@ -1,0 +1,268 @@
+"""What is said of a request that cannot be answered, to the letter: message and `param`."""
+
+from __future__ import annotations
+
+import pytest
+
+from eva_local.errors import EvaError
+from eva_local.openai.call import read_call
+from eva_local.openai.problem import problem_of
+from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.scored import read_score_call
+from eva_local.types import Sampling
+
+ASKED = {"messages": [{"role": "user", "content": "a"}]}
+INFINITY = float("inf")
+BIASES = "bias must be an object of texts with a number each, or false, not"
+IDS_BIASED = "logit_bias must be an object of token ids with a number each, or false, not"
+CANNOT = "cannot be done here; leave it out"
+FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
+IDS = "prompt must be a text, a list of token ids, or a list of these"
+SEVERAL = IDS.removeprefix("prompt ")
+ROLE = 'messages[0].role must be "assistant" or "developer" or "system" or "user", not'
+STOPS = "stop: at most 16 texts of 256 characters can be looked for"
+TEXT = "must be a text, or a list of token ids"
+WEIGHTS = (
+    "weights must be equal, running, or numbers from 0 up, with a sum above 0 that is finite, one "
+    "for each"
+)
+
+
+def told(read, body) -> tuple[str, str | None]:
+    """Return what is said of a body, and the `param` that it names."""
+    with pytest.raises(EvaError) as raised:
+        read(body)
+    error = problem_of(raised.value)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", None)
+    return error["message"], error["param"]
+
+
+def called(body, endpoint):
+    return read_call(
+        body,
+        endpoint,
+        Sampling(),
+        piece_of=lambda token: bytes([token]),
+        members=("a", "b"),
+    )
+
+
+def one(**message) -> dict:
+    return {"messages": [message]}
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "param"),
+    [
+        ({"temprature": 1}, "unknown option 'temprature'; did you mean temperature?", "temprature"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'", "temperature"),
+        ({"temperature": "1"}, "temperature must be a number, not '1'", "temperature"),
+        ({"temperature": True}, "temperature must be a number, not true", "temperature"),
+        ({"temperature": -1}, "temperature must be in [0, 100), not -1", "temperature"),
+        ({"temperature": INFINITY}, "temperature must be a number, not inf", "temperature"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, not 0", "max_tokens"),
+        ({"max_tokens": [1]}, "max_tokens must be a whole number, not [1]", "max_tokens"),
+        ({"top_k": 1.5}, "top_k must be a whole number, not 1.5", "top_k"),
+        ({"top_k": -1}, "top_k must be 0 (off) or more, not -1", "top_k"),
+        ({"top_p": 0}, "top_p must be in (0, 1], not 0", "top_p"),
+        ({"min_p": 1}, "min_p must be in [0, 1), not 1", "min_p"),
+        (
+            {"repeat_last_n": -2},
+            "repeat_last_n must be 0 (off), -1 (all) or more, not -2",
+            "repeat_last_n",
+        ),
+        ({"seed": "x"}, "seed must be a whole number or \"random\", not 'x'", "seed"),
+        ({"seed": -1}, "seed must be 0 or more, not -1", "seed"),
+        ({"n": 0}, "n must be from 1 to 128, not 0", "n"),
+        ({"n": "1"}, "n must be a whole number, not '1'", "n"),
+        ({"n": True}, "n must be a whole number, not true", "n"),
+        ({"stream": "yes"}, "stream must be true or false, not 'yes'", "stream"),
+        ({"trace": 1}, "trace must be true or false, not 1", "trace"),
+        ({"stream_options": 1}, "stream_options must be an object, not 1", "stream_options"),
+        (
+            {"stream_options": {"include_usage": True}},
+            "stream_options needs stream true",
+            "stream_options",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_usage": 1}},
+            "stream_options.include_usage must be true or false, not 1",
+            "stream_options",
+        ),
+        (
+            {"stream": True, "stream_options": {"x": 1}},
+            "unknown option 'stream_options.x'; known are: include_obfuscation, include_usage",
+            "stream_options.x",
+        ),
+        ({"stop": 3}, "stop must be a text that is not empty or a list of texts, not 3", "stop"),
+        ({"stop": ["a", 1]}, "stop[1] must be a text that is not empty, not 1", "stop"),
+        ({"stop": [""]}, "stop[0] must be a text that is not empty, not ''", "stop"),
+        ({"stop": ["a"] * 17}, STOPS, "stop"),
+        ({"stop": "a" * 257}, STOPS, "stop"),
+        (
+            {"logit_bias": [1]},
+            f"{IDS_BIASED} [1]",
+            "logit_bias",
+        ),
+        (
+            {"logit_bias": {"x": 1}},
+            "logit_bias 'x' is no token id (see /tokenize); text_bias takes texts",
+            "logit_bias",
+        ),
+        (
+            {"logit_bias": {"97": "a"}},
+            f"{IDS_BIASED} {{'97': 'a'}}",
+            "logit_bias",
+        ),
+        (
+            {"text_bias": {"a": True}},
+            "logit_bias of 'a' must be a number or false, and finite",
+            "logit_bias",
+        ),
+        ({"text_bias": [1]}, f"text_{BIASES} [1]", "text_bias"),
+        ({"text_bias": {"": 1}}, "logit_bias must not have an empty text", "logit_bias"),
+        ({"text_bias": {"\ud800": 1}}, "text_bias: half a surrogate pair is no text", "text_bias"),
+        ({"grammar": 1}, "grammar must be a text that is not empty, not 1", "grammar"),
+        ({"grammar": ""}, "grammar must be a text that is not empty, not ''", "grammar"),
+        ({"grammar": " "}, "grammar must not be empty", "grammar"),
+        (
+            {"grammar": "g", "json_schema": "{}"},
+            "grammar and json_schema exclude each other: give one",
+            "grammar",
+        ),
+        (
+            {"json_schema": 3},
+            "json_schema must be an object or a text of one, not 3",
+            "json_schema",
+        ),
+        ({"response_format": 1}, f"{FORMAT}, not 1", "response_format"),
+        ({"response_format": {"type": "x"}}, f"{FORMAT}, not {{'type': 'x'}}", "response_format"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema is missing",
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema is missing",
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": [1]}},
+            "response_format.schema is no JSON object",
+            "response_format",
+        ),
+        ({"logprobs": 3}, "logprobs must be true or false, not 3", "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs true", "top_logprobs"),
+        (
+            {"logprobs": True, "top_logprobs": 30},
+            "top_logprobs must be from 0 to 20, not 30",
+            "top_logprobs",
+        ),
+        ({"weights": [1]}, f"{WEIGHTS} of a, b; not [1.0]", "weights"),
+        ({"weights": {"a": 1}}, f"{WEIGHTS} of a, b; not {{'a': 1.0}}", "weights"),
+        ({"weights": "x"}, f"{WEIGHTS} member, not 'x'", "weights"),
+        ({"tools": [{"a": 1}]}, f"tools [{{'a': 1}}] {CANNOT}", "tools"),
+        ({"suffix": "x"}, f"suffix 'x' {CANNOT}", "suffix"),
+        ({"best_of": 2}, f"best_of 2 {CANNOT}", "best_of"),
+        ({"modalities": ["audio"]}, f"modalities ['audio'] {CANNOT}", "modalities"),
+        ({"echo": True}, "echo: a conversation is not repeated; leave it out", "echo"),
+        ({"prompt": "a"}, f"prompt is nothing that {CHAT} knows; leave it out", "prompt"),
+        (
+            {"max_tokens": 1, "max_completion_tokens": 2},
+            "max_completion_tokens and max_tokens mean the same here, and differ: give one",
+            "max_completion_tokens",
+        ),
+        (
+            {"messages": []},
+            "messages must be a list of at least one message, not []",
+            "messages",
+        ),
+        (one(role="king", content="a"), f"{ROLE} 'king'", "messages"),
+        (one(role=1, content="a"), f"{ROLE} 1", "messages"),
+        ({"messages": ["a"]}, "messages[0] is no JSON object", "messages"),
+        (
+            one(role="user", content=3),
+            "messages[0].content must be a text or a list of objects, not 3",
+            "messages",
+        ),
+        (one(role="user"), "messages[0].content is missing", "messages"),
+        (
+            one(role="user", content=[{"type": "text", "text": "a"}, 3]),
+            "messages[0].content[1] is no JSON object",
+            "messages",
+        ),
+        (
+            one(role="user", content=[{"type": "text", "text": "a"}, {"type": "image_url"}]),
+            "messages[0].content[1].type must be \"text\", not 'image_url'",
+            "messages",
+        ),
+        (
+            one(role="user", content="a", nmae="me"),
+            "unknown option 'messages[0].nmae'; did you mean name?",
+            "messages[0].nmae",
+        ),
+    ],
+)
+def test_a_chat_that_cannot_be_answered(more, message, param) -> None:
+    assert told(lambda body: called(body, CHAT), ASKED | more) == (message, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({}, "prompt is missing", "prompt"),
+        ({"prompt": 1}, f"{IDS}, not 1", "prompt"),
+        ({"prompt": []}, f"{IDS}, not []", "prompt"),
+        ({"prompt": [1, "a"]}, f"{IDS}, not [1, 'a']", "prompt"),
+        ({"prompt": [True]}, f"{IDS}, not [True]", "prompt"),
+        ({"prompt": [-1]}, f"{IDS}, not [-1]", "prompt"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs must be from 0 to 20, not 21", "logprobs"),
+        (
+            {"prompt": "a", "logprobs": True},
+            "logprobs must be a whole number, not true",
+            "logprobs",
+        ),
+        ({"prompt": ["a"] * 129}, "n: 129 answers are asked for, and 128 can be", "n"),
+        (
+            {"prompt": "a", "top_logprobs": 1},
+            f"top_logprobs is nothing that {COMPLETION} knows; leave it out",
+            "top_logprobs",
+        ),
+    ],
+)
+def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
+    assert told(lambda body: called(body, COMPLETION), body) == (message, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({}, "continuation is missing", None),
+        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", None),
+        (
+            {"continuation": ["a"] * 129},
+            "continuation: from 1 to 128 texts can be scored at once",
+            None,
+        ),
+        ({"continuation": "a", "prompt": 1}, f"prompt {TEXT}, not 1", "prompt"),
+        (
+            {"continuation": "a", "prompt": "a", "messages": []},
+            "prompt and messages exclude each other: give one",
+            "prompt",
+        ),
+        (
+            {"continuation": "a", "logprobs": 21},
+            "logprobs must be from 0 to 20, not 21",
+            "logprobs",
+        ),
+        ({"continuation": "a", "weights": 1}, f"{WEIGHTS} member, not 1", "weights"),
+        (
+            {"continuaton": "a"},
+            "unknown option 'continuaton'; did you mean continuation?",
+            "continuaton",
+        ),
+    ],
+)
+def test_a_text_that_cannot_be_scored(body, message, param) -> None:
+    assert told(lambda body: read_score_call(body, ("a", "b")), body) == (message, param)
