@@ -43,30 +43,30 @@ def open_widest(
     *,
     most: int = MOST,
 ) -> Ensemble:
-    """Open an ensemble with the number of places, at most `most`, that writes fastest here.
+    """Open an ensemble with the number of slots, at most `most`, that writes fastest here.
 
     Memory decides how many there can be, a measurement of a few seconds how many are used.
     Raises ModelError where not even one text fits.
     """
-    places = places_that_fit(spec, most)
+    slots = slots_that_fit(spec, most)
     while True:
         try:
-            ensemble = open_ensemble(spec, sampling, report, parallel=places)
+            ensemble = open_ensemble(spec, sampling, report, parallel=slots)
             break
         except ModelError:
             # On a GPU only llama.cpp knows what is free.
-            if places == 1:
+            if slots == 1:
                 raise
-            places //= 2
+            slots //= 2
     try:
-        ensemble.n_slots = fastest(ensemble, places)
+        ensemble.n_slots = fastest(ensemble, slots)
     except BaseException:
         ensemble.close()
         raise
     return ensemble
 
 
-def places_that_fit(spec: EnsembleSpec, most: int) -> int:
+def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     """Return how many texts, at most `most`, fit into memory beside the weights."""
     on_cpu = [
         member for member in spec.members if not can_offload() or not member.load.n_gpu_layers
@@ -86,15 +86,15 @@ def places_that_fit(spec: EnsembleSpec, most: int) -> int:
 def fastest(ensemble: Ensemble, most: int) -> int:
     """Measure 1, 2, 4 … texts side by side; return the smallest number that is nearly fastest."""
     rates: dict[int, float] = {}
-    places = 1
-    while places not in rates:
-        rates[places] = _measured(ensemble, places)
-        log.debug("%d texts side by side: %.1f tokens/s", places, rates[places])
+    slots = 1
+    while slots not in rates:
+        rates[slots] = _measured(ensemble, slots)
+        log.debug("%d texts side by side: %.1f tokens/s", slots, rates[slots])
         if max(rates.values()) > max(list(rates.values())[-_PATIENCE:]):
             break
-        places = min(2 * places, most)
+        slots = min(2 * slots, most)
     enough = max(rates.values()) * _NEARLY
-    return next(places for places, rate in rates.items() if rate >= enough)
+    return next(slots for slots, rate in rates.items() if rate >= enough)
 
 
 def free_memory() -> int | None:
@@ -103,10 +103,10 @@ def free_memory() -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _measured(ensemble: Ensemble, places: int) -> float:
-    """Return the tokens per second of `places` texts."""
-    before, ensemble.n_slots = ensemble.n_slots, places
-    runner = ensemble.runner([Request("zero", continuation=_WRITTEN)] * places)
+def _measured(ensemble: Ensemble, slots: int) -> float:
+    """Return the tokens per second of `slots` texts."""
+    before, ensemble.n_slots = ensemble.n_slots, slots
+    runner = ensemble.runner([Request("zero", continuation=_WRITTEN)] * slots)
     try:
         told = runner.step()
         while runner.reading:
@@ -119,7 +119,7 @@ def _measured(ensemble: Ensemble, places: int) -> float:
         runner.close()
         ensemble.n_slots = before
     # Where nothing fits into such a context, each row will be told.
-    return 0.0 if any(isinstance(each, EvaError) for _, each in told) else places * _STEPS / seconds
+    return 0.0 if any(isinstance(each, EvaError) for _, each in told) else slots * _STEPS / seconds
 
 
 def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:

@@ -15,8 +15,9 @@ from eva_local.alignment.surface import surface_refined
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
-from eva_local.evaluate.contest import Contestant, Entry, Setting, alone
+from eva_local.evaluate.contest import Contestant, Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Result
 from eva_local.evaluate.rows import Row, Task
 from eva_local.evaluate.summary import summarize
@@ -97,7 +98,7 @@ def outcome(
             for place, (one, skill) in enumerate(zip(them, skills, strict=False))
         ]
         summaries.append(summarize(entries, number))
-    return Evaluation("trio", members[0], Setting(), tuple(summaries), tuned)
+    return Evaluation("trio", members[0], Conditions(), tuple(summaries), tuned)
 
 
 def write(path: Path, *rows: dict[str, object]) -> Path:

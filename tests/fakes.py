@@ -42,9 +42,7 @@ def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabu
         *(Kind.UNUSED, Kind.USER),
     ]
     markers = {"<s>": 1, "</s>": 2, "<|im_end|>": 3, "<tool>": len(pieces) - 1}
-    return Vocabulary.build(
-        pieces, kinds, [2, 3], bos_id=1, eos_id=3, add_bos=True, markers=markers
-    )
+    return Vocabulary(pieces, kinds, [2, 3], bos_id=1, eos_id=3, add_bos=True, markers=markers)
 
 
 def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:

@@ -83,7 +83,7 @@ def serving(
 
     def run() -> None:
         try:
-            asyncio.run(server.run())
+            asyncio.run(server.serve())
         except EvaError as error:
             failed.append(error)
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
-Ids = NDArray[np.int64]
+from eva_local.alignment.vecmap import Ids, Matrix
 
 # Cells of one block of cosines: 64 MiB of float32.
 _CELLS = 1 << 24
@@ -120,24 +118,19 @@ class _Best:
 
     def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
         """Take in more (row, symbol, score) cells."""
-        scores = np.round(scores, _DECIMALS)
         count = self.scores.shape[1]
-        order = np.lexsort((symbols, -scores, rows))
-        column = _columns(rows[order])
-        order, column = order[column < count], column[column < count]
-        touched, index = np.unique(rows[order], return_inverse=True)
-        fresh_symbols = np.full((len(touched), count), -1, dtype=np.int64)
-        fresh_scores = np.full((len(touched), count), -np.inf, dtype=np.float32)
-        fresh_symbols[index, column] = symbols[order]
-        fresh_scores[index, column] = scores[order]
-        all_symbols = np.hstack([self.symbols[touched], fresh_symbols])
-        all_scores = np.hstack([self.scores[touched], fresh_scores])
-        chosen = np.lexsort((all_symbols, -all_scores), axis=1)[:, :count]
-        self.symbols[touched] = np.take_along_axis(all_symbols, chosen, axis=1)
-        self.scores[touched] = np.take_along_axis(all_scores, chosen, axis=1)
+        touched, index = np.unique(rows, return_inverse=True)
+        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
+        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
+        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
+        order = np.lexsort((symbols, -scores, index))
+        rank = _ranks(index[order])
+        order, rank = order[rank < count], rank[rank < count]
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
 
 
-def _columns(groups: Ids) -> Ids:
+def _ranks(groups: Ids) -> Ids:
     """Return for each of some sorted values how many equal ones stand before it."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

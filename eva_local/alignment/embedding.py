@@ -21,8 +21,8 @@ from eva_local.alignment.overlay import (
     written,
 )
 from eva_local.alignment.surface import Progress
+from eva_local.alignment.vecmap import Ids
 
-Ids = NDArray[np.int64]
 Weights = NDArray[np.float64]
 
 # EVA's filters against noise (Xu et al. 2024, section 3.1; the values are those of its code): of
@@ -61,13 +61,13 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         DIRECTIONS,
     )
     alone = np.flatnonzero(twin[space.tokens] < 0)
-    indices, symbols, weights = trusted(_look_up(space, alone, progress))
+    rows, symbols, weights = trusted(_look_up(space, alone, progress))
     paired = np.flatnonzero(twin >= 0)
     return from_entries(
         "eva",
         member.vocabulary,
         pivot.vocabulary,
-        np.concatenate([paired, space.tokens[alone[indices]]]),
+        np.concatenate([paired, space.tokens[alone[rows]]]),
         np.concatenate([twin[paired], space.symbols[symbols]]),
         np.concatenate([np.ones(len(paired)), weights]),
         parameters=PARAMETERS,
@@ -124,8 +124,8 @@ def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:
     spread = np.where(good, scores - mean[:, None], 0)
     deviation = np.sqrt((spread**2).sum(axis=1) / np.maximum(count, 1))
     good &= ~((count > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
-    rows, indices = np.nonzero(good)
-    return rows, found.symbols[rows, indices], scores[rows, indices]
+    rows, columns = np.nonzero(good)
+    return rows, found.symbols[rows, columns], scores[rows, columns]
 
 
 def _look_up(space: Overlay, rows: Ids, progress: Progress | None) -> Neighbours:

@@ -181,9 +181,9 @@ def from_entries(
     symbols = np.concatenate([symbols[may], np.full(len(ends), len(pivot), dtype=np.int64)])
     weights = np.concatenate([weights[may], np.ones(len(ends))])
     # Sorts the entries by row, then symbol, and adds up those that are given twice.
-    cells, index = np.unique(rows * (len(pivot) + 1) + symbols, return_inverse=True)
+    cells, cell = np.unique(rows * (len(pivot) + 1) + symbols, return_inverse=True)
     rows, symbols = np.divmod(cells, len(pivot) + 1)
-    summed = np.bincount(index, weights, minlength=len(cells))
+    summed = np.bincount(cell, weights, minlength=len(cells))
     sums = np.bincount(rows, summed, minlength=len(member))
     counts = np.bincount(rows, minlength=len(member))
     return Mapping(

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.alignment.mapping import twins
-from eva_local.alignment.vecmap import normalise, supervised
+from eva_local.alignment.vecmap import Ids, Matrix, normalise, supervised
 from eva_local.alignment.weights import OutputLayer
 from eva_local.errors import MappingError
 from eva_local.llama.vocab import Vocabulary
-
-Matrix = NDArray[np.float32]
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from itertools import count
 
 from eva_local.api import Ensemble
 from eva_local.batch.forms import Form, Shares
-from eva_local.batch.results import Results
+from eva_local.batch.results import Output
 from eva_local.batch.rows import Row
 from eva_local.engine.request import Request, Told
 from eva_local.errors import EvaError
@@ -70,7 +70,7 @@ class Job:
         self,
         ensemble: Ensemble,
         form: Form,
-        results: Results,
+        results: Output,
         n_rows: int,
         *,
         shares: bool = False,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from eva_local.batch.rows import Wishes
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
+from eva_local.jsonl import replace_file
+from eva_local.models.store import checksum
 
 SCHEMA = 1
 
@@ -54,22 +58,39 @@ class Manifest:
     def write(self, grounds: Grounds) -> None:
         """Keep what the answers rest on; all of it or nothing."""
         content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
-        part = self.path.with_name(f"{self.path.name}.part")
         try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
+            replace_file(self.path, json.dumps(content, indent=1).encode() + b"\n")
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
-def plain(value: object) -> object:
-    """Return a value as JSON gives it back, so that it can be compared with what was read."""
-    return json.loads(json.dumps(value, default=str))
+def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
+    """Return what the answers rest on, as far as it is known before a model is opened."""
+    members = {
+        f"{place}: {member.name}": {
+            "sha256": checksum(member),
+            "n_ctx": member.load.n_ctx,
+            "kv_type": member.load.kv_type,
+            "swa_full": member.load.swa_full,
+        }
+        for place, member in enumerate(spec.members)
+    }
+    grounds = {
+        "members": members,
+        "pivot": spec.pivot,
+        "fusion": asdict(spec.fusion),
+        "sampling": asdict(wishes.sampling),
+        "rows": {
+            "format": form,
+            "prompt_template": None if wishes.template is None else wishes.template.text,
+            "system": wishes.system,
+            "raw": wishes.raw,
+            "logprobs": wishes.n_top,
+            "shares": wishes.shares,
+        },
+    }
+    # As JSON gives it back, so that it can be compared with what was read.
+    return dict(json.loads(json.dumps(grounds, default=str)))
 
 
 def _sha256(grounds: object) -> str:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import stat
+import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from eva_local.batch.forms import Form
+from eva_local.batch.manifest import Grounds, Manifest
 from eva_local.batch.rows import Row
 from eva_local.errors import InputError
-from eva_local.trace.file import json_line
+from eva_local.jsonl import JsonlFile, is_torn, json_line, write_whole
 
 # How the rows of all forms begin.
 _BEGINNING = b'{"id": '
 # What the JSON of another program raises where a row of output is looked for in it.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-
-
-class Results(Protocol):
-    """A place for rows of output."""
-
-    def append(self, result: Mapping[str, object]) -> None:
-        """Write one row, whole; raise InputError where that cannot be done."""
 
 
 def _hash(key: str) -> int:
@@ -98,181 +89,128 @@ NOTHING = Done(0, 0, Known(()))
 
 
 class FileResults:
-    """A file of results, which one process at a time may write."""
+    """A file of results, which one process at a time may write; an earlier run may have begun it.
+
+    Nothing that is there is changed before the models are open.
+    """
 
     def __init__(self, path: Path, form: Form) -> None:
         """Open or create the file; raise InputError where it cannot be written."""
         self._path = path
         self._form = form
-        self._held: list[int] = []
-        try:
-            self._file = self._locked(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
-            self._size = os.fstat(self._file).st_size
-        except BaseException as error:
-            self._let_go()
-            if isinstance(error, OSError):
-                raise self._refused(error) from error
-            raise
-        # Up to where the file is whole lines; known once it was read.
-        self._whole = self._size
+        self._file = JsonlFile(
+            path,
+            f"{path}: cannot be written",
+            busy=f"{path} is being written by another process",
+        )
+        self._manifest = Manifest(path)
+        self._grounds: Grounds = {}
+        self._earlier: Grounds | None = None
+        self._retry = False
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is there."""
-        return self._size == 0
+    def begin(self, grounds: Grounds, *, restart: bool = False, retry: bool = False) -> Done:
+        """Return what is done; with `retry`, rows that failed are not.
 
-    def restart(self) -> None:
-        """Throw away what is there."""
-        self._shorten(0)
-
-    def read(self, *, retry: bool = False) -> Done:
-        """Return what is there already; a last line that was not written whole is not: see `mend`.
-
-        With `retry`, rows that failed count as not there; see `drop_failed`. Raises InputError
-        for a line that is no row of output, and a last one that does not begin like one.
+        Raises InputError where this job is not the one that was begun, for a line that is no
+        row of output, and for a last one that does not begin like one.
         """
-        keys: list[str] = []
-        n_rows = n_failed = at = 0
-        with self._reader() as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    self._refuse_strange(number, line)
-                    break
-                at += len(line)
-                row_id, mark, failed = self._known(number, line)
-                if not (failed and retry):
-                    keys += _keys(row_id, mark)
-                    n_rows += 1
-                    n_failed += failed
-        self._whole = at
-        return Done(n_rows, n_failed, Known(keys))
+        self._grounds, self._retry = grounds, retry
+        if restart or self._file.is_empty:
+            return NOTHING
+        self._earlier = self._manifest.read()
+        if self._earlier is None:
+            raise InputError(
+                f"{self._path} is there already, and no batch wrote it; give another "
+                "output, or throw it away with --restart"
+            )
+        self._manifest.refuse_changes(self._earlier, grounds)
+        return self._read()
 
-    def mend(self) -> None:
-        """Take out a last line that was not written whole."""
-        if self._whole < self._size:
-            self._shorten(self._whole)
+    def opened(self, mappings: Mapping[str, str]) -> None:
+        """Make ready for rows, now that nothing can go wrong any more."""
+        if self._earlier is not None:
+            self._manifest.refuse_changes(self._earlier, {"mappings": mappings})
+            self.settled()
+            return
+        self._file.restart()
+        self._manifest.write({**self._grounds, "mappings": mappings})
 
-    def drop_failed(self) -> None:
-        """Take out the rows that failed. The file is exchanged at once, or not at all."""
-        try:
-            # A link to the file stays one.
-            path = self._path.resolve()
-            part = path.with_name(f"{path.name}.part")
-            mode = os.fstat(self._file).st_mode & 0o777
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            kept = self._locked(os.open(part, flags, mode))
-            with self._reader() as file:
-                for number, line in enumerate(file, 1):
-                    *_, failed = self._known(number, line)
-                    if not failed:
-                        _write(kept, line)
-            os.fsync(kept)
-            part.replace(path)
-        except OSError as error:
-            raise self._refused(error) from error
-        self._file = kept
-        self._size = os.fstat(kept).st_size
+    def settled(self) -> None:
+        """Take out a row that was not written whole, and failed rows that are tried again."""
+        self._file.mend()
+        if self._retry:
+            self._file.keep(lambda line: not self._parsed(line)[2])
 
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row; raise InputError, with nothing half written, where that fails."""
-        line = json_line(result)
-        try:
-            os.lseek(self._file, self._size, os.SEEK_SET)
-            _write(self._file, line)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            raise self._refused(error) from error
-        self._size += len(line)
+        self._file.append(result)
 
     def close(self) -> None:
         """Make sure that everything is on the disk, and let others write the file."""
-        try:
-            os.fsync(self._file)
-        except OSError as error:
-            raise self._refused(error) from error
-        finally:
-            self._let_go()
+        self._file.close()
 
-    def _let_go(self) -> None:
-        for held in self._held:
-            os.close(held)
-        self._held = []
+    def _read(self) -> Done:
+        keys: list[str] = []
+        n_rows = n_failed = 0
+        for number, line in enumerate(self._file.lines(), 1):
+            if is_torn(line) and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
+                break
+            try:
+                row_id, mark, failed = self._parsed(line)
+            except (*_MALFORMED, InputError) as error:
+                raise InputError(
+                    f"{self._path}, line {number}: is no row of a batch of the form "
+                    f"{self._form.name}; mend the line, or begin anew with --restart"
+                ) from error
+            if not (failed and self._retry):
+                keys += _keys(row_id, mark)
+                n_rows += 1
+                n_failed += failed
+        return Done(n_rows, n_failed, Known(keys))
 
-    def _locked(self, descriptor: int) -> int:
-        # Kept until the end: the lock of a file that was exchanged keeps others away too.
-        self._held.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self._path} is being written by another process") from error
-        return descriptor
-
-    def _reader(self) -> BinaryIO:
-        os.lseek(self._file, 0, os.SEEK_SET)
-        return os.fdopen(os.dup(self._file), "rb")
-
-    def _shorten(self, size: int) -> None:
-        try:
-            os.ftruncate(self._file, size)
-        except OSError as error:
-            raise self._refused(error) from error
-        self._size = size
-
-    def _known(self, number: int, line: bytes) -> tuple[str | int, str, bool]:
+    def _parsed(self, line: bytes) -> tuple[str | int, str, bool]:
         """Return id and mark of the row that a line answers, and whether that row failed."""
-        try:
-            result = json.loads(line)
-            return *self._form.identity(result), bool(result.get("error"))
-        except (*_MALFORMED, InputError) as error:
-            raise self._no_row(number) from error
-
-    def _refuse_strange(self, number: int, line: bytes) -> None:
-        """Raise InputError for a last line that was not written by a batch that was killed."""
-        if line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
-            raise self._no_row(number)
-
-    def _no_row(self, number: int) -> InputError:
-        return InputError(
-            f"{self._path}, line {number}: is no row of a batch of the form "
-            f"{self._form.name}; mend the line, or begin anew with --restart"
-        )
-
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"{self._path}: cannot be written: {error.strerror or error}")
+        result = json.loads(line)
+        return *self._form.identity(result), bool(result.get("error"))
 
 
 class StreamResults:
-    """Standard output, or another place that keeps nothing."""
+    """Standard output, a pipe or a device, which keeps nothing: every run begins anew."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        """Write rows to an open file, which stays open."""
-        # Without a buffer, what a failed write leaves behind cannot fail again later.
-        self._descriptor = descriptor
-        self._name = name
+    def __init__(self, target: str) -> None:
+        """Open a path, or standard output (`-`); raise InputError where that cannot be done."""
+        self._name = "standard output" if target == "-" else target
+        try:
+            # Without a buffer, what a failed write leaves behind cannot fail again later.
+            self._descriptor = (
+                os.dup(sys.stdout.fileno())
+                if target == "-"
+                else os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+            )
+        except OSError as error:
+            raise InputError(f"{self._name}: cannot be written: {error.strerror}") from error
+
+    def opened(self, mappings: Mapping[str, str]) -> None:
+        """Have nothing to make ready."""
+
+    def settled(self) -> None:
+        """Have nothing to take out."""
 
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row. Raises BrokenPipeError where nobody reads any more."""
         try:
-            _write(self._descriptor, json_line(result))
+            write_whole(self._descriptor, json_line(result))
         except BrokenPipeError:
             raise
         except OSError as error:
             raise InputError(f"{self._name}: cannot be written: {error.strerror}") from error
 
-
-def keeps_nothing(path: Path) -> bool:
-    """Return whether a path is there and is no regular file: a pipe, a device."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
-    except OSError:
-        return False
+    def close(self) -> None:
+        """Close what was opened."""
+        os.close(self._descriptor)
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
+Output = FileResults | StreamResults
 
 
 def _keys(row_id: str | int, mark: str) -> list[str]:

@@ -6,9 +6,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
 from eva_local.api import Ensemble, Report
@@ -31,38 +31,26 @@ _WARM_UP = 2
 _TOKENS_A_STEP = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure: texts after prompts of `contexts` tokens, one and `parallel` at a time."""
+def measure(
+    spec: EnsembleSpec, contexts: Iterable[int], parallel: int, rounds: int, report: Report
+) -> Benchmark:
+    """Open the members of `spec`; measure `rounds` steps after prompts of `contexts` tokens.
 
-    contexts: tuple[int, ...] = (100, 3000)
-    parallel: int = 8
-    rounds: int = 20
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Return how many texts are written at a time."""
-        return (1,) if self.parallel == 1 else (1, self.parallel)
-
-
-def measure(spec: EnsembleSpec, plan: Plan, report: Report) -> Benchmark:
-    """Open the members of `spec` and measure all that `plan` names.
-
-    Raises InputError where a context has no room for the prompts.
+    One text and `parallel` at a time are written. Raises InputError where a context has no room.
     """
     bytewise = spec.fusion.space == "bytes"
-    with open_models(spec, report, parallel=plan.parallel, bytewise=bytewise) as models:
+    with open_models(spec, report, parallel=parallel, bytewise=bytewise) as models:
         meters = [Meter(model) for model in models]
-        with ensemble_of(spec, meters, _sampling(spec), report, parallel=plan.parallel) as ensemble:
-            prompts = [_prompts(ensemble, n_tokens, plan) for n_tokens in plan.contexts]
+        with ensemble_of(spec, meters, _sampling(spec), report, parallel=parallel) as ensemble:
+            bench = Bench(ensemble, meters, rounds, report)
+            # What does not fit is found before minutes of work.
+            prompts = {size: _prompts(ensemble, size, rounds) for size in sorted(set(contexts))}
             trials = tuple(
                 trial
-                for n_tokens, texts in zip(plan.contexts, prompts, strict=True)
-                for trial in Bench(ensemble, meters, plan.rounds, report).run(
-                    n_tokens, texts, plan.widths
-                )
+                for n_tokens, texts in prompts.items()
+                for trial in bench.run(n_tokens, texts, sorted({1, parallel}))
             )
-    return Benchmark.of(spec, plan.rounds, trials)
+    return Benchmark.of(spec, rounds, trials)
 
 
 class Bench:
@@ -192,8 +180,8 @@ def _part(meter: Meter, *, alone: bool, single: bool) -> Part:
     return Part(n_rows, n_tokens, meter.inside, again, one if single else UNKNOWN)
 
 
-def _prompts(ensemble: Ensemble, n_tokens: int, plan: Plan) -> list[str]:
-    """Return the prompts to read: several where they are short."""
+def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:
+    """Return the prompts to read, several where they are short; refuse what does not fit."""
     pivot = ensemble.spec.pivot_index
     n_batch = ensemble.spec.members[pivot].load.n_batch
     count = _READINGS if n_tokens <= n_batch else 1
@@ -201,23 +189,17 @@ def _prompts(ensemble: Ensemble, n_tokens: int, plan: Plan) -> list[str]:
         passage(n_tokens, lambda text: ensemble.prompt_tokens(text)[pivot], seed)
         for seed in range(count)
     ]
-    _refuse_unless_fits(ensemble, n_tokens, prompts, plan)
-    return prompts
-
-
-def _refuse_unless_fits(
-    ensemble: Ensemble, n_tokens: int, prompts: Sequence[str], plan: Plan
-) -> None:
-    steps = _TOKENS_A_STEP * (_WARM_UP + plan.rounds + 1)
+    steps = _TOKENS_A_STEP * (_WARM_UP + rounds + 1)
     for prompt in prompts:
         counts = ensemble.prompt_tokens(prompt)
         for name, size, n_ctx in zip(ensemble.members, counts, ensemble.n_ctx, strict=True):
             if size + steps > n_ctx:
                 raise InputError(
-                    f"{n_tokens} tokens of context and {plan.rounds} rounds do not fit: {name} "
+                    f"{n_tokens} tokens of context and {rounds} rounds do not fit: {name} "
                     f"needs {size + steps} tokens of {n_ctx}; give a smaller --context, or "
                     "more --n-ctx"
                 )
+    return prompts
 
 
 def _sampling(spec: EnsembleSpec) -> Sampling:

@@ -14,7 +14,7 @@ from rich.text import Text
 from eva_local.chat import log
 from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
-from eva_local.chat.typed import Command, sound
+from eva_local.chat.typed import Command, counted, sound
 from eva_local.chat.votes import cost_table, summary_line, vote_tables
 from eva_local.config.paths import user_path
 from eva_local.config.settings import (
@@ -102,7 +102,7 @@ def _regen(repl: Repl, _: str) -> None:
 def _undo(repl: Repl, _: str) -> None:
     question = log.first_words(repl.chat.undo())
     left = len(repl.chat.conversation.turns)
-    repl.screen.note(f"taken back: {question} ({left} {'turn' if left == 1 else 'turns'} left)")
+    repl.screen.note(f"taken back: {question} ({counted(left, 'turn', 'turns')} left)")
 
 
 @_command("system", "[TEXT]", 'show or change the system message; "" removes it')

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import fcntl
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from msgspec import Struct
 from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.private import private_folder
 from eva_local.errors import InputError
+from eva_local.jsonl import JsonlFile, json_line, replace_file
 from eva_local.reading import did_you_mean
 from eva_local.trace.checked import Checked, checked_lines
-from eva_local.trace.file import json_line
 
 SCHEMA = 1
 _TORN = "the last line of the file is incomplete and was left out"
@@ -43,94 +42,65 @@ class Saved:
 class Log:
     """The file of the conversation that is being held."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """Append to an open file; close it again with `close`."""
+    def __init__(self, path: Path) -> None:
+        """Append to a file that is there; close it again with `close`."""
         self.path = path
-        self._descriptor = descriptor
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise InputError(f"the conversation {path.stem} is open in another chat") from error
+        busy = f"the conversation {path.stem} is open in another chat"
+        self._file = JsonlFile(path, _unsaved(path), busy=busy, create=False)
 
     @classmethod
     def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> Log:
         """Save `conversation` in a new file of `folder`, to go on with."""
-        log = cls._create(folder)
-        try:
-            log._write(saved_form(ensemble, conversation))
-        except InputError:
-            log.close()
-            raise
+        log = cls(_new_file(folder))
+        with contextlib.ExitStack() as stack:
+            stack.callback(log.close)
+            log._file.append(*_records(ensemble, conversation))
+            stack.pop_all()
         return log
 
     @classmethod
     def resume(cls, saved: Saved) -> tuple[Log, Saved]:
         """Go on with a saved conversation; return it as it is now that nobody else writes it."""
-        try:
-            log = cls(saved.path, os.open(saved.path, os.O_RDWR | os.O_APPEND))
-        except OSError as error:
-            raise _unsaved(saved.path, error) from error
-        try:
+        log = cls(saved.path)
+        with contextlib.ExitStack() as stack:
+            stack.callback(log.close)
             saved = read(saved.path)
-            log._mend()
-        except InputError:
-            log.close()
-            raise
+            log._file.mend()
+            stack.pop_all()
         return log, saved
 
     def append(self, event: Event) -> None:
         """Save an event; raise InputError where that is not possible."""
-        self._write(json_line(_event_line(event)))
+        self._file.append(_event_line(event))
 
     def close(self) -> None:
         """Give the file free; do nothing if it is free."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
-    @classmethod
-    def _create(cls, folder: Path) -> Log:
-        began = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
-        try:
-            private_folder(folder)
-            for number in range(1, 1000):
-                path = folder / (f"{began}.jsonl" if number == 1 else f"{began}-{number}.jsonl")
-                try:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-                    return cls(path, os.open(path, flags, 0o600))
-                except FileExistsError:
-                    continue
-        except OSError as error:
-            raise _unsaved(folder, error) from error
-        raise InputError(f"{folder} holds too many conversations of this second")
 
-    def _mend(self) -> None:
-        """Cut off a torn last line, or end a whole one, so that the next line stands alone."""
-        try:
-            data = self.path.read_bytes()
-            whole = checked_lines(self.path, data)[1]
-            os.ftruncate(self._descriptor, whole)
-        except OSError as error:
-            raise _unsaved(self.path, error) from error
-        if not data[:whole].endswith(b"\n"):
-            self._write(b"\n")
-
-    def _write(self, lines: bytes) -> None:
-        left = memoryview(lines)
-        try:
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-        except OSError as error:
-            raise _unsaved(self.path, error) from error
+def _new_file(folder: Path) -> Path:
+    began = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        private_folder(folder)
+        for number in range(1, 1000):
+            path = folder / (f"{began}.jsonl" if number == 1 else f"{began}-{number}.jsonl")
+            with contextlib.suppress(FileExistsError):
+                path.touch(0o600, exist_ok=False)
+                return path
+    except OSError as error:
+        raise InputError(f"{_unsaved(folder)}: {error.strerror or error}") from error
+    raise InputError(f"{folder} holds too many conversations of this second")
 
 
 def saved_form(ensemble: str, conversation: Conversation) -> bytes:
     """Return a conversation as the bytes of a file."""
+    return b"".join(map(json_line, _records(ensemble, conversation)))
+
+
+def _records(ensemble: str, conversation: Conversation) -> list[dict[str, object]]:
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     header = {"schema": SCHEMA, "kind": "chat", "ensemble": ensemble, "began": began}
-    lines = [header, *map(_event_line, conversation.events())]
-    return b"".join(map(json_line, lines))
+    return [header, *map(_event_line, conversation.events())]
 
 
 def read(path: Path) -> Saved:
@@ -140,7 +110,7 @@ def read(path: Path) -> Saved:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"the conversation {path} cannot be read: {reason}") from error
-    lines, whole = checked_lines(path, data)
+    lines, torn = checked_lines(path, data)
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines
@@ -152,7 +122,7 @@ def read(path: Path) -> Saved:
             conversation = conversation.after(_event(line))
         except ValueError as error:
             raise line.problem(f"cannot stand here: {error}") from error
-    notes = (_TORN,) if whole < len(data) else ()
+    notes = (_TORN,) if torn else ()
     return Saved(path, header.read(_HeaderLine).ensemble, conversation, notes)
 
 
@@ -208,9 +178,9 @@ def export(path: Path, ensemble: str, conversation: Conversation) -> None:
     data = text if as_markdown else saved_form(ensemble, conversation)
     try:
         with _given_up(path, never=as_markdown):
-            _replace(path, data)
+            replace_file(path, data)
     except OSError as error:
-        raise _unsaved(path, error) from error
+        raise InputError(f"{_unsaved(path)}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -229,18 +199,6 @@ def _given_up(path: Path, *, never: bool) -> Iterator[None]:
                 f"{path} is the file of an open chat and stays as it is; give another name"
             ) from error
         yield
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file in two moves, so that an old one is never half overwritten."""
-    half = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        half.write_bytes(data)
-        half.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            half.unlink()
-        raise
 
 
 def _is_saved(path: Path) -> bool:
@@ -262,8 +220,8 @@ def _event(line: Checked) -> Event:
     return event
 
 
-def _unsaved(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: the conversation cannot be saved: {error.strerror or error}")
+def _unsaved(path: Path) -> str:
+    return f"{path}: the conversation cannot be saved"
 
 
 def first_words(text: str, width: int = 50) -> str:

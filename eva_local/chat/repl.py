@@ -12,7 +12,7 @@ from eva_local.chat.log import Saved
 from eva_local.chat.reader import PROMPT, Reader
 from eva_local.chat.screen import Screen
 from eva_local.chat.signals import interruption_noted, typing_unseen
-from eva_local.chat.typed import Command, sound, understood
+from eva_local.chat.typed import Command, counted, sound, understood
 from eva_local.chat.votes import summary_line
 from eva_local.errors import EvaError
 
@@ -95,7 +95,7 @@ class Repl:
         for note in saved.notes:
             self.screen.note(note)
         count = len(self.chat.conversation.turns)
-        self.screen.note(f"{saved.path.stem}: {count} {'turn' if count == 1 else 'turns'}")
+        self.screen.note(f"{saved.path.stem}: {counted(count, 'turn', 'turns')}")
         self.show_turns(1)
         if self.chat.is_open:
             self.screen.note("this message has no answer; /regen writes one")
@@ -138,10 +138,13 @@ class Repl:
                 self._stream(begin, interrupted)
         finally:
             self.screen.end(markdown=self.switches["markdown"])
-        if self.chat.last is None or self.chat.last is before:
+        answer = self.chat.last
+        if answer is None or answer is before:
             self.screen.note("stopped before a word was said; all is as it was")
             return False
-        self._remark(self.chat.last)
+        cost = summary_line(answer) if self.switches["stats"] else ""
+        if remark := " · ".join(filter(None, (self._ending(answer), cost))):
+            self.screen.note(remark)
         return True
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
@@ -158,13 +161,6 @@ class Repl:
                 self.screen.write(step.text)
                 if interrupted():
                     return
-
-    def _remark(self, answer: Reply) -> None:
-        ending = self._ending(answer)
-        if self.switches["stats"]:
-            self.screen.note(" · ".join(filter(None, (ending, summary_line(answer)))))
-        elif ending:
-            self.screen.note(ending)
 
     def _ending(self, answer: Reply) -> str:
         """Return why an answer ended where it did, if not by itself."""

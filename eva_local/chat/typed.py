@@ -55,18 +55,15 @@ def sound(text: str) -> tuple[str, list[str]]:
     notes = []
     text, broken = re.subn("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
     if broken:
-        notes.append(
-            f"{_count(broken, 'byte was', 'bytes were')} no UTF-8 and became U+FFFD in the message"
-        )
+        said = counted(broken, "byte was", "bytes were")
+        notes.append(f"{said} no UTF-8 and became U+FFFD in the message")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    controls = len(_CONTROLS.findall(text))
-    if controls:
-        notes.append(
-            f"{_count(controls, 'control character is', 'control characters are')} in the message; "
-            "the models get the text as it is"
-        )
+    if controls := len(_CONTROLS.findall(text)):
+        said = counted(controls, "control character is", "control characters are")
+        notes.append(f"{said} in the message; the models get the text as it is")
     return text, notes
 
 
-def _count(count: int, one: str, many: str) -> str:
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number and what it counts."""
     return f"{count} {one if count == 1 else many}"

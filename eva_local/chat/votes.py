@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat.chat import Reply
+from eva_local.chat.typed import counted
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import summarize
@@ -41,7 +42,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
 def summary_line(answer: Reply) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.trace)
-    written = f"{summary.tokens} token{'' if summary.tokens == 1 else 's'}"
+    written = counted(summary.tokens, "token", "tokens")
     if answer.seconds > 0:
         written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
     parts = [written]
@@ -150,13 +151,12 @@ def _step_tables(answer: Reply, number: int) -> Iterator[RenderableType]:
     table.add_column("probability", width=_BAR)
     table.add_column(justify="right", no_wrap=True)
     _add_rows(table, ("together", "", ""), trace.top[:_CANDIDATES], chosen, "default")
-    for place, ballot in enumerate(trace.ballots):
+    for member, ballot in enumerate(trace.ballots):
         top = list(ballot.top[:_CANDIDATES])
         if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
             top.append(Candidate(chosen, ballot.chosen))
-        name = answer.trace.members[place]
-        head = (name, _VERDICTS[verdict(ballot)], f"{ballot.weight:.0%}")
-        _add_rows(table, head, top, chosen, _colour(place))
+        head = (ballot.member, _VERDICTS[verdict(ballot)], f"{ballot.weight:.0%}")
+        _add_rows(table, head, top, chosen, _colour(member))
     yield table
     for ballot in trace.ballots:
         if not ballot.stayed:

@@ -118,14 +118,14 @@ def _once() -> Callable[[logging.LogRecord], bool]:
 
 def _refusal(error: OSError) -> str:
     """Say what the system refused, and where; give up a standard output that takes no more."""
-    place = error.filename
+    where = error.filename
     try:
         sys.stdout.flush()
     except OSError:
-        place = place or "standard output"
+        where = where or "standard output"
         give_up_output()
     reason = error.strerror or str(error)
-    return f"{place}: {reason}" if place else reason
+    return f"{where}: {reason}" if where else reason
 
 
 def _usage_problem(error: click.ClickException) -> str:

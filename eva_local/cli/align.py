@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import print_json, print_table
+from eva_local.cli.outputs import print_json, print_table, shown
 from eva_local.cli.progress import ProgressDisplay, progress_shown
 from eva_local.cli.session import Session, json_option, pass_session, setting_options
 
@@ -137,18 +137,14 @@ def _print(reports: list[MappingReport], *, as_json: bool) -> None:
         [
             (
                 *(report.member, report.pivot, report.method, report.state, report.anchors),
-                _worded(report.mapped, ".1%"),
-                _worded(report.held_out_rank_1, ".1%"),
-                _worded(report.held_out_rank_10, ".1%"),
-                _worded(report.retained, ".1%"),
-                _worded(report.seconds, ".1f"),
+                shown(report.mapped, ".1%"),
+                shown(report.held_out_rank_1, ".1%"),
+                shown(report.held_out_rank_10, ".1%"),
+                shown(report.retained, ".1%"),
+                shown(report.seconds, ".1f"),
                 report.peak_mb,
                 None if report.bytes is None else report.bytes // 1024,
             )
             for report in reports
         ],
     )
-
-
-def _worded(value: float | None, form: str) -> str | None:
-    return None if value is None else format(value, form)

@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.chat.signals import handled
-from eva_local.cli.drawing import Drawing, drawing_options
+from eva_local.cli.drawing import drawing_options
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import (
-    Session,
-    parallel_option,
-    pass_session,
-    system_option,
-    written,
-)
+from eva_local.cli.session import parallel_option, system_option, written
 from eva_local.cli.streams import give_up_output
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.errand import Outcome
+    from eva_local.batch.errand import Errand, JobOutcome
     from eva_local.batch.job import Progress
+    from eva_local.config.config import Config
+    from eva_local.types import Sampling
 
 # Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
@@ -61,12 +57,11 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
     help="Add the log-probability of each token, and the N likeliest.",
 )
 @click.option("--shares", is_flag=True, help="Add the share of tokens that each member carried.")
-@pass_session
 def batch(
-    session: Session,
+    config: Config,
+    sampling: Sampling,
     source: str,
     target: str,
-    drawing: Drawing,
     parallel: int | None,
     resume: bool,
     retry_errors: bool,
@@ -88,8 +83,7 @@ def batch(
         raise InputError("--raw has no system message: leave --system out")
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
-    config, sampling = drawing.load(session)
-    from eva_local.batch.errand import Errand, carry_out
+    from eva_local.batch.errand import Errand
     from eva_local.batch.rows import Wishes
     from eva_local.batch.template import Template
 
@@ -110,48 +104,43 @@ def batch(
         retry_errors=retry_errors,
         ordered=ordered,
     )
+    return _carried_out(errand, parallel)
+
+
+def _carried_out(errand: Errand, parallel: int | None) -> int:
+    """Do the job, show how far it is, and say what came of it; return the exit code."""
+    from eva_local.batch.errand import carry_out
+
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
-    interruption = Interruption()
+    signals: list[int] = []
+
+    def told(progress: Progress) -> None:
+        display("", progress.n_done / progress.n_rows, _progress_line(progress))
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        # No step is cut off in the middle; a second signal ends at once.
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
     with contextlib.ExitStack() as stack:
         stack.callback(display.close)
 
         def opener(n_rows: int) -> Ensemble:
-            ensemble = open_shown(errand.spec, sampling, parallel, most=n_rows)
-            # From here on signals are wishes.
-            stack.enter_context(handled((signal.SIGINT, signal.SIGTERM), interruption.note))
+            ensemble = open_shown(errand.spec, errand.wishes.sampling, parallel, most=n_rows)
+            stack.enter_context(handled((signal.SIGINT, signal.SIGTERM), note))
             return ensemble
 
-        def told(progress: Progress) -> None:
-            display("", progress.n_done / progress.n_rows, _progress_line(progress))
-
         try:
-            outcome = carry_out(errand, opener, interruption, told)
+            outcome = carry_out(errand, opener, lambda: bool(signals), told)
         except BrokenPipeError:
             # Whoever read the rows has enough of them.
             give_up_output()
             return 0
-    click.echo(_summary(outcome, target), err=True)
+    click.echo(_summary(outcome, errand.target), err=True)
     if not outcome.finished:
-        return 128 + interruption.signal
+        return 128 + signals[0]
     return FAILED if outcome.n_failed else 0
-
-
-class Interruption:
-    """Ctrl-C and a request to end, as wishes: no step is cut off in the middle."""
-
-    def __init__(self) -> None:
-        """Begin without a signal."""
-        self.signal = 0
-
-    def __call__(self) -> bool:
-        """Return whether there was a signal."""
-        return bool(self.signal)
-
-    def note(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal; a second one ends at once."""
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def _progress_line(progress: Progress) -> str:
@@ -164,7 +153,7 @@ def _progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _summary(outcome: Outcome, target: str) -> str:
+def _summary(outcome: JobOutcome, target: str) -> str:
     progress, before = outcome.progress, outcome.before
     if not progress.n_rows:
         line = f"nothing to do: {before.n_rows} rows are answered in {target}"

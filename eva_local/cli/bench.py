@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
+from eva_local.cli.outputs import (
+    output_options,
+    print_table,
+    refuse_outputs,
+    shown,
+    write_outputs,
+)
 from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
 
@@ -64,13 +70,12 @@ def bench(
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     """
     from eva_local.bench.report import report_page
-    from eva_local.bench.trial import Plan, measure
+    from eva_local.bench.trial import measure
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
-    plan = Plan(tuple(sorted(set(contexts))), parallel, rounds)
     with progress_shown() as progress:
-        benchmark = measure(spec, plan, progress)
+        benchmark = measure(spec, contexts, parallel, rounds, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)
     write_outputs(benchmark.as_json(), show, page, json_out, html_out)
 
@@ -92,7 +97,7 @@ def _show_trial(trial: Trial) -> None:
     click.echo(f"{trial.context} tokens of context, {texts}")
     if trial.reading is not None:
         members = [
-            (one.name, count, _rate(one.rate), "")
+            (one.name, count, shown(one.rate, ".1f"))
             for one, count in zip(trial.reading.members, trial.prompt_tokens, strict=True)
         ]
         print_table(
@@ -105,14 +110,15 @@ def _show_trial(trial: Trial) -> None:
         [
             *(
                 (
-                    *(one.name, _ms(one.alone), f"{one.n_tokens:.2f}", _rate(one.rate)),
-                    *(_ms(one.single), _rate(one.single_rate)),
+                    *(one.name, _ms(one.alone), shown(one.n_tokens, ".2f"), shown(one.rate, ".1f")),
+                    *(_ms(one.single), shown(one.single_rate, ".1f")),
                 )
                 for one in writing.members
             ),
-            ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"), "", ""),
+            ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f")),
         ],
     )
+    bookkeeping = _spread(writing.bookkeeping, ".1%")
     print_table(
         ("RATIO", "MEDIAN"),
         [
@@ -120,10 +126,7 @@ def _show_trial(trial: Trial) -> None:
             ("step / slowest member, same tokens", _spread(writing.over_slowest)),
             ("step / sum of the members, one token each", _spread(writing.over_single)),
             ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
-            (
-                "bookkeeping: share of the step without decoding",
-                _spread(writing.bookkeeping, ".1%"),
-            ),
+            ("bookkeeping: share of the step without decoding", bookkeeping),
         ],
     )
     first = "" if trial.first_seconds is None else f"{trial.first_seconds:.2f} s, "
@@ -135,10 +138,6 @@ def _show_trial(trial: Trial) -> None:
 
 def _ms(spread: Spread | None) -> str | None:
     return _spread(spread, ".1f", 1000)
-
-
-def _rate(rate: float | None) -> str | None:
-    return None if rate is None else f"{rate:.1f}"
 
 
 def _spread(spread: Spread | None, form: str = ".3f", times: float = 1) -> str | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.session import Command, Session, setting_options, stop_option
+from eva_local.cli.session import (
+    Command,
+    Session,
+    pass_session,
+    setting_options,
+    stop_option,
+)
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
-    from eva_local.config.config import Config
     from eva_local.types import Sampling
 
 _OPTIONS = (
@@ -33,57 +38,50 @@ _OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """What was given of these options, as text."""
-
-    overrides: dict[str, object]
-    greedy: bool
-    stop: tuple[str, ...]
-    logit_bias: tuple[str, ...]
-    grammar: str | None
-    json_schema: str | None
-
-    def load(self, session: Session) -> tuple[Config, Sampling]:
-        """Return the configuration, and how its ensemble's answers are drawn.
-
-        What was given takes the place of the ensemble's own; all is checked before any model
-        is opened.
-        """
-        if self.greedy and self.overrides["temperature"] is not None:
-            raise InputError("give --greedy or --temperature, not both")
-        config = session.load(self.overrides | ({"temperature": "0"} if self.greedy else {}))
-        return config, self._constrained(config.sampling)
-
-    def _constrained(self, sampling: Sampling) -> Sampling:
-        given: dict[str, Any] = {}
-        if self.stop:
-            given["stop"] = self.stop
-        if self.logit_bias:
-            given["logit_bias"] = tuple(map(_bias, self.logit_bias))
-        if self.grammar is not None or self.json_schema is not None:
-            given["grammar"] = _file(self.grammar, "--grammar")
-            given["json_schema"] = _file(self.json_schema, "--json-schema")
-        sampling = replace(sampling, **given)
-        if sampling.grammar is not None or sampling.json_schema is not None:
-            from eva_local.engine.grammar import check
-
-            check(sampling)
-        return sampling
-
-
 def drawing_options(function: Command) -> Command:
-    """Add the options; the command gets them as `drawing: Drawing`."""
+    """Add the options; the command gets `config` and the `sampling` of its ensemble.
+
+    What was given takes the place of the ensemble's own; all is checked before any model is
+    opened.
+    """
 
     @functools.wraps(function)
-    def command(*arguments: Any, **options: Any) -> Any:
-        drawing = Drawing(**{name: options.pop(name) for name in Drawing.__slots__})
-        return function(*arguments, drawing=drawing, **options)
+    def command(
+        session: Session,
+        overrides: dict[str, object],
+        greedy: bool,
+        stop: tuple[str, ...],
+        logit_bias: tuple[str, ...],
+        grammar: str | None,
+        json_schema: str | None,
+        **options: Any,
+    ) -> Any:
+        if greedy and overrides["temperature"] is not None:
+            raise InputError("give --greedy or --temperature, not both")
+        config = session.load(overrides | ({"temperature": "0"} if greedy else {}))
+        given: dict[str, Any] = {}
+        if stop:
+            given["stop"] = stop
+        if logit_bias:
+            given["logit_bias"] = tuple(map(_bias, logit_bias))
+        if grammar is not None or json_schema is not None:
+            given["grammar"] = _file(grammar, "--grammar")
+            given["json_schema"] = _file(json_schema, "--json-schema")
+        sampling = _checked(replace(config.sampling, **given))
+        return function(config=config, sampling=sampling, **options)
 
-    wrapped: Any = command
+    wrapped: Any = pass_session(command)
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+
+
+def _checked(sampling: Sampling) -> Sampling:
+    if sampling.grammar is not None or sampling.json_schema is not None:
+        from eva_local.engine.grammar import check
+
+        check(sampling)
+    return sampling
 
 
 def _file(name: str | None, option: str) -> str | None:

@@ -92,10 +92,10 @@ def evaluate(
     --prompt-bytes there.
     """
     from eva_local.cli.tasks import TaskOptions, evaluate_tasks
-    from eva_local.evaluate.contest import Setting
+    from eva_local.evaluate.forms import Conditions
 
     if not files:
         raise InputError("there are no rows: give a FILE of them")
-    setting = ("chat", "max_tokens", "text_bytes", "prompt_bytes")
-    put = Setting(**{key: options.pop(key) for key in setting})
-    evaluate_tasks(session, overrides, TaskOptions(files=files, setting=put, **options))
+    put = ("chat", "max_tokens", "text_bytes", "prompt_bytes")
+    conditions = Conditions(**{key: options.pop(key) for key in put})
+    evaluate_tasks(session, overrides, TaskOptions(files=files, conditions=conditions, **options))

@@ -128,14 +128,7 @@ def show(
 @ensemble_option
 @json_option
 @pass_session
-@click.pass_context
-def verify(
-    context: click.Context,
-    session: Session,
-    names: tuple[str, ...],
-    ensemble: str | None,
-    as_json: bool,
-) -> None:
+def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
     """Check the files that are here.
 
     NAME is a model, an ensemble, or `all` for every model that is here, as without a NAME. The
@@ -157,8 +150,7 @@ def verify(
     for result in found:
         if not as_json:
             click.echo(f"{result.name}: {_verdict(result, config.models[result.name])}")
-    if any(result.status in ("mismatch", "missing", "invalid") for result in found):
-        context.exit(2)
+    return 2 if any(one.status in ("mismatch", "missing", "invalid") for one in found) else 0
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import click
@@ -21,21 +22,21 @@ def print_json(value: object) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under a head, in columns; cells are worded as `shown` does."""
+    """Print rows under a head, in columns; cells are worded as `shown` does, a row may be short."""
     lines = [head, *(tuple(map(shown, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=False))
         click.echo("  ".join(cells).rstrip())
 
 
-def shown(value: object) -> str:
+def shown(value: object, form: str = "") -> str:
     """Word a value in one line; it may come from a file: a terminal obeys none of it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
         value = ",".join(map(str, value)) or None
-    return "-" if value is None else harmless_line(str(value))
+    return "-" if value is None else harmless_line(format(value, form))
 
 
 def output_options(command: Command) -> Command:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.drawing import Drawing, drawing_options
+from eva_local.cli.drawing import drawing_options
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import Session, json_option, pass_session, system_option, written
+from eva_local.cli.session import json_option, system_option, written
 from eva_local.cli.streams import give_up_output, input_is_closed
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
+    from eva_local.config.config import Config
     from eva_local.config.specs import EnsembleSpec
     from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
 )
 @click.option("--stats", is_flag=True, help="Say on stderr what the answer cost.")
 @json_option
-@pass_session
 def run(
-    session: Session,
+    config: Config,
+    sampling: Sampling,
     prompt: str | None,
-    drawing: Drawing,
     system: str | None,
     raw: bool,
     trace: Path | None,
@@ -56,7 +56,6 @@ def run(
     """
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
-    config, sampling = drawing.load(session)
     asked = _prompt(_text(prompt), system, raw=raw)
     spec = config.ensemble()
     with open_shown(spec) as ensemble:
@@ -139,7 +138,7 @@ def answer(
     usage = steps[-1].usage if steps else None
     reason = (steps[-1].finish_reason if steps else None) or "cancelled"
     if as_json:
-        from eva_local.trace.file import json_line
+        from eva_local.jsonl import json_line
 
         cost = None if usage is None else asdict(usage)
         click.echo(json_line({"text": text, "finish_reason": reason, "usage": cost}), nl=False)

@@ -38,12 +38,12 @@ def _show_task(summary: TaskSummary) -> None:
     task = summary.task
     shots = f", {len(task.shots)} examples before each" if task.shots else ""
     click.echo(f"{task.name}: {summary.unit}, {len(task.rows)} rows{shots}")
-    head = headings(summary, str.upper)
-    rows = [(standing.name, *cells(summary, standing)) for standing in summary.standings]
+    rows: list[tuple[str, ...]] = [
+        (standing.name, *cells(summary, standing)) for standing in summary.standings
+    ]
     if summary.oracle is not None:
-        oracle = ("best of members", format(summary.oracle, summary.form))
-        rows.append((*oracle, *[""] * (len(head) - len(oracle))))
-    print_table(head, rows)
+        rows.append(("best of members", format(summary.oracle, summary.form)))
+    print_table(headings(summary, str.upper), rows)
     if summary.agreement is not None:
         click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
     if text := warning(summary):

@@ -21,8 +21,9 @@ from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
 
 if TYPE_CHECKING:
-    from eva_local.evaluate.contest import Contest, Setting
+    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
+    from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.rows import Kind, Task
 
 
@@ -35,7 +36,7 @@ class TaskOptions:
     limit: int | None
     shot_files: tuple[Path, ...]
     n_shots: int
-    setting: Setting
+    conditions: Conditions
     members: bool
     compare: tuple[str, ...]
     parallel: int
@@ -127,7 +128,7 @@ def _measured(
         with opening as opened:
             names = [member.name for member in spec.members]
             models = dict(zip(names, opened, strict=True))
-            contest = Contest(models, results, options.setting, options.parallel, progress)
+            contest = Contest(models, results, options.conditions, options.parallel, progress)
             try:
                 return _held(contest, spec, variants, tasks, options)
             except KeyboardInterrupt:
@@ -167,7 +168,7 @@ def _held(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
-    return Evaluation(spec.name, spec.pivot, options.setting, summaries, block)
+    return Evaluation(spec.name, spec.pivot, options.conditions, summaries, block)
 
 
 def _names(specs: Sequence[EnsembleSpec]) -> list[str]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec
+from eva_local.config.specs import EnsembleSpec, ModelSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of
+from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import complete_each, score_each
-from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Juror, Jury, hearing
+from eva_local.evaluate.replay import Replay, Replays, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Sampling, Score
+from eva_local.types import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,6 @@ class Contestant:
 def alone(member: ModelSpec) -> Contestant:
     """Return a member as a contestant of its own."""
     return Contestant(member.name, EnsembleSpec(member.name, (member,), member.name))
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How rows are put to every contestant.
-
-    Of a long text the first `text_bytes` are taken; of each of its parts the first
-    `prompt_bytes` are read, and not scored.
-    """
-
-    chat: bool = False
-    max_tokens: int | None = None
-    text_bytes: int | None = None
-    prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +59,7 @@ class Contest:
 
     models: Mapping[str, Model]
     results: Results
-    setting: Setting = field(default_factory=Setting)
+    conditions: Conditions = PLAIN
     parallel: int = 1
     report: Report = lambda _what, _share: None
 
@@ -82,17 +67,7 @@ class Contest:
         """Return what is scored of each row, each text with the prompt before it."""
         tokenizers = (model.tokenizer for model in self.models.values())
         unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
-        return [
-            scored_of(
-                row,
-                task,
-                unspelled,
-                chat=self.setting.chat,
-                text_bytes=self.setting.text_bytes,
-                prompt_bytes=self.setting.prompt_bytes,
-            )
-            for row in task.rows
-        ]
+        return [scored_of(row, task, unspelled, self.conditions) for row in task.rows]
 
     def scorable(self, task: Task) -> Task:
         """Leave out texts of which nothing can be scored.
@@ -123,12 +98,12 @@ class Contest:
         jobs = [_Job(contestant, task, self) for contestant in contestants for task in tasks]
         total = max(sum(len(job.missing) for job in jobs), 1)
         done = 0
-        for hall in _halls([job for job in jobs if job.missing]):
-            with self._ensemble(hall[0].heard_as([job.contestant for job in hall])) as ensemble:
-                for task in tasks:
-                    rivals = [job for job in hall if job.task is task]
-                    if not rivals:
-                        continue
+        # One ensemble does all of one writer, or of one set of votes.
+        for group in _grouped([job for job in jobs if job.missing], lambda job: job.voters):
+            spec = group[0].heard_as([job.contestant for job in group])
+            models = [self.models[member.name] for member in spec.members]
+            with ensemble_of(spec, models, parallel=self.parallel) as ensemble:
+                for rivals in _grouped(group, lambda job: job.task.name):
                     label = rivals[0].label
                     self.report(label, done / total)
                     for count in _work(rivals, ensemble):
@@ -136,17 +111,13 @@ class Contest:
                         self.report(label, done / total)
         return [job.entry() for job in jobs]
 
-    def _ensemble(self, spec: EnsembleSpec) -> Ensemble:
-        models = [self.models[member.name] for member in spec.members]
-        return ensemble_of(spec, models, parallel=self.parallel)
 
-
-def _halls(jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Group jobs that one ensemble can do: those of one writer, or of one set of votes."""
-    halls: dict[object, list[_Job]] = {}
+def _grouped(jobs: Sequence[_Job], key: Callable[[_Job], object]) -> list[list[_Job]]:
+    """Group jobs of one key; groups and jobs stay in their order."""
+    groups: dict[object, list[_Job]] = {}
     for job in jobs:
-        halls.setdefault(job.hall, []).append(job)
-    return list(halls.values())
+        groups.setdefault(key(job), []).append(job)
+    return list(groups.values())
 
 
 def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
@@ -154,11 +125,11 @@ def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
     began = time.perf_counter()
     made = _scored(rivals, ensemble) if rivals[0].scored else _written(rivals[0], ensemble)
     try:
-        for place, results in made:
+        for row, results in made:
             now = time.perf_counter()
             for job, result in results:
                 # Rows may be worked on side by side: what counts is how fast they come.
-                job.keep(place, replace(result, seconds=now - began))
+                job.keep(row, replace(result, seconds=now - began))
             began = now
             yield len(results)
     except ContextError as error:
@@ -166,45 +137,33 @@ def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
 
 
 def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the place of a row, and what its contestant wrote."""
-    places = list(job.missing)
-    prompts = [job.prompts[place] for place in places]
-    for at, completion in complete_each(ensemble, prompts, job.sampling()):
+    """Yield the number of a row, and what its contestant wrote."""
+    rows = list(job.missing)
+    prompts = [job.prompts[row] for row in rows]
+    for at, completion in complete_each(ensemble, prompts, job.sampling):
         usage = completion.usage
-        yield places[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
+        yield rows[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
 
 
 def _scored(
     rivals: Sequence[_Job], ensemble: Ensemble
 ) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the place of a row, and the scores of those contestants who need it."""
-    first = rivals[0]
-    places = sorted(set().union(*(job.missing for job in rivals)))
-    asked = [[job for job in rivals if place in job.missing] for place in places]
-    juries: list[list[Jury]] = [[] for _ in places]
-    fusion, lead = ensemble.spec.fusion, ensemble.spec.pivot_index
+    """Yield the number of a row, and the scores of those contestants who need it."""
+    rows = sorted(set().union(*(job.missing for job in rivals)))
+    asking = [[job for job in rivals if row in job.missing] for row in rows]
+    heard: list[list[Replays]] = [[] for _ in rows]
 
-    n_members, n_symbols = len(ensemble.members), ensemble.n_symbols
+    def observer(at: int) -> Replays:
+        replays = [job.replay(ensemble) for job in asking[at]]
+        heard[at].append(Replays(ensemble.spec.fusion, replays))
+        return heard[at][-1]
 
-    def judge(at: int) -> Jury:
-        jurors = [
-            Juror(job.fusion, n_members, lead, n_symbols, conversation=first.chat)
-            for job in asked[at]
-        ]
-        juries[at].append(Jury(fusion, jurors))
-        return juries[at][-1]
-
-    rows = [first.asked[place] for place in places]
-    for at, scores in score_each(ensemble, rows, judge):
-        whole = first.task.kind == "bpb"
-        yield (
-            places[at],
-            [
-                (job, _result(scores, [jury.jurors[number] for jury in juries[at]], whole=whole))
-                for number, job in enumerate(asked[at])
-            ],
-        )
-        juries[at] = []
+    texts = [rivals[0].asked[row] for row in rows]
+    for at, scores in score_each(ensemble, texts, observer):
+        # Each contestant's replays of all texts of the row.
+        theirs = zip(asking[at], zip(*(each.each for each in heard[at]), strict=True), strict=True)
+        yield rows[at], [(job, job.result(scores, replays)) for job, replays in theirs]
+        heard[at] = []
 
 
 class _Job:
@@ -214,9 +173,8 @@ class _Job:
         self.contestant = contestant
         self.label = f"{contestant.name}: {task.name}"
         self.scored = task.kind in ("choice", "bpb")
-        self.chat = contest.setting.chat and task.kind != "bpb"
         self.task = task
-        self._setting = contest.setting
+        self._chat = contest.conditions.chat and task.kind != "bpb"
         self._results = contest.results
         #: What is scored of each row, or the prompts that are answered.
         self.asked: list[list[tuple[Prompt, str]]] = []
@@ -225,10 +183,11 @@ class _Job:
             self.asked = contest.asked(task)
             matter = [_matter(texts) for texts in self.asked]
         else:
-            self.prompts = [prompt_of(row, task, chat=self._setting.chat) for row in task.rows]
+            self.sampling = sampling_of(task, contest.conditions)
+            self.prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            ends = [self.sampling(), sizes]
+            ends = [self.sampling, sizes]
             matter = [(prompt, ends) for prompt in self.prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
@@ -241,13 +200,7 @@ class _Job:
         return Entry(self.task, self.contestant, tuple(filter(None, found)))
 
     @property
-    def fusion(self) -> FusionSettings:
-        """The rule of the contestant; nobody is weighed against one model."""
-        fusion = self.contestant.spec.fusion
-        return fusion if not self.contestant.alone else hearing(fusion, judged=False)
-
-    @property
-    def hall(self) -> object:
+    def voters(self) -> object:
         """What jobs have in common that one ensemble can do at the same time."""
         spec = self.contestant.spec
         if not self.scored:
@@ -255,26 +208,45 @@ class _Job:
         return spec.members, spec.pivot, hearing(spec.fusion, judged=False)
 
     def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
-        """Return the ensemble that writes, or whose votes all of `contestants` can judge."""
+        """Return the ensemble that writes, or votes for all of `contestants`."""
         spec = self.contestant.spec
         if not self.scored:
             return spec
-        judged = any(one.spec.fusion.evidence_bytes(conversation=self.chat) for one in contestants)
+        judged = any(one.spec.fusion.evidence_bytes(conversation=self._chat) for one in contestants)
         return replace(spec, fusion=hearing(spec.fusion, judged=judged))
 
-    def keep(self, place: int, result: Result) -> None:
+    def replay(self, ensemble: Ensemble) -> Replay:
+        """Return what finds the likelihood of one text from the votes of an ensemble."""
+        fusion = self.contestant.spec.fusion
+        if self.contestant.alone:
+            # Nobody is weighed against one model.
+            fusion = hearing(fusion, judged=False)
+        n_members, pivot = len(ensemble.members), ensemble.spec.pivot_index
+        return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
+
+    def result(self, scores: Sequence[Score], replays: Sequence[Replay]) -> Result:
+        """Return what the contestant thinks of choices, or of the parts of one whole text."""
+        likelihoods = tuple(replay.log_likelihood for replay in replays)
+        sizes = tuple(score.n_bytes for score in scores)
+        if self.task.kind == "bpb":
+            likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
+        return Result(
+            steps=sum(score.n_symbols for score in scores),
+            filtered=tuple(map(sum, zip(*(replay.filtered for replay in replays), strict=True))),
+            seconds=0.0,
+            log_likelihoods=likelihoods,
+            n_bytes=sizes,
+            unseen=sum(replay.unseen for replay in replays),
+        )
+
+    def keep(self, row: int, result: Result) -> None:
         """Keep the result of a row."""
         about = {
             "task": self.task.name,
-            "row": self.task.rows[place].name,
+            "row": self.task.rows[row].name,
             "contestant": self.contestant.name,
         }
-        self._results.add(self._keys[place], result, about)
-
-    def sampling(self) -> Sampling:
-        """Return how answers are drawn."""
-        task, setting = self.task, self._setting
-        return sampling_of(task, metric_of(task), chat=setting.chat, max_tokens=setting.max_tokens)
+        self._results.add(self._keys[row], result, about)
 
 
 def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:
@@ -282,20 +254,6 @@ def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:
     prompts, texts = [prompt for prompt, _ in asked], [text for _, text in asked]
     alike = all(prompt == prompts[0] for prompt in prompts)
     return prompts[0] if prompts and alike else prompts, texts
-
-
-def _result(scores: Sequence[Score], jurors: Sequence[Juror], *, whole: bool) -> Result:
-    """Return what a contestant thinks of choices, or of the parts of one `whole` text."""
-    likelihoods = tuple(juror.log_likelihood for juror in jurors)
-    sizes = tuple(score.n_bytes for score in scores)
-    return Result(
-        steps=sum(score.n_symbols for score in scores),
-        filtered=tuple(map(sum, zip(*(juror.filtered for juror in jurors), strict=True))),
-        seconds=0.0,
-        log_likelihoods=(sum(likelihoods),) if whole else likelihoods,
-        n_bytes=(sum(sizes),) if whole else sizes,
-        unseen=sum(juror.unseen for juror in jurors),
-    )
 
 
 def identity(spec: EnsembleSpec) -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from eva_local.evaluate.advice import advice, comparison, warning
-from eva_local.evaluate.contest import Contestant, Setting
+from eva_local.evaluate.contest import Contestant
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary, overall
 
@@ -20,7 +21,7 @@ class Evaluation:
 
     ensemble: str
     pivot: str
-    setting: Setting
+    conditions: Conditions
     tasks: tuple[TaskSummary, ...]
     tuned: str = ""
 
@@ -38,7 +39,7 @@ class Evaluation:
         return {
             "ensemble": self.ensemble,
             "pivot": self.pivot,
-            "setting": asdict(self.setting),
+            "setting": asdict(self.conditions),
             "contestants": [_contestant(one.contestant) for one in self.tasks[0].standings],
             "tasks": [_task(summary) for summary in self.tasks],
             "overall": {name: _estimate(self.overall(name)) for name in self.ensembles},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
+from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.rows import Metric, Row, Task
 from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.llama.prompt import Prompt
@@ -19,13 +21,30 @@ _MAX_TOKENS: dict[Metric, int] = {"number": 200, "exact": 16, "chrF": 80}
 _TRANSLATION_TOKENS = 100
 
 
-def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How rows are put to every contestant.
+
+    Of a long text the first `text_bytes` are taken; of each of its parts the first
+    `prompt_bytes` are read, and not scored.
+    """
+
+    chat: bool = False
+    max_tokens: int | None = None
+    text_bytes: int | None = None
+    prompt_bytes: int = 0
+
+
+PLAIN = Conditions()
+
+
+def prompt_of(row: Row, task: Task, conditions: Conditions = PLAIN) -> Prompt:
     """Return the prompt of a row, after the examples of its task.
 
-    With `chat` it is a conversation for the members' own templates, else plain text that ends
-    where the answer begins, without a space.
+    In a chat it is a conversation for the members' own templates, else plain text that ends where
+    the answer begins, without a space.
     """
-    if not chat:
+    if not conditions.chat:
         shown = [f"{shot.prompt.rstrip()} {solution(shot)}\n\n" for shot in task.shots]
         return "".join(shown) + row.prompt.rstrip(" ")
     turns = []
@@ -35,19 +54,13 @@ def prompt_of(row: Row, task: Task, *, chat: bool = False) -> Prompt:
 
 
 def scored_of(
-    row: Row,
-    task: Task,
-    missing: frozenset[int],
-    *,
-    chat: bool = False,
-    text_bytes: int | None = None,
-    prompt_bytes: int = 0,
+    row: Row, task: Task, missing: frozenset[int], conditions: Conditions = PLAIN
 ) -> list[tuple[Prompt, str]]:
     """Return what is scored of a row, each with the prompt before it.
 
-    That is its choices, its right answer, or the parts of the first `text_bytes` of its text, of
-    each of which the first `prompt_bytes` are the prompt; a part without a rest is left out.
-    Characters that have a byte of `missing`, which some member cannot spell, are left out too.
+    That is its choices, its right answer, or the parts of its text; a part that is all prompt is
+    left out. Characters that have a byte of `missing`, which some member cannot spell, are left
+    out too.
     """
 
     def spelled(text: str) -> bytes:
@@ -55,12 +68,13 @@ def scored_of(
 
     if task.kind == "bpb":
         data = spelled(row.text)
-        data = data if text_bytes is None else cut(data, text_bytes)[0]
-        parts = [cut(piece, prompt_bytes) for piece in pieces(data)]
+        if conditions.text_bytes is not None:
+            data = cut(data, conditions.text_bytes)[0]
+        parts = [cut(piece, conditions.prompt_bytes) for piece in pieces(data)]
         return [(start.decode(), rest.decode()) for start, rest in parts if rest]
-    prompt = prompt_of(row, task, chat=chat)
+    prompt = prompt_of(row, task, conditions)
     said = row.choices if task.kind == "choice" else (solution(row),)
-    return [(prompt, spelled(text if chat else f" {text}").decode()) for text in said]
+    return [(prompt, spelled(text if conditions.chat else f" {text}").decode()) for text in said]
 
 
 def solution(row: Row) -> str:
@@ -79,24 +93,20 @@ def solution(row: Row) -> str:
     return _line(" ".join(lines))
 
 
-def sampling_of(
-    task: Task, metric: Metric, *, chat: bool = False, max_tokens: int | None = None
-) -> Sampling:
+def sampling_of(task: Task, conditions: Conditions = PLAIN) -> Sampling:
     """Return how answers of a task are drawn: greedy, with an end and a length that fit it.
 
     After examples an answer is one line, as theirs are. Without them it ends at a blank line,
     or where the model goes on to the next question by itself. In a chat only END counts.
     """
-    if max_tokens is None:
-        translates = task.kind == "translate"
-        max_tokens = _TRANSLATION_TOKENS if translates else _MAX_TOKENS[metric]
+    usual = _TRANSLATION_TOKENS if task.kind == "translate" else _MAX_TOKENS[metric_of(task)]
     stop: tuple[str, ...] = ()
-    if not chat and task.shots:
+    if not conditions.chat and task.shots:
         stop = ("\n",)
-    elif not chat:
+    elif not conditions.chat:
         label = _LABEL.match(task.rows[0].prompt)
         stop = ("\n\n", *([f"\n{label[0]}"] if label else []))
-    return Sampling(max_tokens=max_tokens, stop=stop)
+    return Sampling(max_tokens=conditions.max_tokens or usual, stop=stop)
 
 
 def _line(text: str) -> str:

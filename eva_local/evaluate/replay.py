@@ -1,4 +1,4 @@
-"""Votes that were heard once, judged under many settings without asking the models again."""
+"""Votes on a given text, heard once and fused under many settings without asking again."""
 
 from __future__ import annotations
 
@@ -8,54 +8,51 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eva_local.config.specs import FusionSettings
-from eva_local.fusion.fuser import Decision, Fuser
+from eva_local.fusion.fuser import Decision, Fuser, Observer
 from eva_local.fusion.votes import Vote, combine
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Every member's vote before `symbol`, which stands for `n_bytes` bytes."""
+    """Every member's vote before `symbol`, which stands for `n_bytes` bytes.
+
+    `evidence: (members,)` is how well each member predicted the prompt, in nats per byte.
+    """
 
     votes: tuple[Vote, ...]
     symbol: int
     n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """All votes of one given text, and each member's evidence of its prompt.
-
-    `conversation` says that the prompt was one.
-    """
-
-    heard: tuple[Heard, ...]
     evidence: tuple[float, ...]
-    conversation: bool = False
-
-    @property
-    def n_bytes(self) -> int:
-        """Return the length of the text."""
-        return sum(heard.n_bytes for heard in self.heard)
 
 
-class Juror:
-    """Says how likely a given text is under some settings, from the members' votes on it."""
+def recorder(heard: list[Heard]) -> Observer:
+    """Return an observer that keeps the votes on a text in a list."""
+
+    def observe(decision: Decision, symbol: int, n_bytes: int) -> None:
+        votes = tuple(vote for vote in decision.votes if vote is not None)
+        heard.append(Heard(votes, symbol, n_bytes, decision.evidence))
+
+    return observe
+
+
+class Replay:
+    """How likely a given text is under some settings, from the members' votes on it."""
 
     def __init__(
         self,
         fusion: FusionSettings,
         n_members: int,
-        lead: int,
+        pivot: int,
         n_symbols: int,
         *,
         conversation: bool = False,
     ) -> None:
-        """Begin a text, in a space of `n_symbols` whose lead is the member `lead`."""
+        """Begin a text, in a space of `n_symbols`; `conversation` says that its prompt is one."""
         self.fusion = fusion
-        self._lead = lead
+        self._pivot = pivot
         self._n_symbols = n_symbols
-        self._conversation = conversation
-        self._judge = Fuser(fusion, n_members)
+        self._judged = fusion.evidence_bytes(conversation=conversation) > 0
+        self._fuser = Fuser(fusion, n_members)
         self._first = True
         #: In nats.
         self.log_likelihood = 0.0
@@ -63,62 +60,53 @@ class Juror:
         self.filtered = (0,) * n_members
         self.unseen = 0
 
-    def begin(self, evidence: Sequence[float]) -> None:
-        """Take in each member's evidence of the prompt, if the settings ask for it."""
-        if self.fusion.evidence_bytes(conversation=self._conversation):
-            self._judge.begin(evidence)
-
     def hear(
         self,
         heard: Heard,
         fuse: Callable[[Decision, FusionSettings], Vote] = lambda decision, _: decision.fused,
     ) -> None:
         """Take the next symbol; `fuse` makes one vote of a decision's, as the settings say."""
-        decision = self._judge.decide(self._asked(heard.votes, first=self._first))
+        if self._first and self._judged:
+            self._fuser.begin(heard.evidence)
+        decision = self._fuser.decide(self._asked(heard.votes))
         self._first = False
         fused = fuse(decision, self.fusion)
         self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
         self.unseen += not fused.probability(heard.symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
         self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
-        self._judge.learn(decision, heard.symbol, heard.n_bytes)
+        self._fuser.learn(decision, heard.symbol, heard.n_bytes)
 
-    def _asked(self, votes: Sequence[Vote], *, first: bool) -> Sequence[Vote | None]:
-        """Leave out, as the engine does, who a sure lead would not have asked."""
-        lead = self._lead
-        if self.fusion.gate == 1 or first or not len(votes[lead]):
+    def _asked(self, votes: Sequence[Vote]) -> Sequence[Vote | None]:
+        """Leave out, as the engine does, who a sure pivot would not have asked."""
+        own = votes[self._pivot]
+        if self.fusion.gate == 1 or self._first or not len(own):
             return votes
-        if votes[lead].top(1)[0][1] < self.fusion.gate:
+        if own.top(1)[0][1] < self.fusion.gate:
             return votes
-        return [vote if member == lead else None for member, vote in enumerate(votes)]
+        return [vote if member == self._pivot else None for member, vote in enumerate(votes)]
 
 
-class Jury:
-    """An observer that lets jurors hear the votes of a text.
+class Replays:
+    """An observer that lets several settings hear the votes on a text.
 
-    They decide by what they look at in the votes. Whole votes are fused once for all who come to
+    They decide by what they look at in the votes. Whole votes are fused once for all that come to
     the same weights, since that takes the time: a vote may have hundreds of thousands of symbols.
     """
 
-    def __init__(self, fusion: FusionSettings, jurors: Sequence[Juror]) -> None:
-        """Begin a text, which is fused by `fusion`."""
+    def __init__(self, fusion: FusionSettings, each: Sequence[Replay]) -> None:
+        """Begin a text, which is fused by `fusion` as it is heard."""
         self._fusion = fusion
-        self.jurors = jurors
-        self._begun = False
-        looks = [juror.fusion.filter_n for juror in jurors if juror.fusion.filter == "top-n"]
+        self.each = each
+        looks = [one.fusion.filter_n for one in each if one.fusion.filter == "top-n"]
         # A gate asks for the first choice.
         self._n_top = max(looks, default=1)
 
     def __call__(self, decision: Decision, symbol: int, n_bytes: int) -> None:
-        """Tell the jurors the votes, and which symbol came."""
-        if not self._begun:
-            self._begun = True
-            for juror in self.jurors:
-                juror.begin(decision.evidence)
+        """Pass on the votes, and which symbol came."""
         votes = tuple(vote for vote in decision.votes if vote is not None)
-        mine = self._fusion
         known: dict[tuple[tuple[float, ...], str, float], Vote] = {
-            (decision.weights, mine.combine, mine.sharpness): decision.fused
+            (decision.weights, self._fusion.combine, self._fusion.sharpness): decision.fused
         }
 
         def fuse(theirs: Decision, rule: FusionSettings) -> Vote:
@@ -128,13 +116,13 @@ class Jury:
             return known[key]
 
         seen = tuple(_seen(vote, symbol, self._n_top) for vote in votes)
-        heard = Heard(seen, symbol, n_bytes)
-        for juror in self.jurors:
-            juror.hear(heard, fuse)
+        heard = Heard(seen, symbol, n_bytes, decision.evidence)
+        for one in self.each:
+            one.hear(heard, fuse)
 
 
 def _seen(vote: Vote, symbol: int, count: int) -> Vote:
-    """Return what a Judge looks at: first choices, the true symbol, the smallest probability."""
+    """Return what a Fuser looks at: first choices, the true symbol, the smallest probability."""
     if not len(vote):
         return vote
     least = int(vote.symbols[vote.probabilities.argmin()])
@@ -145,29 +133,8 @@ def _seen(vote: Vote, symbol: int, count: int) -> Vote:
     return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
 
 
-class Recorder:
-    """An observer that keeps what it hears."""
-
-    def __init__(self, n_members: int, *, conversation: bool = False) -> None:
-        """Begin a text."""
-        self._evidence = (0.0,) * n_members
-        self._conversation = conversation
-        self._heard: list[Heard] = []
-
-    def __call__(self, decision: Decision, symbol: int, n_bytes: int) -> None:
-        """Keep the votes, and which symbol came."""
-        votes = tuple(vote for vote in decision.votes if vote is not None)
-        if not self._heard:
-            self._evidence = decision.evidence
-        self._heard.append(Heard(votes, symbol, n_bytes))
-
-    def transcript(self) -> Transcript:
-        """Return what was heard."""
-        return Transcript(tuple(self._heard), self._evidence, self._conversation)
-
-
 def recording(fusion: FusionSettings) -> FusionSettings:
-    """Return settings under which a Recorder hears all that other settings may need."""
+    """Return settings under which is heard all that other settings may need."""
     candidates = fusion.candidates or FusionSettings().candidates
     return replace(hearing(fusion, judged=True), candidates=candidates)
 
@@ -185,13 +152,3 @@ def hearing(fusion: FusionSettings, *, judged: bool) -> FusionSettings:
         filter="off",
         prompt_evidence=fusion.prompt_evidence,
     )
-
-
-def replay(transcript: Transcript, fusion: FusionSettings, lead: int, n_symbols: int) -> float:
-    """Return the log-likelihood, in nats, that the text would have had under `fusion`."""
-    n_members, conversation = len(transcript.evidence), transcript.conversation
-    juror = Juror(fusion, n_members, lead, n_symbols, conversation=conversation)
-    juror.begin(transcript.evidence)
-    for heard in transcript.heard:
-        juror.hear(heard)
-    return juror.log_likelihood

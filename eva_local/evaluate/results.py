@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,9 +13,9 @@ from typing import Self
 from msgspec import Struct
 
 from eva_local.errors import InputError
+from eva_local.jsonl import JsonlFile
 from eva_local.reading import Number, Whole
 from eva_local.trace.checked import checked_lines
-from eva_local.trace.file import json_line
 
 # Results that were made in another way have another key: by other software, or by other rules
 # within a version, which the number tells.
@@ -49,30 +47,20 @@ class _Key(Struct):
 class Results:
     """A file of results, each under the key of what it depends on; a context manager.
 
-    Every result is written at once. A line that an interruption cut off is written over.
+    Every result is written at once, by as many processes as there are.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
         """Open the file, or begin it; `fresh` does all again, and leaves the old lines there."""
-        self.path = path
-        self._known: dict[str, Result] = {}
+        refusal = f"the results {path} cannot be kept"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
-            lines, whole = checked_lines(path, data)
-            if not fresh:
-                # Of several results of one key the last counts.
-                self._known = {line.read(_Key).key: line.read(Result) for line in lines}
-            with contextlib.ExitStack() as stack:
-                self._out = stack.enter_context(path.open("ab", buffering=0))
-                # An interrupted line is no result; a last line may lack its end.
-                if whole < len(data):
-                    os.truncate(path, whole)
-                if data[:whole] and not data[:whole].endswith(b"\n"):
-                    self._out.write(b"\n")
-                stack.pop_all()
+            lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
         except OSError as error:
-            raise self._refused(error) from error
+            raise InputError(f"{refusal}: {error.strerror or error}") from error
+        # Of several results of one key the last counts.
+        self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
+        self._file = JsonlFile(path, refusal)
 
     def __enter__(self) -> Self:
         """Return the open file."""
@@ -80,7 +68,7 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
-        self._out.close()
+        self._file.close()
 
     def get(self, key: str) -> Result | None:
         """Return the result of a key, if it is known."""
@@ -89,15 +77,7 @@ class Results:
     def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
         """Keep a result; `about` says in words what it is of."""
         self._known[key] = result
-        left = memoryview(json_line({"key": key, **about, **asdict(result)}))
-        try:
-            while left:
-                left = left[self._out.write(left) :]
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"the results {self.path} cannot be kept: {error.strerror or error}")
+        self._file.append({"key": key, **about, **asdict(result)})
 
 
 def key_of(*parts: object) -> str:

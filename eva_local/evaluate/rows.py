@@ -122,8 +122,8 @@ def _read(path: Path) -> bytes:
 
 def _lines(path: Path) -> list[Checked]:
     data = _read(path).strip()
-    lines, whole = checked_lines(path, data)
-    if whole < len(data):
+    lines, torn = checked_lines(path, data)
+    if torn:
         raise InputError(f"{path}, line {len(lines) + 1} is no JSON")
     if not lines:
         raise InputError(f"{path}: holds no row")

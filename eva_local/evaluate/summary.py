@@ -107,6 +107,11 @@ class TaskSummary:
         return self.ensembles[0].name if len(self.ensembles) > 1 else ""
 
     @property
+    def right_or_wrong(self) -> bool:
+        """Return whether an answer is one or the other, and nothing between."""
+        return self.metric in _ANSWERS
+
+    @property
     def unit(self) -> str:
         """Return what scores are in."""
         return UNITS[self.metric]

@@ -12,19 +12,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Contestant, Setting
-from eva_local.evaluate.forms import scored_of
+from eva_local.evaluate.contest import Contest, Contestant
+from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.lanes import score_each
-from eva_local.evaluate.metrics import lower_is_better, metric_of
-from eva_local.evaluate.replay import Recorder, Transcript, recording, replay
+from eva_local.evaluate.metrics import metric_of
+from eva_local.evaluate.replay import Heard, Replay, recorder, recording
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
+from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt
 from eva_local.opening import ensemble_of
 
@@ -38,6 +40,7 @@ _GATE_MAY_COST = 0.001
 _LEAST_LOSS = 1e-6
 _ROUNDS = 3
 _USUAL_TRIALS = 100
+_WEIGHTS = ("equal", "prompt-perplexity", "running")
 _FILTERS = (1, 2, 3, 5, 10)
 _TEMPERATURES = (0.03, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
 _SHARPNESSES = (1.0, 1.05, 1.1)
@@ -93,20 +96,18 @@ def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
     search = _Search(spec.fusion, listen(contest, tasks, spec), contest.report)
     name = f"{spec.name}-tuned"
     entrants = [
-        Contestant(f"{name}-{place}", replace(spec, fusion=fusion))
-        for place, fusion in enumerate(dict.fromkeys([spec.fusion, *search.finalists()]))
+        Contestant(f"{name}-{number}", replace(spec, fusion=fusion))
+        for number, fusion in enumerate(dict.fromkeys([spec.fusion, *search.finalists()]))
     ]
     entries = contest.run(tasks, entrants)
-    gains = {entrant.name: 0.0 for entrant in entrants}
-    for task in tasks:
-        found = summarize([entry for entry in entries if entry.task is task])
-        scores = {one.name: one.score.value for one in found.standings}
-        base = scores[entrants[0].name]
-        for entrant, score in scores.items():
-            gain = 100 * (base - score) / base if lower_is_better(found.metric) else score - base
-            gains[entrant] += gain / len(tasks)
+    found = [summarize([entry for entry in entries if entry.task is task]) for task in tasks]
+
+    def gain(entrant: Contestant) -> float:
+        changes = (summary.standing(entrant.name).change for summary in found)
+        return sum(change.value for change in changes if change)
+
     # Of equal ones the first: the ensemble's own settings, then the likeliest.
-    best = max(entrants, key=lambda entrant: gains[entrant.name])
+    best = max(entrants, key=gain)
     rows = sum(len(task.rows) for task in tasks)
     return Tuned(replace(best.spec, name=name), rows, tuple(task.name for task in tasks))
 
@@ -115,71 +116,83 @@ def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
 class Example:
     """The votes on each choice of a row, of which `label` is right; or on its one right text."""
 
-    transcripts: tuple[Transcript, ...]
+    texts: tuple[Sequence[Heard], ...]
     label: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the bytes of each text."""
+        return [sum(heard.n_bytes for heard in text) for text in self.texts]
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What was heard of one task, in a space of `n_symbols` whose lead is the member `lead`."""
+    """What was heard of one task, in a space of `n_symbols`.
+
+    `conversation` says that its prompts were conversations.
+    """
 
     examples: tuple[Example, ...]
-    lead: int
+    pivot: int
     n_symbols: int
+    conversation: bool
 
     def loss(self, fusion: FusionSettings) -> float:
         """Return how unlikely the right answers are: nats per byte, or per right choice."""
-        values = [
-            [replay(one, fusion, self.lead, self.n_symbols) for one in example.transcripts]
-            for example in self.examples
-        ]
-        if len(values[0]) == 1:
-            n_bytes = sum(example.transcripts[0].n_bytes for example in self.examples)
-            return -sum(nats for (nats,) in values) / n_bytes
-        losses = map(_choice_loss, values, self.examples)
+        nats = [[self._nats(text, fusion) for text in one.texts] for one in self.examples]
+        if len(nats[0]) == 1:
+            return -sum(value for (value,) in nats) / sum(one.sizes[0] for one in self.examples)
+        losses = map(_choice_loss, nats, self.examples)
         # Losses are compared by their ratios.
         return max(sum(losses) / len(self.examples), _LEAST_LOSS)
 
+    def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
+        """Return the log-likelihood that a text would have had under `fusion`."""
+        n_members = len(text[0].votes)
+        replay = Replay(
+            fusion, n_members, self.pivot, self.n_symbols, conversation=self.conversation
+        )
+        for heard in text:
+            replay.hear(heard)
+        return replay.log_likelihood
 
-def _choice_loss(values: Sequence[float], example: Example) -> float:
+
+def _choice_loss(nats: Sequence[float], example: Example) -> float:
     """Return minus the log of the right choice's share, when choices compare per byte."""
-    sizes = np.array([one.n_bytes for one in example.transcripts])
-    logs = np.array(values) / sizes * sizes.mean()
+    sizes = np.array(example.sizes)
+    logs = np.array(nats) / sizes * sizes.mean()
     return float(np.logaddexp.reduce(logs) - logs[example.label])
 
 
 def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[Lesson]:
     """Force right answers through all members, as many as tuning needs, and keep the votes."""
-    fusion = recording(spec.fusion)
+    spec = replace(spec, fusion=recording(spec.fusion))
     models = [contest.models[member.name] for member in spec.members]
     lessons = []
-    with ensemble_of(replace(spec, fusion=fusion), models, parallel=contest.parallel) as ensemble:
+    with ensemble_of(spec, models, parallel=contest.parallel) as ensemble:
         for number, task in enumerate(tasks):
-            rows = list(_few(task, contest.setting, ensemble.missing_bytes))
+            rows = list(_few(task, contest.conditions, ensemble.missing_bytes))
             if not rows:
                 raise InputError(f"{task.name}: --tune finds no text in it that can be scored")
-            heard: list[list[Recorder]] = [[] for _ in rows]
-            chat = contest.setting.chat and task.kind != "bpb"
+            heard: list[list[list[Heard]]] = [[] for _ in rows]
 
-            def judge(
-                place: int, heard: list[list[Recorder]] = heard, chat: bool = chat
-            ) -> Recorder:
-                heard[place].append(Recorder(len(models), conversation=chat))
-                return heard[place][-1]
+            def observer(row: int, heard: list[list[list[Heard]]] = heard) -> Observer:
+                heard[row].append([])
+                return recorder(heard[row][-1])
 
-            for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], judge)):
+            for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], observer)):
                 share = (number + done / len(rows)) / len(tasks)
                 contest.report(f"tuning: listening to {task.name}", share)
             examples = tuple(
-                Example(tuple(one.transcript() for one in each), label)
-                for each, (_, label) in zip(heard, rows, strict=True)
+                Example(tuple(texts), label) for texts, (_, label) in zip(heard, rows, strict=True)
             )
-            lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols))
+            chat = contest.conditions.chat and task.kind != "bpb"
+            lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols, chat))
     return lessons
 
 
 def _few(
-    task: Task, setting: Setting, missing: frozenset[int]
+    task: Task, conditions: Conditions, missing: frozenset[int]
 ) -> Iterator[tuple[list[tuple[Prompt, str]], int]]:
     """Yield the texts to listen to after their prompts, and the right one's place.
 
@@ -188,14 +201,8 @@ def _few(
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
-        asked = scored_of(
-            row,
-            task,
-            missing,
-            chat=setting.chat,
-            text_bytes=setting.prompt_bytes + size,
-            prompt_bytes=setting.prompt_bytes,
-        )
+        cut = replace(conditions, text_bytes=conditions.prompt_bytes + size)
+        asked = scored_of(row, task, missing, cut)
         # One part of a long text is enough.
         asked = asked[:1] if task.kind == "bpb" else asked
         if left <= 0 or not asked or not all(text for _, text in asked):
@@ -211,7 +218,14 @@ class _Search:
         self._start = replace(start, gate=1.0)
         self._lessons = lessons
         self._report = report
-        self._n_members = len(lessons[0].examples[0].transcripts[0].evidence)
+        n_members = len(lessons[0].examples[0].texts[0][0].votes)
+        parts = _PARTS.get(n_members, n_members + 1)
+        #: All fixed weights that are tried.
+        self._fixed = [
+            tuple(round(one / parts, 2) for one in shares)
+            for shares in product(range(1, parts), repeat=n_members)
+            if sum(shares) == parts
+        ]
         self._losses: dict[FusionSettings, float] = {}
         self._first = [lesson.loss(self._start) for lesson in lessons]
 
@@ -236,16 +250,25 @@ class _Search:
 
     def _descend(self, best: FusionSettings) -> None:
         """Change one setting at a time for the better, until nothing gets better."""
-        axes = (
-            *(self._combines, self._sharpnesses, self._filters),
-            *(self._weights, self._temperatures, self._decays),
-        )
         for _ in range(_ROUNDS):
             before = best
-            for axis in axes:
-                best = min((best, *axis(best)), key=self.loss)
+            for axis in range(len(self._changes(best))):
+                others = [replace(best, **change) for change in self._changes(best)[axis]]
+                best = min((best, *others), key=self.loss)
             if best == before:
                 return
+
+    def _changes(self, now: FusionSettings) -> list[list[dict[str, Any]]]:
+        """Return what can be tried in place of what is now, one list for each setting."""
+        follows = now.weights in ("running", "prompt-perplexity")
+        return [
+            [{"combine": one} for one in ("mean", "geometric")],
+            [{"sharpness": one} for one in _SHARPNESSES if now.combine == "geometric"],
+            [{"filter": "off"}, *({"filter": "top-n", "filter_n": n} for n in _FILTERS)],
+            [{"weights": one} for one in (*_WEIGHTS, *self._fixed)],
+            [{"weight_temperature": one} for one in _TEMPERATURES if follows],
+            [{"weight_decay": one} for one in _DECAYS if now.weights == "running"],
+        ]
 
     def _gated(self, fusion: FusionSettings) -> FusionSettings:
         """Return the settings with the gate that saves most time at nearly no cost.
@@ -257,37 +280,3 @@ class _Search:
         bound = self.loss(fusion) + math.log(1 + _GATE_MAY_COST)
         gated = (replace(fusion, gate=gate) for gate in _GATES)
         return next((one for one in gated if self.loss(one) <= bound), fusion)
-
-    def _combines(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        yield replace(fusion, combine="mean")
-        yield replace(fusion, combine="geometric")
-
-    def _sharpnesses(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        if fusion.combine == "geometric":
-            for sharpness in _SHARPNESSES:
-                yield replace(fusion, sharpness=sharpness)
-
-    def _filters(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        yield replace(fusion, filter="off")
-        for count in _FILTERS:
-            yield replace(fusion, filter="top-n", filter_n=count)
-
-    def _weights(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        yield replace(fusion, weights="equal")
-        yield replace(fusion, weights="prompt-perplexity")
-        yield replace(fusion, weights="running")
-        count = self._n_members
-        parts = _PARTS.get(count, count + 1)
-        for shares in product(range(1, parts), repeat=count):
-            if sum(shares) == parts:
-                yield replace(fusion, weights=tuple(round(one / parts, 2) for one in shares))
-
-    def _temperatures(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        if fusion.weights in ("running", "prompt-perplexity"):
-            for temperature in _TEMPERATURES:
-                yield replace(fusion, weight_temperature=temperature)
-
-    def _decays(self, fusion: FusionSettings) -> Iterator[FusionSettings]:
-        if fusion.weights == "running":
-            for decay in _DECAYS:
-                yield replace(fusion, weight_decay=decay)

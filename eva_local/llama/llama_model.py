@@ -125,10 +125,15 @@ class LlamaModel:
 
     def _start(self, settings: LoadSettings) -> None:
         """Make room for the texts: a context, its memory and a batch."""
-        llama, file = self._llama, self._file
-        file.refuse_unless_causal()
+        llama, handle = self._llama, self._file.handle
+        self._file.refuse_unless_causal()
+        # Tokens that a layer with a window looks back on, itself among them; 0: no such layers.
+        window = max(llama.llama_model_n_swa(handle), 0)
+        recurrent = bool(
+            llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle)
+        )
         parameters = llama.llama_context_default_params()
-        self.n_ctx = settings.context(file.n_ctx_train)
+        self.n_ctx = settings.context(llama.llama_model_n_ctx_train(handle))
         parameters.n_ctx = self.n_ctx * self.n_sequences
         if self.n_branches > 1:
             # Rows that are tried beside each other need a little more than one text.
@@ -136,7 +141,7 @@ class LlamaModel:
             parameters.kv_unified = True
         parameters.n_batch = self.n_batch
         parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
-        guard, n_seq = self._numbered(settings)
+        guard, n_seq = self._numbered(guarded=window > 0 and settings.swa_full)
         if guard is not None:
             # What llama.cpp decodes first in a batch of several parts, nothing guards.
             self.n_batch = parameters.n_batch = parameters.n_ubatch
@@ -149,7 +154,7 @@ class LlamaModel:
         parameters.swa_full = settings.swa_full
         parameters.no_perf = True
         with calling() as call:
-            self._context = llama.llama_init_from_model(file.handle, parameters) or None
+            self._context = llama.llama_init_from_model(handle, parameters) or None
         if self._context is None:
             raise ModelError(
                 f"{self.path}: no context of {self.n_ctx} tokens: {reason(call.lines)}; "
@@ -159,19 +164,14 @@ class LlamaModel:
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
-        self._memory = Memory(
-            self._context,
-            self.path,
-            window=file.window,
-            is_recurrent=file.is_recurrent,
-            guard=guard,
-        )
-        self.can_roll_back = not (file.is_recurrent or (file.window and not settings.swa_full))
+        memory = llama.llama_get_memory(self._context)
+        self._memory = Memory(memory, self.path, window, is_recurrent=recurrent, guard=guard)
+        self.can_roll_back = not (recurrent or (window and not settings.swa_full))
 
-    def _numbered(self, settings: LoadSettings) -> tuple[int | None, int]:
+    def _numbered(self, *, guarded: bool) -> tuple[int | None, int]:
         """Return the sequence that guards a window, if one must, and how many there are in all."""
         count = self.n_sequences * self.n_branches
-        guard = count if self._file.window and self.n_branches > 1 and settings.swa_full else None
+        guard = count if guarded and self.n_branches > 1 else None
         count += guard is not None
         if count > MOST_SEQUENCES:
             raise ModelError(

@@ -19,15 +19,14 @@ class Memory:
     """
 
     def __init__(
-        self, context: Any, path: Path, *, window: int, is_recurrent: bool, guard: int | None
+        self, memory: Any, path: Path, window: int, *, is_recurrent: bool, guard: int | None
     ) -> None:
-        """Use the memory of llama.cpp's `context`.
+        """Use llama.cpp's pointer `memory`, of a model whose layers look back over `window`.
 
-        `window` is how far its layers look back, if not over all. Sequence `guard`, if there is
-        one, guards a window that texts share.
+        Without a window that is 0. Sequence `guard`, if any, guards one that texts share.
         """
         self._llama = library()
-        self._memory = self._llama.llama_get_memory(context)
+        self._memory = memory
         self._path = path
         self._window = window
         self._is_recurrent = is_recurrent

@@ -69,24 +69,6 @@ class ModelFile:
             self._llama.llama_model_free(self.handle)
         self.handle = None
 
-    @property
-    def n_ctx_train(self) -> int:
-        """The tokens of context that it was trained with."""
-        return int(self._llama.llama_model_n_ctx_train(self.handle))
-
-    @property
-    def window(self) -> int:
-        """How many tokens a layer with a window looks back on, itself too; 0: no such layers."""
-        return max(int(self._llama.llama_model_n_swa(self.handle)), 0)
-
-    @property
-    def is_recurrent(self) -> bool:
-        """Whether some layers keep a state of the whole text instead of its tokens."""
-        return bool(
-            self._llama.llama_model_is_recurrent(self.handle)
-            or self._llama.llama_model_is_hybrid(self.handle)
-        )
-
     def metadata(self, key: str) -> str | None:
         """Return a value of the file, as text."""
         read, handle = self._llama.llama_model_meta_val_str, self.handle

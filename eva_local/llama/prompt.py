@@ -78,21 +78,21 @@ class PromptWriter:
     def _render(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         """Return the conversation as (text, written by the template) segments."""
         template = self._template
-        stand_ins = [_StandIn(message.content) for message in messages]
+        contents = {f"STANDIN{secrets.token_hex(16)}": message.content for message in messages}
         turns = [
-            {"role": message.role, "content": stand_in.text}
-            for message, stand_in in zip(messages, stand_ins, strict=True)
+            {"role": message.role, "content": f"{_SPACE}{word}{_SPACE}"}
+            for message, word in zip(messages, contents, strict=True)
         ]
         try:
             text = template(turns)
-            refused = messages[0].role == "system" and stand_ins[0].key not in text
+            refused = messages[0].role == "system" and next(iter(contents)) not in text
         except PromptError:
             if messages[0].role != "system":
                 raise
             refused = True
         if refused:
             return self._render(_folded(messages))
-        return list(_segments(text, stand_ins))
+        return list(_segments(text, contents))
 
     def _encode(self, segments: Sequence[tuple[str, bool]]) -> list[int]:
         """Encode text between control tokens in one go, as llama.cpp does."""
@@ -139,25 +139,14 @@ class PromptWriter:
         return ids
 
 
-class _StandIn:
-    """A word that stands for a message while the template is rendered.
+def _segments(text: str, contents: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """Put the contents of messages back where the words stand that stood for them.
 
-    The rare spaces around it show whether the template strips what it is given.
+    The rare spaces around such a word show whether the template strips what it is given.
     """
-
-    def __init__(self, content: str) -> None:
-        self.content = content
-        self.key = f"STANDIN{secrets.token_hex(16)}"
-        self.text = f"{_SPACE}{self.key}{_SPACE}"
-
-
-def _segments(text: str, stand_ins: Sequence[_StandIn]) -> Iterator[tuple[str, bool]]:
-    """Put the messages back in place of their stand-ins."""
-    contents = {stand_in.key: stand_in.content for stand_in in stand_ins}
     at = 0
     for found in re.finditer(f"({_SPACE}?)(STANDIN[0-9a-f]{{32}})({_SPACE}?)", text):
-        content = contents.get(found[2])
-        if content is None:
+        if (content := contents.get(found[2])) is None:
             continue
         yield text[at : found.start()], True
         content = content if found[1] else content.lstrip()

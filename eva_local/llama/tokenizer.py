@@ -123,7 +123,7 @@ def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def _cut(text: bytes) -> int:
-    """Return a place near the middle of `text`: before a space, else before a character."""
+    """Return an offset near the middle of `text`: before a space, else before a character."""
     middle = len(text) // 2
     space = text.rfind(b" ", 1, middle + 1)
     if space > 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +31,6 @@ class Kind(IntEnum):
 _SPEAKABLE = (Kind.NORMAL, Kind.USER, Kind.BYTE)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
     """The tokens of one model.
 
@@ -43,20 +41,8 @@ class Vocabulary:
     model ends a text, where it has one. `fingerprint` is equal for equal vocabularies.
     """
 
-    pieces: tuple[bytes, ...]
-    kinds: NDArray[np.uint8]
-    end_ids: frozenset[int]
-    bos_id: int | None
-    eos_id: int | None
-    add_bos: bool
-    markers: Mapping[str, int]
-    speakable: NDArray[np.bool_]
-    fingerprint: str
-    _ids: Mapping[bytes, int]
-
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         pieces: Sequence[bytes],
         kinds: Sequence[int] | NDArray[np.uint8],
         end_ids: Iterable[int],
@@ -65,25 +51,20 @@ class Vocabulary:
         eos_id: int | None = None,
         add_bos: bool = False,
         markers: Mapping[str, int] | None = None,
-    ) -> Vocabulary:
-        """Make a vocabulary from its tokens, in the order of their ids."""
-        kind_array = np.asarray(kinds, dtype=np.uint8)
-        ends = frozenset(end_ids)
-        filled = np.fromiter((bool(piece) for piece in pieces), dtype=np.bool_, count=len(pieces))
-        speakable = filled & (kind_array <= Kind.BYTE)
-        speakable[list(ends)] = False
-        return cls(
-            pieces=tuple(pieces),
-            kinds=kind_array,
-            end_ids=ends,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            add_bos=add_bos,
-            markers=dict(markers or {}),
-            speakable=speakable,
-            fingerprint=_fingerprint(pieces, kind_array, ends),
-            _ids=_ids_by_piece(pieces, kind_array, speakable),
-        )
+    ) -> None:
+        """Make a vocabulary of tokens, in the order of their ids."""
+        self.pieces = tuple(pieces)
+        self.kinds = np.asarray(kinds, dtype=np.uint8)
+        self.end_ids = frozenset(end_ids)
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.add_bos = add_bos
+        self.markers: Mapping[str, int] = dict(markers or {})
+        filled = np.fromiter(map(bool, self.pieces), dtype=np.bool_, count=len(self.pieces))
+        self.speakable = filled & (self.kinds <= Kind.BYTE)
+        self.speakable[list(self.end_ids)] = False
+        self.fingerprint = _fingerprint(self.pieces, self.kinds, self.end_ids)
+        self._ids = _ids_by_piece(self.pieces, self.kinds, self.speakable)
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -144,7 +125,7 @@ def read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
     )
     kinds = _kinds(llama, attributes)
     bos_id, eos_id = llama.llama_vocab_bos(vocab), llama.llama_vocab_eos(vocab)
-    return Vocabulary.build(
+    return Vocabulary(
         list(_pieces(llama, vocab, count)),
         kinds,
         [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from eva_local.config.paths import part_names, user_path
-from eva_local.config.specs import EnsembleSpec, HubSource, ModelSpec, PathSource, WheelSource
+from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource
 from eva_local.errors import StoreError
 from eva_local.models.download import Download, Progress, hash_file, joined_checksum
 from eva_local.models.header import is_gguf
@@ -69,9 +69,9 @@ def marks(spec: ModelSpec) -> frozenset[object]:
     """Return what two models have in common only if their files are the same."""
     found = _stat(_paths(spec)[0])
     kept = _kept_checksums(spec)
-    place = None if found is None else (found.st_dev, found.st_ino)
+    inode = None if found is None else (found.st_dev, found.st_ino)
     checksum = spec.sha256 or (joined_checksum(kept) if kept else None)
-    return frozenset(mark for mark in (place, checksum) if mark is not None)
+    return frozenset(mark for mark in (inode, checksum) if mark is not None)
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -83,20 +83,6 @@ def locate(spec: ModelSpec) -> Path:
         raise StoreError(local_problem(spec))
     lacks = f" whole: {part} is missing" if (part := _missing_part(spec)) else ""
     raise StoreError(f"model {spec.name} is not here{lacks}; run: eva-local pull {spec.name}")
-
-
-def locate_members(ensemble: EnsembleSpec) -> tuple[Path, ...]:
-    """Return the files of all members, in their order; one StoreError names all that miss."""
-    missing = dict.fromkeys(
-        member.name
-        for member in ensemble.members
-        if find(member) is None and not isinstance(member.source, PathSource)
-    )
-    if len(missing) > 1:
-        raise StoreError(
-            f"models {', '.join(missing)} are not here; run: eva-local pull -e {ensemble.name}"
-        )
-    return tuple(locate(member) for member in ensemble.members)
 
 
 def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
@@ -190,7 +176,7 @@ def _models_folder() -> Path:
 
 
 def _key(spec: ModelSpec) -> str:
-    """Name the content where it is known, else the place that it comes from."""
+    """Name the content where it is known, else where it comes from."""
     if spec.sha256 is not None:
         return spec.sha256[:16]
     return sha256(repr(spec.source).encode()).hexdigest()[:16]

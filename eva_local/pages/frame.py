@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from html import escape
+from functools import partial
 from importlib.resources import files
 
 # The colours of palette.css, one a member.
@@ -34,17 +34,23 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
 
 
-def report(title: str, body: str) -> str:
-    """Return a page without script; `title` is plain text, `body` is as it is."""
-    style = palette() + shipped("eva_local.pages", "report.css")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+def report(template: str, **values: object) -> str:
+    """Return a page without script, made by a Jinja template of this package.
+
+    Text in `values` is escaped; the template says where something is HTML already.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(partial(shipped, "eva_local")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
+    style = palette() + shipped("eva_local.pages", "report.css")
+    page = environment.get_template(template)
+    return page.render(style=style, hash=source_hash(style), **values)
 
 
 def source_hash(source: str) -> str:

@@ -49,12 +49,12 @@ def intervals(
     bottom = _ROW * len(lines) + 12
     parts = [_axis(scale, bottom, unit)]
     if mark:
-        x = scale.place(mark[0])
+        x = scale.x(mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
         parts.append(_text(x, bottom + 30, mark[1], "quiet", "middle"))
     for number, line in enumerate(lines):
         y = 12 + _ROW * number + _ROW / 2
-        low, at, high = (scale.place(value) for value in (line.low, line.value, line.high))
+        low, at, high = (scale.x(value) for value in (line.low, line.value, line.high))
         parts += [
             _text(_LEFT - 14, y + 4, line.label, "", "end"),
             f'<g class="{line.css}">',
@@ -128,7 +128,7 @@ class _Scale:
         step = next(size * times for times in (1, 2, 5, 10) if size * times >= rough)
         return cls(math.floor(low / step) * step, math.ceil(high / step) * step, step)
 
-    def place(self, value: float) -> float:
+    def x(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
@@ -144,7 +144,7 @@ def _box(css: str, y: float, width: float) -> str:
 def _axis(scale: _Scale, bottom: float, unit: str) -> str:
     parts = []
     for tick in scale.ticks():
-        x = scale.place(tick)
+        x = scale.x(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
         parts.append(_text(x, bottom + 15, _number(tick), "tick", "middle"))
     parts.append(_text(_LEFT - 14, bottom + 15, unit, "quiet", "end"))

@@ -48,27 +48,22 @@ def make_app(
 
     It asks for one of `keys`, and lets web pages from `origins` read its answers.
     """
-    middleware = [Middleware(_Counted, service=service)]
-    if origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-            )
-        )
-    middleware.append(Middleware(_Rescued))
-    middleware.append(Middleware(Guard, keys=keys, origins=origins))
-    middleware.append(Middleware(Intake))
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+    )
     app = Starlette(
         routes=ROUTES,
-        middleware=middleware,
-        exception_handlers={
-            RefusedError: _refused,
-            EvaError: _failed,
-            HTTPException: _unknown,
-        },
+        middleware=[
+            Middleware(_Counted, service=service),
+            *([cors] if origins else []),
+            Middleware(_Rescued),
+            Middleware(Guard, keys=keys, origins=origins),
+            Middleware(Intake),
+        ],
+        exception_handlers={RefusedError: _refused, EvaError: _failed, HTTPException: _unknown},
     )
     # A redirection would repeat the Host header.
     app.router.redirect_slashes = False
@@ -124,7 +119,7 @@ class _Rescued:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
-    return error.response()
+    return error.response
 
 
 async def _failed(_request: Request, error: Exception) -> Response:

@@ -24,9 +24,9 @@ from eva_local.openai.call import Call, read_call
 from eva_local.openai.chunk import Choice, Letterhead, trace_of
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.server.body import read_object
-from eva_local.server.events import Events, Part
+from eva_local.server.events import Part, event_stream
 from eva_local.server.lanes import Echo, answers
-from eva_local.server.models import Model
+from eva_local.server.models import ServedModel
 from eva_local.server.service import Service, service_of
 from eva_local.types import Step, Usage
 
@@ -44,7 +44,7 @@ async def completion(request: Request) -> ASGIApp:
 async def _answer(request: Request, endpoint: str) -> ASGIApp:
     service = service_of(request)
     body = await read_object(request)
-    model = service.models.named(body.get("model"))
+    model = service.named(body.get("model"))
     call = read_call(
         body,
         endpoint,
@@ -57,23 +57,24 @@ async def _answer(request: Request, endpoint: str) -> ASGIApp:
     head = _letterhead(endpoint, model, call)
     if not call.stream:
         return JSONResponse(await _whole(service, model, call, head))
-    events = Events(_parts(service, model, call, head))
-    await events.begin()
-    return events
+    return await event_stream(_parts(service, model, call, head))
 
 
-def _letterhead(endpoint: str, model: Model, call: Call) -> Letterhead:
+def _letterhead(endpoint: str, model: ServedModel, call: Call) -> Letterhead:
     kind = "chatcmpl" if endpoint == CHAT else "cmpl"
     name = f"{kind}-{secrets.token_hex(12)}"
     return Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
 
 
-async def _whole(service: Service, model: Model, call: Call, head: Letterhead) -> dict[str, object]:
+async def _whole(
+    service: Service, model: ServedModel, call: Call, head: Letterhead
+) -> dict[str, object]:
     heard = [_Heard() for _ in range(call.n_answers)]
     async with contextlib.aclosing(answers(model, call)) as told:
         async for index, each in told:
             heard[index].take(each)
-            service.measures.hear(model, each)
+            if isinstance(each, Step):
+                service.measures.hear(model, each)
     whole = [each.answer(model, told=call.n_top is not None) for each in heard]
     write = chat_completion if head.endpoint == CHAT else text_completion
     body = write(
@@ -91,7 +92,7 @@ async def _whole(service: Service, model: Model, call: Call, head: Letterhead) -
 
 
 async def _parts(
-    service: Service, model: Model, call: Call, head: Letterhead
+    service: Service, model: ServedModel, call: Call, head: Letterhead
 ) -> AsyncGenerator[Part, None]:
     """Yield what is streamed."""
     told = call.n_top is not None
@@ -99,14 +100,15 @@ async def _parts(
     heard = [_Heard() for _ in choices]
     async with contextlib.aclosing(answers(model, call)) as all_told:
         async for index, each in all_told:
-            service.measures.hear(model, each)
             choice, so_far = choices[index], heard[index]
             if head.endpoint == CHAT and so_far.is_new:
                 yield choice.opening()
             so_far.take(each)
             if isinstance(each, Echo):
                 yield choice.echo(each.text, each.tokens, last=call.scored)
-            elif (part := choice.step(each)) is not None:
+                continue
+            service.measures.hear(model, each)
+            if (part := choice.step(each)) is not None:
                 yield part
     if call.include_usage:
         yield head.last(Counts.of([each.answer(model) for each in heard], call.n))
@@ -131,7 +133,7 @@ class _Heard:
         else:
             self.steps.append(told)
 
-    def answer(self, model: Model, *, told: bool = False) -> Answer:
+    def answer(self, model: ServedModel, *, told: bool = False) -> Answer:
         """Return the whole answer, behind its echo, with its tokens where they are `told`."""
         if self.echo is None:
             return answer_of(self.steps, told=told)
@@ -143,7 +145,7 @@ class _Heard:
         return replace(own, text=echo.text + own.text, tokens=(*echo.tokens, *own.tokens))
 
 
-def _unwritten(model: Model, n_tokens: int) -> Usage:
+def _unwritten(model: ServedModel, n_tokens: int) -> Usage:
     """Return what a prompt costs that nothing is written after."""
     count = len(model.members)
     return Usage(

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from eva_local.errors import EvaError
@@ -18,77 +19,75 @@ Part = Mapping[str, object]
 QUIET_S = 5.0
 _COMMENT = b": the members are reading\n\n"
 _DONE = b"data: [DONE]\n\n"
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
+_HEADERS = {
+    "Cache-Control": "no-store",
     # nginx would keep the parts until the answer is whole.
-    (b"x-accel-buffering", b"no"),
-]
+    "X-Accel-Buffering": "no",
+}
+_END: Part = {}
 
 
-class Events:
-    """A response that sends each part as it comes."""
+async def event_stream(parts: AsyncGenerator[Part, None], quiet: float = QUIET_S) -> EventStream:
+    """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
 
-    def __init__(self, parts: AsyncGenerator[Part, None], quiet: float = QUIET_S) -> None:
-        """Send `parts`, and a comment where none comes for `quiet` seconds."""
-        self._parts = parts
-        self._quiet = quiet
-        self._next: asyncio.Task[Part | None] | None = None
+    Waits that long for the first part, so that what is refused at once has its status: raises
+    what the parts raise until then.
+    """
+    paced = _paced(parts, quiet)
+    return EventStream(await anext(paced, _END), paced)
 
-    async def begin(self) -> None:
-        """Wait a moment for the first part, so that what is refused at once has its status.
 
-        Raises what the parts raise until then.
-        """
-        try:
-            if await self._heard():
-                await self._upcoming()
-        except BaseException:
-            await self._close()
-            raise
+class EventStream(StreamingResponse):
+    """A response that sends each part as it comes, and closes them in any case."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: Part | None, others: AsyncGenerator[Part | None, None]) -> None:
+        """Send parts; None is a sign of life."""
+        super().__init__(_written(first, others), headers=_HEADERS)
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all parts, and close them in any case."""
+        """Send all of it; `Intake` sees whether the client is still there."""
         del scope, receive
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            async with contextlib.aclosing(self._written()) as events:
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            await self._close()
+        async with contextlib.aclosing(self._others):
+            await self.stream_response(send)
 
-    async def _written(self) -> AsyncGenerator[bytes, None]:
-        try:
-            while True:
-                if not await self._heard():
-                    yield _COMMENT
-                    continue
-                part = await self._upcoming()
-                self._next = None
-                if part is None:
-                    break
-                yield b"data: " + json.dumps(part, separators=(",", ":")).encode() + b"\n\n"
-        except EvaError as error:
-            yield b"data: " + json.dumps(problem_of(error)).encode() + b"\n\n"
-        yield _DONE
 
-    async def _heard(self) -> bool:
-        """Return whether a part, or the end, comes in time."""
-        done, _ = await asyncio.wait((self._upcoming(),), timeout=self._quiet)
-        return bool(done)
+async def _written(
+    part: Part | None, others: AsyncGenerator[Part | None, None]
+) -> AsyncGenerator[bytes, None]:
+    try:
+        while part is not _END:
+            yield _COMMENT if part is None else _event(part, separators=(",", ":"))
+            part = await anext(others, _END)
+    except EvaError as error:
+        yield _event(problem_of(error))
+    yield _DONE
 
-    def _upcoming(self) -> asyncio.Task[Part | None]:
-        if self._next is None:
-            self._next = asyncio.create_task(self._pull())
-        return self._next
 
-    async def _pull(self) -> Part | None:
-        return await anext(self._parts, None)
+def _event(part: Part, separators: tuple[str, str] | None = None) -> bytes:
+    return b"data: " + json.dumps(part, separators=separators).encode() + b"\n\n"
 
-    async def _close(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        await self._parts.aclose()
+
+async def _paced(
+    parts: AsyncGenerator[Part, None], quiet: float
+) -> AsyncGenerator[Part | None, None]:
+    """Yield the parts, and None where none comes for `quiet` seconds; close them in any case."""
+    upcoming: asyncio.Future[Part] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(parts, _END))
+            done, _ = await asyncio.wait((upcoming,), timeout=quiet)
+            if not done:
+                yield None
+                continue
+            part, upcoming = upcoming.result(), None
+            if part is _END:
+                return
+            yield part
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+        await parts.aclose()

@@ -51,7 +51,7 @@ class Guard:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                await refusal.response()(scope, receive, send)
+                await refusal.response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,7 +33,7 @@ class Intake:
         except TimeoutError:
             body = RefusedError(408, "the body did not come in time")
         if isinstance(body, RefusedError):
-            await body.response()(scope, receive, send)
+            await body.response(scope, receive, send)
         elif body is not None:
             await self._answer(body, scope, receive, send)
 
@@ -52,29 +51,19 @@ class Intake:
                 return bytes(body)
 
     async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._work(body, scope, send))
+        whole = asyncio.Queue[Message]()
+        whole.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        work = asyncio.ensure_future(self._app(scope, whole.get, send))
         gone = asyncio.create_task(_departure(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                # Who asked may be gone because the last byte is sent.
-                work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
         finally:
+            # Who asked may be gone because the last byte is sent.
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
-
-    async def _work(self, body: bytes, scope: Scope, send: Send) -> None:
-        waiting = [body]
-
-        async def receive() -> Message:
-            if not waiting:
-                await asyncio.Event().wait()
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-
-        await self._app(scope, receive, send)
+        if not work.cancelled():
+            work.result()
 
 
 async def _departure(receive: Receive) -> None:

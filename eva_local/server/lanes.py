@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import Token, tokens_of
 from eva_local.openai.call import Call, TokenIds
-from eva_local.server.models import Model
+from eva_local.server.models import ServedModel
 from eva_local.types import Step
 
 
@@ -27,13 +27,13 @@ class Echo:
 Told = tuple[int, Echo | Step]
 
 
-async def answers(model: Model, call: Call) -> AsyncGenerator[Told, None]:
+async def answers(model: ServedModel, call: Call) -> AsyncGenerator[Told, None]:
     """Write all answers of a call; yield what each says, with its number, as it comes.
 
-    Closing the iterator ends them all. Raises RefusedError where there is no place, and the first
+    Closing the iterator ends them all. Raises RefusedError where there is no slot, and the first
     error that an answer meets.
     """
-    with model.places.take(call.n_answers):
+    with model.slots.take(call.n_answers):
         lanes = [
             _lane(model, call, prompt, sample)
             for prompt in call.prompts
@@ -45,7 +45,7 @@ async def answers(model: Model, call: Call) -> AsyncGenerator[Told, None]:
 
 
 async def _lane(
-    model: Model, call: Call, prompt: Prompt | TokenIds, sample: int
+    model: ServedModel, call: Call, prompt: Prompt | TokenIds, sample: int
 ) -> AsyncGenerator[Echo | Step, None]:
     asked = prompt.ids if isinstance(prompt, TokenIds) else prompt
     if call.echo:
@@ -65,7 +65,7 @@ async def _lane(
             yield step
 
 
-async def _echo(model: Model, call: Call, prompt: Prompt | TokenIds) -> Echo:
+async def _echo(model: ServedModel, call: Call, prompt: Prompt | TokenIds) -> Echo:
     ensemble, alone = model.ensemble, model.alone
     if isinstance(prompt, TokenIds):
         ids: Sequence[int] = prompt.ids

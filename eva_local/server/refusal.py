@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from eva_local.openai.problem import problem
 
-# When to come again, in seconds: a place becomes free, or a model is open, at some time.
+# When to come again, in seconds: a slot becomes free, or a model is open, at some time.
 _AGAIN_S = 2
 
 
@@ -27,16 +27,9 @@ class RefusedError(Exception):
     ) -> None:
         """Refuse with an HTTP `status`; `param` names what part of the body is wrong."""
         super().__init__(message)
-        self._status = status
-        self._kind = kind
-        self._code = code
-        self._param = param
-        self._headers = headers
-
-    def response(self) -> Response:
-        """Return what the caller gets."""
-        body = problem(str(self), self._kind, param=self._param, code=self._code)
-        return JSONResponse(body, self._status, self._headers)
+        #: What the caller gets.
+        body = problem(message, kind, param=param, code=code)
+        self.response = JSONResponse(body, status, headers)
 
 
 def come_again(message: str, code: str) -> RefusedError:

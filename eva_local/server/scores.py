@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from eva_local.openai.call import TokenIds
 from eva_local.openai.scored import ScoreCall, read_score_call, scored
 from eva_local.server.body import read_object
-from eva_local.server.models import Model
+from eva_local.server.models import ServedModel
 from eva_local.server.service import service_of
 from eva_local.types import Score
 
@@ -18,9 +18,9 @@ from eva_local.types import Score
 async def score(request: Request) -> Response:
     """Return how likely each continuation is right after the prompt."""
     body = await read_object(request)
-    model = service_of(request).models.named(body.get("model"))
+    model = service_of(request).named(body.get("model"))
     call = read_score_call(body, model.members)
-    with model.places.take(len(call.continuations)):
+    with model.slots.take(len(call.continuations)):
         tasks = [asyncio.create_task(_score(model, call, each)) for each in call.continuations]
         try:
             scores = await asyncio.gather(*tasks)
@@ -33,7 +33,7 @@ async def score(request: Request) -> Response:
     return JSONResponse({"object": "list", "model": model.name, "data": data})
 
 
-async def _score(model: Model, call: ScoreCall, continuation: str | TokenIds) -> Score:
+async def _score(model: ServedModel, call: ScoreCall, continuation: str | TokenIds) -> Score:
     return await model.ensemble.ascore(
         call.prompt.ids if isinstance(call.prompt, TokenIds) else call.prompt,
         continuation.ids if isinstance(continuation, TokenIds) else continuation,

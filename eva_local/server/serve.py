@@ -17,7 +17,6 @@ from eva_local.api import Ensemble
 from eva_local.errors import InputError
 from eva_local.server.app import make_app
 from eva_local.server.guard import refuse_open_door
-from eva_local.server.models import Models
 from eva_local.server.service import Service
 
 # How long answers that are under way may take once the server is to end.
@@ -50,13 +49,13 @@ def serve(
 ) -> None:
     """Answer requests until the process is asked to end; `told` hears where, and when it can.
 
-    At most `n_waiting` answers wait for a place before each ensemble. Raises InputError where
+    At most `n_waiting` answers wait for a slot before each ensemble. Raises InputError where
     it cannot listen there, and what the openers raise.
     """
-    asyncio.run(Server(openers, door, n_waiting=n_waiting, told=told).run())
+    asyncio.run(Server(openers, door, n_waiting=n_waiting, told=told).serve())
 
 
-class Server:
+class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does."""
 
     def __init__(
@@ -69,13 +68,14 @@ class Server:
     ) -> None:
         """Listen nowhere yet; see `serve`."""
         self.service = Service()
+        self.url = ""
         self._openers = openers
         self._n_waiting = n_waiting
         self._told = told
+        self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
-        app = make_app(self.service, keys=door.keys, origins=door.origins)
         config = uvicorn.Config(
-            app,
+            make_app(self.service, keys=door.keys, origins=door.origins),
             host=door.host,
             port=door.port,
             http="h11",
@@ -89,72 +89,55 @@ class Server:
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
-        self._server = _Uvicorn(config, self._begin)
-        self._loading: asyncio.Task[list[Ensemble]] | None = None
-        self._host = f"[{door.host}]" if ":" in door.host else door.host
-        self.url = ""
+        super().__init__(config)
 
-    async def run(self) -> None:
+    async def serve(self, sockets: list[Any] | None = None) -> None:
         """Answer until `stop`; raise InputError without a port, and what the openers raise."""
         with self._resources, _signals(self.stop):
-            await self._server.serve()
+            await super().serve(sockets)
             if self._loading is not None:
                 # llama.cpp is not stopped in the middle of a file, unless by a second signal.
                 await self._loading
 
     def stop(self) -> None:
         """Answer no new request, and end soon."""
-        self._server.should_exit = True
-
-    def _begin(self, port: int) -> None:
-        """Load, now that requests can come."""
-        self.url = f"http://{self._host}:{port}"
-        self._told(f"listening on {self.url}, loading")
-        self._loading = asyncio.create_task(self._load())
-        self._loading.add_done_callback(self._loaded)
-
-    async def _load(self) -> list[Ensemble]:
-        """Open the ensembles, which the resources will close."""
-        ensembles = []
-        for opener in self._openers:
-            if self._server.should_exit:
-                break
-            ensemble = await asyncio.to_thread(opener)
-            self._resources.callback(ensemble.close)
-            ensembles.append(ensemble)
-        return ensembles
-
-    def _loaded(self, loading: asyncio.Task[list[Ensemble]]) -> None:
-        if loading.cancelled() or loading.exception() is not None:
-            self.stop()
-            return
-        if self._server.should_exit:
-            return
-        models = Models(loading.result(), self._n_waiting)
-        self.service.open(models)
-        self._told(f"ready: {', '.join(model.name for model in models)}")
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn, which says when it listens and leaves the signals to others."""
-
-    def __init__(self, config: uvicorn.Config, listening: Callable[[int], None]) -> None:
-        super().__init__(config)
-        self._listening = listening
+        self.should_exit = True
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
-        # A socket that uvicorn binds beforehand would lack TCP_NODELAY: 40 ms for each answer.
+        """Listen, and load, now that requests can come."""
+        host = self.config.host
+        # A socket that is bound beforehand would lack TCP_NODELAY: 40 ms for each answer.
         try:
             await super().startup(sockets)
         except SystemExit as error:
-            where = f"{self.config.host}:{self.config.port}"
-            raise InputError(f"cannot listen on {where}: {_reason(error)}") from None
-        self._listening(self.servers[0].sockets[0].getsockname()[1])
+            problem = f"cannot listen on {host}:{self.config.port}: {_reason(error)}"
+            raise InputError(problem) from None
+        port = self.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._told(f"listening on {self.url}, loading")
+        self._loading = asyncio.create_task(self._load())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn would send them again at the end.
+        """Leave the signals to `serve`: uvicorn would send them again at the end."""
         yield
+
+    async def _load(self) -> None:
+        """Open the ensembles, which the resources will close, and offer them."""
+        ensembles = []
+        try:
+            for opener in self._openers:
+                if self.should_exit:
+                    return
+                ensemble = await asyncio.to_thread(opener)
+                self._resources.callback(ensemble.close)
+                ensembles.append(ensemble)
+        except BaseException:
+            self.stop()
+            raise
+        if not self.should_exit:
+            self.service.open(ensembles, self._n_waiting)
+            self._told(f"ready: {', '.join(model.name for model in self.service.models)}")
 
 
 def _reason(end: SystemExit) -> str:

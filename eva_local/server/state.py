@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eva_local.server.models import Model
+from eva_local.server.models import ServedModel
 from eva_local.server.openapi import document
 from eva_local.server.page import chat_page
 from eva_local.server.service import service_of
@@ -32,7 +32,7 @@ async def models(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     """Describe one model."""
-    found = service_of(request).models.named(request.path_params["name"])
+    found = service_of(request).named(request.path_params["name"])
     return JSONResponse(_described(found))
 
 
@@ -47,7 +47,7 @@ async def description(request: Request) -> Response:
     return JSONResponse(document([m.name for m in service.models] if service.is_ready else ()))
 
 
-def _described(model: Model) -> dict[str, object]:
+def _described(model: ServedModel) -> dict[str, object]:
     return {
         "id": model.name,
         "object": "model",

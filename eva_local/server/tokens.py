@@ -19,7 +19,7 @@ async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
     body = given(await read_object(request))
     refuse_other_keys(body, TokenizeRequest.__struct_fields__)
-    model = service_of(request).models.named(body.pop("model", None))
+    model = service_of(request).named(body.pop("model", None))
     asked = read(body, TokenizeRequest)
     for key in ("add_special_tokens", "parse_special"):
         # Nothing is ever put in front of a text.
@@ -36,7 +36,7 @@ async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
     body = given(await read_object(request))
     refuse_other_keys(body, DetokenizeRequest.__struct_fields__)
-    model = service_of(request).models.named(body.pop("model", None))
+    model = service_of(request).named(body.pop("model", None))
     ids = read(body, DetokenizeRequest).tokens
     text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")
     return JSONResponse({"prompt": text, "content": text})
@@ -44,7 +44,7 @@ async def detokenize(request: Request) -> Response:
 
 async def tokenizer_info(request: Request) -> Response:
     """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
-    model = service_of(request).models.named(None)
+    model = service_of(request).named(None)
     return JSONResponse(
         {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from eva_local.errors import InputError
+from eva_local.jsonl import is_torn
 from eva_local.reading import ReadError, read, shown
 
 T = TypeVar("T")
@@ -48,28 +49,16 @@ class Checked:
             raise self.problem(f"has schema {found}, and this eva-local reads schema {schema}")
 
 
-def checked_lines(path: Path, data: bytes) -> tuple[list[Checked], int]:
-    """Return the objects of JSON Lines, and how many bytes of `data` they take up.
+def checked_lines(path: Path, data: bytes) -> tuple[list[Checked], bool]:
+    """Return the objects of JSON Lines, and whether a torn last line was left out.
 
-    What follows the last line end and is no JSON is left out: its writer was interrupted.
     Raises InputError for any other line that is no JSON object.
     """
     *lines, last = data.split(b"\n")
-    whole = len(data)
-    if _is_torn(last):
-        whole -= len(last)
-    elif last:
+    torn = is_torn(last)
+    if last and not torn:
         lines.append(last)
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)], whole
-
-
-def _is_torn(last: bytes) -> bool:
-    """Return whether what follows the last line end is a part of a line."""
-    try:
-        json.loads(last or b"{}")
-    except (ValueError, RecursionError):
-        return True
-    return False
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)], torn
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Checked:

@@ -5,17 +5,16 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 
 from __future__ import annotations
 
-import json
-import re
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Self
 
 from msgspec import Meta, Struct
 
 from eva_local.errors import InputError
+from eva_local.jsonl import JsonlFile
 from eva_local.reading import Number, shown
 from eva_local.trace.checked import Checked, checked_lines
 from eva_local.types import (
@@ -29,9 +28,6 @@ from eva_local.types import (
 )
 
 SCHEMA = 1
-# Line ends for readers other than JSON's, and what a terminal would obey: control characters,
-# and marks that reorder what is shown.
-_DELICATE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
 # Give or take rounding.
@@ -99,73 +95,45 @@ class TraceWriter:
         settings: Mapping[str, object],
     ) -> None:
         """Begin the file anew with its header; raise InputError where that cannot be done."""
-        self._path = path
-        try:
-            # Without a buffer, what a failed write leaves behind cannot fail again at the close.
-            self._out = path.open("wb", buffering=0)
-        except OSError as error:
-            raise self._refused(error) from error
-        spoken = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+        self._file = JsonlFile(
+            path,
+            f"the trace {path} cannot be written",
+            busy=f"the trace {path} is being written by another process",
+        )
         header = {
             "schema": SCHEMA,
             "kind": "trace",
             "ensemble": ensemble,
             "members": list(members),
             "pivot": pivot,
-            "prompt": spoken,
+            "prompt": prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt],
             "settings": dict(settings),
         }
-        try:
-            self._line(header)
-        except InputError:
-            self._out.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._file.restart()
+            self._file.append(header)
+            stack.pop_all()
 
     def __enter__(self) -> Self:
         """Return the writer."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
-        self._line(_step_line(step))
+        lines = [_step_line(step)]
         if step.finish_reason is not None:
             usage = None if step.usage is None else asdict(step.usage)
-            self._line({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
+            lines.append({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
+        self._file.append(*lines)
 
     def close(self) -> None:
         """Close the file; do nothing if it is closed."""
-        try:
-            self._out.close()
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _line(self, line: Mapping[str, object]) -> None:
-        left = memoryview(json_line(line))
-        try:
-            while left:
-                left = left[self._out.write(left) :]
-        except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> InputError:
-        return InputError(f"the trace {self._path} cannot be written: {error.strerror or error}")
-
-
-def json_line(line: Mapping[str, object]) -> bytes:
-    """Return an object as a line of JSON that is one line to any reader and harmless to print."""
-    text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=str)
-    text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+        self._file.close()
 
 
 def _step_line(step: Step) -> dict[str, object]:
@@ -217,8 +185,8 @@ def read_trace(path: Path) -> TraceFile:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"the trace {path} cannot be read: {reason}") from error
-    parsed, whole = checked_lines(path, data)
-    notes = ["the last line is incomplete and was left out"] if whole < len(data) else []
+    parsed, torn = checked_lines(path, data)
+    notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
     first, *others = parsed

@@ -15,7 +15,7 @@ from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
-from eva_local.evaluate.results import Results
+from eva_local.evaluate.results import Result, Results
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.opening import ensemble_of
 from eva_local.types import Sampling
@@ -113,9 +113,9 @@ def test_results_that_cannot_be_mended_are_closed(tmp_path, monkeypatch) -> None
     def fail(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "truncate", fail)
+    monkeypatch.setattr(os, "ftruncate", fail)
     before = descriptors()
-    with pytest.raises(InputError) as raised:
-        Results(path)
+    with pytest.raises(InputError, match="cannot be kept: No space left"), Results(path) as results:
+        results.add("key", Result(1, (0,), 0.5), {})
     assert descriptors() == before
-    del raised
+    assert path.read_text() == '{"torn'

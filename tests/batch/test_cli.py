@@ -15,10 +15,6 @@ import pytest
 from batches import results, texts
 from waiting import PATIENCE_S
 
-from eva_local.capacity import fastest, free_memory, open_widest, places_that_fit
-from eva_local.config.config import load_config
-from eva_local.models.header import read_header
-
 
 @pytest.fixture
 def eva(models, tmp_path):
@@ -289,28 +285,3 @@ def test_lines_of_progress_where_stderr_is_no_terminal(models, tmp_path) -> None
     assert len(lines) > 5 * 30 / 2
     for line in lines[:-1]:
         assert re.fullmatch(r"\d+ of 5 rows, [\d.]+ tokens/s(, (\d+:)+\d\d left)?", line)
-
-
-def test_auto_takes_what_fits_and_is_fastest(models, monkeypatch) -> None:
-    spec = load_config(models / "models.toml", {}).ensemble("pair")
-    with open_widest(spec, most=8) as ensemble:
-        assert 1 <= ensemble.scheduler.n_slots <= 8
-        assert ensemble.complete("the").text is not None
-        assert 1 <= fastest(ensemble, 3) <= 3
-        assert ensemble.scheduler.n_waiting == ensemble.scheduler.n_running == 0
-    one, two = (read_header(models / f"{name}.gguf") for name in ("one", "two"))
-    # A layer of keys and values as wide as the model.
-    assert one.n_cached == two.n_cached == 2 * 64
-    files = sum((models / f"{name}.gguf").stat().st_size for name in ("one", "two"))
-    each = 2 * 128 * 2 * 64 * 2
-    for n_fit in (1, 5, 20):
-        free = files + n_fit * each / 0.75 + 1
-        monkeypatch.setattr("eva_local.capacity.free_memory", lambda free=free: free)
-        assert places_that_fit(spec, 16) == min(n_fit, 16)
-    monkeypatch.setattr("eva_local.capacity.free_memory", lambda: 0)
-    assert places_that_fit(spec, 16) == 1
-
-
-def test_free_memory_is_less_than_there_is() -> None:
-    free = free_memory()
-    assert free is None or 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -17,8 +17,8 @@ from eva_local.batch.results import _BEGINNING, Known
 from eva_local.batch.rows import Row, Wishes
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
+from eva_local.jsonl import json_line
 from eva_local.openai.answer import Answer, answer_of
-from eva_local.trace.file import json_line
 from eva_local.types import Message, Sampling, Step, Usage
 
 DEFAULTS = Sampling(max_tokens=9)

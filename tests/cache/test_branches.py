@@ -115,6 +115,8 @@ def test_a_model_that_cannot_go_back_has_only_the_end_of_its_row() -> None:
     assert not branches.reached(root)
     assert branches.holds([*PROMPT, 60, 61, 62]) == 5
     assert branches.holds([*PROMPT, 60, 99]) == 0
+    # The last token of a prompt is decoded, and would be one too many.
+    assert branches.holds([*PROMPT, 60, 61]) == 0
     assert branches.begin([*PROMPT, 60, 99]) == Branch(0, 0)
     assert model.cache == {0: []}
 

@@ -99,8 +99,9 @@ def test_pull_that_fails_is_one_line(folder: Path, capsys: pytest.CaptureFixture
     next((folder / "wheels").glob("*part2*")).unlink()
     code, out, err = run(capsys, "pull", "far")
     assert (code, out) == (2, "")
-    assert err.startswith("eva-local: weights-part2==1.0: cannot be downloaded: ")
-    assert err.count("\n") == 1
+    # A slow machine is told how far it is.
+    (line,) = (line for line in err.splitlines() if not line.endswith("%"))
+    assert line.startswith("eva-local: weights-part2==1.0: cannot be downloaded: ")
 
 
 def test_verify_finds_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

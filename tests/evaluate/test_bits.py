@@ -17,7 +17,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Contestant, Entry, Setting, alone
+from eva_local.evaluate.contest import Contest, Contestant, Entry, alone
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task, read_tasks
 from eva_local.evaluate.summary import summarize
@@ -61,7 +62,7 @@ def measured(
     them = {one.name: alone(one) for one in whole.members}
     them |= {one: Contestant(repr(one), replace(whole, fusion=one)) for one in settings}
     with Results(folder / "results.jsonl") as results:
-        contest = Contest(models, results, Setting(prompt_bytes=prompt_bytes), parallel=2)
+        contest = Contest(models, results, Conditions(prompt_bytes=prompt_bytes), parallel=2)
         entries = contest.run([contest.scorable(task)], list(them.values()))
     return dict(zip(them, entries, strict=True))
 
@@ -125,13 +126,13 @@ def test_copies_of_one_model_predict_as_it_does(folder, how) -> None:
 def step_by_step(
     start: str, text: str, models: Mapping[str, FakeModel], setting: FusionSettings
 ) -> float:
-    """The same measurement by the space, its votes and a judge, symbol by symbol."""
+    """The same measurement by the space, its votes and a fuser, symbol by symbol."""
     members = list(models.values())
     mappings = [
         find_or_build(setting.mapping, one, members[0], mapping_folders()) for one in members
     ]
     space = PivotSpace(members, mappings, n_candidates=0)
-    judge = Fuser(setting, len(members))
+    fuser = Fuser(setting, len(members))
     states = space.states(7)
     judged = setting.evidence_bytes(conversation=False)
     for model, state in zip(members, states, strict=True):
@@ -144,15 +145,15 @@ def step_by_step(
             else:
                 state.take(run, model.decode([run])[0])
     if judged:
-        judge.begin([state.evidence() for state in states])
+        fuser.begin([state.prompt_log_likelihood() for state in states])
     found = 0.0
     for symbol in members[0].tokenizer.encode(text.encode()):
         for model, state in zip(members, states, strict=True):
             for run in () if state.ready else state.pending():
                 state.take(run, model.decode([run])[0])
-        decision = judge.decide(space.votes(states, space.lead_vote(states)))
+        decision = fuser.decide(space.symbols(states).votes)
         found -= math.log2(decision.fused.at_least(symbol))
-        judge.learn(decision, symbol, len(space.piece(symbol)))
+        fuser.learn(decision, symbol, len(space.piece(symbol)))
         for state in states:
             state.commit(symbol)
     return found

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from evaluations import ANSWER, ASKED, SHOT, write
 
 from eva_local.errors import InputError
-from eva_local.evaluate.forms import prompt_of, sampling_of, scored_of, solution
+from eva_local.evaluate.forms import Conditions, prompt_of, sampling_of, scored_of, solution
 from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks, read_texts
 from eva_local.types import Message
 
+CHAT = Conditions(chat=True)
 CHOICE = {"task": "tests", "prompt": "Question: who?\nAnswer:", "choices": ["he", "she"]}
 
 
@@ -98,7 +100,7 @@ def test_prompts_with_examples() -> None:
     line = "Two and two. make 4. The answer is 4."
     assert solution(SHOT) == line
     assert prompt_of(ASKED, of) == f"Question: 2+2?\nAnswer: {line}\n\nQuestion: 1+1?\nAnswer:"
-    assert prompt_of(ASKED, of, chat=True) == [
+    assert prompt_of(ASKED, of, CHAT) == [
         Message("user", SHOT.prompt),
         Message("assistant", line),
         Message("user", ASKED.prompt),
@@ -109,14 +111,17 @@ def test_prompts_with_examples() -> None:
 
 def test_answers_end_where_they_should() -> None:
     bare, shown = Task("t", "generate", (ASKED,)), Task("t", "generate", (ASKED,), (SHOT,))
-    assert sampling_of(bare, "number").stop == ("\n\n", "\nQuestion:")
-    assert sampling_of(shown, "number").stop == ("\n",)
-    assert sampling_of(shown, "number", chat=True).stop == ()
-    lengths = [sampling_of(bare, metric).max_tokens for metric in ("number", "exact", "chrF")]
+    assert sampling_of(bare).stop == ("\n\n", "\nQuestion:")
+    assert sampling_of(shown).stop == ("\n",)
+    assert sampling_of(shown, CHAT).stop == ()
+    lengths = [
+        sampling_of(replace(bare, metric=metric)).max_tokens
+        for metric in ("number", "exact", "chrF")
+    ]
     assert lengths == [200, 16, 80]
-    assert sampling_of(Task("t", "translate", (ASKED,)), "chrF").max_tokens == 100
-    assert sampling_of(bare, "number", max_tokens=5).max_tokens == 5
-    assert sampling_of(bare, "number").temperature == 0
+    assert sampling_of(Task("t", "translate", (ASKED,))).max_tokens == 100
+    assert sampling_of(bare, Conditions(max_tokens=5)).max_tokens == 5
+    assert sampling_of(bare).temperature == 0
 
 
 def test_what_is_scored_of_a_row() -> None:
@@ -125,9 +130,9 @@ def test_what_is_scored_of_a_row() -> None:
     assert scored_of(row, picks, none) == [("p", " né"), ("p", " no")]
     assert scored_of(row, picks, frozenset([0xC3])) == [("p", " n"), ("p", " no")]
     said = [Message("user", "p")]
-    assert scored_of(row, picks, none, chat=True) == [(said, "né"), (said, "no")]
+    assert scored_of(row, picks, none, CHAT) == [(said, "né"), (said, "no")]
     prompt = "Question: 1+1?\nAnswer:"
     assert scored_of(ASKED, Task("t", "generate", (ASKED,)), none) == [(prompt, " 2")]
-    assert scored_of(row, texts, none, text_bytes=8) == [("", "one two")]
-    assert scored_of(row, texts, none, prompt_bytes=8) == [("one two", " three")]
-    assert scored_of(row, texts, none, text_bytes=8, prompt_bytes=7) == []
+    assert scored_of(row, texts, none, Conditions(text_bytes=8)) == [("", "one two")]
+    assert scored_of(row, texts, none, Conditions(prompt_bytes=8)) == [("one two", " three")]
+    assert scored_of(row, texts, none, Conditions(text_bytes=8, prompt_bytes=7)) == []

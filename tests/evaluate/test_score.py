@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import ContextError, InputError
-from eva_local.fusion.fuser import Fuser
 from eva_local.types import Sampling
 
 
@@ -101,16 +100,14 @@ def test_the_share_of_dropped_votes_is_counted() -> None:
     assert found.filtered[0] == 0
 
 
-def test_a_judge_hears_every_vote() -> None:
+def test_an_observer_hears_of_every_decision() -> None:
     heard = []
-
-    class Listener(Fuser):
-        def learn(self, decision, symbol, n_bytes):
-            heard.append(symbol)
-
     scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
-    scorer.score("the", " Paris is", Listener(WHOLE, 2))
-    assert heard == FakeModel().tokenizer.encode(b" Paris is")
+    found = scorer.score("the", " Paris is", observe=lambda *told: heard.append(told))
+    assert [symbol for _, symbol, _ in heard] == FakeModel().tokenizer.encode(b" Paris is")
+    assert sum(n_bytes for _, _, n_bytes in heard) == len(" Paris is")
+    fused = sum(math.log(decision.fused.probability(symbol)) for decision, symbol, _ in heard)
+    assert fused == pytest.approx(found.log_likelihood)
 
 
 def test_what_cannot_be_scored_is_a_clear_error() -> None:
@@ -145,11 +142,10 @@ def test_a_member_that_was_not_asked_each_time_has_no_score() -> None:
     assert found.members[1] is None
 
 
-def test_a_judge_that_is_given_does_not_change_what_members_think() -> None:
+def test_weights_that_are_given_do_not_change_what_members_think() -> None:
     scorer = ensemble([FakeModel(WORDS_A), FakeModel(WORDS_B)])
     expected = scorer.score("the", " Paris is")
-    first = FusionSettings(candidates=0, filter="off", weights=(1.0, 0.0))
-    found = scorer.score("the", " Paris is", Fuser(first, 2))
+    found = scorer.score("the", " Paris is", weights=(1.0, 0.0))
     assert found.members == pytest.approx(expected.members)
     assert found.log_likelihood == pytest.approx(expected.members[0])
 

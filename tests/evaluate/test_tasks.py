@@ -15,8 +15,8 @@ from eva_local.cli.session import Session
 from eva_local.cli.tasks import _names, variant
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
-from eva_local.evaluate.forms import scored_of
+from eva_local.evaluate.contest import Contest, Contestant, alone
+from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Row, Task
 from eva_local.opening import ensemble_of
@@ -52,7 +52,7 @@ def test_a_contest_is_gone_on_with(tmp_path, models, parallel) -> None:
     told: list[float] = []
     with Results(path) as results:
         contest = Contest(
-            models, results, Setting(max_tokens=4), parallel, lambda _, share: told.append(share)
+            models, results, Conditions(max_tokens=4), parallel, lambda _, share: told.append(share)
         )
         first = contest.run(TASKS, players())
     assert [len(one.results) for one in first] == [3, 2, 1] * 3
@@ -64,7 +64,7 @@ def test_a_contest_is_gone_on_with(tmp_path, models, parallel) -> None:
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
     decoded = [model.decoded for model in models.values()]
     with Results(path) as results:
-        again = Contest(models, results, Setting(max_tokens=4), parallel).run(TASKS, players())
+        again = Contest(models, results, Conditions(max_tokens=4), parallel).run(TASKS, players())
     assert [without_time(one.results) for one in again] == [
         without_time(one.results) for one in first
     ]
@@ -72,11 +72,11 @@ def test_a_contest_is_gone_on_with(tmp_path, models, parallel) -> None:
     before = sum(decoded)
     assert sum(model.decoded for model in models.values()) - before < before / 4
     with Results(path) as results:
-        Contest(models, results, Setting(max_tokens=5), parallel).run(TASKS, players())
+        Contest(models, results, Conditions(max_tokens=5), parallel).run(TASKS, players())
     # Another length is another answer, but the same scores.
     assert len(path.read_text().splitlines()) == 18 + 9
     with Results(path, fresh=True) as results:
-        Contest(models, results, Setting(max_tokens=5), parallel).run(TASKS, players())
+        Contest(models, results, Conditions(max_tokens=5), parallel).run(TASKS, players())
     assert len(path.read_text().splitlines()) == 18 + 9 + 18
 
 
@@ -87,7 +87,7 @@ def without_time(results: tuple[Result, ...]) -> list[Result]:
 def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
     def written(*specs: EnsembleSpec) -> list[list[Result]]:
         with Results(tmp_path / "results.jsonl", fresh=True) as results:
-            contest = Contest(models, results, Setting(max_tokens=6))
+            contest = Contest(models, results, Conditions(max_tokens=6))
             entries = contest.run(TASKS, [Contestant(one.name, one) for one in specs])
         return [without_time(entry.results) for entry in entries]
 
@@ -111,7 +111,7 @@ def test_a_member_that_is_always_dropped_is_a_third_of_three_votes(tmp_path, spa
     odd = spec("odd", tuple(models), space=space, filter="top-n", filter_n=1, weights="equal")
     task = Task("t", "generate", (Row("1", prompt="the", answers=("x",)),))
     with Results(tmp_path / "results.jsonl") as results:
-        (entry,) = Contest(models, results, Setting(max_tokens=8)).run(
+        (entry,) = Contest(models, results, Conditions(max_tokens=8)).run(
             [task], [Contestant("odd", odd)]
         )
     assert votes_filtered(entry.results) == pytest.approx(1 / 3)
@@ -131,7 +131,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path, models) -> 
     found = []
     for parallel in (1, 4):
         with Results(tmp_path / f"{parallel}.jsonl") as results:
-            entries = Contest(models, results, Setting(max_tokens=6), parallel).run(
+            entries = Contest(models, results, Conditions(max_tokens=6), parallel).run(
                 TASKS, players()
             )
         found.append([without_time(one.results) for one in entries])

@@ -16,20 +16,14 @@ from hypothesis import strategies as st
 from eva_local.config.config import load_config
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Setting
+from eva_local.evaluate.contest import Contest
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import (
-    Heard,
-    Juror,
-    Jury,
-    Recorder,
-    hearing,
-    recording,
-    replay,
-)
+from eva_local.evaluate.replay import Heard, Replay, Replays, hearing, recorder, recording
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Row, Task
-from eva_local.evaluate.tune import Tuned, halves, listen, tune
+from eva_local.evaluate.tune import Example, Lesson, Tuned, halves, listen, tune
+from eva_local.fusion.fuser import Fuser
 from eva_local.fusion.votes import NOBODY, Vote
 from eva_local.types import Message
 
@@ -56,14 +50,12 @@ def test_a_replay_gives_what_the_engine_gives(fusion, text, prompt) -> None:
     def models() -> list[FakeModel]:
         return [FakeModel(WORDS_A), FakeModel(WORDS_B)]
 
-    heard = ensemble(models(), recording(fusion))
-    said = not isinstance(prompt, str)
-    recorder = Recorder(recording(fusion), 2, conversation=said)
-    heard.score(prompt, text, recorder)
-    found = replay(recorder.transcript(), fusion, 0, heard.n_symbols)
-    expected = ensemble(models(), fusion).score(prompt, text).log_likelihood
-    assert found == pytest.approx(expected)
-    assert recorder.transcript().n_bytes == len(text.encode())
+    heard: list[Heard] = []
+    whole = ensemble(models(), recording(fusion))
+    whole.score(prompt, text, observe=recorder(heard))
+    lesson = Lesson((Example((heard,), 0),), 0, whole.n_symbols, not isinstance(prompt, str))
+    expected = ensemble(models(), fusion).score(prompt, text).per_byte
+    assert lesson.loss(fusion) == pytest.approx(-expected)
 
 
 masses = st.lists(st.sampled_from([0.0, 0.0, 1.0, 2.0, 5.0]), min_size=8, max_size=8)
@@ -80,19 +72,19 @@ def vote(masses: Sequence[float]) -> Vote:
 @given(
     text=st.lists(steps, min_size=1, max_size=4),
     rules=st.lists(fusions, min_size=1, max_size=4),
-    lead=st.integers(0, 1),
+    pivot=st.integers(0, 1),
 )
-def test_a_jury_says_what_each_juror_would_say_alone(text, rules, lead) -> None:
-    together = [Juror(fusion, 2, lead, 8) for fusion in rules]
-    apart = [Juror(fusion, 2, lead, 8) for fusion in rules]
-    jury = Jury(hearing(rules[0], judged=True), 2, together)
-    for one in (jury, *apart):
-        one.begin([-0.5, -0.7])
+def test_settings_that_hear_together_say_what_each_would_say_alone(text, rules, pivot) -> None:
+    together = [Replay(fusion, 2, pivot, 8) for fusion in rules]
+    apart = [Replay(fusion, 2, pivot, 8) for fusion in rules]
+    fuser = Fuser(hearing(rules[0], judged=True), 2)
+    fuser.begin([-0.5, -0.7])
+    observe = Replays(hearing(rules[0], judged=True), together)
     for spread, symbol in text:
         votes = tuple(map(vote, spread))
-        jury.learn(jury.decide(votes), symbol, 2)
-        for juror in apart:
-            juror.hear(Heard(votes, symbol, 2))
+        observe(fuser.decide(votes), symbol, 2)
+        for one in apart:
+            one.hear(Heard(votes, symbol, 2, (-0.5, -0.7)))
     for one, other in zip(together, apart, strict=True):
         assert one.log_likelihood == pytest.approx(other.log_likelihood)
         assert (one.filtered, one.unseen) == (other.filtered, other.unseen)
@@ -113,9 +105,10 @@ def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
         for weights in ("equal", "running", (1.0, 1.0))
         for decay in (0.9, 0.98)
     ]
-    jury = Jury(hearing(rules[0], judged=False), 2, [Juror(one, 2, 0, 1000) for one in rules])
-    jury.learn(jury.decide(whole), 5, 2)
-    # The jury's own decision is the mean at equal weights.
+    asked = hearing(rules[0], judged=False)
+    observe = Replays(asked, [Replay(one, 2, 0, 1000) for one in rules])
+    observe(Fuser(asked, 2).decide(whole), 5, 2)
+    # The decision itself is the mean at equal weights.
     assert fused == [("geometric", (0.5, 0.5))]
 
 
@@ -175,8 +168,8 @@ def test_the_member_that_knows_gets_the_weight(tmp_path, models) -> None:
 def test_choices_are_listened_to_one_by_one(tmp_path, models) -> None:
     own = spec("both", ("one", "two"), weights="equal", filter="off")
     with Results(tmp_path / "r.jsonl") as results:
-        (lesson,) = listen(Contest(models, results, Setting(chat=True)), [PICKS], own)
-    assert [len(example.transcripts) for example in lesson.examples] == [2] * 4
+        (lesson,) = listen(Contest(models, results, Conditions(chat=True)), [PICKS], own)
+    assert [len(example.texts) for example in lesson.examples] == [2] * 4
     alone = lesson.loss(replace(own.fusion, weights=(1.0, 0.0)))
     other = lesson.loss(replace(own.fusion, weights=(0.0, 1.0)))
     assert alone < other
@@ -187,7 +180,7 @@ def test_choices_are_listened_to_one_by_one(tmp_path, models) -> None:
 def test_settings_that_are_best_already_stay(tmp_path, models) -> None:
     own = spec("both", ("one", "two"), weights=(1.0, 0.0), filter="off")
     with Results(tmp_path / "r.jsonl") as results:
-        found = tune(Contest(models, results, Setting(chat=True)), [PICKS], own)
+        found = tune(Contest(models, results, Conditions(chat=True)), [PICKS], own)
     assert found.spec.fusion == own.fusion
 
 

@@ -13,13 +13,13 @@ def test_speakable_leaves_out_all_that_is_no_text() -> None:
 
 
 def test_an_end_token_with_bytes_is_not_speakable() -> None:
-    vocab = Vocabulary.build([b"a", b"</s>"], [Kind.NORMAL, Kind.USER], [1])
+    vocab = Vocabulary([b"a", b"</s>"], [Kind.NORMAL, Kind.USER], [1])
     assert vocab.speakable.tolist() == [True, False]
     assert vocab.id_of(b"</s>") is None
 
 
 def test_the_written_out_token_stands_for_shared_bytes() -> None:
-    vocab = Vocabulary.build(
+    vocab = Vocabulary(
         [b"a", b"x", b"a", b"a"], [Kind.BYTE, Kind.NORMAL, Kind.NORMAL, Kind.NORMAL], []
     )
     assert vocab.id_of(b"a") == 2
@@ -30,10 +30,10 @@ def test_fingerprint_tells_vocabularies_apart_and_knows_them_again() -> None:
     assert vocabulary(WORDS_A).fingerprint == vocabulary(WORDS_A).fingerprint
     assert vocabulary(WORDS_A).fingerprint != vocabulary(WORDS_B).fingerprint
     # Equal bytes in all, other borders.
-    one = Vocabulary.build([b"ab", b"c"], [0, 0], [])
-    other = Vocabulary.build([b"a", b"bc"], [0, 0], [])
-    kinds = Vocabulary.build([b"ab", b"c"], [0, 2], [])
-    ends = Vocabulary.build([b"ab", b"c"], [0, 0], [1])
+    one = Vocabulary([b"ab", b"c"], [0, 0], [])
+    other = Vocabulary([b"a", b"bc"], [0, 0], [])
+    kinds = Vocabulary([b"ab", b"c"], [0, 2], [])
+    ends = Vocabulary([b"ab", b"c"], [0, 0], [1])
     assert len({v.fingerprint for v in (one, other, kinds, ends)}) == 4
 
 

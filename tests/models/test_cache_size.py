@@ -7,9 +7,10 @@ from pathlib import Path
 
 import gguf
 import pytest
+from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
 from tiny_models import ARCHITECTURES, tiny_model
 
-from eva_local.capacity import places_that_fit
+from eva_local.capacity import slots_that_fit
 from eva_local.cli import main
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import StoreError
@@ -21,26 +22,6 @@ MIB = 2**20
 EXACT = 0.006
 
 
-def write_header(path: Path, architecture: str, values: dict[str, object]) -> Path:
-    """Write a GGUF file that says how large a model is, and holds no weights."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(1024)
-    for key, value in values.items():
-        if isinstance(value, list):
-            writer.add_array(f"{architecture}.{key}", value)
-        else:
-            writer.add_uint32(f"{architecture}.{key}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-PLAIN = {"block_count": 4, "embedding_length": 96, "attention.head_count": 6}
-HEADS = {**PLAIN, "attention.key_length": 16, "attention.value_length": 16}
-STATE = {"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 1}
-ONE_STATE = 4 * (3 * (128 + 2 * 16) + 16 * 128)
-WINDOW = {**HEADS, "attention.head_count_kv": 2, "attention.sliding_window": 8}
 MLA = {"attention.head_count_kv": 1, "attention.key_length": 48, "attention.value_length": 32}
 
 
@@ -175,33 +156,6 @@ def spec(path: Path, space: str = "pivot", **load: object) -> EnsembleSpec:
     return EnsembleSpec("m", (member,), "m", FusionSettings(space=space))
 
 
-@pytest.mark.parametrize(
-    ("settings", "each"),
-    [
-        ({}, 512 * 4 * 4 * 32 * 2 + 36 * ONE_STATE),
-        ({"kv_type": "f32"}, 512 * 4 * 4 * 32 * 4 + 36 * ONE_STATE),
-        ({"space": "bytes"}, (512 + SPARE_CELLS) * 4 * 4 * 32 * 2 + 8 * 36 * ONE_STATE),
-    ],
-)
-def test_places_are_counted_by_what_a_text_takes(tmp_path, monkeypatch, settings, each) -> None:
-    heads = {"attention.head_count_kv": ([0] * 9 + [4]) * 4}
-    values = {**HEADS, **STATE, "block_count": 40, **heads}
-    path = write_header(tmp_path / "m.gguf", "granitehybrid", values)
-    for n_fit in (1, 5, 20):
-        free = path.stat().st_size + n_fit * each / 0.75 + 1
-        monkeypatch.setattr("eva_local.capacity.free_memory", lambda free=free: free)
-        assert places_that_fit(spec(path, **settings), 32) == n_fit
-
-
-def test_a_window_that_is_not_kept_whole_takes_less(tmp_path, monkeypatch) -> None:
-    path = write_header(tmp_path / "m.gguf", "gpt-oss", WINDOW)
-    each = 2 * 64 * (512 + 8 + 32) * 2
-    monkeypatch.setattr(
-        "eva_local.capacity.free_memory", lambda: path.stat().st_size + 7 * each / 0.75 + 1
-    )
-    assert places_that_fit(spec(path, swa_full=False, n_batch=32), 32) == 7
-
-
 def write_parts(folder: Path) -> list[Path]:
     """Write a model in several files, and whole; return the files in their order."""
     target = folder / "whole.gguf"
@@ -234,7 +188,7 @@ def test_a_model_in_several_files_is_read_and_opened_whole(tmp_path, monkeypatch
         "eva_local.capacity.free_memory",
         lambda: sizes + 3 * 512 * found.n_cached * 2 / 0.75 + 1,
     )
-    assert places_that_fit(spec(parts[0]), 32) == 3
+    assert slots_that_fit(spec(parts[0]), 32) == 3
     # Whichever file is named.
     (tmp_path / "models.toml").write_text(f'schema = 1\n[models.m]\npath = "{parts[2].name}"\n')
     assert main(["--config", str(tmp_path / "models.toml"), "show", "m", "--json"]) == 0

@@ -12,7 +12,7 @@ import pytest
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 from waiting import PATIENCE_S
 
-from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
+from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import ConfigError, StoreError
 from eva_local.models import store, wheels
 
@@ -272,18 +272,6 @@ def test_a_path_that_leads_nowhere_is_no_file(tmp_path: Path) -> None:
         assert store.verify(spec).status == "missing"
         with pytest.raises(StoreError, match=r"it cannot be reached; mend models\.own\.path"):
             store.locate(spec)
-
-
-def test_members_that_are_missing_are_named_together(tmp_path: Path) -> None:
-    here = tmp_path / "a.gguf"
-    here.write_bytes(DATA)
-    a = ModelSpec("a", PathSource(here))
-    b, c = wheel_spec(DATA, name="b"), hub_spec(name="c")
-    with pytest.raises(StoreError, match="models b, c are not here; run: eva-local pull -e trio"):
-        store.locate_members(EnsembleSpec("trio", (a, b, c, b), "a"))
-    with pytest.raises(StoreError, match="model b is not here; run: eva-local pull b"):
-        store.locate_members(EnsembleSpec("duo", (a, b, b), "a"))
-    assert store.locate_members(EnsembleSpec("twins", (a, a), "a")) == (here, here)
 
 
 def test_verify_reads_the_whole_file(tmp_path: Path, cache: Path, downloads: list[str]) -> None:

@@ -214,7 +214,7 @@ def part_of(whole: Vocabulary) -> Vocabulary:
         if whole.kinds[place] not in (Kind.NORMAL, Kind.UNUSED) or zlib.crc32(piece) % 20 == 0
     ]
     place_of = {token_id: place for place, token_id in enumerate(kept)}
-    return Vocabulary.build(
+    return Vocabulary(
         [whole.pieces[i] for i in kept],
         whole.kinds[kept],
         [place_of[i] for i in whole.end_ids],

@@ -30,7 +30,7 @@ LIKELY = {STOP: 0.1, A: 0.45, AB: 0.3, B: 0.15}
 def spoken(words: Sequence[bytes]) -> Vocabulary:
     """Make a vocabulary of an END without bytes and `words`."""
     kinds = [Kind.CONTROL] + [Kind.NORMAL] * len(words)
-    return Vocabulary.build([b"", *words], kinds, [STOP])
+    return Vocabulary([b"", *words], kinds, [STOP])
 
 
 class World:
@@ -165,15 +165,49 @@ def test_what_is_negligible_is_given_up() -> None:
         assert found.next() == pytest.approx([0.8, 0.1, 0.1], abs=1e-9)
 
 
-def test_few_borders_wait_and_none_for_long() -> None:
+def test_few_borders_wait() -> None:
     words = [b"x" * length for length in range(1, 41)]
     logits = np.zeros(len(words) + 1, dtype=np.float32)
     found = World(spoken(words), lambda _row: logits, threshold=0.5)
     found.decode(found.beam.wanted()[0])
-    for length in range(1, 40):
+    for _ in range(39):
         found.beam.append(ord("x"))
         assert len(found.beam._waiting) <= 16
-        assert min(border.covers for border in found.beam._waiting) >= max(1, length - 32)
+
+
+def test_no_border_waits_for_long() -> None:
+    logits = np.log(np.asarray([0.1, 0.3, 0.6], dtype=np.float32))
+    found = World(spoken([b"x", b"x" * 40]), lambda _row: logits, threshold=0.9)
+    found.decode(found.beam.wanted()[0])
+    for length in range(1, 40):
+        found.beam.append(ord("x"))
+        # The one after the first "x", for as long as nearly all pieces are.
+        assert [border.covers for border in found.beam._waiting] == [1] * (length <= 33)
+
+
+def test_a_border_is_known_by_its_byte_and_by_how_likely_it_was() -> None:
+    for likely, kind in ((LIKELY, "lower, likely"), ({**LIKELY, A: 0.2}, "lower, unlikely")):
+        found = world(likely)
+        found.beam.append(ord("a"))
+        assert [border.kind for border in found.beam.wanted()] == [kind]
+
+
+def test_what_waits_shares_the_fate_of_the_text() -> None:
+    logits = np.log(np.asarray([0.1, 0.3, 0.6], dtype=np.float32))
+    found = World(spoken([b"a", b"abcd"]), lambda _row: logits, threshold=0.9)
+    found.read()
+    for byte in b"abc":
+        fate = found.beam.next()[byte]
+        found.beam.append(byte)
+    # After "a" a "b" was as likely as is usual, and then a "c" as likely as by the other row.
+    usual = found.beam.boundary_prior.expected("lower, unlikely")[ord("b")]
+    waiting = 0.3 * usual * fate
+    assert 0.9 < fate < 1
+    masses = found.beam.next()
+    inside = found.beam.boundary_prior.expected("lower, inside")
+    expected = waiting * inside
+    expected[ord("d")] += 0.6
+    np.testing.assert_allclose(masses, expected / (0.6 + waiting), rtol=1e-6)
 
 
 def test_the_likeliest_borders_are_decoded_first_and_the_others_not_at_all() -> None:

@@ -23,7 +23,7 @@ NODES = (ROOT, A, B, AB, ABC)
 @pytest.fixture
 def trie() -> Trie:
     kinds = [Kind.CONTROL] + [Kind.NORMAL] * (len(PIECES) - 1)
-    return Trie(Vocabulary.build(PIECES, kinds, [0]))
+    return Trie(Vocabulary(PIECES, kinds, [0]))
 
 
 def test_the_ids_under_a_node_stand_together(trie: Trie) -> None:

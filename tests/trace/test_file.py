@@ -11,10 +11,8 @@ from strategies import cut
 from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
 
 from eva_local import cli
-from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
-from eva_local.trace.file import json_line
 from eva_local.trace.page import page_data
 from eva_local.types import Ballot, Candidate, Step, Trace
 
@@ -102,14 +100,6 @@ def test_any_prompt_comes_back_and_every_line_is_one_line(tmp_path_factory, prom
     path = written(tmp_path_factory.mktemp("trace") / "t.jsonl", [], prompt=prompt)
     assert len(path.read_text(encoding="utf-8").splitlines()) == 1
     assert read_trace(path).prompt == prompt
-
-
-def test_a_line_of_json_is_harmless_to_print() -> None:
-    line = {"text": "\x1b\x7f\x9b2J\u2028\u202e\u2066é中"}
-    written = json_line(line)
-    assert json.loads(written) == line
-    assert harmless(written.decode()) == written.decode()
-    assert "é中" in written.decode()
 
 
 def test_each_step_is_in_the_file_before_the_next(tmp_path) -> None:
@@ -227,6 +217,15 @@ def test_files_that_cannot_be_opened_are_named(tmp_path) -> None:
         read_trace(tmp_path / "missing.jsonl")
     with pytest.raises(InputError, match="cannot be written"):
         TraceWriter(tmp_path / "no" / "folder.jsonl", **HEADER)
+
+
+def test_two_runs_do_not_write_one_trace(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    with TraceWriter(path, **HEADER) as writer:
+        with pytest.raises(InputError, match="is being written by another process"):
+            TraceWriter(path, **HEADER)
+        writer.write(made_steps(pieces(TEXT)[:1])[0])
+    assert len(read_trace(path).steps) == 1
 
 
 def test_a_full_disk_is_an_error_that_names_the_file() -> None:

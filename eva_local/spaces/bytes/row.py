@@ -47,7 +47,7 @@ class OpenRow:
     """
 
     __slots__ = (
-        *("_masses", "_offset", "_share", "_trie", "covers", "end", "labels", "last", "left"),
+        *("_masses", "_offset", "_scale", "_trie", "covers", "end", "labels", "last", "left"),
         *("log_weight", "node", "branch", "sums"),
     )
 

@@ -8,26 +8,25 @@ from collections.abc import Iterator
 from eva_local.server.refusal import RefusedError, come_again
 
 
-class Places:
+class Slots:
     """Counts the answers of one ensemble; for one thread, that of the event loop."""
 
-    def __init__(self, n_written: int, n_waiting: int) -> None:
-        """Let `n_written` answers be written side by side, and `n_waiting` wait."""
-        self.n_written = n_written
-        self.most = n_written + n_waiting
+    def __init__(self, n_slots: int, n_waiting: int) -> None:
+        """Let `n_slots` answers be written side by side, and `n_waiting` wait."""
+        self._most = n_slots + n_waiting
         self.taken = 0
 
     @contextlib.contextmanager
     def take(self, count: int) -> Iterator[None]:
-        """Hold as many places for the length of a `with` block; refuse where all are full.
+        """Let `count` answers in for the length of a `with` block; refuse where all is full.
 
         A call with more answers than can ever wait must ask for less.
         """
-        if count > self.most:
+        if count > self._most:
             raise RefusedError(
-                400, f"{count} answers are asked for at once, and {self.most} can be; ask for less"
+                400, f"{count} answers are asked for at once, and {self._most} can be; ask for less"
             )
-        if self.taken + count > self.most:
+        if self.taken + count > self._most:
             raise come_again("too many answers are asked for at this moment", "queue_full")
         self.taken += count
         try:

@@ -1,4 +1,4 @@
-"""Places and the queue: bounded, and free again within a step once a client is gone."""
+"""Slots and the queue: bounded, and free again within a step once a client is gone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from waiting import Gate, step_gate, until
 from eva_local.api import Ensemble
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError
-from eva_local.server.events import Events
-from eva_local.server.places import Places
+from eva_local.server.events import event_stream
 from eva_local.server.refusal import RefusedError
+from eva_local.server.slots import Slots
 
 LONG = {"prompt": "the", "max_tokens": 3000}
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """A server with one place, and one more that may wait."""
+    """A server with one slot, and one more that may wait."""
     spec = fake_spec(tmp_path_factory.mktemp("fake"))
     with serving(lambda: fake_ensemble(spec, 1), n_waiting=1) as client:
         yield client
@@ -39,7 +39,7 @@ def gate(client) -> Gate:
 
 
 def ensemble(client: Client) -> Ensemble:
-    return client.server.service.models.ensembles[0]
+    return client.server.service.models[0].ensemble
 
 
 def scheduler(client: Client) -> Scheduler:
@@ -48,7 +48,7 @@ def scheduler(client: Client) -> Scheduler:
 
 def n_taken(client: Client) -> int:
     (model, *_) = client.server.service.models
-    return model.places.taken
+    return model.slots.taken
 
 
 def is_idle(client: Client) -> bool:
@@ -90,7 +90,7 @@ def test_the_queue_is_bounded(client, gate) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/score"])
-def test_who_leaves_while_running_frees_the_place(client, gate, stream, endpoint) -> None:
+def test_who_leaves_while_running_frees_the_slot(client, gate, stream, endpoint) -> None:
     body = LONG | {"stream": stream}
     if endpoint == "/v1/score":
         body = {"continuation": "the " * 900}
@@ -113,7 +113,7 @@ def test_who_leaves_while_running_frees_the_place(client, gate, stream, endpoint
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_leaves_while_waiting_frees_the_place(client, gate, stream) -> None:
+def test_who_leaves_while_waiting_frees_the_slot(client, gate, stream) -> None:
     with gate.closed():
         first = client.open("/v1/completions", LONG | {"max_tokens": 20})
         until(lambda: scheduler(client).n_running == 1)
@@ -160,16 +160,16 @@ def test_the_server_ends_in_mid_answer(tmp_path) -> None:
         connection.close()
 
 
-def test_places() -> None:
-    places = Places(2, 1)
-    with places.take(2), places.take(1):
-        with pytest.raises(RefusedError, match="at this moment"), places.take(1):
+def test_slots() -> None:
+    slots = Slots(2, 1)
+    with slots.take(2), slots.take(1):
+        with pytest.raises(RefusedError, match="at this moment"), slots.take(1):
             pass
-        assert places.taken == 3
-    with pytest.raises(InputError), places.take(3):
+        assert slots.taken == 3
+    with pytest.raises(InputError), slots.take(3):
         raise InputError("")
-    assert places.taken == 0
-    with pytest.raises(RefusedError, match="4 answers are asked for at once"), places.take(4):
+    assert slots.taken == 0
+    with pytest.raises(RefusedError, match="4 answers are asked for at once"), slots.take(4):
         pass
 
 
@@ -202,8 +202,7 @@ def streamed(*told: Any) -> tuple[list[str], bool]:
 
     async def run() -> None:
         # Nothing is quiet for an hour.
-        events = Events(parts(), 0.001 if None in told else 3600)
-        await events.begin()
+        events = await event_stream(parts(), 0.001 if None in told else 3600)
         await events({}, None, send)
 
     asyncio.run(run())
@@ -245,8 +244,7 @@ def test_a_stream_that_is_left_closes_its_parts() -> None:
             closed.append(True)
 
     async def run() -> None:
-        events = Events(parts())
-        await events.begin()
+        events = await event_stream(parts())
 
         async def send(message) -> None:
             if message.get("body"):

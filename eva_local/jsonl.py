@@ -1,0 +1,211 @@
+"""JSON Lines files that survive a crash: a record is appended whole, and a torn one is mended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from eva_local.errors import InputError
+
+# Line ends for readers other than JSON's, and what a terminal would obey: control characters,
+# and marks that reorder what is shown.
+_DELICATE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# How every record begins.
+_BEGINNING = b'{"'
+
+
+def json_line(record: Mapping[str, object]) -> bytes:
+    """Return an object as a line of JSON that is one line to any reader and harmless to print."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
+    text = _DELICATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    # A lone surrogate has no UTF-8; its backslash form is JSON's own escape for it.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def is_torn(line: bytes) -> bool:
+    """Return whether a last line is the beginning of a record whose writer was interrupted.
+
+    A record that only lacks its line end is whole, and what no record begins like is no part
+    of one. After a power cut there may be zeros.
+    """
+    if not line or line.endswith(b"\n"):
+        return False
+    if line.strip(b"\0") and not _BEGINNING.startswith(line[:2]):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; raise OSError where that cannot be done."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in two moves, so that it is the old one or the new one, and never half."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+class JsonlFile:
+    """A file of records that is being written; what is there stays.
+
+    One process at a time writes it. A pipe or a device is written too, but neither locked nor
+    mended.
+    """
+
+    def __init__(
+        self, path: Path, refusal: str, *, busy: str | None = None, create: bool = True
+    ) -> None:
+        """Open a file to append to.
+
+        Raises InputError: where the system refuses something, now or later, with `refusal` and
+        its reason, and where another process writes, with `busy`. Without `busy`, processes
+        take turns: each locks the file for one record.
+        """
+        self.path = path
+        self._refusal = refusal
+        self._busy = busy
+        with self._refusing():
+            self._file = self._opened(path, os.O_CREAT if create else 0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is there."""
+        return os.fstat(self._file).st_size == 0
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what is there, line by line, with their ends."""
+        with self._refusing(), self.path.open("rb") as file:
+            yield from file
+
+    def append(self, *records: Mapping[str, object]) -> None:
+        """Write records, all of them or, raising InputError, none."""
+        data = b"".join(map(json_line, records))
+        with self._refusing(), self._turn():
+            size = os.fstat(self._file).st_size
+            try:
+                write_whole(self._file, data)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._cut(size)
+                raise
+
+    def restart(self) -> None:
+        """Throw away what is there."""
+        with self._refusing():
+            self._cut(0)
+
+    def mend(self) -> None:
+        """Cut off a torn last line, or end a whole one, so that the next record stands alone."""
+        with self._refusing():
+            if is_torn(tail := self._tail()):
+                self._cut(os.fstat(self._file).st_size - len(tail))
+            elif tail:
+                write_whole(self._file, b"\n")
+
+    def keep(self, is_kept: Callable[[bytes], bool]) -> None:
+        """Take out the other lines. The file is exchanged at once, or not at all."""
+        with self._refusing():
+            # A link to the file stays one.
+            path = self.path.resolve()
+            part = path.with_name(f"{path.name}.part")
+            kept = self._opened(part, os.O_CREAT | os.O_TRUNC)
+            try:
+                os.fchmod(kept, os.fstat(self._file).st_mode & 0o777)
+                for line in filter(is_kept, self.lines()):
+                    write_whole(kept, line)
+                os.fsync(kept)
+                part.replace(path)
+            except BaseException:
+                os.close(kept)
+                raise
+            os.close(self._file)
+            self._file = kept
+
+    def close(self) -> None:
+        """Bring all to the disk and let others write; do nothing if that is done."""
+        if self._file < 0:
+            return
+        with self._refusing():
+            try:
+                if self._is_regular:
+                    os.fsync(self._file)
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    @property
+    def _is_regular(self) -> bool:
+        return stat.S_ISREG(os.fstat(self._file).st_mode)
+
+    def _opened(self, path: Path, flags: int) -> int:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
+        try:
+            found = os.fstat(file)
+            if self._busy is not None and stat.S_ISREG(found.st_mode):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(found, path.stat()):
+                    # It was exchanged meanwhile: see `keep`.
+                    raise BlockingIOError
+        except BlockingIOError as error:
+            os.close(file)
+            raise InputError(self._busy or "") from error
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock, unless it is held all the time, over a file without a torn line."""
+        if self._busy is not None or not self._is_regular:
+            yield
+            return
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            self.mend()
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _tail(self) -> bytes:
+        """Return what follows the last line end."""
+        with self.path.open("rb") as file:
+            # An empty file cannot be mapped.
+            if not os.fstat(file.fileno()).st_size:
+                return b""
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return data[data.rfind(b"\n") + 1 :]
+
+    def _cut(self, size: int) -> None:
+        if self._is_regular:
+            os.ftruncate(self._file, size)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self._refusal}: {error.strerror or error}") from error
