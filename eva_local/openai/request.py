@@ -96,8 +96,6 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 
     Raises InputError where it asks for something that cannot be done.
     """
-    if endpoint not in _ENDPOINTS:
-        raise InputError(f"url {shown(endpoint)} is none of {CHAT}, {COMPLETION}")
     for key in _SERVED:
         refuse_undone(key, body.get(key))
     request, sampling = read_request(body, endpoint, defaults)
