@@ -9,23 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from eva_local.errors import InputError
 from eva_local.reading import UnknownKeyError, shown
 
-# Values that ask for nothing, whatever their key.
-_NOTHING: Sequence[object] = (None, "", [], {})
-
 
 def given(body: Mapping[str, object]) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
-
-
-def lean(value: object, known: Collection[str]) -> object:
-    """Return an object without what asks for nothing and is not known; other values as they are.
-
-    Clients give messages back as they got them, with empty lists of what was not in them.
-    """
-    if not isinstance(value, dict):
-        return value
-    return {key: each for key, each in given(value).items() if key in known or each not in _NOTHING}
 
 
 def refuse_other_keys(values: Mapping[str, object], known: Collection[str]) -> None:
