@@ -7,7 +7,6 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -140,6 +139,8 @@ def meant(text: str, hint: Any) -> object:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Word a hint at the nearest known names, or at all of them where none is near."""
+    import difflib
+
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
