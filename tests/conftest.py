@@ -62,8 +62,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with models.toml, and two models with random weights that it names."""
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_gguf(folder / "one.gguf", n_layers=1, seed=1)
-    write_tiny_gguf(folder / "two.gguf", n_layers=1, seed=2, words=(" the", " a", "ed"))
+    write_tiny_gguf(folder / "one.gguf", n_layers=1, n_ctx=256, seed=1)
+    words = (" the", " a", "ed")
+    write_tiny_gguf(folder / "two.gguf", n_layers=1, n_ctx=256, words=words, seed=2)
     (folder / "models.toml").write_text(TINY.format(folder=folder))
     return folder
 

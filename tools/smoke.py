@@ -51,8 +51,11 @@ def compute() -> None:
     Raises RuntimeError where a logit is not finite. Prompts and single tokens, Q4_0 and Q8_0
     take different ways through llama.cpp's matrix products.
     """
+    from llama_cpp import _logger
+
     from tools.tiny_gguf import write_tiny_gguf
 
+    _logger.set_verbose(False)
     with tempfile.TemporaryDirectory() as folder:
         for quantisation in ("Q4_0", "Q8_0"):
             path = Path(folder, f"{quantisation}.gguf")

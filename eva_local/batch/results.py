@@ -15,7 +15,7 @@ import numpy as np
 from eva_local.batch.forms import Form
 from eva_local.batch.manifest import Grounds, Manifest
 from eva_local.batch.rows import Row
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, is_torn, json_line, write_whole
 
 # How the rows of all forms begin.
@@ -180,15 +180,13 @@ class StreamResults:
     def __init__(self, target: str) -> None:
         """Open a path, or standard output (`-`); raise InputError where that cannot be done."""
         self._name = "standard output" if target == "-" else target
-        try:
+        with refusing(f"{self._name}: cannot be written"):
             # Without a buffer, what a failed write leaves behind cannot fail again later.
             self._descriptor = (
                 os.dup(sys.stdout.fileno())
                 if target == "-"
                 else os.open(target, os.O_WRONLY | os.O_CLOEXEC)
             )
-        except OSError as error:
-            raise InputError(f"{self._name}: cannot be written: {error.strerror}") from error
 
     def opened(self, mappings: Mapping[str, str]) -> None:
         """Have nothing to make ready."""

@@ -12,7 +12,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from eva_local.errors import InputError
+from eva_local.errors import refusing
 from eva_local.jsonl import JsonlFile
 from eva_local.reading import Number, Whole
 from eva_local.trace.checked import checked_lines
@@ -53,11 +53,9 @@ class Results:
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
         """Open the file, or begin it; `fresh` does all again, and leaves the old lines there."""
         refusal = f"the results {path} cannot be kept"
-        try:
+        with refusing(refusal):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
-        except OSError as error:
-            raise InputError(f"{refusal}: {error.strerror or error}") from error
         # Of several results of one key the last counts.
         self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
         self._file = JsonlFile(path, refusal)

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from msgspec import Meta, Struct
 
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile
 from eva_local.reading import Number, shown
 from eva_local.trace.checked import Checked, checked_lines
@@ -180,18 +180,14 @@ def read_trace(path: Path) -> TraceFile:
     Of a file whose writer was interrupted, what is there is returned, with notes; anything
     else that is not as `TraceWriter` writes it raises InputError with the line.
     """
-    try:
+    with refusing(f"the trace {path} cannot be read"):
         data = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"the trace {path} cannot be read: {reason}") from error
     parsed, torn = checked_lines(path, data)
     notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
     first, *others = parsed
-    first.kind("trace")
-    first.refuse_other_schema(SCHEMA)
+    first.refuse_other_header("trace", SCHEMA)
     header = first.read(TraceFile)
     _refuse_strangers(first, [header.pivot], header.members)
     steps: list[Step] = []

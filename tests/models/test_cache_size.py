@@ -8,7 +8,6 @@ from pathlib import Path
 import gguf
 import pytest
 from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
-from tiny_models import ARCHITECTURES, tiny_model
 
 from eva_local.capacity import slots_that_fit
 from eva_local.cli import main
@@ -16,6 +15,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.errors import StoreError
 from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
 from eva_local.models.header import read_header
+from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf
 
 MIB = 2**20
 # llama.cpp tells two digits of a MiB.
@@ -126,7 +126,7 @@ def test_what_cannot_be_added_up_is_not_known(tmp_path, values) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
-    path = tiny_model(tmp_path / f"{architecture}.gguf", architecture)
+    path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture)
     header = read_header(path)
     for swa_full, n_branches in ((True, 1), (True, 4), (False, 1)):
         caplog.clear()
@@ -159,7 +159,7 @@ def spec(path: Path, space: str = "pivot", **load: object) -> EnsembleSpec:
 def write_parts(folder: Path) -> list[Path]:
     """Write a model in several files, and whole; return the files in their order."""
     target = folder / "whole.gguf"
-    whole = gguf.GGUFReader(tiny_model(target, "llama"))
+    whole = gguf.GGUFReader(write_tiny_gguf(target))
     writer = gguf.GGUFWriter(folder / "parts.gguf", "llama", split_max_tensors=20)
     for field in whole.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
