@@ -7,7 +7,6 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import msgspec
 from msgspec import Meta, ValidationError, inspect
 
 from eva_local.errors import InputError
-from eva_local.wording import LISTS, SCALARS, Record, bare, options, wanted
+from eva_local.wording import LISTS, Record, bare, options, wanted
 
 T = TypeVar("T")
 
@@ -95,10 +94,10 @@ def _lean(value: Any, node: inspect.Type) -> Any:
             if each is not None
             and (key in types or key == _tag_field(record) or each not in _NOTHING)
         }
-    items = _items(node)
-    if items is None or not isinstance(value, list) or isinstance(bare(items), SCALARS):
-        return value
-    return [_lean(each, items) for each in value]
+    items = _items(node) or node
+    if isinstance(value, list) and any(isinstance(each, Record) for each in options(items)):
+        return [_lean(each, items) for each in value]
+    return value
 
 
 def settle(record: Any) -> None:
@@ -140,6 +139,8 @@ def meant(text: str, hint: Any) -> object:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Word a hint at the nearest known names, or at all of them where none is near."""
+    import difflib
+
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:

@@ -1,25 +1,18 @@
-"""The keys of JSON from outside: each is known, or refused by its name."""
+"""Objects of JSON from outside: what they say, each thing once."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eva_local.errors import InputError
-from eva_local.reading import UnknownKeyError, shown
+from eva_local.reading import shown
 
 
 def given(body: Mapping[str, object]) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
-
-
-def refuse_other_keys(values: Mapping[str, object], known: Collection[str]) -> None:
-    """Raise UnknownKeyError for the first key of a body that is not known."""
-    for key in values:
-        if key not in known:
-            raise UnknownKeyError(key, known)
 
 
 def parsed(

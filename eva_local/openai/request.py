@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given, refuse_other_keys
+from eva_local.openai.keys import given
 from eva_local.openai.shapes import (
     ChatRequest,
     CompletionRequest,
@@ -21,7 +21,7 @@ from eva_local.openai.shapes import (
     Turn,
     Turns,
 )
-from eva_local.reading import ReadError, lean, read, shown
+from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
@@ -115,13 +115,14 @@ def read_request(
     Raises InputError where it asks for something that cannot be done.
     """
     values = said(body)
-    refuse_other_keys(values, KEYS)
     kind = _ENDPOINTS[endpoint]
     known = kind.__struct_fields__
     for key, value in values.items():
+        if key not in KEYS:
+            raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
             refuse_undone(key, value)
-        elif key not in (*known, *OPTIONS, *IGNORED) and value:
+        elif value and key not in (*known, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = read(lean({key: values[key] for key in known if key in values}, kind), kind)
     options = {key: values[key] for key in OPTIONS if key in values and key != "logit_bias"}
