@@ -13,19 +13,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
+    from eva_local.engine.request import Request
     from eva_local.errors import EvaError
     from eva_local.opening import load
-    from eva_local.types import Completion, Message, Sampling, Step
+    from eva_local.types import Completion, Message, Sampling, Score, Step
 
-__all__ = ["Completion", "Ensemble", "EvaError", "Message", "Sampling", "Step", "load"]
+__all__ = [
+    "Completion",
+    "Ensemble",
+    "EvaError",
+    "Message",
+    "Request",
+    "Sampling",
+    "Score",
+    "Step",
+    "load",
+]
 
 _HOMES = {
     "Ensemble": "api",
     "load": "opening",
     "EvaError": "errors",
+    "Request": "engine.request",
     "Completion": "types",
     "Message": "types",
     "Sampling": "types",
+    "Score": "types",
     "Step": "types",
 }
 

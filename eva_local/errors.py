@@ -6,7 +6,9 @@ and end with the exit code that the class carries.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 
 class EvaError(Exception):
@@ -66,3 +68,12 @@ def passed_on(error: Exception) -> EvaError:
         told = ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
     told.__cause__ = error
     return told
+
+
+@contextlib.contextmanager
+def refusing(what: str, kind: type[EvaError] = InputError) -> Iterator[None]:
+    """Where the system refuses something, raise a `kind` that says `what`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or error}") from error

@@ -11,8 +11,9 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 
 # Line ends for readers other than JSON's, and what a terminal would obey: control characters,
 # and marks that reorder what is shown.
@@ -69,7 +70,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class JsonlFile:
-    """A file of records that is being written; what is there stays.
+    """A file of records that is being written; what is there stays. A context manager.
 
     One process at a time writes it. A pipe or a device is written too, but neither locked nor
     mended.
@@ -87,8 +88,16 @@ class JsonlFile:
         self.path = path
         self._refusal = refusal
         self._busy = busy
-        with self._refusing():
+        with refusing(self._refusal):
             self._file = self._opened(path, os.O_CREAT if create else 0)
+
+    def __enter__(self) -> Self:
+        """Return the open file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     @property
     def is_empty(self) -> bool:
@@ -97,13 +106,13 @@ class JsonlFile:
 
     def lines(self) -> Iterator[bytes]:
         """Yield what is there, line by line, with their ends."""
-        with self._refusing(), self.path.open("rb") as file:
+        with refusing(self._refusal), self.path.open("rb") as file:
             yield from file
 
     def append(self, *records: Mapping[str, object]) -> None:
         """Write records, all of them or, raising InputError, none."""
         data = b"".join(map(json_line, records))
-        with self._refusing(), self._turn():
+        with refusing(self._refusal), self._turn():
             size = os.fstat(self._file).st_size
             try:
                 write_whole(self._file, data)
@@ -114,12 +123,12 @@ class JsonlFile:
 
     def restart(self) -> None:
         """Throw away what is there."""
-        with self._refusing():
+        with refusing(self._refusal):
             self._cut(0)
 
     def mend(self) -> None:
         """Cut off a torn last line, or end a whole one, so that the next record stands alone."""
-        with self._refusing():
+        with refusing(self._refusal):
             if is_torn(tail := self._tail()):
                 self._cut(os.fstat(self._file).st_size - len(tail))
             elif tail:
@@ -127,7 +136,7 @@ class JsonlFile:
 
     def keep(self, is_kept: Callable[[bytes], bool]) -> None:
         """Take out the other lines. The file is exchanged at once, or not at all."""
-        with self._refusing():
+        with refusing(self._refusal):
             # A link to the file stays one.
             path = self.path.resolve()
             part = path.with_name(f"{path.name}.part")
@@ -144,11 +153,20 @@ class JsonlFile:
             os.close(self._file)
             self._file = kept
 
+    @contextlib.contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Close the file where what follows the opening fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Bring all to the disk and let others write; do nothing if that is done."""
         if self._file < 0:
             return
-        with self._refusing():
+        with refusing(self._refusal):
             try:
                 if self._is_regular:
                     os.fsync(self._file)
@@ -202,10 +220,3 @@ class JsonlFile:
     def _cut(self, size: int) -> None:
         if self._is_regular:
             os.ftruncate(self._file, size)
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self._refusal}: {error.strerror or error}") from error

@@ -7,7 +7,6 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta, ValidationError, inspect
 
 from eva_local.errors import InputError
+from eva_local.wording import LISTS, Record, bare, options, wanted
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ Whole = Annotated[int, Meta(ge=0)]
 Words = Annotated[str, Meta(min_length=1)]
 
 _LONGEST = 60
+# Values that ask for nothing, whatever their key.
+_NOTHING: Sequence[object] = (None, "", [], {})
 _WORDS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -72,6 +74,30 @@ def read(value: object, kind: type[T], where: str = "") -> T:
         raise _explained(str(error), value, kind, where) from error
     except UnicodeEncodeError as error:
         raise ReadError(where, "holds half a surrogate pair, which is no text") from error
+
+
+def lean(value: Any, kind: Any) -> Any:
+    """Return plain data without what asks for nothing and is no field where it stands.
+
+    Clients give messages back as they got them, with empty lists of what was not in them.
+    """
+    return _lean(value, _type_of(kind))
+
+
+def _lean(value: Any, node: inspect.Type) -> Any:
+    record = _record(node, value)
+    if record is not None:
+        types = {field.encode_name: field.type for field in record.fields}
+        return {
+            key: _lean(each, types[key]) if key in types else each
+            for key, each in value.items()
+            if each is not None
+            and (key in types or key == _tag_field(record) or each not in _NOTHING)
+        }
+    items = _items(node) or node
+    if isinstance(value, list) and any(isinstance(each, Record) for each in options(items)):
+        return [_lean(each, items) for each in value]
+    return value
 
 
 def settle(record: Any) -> None:
@@ -113,6 +139,8 @@ def meant(text: str, hint: Any) -> object:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Word a hint at the nearest known names, or at all of them where none is near."""
+    import difflib
+
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
@@ -152,123 +180,61 @@ def _plain(value: object) -> object:
 def _explained(message: str, value: Any, kind: Any, where: str) -> ReadError:
     """Return the error for a value of which msgspec says that it is no `kind`."""
     problem, _, steps = message.rpartition(" - at `$") if "`$" in message else (message, "", "")
-    node = _meant(inspect.type_info(kind), value)
+    node = _type_of(kind)
     for key, place in _STEP.findall(steps):
         inner = _within(node, value, key or int(place))
         if inner is None:
             break
-        value = value[key or int(place)]
-        node = _meant(inner, value)
+        node, value = inner, value[key or int(place)]
         where = _joined(where, key) if key else f"{where}[{place}]"
-    bare = _bare(node)
-    if isinstance(bare, _RECORDS) and isinstance(value, Mapping):
-        known = [field.encode_name for field in bare.fields]
+    record = _record(node, value)
+    if record is not None:
+        known = [field.encode_name for field in record.fields]
         for key in value if problem.startswith("Object contains unknown") else ():
-            if key not in known and key != getattr(bare, "tag_field", None):
+            if key not in known and key != _tag_field(record):
                 return UnknownKeyError(key, known, where)
-        for field in bare.fields:
+        for field in record.fields:
             if field.required and field.encode_name not in value:
                 return ReadError(_joined(where, field.encode_name), "is missing")
-    if isinstance(bare, (*_RECORDS, inspect.DictType)) and not isinstance(value, Mapping):
+    elif isinstance(bare(node), Record | inspect.DictType) and not isinstance(value, Mapping):
         return ReadError(where, "is no JSON object")
-    return ReadError(where, f"must be {_wanted(node, value)}, not {shown(value)}")
+    return ReadError(where, f"must be {wanted(node, value)}, not {shown(value)}")
 
 
 def _joined(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _bare(node: inspect.Type) -> inspect.Type:
-    return node.type if isinstance(node, inspect.Metadata) else node
+@lru_cache(maxsize=64)
+def _type_of(kind: Any) -> inspect.Type:
+    return inspect.type_info(kind)
 
 
-def _meant(node: inspect.Type, value: object) -> inspect.Type:
-    """Return which type of a union a value is meant as, where that is clear.
-
-    A union that is worded as a whole stays whole, unless its objects tell by a tag what they are.
-    """
-    union = _bare(node)
-    for each in union.types if isinstance(union, inspect.UnionType) else ():
-        if isinstance(each, inspect.DataclassType) and isinstance(value, Mapping):
+def _record(node: inspect.Type, value: Any) -> Record | None:
+    """Return the type with fields that a value is of; of several, the one that its tag names."""
+    for each in options(node) if isinstance(value, Mapping) else ():
+        if isinstance(each, Record) and (
+            _tag_field(each) is None or value.get(_tag_field(each)) == getattr(each, "tag", None)
+        ):
             return each
-        if isinstance(each, inspect.StructType) and isinstance(value, Mapping):
-            if each.tag_field is None or value.get(each.tag_field) == each.tag:
-                return each
-        elif isinstance(each, _LISTS) and isinstance(value, list | tuple) and node is union:
-            return each
-    return node
+    return None
+
+
+def _tag_field(record: Record) -> str | None:
+    return getattr(record, "tag_field", None)
+
+
+def _items(node: inspect.Type) -> inspect.Type | None:
+    """Return the type of what is in a list; None where it can be no list."""
+    lists = (each.item_type for each in options(node) if isinstance(each, LISTS))
+    return next(lists, None)
 
 
 def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type | None:
     """Return the type of what stands at a key or place of a value; None where nothing does."""
-    bare = _bare(node)
-    if isinstance(bare, _RECORDS) and isinstance(value, Mapping) and step in value:
-        return next((field.type for field in bare.fields if field.encode_name == step), None)
-    if isinstance(bare, _LISTS) and isinstance(value, Sequence) and isinstance(step, int):
-        return bare.item_type
-    return None
-
-
-def _wanted(node: inspect.Type, value: object) -> str:
-    """Word what a value must be: of the right type, or where it is, in the range."""
-    if isinstance(node, inspect.Metadata):
-        described = (node.extra_json_schema or {}).get("description")
-        if described and _fits(node.type, value) == isinstance(node.type, _SCALARS):
-            return str(described)
-        return _wanted(node.type, value)
-    if isinstance(node, inspect.UnionType):
-        types = [each for each in node.types if not isinstance(each, inspect.NoneType)]
-        fitting = [each for each in types if _fits(each, value)]
-        return " or ".join(_wanted(each, value) for each in fitting or types)
-    if isinstance(node, inspect.LiteralType):
-        return " or ".join(f'"{word}"' for word in node.values)
-    if isinstance(node, inspect.IntType | inspect.FloatType) and _fits(node, value):
-        return _range(node)
-    if isinstance(node, inspect.StrType) and node.min_length:
-        return "a text that is not empty"
-    if isinstance(node, _LISTS):
-        return _LISTED.get(type(_bare(node.item_type)), "a list")
-    return _NAMES[type(node)]
-
-
-def _fits(node: inspect.Type, value: object) -> bool:
-    """Return whether a value is a number or text as the type is, though perhaps out of range."""
-    if isinstance(node, inspect.Metadata):
-        return _fits(node.type, value)
-    if isinstance(node, inspect.UnionType):
-        return any(_fits(each, value) for each in node.types)
-    if isinstance(node, inspect.FloatType):
-        return type(value) in (int, float) and -_MOST <= value <= _MOST  # type: ignore[operator]  # a number
-    kinds = {inspect.IntType: int, inspect.StrType: str}
-    return type(value) is kinds.get(type(node))
-
-
-def _range(node: inspect.IntType | inspect.FloatType) -> str:
-    least = node.gt if node.ge is None else node.ge
-    most = node.lt if node.le is None else node.le
-    if least is None or most is None or most == _MOST:
-        return f"at least {least}" if node.gt is None else f"above {least}"
-    if isinstance(node, inspect.IntType):
-        return f"from {least} to {most}"
-    return f"in {'[' if node.gt is None else '('}{least}, {most}{']' if node.lt is None else ')'}"
-
-
-_SCALARS = (inspect.IntType, inspect.FloatType, inspect.StrType)
-_RECORDS = (inspect.StructType, inspect.DataclassType)
-_LISTS = (inspect.ListType, inspect.VarTupleType)
-_NAMES: Mapping[type, str] = {
-    inspect.BoolType: "true or false",
-    inspect.DataclassType: "an object",
-    inspect.DictType: "an object",
-    inspect.FloatType: "a number",
-    inspect.IntType: "a whole number",
-    inspect.StrType: "a text",
-    inspect.StructType: "an object",
-}
-_LISTED: Mapping[type, str] = {
-    inspect.FloatType: "a list of numbers",
-    inspect.IntType: "a list of whole numbers",
-    inspect.StrType: "a list of texts",
-    inspect.DataclassType: "a list of objects",
-    inspect.StructType: "a list of objects",
-}
+    record = _record(node, value)
+    if record is not None and isinstance(value, Mapping) and step in value:
+        return next((field.type for field in record.fields if field.encode_name == step), None)
+    # What a union must be, and says so, is worded as a whole.
+    is_whole = isinstance(node, inspect.Metadata) and isinstance(node.type, inspect.UnionType)
+    return _items(node) if isinstance(value, Sequence) and not is_whole else None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
+
+from msgspec import Struct
 
 from eva_local.batch.rows import Row, Wishes, checked_id, line_of, problem_of, row_of
-from eva_local.batch.table import delimiter_of, read_table
-from eva_local.engine.detokenizer import HEAD, refuse_utf16
+from eva_local.batch.table import read_table
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
-from eva_local.openai.keys import given, once, refuse_other_keys
+from eva_local.openai.keys import given, parsed, refuse_twice
 from eva_local.openai.request import (
     CHAT,
     COMPLETION,
@@ -23,12 +21,14 @@ from eva_local.openai.request import (
     KEYS,
     OPTION_KEYS,
     Asked,
+    Endpoint,
     misspelled,
     read_body,
     read_messages,
     read_options,
     refuse_undone,
 )
+from eva_local.reading import Words, read
 
 _BOM = b"\xef\xbb\xbf"
 # What a row of JSON lines can say, and what it could say of an answer elsewhere.
@@ -37,7 +37,6 @@ _ELSEWHERE = KEYS.difference(_ROW_KEYS, IGNORED)
 # What is JSON in a table, where it is; and what is a text even where it looks like a number.
 _OPTION_COLUMNS = {"messages", *OPTION_KEYS, *_ELSEWHERE}
 _TEXTS = ("stop", "grammar", "json_schema")
-_OPENAI_KEYS = ("custom_id", "method", "url", "body")
 
 # A row of the output, and how it is known again: its id, or line and mark; and whether it failed.
 Result = dict[str, object]
@@ -65,7 +64,15 @@ class Form(Protocol):
         """
 
 
-class _Own:
+class _Read:
+    """A form that reads its rows as `wishes` say."""
+
+    def __init__(self, wishes: Wishes) -> None:
+        """Read rows as `wishes` say."""
+        self._wishes = wishes
+
+
+class _Own(_Read):
     """The output of all forms but OpenAI's."""
 
     def answered(self, row: Row, answer: Answer, _model: str, shares: Shares | None) -> Result:
@@ -98,7 +105,7 @@ class _Keyed(_Own):
 
     def __init__(self, wishes: Wishes) -> None:
         """Read rows as `wishes` say."""
-        self._wishes = wishes
+        super().__init__(wishes)
         # What the template names is data, whatever its name.
         self._data = () if wishes.template is None else wishes.template.columns
 
@@ -132,60 +139,34 @@ class JsonLines(_Keyed):
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
-        for line, content in _lines(file):
-            yield self._row(line, content)
-
-    def _row(self, line: int, content: bytes) -> Row:
-        row_id: str | int | None = None
-        try:
-            values = _object(content)
-            if values.get("id") is not None:
-                row_id = checked_id(values["id"])
-            return row_of(line, row_id, content, self._asked(values))
-        except (EvaError, ValueError, RecursionError) as error:
-            if row_id is None:
-                row_id = _id_beside_doubles(content, "id", str, int)
-            return row_of(line, row_id, content, problem=problem_of(error))
+        return _json_rows(file, "id", checked_id, lambda values: (self._asked(values), ""))
 
 
-class OpenAI:
+class _OpenAIRow(Struct, kw_only=True, forbid_unknown_fields=True):
+    custom_id: Words
+    method: Literal["POST"] = "POST"
+    url: Endpoint
+    body: dict[str, Any]
+
+
+class OpenAI(_Read):
     """OpenAI's batch format, in and out: `custom_id`, `method`, `url`, `body`."""
 
     name = "openai"
     _prefix = "batch_req_"
 
-    def __init__(self, wishes: Wishes) -> None:
-        """Read rows as `wishes` say."""
-        self._wishes = wishes
-
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
-        for line, content in _lines(file):
-            yield self._row(line, content)
-
-    def _row(self, line: int, content: bytes) -> Row:
-        row_id: str | int | None = None
-        try:
-            values = _object(content)
-            custom = values.get("custom_id")
-            if not isinstance(custom, str) or not custom:
-                raise InputError("custom_id must be a text")
-            row_id = custom
-            refuse_other_keys(given(values), _OPENAI_KEYS)
-            asked, endpoint = self._asked(values)
-            return row_of(line, row_id, content, asked, endpoint=endpoint)
-        except (EvaError, ValueError, RecursionError) as error:
-            if row_id is None:
-                row_id = _id_beside_doubles(content, "custom_id", str)
-            return row_of(line, row_id, content, problem=problem_of(error))
+        return _json_rows(
+            file,
+            "custom_id",
+            lambda own: own if own and isinstance(own, str) else None,
+            self._asked,
+        )
 
     def _asked(self, values: dict[str, object]) -> tuple[Asked, str]:
-        if values.get("method", "POST") != "POST":
-            raise InputError("method must be POST")
-        body, url = values.get("body"), values.get("url")
-        if not isinstance(body, dict) or not isinstance(url, str):
-            raise InputError("needs a url and a body that is a JSON object")
-        return read_body(body, url, self._wishes.sampling), url
+        row = read(given(values), _OpenAIRow)
+        return read_body(row.body, row.url, self._wishes.sampling), row.url
 
     def answered(self, row: Row, answer: Answer, model: str, _shares: Shares | None) -> Result:
         """Return the row of output that answers a row."""
@@ -281,13 +262,9 @@ class Text(_Own):
 
     name = "text"
 
-    def __init__(self, wishes: Wishes) -> None:
-        """Read rows as `wishes` say."""
-        self._wishes = wishes
-
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
-        for line, content in _lines(file):
+        for line, content in lines_of(file):
             try:
                 prompt = content.decode()
             except UnicodeDecodeError:
@@ -302,92 +279,39 @@ FORMS: Mapping[str, type[JsonLines | OpenAI | Csv | Text]] = {
 }
 
 
-def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None) -> Form:
-    """Return the form of a file, by its content where none is `wanted`; leaves it at its start.
-
-    Raises InputError where the wishes do not go with the form.
-    """
-    file.seek(0)
-    refuse_utf16(file.read(HEAD), name)
-    file.seek(0)
-    found = wanted or _detected(file, name, wishes)
-    file.seek(0)
-    if found != Csv.name:
-        _refuse_bare_returns(file, name)
-    if wishes.template is not None and found not in (JsonLines.name, Csv.name):
-        raise InputError(f"--prompt-template goes with csv and jsonl, and {name} is {found}")
-    if found == OpenAI.name and (options := wishes.options()):
-        raise InputError(f"{options[0]} goes with csv, jsonl and text, and {name} is {found}")
-    return FORMS[found](wishes)
-
-
-def _detected(file: BinaryIO, name: str, wishes: Wishes) -> str:
-    first = next((content.strip() for _, content in _lines(file)), b"")
-    if first.startswith(b"{"):
-        return OpenAI.name if _is_openai(first) else JsonLines.name
-    if first == b"[" or first.startswith(b"[{"):
-        raise InputError(f"{name} is a JSON array; give one object a line (jq -c '.[]' does that)")
-    head = first.partition(b"\r")[0].decode("utf-8", "replace")
-    is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in _columns(head)
-    return Csv.name if is_table or wishes.template is not None else Text.name
+def _json_rows(
+    file: BinaryIO,
+    key: str,
+    own_id: Callable[[object], str | int | None],
+    asked_of: Callable[[dict[str, object]], tuple[Asked, str]],
+) -> Iterator[Row]:
+    """Yield a row for each line that is one JSON object, whose id stands at `key`."""
+    for line, content in lines_of(file):
+        row_id: str | int | None = None
+        try:
+            values, twice = parsed(content.decode("utf-8-sig"))
+            if not isinstance(values, dict):
+                raise InputError("is no JSON object")
+            if values.get(key) is not None and key not in twice:
+                row_id = own_id(values[key])
+            refuse_twice(twice)
+            asked, endpoint = asked_of(values)
+        except (EvaError, ValueError, RecursionError) as error:
+            yield row_of(line, row_id, content, problem=problem_of(error))
+        else:
+            yield row_of(line, row_id, content, asked, endpoint=endpoint)
 
 
-def _columns(head: str) -> list[str]:
-    """Return the columns of a line as a table would mean them, if it can be the head of one.
-
-    One that does not name them well is then refused, where plain text would be answered.
-    """
-    try:
-        columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True), [])
-    except csv.Error:
-        return []
-    return [column.strip().lower() for column in columns]
+def _text_or_none(value: object) -> str | None:
+    return value if value and isinstance(value, str) else None
 
 
-def _refuse_bare_returns(file: BinaryIO, name: str) -> None:
-    """Raise InputError where all is one line because line ends are carriage returns alone."""
-    lines = _lines(file)
-    _, first = next(lines, (1, b""))
-    is_only = next(lines, None) is None
-    file.seek(0)
-    if is_only and b"\r" in first.strip():
-        raise InputError(
-            f"{name} ends its lines with carriage returns alone; write line feeds "
-            "(tr '\\r' '\\n' does that)"
-        )
-
-
-def _is_openai(line: bytes) -> bool:
-    try:
-        return "custom_id" in _object(line)
-    except (EvaError, ValueError, RecursionError):
-        return b'"custom_id"' in line
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, with their numbers, without ends and byte order mark."""
     for number, line in enumerate(file, 1):
         content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
         if content.strip():
             yield number, content
-
-
-def _object(content: bytes) -> dict[str, object]:
-    values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
-    if not isinstance(values, dict):
-        raise InputError("is no JSON object")
-    return values
-
-
-def _id_beside_doubles(content: bytes, key: str, *kinds: type) -> str | int | None:
-    """Return the id of an object in which another key comes twice, if it is of these kinds."""
-    try:
-        # Arrays stay lists.
-        pairs = json.loads(content.decode("utf-8-sig"), object_pairs_hook=tuple)
-    except (ValueError, RecursionError):
-        return None
-    found = [value for name, value in pairs if name == key] if isinstance(pairs, tuple) else []
-    return found[0] if len(found) == 1 and type(found[0]) in kinds and found[0] != "" else None
 
 
 def _is_utf8(text: str) -> bool:
@@ -405,9 +329,11 @@ def _value_of(column: str, field: str) -> object:
     if column in _TEXTS and field[0] not in '["':
         return field
     try:
-        return json.loads(field, object_pairs_hook=once)
+        value, twice = parsed(field)
     except (ValueError, RecursionError):
         return field
+    refuse_twice(twice)
+    return value
 
 
 def _named(row: Row) -> Result:

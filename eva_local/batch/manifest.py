@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 from eva_local.jsonl import replace_file
 from eva_local.models.store import checksum
 
@@ -30,15 +30,14 @@ class Manifest:
 
     def read(self) -> Grounds | None:
         """Return what was written, or None where there is no manifest."""
+        if not self.path.exists():
+            return None
         try:
-            content = json.loads(self.path.read_bytes())
+            with refusing(f"{self.path}: cannot be read"):
+                content = json.loads(self.path.read_bytes())
             grounds = content["grounds"]
             if content["schema"] != SCHEMA or content["sha256"] != _sha256(grounds):
                 raise ValueError
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.path}: is damaged; begin anew with --restart, or give another output"
@@ -58,10 +57,8 @@ class Manifest:
     def write(self, grounds: Grounds) -> None:
         """Keep what the answers rest on; all of it or nothing."""
         content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
-        try:
+        with refusing(f"{self.path}: cannot be written"):
             replace_file(self.path, json.dumps(content, indent=1).encode() + b"\n")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
 def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:

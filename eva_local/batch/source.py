@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from eva_local.batch.forms import Form, form_of
+from eva_local.batch.detection import form_of
+from eva_local.batch.forms import Form
 from eva_local.batch.results import Done, Known
 from eva_local.batch.rows import Row, Wishes
 from eva_local.errors import InputError

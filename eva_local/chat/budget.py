@@ -38,13 +38,9 @@ class Budget:
             for need, limit in zip(needs, self.limits, strict=True)
         )
 
-    def tightest(self, needs: Sequence[int]) -> int:
-        """Return the number of the member whose context is the fullest."""
-        return max(range(len(needs)), key=lambda member: needs[member] / self.limits[member])
-
     def numbers(self, needs: Sequence[int]) -> str:
         """Word how many tokens the fullest member needs, and how many it has."""
-        member = self.tightest(needs)
+        member = max(range(len(needs)), key=lambda member: needs[member] / self.limits[member])
         limit = self.limits[member]
         return (
             f"{self.members[member]} needs {needs[member]} tokens of {limit}, "

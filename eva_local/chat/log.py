@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from msgspec import Struct
 
 from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.private import private_folder
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, json_line, replace_file
 from eva_local.reading import did_you_mean
 from eva_local.trace.checked import Checked, checked_lines
@@ -39,56 +37,45 @@ class Saved:
     notes: tuple[str, ...] = ()
 
 
-class Log:
+class Log(JsonlFile):
     """The file of the conversation that is being held."""
 
     def __init__(self, path: Path) -> None:
-        """Append to a file that is there; close it again with `close`."""
-        self.path = path
+        """Append to a file that is there."""
         busy = f"the conversation {path.stem} is open in another chat"
-        self._file = JsonlFile(path, _unsaved(path), busy=busy, create=False)
+        super().__init__(path, _unsaved(path), busy=busy, create=False)
 
     @classmethod
     def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> Log:
         """Save `conversation` in a new file of `folder`, to go on with."""
         log = cls(_new_file(folder))
-        with contextlib.ExitStack() as stack:
-            stack.callback(log.close)
-            log._file.append(*_records(ensemble, conversation))
-            stack.pop_all()
+        with log.closed_on_failure():
+            log.append(*_records(ensemble, conversation))
         return log
 
     @classmethod
     def resume(cls, saved: Saved) -> tuple[Log, Saved]:
         """Go on with a saved conversation; return it as it is now that nobody else writes it."""
         log = cls(saved.path)
-        with contextlib.ExitStack() as stack:
-            stack.callback(log.close)
+        with log.closed_on_failure():
             saved = read(saved.path)
-            log._file.mend()
-            stack.pop_all()
+            log.mend()
         return log, saved
 
-    def append(self, event: Event) -> None:
+    def save(self, event: Event) -> None:
         """Save an event; raise InputError where that is not possible."""
-        self._file.append(_event_line(event))
-
-    def close(self) -> None:
-        """Give the file free; do nothing if it is free."""
-        self._file.close()
+        self.append(_event_line(event))
 
 
 def _new_file(folder: Path) -> Path:
     began = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
-    try:
+    with refusing(_unsaved(folder)):
         private_folder(folder)
         for number in range(1, 1000):
             path = folder / (f"{began}.jsonl" if number == 1 else f"{began}-{number}.jsonl")
             with contextlib.suppress(FileExistsError):
                 path.touch(0o600, exist_ok=False)
                 return path
-    except OSError as error:
-        raise InputError(f"{_unsaved(folder)}: {error.strerror or error}") from error
     raise InputError(f"{folder} holds too many conversations of this second")
 
 
@@ -105,17 +92,13 @@ def _records(ensemble: str, conversation: Conversation) -> list[dict[str, object
 
 def read(path: Path) -> Saved:
     """Read a saved conversation; raise InputError, with the line, for what is none."""
-    try:
+    with refusing(f"the conversation {path} cannot be read"):
         data = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"the conversation {path} cannot be read: {reason}") from error
     lines, torn = checked_lines(path, data)
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines
-    header.kind("chat")
-    header.refuse_other_schema(SCHEMA)
+    header.refuse_other_header("chat", SCHEMA)
     conversation = Conversation()
     for line in events:
         try:
@@ -176,29 +159,13 @@ def export(path: Path, ensemble: str, conversation: Conversation) -> None:
     as_markdown = path.suffix.lower() in (".md", ".markdown")
     text = markdown(conversation).encode("utf-8", "replace")
     data = text if as_markdown else saved_form(ensemble, conversation)
-    try:
-        with _given_up(path, never=as_markdown):
-            replace_file(path, data)
-    except OSError as error:
-        raise InputError(f"{_unsaved(path)}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _given_up(path: Path, *, never: bool) -> Iterator[None]:
-    """Hold the file that is to be replaced, if there is one; InputError where it must not be."""
-    if not path.exists():
-        yield
-        return
-    if never or not _is_saved(path):
-        raise InputError(f"{path} exists and stays as it is; give another name")
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{path} is the file of an open chat and stays as it is; give another name"
-            ) from error
-        yield
+    with refusing(_unsaved(path)), contextlib.ExitStack() as stack:
+        if path.exists():
+            if as_markdown or not _is_saved(path):
+                raise InputError(f"{path} exists and stays as it is; give another name")
+            busy = f"{path} is the file of an open chat and stays as it is; give another name"
+            stack.enter_context(JsonlFile(path, _unsaved(path), busy=busy, create=False))
+        replace_file(path, data)
 
 
 def _is_saved(path: Path) -> bool:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import click
 from prompt_toolkit import PromptSession
@@ -32,24 +31,15 @@ _WITH_FILE = ("/read", "/save", "/load", "/trace")
 _ARGUMENTS = {"/set": (*KEYS, *SWITCHES), "/show": ("chat",)}
 
 
-class Reader(Protocol):
-    """Reads what is sent; `somebody` says whether a person sits there, who may go on."""
-
-    somebody: bool
-
-    def read(self) -> str:
-        """Return the next message or command; EOFError at the end, KeyboardInterrupt at Ctrl-C."""
-        ...
-
-
 class LineEditor:
     """A line editor with history, completion and bracketed paste."""
 
+    # A person sits there, who may go on after Ctrl-C.
     somebody = True
 
     def __init__(self, history: Path) -> None:
         """Keep what is typed in the file `history`."""
-        # Else it asks for the place of the cursor: an answer that comes late would be taken for
+        # Else it asks where the cursor is: an answer that comes late would be taken for
         # something that was typed.
         os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
         is_unfinished = Condition(lambda: is_open(self._session.default_buffer.text))
@@ -67,7 +57,7 @@ class LineEditor:
         )
 
     def read(self) -> str:
-        """Let a person edit until Enter."""
+        """Let a person edit until Enter; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
         with end_put_off(self._wake) as is_ending:
             return self._session.prompt(pre_run=lambda: self._leave() if is_ending() else None)
 
@@ -90,7 +80,7 @@ class PlainReader:
         self.somebody = sys.stdin.isatty()
 
     def read(self) -> str:
-        """Return a line, or all lines up to closing quotes."""
+        """Return a line, or all lines up to closing quotes; EOFError at the end."""
         text = self._line(PROMPT)
         while is_open(text):
             try:
@@ -109,6 +99,9 @@ class PlainReader:
                 click.echo(err=True)
             raise EOFError
         return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+Reader = LineEditor | PlainReader
 
 
 class _History(FileHistory):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from eva_local.cli.outputs import output_options
+from eva_local.cli.outputs import output_options, refuse_outputs, write_outputs
+from eva_local.cli.progress import progress_shown
+from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.variants import names_of, variant
 from eva_local.errors import InputError
+
+if TYPE_CHECKING:
+    from eva_local.config.specs import EnsembleSpec
+    from eva_local.evaluate.contest import Contest
+    from eva_local.evaluate.evaluation import Evaluation
+    from eva_local.evaluate.rows import Kind, Task
 
 _PATH = click.Path(path_type=Path)
 
@@ -80,7 +91,23 @@ _PATH = click.Path(path_type=Path)
 )
 @pass_session
 def evaluate(
-    session: Session, /, overrides: dict[str, object], files: tuple[Path, ...], **options: Any
+    session: Session,
+    /,
+    overrides: dict[str, object],
+    files: tuple[Path, ...],
+    kind: Kind | Literal["auto"],
+    limit: int | None,
+    shot_files: tuple[Path, ...],
+    n_shots: int,
+    members: bool,
+    compare: tuple[str, ...],
+    tune: bool,
+    parallel: int,
+    results: Path | None,
+    fresh: bool,
+    json_out: Path | None,
+    html_out: Path | None,
+    **conditions: Any,
 ) -> None:
     """Measure an ensemble against its members.
 
@@ -91,11 +118,70 @@ def evaluate(
     `prompt`, and bits per byte are measured: lower is better. The weights prompt-perplexity need
     --prompt-bytes there.
     """
-    from eva_local.cli.tasks import TaskOptions, evaluate_tasks
+    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.forms import Conditions
+    from eva_local.evaluate.report import report_page
+    from eva_local.evaluate.results import Results
+    from eva_local.evaluate.rows import read_tasks
+    from eva_local.models.store import cache_folder
+    from eva_local.opening import open_models
 
     if not files:
         raise InputError("there are no rows: give a FILE of them")
-    put = ("chat", "max_tokens", "text_bytes", "prompt_bytes")
-    conditions = Conditions(**{key: options.pop(key) for key in put})
-    evaluate_tasks(session, overrides, TaskOptions(files=files, conditions=conditions, **options))
+    outputs = {"--json": json_out, "--html": html_out, "--results": results}
+    refuse_outputs(outputs, (*files, *shot_files))
+    tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
+    spec = session.load(overrides).ensemble()
+    for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
+        if given and len(spec.members) < 2:
+            raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
+    specs = [spec, *(variant(session, overrides, spec, text) for text in compare)]
+    path = results or cache_folder() / "evaluations.jsonl"
+    bytewise = any(one.fusion.space == "bytes" for one in specs)
+    with (
+        Results(path, fresh=fresh) as kept,
+        progress_shown() as progress,
+        open_models(spec, progress, parallel=parallel, bytewise=bytewise) as opened,
+    ):
+        models = {one.name: model for one, model in zip(spec.members, opened, strict=True)}
+        contest = Contest(models, kept, Conditions(**conditions), parallel, progress)
+        try:
+            evaluation = _held(contest, specs, tasks, members=members, tuned=tune)
+        except KeyboardInterrupt:
+            progress.close()
+            click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
+            raise
+    shown, page = partial(show, evaluation), partial(report_page, evaluation)
+    write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
+
+
+def _held(
+    contest: Contest,
+    specs: list[EnsembleSpec],
+    tasks: Sequence[Task],
+    *,
+    members: bool,
+    tuned: bool,
+) -> Evaluation:
+    """Tune if that was asked for, let all contestants do the tasks, and sum up."""
+    from eva_local.evaluate.contest import Contestant, alone
+    from eva_local.evaluate.evaluation import Evaluation
+    from eva_local.evaluate.summary import summarize
+    from eva_local.evaluate.tune import halves, tune
+
+    spec, block = specs[0], ""
+    tasks = [contest.scorable(task) for task in tasks]
+    if tuned:
+        fit, tasks = halves(tasks)
+        best = tune(contest, fit, spec)
+        block = best.block()
+        specs = [*specs, *([best.spec] if best.spec.fusion != spec.fusion else [])]
+    contestants = [alone(member) for member in spec.members] if members else []
+    if len(spec.members) > 1:
+        contestants += map(Contestant, names_of(specs), specs)
+    entries = contest.run(tasks, contestants)
+    summaries = tuple(
+        summarize([entry for entry in entries if entry.task is task], seed)
+        for seed, task in enumerate(tasks)
+    )
+    return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, block)

@@ -84,7 +84,12 @@ def serve(
     serving = _serving()
     door = serving.Door(host, port, keys, origins)
     openers = [partial(open_shown, spec, None, parallel) for spec in specs]
-    serving.serve(openers, door, n_waiting=queue, told=lambda line: click.echo(line, err=True))
+    server = serving.Server(
+        openers, door, n_waiting=queue, told=lambda line: click.echo(line, err=True)
+    )
+    import asyncio
+
+    asyncio.run(server.serve())
     return 0
 
 

@@ -37,6 +37,8 @@ from eva_local.reading import ReadError, Words, did_you_mean, read
 from eva_local.types import Sampling
 
 T = TypeVar("T", bound=Struct)
+# What each table says of settings, by its name.
+Own = dict[str, dict[str, Setting]]
 
 # A model's name becomes part of a file name in the cache.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -87,9 +89,12 @@ def read_models(
     tables: object,
     defaults: Mapping[str, Setting],
     outside: Mapping[str, Setting],
-) -> dict[str, ModelSpec]:
-    """Read every [models.NAME]; `outside` beats the model's own settings, they `defaults`."""
-    models = {}
+) -> tuple[dict[str, ModelSpec], Own]:
+    """Read every [models.NAME], and what it says itself, by the name.
+
+    `outside` beats the model's own settings, they `defaults`.
+    """
+    models, owns = {}, {}
     for name, values in _named(path, "models", tables):
         place = f"{path}: models.{name}"
         table = _read(place, values, _Model, keys_of(LoadSettings))
@@ -108,7 +113,8 @@ def read_models(
             description=table.description,
             load=build(LoadSettings, {**defaults, **own, **outside}),
         )
-    return models
+        owns[name] = own
+    return models, owns
 
 
 def read_ensembles(
@@ -117,9 +123,9 @@ def read_ensembles(
     models: Mapping[str, ModelSpec],
     defaults: Mapping[str, Setting],
     outside: Mapping[str, Setting],
-) -> dict[str, EnsembleSpec]:
-    """Read every [ensembles.NAME] whose members are among `models`."""
-    ensembles = {}
+) -> tuple[dict[str, EnsembleSpec], Own]:
+    """Read every [ensembles.NAME] whose members are among `models`, as `read_models` does."""
+    ensembles, owns = {}, {}
     for name, values in _named(path, "ensembles", tables):
         place = f"{path}: ensembles.{name}"
         table = _read(place, values, _Ensemble, _ENSEMBLE_KEYS)
@@ -134,15 +140,18 @@ def read_ensembles(
             hint = did_you_mean(pivot, table.members)
             raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
         own = _fusion(place, values, table.members)
+        own |= read_settings(Sampling, values, _under(place))
+        settings = {**defaults, **own, **outside}
         ensembles[name] = EnsembleSpec(
             name=name,
             members=tuple(models[member] for member in table.members),
             pivot=pivot,
-            fusion=build(FusionSettings, {**defaults, **own, **outside}),
-            sampling=_sampling(path, place, values, table, defaults, outside),
+            fusion=build(FusionSettings, settings),
+            sampling=_sampling(path, place, values, table, build(Sampling, settings)),
             description=table.description,
         )
-    return ensembles
+        owns[name] = own
+    return ensembles, owns
 
 
 def check_weights(setting: Setting, members: int) -> None:
@@ -240,21 +249,16 @@ def _fusion(place: str, values: Mapping[str, object], names: list[str]) -> dict[
 
 
 def _sampling(
-    path: Path,
-    place: str,
-    values: Mapping[str, object],
-    table: _Ensemble,
-    defaults: Mapping[str, Setting],
-    outside: Mapping[str, Setting],
+    path: Path, place: str, values: Mapping[str, object], table: _Ensemble, settings: Sampling
 ) -> Sampling:
-    own = read_settings(Sampling, values, _under(place))
+    """Return how an ensemble's answers are drawn: by `settings`, and what its table has beside."""
     request: dict[str, Any] = {key: values[key] for key in ("stop", "logit_bias") if key in values}
     for key, file in (("grammar", table.grammar), ("json_schema", table.json_schema)):
         if file:
             where = f"{place}.{key}"
             request[key] = read_text(_beside(path, file, where), where)
     try:
-        return replace(build(Sampling, {**defaults, **own, **outside}), **request)
+        return replace(settings, **request)
     except ReadError as error:
         raise placed(error, f"{place}.") from error
     except InputError as error:

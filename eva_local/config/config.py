@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,10 +122,10 @@ def load_config(
     # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
     outside = {key: setting for key, setting in given.items() if key != "weights"}
     weights = given.get("weights")
-    models = read_models(path, document.get("models", {}), defaults, outside)
-    ensembles = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
+    models, own = read_models(path, document.get("models", {}), defaults, outside)
+    ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
     chosen = _default_ensemble(path, effective, [*ensembles, *models])
-    own = _own_settings(path, document, str(chosen.value), ensembles, models)
+    said = {**own, **more}[str(chosen.value)]
     return Config(
         path=path,
         models=MappingProxyType(models),
@@ -135,7 +134,7 @@ def load_config(
         defaults=build(Sampling, effective),
         load=build(LoadSettings, effective),
         fusion=build(FusionSettings, {**defaults, **outside}),
-        settings=_all_settings({**defaults, **own, **given, "ensemble": chosen}),
+        settings=_all_settings({**defaults, **said, **given, "ensemble": chosen}),
         weights=weights,
     )
 
@@ -192,6 +191,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
@@ -235,28 +236,6 @@ def _default_ensemble(
         hint = did_you_mean(str(chosen.value), names)
         raise ConfigError(f"{chosen.origin}: there is no ensemble {chosen.value!r}; {hint}")
     return chosen
-
-
-def _own_settings(
-    path: Path,
-    document: Mapping[str, Any],
-    name: str,
-    ensembles: Mapping[str, EnsembleSpec],
-    models: Mapping[str, ModelSpec],
-) -> dict[str, Setting]:
-    """Return what the table of an ensemble, or of a model, says itself."""
-    parts: list[object]
-    if name in ensembles:
-        section, parts = "ensembles", [ensembles[name].fusion, ensembles[name].sampling]
-    else:
-        section, parts = "models", [models[name].load]
-    table = document[section][name]
-    return {
-        key: Setting(key, getattr(part, key), f"{path}: {section}.{name}.{key}")
-        for part in parts
-        for key in keys_of(type(part))
-        if key in table
-    }
 
 
 def _all_settings(effective: Mapping[str, Setting]) -> tuple[Setting, ...]:

@@ -91,4 +91,4 @@ class Ticket:
     @property
     def share_read(self) -> float:
         """The share of the prompts that the members have read, from 0 to 1."""
-        return 0.0 if self.sequence is None else self.sequence.share_read
+        return float(self.done) if self.sequence is None else self.sequence.share_read

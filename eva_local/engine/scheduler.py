@@ -268,4 +268,5 @@ def _tell(ticket: Ticket, told: Told, *, last: bool) -> None:
         ticket.sink(told)
     finally:
         if last:
-            ticket.done = True
+            # Nothing of a text is kept: each of the two refers to the other.
+            ticket.done, ticket.sequence = True, None

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
 from msgspec import Struct
 
-from eva_local.errors import InputError
+from eva_local.errors import refusing
 from eva_local.jsonl import JsonlFile
 from eva_local.reading import Number, Whole
 from eva_local.trace.checked import checked_lines
@@ -44,8 +43,8 @@ class _Key(Struct):
     key: str
 
 
-class Results:
-    """A file of results, each under the key of what it depends on; a context manager.
+class Results(JsonlFile):
+    """A file of results, each under the key of what it depends on.
 
     Every result is written at once, by as many processes as there are.
     """
@@ -53,22 +52,12 @@ class Results:
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
         """Open the file, or begin it; `fresh` does all again, and leaves the old lines there."""
         refusal = f"the results {path} cannot be kept"
-        try:
+        with refusing(refusal):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
-        except OSError as error:
-            raise InputError(f"{refusal}: {error.strerror or error}") from error
         # Of several results of one key the last counts.
         self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
-        self._file = JsonlFile(path, refusal)
-
-    def __enter__(self) -> Self:
-        """Return the open file."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
+        super().__init__(path, refusal)
 
     def get(self, key: str) -> Result | None:
         """Return the result of a key, if it is known."""
@@ -77,7 +66,7 @@ class Results:
     def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
         """Keep a result; `about` says in words what it is of."""
         self._known[key] = result
-        self._file.append({"key": key, **about, **asdict(result)})
+        self.append({"key": key, **about, **asdict(result)})
 
 
 def key_of(*parts: object) -> str:

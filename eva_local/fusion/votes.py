@@ -158,6 +158,10 @@ def project(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote | Non
 
 
 def _project_rows(ids: Ids, probabilities: Floats, mapping: Mapping) -> tuple[Ids, Floats]:
+    if len(ids) == len(mapping.indptr) - 1:
+        # All tokens: the entries are those of the mapping as they stand.
+        masses = np.repeat(probabilities, np.diff(mapping.indptr)) * mapping.weights
+        return mapping.indices.astype(np.int64), masses
     starts = mapping.indptr[ids]
     counts = mapping.indptr[ids + 1] - starts
     # Positions of all entries of the chosen rows, without a loop over the rows.

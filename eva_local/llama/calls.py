@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 
-_under_way: list[Call] = []
+_under_way: list[NativeCall] = []
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-class Call:
+class NativeCall:
     """A call of C code; `lines` are what the library says in the meantime."""
 
     def __init__(self) -> None:
@@ -69,9 +69,9 @@ class Call:
 
 
 @contextlib.contextmanager
-def calling() -> Iterator[Call]:
+def calling() -> Iterator[NativeCall]:
     """Call C code within the block; raise at its end what callbacks and signals would have."""
-    call = Call()
+    call = NativeCall()
     # Within another call signals wait for the end of that one.
     inner = any(other.thread == call.thread for other in _under_way.copy())
     try:

@@ -11,10 +11,13 @@ import mmap
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from eva_local.config.paths import part_names
 from eva_local.errors import StoreError
 from eva_local.models.cache_size import MOST_LAYERS, cache_size
+
+_T = TypeVar("_T")
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -62,20 +65,20 @@ def read_header(path: Path) -> Header:
     Of a model in several files, `path` is the first one, and the others lie beside it.
     """
     values, parameters = _read(path)
-    n_files = _number(values, _SPLIT) or 1
+    n_files = _value(values, _SPLIT, int) or 1
     if n_files > 1:
         parameters += _parameters_beside(path, n_files)
     architecture = str(values.get("general.architecture", "unknown"))
     cache = cache_size(values, architecture)
     return Header(
         architecture=architecture,
-        name=_text(values, "general.name"),
-        licence=_text(values, "general.license"),
+        name=_value(values, "general.name", str),
+        licence=_value(values, "general.license", str),
         parameters=parameters,
-        n_ctx_train=_number(values, f"{architecture}.context_length"),
-        n_vocab=_number(values, "tokenizer.ggml.tokens"),
-        tokenizer=_text(values, "tokenizer.ggml.model"),
-        quantisation=_quantisation(_number(values, "general.file_type")),
+        n_ctx_train=_value(values, f"{architecture}.context_length", int),
+        n_vocab=_value(values, "tokenizer.ggml.tokens", int),
+        tokenizer=_value(values, "tokenizer.ggml.model", str),
+        quantisation=_quantisation(_value(values, "general.file_type", int)),
         has_chat_template="tokenizer.chat_template" in values,
         n_files=n_files,
         **({} if cache is None else asdict(cache)),
@@ -104,14 +107,9 @@ def _read(path: Path) -> tuple[dict[str, object], int]:
         raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
 
 
-def _text(values: dict[str, object], key: str) -> str | None:
+def _value(values: dict[str, object], key: str, kind: type[_T]) -> _T | None:
     value = values.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _number(values: dict[str, object], key: str) -> int | None:
-    value = values.get(key)
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, kind) else None
 
 
 def _quantisation(file_type: int | None) -> str | None:
@@ -146,10 +144,10 @@ class _Reader:
             values[key] = self._value(self._unpack("I"))
         return values, sum(self._tensor_size() for _ in range(tensors))
 
-    def _unpack(self, form: str) -> int:
+    def _unpack(self, form: str) -> Any:
         (value,) = struct.unpack_from(f"<{form}", self._data, self._at)
         self._at += struct.calcsize(f"<{form}")
-        return int(value)
+        return value
 
     def _string(self) -> bytes:
         length = self._unpack("Q")
@@ -166,9 +164,7 @@ class _Reader:
             return self._string().decode(errors="replace")
         if kind == _ARRAY:
             return self._array()
-        (value,) = struct.unpack_from(f"<{_NUMBERS[kind]}", self._data, self._at)
-        self._at += struct.calcsize(f"<{_NUMBERS[kind]}")
-        return value
+        return self._unpack(_NUMBERS[kind])
 
     def _array(self) -> object:
         """Return the numbers of a short array, else the length: a vocabulary is not wanted."""

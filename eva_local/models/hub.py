@@ -135,7 +135,7 @@ def _continue(offer: _Offer, partial: Path, what: str, progress: Progress) -> No
     with partial.open("ab") as file:
         http_get(
             _address(offer.source),
-            _Counted(file, f"{what}: downloading", offer.size, progress),  # type: ignore[arg-type]
+            _GrowingFile(file, f"{what}: downloading", offer.size, progress),  # type: ignore[arg-type]
             resume_size=_length(partial),
             headers=build_hf_headers(),
             expected_size=offer.size,
@@ -187,7 +187,7 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-class _Counted:
+class _GrowingFile:
     """What http_get uses of a file, reporting how far it has grown."""
 
     def __init__(self, file: BinaryIO, what: str, total: int | None, progress: Progress) -> None:

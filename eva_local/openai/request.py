@@ -11,20 +11,17 @@ from typing import Any, Literal, get_args
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given, lean, refuse_other_keys
+from eva_local.openai.keys import given
 from eva_local.openai.shapes import (
     ChatRequest,
     CompletionRequest,
-    NamedSchema,
     ObjectFormat,
     Options,
-    Part,
     SchemaFormat,
-    StreamOptions,
     Turn,
     Turns,
 )
-from eva_local.reading import ReadError, read, shown
+from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
@@ -73,10 +70,6 @@ _ENDPOINTS: Mapping[str, type[ChatRequest | CompletionRequest]] = {
 }
 #: What the body of a request can say.
 KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
-_FORMATS: Mapping[str, tuple[str, ...]] = {
-    "json_object": ObjectFormat.__struct_fields__,
-    "json_schema": SchemaFormat.__struct_fields__,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +89,6 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 
     Raises InputError where it asks for something that cannot be done.
     """
-    if endpoint not in _ENDPOINTS:
-        raise InputError(f"url {shown(endpoint)} is none of {CHAT}, {COMPLETION}")
     for key in _SERVED:
         refuse_undone(key, body.get(key))
     request, sampling = read_request(body, endpoint, defaults)
@@ -124,15 +115,16 @@ def read_request(
     Raises InputError where it asks for something that cannot be done.
     """
     values = said(body)
-    refuse_other_keys(values, KEYS)
     kind = _ENDPOINTS[endpoint]
     known = kind.__struct_fields__
     for key, value in values.items():
+        if key not in KEYS:
+            raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
             refuse_undone(key, value)
-        elif key not in (*known, *OPTIONS, *IGNORED) and value:
+        elif value and key not in (*known, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
-    request = read({key: _lean(key, values[key]) for key in known if key in values}, kind)
+    request = read(lean({key: values[key] for key in known if key in values}, kind), kind)
     options = {key: values[key] for key in OPTIONS if key in values and key != "logit_bias"}
     return request, _drawn(options, request, defaults)
 
@@ -160,7 +152,7 @@ def _refuse_half_characters(values: Mapping[str, object]) -> None:
 
 def read_messages(value: object) -> list[Message]:
     """Read a conversation; raise InputError for what is none."""
-    return conversation(read(_lean("messages", value), Turns, "messages"))
+    return conversation(read(lean(value, Turns), Turns, "messages"))
 
 
 def conversation(turns: list[Turn]) -> list[Message]:
@@ -183,7 +175,7 @@ def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     """
     values = said(values)
     known = Options.__struct_fields__
-    own = read({key: _lean(key, values[key]) for key in known if key in values}, Options)
+    own = read(lean({key: values[key] for key in known if key in values}, Options), Options)
     return _drawn({key: values[key] for key in OPTIONS if key in values}, own, defaults)
 
 
@@ -228,22 +220,3 @@ def n_top(request: ChatRequest | CompletionRequest) -> int | None:
     if not request.logprobs and request.top_logprobs:
         raise ReadError("top_logprobs", "needs logprobs true")
     return request.top_logprobs if request.logprobs else None
-
-
-def _lean(key: str, value: Any) -> object:
-    """Leave out of a value what asks for nothing."""
-    if key == "messages" and isinstance(value, list):
-        return [_lean("message", turn) for turn in value]
-    if key == "message":
-        turn = lean(value, Turn.__struct_fields__)
-        if isinstance(turn, dict) and isinstance(turn.get("content"), list):
-            turn["content"] = [lean(part, Part.__struct_fields__) for part in turn["content"]]
-        return turn
-    if key == "stream_options":
-        return lean(value, StreamOptions.__struct_fields__)
-    if key == "response_format" and isinstance(value, dict):
-        known = _FORMATS.get(str(value.get("type")), ())
-        value = lean(value, ("type", *known))
-        if isinstance(value.get("json_schema"), dict) and "json_schema" in known:
-            value["json_schema"] = lean(value["json_schema"], NamedSchema.__struct_fields__)
-    return value

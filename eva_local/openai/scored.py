@@ -10,7 +10,7 @@ from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import chat_tokens, tokens_of
 from eva_local.openai.call import TokenIds, texts_of, weights_of
-from eva_local.openai.keys import given, refuse_other_keys
+from eva_local.openai.keys import given
 from eva_local.openai.request import read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
 from eva_local.reading import read
@@ -30,7 +30,6 @@ class ScoreCall:
 def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> ScoreCall:
     """Read a body; raise InputError and ConfigError where it asks for what cannot be done."""
     body = given(body)
-    refuse_other_keys(body, ScoreRequest.__struct_fields__)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
     messages = read_messages(body.pop("messages")) if "messages" in body else None

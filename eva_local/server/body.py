@@ -7,7 +7,7 @@ import json
 from starlette.requests import Request
 
 from eva_local.errors import InputError
-from eva_local.openai.keys import once
+from eva_local.openai.keys import parsed, refuse_twice
 
 
 async def read_object(request: Request) -> dict[str, object]:
@@ -15,9 +15,8 @@ async def read_object(request: Request) -> dict[str, object]:
     data = await request.body()
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
-        body = json.loads(
-            data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=once
-        )
+        body, twice = parsed(data.decode("utf-8-sig"), _refuse_constant)
+        refuse_twice(twice)
         # JSON can name half a character, which is no text.
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

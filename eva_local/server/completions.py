@@ -22,26 +22,18 @@ from eva_local.openai.answer import (
 )
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.chunk import Choice, Letterhead, trace_of
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import CHAT
+from eva_local.server.answers import Echo, answers
 from eva_local.server.body import read_object
 from eva_local.server.events import Part, event_stream
-from eva_local.server.lanes import Echo, answers
 from eva_local.server.models import ServedModel
 from eva_local.server.service import Service, service_of
 from eva_local.types import Step, Usage
 
 
-async def chat(request: Request) -> ASGIApp:
-    """Answer a conversation."""
-    return await _answer(request, CHAT)
-
-
-async def completion(request: Request) -> ASGIApp:
-    """Go on with texts."""
-    return await _answer(request, COMPLETION)
-
-
-async def _answer(request: Request, endpoint: str) -> ASGIApp:
+async def complete(request: Request) -> ASGIApp:
+    """Answer a conversation, or go on with texts: the path says which."""
+    endpoint = request.scope["path"]
     service = service_of(request)
     body = await read_object(request)
     model = service.named(body.get("model"))
@@ -54,28 +46,23 @@ async def _answer(request: Request, endpoint: str) -> ASGIApp:
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
-    head = _letterhead(endpoint, model, call)
+    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
+    head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
     if not call.stream:
         return JSONResponse(await _whole(service, model, call, head))
     return await event_stream(_parts(service, model, call, head))
 
 
-def _letterhead(endpoint: str, model: ServedModel, call: Call) -> Letterhead:
-    kind = "chatcmpl" if endpoint == CHAT else "cmpl"
-    name = f"{kind}-{secrets.token_hex(12)}"
-    return Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
-
-
 async def _whole(
     service: Service, model: ServedModel, call: Call, head: Letterhead
 ) -> dict[str, object]:
-    heard = [_Heard() for _ in range(call.n_answers)]
+    written = [_Written() for _ in range(call.n_answers)]
     async with contextlib.aclosing(answers(model, call)) as told:
         async for index, each in told:
-            heard[index].take(each)
+            written[index].take(each)
             if isinstance(each, Step):
                 service.measures.hear(model, each)
-    whole = [each.answer(model, told=call.n_top is not None) for each in heard]
+    whole = [each.answer(model, told=call.n_top is not None) for each in written]
     write = chat_completion if head.endpoint == CHAT else text_completion
     body = write(
         whole,
@@ -86,7 +73,7 @@ async def _whole(
         told=call.n_top is not None,
     )
     if call.trace:
-        for choice, so_far in zip(_choices(body), heard, strict=True):
+        for choice, so_far in zip(_choices(body), written, strict=True):
             choice["eva"] = [trace_of(step) for step in so_far.steps]
     return body
 
@@ -97,34 +84,29 @@ async def _parts(
     """Yield what is streamed."""
     told = call.n_top is not None
     choices = [Choice(head, i, told=told, traced=call.trace) for i in range(call.n_answers)]
-    heard = [_Heard() for _ in choices]
+    written = [_Written() for _ in choices]
     async with contextlib.aclosing(answers(model, call)) as all_told:
         async for index, each in all_told:
-            choice, so_far = choices[index], heard[index]
-            if head.endpoint == CHAT and so_far.is_new:
-                yield choice.opening()
+            choice, so_far = choices[index], written[index]
             so_far.take(each)
             if isinstance(each, Echo):
                 yield choice.echo(each.text, each.tokens, last=call.scored)
                 continue
             service.measures.hear(model, each)
+            if head.endpoint == CHAT and len(so_far.steps) == 1:
+                yield choice.opening()
             if (part := choice.step(each)) is not None:
                 yield part
     if call.include_usage:
-        yield head.last(Counts.of([each.answer(model) for each in heard], call.n))
+        yield head.last(Counts.of([each.answer(model) for each in written], call.n))
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What is there of one answer."""
+class _Written:
+    """What is written of one answer."""
 
     echo: Echo | None = None
     steps: list[Step] = field(default_factory=list)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing is there yet."""
-        return self.echo is None and not self.steps
 
     def take(self, told: Echo | Step) -> None:
         """Add what came."""
@@ -135,12 +117,11 @@ class _Heard:
 
     def answer(self, model: ServedModel, *, told: bool = False) -> Answer:
         """Return the whole answer, behind its echo, with its tokens where they are `told`."""
-        if self.echo is None:
+        echo = self.echo
+        if echo is None:
             return answer_of(self.steps, told=told)
         if not self.steps:
-            usage = _unwritten(model, self.echo.n_tokens)
-            return Answer(self.echo.text, "length", usage, self.echo.tokens)
-        echo = self.echo
+            return Answer(echo.text, "length", _unwritten(model, echo.n_tokens), echo.tokens)
         own = answer_of(self.steps, told=told, echo=echo.text)
         return replace(own, text=echo.text + own.text, tokens=(*echo.tokens, *own.tokens))
 
@@ -148,13 +129,14 @@ class _Heard:
 def _unwritten(model: ServedModel, n_tokens: int) -> Usage:
     """Return what a prompt costs that nothing is written after."""
     count = len(model.members)
+    nothing, no_time = (0,) * count, (0.0,) * count
     return Usage(
         members=model.members,
         prompt_tokens=(n_tokens,) * count,
-        cached_tokens=(0,) * count,
-        filtered=(0,) * count,
-        decode_seconds=(0.0,) * count,
-        prompt_seconds=(0.0,) * count,
+        cached_tokens=nothing,
+        filtered=nothing,
+        decode_seconds=no_time,
+        prompt_seconds=no_time,
         steps=0,
         seconds=0.0,
         first_seconds=0.0,

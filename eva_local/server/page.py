@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+
+from starlette.responses import HTMLResponse, Response
 
 from eva_local.pages.frame import filled, shipped, source_hash
 from eva_local.trace.page import sources
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPage:
-    """The page, and the headers without which it must not be sent."""
-
-    html: bytes
-    headers: Mapping[str, str]
-
-
 @cache
-def chat_page() -> ChatPage:
-    """Return the page that `GET /` answers with; it holds no secret, so it asks for no key."""
+def chat_page() -> Response:
+    """Return what `GET /` answers with; it holds no secret, so it asks for no key."""
     style, script = sources("eva_local.server")
     template = shipped("eva_local.server", "page.html")
     html = filled(template, {"STYLE": style, "SCRIPT": script})
     headers = {
-        "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": _policy(style, script),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -34,7 +25,7 @@ def chat_page() -> ChatPage:
         # A newer eva-local on the same port brings a newer page.
         "Cache-Control": "no-cache",
     }
-    return ChatPage(html.encode(), headers)
+    return HTMLResponse(html, headers=headers)
 
 
 def _policy(style: str, script: str) -> str:

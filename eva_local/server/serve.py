@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -40,21 +41,6 @@ class Door:
         refuse_open_door(self.host, self.keys)
 
 
-def serve(
-    openers: Sequence[Opener],
-    door: Door,
-    *,
-    n_waiting: int,
-    told: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Answer requests until the process is asked to end; `told` hears where, and when it can.
-
-    At most `n_waiting` answers wait for a slot before each ensemble. Raises InputError where
-    it cannot listen there, and what the openers raise.
-    """
-    asyncio.run(Server(openers, door, n_waiting=n_waiting, told=told).serve())
-
-
 class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does."""
 
@@ -66,7 +52,10 @@ class Server(uvicorn.Server):
         n_waiting: int,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Listen nowhere yet; see `serve`."""
+        """Listen nowhere yet; `told` hears where it listens, and when it can answer.
+
+        At most `n_waiting` answers wait for a slot before each ensemble.
+        """
         self.service = Service()
         self.url = ""
         self._openers = openers
@@ -92,7 +81,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def serve(self, sockets: list[Any] | None = None) -> None:
-        """Answer until `stop`; raise InputError without a port, and what the openers raise."""
+        """Answer until `stop` or a signal.
+
+        Raises InputError where it cannot listen there, and what the openers raise.
+        """
         with self._resources, _signals(self.stop):
             await super().serve(sockets)
             if self._loading is not None:
@@ -154,21 +146,16 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def stop_once() -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:
-            loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
         stop()
 
-    before = [(number, signal.getsignal(number)) for number in numbers]
-    for number in numbers:
-        loop.add_signal_handler(number, stop_once)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,8 +13,7 @@ from eva_local.server.service import service_of
 
 async def page(_request: Request) -> Response:
     """Return the chat page."""
-    found = chat_page()
-    return Response(found.html, headers=dict(found.headers))
+    return chat_page()
 
 
 async def health(request: Request) -> Response:

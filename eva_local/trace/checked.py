@@ -42,8 +42,9 @@ class Checked:
             raise self.problem(f"has kind {shown(kind)}, and it can be {', '.join(known)}")
         return str(kind)
 
-    def refuse_other_schema(self, schema: int) -> None:
-        """Raise InputError where it begins a file that is written in another way."""
+    def refuse_other_header(self, kind: str, schema: int) -> None:
+        """Raise InputError where it begins a file of another kind, or is written in another way."""
+        self.kind(kind)
         if self.values.get("schema") != schema:
             found = shown(self.values.get("schema"))
             raise self.problem(f"has schema {found}, and this eva-local reads schema {schema}")

@@ -15,7 +15,17 @@ from waiting import PATIENCE_S
 import eva_local
 from eva_local.errors import InputError
 
-PUBLIC = {"load", "Ensemble", "Message", "Sampling", "Step", "Completion", "EvaError"}
+PUBLIC = {
+    "load",
+    "Ensemble",
+    "Message",
+    "Sampling",
+    "Step",
+    "Completion",
+    "EvaError",
+    "Request",
+    "Score",
+}
 
 
 def test_the_public_names_are_these_and_no_others() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import eva_local
-from eva_local.batch.forms import form_of
+from eva_local.batch.detection import form_of
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text, form_of
+from eva_local.batch.detection import form_of
+from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text
 from eva_local.batch.results import _BEGINNING, Known
 from eva_local.batch.rows import Row, Wishes
 from eva_local.batch.template import Template
@@ -259,10 +260,10 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"custom_id": None}, "custom_id must be a text"),
-        ({"method": "GET"}, "method must be POST"),
-        ({"url": "/v1/embeddings"}, "url '/v1/embeddings' is none of"),
-        ({"body": []}, "needs a url and a body"),
+        ({"custom_id": None}, "custom_id is missing"),
+        ({"method": "GET"}, 'method must be "POST", not'),
+        ({"url": "/v1/embeddings"}, 'url must be "/v1/chat/completions" or "/v1/completions", not'),
+        ({"body": []}, "body is no JSON object"),
         ({"body": {}}, "messages is missing"),
         ({"body": {**CHAT, "n": 2}}, "n 2 cannot be done here"),
         ({"body": {**CHAT, "stream": True}}, "stream true cannot be done here"),

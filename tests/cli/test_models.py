@@ -335,8 +335,8 @@ def test_only_pull_opens_a_connection(
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
     for module, name in (
-        *((wheels, "_download_wheel"), (hub, "fetch_hub")),
-        *((store, "fetch_hub"), (store, "fetch_wheel")),
+        *((wheels, "_download_wheel"), (wheels, "fetch_wheel")),
+        (hub, "fetch_hub"),
     ):
         monkeypatch.setattr(module, name, refuse)
     runner = CliRunner()

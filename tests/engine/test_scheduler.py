@@ -7,6 +7,7 @@ from array import array
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from engines import ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -492,7 +493,7 @@ def test_the_time_of_a_batch_is_shared_out_by_tokens(n_tokens, monkeypatch) -> N
     long = ask(scheduler, models, b"z" * (n_tokens - 1), Sampling(max_tokens=2))
     run(scheduler)
     # One second of each member, for one token beside all of the other's prompt.
-    spent = short.request.sequence._decode_seconds - before
+    spent = np.array(short.steps[-1].usage.decode_seconds) - before
     batches = [dict(model.batches[1]) for model in models]
     assert [batch[1] for batch in batches] == [n_tokens] * 2
     assert spent.tolist() == [pytest.approx(b[0] / (b[0] + n_tokens)) for b in batches]

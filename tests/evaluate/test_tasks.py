@@ -12,7 +12,7 @@ from msgspec import structs
 
 from eva_local.cli import main
 from eva_local.cli.session import Session
-from eva_local.cli.tasks import _names, variant
+from eva_local.cli.variants import names_of, variant
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, alone
@@ -96,7 +96,7 @@ def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
         *written(spec("both", MEMBERS)),
         *written(other),
     ]
-    assert _names([other, other, spec("trio"), other]) == ["both", "both (2)", "trio", "both (3)"]
+    assert names_of([other, other, spec("trio"), other]) == ["both", "both (2)", "trio", "both (3)"]
 
 
 @pytest.mark.parametrize("space", ["pivot", "bytes"])

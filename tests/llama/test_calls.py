@@ -90,10 +90,13 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
 
     monkeypatch.setattr(llama, "llama_model_load_from_file", load_in_steps)
     monkeypatch.setattr(llama, "llama_decode", decode_aloud)
-    logging.getLogger("eva_local").setLevel(logging.DEBUG)
+    log = logging.getLogger("eva_local")
+    log.setLevel(logging.DEBUG)
+    # A command of another test has left one, whose stream is closed by now.
+    monkeypatch.setattr(log, "handlers", [])
     before = signal.getsignal(signal.SIGINT)
     yield found
-    logging.getLogger("eva_local").setLevel(logging.NOTSET)
+    log.setLevel(logging.NOTSET)
     assert signal.getsignal(signal.SIGINT) is before
 
 

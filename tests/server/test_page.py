@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         told.paths.append(self.path)
         if self.path == "/":
             page = chat_page()
-            self._send(200, page.html, page.headers)
+            self._send(200, page.body, page.headers)
         elif self.path == "/v1/models" and self._may():
             data = [{"id": name, "members": members_of(name)} for name in told.ids]
             body = problem("loading") if told.loading else {"object": "list", "data": data}
@@ -120,9 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: object = ()) -> None:
         self.send_response(status)
-        for name, value in dict(headers).items():
+        for name, value in {"content-length": str(len(body)), **dict(headers)}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -192,7 +191,7 @@ def answer(seen: Browser) -> str:
 def test_the_policy_names_the_sources_of_the_page() -> None:
     page = chat_page()
     policy = page.headers["Content-Security-Policy"]
-    html = page.html.decode()
+    html = page.body.decode()
     for tag in ("style", "script"):
         (source,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
