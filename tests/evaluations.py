@@ -19,7 +19,7 @@ from eva_local.evaluate.contest import Contestant, Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Result
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.evaluate.summary import summarize
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
@@ -43,14 +43,16 @@ def contestants(
 
 def task(kind: str, count: int, name: str | None = None) -> Task:
     made = {
-        "choice": lambda i: Row(
+        "choice": lambda i: TaskRow(
             f"c{i}", prompt=f"Question: what is {i}?\nAnswer:", choices=("yes", "no", "so"), label=0
         ),
-        "bpb": lambda i: Row(f"b{i}", text=" ".join(WORDS) * (1 + i % 3)),
-        "translate": lambda i: Row(
+        "bpb": lambda i: TaskRow(f"b{i}", text=" ".join(WORDS) * (1 + i % 3)),
+        "translate": lambda i: TaskRow(
             f"t{i}", prompt=f"French: {i}\nEnglish:", answers=(" ".join(WORDS),), language="en"
         ),
-        "generate": lambda i: Row(f"g{i}", prompt=f"Question: {i}?\nAnswer:", answers=(str(i),)),
+        "generate": lambda i: TaskRow(
+            f"g{i}", prompt=f"Question: {i}?\nAnswer:", answers=(str(i),)
+        ),
     }
     return Task(name or kind, kind, tuple(made[kind](i) for i in range(count)))
 
@@ -60,7 +62,7 @@ def entry(of: Task, contestant: Contestant, skill: float, seed: int) -> Entry:
     generator = np.random.default_rng(seed)
     size = len(contestant.spec.members)
 
-    def result(place: int, row: Row) -> Result:
+    def result(place: int, row: TaskRow) -> Result:
         # What is hard for one is hard for all, mostly.
         luck = 0.6 * np.random.default_rng(place).random() + 0.4 * generator.random()
         right = luck < skill
@@ -109,7 +111,7 @@ def write(path: Path, *rows: dict[str, object]) -> Path:
 ANSWER = {"task": "sums", "prompt": "Question: 1+1?\nAnswer:", "answers": ["2"]}
 
 
-SHOT = Row(
+SHOT = TaskRow(
     "s",
     prompt="Question: 2+2?\nAnswer:",
     answers=("4",),
@@ -117,7 +119,7 @@ SHOT = Row(
 )
 
 
-ASKED = Row("a", prompt="Question: 1+1?\nAnswer: ", answers=("2",))
+ASKED = TaskRow("a", prompt="Question: 1+1?\nAnswer: ", answers=("2",))
 
 
 WHOLE = FusionSettings(candidates=0, filter="off")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.bench.pace import UNKNOWN, Part
+from eva_local.bench.pace import UNKNOWN, MemberPart
 from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]
@@ -45,7 +45,7 @@ class Meter:
         self.decodings = []
         self._can_repeat = self.can_roll_back
 
-    def part(self, *, alone: bool, single: bool) -> Part:
+    def part(self, *, alone: bool, single: bool) -> MemberPart:
         """Return what was decoded since `reset`.
 
         With `alone` it is decoded once more, by itself, and with `single` the last token of every
@@ -62,7 +62,7 @@ class Meter:
         elif single:
             ends = [(run, run.start + len(run.tokens) - 1) for run in last.values()]
             one = self._repeat([[Run(run.seq_id, end, run.tokens[-1:]) for run, end in ends]])
-        return Part(
+        return MemberPart(
             n_rows=len(last),
             n_tokens=n_tokens,
             inside=sum(each.ended - each.began for each in self.decodings),

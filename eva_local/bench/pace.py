@@ -34,7 +34,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemberPart:
     """A member's part in a round, in seconds: in the step, and alone right after it.
 
     It decoded `n_tokens` in `n_rows` sequences. `alone` is the same batch decoded again,
@@ -58,7 +58,7 @@ class Round:
     seconds: float
     busy: float
     told: int
-    parts: tuple[Part, ...]
+    parts: tuple[MemberPart, ...]
 
 
 @dataclass(frozen=True, slots=True)

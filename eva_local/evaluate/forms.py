@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.rows import Metric, Row, Task
+from eva_local.evaluate.rows import Metric, Task, TaskRow
 from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.llama.prompt import Prompt
 from eva_local.types import Message, Sampling
@@ -38,7 +38,7 @@ class Conditions:
 PLAIN = Conditions()
 
 
-def prompt_of(row: Row, task: Task, conditions: Conditions = PLAIN) -> Prompt:
+def prompt_of(row: TaskRow, task: Task, conditions: Conditions = PLAIN) -> Prompt:
     """Return the prompt of a row, after the examples of its task.
 
     In a chat it is a conversation for the members' own templates, else plain text that ends where
@@ -54,7 +54,7 @@ def prompt_of(row: Row, task: Task, conditions: Conditions = PLAIN) -> Prompt:
 
 
 def scored_of(
-    row: Row, task: Task, missing: frozenset[int], conditions: Conditions = PLAIN
+    row: TaskRow, task: Task, missing: frozenset[int], conditions: Conditions = PLAIN
 ) -> list[tuple[Prompt, str]]:
     """Return what is scored of a row, each with the prompt before it.
 
@@ -77,7 +77,7 @@ def scored_of(
     return [(prompt, spelled(text if conditions.chat else f" {text}").decode()) for text in said]
 
 
-def solution(row: Row) -> str:
+def solution(row: TaskRow) -> str:
     """Return the right answer of an example on one line, with the steps that lead to it."""
     if row.choices:
         return _line(row.choices[row.label])

@@ -22,7 +22,7 @@ Metric = Literal["exact", "number", "choice", "chrF", "bits"]
 _TEXT_FIELDS = ("text", "question", "prompt")
 
 
-class Row(Struct, frozen=True, rename={"family": "task", "language": "tgt_lang", "name": "id"}):
+class TaskRow(Struct, frozen=True, rename={"family": "task", "language": "tgt_lang", "name": "id"}):
     """One example of the family `family`; what its kind of task does not need is empty.
 
     `answers` are all that count as right, `label` is the place of the right one of `choices`,
@@ -58,8 +58,8 @@ class Task:
 
     name: str
     kind: Kind
-    rows: tuple[Row, ...]
-    shots: tuple[Row, ...] = ()
+    rows: tuple[TaskRow, ...]
+    shots: tuple[TaskRow, ...] = ()
     metric: Metric | None = None
 
 
@@ -94,12 +94,12 @@ def read_tasks(
     return list(tasks.values())
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
+def read_rows(path: Path) -> tuple[TaskRow, ...]:
     """Read the rows of a file of JSON lines; raise InputError, naming the line, for a bad one."""
     return tuple(_row(line, number) for number, line in enumerate(_lines(path), 1))
 
 
-def read_texts(path: Path) -> tuple[Row, ...]:
+def read_texts(path: Path) -> tuple[TaskRow, ...]:
     """Read texts: one from each row of JSON lines, or a whole file of another name."""
     if path.suffix == ".jsonl":
         lines = enumerate(_lines(path), 1)
@@ -108,7 +108,7 @@ def read_texts(path: Path) -> tuple[Row, ...]:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no UTF-8 text: {error}") from error
-    return (Row(path.name, text=text),)
+    return (TaskRow(path.name, text=text),)
 
 
 def _read(path: Path) -> bytes:
@@ -130,18 +130,18 @@ def _lines(path: Path) -> list[Checked]:
     return lines
 
 
-def _named(row: Row, number: int) -> Row:
+def _named(row: TaskRow, number: int) -> TaskRow:
     return row if isinstance(row.name, str) else structs.replace(row, name=str(number))
 
 
-def _text(line: Checked, number: int) -> Row:
+def _text(line: Checked, number: int) -> TaskRow:
     values = line.read(_Text)
     texts = (getattr(values, key) for key in _TEXT_FIELDS if key in line.values)
-    return _named(Row(values.id, text=next(texts, "")), number)
+    return _named(TaskRow(values.id, text=next(texts, "")), number)
 
 
-def _row(line: Checked, number: int) -> Row:
-    row = line.read(Row)
+def _row(line: Checked, number: int) -> TaskRow:
+    row = line.read(TaskRow)
     if row.choices and not row.label < len(row.choices):
         raise line.problem(f"has label {row.label} of {len(row.choices)} choices")
     if row.choices and not ("label" in line.values and all(row.choices)):
@@ -149,7 +149,7 @@ def _row(line: Checked, number: int) -> Row:
     return _named(row, number)
 
 
-def _kind(row: Row) -> Kind:
+def _kind(row: TaskRow) -> Kind:
     if row.choices:
         return "choice"
     if row.text and not row.prompt:
@@ -157,7 +157,7 @@ def _kind(row: Row) -> Kind:
     return "translate" if row.language else "generate"
 
 
-def _refuse_unfit(row: Row, kind: Kind, where: str) -> None:
+def _refuse_unfit(row: TaskRow, kind: Kind, where: str) -> None:
     needed = {
         "choice": ("prompt", "choices"),
         "bpb": ("text",),
@@ -170,8 +170,8 @@ def _refuse_unfit(row: Row, kind: Kind, where: str) -> None:
 
 
 def _shots(
-    family: str, examples: Sequence[tuple[Path, tuple[Row, ...]]], path: Path, count: int
-) -> tuple[Row, ...]:
+    family: str, examples: Sequence[tuple[Path, tuple[TaskRow, ...]]], path: Path, count: int
+) -> tuple[TaskRow, ...]:
     if not examples or not count:
         return ()
     fitting = [rows for _, rows in examples if rows[0].family == family] or (

@@ -21,7 +21,7 @@ from eva_local.evaluate.metrics import (
     numeric_match,
 )
 from eva_local.evaluate.results import Result, votes_filtered
-from eva_local.evaluate.rows import Metric, Row, Task
+from eva_local.evaluate.rows import Metric, Task, TaskRow
 from eva_local.evaluate.significance import Estimate, estimate, mean_of
 
 _BITS_PER_NAT = 1.4426950408889634
@@ -199,7 +199,7 @@ def _marks(entry: Entry, metric: Metric) -> tuple[Mark, ...]:
     return tuple(mark(row, result, metric) for row, result in pairs)
 
 
-def mark(row: Row, result: Result, metric: Metric) -> Mark:
+def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
     """Return what a result is worth under a metric."""
     if metric == "bits":
         (nats,), (size,) = result.log_likelihoods, result.n_bytes

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.bench.meter import Decoding, Meter, busy
-from eva_local.bench.pace import Part, Round, Spread, pace
+from eva_local.bench.pace import MemberPart, Round, Spread, pace
 from eva_local.bench.passage import passage
 from eva_local.bench.trial import Bench
 from eva_local.errors import ContextError
@@ -52,7 +52,7 @@ def test_a_spread_is_the_median_with_its_quartiles() -> None:
 
 
 def test_the_ratios_of_a_round() -> None:
-    parts = (Part(2, 3, 0.31, 0.3, 0.2), Part(2, 2, 0.11, 0.1, 0.1))
+    parts = (MemberPart(2, 3, 0.31, 0.3, 0.2), MemberPart(2, 2, 0.11, 0.1, 0.1))
     found = pace(["a", "b"], [Round(0.5, 0.42, 2, parts)])
     assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(0.5 / 0.4)] * 3, 1)
@@ -63,7 +63,7 @@ def test_the_ratios_of_a_round() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [(Part(1, 1, 0.3, 0.3), Part(1, 1, 0.1)), (Part(0, 0, 0.0, 0.0),)]
+    "parts", [(MemberPart(1, 1, 0.3, 0.3), MemberPart(1, 1, 0.1)), (MemberPart(0, 0, 0.0, 0.0),)]
 )
 def test_a_ratio_needs_what_every_member_took(parts) -> None:
     found = pace("ab"[: len(parts)], [Round(0.5, 0.4, 1, parts)])
@@ -75,10 +75,10 @@ def test_a_ratio_needs_what_every_member_took(parts) -> None:
 def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
     # The machine is three times slower in the last round: the ratio stays.
     rounds = [
-        Round(0.44 * slow, 0.42 * slow, 2, (Part(2, 4, 0.42 * slow, 0.4 * slow, 0.2 * slow),))
+        Round(0.44 * slow, 0.42 * slow, 2, (MemberPart(2, 4, 0.42 * slow, 0.4 * slow, 0.2 * slow),))
         for slow in (1, 1, 3)
     ]
-    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (Part(2, 4, 0.42),))])
+    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(2, 4, 0.42),))])
     assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(1.1)] * 3, 3)
     assert found.step.median == pytest.approx(0.44)
@@ -103,13 +103,13 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     meter.decode([Run(0, 0, [1, 9, 8]), Run(1, 0, [1])])
-    assert meter.part(alone=True, single=True) == Part(2, 4, 2.0, 2.0, 1.0)
+    assert meter.part(alone=True, single=True) == MemberPart(2, 4, 2.0, 2.0, 1.0)
     assert meter.part(alone=False, single=False).inside == 2.0
     assert model.cache == {0: [1, 9, 8], 1: [1]}
     meter.reset()
     meter.remove(0, 2)
     meter.decode([Run(0, 2, [7, 7])])
-    assert meter.part(alone=True, single=True) == Part(1, 2, 1.0, 1.0, 0.5)
+    assert meter.part(alone=True, single=True) == MemberPart(1, 2, 1.0, 1.0, 0.5)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1]}
     meter.copy(0, 1, 3)
     assert math.isnan(meter.part(alone=True, single=False).alone)
@@ -132,7 +132,7 @@ def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> N
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
-    assert meter.part(alone=True, single=True) == Part(1, 3, 1.5, 1.5, 0.5)
+    assert meter.part(alone=True, single=True) == MemberPart(1, 3, 1.5, 1.5, 0.5)
     assert model.cache == {0: [1, 2, 3]}
 
 

@@ -20,7 +20,7 @@ from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Entry, alone
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Row, Task, read_tasks
+from eva_local.evaluate.rows import Task, TaskRow, read_tasks
 from eva_local.evaluate.summary import summarize
 from eva_local.evaluate.texts import cut, pieces
 from eva_local.fusion.fuser import Fuser
@@ -41,7 +41,7 @@ SETTINGS = [
 
 
 def texts(*given: str) -> Task:
-    return Task("texts", "bpb", tuple(Row(str(i), text=text) for i, text in enumerate(given)))
+    return Task("texts", "bpb", tuple(TaskRow(str(i), text=text) for i, text in enumerate(given)))
 
 
 @pytest.fixture

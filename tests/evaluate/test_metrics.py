@@ -23,7 +23,7 @@ from eva_local.evaluate.metrics import (
     number_in,
     numeric_match,
 )
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.evaluate.significance import estimate, mean_of
 
 TEXTS = ["The cat sat on the mat.", "He ate a fish, quickly", "", "Nothing like it at all"]
@@ -165,26 +165,29 @@ def test_bleu_cuts_chinese_into_characters() -> None:
     assert corpus_scores([hypothesis], [(reference,)], "en")["BLEU"] < expected
 
 
-def task(*rows: Row, kind: str = "generate") -> Task:
+def task(*rows: TaskRow, kind: str = "generate") -> Task:
     return Task("t", kind, rows)
 
 
 def test_the_metric_follows_the_answers() -> None:
-    numbers = [Row("1", prompt="p", answers=("72",)), Row("2", prompt="p", answers=("-1,000.5",))]
-    names = [Row("1", prompt="p", answers=("Poison", "the band that is called Poison"))]
-    sentences = [Row("1", prompt="p", answers=("A coffee shop in the city centre area.",))]
+    numbers = [
+        TaskRow("1", prompt="p", answers=("72",)),
+        TaskRow("2", prompt="p", answers=("-1,000.5",)),
+    ]
+    names = [TaskRow("1", prompt="p", answers=("Poison", "the band that is called Poison"))]
+    sentences = [TaskRow("1", prompt="p", answers=("A coffee shop in the city centre area.",))]
     assert metric_of(task(*numbers)) == "number"
     assert metric_of(task(*numbers, *names)) == "exact"
     assert metric_of(task(*(numbers * 5), *names)) == "number"
     assert metric_of(replace(task(*names), metric="number")) == "number"
     for answer in ("+5", "5.", "1/2", "−5", "–5", "$-5", "-$5", "20%", "1e3"):
-        assert metric_of(task(Row("1", prompt="p", answers=(answer,)))) == "number", answer
+        assert metric_of(task(TaskRow("1", prompt="p", answers=(answer,)))) == "number", answer
     for answer in ("5 apples", "5-3", "", "1/2/3"):
-        assert metric_of(task(Row("1", prompt="p", answers=(answer,)))) == "exact", answer
+        assert metric_of(task(TaskRow("1", prompt="p", answers=(answer,)))) == "exact", answer
     assert metric_of(task(*sentences)) == "chrF"
     assert metric_of(task(*names, kind="translate")) == "chrF"
-    assert metric_of(task(Row("1", text="t"), kind="bpb")) == "bits"
-    assert metric_of(task(Row("1", choices=("a",)), kind="choice")) == "choice"
+    assert metric_of(task(TaskRow("1", text="t"), kind="bpb")) == "bits"
+    assert metric_of(task(TaskRow("1", choices=("a",)), kind="choice")) == "choice"
 
 
 def test_the_paired_bootstrap_is_scipys() -> None:

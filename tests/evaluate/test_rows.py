@@ -10,7 +10,7 @@ from evaluations import ANSWER, ASKED, SHOT, write
 
 from eva_local.errors import InputError
 from eva_local.evaluate.forms import Conditions, prompt_of, sampling_of, scored_of, solution
-from eva_local.evaluate.rows import Row, Task, read_rows, read_tasks, read_texts
+from eva_local.evaluate.rows import Task, TaskRow, read_rows, read_tasks, read_texts
 from eva_local.types import Message
 
 CHAT = Conditions(chat=True)
@@ -105,7 +105,7 @@ def test_prompts_with_examples() -> None:
         Message("assistant", line),
         Message("user", ASKED.prompt),
     ]
-    assert solution(Row("c", choices=("a", "b\nc"), label=1)) == "b c"
+    assert solution(TaskRow("c", choices=("a", "b\nc"), label=1)) == "b c"
     assert solution(ASKED) == "2"
 
 
@@ -125,7 +125,7 @@ def test_answers_end_where_they_should() -> None:
 
 
 def test_what_is_scored_of_a_row() -> None:
-    row = Row("r", prompt="p", choices=("né", "no"), text="one two three")
+    row = TaskRow("r", prompt="p", choices=("né", "no"), text="one two three")
     picks, texts, none = Task("t", "choice", (row,)), Task("t", "bpb", (row,)), frozenset()
     assert scored_of(row, picks, none) == [("p", " né"), ("p", " no")]
     assert scored_of(row, picks, frozenset([0xC3])) == [("p", " n"), ("p", " no")]

@@ -11,7 +11,7 @@ from evaluations import contestants, entry, outcome, task
 
 from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.results import Result, votes_filtered
-from eva_local.evaluate.rows import Row
+from eva_local.evaluate.rows import TaskRow
 from eva_local.evaluate.summary import choice, mark, overall, summarize
 
 
@@ -19,7 +19,7 @@ def test_marks_by_hand() -> None:
     shared = {"steps": 3, "filtered": (1, 2), "seconds": 0.1}
     long = Result(**shared, log_likelihoods=(-4.0, -6.0), n_bytes=(2, 6))
     assert (choice(long, per_byte=False), choice(long, per_byte=True)) == (0, 1)
-    row = Row("r", prompt="p", choices=("a", "bc"), label=1, answers=("Poison", "2"))
+    row = TaskRow("r", prompt="p", choices=("a", "bc"), label=1, answers=("Poison", "2"))
     assert mark(row, long, "choice").value == 100
     text = Result(**shared, log_likelihoods=(-8 * math.log(2),), n_bytes=(4,))
     assert mark(row, text, "bits").value == pytest.approx(2)

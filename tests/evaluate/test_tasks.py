@@ -18,7 +18,7 @@ from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, alone
 from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.opening import ensemble_of
 
 MEMBERS = ("one", "two")
@@ -40,9 +40,11 @@ TASKS = [
     Task(
         "picks",
         "choice",
-        tuple(Row(f"{i}", prompt=f"the {i}", choices=(" un", "the end"), label=1) for i in (1, 2)),
+        tuple(
+            TaskRow(f"{i}", prompt=f"the {i}", choices=(" un", "the end"), label=1) for i in (1, 2)
+        ),
     ),
-    Task("texts", "bpb", (Row("t", text="the unbelievable Paris is there, " * 3),)),
+    Task("texts", "bpb", (TaskRow("t", text="the unbelievable Paris is there, " * 3),)),
 ]
 
 
@@ -109,7 +111,7 @@ def test_a_member_that_is_always_dropped_is_a_third_of_three_votes(tmp_path, spa
 
     models = {"one": liking(b" Paris"), "two": liking(b" Paris"), "three": liking(b"ing")}
     odd = spec("odd", tuple(models), space=space, filter="top-n", filter_n=1, weights="equal")
-    task = Task("t", "generate", (Row("1", prompt="the", answers=("x",)),))
+    task = Task("t", "generate", (TaskRow("1", prompt="the", answers=("x",)),))
     with Results(tmp_path / "results.jsonl") as results:
         (entry,) = Contest(models, results, Conditions(max_tokens=8)).run(
             [task], [Contestant("odd", odd)]
@@ -119,7 +121,7 @@ def test_a_member_that_is_always_dropped_is_a_third_of_three_votes(tmp_path, spa
 
 def test_a_choice_that_cannot_be_spelled_is_named(tmp_path) -> None:
     models = {"one": FakeModel(WORDS_A), "two": FakeModel(WORDS_B, missing=[0xF0])}
-    row = Row("7", prompt="the", choices=("end", "😀"), label=0)
+    row = TaskRow("7", prompt="the", choices=("end", "😀"), label=0)
     with (
         Results(tmp_path / "results.jsonl") as results,
         pytest.raises(InputError, match="picks, row 7: some member cannot spell"),

@@ -21,7 +21,7 @@ from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Heard, Replay, Replays, hearing, recorder, recording
 from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.evaluate.tune import Example, Lesson, Tuned, halves, listen, tune
 from eva_local.fusion.fuser import Fuser
 from eva_local.fusion.votes import NOBODY, Vote
@@ -142,11 +142,11 @@ def models(tmp_path, monkeypatch) -> dict[str, FakeModel]:
     }
 
 
-TASK = Task("texts", "bpb", tuple(Row(str(i), text=TEXT) for i in range(4)))
+TASK = Task("texts", "bpb", tuple(TaskRow(str(i), text=TEXT) for i in range(4)))
 PICKS = Task(
     "picks",
     "choice",
-    tuple(Row(str(i), prompt="?", choices=(TEXT, OTHER), label=0) for i in range(4)),
+    tuple(TaskRow(str(i), prompt="?", choices=(TEXT, OTHER), label=0) for i in range(4)),
 )
 
 
@@ -194,7 +194,7 @@ def test_halves_are_every_second_row() -> None:
 
 def test_both_halves_count_as_the_whole_does() -> None:
     answers = ("1", "2", "3", "4", "5", "no number", "7", "8", "9", "10")
-    rows = tuple(Row(one, prompt="p", answers=(one,)) for one in answers)
+    rows = tuple(TaskRow(one, prompt="p", answers=(one,)) for one in answers)
     for half in halves([Task("t", "generate", rows)]):
         assert metric_of(half[0]) == metric_of(Task("t", "generate", rows)) == "number"
 

@@ -13,9 +13,10 @@ import pytest
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
-from eva_local.evaluate.contest import Contest, Contestant, Setting, alone
+from eva_local.evaluate.contest import Contest, Contestant, alone
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Row, Task
+from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Logits, Run
 from eva_local.llama.prompt import PromptWriter
@@ -94,9 +95,9 @@ def test_a_broken_member_costs_less_than_one_percent(trio, tmp_path, broken) -> 
         *map(alone, spec.members),
         *(Contestant(name, replace(spec, fusion=fusion)) for name, fusion in rules.items()),
     ]
-    task = Task("story", "bpb", (Row("story", text=STORY),))
+    task = Task("story", "bpb", (TaskRow("story", text=STORY),))
     with Results(tmp_path / "results.jsonl") as results:
-        contest = Contest(models, results, Setting(prompt_bytes=PROMPT))
+        contest = Contest(models, results, Conditions(prompt_bytes=PROMPT))
         entries = contest.run([task], contestants)
     cost = {one.contestant.name: -one.results[0].log_likelihoods[0] for one in entries}
     best = min(cost[member.name] for member in spec.members)
