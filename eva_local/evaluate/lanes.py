@@ -47,19 +47,18 @@ def score_each(
     ready: deque[int] = deque()
     asked: list[int] = []
 
+    done: set[int] = set()
+
     def requests() -> Iterator[Request | None]:
-        while True:
+        while len(done) < len(rows):
             row = ready.popleft() if ready else next(others, None)
             if row is None:
-                if len(done) == len(rows):
-                    return
                 yield None
-                continue
-            asked.append(row)
-            prompt, text = rows[row][len(scores[row])]
-            yield Request(prompt, continuation=text, observe=observer_of(row))
+            else:
+                asked.append(row)
+                prompt, text = rows[row][len(scores[row])]
+                yield Request(prompt, continuation=text, observe=observer_of(row))
 
-    done: set[int] = set()
     with closing(ensemble.run_many(requests())) as all_told:
         for number, told in all_told:
             if isinstance(told, EvaError):

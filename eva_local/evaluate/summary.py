@@ -159,7 +159,8 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
 
 def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
     """Return how a contestant did, held against nobody yet."""
-    marks = _marks(entry, metric)
+    rows = zip(entry.task.rows, entry.results, strict=True)
+    marks = tuple(mark(row, result, metric) for row, result in rows)
     return Standing(
         contestant=entry.contestant,
         score=estimate([mark.value for mark in marks], [mark.weight for mark in marks], seed),
@@ -194,11 +195,6 @@ def overall(summaries: Sequence[TaskSummary], name: str) -> Estimate | None:
     return mean_of([one.ahead or one.score - one.score for one in standings])
 
 
-def _marks(entry: Entry, metric: Metric) -> tuple[Mark, ...]:
-    pairs = zip(entry.task.rows, entry.results, strict=True)
-    return tuple(mark(row, result, metric) for row, result in pairs)
-
-
 def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
     """Return what a result is worth under a metric."""
     if metric == "bits":
@@ -225,17 +221,13 @@ def choice(result: Result, *, per_byte: bool) -> int:
 
 
 def _more(entry: Entry, metric: Metric) -> dict[str, float]:
-    rows, results = entry.task.rows, entry.results
+    rows = list(zip(entry.task.rows, entry.results, strict=True))
     if metric == "choice":
-        right = [
-            choice(result, per_byte=False) == row.label
-            for row, result in zip(rows, results, strict=True)
-        ]
+        right = [choice(result, per_byte=False) == row.label for row, result in rows]
         return {"% right, raw": 100 * sum(right) / len(right)}
     if metric == "chrF":
-        pairs = zip(rows, results, strict=True)
-        texts = [first_lines(result.text, row.answers) for row, result in pairs]
-        return corpus_scores(texts, [row.answers for row in rows], rows[0].language)
+        texts = [first_lines(result.text, row.answers) for row, result in rows]
+        return corpus_scores(texts, [row.answers for row, _ in rows], rows[0][0].language)
     return {}
 
 
