@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from eva_local.cache.context import as_row
 from eva_local.engine.panel import Panel
@@ -31,7 +31,7 @@ class Request:
     """An answer, or a score, that is asked for.
 
     `sampling` None is that of models.toml. With `continuation`, a text or symbols, nothing is
-    written: it is told how likely exactly that is after the prompt, and with `detailed` how
+    written: it is told how likely exactly that is after the prompt, and with `symbols` how
     likely each symbol is. With `trace` every step says why its piece was chosen, with `n_top` it
     names as many of the likeliest. The member named by `alone` writes or is scored by itself.
     `weights` stand in place of the ensemble's, and `observe` hears of every decision.
@@ -45,7 +45,18 @@ class Request:
     alone: str | None = None
     weights: Weights | None = None
     observe: Observer | None = None
-    detailed: bool = False
+    symbols: bool = False
+
+
+class Options(TypedDict, total=False):
+    """The fields of a request that few callers need, as keywords."""
+
+    trace: bool
+    n_top: int
+    alone: str | None
+    weights: Weights | None
+    observe: Observer | None
+    symbols: bool
 
 
 @dataclass(slots=True, eq=False)
