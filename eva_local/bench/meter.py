@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.bench.pace import UNKNOWN
+from eva_local.bench.pace import UNKNOWN, Part
 from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]
@@ -45,44 +45,30 @@ class Meter:
         self.decodings = []
         self._can_repeat = self.can_roll_back
 
-    @property
-    def inside(self) -> float:
-        """Return the seconds that llama.cpp decoded since `reset`."""
-        return sum(each.ended - each.began for each in self.decodings)
+    def part(self, *, alone: bool, single: bool) -> Part:
+        """Return what was decoded since `reset`.
 
-    @property
-    def n_tokens(self) -> int:
-        """Return the tokens that were decoded since `reset`."""
-        return sum(len(run.tokens) for run in self._runs)
-
-    @property
-    def n_rows(self) -> int:
-        """Return how many sequences were decoded since `reset`."""
-        return len({run.seq_id for run in self._runs})
-
-    @property
-    def _runs(self) -> list[Run]:
-        return [run for each in self.decodings for run in each.runs]
-
-    def again(self) -> float:
-        """Decode once more what was decoded since `reset`, alone; return the seconds.
-
-        The cache ends up as it was. Unknown where that cannot be: tokens cannot be taken back,
-        or were since then.
+        With `alone` it is decoded once more, by itself, and with `single` the last token of every
+        sequence; the cache ends up as it was. Unknown is what cannot be done again: tokens cannot
+        be taken back, or were since then.
         """
-        return self._repeat([each.runs for each in self.decodings])
-
-    def single(self) -> float:
-        """Decode the last token of every sequence that was decoded since `reset`, alone.
-
-        Return the seconds; see `again`.
-        """
-        last = {run.seq_id: run for run in self._runs}
-        ends = [
-            Run(run.seq_id, run.start + len(run.tokens) - 1, run.tokens[-1:])
-            for run in last.values()
-        ]
-        return self._repeat([ends] if ends else [])
+        runs = [run for each in self.decodings for run in each.runs]
+        last = {run.seq_id: run for run in runs}
+        n_tokens = sum(len(run.tokens) for run in runs)
+        again = self._repeat([each.runs for each in self.decodings]) if alone else UNKNOWN
+        one = UNKNOWN
+        if single and n_tokens == len(last):
+            one = again
+        elif single:
+            ends = [(run, run.start + len(run.tokens) - 1) for run in last.values()]
+            one = self._repeat([[Run(run.seq_id, end, run.tokens[-1:]) for run, end in ends]])
+        return Part(
+            n_rows=len(last),
+            n_tokens=n_tokens,
+            inside=sum(each.ended - each.began for each in self.decodings),
+            alone=again,
+            single=one,
+        )
 
     def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
         if not self._can_repeat:

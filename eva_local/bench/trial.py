@@ -14,7 +14,7 @@ from itertools import count
 from eva_local.api import Ensemble, Report
 from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.pace import UNKNOWN, Part, Round, pace
+from eva_local.bench.pace import Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
@@ -152,7 +152,7 @@ class Bench:
             seconds=self._clock() - began,
             busy=busy(self._meters),
             told=told,
-            parts=tuple(_part(meter, alone=alone, single=single) for meter in self._meters),
+            parts=tuple(meter.part(alone=alone, single=single) for meter in self._meters),
         )
 
 
@@ -169,15 +169,6 @@ def peak_memory() -> int:
     """Return the most bytes of memory that this process has had; on a GPU is not counted."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _part(meter: Meter, *, alone: bool, single: bool) -> Part:
-    n_rows, n_tokens = meter.n_rows, meter.n_tokens
-    again = meter.again() if alone else UNKNOWN
-    if single:
-        # Where each sequence had one token, both are the same.
-        one = again if n_rows == n_tokens else meter.single()
-    return Part(n_rows, n_tokens, meter.inside, again, one if single else UNKNOWN)
 
 
 def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:

@@ -95,7 +95,7 @@ def test_what_overlaps_is_busy_once() -> None:
     meters[0].decodings = [Decoding(0, 2, []), Decoding(5, 6, [])]
     meters[1].decodings = [Decoding(1, 3, []), Decoding(1.5, 2.5, [])]
     assert busy(meters) == 4
-    assert meters[1].inside == 3
+    assert meters[1].part(alone=False, single=False).inside == 3
 
 
 def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> None:
@@ -103,18 +103,16 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     meter.decode([Run(0, 0, [1, 9, 8]), Run(1, 0, [1])])
-    assert (meter.n_rows, meter.n_tokens, meter.inside) == (2, 4, 2.0)
-    assert meter.again() == 2.0
-    assert meter.single() == 1.0
-    assert meter.inside == 2.0
+    assert meter.part(alone=True, single=True) == Part(2, 4, 2.0, 2.0, 1.0)
+    assert meter.part(alone=False, single=False).inside == 2.0
     assert model.cache == {0: [1, 9, 8], 1: [1]}
     meter.reset()
     meter.remove(0, 2)
     meter.decode([Run(0, 2, [7, 7])])
-    assert meter.again() == 1.0
+    assert meter.part(alone=True, single=True) == Part(1, 2, 1.0, 1.0, 0.5)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1]}
     meter.copy(0, 1, 3)
-    assert math.isnan(meter.again())
+    assert math.isnan(meter.part(alone=True, single=False).alone)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1, 9, 7]}
     meter.remove(ALL, 0)
     assert not model.cache
@@ -123,9 +121,10 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
 def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     meter = Meter(FakeModel(can_roll_back=False))
     meter.decode([Run(0, 0, [1, 2])])
-    assert math.isnan(meter.again())
-    assert math.isnan(meter.single())
-    assert meter.inside > 0
+    part = meter.part(alone=True, single=True)
+    assert math.isnan(part.alone)
+    assert math.isnan(part.single)
+    assert part.inside > 0
 
 
 def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
@@ -133,7 +132,7 @@ def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> N
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
-    assert (meter.n_tokens, meter.inside, meter.again()) == (3, 1.5, 1.5)
+    assert meter.part(alone=True, single=True) == Part(1, 3, 1.5, 1.5, 0.5)
     assert model.cache == {0: [1, 2, 3]}
 
 
@@ -201,8 +200,9 @@ def test_decoding_again_changes_no_text(tmp_path) -> None:
                 meter.reset()
             each.scheduler.step()
             for meter in meters if each is ensemble else ():
-                assert meter.again() is not None
-                assert meter.single() is not None
+                part = meter.part(alone=True, single=True)
+                assert part.alone > 0
+                assert part.single > 0
     assert pieces[0] == pieces[1]
 
 
