@@ -31,7 +31,7 @@ SCHEMA = 1
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
 # Give or take rounding.
-Share = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
+Probability = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
 Hexadecimal = Annotated[
     str, Meta(pattern=r"^([0-9a-fA-F]{2})*\Z", description="bytes in hexadecimal")
 ]
@@ -57,16 +57,16 @@ class TraceFile:
 
 class _Entry(Struct):
     hex: Hexadecimal
-    probability: Share
+    probability: Probability
 
 
 class _VoteEntry(Struct):
     member: str
     top: list[_Entry]
-    chosen: Share
+    chosen: Probability
     stayed: bool
     reason: str
-    weight: Share
+    weight: Probability
     seconds: Number
 
 
