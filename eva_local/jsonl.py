@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 from eva_local.errors import InputError, refusing
 
@@ -69,7 +70,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class JsonlFile:
-    """A file of records that is being written; what is there stays.
+    """A file of records that is being written; what is there stays. A context manager.
 
     One process at a time writes it. A pipe or a device is written too, but neither locked nor
     mended.
@@ -89,6 +90,14 @@ class JsonlFile:
         self._busy = busy
         with refusing(self._refusal):
             self._file = self._opened(path, os.O_CREAT if create else 0)
+
+    def __enter__(self) -> Self:
+        """Return the open file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     @property
     def is_empty(self) -> bool:
@@ -143,6 +152,15 @@ class JsonlFile:
                 raise
             os.close(self._file)
             self._file = kept
+
+    @contextlib.contextmanager
+    def closed_on_failure(self) -> Iterator[None]:
+        """Close the file where what follows the opening fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Bring all to the disk and let others write; do nothing if that is done."""

@@ -99,7 +99,7 @@ def _output(errand: Errand, form: Form) -> Iterator[tuple[Output, Done]]:
         with contextlib.closing(StreamResults(errand.target)) as stream:
             yield stream, NOTHING
         return
-    with contextlib.closing(FileResults(target, form)) as file:
+    with FileResults(target, form) as file:
         grounds = grounds_of(errand.spec, errand.wishes, form.name)
         yield file, file.begin(grounds, restart=errand.restart, retry=errand.retry_errors)
 

@@ -88,7 +88,7 @@ class Done:
 NOTHING = Done(0, 0, Known(()))
 
 
-class FileResults:
+class FileResults(JsonlFile):
     """A file of results, which one process at a time may write; an earlier run may have begun it.
 
     Nothing that is there is changed before the models are open.
@@ -96,13 +96,12 @@ class FileResults:
 
     def __init__(self, path: Path, form: Form) -> None:
         """Open or create the file; raise InputError where it cannot be written."""
-        self._path = path
-        self._form = form
-        self._file = JsonlFile(
+        super().__init__(
             path,
             f"{path}: cannot be written",
             busy=f"{path} is being written by another process",
         )
+        self._form = form
         self._manifest = Manifest(path)
         self._grounds: Grounds = {}
         self._earlier: Grounds | None = None
@@ -115,12 +114,12 @@ class FileResults:
         row of output, and for a last one that does not begin like one.
         """
         self._grounds, self._retry = grounds, retry
-        if restart or self._file.is_empty:
+        if restart or self.is_empty:
             return NOTHING
         self._earlier = self._manifest.read()
         if self._earlier is None:
             raise InputError(
-                f"{self._path} is there already, and no batch wrote it; give another "
+                f"{self.path} is there already, and no batch wrote it; give another "
                 "output, or throw it away with --restart"
             )
         self._manifest.refuse_changes(self._earlier, grounds)
@@ -132,34 +131,26 @@ class FileResults:
             self._manifest.refuse_changes(self._earlier, {"mappings": mappings})
             self.settled()
             return
-        self._file.restart()
+        self.restart()
         self._manifest.write({**self._grounds, "mappings": mappings})
 
     def settled(self) -> None:
         """Take out a row that was not written whole, and failed rows that are tried again."""
-        self._file.mend()
+        self.mend()
         if self._retry:
-            self._file.keep(lambda line: not self._parsed(line)[2])
-
-    def append(self, result: Mapping[str, object]) -> None:
-        """Write one row; raise InputError, with nothing half written, where that fails."""
-        self._file.append(result)
-
-    def close(self) -> None:
-        """Make sure that everything is on the disk, and let others write the file."""
-        self._file.close()
+            self.keep(lambda line: not self._parsed(line)[2])
 
     def _read(self) -> Done:
         keys: list[str] = []
         n_rows = n_failed = 0
-        for number, line in enumerate(self._file.lines(), 1):
+        for number, line in enumerate(self.lines(), 1):
             if is_torn(line) and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
                 break
             try:
                 row_id, mark, failed = self._parsed(line)
             except (*_MALFORMED, InputError) as error:
                 raise InputError(
-                    f"{self._path}, line {number}: is no row of a batch of the form "
+                    f"{self.path}, line {number}: is no row of a batch of the form "
                     f"{self._form.name}; mend the line, or begin anew with --restart"
                 ) from error
             if not (failed and self._retry):

@@ -220,7 +220,7 @@ class Chat:
             return
         try:
             if self._log is not None:
-                self._log.append(event)
+                self._log.save(event)
             elif self.conversation.turns:
                 name = self.ensemble.spec.name
                 self._log = Log.begin(self._folder, name, self.conversation)

@@ -37,43 +37,34 @@ class Saved:
     notes: tuple[str, ...] = ()
 
 
-class Log:
+class Log(JsonlFile):
     """The file of the conversation that is being held."""
 
     def __init__(self, path: Path) -> None:
-        """Append to a file that is there; close it again with `close`."""
-        self.path = path
+        """Append to a file that is there."""
         busy = f"the conversation {path.stem} is open in another chat"
-        self._file = JsonlFile(path, _unsaved(path), busy=busy, create=False)
+        super().__init__(path, _unsaved(path), busy=busy, create=False)
 
     @classmethod
     def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> Log:
         """Save `conversation` in a new file of `folder`, to go on with."""
         log = cls(_new_file(folder))
-        with contextlib.ExitStack() as stack:
-            stack.callback(log.close)
-            log._file.append(*_records(ensemble, conversation))
-            stack.pop_all()
+        with log.closed_on_failure():
+            log.append(*_records(ensemble, conversation))
         return log
 
     @classmethod
     def resume(cls, saved: Saved) -> tuple[Log, Saved]:
         """Go on with a saved conversation; return it as it is now that nobody else writes it."""
         log = cls(saved.path)
-        with contextlib.ExitStack() as stack:
-            stack.callback(log.close)
+        with log.closed_on_failure():
             saved = read(saved.path)
-            log._file.mend()
-            stack.pop_all()
+            log.mend()
         return log, saved
 
-    def append(self, event: Event) -> None:
+    def save(self, event: Event) -> None:
         """Save an event; raise InputError where that is not possible."""
-        self._file.append(_event_line(event))
-
-    def close(self) -> None:
-        """Give the file free; do nothing if it is free."""
-        self._file.close()
+        self.append(_event_line(event))
 
 
 def _new_file(folder: Path) -> Path:
@@ -173,8 +164,7 @@ def export(path: Path, ensemble: str, conversation: Conversation) -> None:
             if as_markdown or not _is_saved(path):
                 raise InputError(f"{path} exists and stays as it is; give another name")
             busy = f"{path} is the file of an open chat and stays as it is; give another name"
-            held = JsonlFile(path, _unsaved(path), busy=busy, create=False)
-            stack.callback(held.close)
+            stack.enter_context(JsonlFile(path, _unsaved(path), busy=busy, create=False))
         replace_file(path, data)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
 from msgspec import Struct
 
@@ -44,8 +43,8 @@ class _Key(Struct):
     key: str
 
 
-class Results:
-    """A file of results, each under the key of what it depends on; a context manager.
+class Results(JsonlFile):
+    """A file of results, each under the key of what it depends on.
 
     Every result is written at once, by as many processes as there are.
     """
@@ -58,15 +57,7 @@ class Results:
             lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
         # Of several results of one key the last counts.
         self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
-        self._file = JsonlFile(path, refusal)
-
-    def __enter__(self) -> Self:
-        """Return the open file."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._file.close()
+        super().__init__(path, refusal)
 
     def get(self, key: str) -> Result | None:
         """Return the result of a key, if it is known."""
@@ -75,7 +66,7 @@ class Results:
     def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
         """Keep a result; `about` says in words what it is of."""
         self._known[key] = result
-        self._file.append({"key": key, **about, **asdict(result)})
+        self.append({"key": key, **about, **asdict(result)})
 
 
 def key_of(*parts: object) -> str:

@@ -5,13 +5,12 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile
@@ -55,14 +54,16 @@ class TraceFile:
     notes: tuple[str, ...] = ()
 
 
-class _Entry(Struct):
+class _CandidateLine(Struct, kw_only=True):
+    # For people; the hexadecimal is exact.
+    piece: str = ""
     hex: Hexadecimal
     probability: Probability
 
 
-class _VoteEntry(Struct):
+class _BallotLine(Struct):
     member: str
-    top: list[_Entry]
+    top: list[_CandidateLine]
     chosen: Probability
     stayed: bool
     reason: str
@@ -70,19 +71,23 @@ class _VoteEntry(Struct):
     seconds: Number
 
 
-class _StepLine(_Entry):
+class _StepLine(Struct, kw_only=True, tag_field="kind", tag="step"):
+    piece: str = ""
+    hex: Hexadecimal
     text: str
-    top: list[_Entry]
-    ballots: list[_VoteEntry]
+    probability: Probability
+    carrier: str | None = None
+    top: list[_CandidateLine]
+    ballots: list[_BallotLine]
 
 
-class _EndLine(Struct):
+class _EndLine(Struct, tag_field="kind", tag="end"):
     finish_reason: FinishReason
     usage: Usage | None
 
 
-class TraceWriter:
-    """A trace file that is being written; a context manager."""
+class TraceWriter(JsonlFile):
+    """A trace file that is being written."""
 
     def __init__(
         self,
@@ -95,7 +100,7 @@ class TraceWriter:
         settings: Mapping[str, object],
     ) -> None:
         """Begin the file anew with its header; raise InputError where that cannot be done."""
-        self._file = JsonlFile(
+        super().__init__(
             path,
             f"the trace {path} cannot be written",
             busy=f"the trace {path} is being written by another process",
@@ -109,64 +114,50 @@ class TraceWriter:
             "prompt": prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt],
             "settings": dict(settings),
         }
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.close)
-            self._file.restart()
-            self._file.append(header)
-            stack.pop_all()
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self.close()
+        with self.closed_on_failure():
+            self.restart()
+            self.append(header)
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
-        lines = [_step_line(step)]
+        lines: list[Struct] = [_line_of(step)]
         if step.finish_reason is not None:
-            usage = None if step.usage is None else asdict(step.usage)
-            lines.append({"kind": "end", "finish_reason": step.finish_reason, "usage": usage})
-        self._file.append(*lines)
-
-    def close(self) -> None:
-        """Close the file; do nothing if it is closed."""
-        self._file.close()
+            lines.append(_EndLine(step.finish_reason, step.usage))
+        self.append(*map(to_builtins, lines))
 
 
-def _step_line(step: Step) -> dict[str, object]:
-    trace = step.trace
-    return {
-        "kind": "step",
-        **_piece(step.piece),
-        "text": step.text,
-        "probability": _number(step.probability),
-        "carrier": trace.carrier if trace and trace.ballots else None,
-        "top": [_candidate_line(candidate) for candidate in trace.top] if trace else [],
-        "ballots": [_ballot_line(ballot) for ballot in trace.ballots] if trace else [],
-    }
+def _line_of(step: Step) -> _StepLine:
+    trace = step.trace or Trace((), ())
+    ballots = [
+        _BallotLine(
+            ballot.member,
+            _lines_of(ballot.top),
+            _number(ballot.chosen),
+            bool(ballot.stayed),
+            ballot.reason,
+            _number(ballot.weight),
+            _number(ballot.seconds),
+        )
+        for ballot in trace.ballots
+    ]
+    return _StepLine(
+        **_spelled(step.piece),
+        text=step.text,
+        probability=_number(step.probability),
+        carrier=trace.carrier if ballots else None,
+        top=_lines_of(trace.top),
+        ballots=ballots,
+    )
 
 
-def _ballot_line(ballot: Ballot) -> dict[str, object]:
-    return {
-        "member": ballot.member,
-        "top": [_candidate_line(candidate) for candidate in ballot.top],
-        "chosen": _number(ballot.chosen),
-        "stayed": bool(ballot.stayed),
-        "reason": ballot.reason,
-        "weight": _number(ballot.weight),
-        "seconds": _number(ballot.seconds),
-    }
+def _lines_of(candidates: Sequence[Candidate]) -> list[_CandidateLine]:
+    return [
+        _CandidateLine(**_spelled(each.piece), probability=_number(each.probability))
+        for each in candidates
+    ]
 
 
-def _candidate_line(candidate: Candidate) -> dict[str, object]:
-    return {**_piece(candidate.piece), "probability": _number(candidate.probability)}
-
-
-def _piece(piece: bytes) -> dict[str, object]:
-    """Return a piece for people and, exact, for programs."""
+def _spelled(piece: bytes) -> dict[str, str]:
     return {"piece": piece.decode("utf-8", "backslashreplace"), "hex": piece.hex()}
 
 
@@ -215,7 +206,7 @@ def read_trace(path: Path) -> TraceFile:
     )
 
 
-def _candidates(entries: Sequence[_Entry]) -> tuple[Candidate, ...]:
+def _candidates(entries: Sequence[_CandidateLine]) -> tuple[Candidate, ...]:
     return tuple(Candidate(bytes.fromhex(each.hex), each.probability) for each in entries)
 
 

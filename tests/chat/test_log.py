@@ -84,7 +84,7 @@ def test_a_file_torn_anywhere_holds_all_whole_lines(tmp_path_factory, events, cu
     folder = tmp_path_factory.mktemp("chats")
     held = log.Log.begin(folder, "demo", Conversation())
     for event in events:
-        held.append(event)
+        held.save(event)
     held.close()
     data = held.path.read_bytes()
     assert log.read(held.path).conversation == replayed(events)
@@ -105,7 +105,7 @@ def test_a_file_torn_anywhere_holds_all_whole_lines(tmp_path_factory, events, cu
 
     # What is written on stands on a line of its own.
     again, saved = log.Log.resume(saved)
-    again.append(Event("system", "later"))
+    again.save(Event("system", "later"))
     again.close()
     assert log.read(held.path).conversation == saved.conversation.after(Event("system", "later"))
     assert log.read(held.path).notes == ()
@@ -232,7 +232,7 @@ def test_an_export_takes_the_place_of_no_conversation_that_is_held(tmp_path) -> 
     for path in (held.path, link):
         with pytest.raises(InputError, match="the file of an open chat and stays as it is"):
             log.export(path, "demo", Conversation("", (Turn("other"),)))
-    held.append(Event("user", "more"))
+    held.save(Event("user", "more"))
     held.close()
     assert [turn.question for turn in log.read(held.path).conversation.turns] == ["q", "more"]
     log.export(held.path, "demo", conversation)
