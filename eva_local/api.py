@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
-from eva_local.engine.request import AnyPrompt, Request, Sink, Ticket, Told, Weights
+from eva_local.engine.request import AnyPrompt, Options, Request, Sink, Ticket, Told
 from eva_local.engine.runner import Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
-from eva_local.fusion.fuser import Observer
 from eva_local.llama.model import Model
 from eva_local.reading import did_you_mean
 from eva_local.types import Completion, Message, Sampling, Score, Step
@@ -130,34 +130,21 @@ class Ensemble:
         prompt: AnyPrompt,
         sampling: Sampling | None = None,
         *,
-        trace: bool = False,
-        n_top: int = 0,
-        alone: str | None = None,
-        weights: Weights | None = None,
-        observe: Observer | None = None,
         report: Report | None = None,
+        **options: Unpack[Options],
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
         A `str` is text to go on with, and so are symbols as `tokenize` returns them; messages
         are a conversation, put to each member in its own chat template. `sampling` defaults to
-        that of models.toml. The last step carries the finish reason and the usage. For `trace`,
-        `n_top`, `alone`, `weights` and `observe` see `Request`. What the members have read before
-        is not read again; `report` is told how far they are with the rest, which is read a batch
-        at a time.
+        that of models.toml, and for the `options` see `Request`. The last step carries the finish
+        reason and the usage. What the members have read before is not read again; `report` is
+        told how far they are with the rest, which is read a batch at a time.
 
         Raises ContextError where the prompt does not fit, with the numbers, and InputError where
         a bias, grammar or schema cannot be used.
         """
-        request = Request(
-            prompt,
-            sampling,
-            trace=trace,
-            n_top=n_top,
-            alone=alone,
-            weights=weights,
-            observe=observe,
-        )
+        request = Request(prompt, sampling, **options)
         with contextlib.closing(self.run_many([request], report)) as told:
             for _, step in told:
                 yield _step(step)
@@ -166,26 +153,13 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         sampling: Sampling | None = None,
-        *,
-        trace: bool = False,
-        n_top: int = 0,
-        alone: str | None = None,
-        weights: Weights | None = None,
-        observe: Observer | None = None,
+        **options: Unpack[Options],
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
         Closing the iterator, or cancelling the task that awaits it, ends the answer.
         """
-        request = Request(
-            prompt,
-            sampling,
-            trace=trace,
-            n_top=n_top,
-            alone=alone,
-            weights=weights,
-            observe=observe,
-        )
+        request = Request(prompt, sampling, **options)
         async with contextlib.aclosing(self.arun_many([request])) as told:
             async for _, step in told:
                 yield _step(step)
@@ -231,16 +205,13 @@ class Ensemble:
         prompt: AnyPrompt,
         sampling: Sampling | None,
         sink: Sink,
-        *,
-        trace: bool = False,
-        n_top: int = 0,
-        alone: str | None = None,
+        **options: Unpack[Options],
     ) -> Ticket:
         """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`.
 
         Raises what can be found out before the answer begins; the sink is told the rest.
         """
-        ticket = self._ticket(Request(prompt, sampling, trace=trace, n_top=n_top, alone=alone))
+        ticket = self._ticket(Request(prompt, sampling, **options))
         ticket.sink = sink
         return self.scheduler.submit(ticket)
 
@@ -253,16 +224,16 @@ class Ensemble:
         self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
 
     def complete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, *, alone: str | None = None
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[Options]
     ) -> Completion:
         """Return the whole answer; see `stream`."""
-        return completion_of(list(self.stream(prompt, sampling, alone=alone)))
+        return completion_of(list(self.stream(prompt, sampling, **options)))
 
     async def acomplete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, *, alone: str | None = None
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[Options]
     ) -> Completion:
         """Return the whole answer, as `complete` does, without blocking the event loop."""
-        async with contextlib.aclosing(self.astream(prompt, sampling, alone=alone)) as steps:
+        async with contextlib.aclosing(self.astream(prompt, sampling, **options)) as steps:
             return completion_of([step async for step in steps])
 
     def complete_many(
@@ -313,7 +284,7 @@ class Ensemble:
             sampling,
             sampler=None if symbols is not None else panel.samplers.prepare(sampling),
             symbols=symbols,
-            detailed=request.detailed or request.n_top > 0,
+            detailed=request.symbols or request.n_top > 0,
             trace=request.trace,
             n_top=request.n_top,
             weights=None if only is not None else request.weights,
@@ -364,12 +335,7 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        *,
-        alone: str | None = None,
-        symbols: bool = False,
-        n_top: int = 0,
-        weights: Weights | None = None,
-        observe: Observer | None = None,
+        **options: Unpack[Options],
     ) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
@@ -377,21 +343,12 @@ class Ensemble:
         member, symbol by symbol; what the members have read of the prompt for the score before
         is not read again. With `candidates` above 0 in the settings, what lies beyond them is
         not known exactly: see `Score.unseen`. With `symbols` the score tells each symbol, with
-        `n_top` the likeliest ones in its place, too. The member named by `alone` is scored by
-        itself. For `weights` and `observe` see `Request`.
+        `n_top` the likeliest ones in its place, too. For the other `options` see `Request`.
 
         Raises InputError where there is no continuation or a member cannot spell it,
         ContextError where the text does not fit.
         """
-        request = Request(
-            prompt,
-            continuation=continuation,
-            alone=alone,
-            detailed=symbols,
-            n_top=n_top,
-            weights=weights,
-            observe=observe,
-        )
+        request = Request(prompt, continuation=continuation, **options)
         ((_, told),) = self.run_many([request])
         return _score(told)
 
@@ -399,23 +356,10 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        *,
-        alone: str | None = None,
-        symbols: bool = False,
-        n_top: int = 0,
-        weights: Weights | None = None,
-        observe: Observer | None = None,
+        **options: Unpack[Options],
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
-        request = Request(
-            prompt,
-            continuation=continuation,
-            alone=alone,
-            detailed=symbols,
-            n_top=n_top,
-            weights=weights,
-            observe=observe,
-        )
+        request = Request(prompt, continuation=continuation, **options)
         async with contextlib.aclosing(self.arun_many([request])) as told:
             return _score([each async for _, each in told][-1])
 

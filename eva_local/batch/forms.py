@@ -12,11 +12,10 @@ from msgspec import Struct
 from eva_local.batch.rows import Row, Wishes, checked_id, line_of, problem_of, row_of
 from eva_local.batch.table import read_table
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import Answer, Counts, chat_completion, chat_tokens, text_completion
+from eva_local.openai.answer import Answer, Letterhead, chat_tokens
 from eva_local.openai.keys import given, parsed, refuse_twice
 from eva_local.openai.request import (
     CHAT,
-    COMPLETION,
     IGNORED,
     KEYS,
     OPTION_KEYS,
@@ -171,15 +170,9 @@ class OpenAI(_Read):
     def answered(self, row: Row, answer: Answer, model: str, _shares: Shares | None) -> Result:
         """Return the row of output that answers a row."""
         assert row.asked is not None
-        write = {CHAT: chat_completion, COMPLETION: text_completion}[row.endpoint]
-        body = write(
-            [answer],
-            Counts.of([answer]),
-            name=f"{'chatcmpl' if row.endpoint == CHAT else 'cmpl'}-{row.line}",
-            created=int(time.time()),
-            model=model,
-            told=row.asked.n_top is not None,
-        )
+        kind = "chatcmpl" if row.endpoint == CHAT else "cmpl"
+        head = Letterhead(row.endpoint, f"{kind}-{row.line}", int(time.time()), model)
+        body = head.whole([answer], told=row.asked.n_top is not None)
         response = {"status_code": 200, "request_id": f"req_{row.line}", "body": body}
         return self._result(row, response, None)
 

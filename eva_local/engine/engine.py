@@ -14,8 +14,7 @@ from typing import Any
 
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.decoding import decode_all
-from eva_local.engine.panel import Panel
-from eva_local.engine.request import Ticket
+from eva_local.engine.request import Panel, Ticket
 from eva_local.engine.sampling import Samplers
 from eva_local.engine.scoring import ScoredSequence
 from eva_local.engine.sequence import TextSequence

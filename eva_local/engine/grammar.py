@@ -11,13 +11,14 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eva_local.engine.endless import shape_of_parts, shape_of_rules
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Marks
+from eva_local.spaces.base import Space
 from eva_local.types import Sampling
 
 if TYPE_CHECKING:
@@ -40,48 +41,57 @@ _CLASS_UNIT = re.compile(r"\\x..|\\.|[^\\]", re.DOTALL)
 _OPERATORS = {"&": r"\x26", "-": r"\x2d", "~": r"\x7e"}
 
 
-class Symbols(Protocol):
-    """What is needed of a shared space: ids up to `end`, which is END, and their bytes."""
+class Grammar:
+    """The constraint of one answer, followed by llguidance: what may come next, symbol by symbol.
 
-    end: int
+    `allowed: (symbols,)` marks which symbols, END among them, may come next; never none.
+    """
 
-    def piece(self, symbol: int) -> bytes:
-        """Return the bytes of a symbol; END has none."""
-
-    def is_text(self, symbol: int) -> bool:
-        """Return whether there is such a symbol and it stands for text: no END, no control."""
-
-
-class Grammar(Protocol):
-    """The constraint of one answer, which follows the symbols that are chosen."""
+    def __init__(self, matcher: LLMatcher, end: int, allowed: Marks | None = None) -> None:
+        """Stand where `matcher` does; raise InputError where nothing can follow."""
+        self._matcher = matcher
+        self._end = end
+        self.allowed = self._mask() if allowed is None else allowed
 
     @property
     def complete(self) -> bool:
         """Whether nothing but END may follow."""
+        return bool(self.allowed[self._end]) and np.count_nonzero(self.allowed) == 1
 
-    @property
-    def allowed(self) -> Marks:
-        """(symbols,): which symbols, END among them, may come next; never none."""
-
-    def fork(self) -> Self:
+    def fork(self) -> Grammar:
         """Return one that stands where this one does and goes on by itself."""
+        return Grammar(self._matcher.deep_copy(), self._end, self.allowed)
 
     def admits(self, symbols: Sequence[int]) -> bool:
         """Return whether the text may go on with these symbols, one after the other."""
+        return bool(self._matcher.validate_tokens(list(symbols)) == len(symbols))
 
     def accept(self, symbols: Sequence[int]) -> None:
         """Follow chosen symbols, none for END.
 
         Raises InputError where one is forbidden or nothing can follow.
         """
+        if symbols:
+            self._matcher.consume_tokens(list(symbols))
+            self.allowed = self._mask()
+
+    def _mask(self) -> Marks:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        marks = np.unpackbits(bits, count=self._end + 1, bitorder="little")
+        problem = self._matcher.get_error()
+        if "NoExtension" in problem:
+            raise InputError("the grammar asks for text that the models cannot write")
+        if problem:
+            raise _error("the grammar cannot be followed any further", problem)
+        return marks.view(np.bool_)
 
 
 class Grammars:
     """Makes the grammars of one shared space, whose symbols are prepared once."""
 
-    def __init__(self, symbols: Symbols, missing: frozenset[int] = frozenset()) -> None:
-        """Constrain answers in `symbols`; those with a byte of `missing` are never allowed."""
-        self._symbols = symbols
+    def __init__(self, space: Space[Any], missing: frozenset[int] = frozenset()) -> None:
+        """Constrain answers in `space`; symbols with a byte of `missing` are never allowed."""
+        self._space = space
         self._missing = missing
         self._one_at_a_time = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
@@ -101,15 +111,13 @@ class Grammars:
         with self._one_at_a_time:
             if self._tokenizer is None:
                 self._tokenizer = self._prepared()
-        return _followed(self._tokenizer, gbnf, schema, self._symbols.end)
+        return _followed(self._tokenizer, gbnf, schema, self._space.end)
 
     def _prepared(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        symbols, end, missing = self._symbols, self._symbols.end, self._missing
-        pieces = [
-            symbols.piece(symbol) if symbols.is_text(symbol) else b"" for symbol in range(end)
-        ]
+        space, end, missing = self._space, self._space.end, self._missing
+        pieces = [space.piece(symbol) if space.is_text(symbol) else b"" for symbol in range(end)]
         spelled = [piece if missing.isdisjoint(piece) else b"" for piece in pieces]
         described = _Described([*spelled, b""], end)
         # Slices made no mask faster that was measured, and take time to prepare.
@@ -125,40 +133,6 @@ def check(sampling: Sampling) -> None:
 
         tokenizer = LLTokenizer("byte")
         _followed(tokenizer, sampling.grammar, sampling.json_schema, tokenizer.eos_token)
-
-
-class _Followed:
-    """A grammar that llguidance follows."""
-
-    def __init__(self, matcher: LLMatcher, end: int, allowed: Marks | None = None) -> None:
-        self._matcher = matcher
-        self._end = end
-        self.allowed = self._mask() if allowed is None else allowed
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.allowed[self._end]) and np.count_nonzero(self.allowed) == 1
-
-    def fork(self) -> _Followed:
-        return _Followed(self._matcher.deep_copy(), self._end, self.allowed)
-
-    def admits(self, symbols: Sequence[int]) -> bool:
-        return bool(self._matcher.validate_tokens(list(symbols)) == len(symbols))
-
-    def accept(self, symbols: Sequence[int]) -> None:
-        if symbols:
-            self._matcher.consume_tokens(list(symbols))
-            self.allowed = self._mask()
-
-    def _mask(self) -> Marks:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        marks = np.unpackbits(bits, count=self._end + 1, bitorder="little")
-        problem = self._matcher.get_error()
-        if "NoExtension" in problem:
-            raise InputError("the grammar asks for text that the models cannot write")
-        if problem:
-            raise _error("the grammar cannot be followed any further", problem)
-        return marks.view(np.bool_)
 
 
 class _Described:
@@ -177,7 +151,7 @@ class _Described:
         return self.split(text)
 
 
-def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end: int) -> _Followed:
+def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end: int) -> Grammar:
     """Return a grammar at its beginning; raise InputError where it cannot be used."""
     from llguidance import LLMatcher, LLParserLimits
 
@@ -191,7 +165,7 @@ def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end:
     if matcher.is_error():
         raise _error(name, matcher.get_error())
     try:
-        return _Followed(matcher, end)
+        return Grammar(matcher, end)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

@@ -1,17 +1,18 @@
-"""What is asked for: a request as a caller words it, and a ticket as the scheduler holds it."""
+"""What is asked for, as a caller words it and as the scheduler holds it, and who answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from eva_local.cache.context import as_row
-from eva_local.engine.panel import Panel
-from eva_local.engine.sampling import SamplerMaker
+from eva_local.config.specs import FusionSettings
+from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt
+from eva_local.spaces.base import Space
 from eva_local.types import Sampling, Score, Step
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Request:
     """An answer, or a score, that is asked for.
 
     `sampling` None is that of models.toml. With `continuation`, a text or symbols, nothing is
-    written: it is told how likely exactly that is after the prompt, and with `detailed` how
+    written: it is told how likely exactly that is after the prompt, and with `symbols` how
     likely each symbol is. With `trace` every step says why its piece was chosen, with `n_top` it
     names as many of the likeliest. The member named by `alone` writes or is scored by itself.
     `weights` stand in place of the ensemble's, and `observe` hears of every decision.
@@ -45,7 +46,42 @@ class Request:
     alone: str | None = None
     weights: Weights | None = None
     observe: Observer | None = None
-    detailed: bool = False
+    symbols: bool = False
+
+
+class Options(TypedDict, total=False):
+    """The fields of a request that few callers need, as keywords."""
+
+    trace: bool
+    n_top: int
+    alone: str | None
+    weights: Weights | None
+    observe: Observer | None
+    symbols: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """Members who write a text, the space they vote in, and the rule that fuses their votes.
+
+    `members` are their numbers among the engine's models.
+    """
+
+    members: tuple[int, ...]
+    names: tuple[str, ...]
+    space: Space[Any]
+    fusion: FusionSettings
+    samplers: Samplers
+    _index: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let members be found by their number."""
+        numbers = {member: index for index, member in enumerate(self.members)}
+        object.__setattr__(self, "_index", numbers)
+
+    def index(self, member: int) -> int | None:
+        """Return where in the panel one of the engine's models is, if it is there."""
+        return self._index.get(member)
 
 
 @dataclass(slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -29,7 +30,8 @@ class Runner:
         self._count = 0
         self._ticket_of = ticket_of
         self._running: dict[int, Ticket] = {}
-        self._told: list[tuple[int, Told]] = []
+        # Another thread may add to it at any moment.
+        self._told: deque[tuple[int, Told]] = deque()
         self._drawn = False
 
     @property
@@ -58,8 +60,7 @@ class Runner:
         if self._running and not self._told:
             # Another thread may take the step: it tells first, and then says that all is done.
             self._scheduler.step(unless=lambda: bool(self._told))
-        count = len(self._told)
-        told, self._told = self._told[:count], self._told[count:]
+        told = [self._told.popleft() for _ in range(len(self._told))]
         for number, each in told:
             if not isinstance(each, Step) or each.finish_reason is not None:
                 self._running.pop(number, None)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from eva_local.openai.request import CHAT
 from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Usage
 
 # What OpenAI's API says of a probability of 0.
@@ -116,48 +117,55 @@ def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-def chat_completion(
-    answers: Sequence[Answer], counts: Counts, *, name: str, created: int, model: str, told: bool
-) -> dict[str, object]:
-    """Return the body that answers a request for a chat completion; `told` adds logprobs."""
-    return {
-        "id": name,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": chat_logprobs(answer.tokens) if told else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ],
-        "usage": counts.written(),
-    }
+@dataclass(frozen=True, slots=True)
+class Letterhead:
+    """What all bodies about a request begin with, whole ones and the parts of a stream.
 
+    `counted` where the last part of a stream tells the counts.
+    """
 
-def text_completion(
-    answers: Sequence[Answer], counts: Counts, *, name: str, created: int, model: str, told: bool
-) -> dict[str, object]:
-    """Return the body that answers a request for a plain completion; `told` adds logprobs."""
-    return {
-        "id": name,
-        "object": "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": index,
-                "text": answer.text,
-                "logprobs": text_logprobs(answer.tokens) if told else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ],
-        "usage": counts.written(),
-    }
+    endpoint: str
+    name: str
+    created: int
+    model: str
+    counted: bool = False
+
+    def whole(self, answers: Sequence[Answer], n: int = 1, *, told: bool) -> dict[str, object]:
+        """Return the body with `n` answers to each prompt; `told` adds logprobs."""
+        is_chat = self.endpoint == CHAT
+        choices: list[dict[str, object]] = []
+        for index, answer in enumerate(answers):
+            said: dict[str, object] = {"text": answer.text}
+            if is_chat:
+                message = {"role": "assistant", "content": answer.text, "refusal": None}
+                said = {"message": message}
+            said["logprobs"] = self.logprobs(answer.tokens) if told else None
+            choices.append({"index": index, **said, "finish_reason": answer.finish_reason})
+        head = self._head("chat.completion" if is_chat else "text_completion", choices)
+        return head | {"usage": Counts.of(answers, n).written()}
+
+    def chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
+        """Return a part of an answer."""
+        is_chat = self.endpoint == CHAT
+        head = self._head("chat.completion.chunk" if is_chat else "text_completion", choices)
+        return head | {"usage": None} if self.counted else head
+
+    def last(self, counts: Counts) -> dict[str, object]:
+        """Return the part that tells the counts."""
+        return self.chunk([]) | {"usage": counts.written()}
+
+    def logprobs(self, tokens: Sequence[Token]) -> dict[str, object]:
+        """Return tokens as the endpoint tells them."""
+        return chat_logprobs(tokens) if self.endpoint == CHAT else text_logprobs(tokens)
+
+    def _head(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
+        return {
+            "id": self.name,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
 
 
 def chat_logprobs(tokens: Iterable[Token]) -> dict[str, object]:

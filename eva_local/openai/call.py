@@ -14,10 +14,10 @@ from eva_local.openai.shapes import (
     MOST_ANSWERS,
     SEVERAL,
     WEIGHTS,
+    AnswerRequest,
     Biases,
     ChatRequest,
     CompletionRequest,
-    Request,
 )
 from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
@@ -145,7 +145,7 @@ def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str])
     return weights
 
 
-def _text_biases(request: Request, piece_of: PieceOf) -> Biases:
+def _text_biases(request: AnswerRequest, piece_of: PieceOf) -> Biases:
     """Return all biases as biases of texts, for token ids of those that they stand for."""
     biases = dict(request.text_bias or {})
     for key, bias in (request.logit_bias or {}).items():

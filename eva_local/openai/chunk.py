@@ -3,48 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from eva_local.openai.answer import (
-    Counts,
-    Token,
-    Tokens,
-    chat_logprobs,
-    shown_piece,
-    text_logprobs,
-)
+from eva_local.openai.answer import Letterhead, Token, Tokens, shown_piece
 from eva_local.openai.request import CHAT
 from eva_local.types import Ballot, Candidate, Step
 
 # Enough for every number of a page, and half the bytes.
 _DIGITS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Letterhead:
-    """What all parts of an answer begin with; `counted` where the last one tells the counts."""
-
-    endpoint: str
-    name: str
-    created: int
-    model: str
-    counted: bool = False
-
-    def chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
-        """Return a part of an answer."""
-        kind = "chat.completion.chunk" if self.endpoint == CHAT else "text_completion"
-        head: dict[str, object] = {
-            "id": self.name,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-        return head | {"usage": None} if self.counted else head
-
-    def last(self, counts: Counts) -> dict[str, object]:
-        """Return the part that tells the counts."""
-        return self.chunk([]) | {"usage": counts.written()}
 
 
 class Choice:
@@ -68,7 +33,7 @@ class Choice:
     def echo(self, text: str, tokens: Sequence[Token], *, last: bool) -> dict[str, object]:
         """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
         self._tokens = Tokens(text)
-        logprobs = text_logprobs(tokens) if tokens else None
+        logprobs = self._head.logprobs(tokens) if tokens else None
         return self._chunk({"text": text, "logprobs": logprobs}, "length" if last else None)
 
     def step(self, step: Step) -> dict[str, object] | None:
@@ -76,13 +41,10 @@ class Choice:
         tokens = self._tokens.push(step) if self._told else []
         if not (step.text or tokens or self._traced or step.finish_reason):
             return None
+        part: dict[str, object] = {"text": step.text}
         if self._head.endpoint == CHAT:
-            part: dict[str, object] = {
-                "delta": {"content": step.text} if step.text else {},
-                "logprobs": chat_logprobs(tokens) if tokens else None,
-            }
-        else:
-            part = {"text": step.text, "logprobs": text_logprobs(tokens) if tokens else None}
+            part = {"delta": {"content": step.text} if step.text else {}}
+        part["logprobs"] = self._head.logprobs(tokens) if tokens else None
         if self._traced:
             part["eva"] = trace_of(step)
         return self._chunk(part, step.finish_reason)

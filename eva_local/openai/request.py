@@ -13,13 +13,13 @@ from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai.keys import given
 from eva_local.openai.shapes import (
+    ChatMessage,
+    ChatMessages,
     ChatRequest,
     CompletionRequest,
     ObjectFormat,
     Options,
     SchemaFormat,
-    Turn,
-    Turns,
 )
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling
@@ -29,7 +29,7 @@ CHAT, COMPLETION = get_args(Endpoint)
 
 OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
-_ALIASES = {"max_completion_tokens": "max_tokens"}
+ALIASES = {"max_completion_tokens": "max_tokens"}
 #: What says nothing about the answer.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
@@ -63,7 +63,7 @@ _ASKS_NOTHING: Mapping[str, object] = {
     TEXT_BIAS: {},
 }
 #: What `read_options` reads.
-OPTION_KEYS = (*OPTIONS, *_ALIASES, "response_format")
+OPTION_KEYS = (*OPTIONS, *ALIASES, "response_format")
 _ENDPOINTS: Mapping[str, type[ChatRequest | CompletionRequest]] = {
     CHAT: ChatRequest,
     COMPLETION: CompletionRequest,
@@ -133,7 +133,7 @@ def said(body: Mapping[str, object]) -> dict[str, object]:
     """Return what a body says, by our names; raise InputError where two names contradict."""
     values = given(body)
     _refuse_half_characters(values)
-    for alias, name in _ALIASES.items():
+    for alias, name in ALIASES.items():
         if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
             raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
     return values
@@ -152,10 +152,10 @@ def _refuse_half_characters(values: Mapping[str, object]) -> None:
 
 def read_messages(value: object) -> list[Message]:
     """Read a conversation; raise InputError for what is none."""
-    return conversation(read(lean(value, Turns), Turns, "messages"))
+    return conversation(read(lean(value, ChatMessages), ChatMessages, "messages"))
 
 
-def conversation(turns: list[Turn]) -> list[Message]:
+def conversation(turns: list[ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
     return [
         Message(

@@ -27,28 +27,30 @@ Several = Annotated[
 Top = Annotated[int, Meta(ge=0, le=MOST_TOP)]
 Biases = dict[str, int | float | bool]
 WEIGHTS = "equal, running, or numbers from 0 up, with a sum above 0 that is finite, one for each"
-Weights = Annotated[
+MemberWeights = Annotated[
     Literal["equal", "running"] | tuple[Amount, ...] | dict[str, Amount] | None,
     Meta(description=f"{WEIGHTS} member"),
 ]
 
 
-class Part(Struct, forbid_unknown_fields=True):
+class TextPart(Struct, forbid_unknown_fields=True):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Turn(Struct, forbid_unknown_fields=True):
+class ChatMessage(Struct, forbid_unknown_fields=True):
     """A message. No chat template writes who of several users speaks: `name` says nothing."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[TextPart]
     name: Any = None
 
 
-Turns = Annotated[list[Turn], Meta(min_length=1, description="a list of at least one message")]
+ChatMessages = Annotated[
+    list[ChatMessage], Meta(min_length=1, description="a list of at least one message")
+]
 
 
 class TextFormat(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -95,7 +97,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
-class Request(Options, kw_only=True):
+class AnswerRequest(Options, kw_only=True):
     """What both endpoints that write know; `logit_bias` names tokens by id, `text_bias` by text."""
 
     model: str | None = None
@@ -103,7 +105,7 @@ class Request(Options, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     trace: bool = False
-    weights: Weights = None
+    weights: MemberWeights = None
     logit_bias: Annotated[
         Biases | None, Meta(description="an object of token ids with a number each, or false")
     ] = None
@@ -112,15 +114,15 @@ class Request(Options, kw_only=True):
     ] = None
 
 
-class ChatRequest(Request, kw_only=True):
+class ChatRequest(AnswerRequest, kw_only=True):
     """A conversation that is to be answered."""
 
-    messages: Turns
+    messages: ChatMessages
     logprobs: bool = False
     top_logprobs: Top = 0
 
 
-class CompletionRequest(Request, kw_only=True):
+class CompletionRequest(AnswerRequest, kw_only=True):
     """Texts that are to be gone on with."""
 
     prompt: Several
@@ -133,10 +135,10 @@ class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 
     continuation: Several
     prompt: Spoken = ""
-    messages: Turns | None = None
+    messages: ChatMessages | None = None
     model: str | None = None
     logprobs: Top | None = None
-    weights: Weights = None
+    weights: MemberWeights = None
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -72,7 +72,7 @@ async def score_all(
         Request(
             prompt,
             continuation=text,
-            detailed=n_top is not None,
+            symbols=n_top is not None,
             n_top=n_top or 0,
             alone=model.alone,
             weights=weights,

@@ -13,15 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.openai.answer import (
-    Answer,
-    Counts,
-    answer_of,
-    chat_completion,
-    text_completion,
-)
+from eva_local.openai.answer import Answer, Counts, Letterhead, answer_of
 from eva_local.openai.call import Call, read_call
-from eva_local.openai.chunk import Choice, Letterhead, trace_of
+from eva_local.openai.chunk import Choice, trace_of
 from eva_local.openai.request import CHAT
 from eva_local.server.answers import Echo, answers
 from eva_local.server.body import read_object
@@ -63,15 +57,7 @@ async def _whole(
             if isinstance(each, Step):
                 service.measures.hear(model, each)
     whole = [each.answer(model, told=call.n_top is not None) for each in written]
-    write = chat_completion if head.endpoint == CHAT else text_completion
-    body = write(
-        whole,
-        Counts.of(whole, call.n),
-        name=head.name,
-        created=head.created,
-        model=head.model,
-        told=call.n_top is not None,
-    )
+    body = head.whole(whole, call.n, told=call.n_top is not None)
     if call.trace:
         for choice, so_far in zip(_choices(body), written, strict=True):
             choice["eva"] = [trace_of(step) for step in so_far.steps]

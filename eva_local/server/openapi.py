@@ -9,12 +9,12 @@ from typing import Any
 from msgspec import Struct
 from msgspec.json import schema_components
 
-from eva_local.openai.request import CHAT, COMPLETION, IGNORED
+from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
 from eva_local.openai.shapes import (
+    AnswerRequest,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Request,
     ScoreRequest,
     TokenizeRequest,
 )
@@ -63,10 +63,11 @@ def document(models: Sequence[str] = ()) -> Schema:
         [*bodies, Refusal, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
     )
     sampling = schemas.pop(Sampling.__name__)["properties"]
+    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
     for body in bodies:
         properties = schemas[body.__name__]["properties"]
         properties["model"] = {"enum": list(models)} if models else {"type": "string"}
-        if issubclass(body, Request):
+        if issubclass(body, AnswerRequest):
             schemas[body.__name__]["properties"] = (
                 {key: {} for key in IGNORED} | sampling | properties
             )
@@ -107,7 +108,7 @@ def _operation(summary: str, media: str = _JSON, body: type[Struct] | None = Non
     if body is not None:
         content = {_JSON: {"schema": _named(body)}}
         operation["requestBody"] = {"required": True, "content": content}
-        if issubclass(body, Request):
+        if issubclass(body, AnswerRequest):
             answer["text/event-stream"] = {}
     return operation
 

@@ -30,7 +30,7 @@ SCHEMA = 1
 # Enough for every number in a trace, and half the file.
 _DIGITS = 6
 # Give or take rounding.
-Share = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
+Probability = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6, description="from 0 to 1")]
 Hexadecimal = Annotated[
     str, Meta(pattern=r"^([0-9a-fA-F]{2})*\Z", description="bytes in hexadecimal")
 ]
@@ -58,16 +58,16 @@ class _CandidateLine(Struct, kw_only=True):
     # For people; the hexadecimal is exact.
     piece: str = ""
     hex: Hexadecimal
-    probability: Share
+    probability: Probability
 
 
 class _BallotLine(Struct):
     member: str
     top: list[_CandidateLine]
-    chosen: Share
+    chosen: Probability
     stayed: bool
     reason: str
-    weight: Share
+    weight: Probability
     seconds: Number
 
 
@@ -75,7 +75,7 @@ class _StepLine(Struct, kw_only=True, tag_field="kind", tag="step"):
     piece: str = ""
     hex: Hexadecimal
     text: str
-    probability: Share
+    probability: Probability
     carrier: str | None = None
     top: list[_CandidateLine]
     ballots: list[_BallotLine]

@@ -19,7 +19,8 @@ from servers import serving
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces
 from waiting import PATIENCE_S, step_gate, until
 
-from eva_local.openai.chunk import Choice, Letterhead
+from eva_local.openai.answer import Letterhead
+from eva_local.openai.chunk import Choice
 from eva_local.openai.problem import problem
 from eva_local.openai.request import CHAT
 from eva_local.server.page import chat_page

@@ -14,7 +14,7 @@ from servers import serving
 from waiting import PATIENCE_S
 
 from eva_local.errors import StoreError
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import CHAT, COMPLETION, KEYS
 from eva_local.server.app import ROUTES
 from eva_local.server.serve import Door, Server
 from eva_local.types import Message, Sampling
@@ -377,6 +377,16 @@ def test_what_is_described_is_what_there_is(client) -> None:
     body = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     chat = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
     assert chat["properties"]["model"] == {"enum": ["pair", "pair/a", "pair/b"]}
+    assert chat["required"] == ["messages"]
+    assert chat["properties"]["top_p"] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    described = {
+        *chat["properties"],
+        *document["components"]["schemas"]["CompletionRequest"]["properties"],
+    }
+    assert KEYS - described == {
+        *("best_of", "suffix", "tools", "tool_choice", "functions", "modalities"),
+    }
+    assert described <= KEYS
     for path, methods in document["paths"].items():
         for method in methods:
             route = next(route for route in ROUTES if route.path == path)

@@ -1,8 +1,8 @@
 """The next byte of a text by one member: the sum over all ways to tokenise what stands there.
 
-A hypothesis is a row of tokens whose pieces join to the beginning of the text; the rest of the
+The beam holds rows of tokens whose pieces join to the beginning of the text; the rest of the
 text, its open bytes, begins the next piece. The probability that the text goes on with a byte
-is the sum, over all hypotheses, of the probability of the row times that of the pieces that
+is the sum, over all rows, of the probability of the row times that of the pieces that
 begin with the open bytes and this byte. (Phan et al. 2024, "Exact Byte-Level Probabilities from
 Tokenized Language Models"; Hayase et al. 2025, "Sampling from Your Language Model One Byte at a
 Time".)
@@ -46,7 +46,7 @@ _MOST_NATS = 700.0
 class ByteBeam:
     """All that one member thinks of as the tokens of one text.
 
-    Hypotheses with open bytes cost no forward pass. A border costs one, and is decoded only
+    Rows with open bytes cost no forward pass. A border costs one, and is decoded only
     where its share of the whole is at least `threshold`; else it waits, and is taken up when
     the others become so unlikely that its share has grown.
     """
@@ -113,9 +113,9 @@ class ByteBeam:
     def weakest(self, seq_ids: Collection[int]) -> int | None:
         """Return the one of `seq_ids` whose rows all together are the least likely."""
         shares = dict.fromkeys(seq_ids, 0.0)
-        for hypothesis in self._open:
-            if hypothesis.branch.seq_id in shares:
-                shares[hypothesis.branch.seq_id] += self._weight(hypothesis)
+        for row in self._open:
+            if row.branch.seq_id in shares:
+                shares[row.branch.seq_id] += self._weight(row)
         for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
             if border.branch.seq_id in shares:
                 shares[border.branch.seq_id] += share
@@ -184,8 +184,8 @@ class ByteBeam:
         self._change()
         self.text.append(byte)
         kept = [h for h in self._open if self._follow(h, byte, len(self.text))]
-        for hypothesis in kept:
-            hypothesis.look()
+        for row in kept:
+            row.look()
         self._open = kept
         if self._threshold:
             self._merge()
@@ -265,16 +265,16 @@ class ByteBeam:
             masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
         return masses
 
-    def _follow(self, hypothesis: OpenRow, byte: int, covers: int) -> bool:
-        """Move a hypothesis on by a byte; what ends there becomes a border of its own."""
-        node = self._trie.child(hypothesis.node, byte)
+    def _follow(self, row: OpenRow, byte: int, covers: int) -> bool:
+        """Move a row on by a byte; what ends there becomes a border of its own."""
+        node = self._trie.child(row.node, byte)
         if node < 0:
             return False
-        token, mass = hypothesis.ending(node)
-        if mass > 0 and self._is_likely(hypothesis.last, token, mass):
-            log_weight = hypothesis.log_weight + math.log(mass)
-            self._waiting.append(Border(log_weight, hypothesis.branch, [token], covers))
-        return hypothesis.move(node)
+        token, mass = row.ending(node)
+        if mass > 0 and self._is_likely(row.last, token, mass):
+            log_weight = row.log_weight + math.log(mass)
+            self._waiting.append(Border(log_weight, row.branch, [token], covers))
+        return row.move(node)
 
     def _is_likely(self, last: int | None, token: int, mass: float) -> bool:
         """Return whether to follow a row that ends in these two tokens.
@@ -286,15 +286,15 @@ class ByteBeam:
             return True
         return self._may_follow(last, token)
 
-    def _learn(self, kind: str, hypothesis: OpenRow) -> None:
+    def _learn(self, kind: str, row: OpenRow) -> None:
         """Learn how a border of a kind goes on, from one that was just decoded."""
         masses = np.zeros(END + 1)
-        masses[hypothesis.labels] = hypothesis.sums
-        masses[END] = hypothesis.end
+        masses[row.labels] = row.sums
+        masses[END] = row.end
         self.boundary_prior.learn(kind, masses)
 
-    def _weight(self, hypothesis: OpenRow) -> float:
-        return math.exp(hypothesis.log_weight - self._scale) * hypothesis.left
+    def _weight(self, row: OpenRow) -> float:
+        return math.exp(row.log_weight - self._scale) * row.left
 
     def _live(self) -> float:
         return sum(map(self._weight, self._open))
