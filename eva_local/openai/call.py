@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.engine.request import Weights
+from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
-from eva_local.llama.prompt import Prompt
 from eva_local.openai.request import CHAT, TEXT_BIAS, conversation, n_top, read_request, said
 from eva_local.openai.shapes import (
     MOST_ANSWERS,
@@ -34,13 +33,6 @@ PieceOf = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenIds:
-    """Tokens of the shared space in place of a text."""
-
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """`n` answers to each of the prompts; with `echo` they begin with the prompt itself.
 
@@ -49,7 +41,7 @@ class Call:
     ensemble does.
     """
 
-    prompts: tuple[Prompt | TokenIds, ...]
+    prompts: tuple[AnyPrompt, ...]
     sampling: Sampling
     n_top: int | None = None
     n: int = 1
@@ -119,17 +111,17 @@ def read_call(
 
 def texts_of(
     value: str | Sequence[int | str | Sequence[int]], key: str
-) -> tuple[str | TokenIds, ...]:
+) -> tuple[str | tuple[int, ...], ...]:
     """Return texts and lists of token ids: one of them where `value` is one."""
     if isinstance(value, str):
         return (value,)
     ids = tuple(each for each in value if isinstance(each, int))
     texts = [each for each in value if not isinstance(each, int)]
     if not texts:
-        return (TokenIds(ids),)
+        return (ids,)
     if ids:
         raise ReadError(key, f"must be {SEVERAL}, not {shown(value)}")
-    return tuple(each if isinstance(each, str) else TokenIds(tuple(each)) for each in texts)
+    return tuple(each if isinstance(each, str) else tuple(each) for each in texts)
 
 
 def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str]) -> Weights | None:

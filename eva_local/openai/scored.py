@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eva_local.engine.request import Weights
+from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
-from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import chat_tokens, tokens_of
-from eva_local.openai.call import TokenIds, texts_of, weights_of
+from eva_local.openai.call import texts_of, weights_of
 from eva_local.openai.keys import given
 from eva_local.openai.request import read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
@@ -21,8 +20,8 @@ from eva_local.types import Score
 class ScoreCall:
     """Texts that are to be scored after a prompt; `n_top` and `weights` as in `Call`."""
 
-    prompt: Prompt | TokenIds
-    continuations: tuple[str | TokenIds, ...]
+    prompt: AnyPrompt
+    continuations: tuple[str | tuple[int, ...], ...]
     n_top: int | None = None
     weights: Weights | None = None
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError
-from eva_local.llama.prompt import Prompt
 from eva_local.openai.answer import Token, tokens_of
-from eva_local.openai.call import Call, TokenIds
+from eva_local.openai.call import Call
 from eva_local.server.models import ServedModel
 from eva_local.types import Score, Step
 
@@ -40,7 +39,7 @@ async def answers(model: ServedModel, call: Call) -> AsyncGenerator[tuple[int, E
             return
         requests = [
             Request(
-                ids_or_text(prompt),
+                prompt,
                 call.seeded(sample),
                 trace=call.trace,
                 n_top=call.n_top or 0,
@@ -89,11 +88,6 @@ async def score_all(
     return [scores[number] for number in range(len(requests))]
 
 
-def ids_or_text(prompt: Prompt | TokenIds) -> AnyPrompt:
-    """Return a prompt as an ensemble takes it."""
-    return prompt.ids if isinstance(prompt, TokenIds) else prompt
-
-
 async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
     """Return what stands in front of the answers to each prompt."""
     read = await asyncio.to_thread(lambda: [_read(model, prompt) for prompt in call.prompts])
@@ -108,9 +102,10 @@ async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
     return echoes
 
 
-def _read(model: ServedModel, prompt: Prompt | TokenIds) -> tuple[str, Sequence[int]]:
+def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
     """Return a prompt as text and as tokens."""
     ensemble, alone = model.ensemble, model.alone
-    if isinstance(prompt, TokenIds):
-        return ensemble.detokenize(prompt.ids, alone=alone).decode("utf-8", "replace"), prompt.ids
-    return str(prompt), ensemble.tokenize(str(prompt), alone=alone)
+    if isinstance(prompt, str):
+        return prompt, ensemble.tokenize(prompt, alone=alone)
+    ids = [each for each in prompt if isinstance(each, int)]
+    return ensemble.detokenize(ids, alone=alone).decode("utf-8", "replace"), ids

@@ -5,9 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eva_local.openai.call import TokenIds
 from eva_local.openai.scored import read_score_call, scored
-from eva_local.server.answers import ids_or_text, score_all
+from eva_local.server.answers import score_all
 from eva_local.server.body import read_object
 from eva_local.server.service import service_of
 
@@ -17,10 +16,7 @@ async def score(request: Request) -> Response:
     body = await read_object(request)
     model = service_of(request).named(body.get("model"))
     call = read_score_call(body, model.members)
-    prompt = ids_or_text(call.prompt)
-    texts = [
-        (prompt, each.ids if isinstance(each, TokenIds) else each) for each in call.continuations
-    ]
+    texts = [(call.prompt, each) for each in call.continuations]
     with model.slots.take(len(texts)):
         scores = await score_all(model, texts, call.weights, call.n_top)
     told = call.n_top is not None

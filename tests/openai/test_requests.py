@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eva_local.errors import ConfigError, InputError
 from eva_local.openai.answer import Tokens, tokens_of
-from eva_local.openai.call import TokenIds, read_call
+from eva_local.openai.call import read_call
 from eva_local.openai.problem import problem_of
 from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body
 from eva_local.openai.scored import read_score_call
@@ -177,8 +177,8 @@ def test_one_number_under_two_names_is_one() -> None:
 def test_prompts_in_every_shape() -> None:
     assert call({"prompt": "a"}).prompts == ("a",)
     assert call({"prompt": ["a", "b"]}).prompts == ("a", "b")
-    assert call({"prompt": [1, 2]}).prompts == (TokenIds((1, 2)),)
-    assert call({"prompt": [[1, 2], "b"]}).prompts == (TokenIds((1, 2)), "b")
+    assert call({"prompt": [1, 2]}).prompts == ((1, 2),)
+    assert call({"prompt": [[1, 2], "b"]}).prompts == ((1, 2), "b")
     for bad in ([], [[]], [True], [-1], [1, "a"], {"a": 1}, 1, None, [[1.5]]):
         with pytest.raises(InputError, match="prompt"):
             call({"prompt": bad})
