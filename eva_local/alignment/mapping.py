@@ -167,7 +167,6 @@ def from_entries(
     symbols: NDArray[np.int64],
     weights: NDArray[np.float64],
     *,
-    first: NDArray[np.int32] | None = None,
     parameters: Table[str, Any] | None = None,
 ) -> Mapping:
     """Make a mapping from (row, symbol, weight) entries for ordinary tokens.
@@ -194,7 +193,7 @@ def from_entries(
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         indices=symbols.astype(np.int32),
         weights=(summed / sums[rows]).astype(np.float32),
-        first=np.empty(0, dtype=np.int32) if first is None else first,
+        first=np.empty(0, dtype=np.int32),
         parameters=dict(parameters or {}),
     )
 

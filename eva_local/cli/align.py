@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MappingReport:
-    """What is known of one mapping; None where it was not measured."""
+    """What is known of one mapping; None where it has no file, or was here already."""
 
     member: str
     pivot: str
@@ -29,11 +27,7 @@ class MappingReport:
     state: str
     anchors: int
     mapped: float
-    held_out_rank_1: float | None = None
-    held_out_rank_10: float | None = None
-    retained: float | None = None
     seconds: float | None = None
-    peak_mb: int | None = None
     bytes: int | None = None
     path: str | None = None
 
@@ -55,9 +49,8 @@ def align(
 
     Every member is aligned to the pivot by the ensemble's own method, unless --method names
     others. Says of each mapping: anchors (tokens with equal bytes), the share of the
-    vocabulary that is mapped, how many anchors that were held out are found again at rank 1
-    and 10 (methods with embeddings), the probability that is kept on a sample of text, and
-    what it cost.
+    vocabulary that is mapped, and what it cost. What a mapping is worth says
+    `eval --compare mapping=METHOD`.
     """
     from eva_local.alignment import library
     from eva_local.opening import open_models
@@ -89,60 +82,40 @@ def _report(
     *,
     force: bool,
 ) -> MappingReport:
-    from eva_local.alignment import library, quality
+    from eva_local.alignment import library
     from eva_local.alignment.mapping import twins
 
-    told = partial(progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
     path = None if force else library.find(method, model, pivot, folders)
-    state, seconds, found = "here", None, None
+    state, seconds = "here", None
     if path is None:
+        told = partial(progress, f"{method}: {names[0]} to {names[1]}")
         began = time.perf_counter()
         path = library.build(method, model, pivot, folders[0], told)
         state, seconds = "built", time.perf_counter() - began
-    if method in library.BY_EMBEDDING:
-        sides = library.embedded(model), library.embedded(pivot)
-        directions = library.BY_EMBEDDING[method].get("directions")
-        found = quality.held_out(*sides, directions=directions, progress=told)
-    mapping = library.read(path, model, pivot)
     return MappingReport(
         *names,
         method,
         state,
         anchors=int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
-        mapped=mapping.share,
-        held_out_rank_1=None if found is None else found.csls_1,
-        held_out_rank_10=None if found is None else found.csls_10,
-        retained=quality.retained_mass(model, mapping),
+        mapped=library.read(path, model, pivot).share,
         seconds=seconds,
-        peak_mb=_peak_mb(),
         bytes=path.stat().st_size,
         path=str(path),
     )
-
-
-def _peak_mb() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux kilobytes.
-    return peak // 2**20 if sys.platform == "darwin" else peak // 1024
 
 
 def _print(reports: list[MappingReport], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(report) for report in reports])
         return
-    kept = ("MAPPED", "RANK 1", "RANK 10", "RETAINED")
     print_table(
-        ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", *kept, "SECONDS", "PEAK MB", "FILE KB"),
+        ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", "MAPPED", "SECONDS", "FILE KB"),
         [
             (
                 *(report.member, report.pivot, report.method, report.state, report.anchors),
                 shown(report.mapped, ".1%"),
-                shown(report.held_out_rank_1, ".1%"),
-                shown(report.held_out_rank_10, ".1%"),
-                shown(report.retained, ".1%"),
                 shown(report.seconds, ".1f"),
-                report.peak_mb,
                 None if report.bytes is None else report.bytes // 1024,
             )
             for report in reports
