@@ -33,7 +33,7 @@ def show(evaluation: Evaluation) -> None:
 
 def _show_task(summary: TaskSummary) -> None:
     from eva_local.evaluate.advice import verdict, warning
-    from eva_local.evaluate.figures import cells, headings
+    from eva_local.evaluate.evaluation import cells, headings
 
     task = summary.task
     shots = f", {len(task.shots)} examples before each" if task.shots else ""

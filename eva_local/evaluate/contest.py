@@ -11,9 +11,10 @@ from eva_local.config.specs import EnsembleSpec, ModelSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import complete_each, score_each
-from eva_local.evaluate.replay import Replay, Replays, hearing
+from eva_local.evaluate.replay import Heard, Replay, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
+from eva_local.fusion.fuser import Observer
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
@@ -151,19 +152,23 @@ def _scored(
     """Yield the number of a row, and the scores of those contestants who need it."""
     rows = sorted(set().union(*(job.missing for job in rivals)))
     asking = [[job for job in rivals if row in job.missing] for row in rows]
-    heard: list[list[Replays]] = [[] for _ in rows]
+    replays: list[list[list[Replay]]] = [[] for _ in rows]
 
-    def observer(at: int) -> Replays:
-        replays = [job.replay(ensemble) for job in asking[at]]
-        heard[at].append(Replays(ensemble.spec.fusion, replays))
-        return heard[at][-1]
+    def observer(at: int) -> Observer:
+        each = [job.replay(ensemble) for job in asking[at]]
+        replays[at].append(each)
+
+        def observe(*heard: *Heard) -> None:
+            for one in each:
+                one.hear(*heard)
+
+        return observe
 
     texts = [rivals[0].asked[row] for row in rows]
     for at, scores in score_each(ensemble, texts, observer):
         # Each contestant's replays of all texts of the row.
-        theirs = zip(asking[at], zip(*(each.each for each in heard[at]), strict=True), strict=True)
-        yield rows[at], [(job, job.result(scores, replays)) for job, replays in theirs]
-        heard[at] = []
+        theirs = zip(asking[at], zip(*replays[at], strict=True), strict=True)
+        yield rows[at], [(job, job.result(scores, each)) for job, each in theirs]
 
 
 class _Job:

@@ -23,7 +23,7 @@ from eva_local.evaluate.contest import Contest, Contestant
 from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.lanes import score_each
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, Replay, recorder, recording
+from eva_local.evaluate.replay import Heard, Replay, recording
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
 from eva_local.fusion.fuser import Observer
@@ -122,7 +122,7 @@ class Example:
     @property
     def sizes(self) -> list[int]:
         """Return the bytes of each text."""
-        return [sum(heard.n_bytes for heard in text) for text in self.texts]
+        return [sum(n_bytes for _, _, n_bytes in text) for text in self.texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +148,12 @@ class Lesson:
 
     def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
         """Return the log-likelihood that a text would have had under `fusion`."""
-        n_members = len(text[0].votes)
+        n_members = len(text[0][0].votes)
         replay = Replay(
             fusion, n_members, self.pivot, self.n_symbols, conversation=self.conversation
         )
         for heard in text:
-            replay.hear(heard)
+            replay.hear(*heard)
         return replay.log_likelihood
 
 
@@ -177,8 +177,9 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             heard: list[list[list[Heard]]] = [[] for _ in rows]
 
             def observer(row: int, heard: list[list[list[Heard]]] = heard) -> Observer:
-                heard[row].append([])
-                return recorder(heard[row][-1])
+                text: list[Heard] = []
+                heard[row].append(text)
+                return lambda *told: text.append(told)
 
             for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], observer)):
                 share = (number + done / len(rows)) / len(tasks)
@@ -218,7 +219,7 @@ class _Search:
         self._start = replace(start, gate=1.0)
         self._lessons = lessons
         self._report = report
-        n_members = len(lessons[0].examples[0].texts[0][0].votes)
+        n_members = len(lessons[0].examples[0].texts[0][0][0].votes)
         parts = _PARTS.get(n_members, n_members + 1)
         #: All fixed weights that are tried.
         self._fixed = [

@@ -1,4 +1,4 @@
-"""Plots as plain SVG: intervals on a line, bars of rows, differences row by row.
+"""Plots as plain SVG: intervals on a line.
 
 Colours are classes of the page's style, so that light and dark need no second plot.
 """
@@ -15,7 +15,6 @@ _LEFT, _RIGHT = 210, 100
 _ROW = 28
 _AXIS = 34
 _LONGEST = 24
-_WATERFALL = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,6 @@ class Line:
     low: float
     high: float
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """Rows of one sort, and how many of them were right."""
-
-    label: str
-    css: str
-    rows: int
-    right: int
 
 
 def intervals(
@@ -63,51 +52,6 @@ def intervals(
             _text(_WIDTH - _RIGHT + 14, y + 4, line.text, "figure"),
         ]
     return _svg(bottom + _AXIS, title, parts)
-
-
-def bars(groups: Sequence[Bar], title: str) -> str:
-    """Plot how many rows there are of each sort; what was right of them is filled."""
-    most = max((group.rows for group in groups), default=0) or 1
-    width = (_WIDTH - _LEFT - _RIGHT) / most
-    parts = []
-    for number, group in enumerate(groups):
-        y = 6 + _ROW * number
-        parts += [
-            _text(_LEFT - 14, y + 18, group.label, "", "end"),
-            f'<g class="{group.css}">',
-            _box("hollow", y + 4, group.rows * width),
-            _box("filled", y + 4, group.right * width),
-            "</g>",
-            _text(
-                _LEFT + group.rows * width + 10,
-                y + 18,
-                f"{group.right} of {group.rows}",
-                "figure",
-            ),
-        ]
-    return _svg(12 + _ROW * len(groups), title, parts)
-
-
-def waterfall(differences: Sequence[float], title: str, unit: str) -> str:
-    """Plot the difference of each row, the best first: above the line is better."""
-    ordered = sorted(differences, reverse=True)
-    highest = max(map(abs, ordered), default=0) or 1
-    width = (_WIDTH - 70) / max(len(ordered), 1)
-    middle = _WATERFALL / 2 + 8
-    parts = []
-    for number, value in enumerate(ordered):
-        height = max(abs(value) / highest * _WATERFALL / 2, 0.5)
-        x, y = 60 + number * width, middle - height if value > 0 else middle
-        css = "better" if value > 0 else "worse" if value < 0 else "same"
-        parts.append(
-            f'<rect class="{css}" x="{x:.2f}" y="{y:.2f}" width="{max(width - 0.4, 0.4):.2f}" '
-            f'height="{height:.2f}"/>'
-        )
-    parts.append(f'<line class="mark" x1="60" x2="{_WIDTH - 10}" y1="{middle}" y2="{middle}"/>')
-    for share, y in ((1, 8.0), (0, middle), (-1, _WATERFALL + 8.0)):
-        parts.append(_text(54, y + 4, _number(share * highest, signed=True), "tick", "end"))
-    parts.append(_text(60, _WATERFALL + 30, unit, "quiet", longest=len(unit)))
-    return _svg(_WATERFALL + 38, title, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +81,6 @@ class _Scale:
         return [self.low + number * self.step for number in range(count + 1)]
 
 
-def _box(css: str, y: float, width: float) -> str:
-    return f'<rect class="{css}" x="{_LEFT}" y="{y}" width="{width:.1f}" height="18"/>'
-
-
 def _axis(scale: _Scale, bottom: float, unit: str) -> str:
     parts = []
     for tick in scale.ticks():
@@ -151,22 +91,14 @@ def _axis(scale: _Scale, bottom: float, unit: str) -> str:
     return "".join(parts)
 
 
-def _number(value: float, *, signed: bool = False) -> str:
-    value = 0.0 if abs(value) < 1e-9 else value
-    return f"{value:+.3g}" if signed and value else f"{value:.4g}"
+def _number(value: float) -> str:
+    return f"{0.0 if abs(value) < 1e-9 else value:.4g}"
 
 
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    css: str = "",
-    anchor: str = "start",
-    longest: int = _LONGEST,
-) -> str:
+def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:
     # Settings that are compared begin alike, and often end alike.
-    half = longest // 2
-    shown = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+    half = _LONGEST // 2
+    shown = text if len(text) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"
     full = "" if shown == text else f"<title>{escape(text)}</title>"
     kind = f' class="{css}"' if css else ""
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +18,10 @@ from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, Replay, Replays, hearing, recorder, recording
+from eva_local.evaluate.replay import Heard, recording
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.evaluate.tune import Example, Lesson, Tuned, halves, listen, tune
-from eva_local.fusion.fuser import Fuser
-from eva_local.fusion.votes import NOBODY, Vote
 from eva_local.types import Message
 
 fusions = st.builds(
@@ -52,64 +49,10 @@ def test_a_replay_gives_what_the_engine_gives(fusion, text, prompt) -> None:
 
     heard: list[Heard] = []
     whole = ensemble(models(), recording(fusion))
-    whole.score(prompt, text, observe=recorder(heard))
+    whole.score(prompt, text, observe=lambda *told: heard.append(told))
     lesson = Lesson((Example((heard,), 0),), 0, whole.n_symbols, not isinstance(prompt, str))
     expected = ensemble(models(), fusion).score(prompt, text).per_byte
     assert lesson.loss(fusion) == pytest.approx(-expected)
-
-
-masses = st.lists(st.sampled_from([0.0, 0.0, 1.0, 2.0, 5.0]), min_size=8, max_size=8)
-# A vote of every member on every symbol, and the symbol that comes.
-steps = st.tuples(st.lists(masses, min_size=2, max_size=2), st.integers(0, 7))
-
-
-def vote(masses: Sequence[float]) -> Vote:
-    whole = np.array(masses)
-    symbols = np.flatnonzero(whole)
-    return Vote(symbols, whole[symbols] / whole.sum()) if len(symbols) else NOBODY
-
-
-@given(
-    text=st.lists(steps, min_size=1, max_size=4),
-    rules=st.lists(fusions, min_size=1, max_size=4),
-    pivot=st.integers(0, 1),
-)
-def test_settings_that_hear_together_say_what_each_would_say_alone(text, rules, pivot) -> None:
-    together = [Replay(fusion, 2, pivot, 8) for fusion in rules]
-    apart = [Replay(fusion, 2, pivot, 8) for fusion in rules]
-    fuser = Fuser(hearing(rules[0], judged=True), 2)
-    fuser.begin([-0.5, -0.7])
-    observe = Replays(hearing(rules[0], judged=True), together)
-    for spread, symbol in text:
-        votes = tuple(map(vote, spread))
-        observe(fuser.decide(votes), symbol, 2)
-        for one in apart:
-            one.hear(Heard(votes, symbol, 2, (-0.5, -0.7)))
-    for one, other in zip(together, apart, strict=True):
-        assert one.log_likelihood == pytest.approx(other.log_likelihood)
-        assert (one.filtered, one.unseen) == (other.filtered, other.unseen)
-
-
-def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
-    fused = []
-    whole = [vote(masses) for masses in np.random.default_rng(1).random((2, 1000))]
-
-    def combine(votes, weights, how, _sharpness):
-        fused.append((how, tuple(weights)))
-        return votes[0]
-
-    monkeypatch.setattr("eva_local.evaluate.replay.combine", combine)
-    rules = [
-        FusionSettings(combine=how, weights=weights, filter="off", weight_decay=decay)
-        for how in ("mean", "geometric")
-        for weights in ("equal", "running", (1.0, 1.0))
-        for decay in (0.9, 0.98)
-    ]
-    asked = hearing(rules[0], judged=False)
-    observe = Replays(asked, [Replay(one, 2, 0, 1000) for one in rules])
-    observe(Fuser(asked, 2).decide(whole), 5, 2)
-    # The decision itself is the mean at equal weights.
-    assert fused == [("geometric", (0.5, 0.5))]
 
 
 def knowing(words: list[bytes], text: bytes, strength: float) -> FakeModel:
