@@ -45,40 +45,27 @@ class Meter:
         self.decodings = []
         self._can_repeat = self.can_roll_back
 
-    def part(self, *, alone: bool, single: bool) -> MemberPart:
+    def part(self, *, alone: bool) -> MemberPart:
         """Return what was decoded since `reset`.
 
-        With `alone` it is decoded once more, by itself, and with `single` the last token of every
-        sequence; the cache ends up as it was. Unknown is what cannot be done again: tokens cannot
-        be taken back, or were since then.
+        With `alone` it is decoded once more, by itself; the cache ends up as it was. Unknown is
+        what cannot be done again: tokens cannot be taken back, or were since then.
         """
-        runs = [run for each in self.decodings for run in each.runs]
-        last = {run.seq_id: run for run in runs}
-        n_tokens = sum(len(run.tokens) for run in runs)
-        again = self._repeat([each.runs for each in self.decodings]) if alone else UNKNOWN
-        one = UNKNOWN
-        if single and n_tokens == len(last):
-            one = again
-        elif single:
-            ends = [(run, run.start + len(run.tokens) - 1) for run in last.values()]
-            one = self._repeat([[Run(run.seq_id, end, run.tokens[-1:]) for run, end in ends]])
         return MemberPart(
-            n_rows=len(last),
-            n_tokens=n_tokens,
+            n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=again,
-            single=one,
+            alone=self._repeat() if alone else UNKNOWN,
         )
 
-    def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
+    def _repeat(self) -> float:
         if not self._can_repeat:
             return UNKNOWN
         seconds = 0.0
-        for runs in batches:
-            if not all(self._model.remove(run.seq_id, run.start) for run in runs):
+        for each in self.decodings:
+            if not all(self._model.remove(run.seq_id, run.start) for run in each.runs):
                 return UNKNOWN
             began = self._clock()
-            self._model.decode(runs)
+            self._model.decode(each.runs)
             seconds += self._clock() - began
         return seconds
 

@@ -35,17 +35,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class MemberPart:
-    """A member's part in a round, in seconds: in the step, and alone right after it.
+    """A member's part in a round, in seconds: in the step, and the same alone right after it."""
 
-    It decoded `n_tokens` in `n_rows` sequences. `alone` is the same batch decoded again,
-    `single` one token in each of its sequences.
-    """
-
-    n_rows: int
     n_tokens: int
     inside: float
     alone: float = UNKNOWN
-    single: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +59,14 @@ class Round:
 class MemberPace:
     """How fast a member decodes alone.
 
-    `n_tokens` are its tokens in a step (mean), `rate` its tokens per second in these batches, and
-    `single_rate` with one token in each sequence.
+    `n_tokens` are its tokens in a step (mean), `rate` its tokens per second in these batches.
     """
 
     name: str
     n_tokens: float
     inside: Spread | None
     alone: Spread | None
-    single: Spread | None
     rate: float | None
-    single_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +74,8 @@ class Pace:
     """What rounds came to: seconds of a step, its ratios, and tokens written per second.
 
     `over_sum` and `over_slowest` hold the step against the members decoding the same alone, one
-    after the other and all at once, `over_single` against one token each, one after the other;
-    `inside_over_alone` holds the members' decoding in the step against the same alone.
+    after the other and all at once; `inside_over_alone` holds the members' decoding in the step
+    against the same alone.
     `bookkeeping` is the share of the step in which no member decoded.
     """
 
@@ -92,7 +83,6 @@ class Pace:
     rate: Spread
     over_sum: Spread | None
     over_slowest: Spread | None
-    over_single: Spread | None
     inside_over_alone: Spread | None
     bookkeeping: Spread
     members: tuple[MemberPace, ...]
@@ -112,7 +102,7 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
     if step is None or rate is None or bookkeeping is None:
         return None
     # Each (members, rounds).
-    n_rows, n_tokens, inside, alone, single = np.array(
+    n_tokens, inside, alone = np.array(
         [[astuple(part) for part in each.parts] for each in rounds], dtype=np.float64
     ).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,7 +111,6 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
             rate=rate,
             over_sum=Spread.of(seconds / alone.sum(axis=0)),
             over_slowest=Spread.of(seconds / alone.max(axis=0)),
-            over_single=Spread.of(seconds / single.sum(axis=0)),
             inside_over_alone=Spread.of(inside.sum(axis=0) / alone.sum(axis=0)),
             bookkeeping=bookkeeping,
             members=tuple(
@@ -130,15 +119,8 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
                     n_tokens=float(n_tokens[i].mean()),
                     inside=Spread.of(inside[i]),
                     alone=Spread.of(alone[i]),
-                    single=Spread.of(single[i]),
-                    rate=_median(n_tokens[i] / alone[i]),
-                    single_rate=_median(n_rows[i] / single[i]),
+                    rate=found.median if (found := Spread.of(n_tokens[i] / alone[i])) else None,
                 )
                 for i, name in enumerate(names)
             ),
         )
-
-
-def _median(rates: ArrayLike) -> float | None:
-    found = Spread.of(rates)
-    return found.median if found else None

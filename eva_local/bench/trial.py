@@ -115,7 +115,7 @@ class Bench:
             first = self._clock() - began
             while not (rounds and rounds[-1].told):
                 self._report(label, min(len(rounds) / batches, 1.0))
-                rounds.append(self._round(runner, alone=len(rounds) % stride == 0, single=False))
+                rounds.append(self._round(runner, alone=len(rounds) % stride == 0))
                 first += rounds[-1].seconds
         return rounds, first
 
@@ -131,7 +131,7 @@ class Bench:
             for number in range(_WARM_UP + self._rounds):
                 self._report(label, number / (_WARM_UP + self._rounds))
                 runner.draw()
-                rounds.append(self._round(runner, alone=True, single=True))
+                rounds.append(self._round(runner, alone=True))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
@@ -142,7 +142,7 @@ class Bench:
             Request(prompt, replace(sampling, seed=each)) for each in seeds
         )
 
-    def _round(self, runner: Runner, *, alone: bool, single: bool) -> Round:
+    def _round(self, runner: Runner, *, alone: bool) -> Round:
         """Take a step, then let each member decode alone what it decoded in the step."""
         for meter in self._meters:
             meter.reset()
@@ -152,7 +152,7 @@ class Bench:
             seconds=self._clock() - began,
             busy=busy(self._meters),
             told=told,
-            parts=tuple(meter.part(alone=alone, single=single) for meter in self._meters),
+            parts=tuple(meter.part(alone=alone) for meter in self._meters),
         )
 
 

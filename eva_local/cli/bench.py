@@ -106,13 +106,10 @@ def _show_trial(trial: Trial) -> None:
         )
     writing = trial.writing
     print_table(
-        ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S", "ONE TOKEN, MS", "ONE TOKEN, /S"),
+        ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S"),
         [
             *(
-                (
-                    *(one.name, _ms(one.alone), shown(one.n_tokens, ".2f"), shown(one.rate, ".1f")),
-                    *(_ms(one.single), shown(one.single_rate, ".1f")),
-                )
+                (one.name, _ms(one.alone), shown(one.n_tokens, ".2f"), shown(one.rate, ".1f"))
                 for one in writing.members
             ),
             ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f")),
@@ -124,7 +121,6 @@ def _show_trial(trial: Trial) -> None:
         [
             ("step / sum of the members, same tokens", _spread(writing.over_sum)),
             ("step / slowest member, same tokens", _spread(writing.over_slowest)),
-            ("step / sum of the members, one token each", _spread(writing.over_single)),
             ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
             ("bookkeeping: share of the step without decoding", bookkeeping),
         ],
