@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, ModelSpec
+from eva_local.engine.request import Request
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
-from eva_local.evaluate.lanes import complete_each, score_each
+from eva_local.evaluate.lanes import answer_each
 from eva_local.evaluate.replay import Heard, Replay, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
-from eva_local.fusion.fuser import Observer
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Score
+from eva_local.types import Completion, Sampling, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,52 +123,28 @@ def _grouped(jobs: Sequence[_Job], key: Callable[[_Job], object]) -> list[list[_
 
 def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
     """Do what is missing of one task, a row at a time; yield for how many contestants."""
-    began = time.perf_counter()
-    made = _scored(rivals, ensemble) if rivals[0].scored else _written(rivals[0], ensemble)
-    try:
-        for row, results in made:
-            now = time.perf_counter()
-            for job, result in results:
-                # Rows may be worked on side by side: what counts is how fast they come.
-                job.keep(row, replace(result, seconds=now - began))
-            began = now
-            yield len(results)
-    except ContextError as error:
-        raise ContextError(f"{rivals[0].label}: {error}") from error
-
-
-def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the number of a row, and what its contestant wrote."""
-    rows = list(job.missing)
-    prompts = [job.prompts[row] for row in rows]
-    for at, completion in complete_each(ensemble, prompts, job.sampling):
-        usage = completion.usage
-        yield rows[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
-
-
-def _scored(
-    rivals: Sequence[_Job], ensemble: Ensemble
-) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the number of a row, and the scores of those contestants who need it."""
     rows = sorted(set().union(*(job.missing for job in rivals)))
     asking = [[job for job in rivals if row in job.missing] for row in rows]
-    replays: list[list[list[Replay]]] = [[] for _ in rows]
-
-    def observer(at: int) -> Observer:
-        each = [job.replay(ensemble) for job in asking[at]]
-        replays[at].append(each)
-
-        def observe(*heard: *Heard) -> None:
-            for one in each:
-                one.hear(*heard)
-
-        return observe
-
-    texts = [rivals[0].asked[row] for row in rows]
-    for at, scores in score_each(ensemble, texts, observer):
-        # Each contestant's replays of all texts of the row.
-        theirs = zip(asking[at], zip(*replays[at], strict=True), strict=True)
-        yield rows[at], [(job, job.result(scores, each)) for job, each in theirs]
+    # Of each row, for each of its texts, the replay of each contestant.
+    replays = [
+        [[job.replay(ensemble) for job in jobs] for _ in rivals[0].texts[row]]
+        for row, jobs in zip(rows, asking, strict=True)
+    ]
+    requests = [
+        [rivals[0].request(*text, each) for text, each in zip(texts, heard, strict=True)]
+        for texts, heard in zip((rivals[0].texts[row] for row in rows), replays, strict=True)
+    ]
+    began = time.perf_counter()
+    try:
+        for at, told in answer_each(ensemble, requests):
+            # Rows may be worked on side by side: what counts is how fast they come.
+            now = time.perf_counter()
+            for job, heard in zip(asking[at], zip(*replays[at], strict=True), strict=True):
+                job.keep(rows[at], told, heard, now - began)
+            began = now
+            yield len(asking[at])
+    except ContextError as error:
+        raise ContextError(f"{rivals[0].label}: {error}") from error
 
 
 class _Job:
@@ -181,19 +157,20 @@ class _Job:
         self.task = task
         self._chat = contest.conditions.chat and task.kind != "bpb"
         self._results = contest.results
-        #: What is scored of each row, or the prompts that are answered.
-        self.asked: list[list[tuple[Prompt, str]]] = []
-        self.prompts: list[Prompt] = []
+        #: What is scored of each row, or the prompt that is answered.
+        self.texts: list[list[tuple[Prompt, str | None]]]
+        self._sampling: Sampling | None = None
         if self.scored:
-            self.asked = contest.asked(task)
-            matter = [_matter(texts) for texts in self.asked]
+            asked = contest.asked(task)
+            self.texts = [list(texts) for texts in asked]
+            matter = [_matter(texts) for texts in asked]
         else:
-            self.sampling = sampling_of(task, contest.conditions)
-            self.prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
+            self._sampling = sampling_of(task, contest.conditions)
+            prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
+            self.texts = [[(prompt, None)] for prompt in prompts]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            ends = [self.sampling, sizes]
-            matter = [(prompt, ends) for prompt in self.prompts]
+            matter = [(prompt, [self._sampling, sizes]) for prompt in prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
@@ -229,28 +206,48 @@ class _Job:
         n_members, pivot = len(ensemble.members), ensemble.spec.pivot_index
         return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
 
-    def result(self, scores: Sequence[Score], replays: Sequence[Replay]) -> Result:
-        """Return what the contestant thinks of choices, or of the parts of one whole text."""
-        likelihoods = tuple(replay.log_likelihood for replay in replays)
-        sizes = tuple(score.n_bytes for score in scores)
-        if self.task.kind == "bpb":
-            likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
-        return Result(
-            steps=sum(score.n_symbols for score in scores),
-            filtered=tuple(map(sum, zip(*(replay.filtered for replay in replays), strict=True))),
-            seconds=0.0,
-            log_likelihoods=likelihoods,
-            n_bytes=sizes,
-            unseen=sum(replay.unseen for replay in replays),
-        )
+    def request(self, prompt: Prompt, text: str | None, replays: Sequence[Replay]) -> Request:
+        """Return the request for an answer, or for a text whose votes all `replays` hear."""
+        if text is None:
+            return Request(prompt, self._sampling)
 
-    def keep(self, row: int, result: Result) -> None:
-        """Keep the result of a row."""
+        def observe(*heard: *Heard) -> None:
+            for one in replays:
+                one.hear(*heard)
+
+        return Request(prompt, continuation=text, observe=observe)
+
+    def keep(
+        self,
+        row: int,
+        told: Sequence[Completion | Score],
+        replays: Sequence[Replay],
+        seconds: float,
+    ) -> None:
+        """Keep what the contestant wrote, or thinks of choices, or of the parts of one text."""
         about = {
             "task": self.task.name,
             "row": self.task.rows[row].name,
             "contestant": self.contestant.name,
         }
+        if isinstance(told[0], Completion):
+            usage = told[0].usage
+            result = Result(usage.steps, usage.filtered, seconds, text=told[0].text)
+        else:
+            scores = [score for score in told if isinstance(score, Score)]
+            likelihoods = tuple(replay.log_likelihood for replay in replays)
+            sizes = tuple(score.n_bytes for score in scores)
+            if self.task.kind == "bpb":
+                likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
+            dropped = zip(*(replay.filtered for replay in replays), strict=True)
+            result = Result(
+                steps=sum(score.n_symbols for score in scores),
+                filtered=tuple(map(sum, dropped)),
+                seconds=seconds,
+                log_likelihoods=likelihoods,
+                n_bytes=sizes,
+                unseen=sum(replay.unseen for replay in replays),
+            )
         self._results.add(self._keys[row], result, about)
 
 

@@ -18,15 +18,15 @@ import numpy as np
 
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.engine.request import Request
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant
 from eva_local.evaluate.forms import Conditions, scored_of
-from eva_local.evaluate.lanes import score_each
+from eva_local.evaluate.lanes import answer_each
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Heard, Replay, recording
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
-from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt
 from eva_local.opening import ensemble_of
 
@@ -174,14 +174,12 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             rows = list(_few(task, contest.conditions, ensemble.missing_bytes))
             if not rows:
                 raise InputError(f"{task.name}: --tune finds no text in it that can be scored")
-            heard: list[list[list[Heard]]] = [[] for _ in rows]
-
-            def observer(row: int, heard: list[list[list[Heard]]] = heard) -> Observer:
-                text: list[Heard] = []
-                heard[row].append(text)
-                return lambda *told: text.append(told)
-
-            for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], observer)):
+            heard: list[list[list[Heard]]] = [[[] for _ in asked] for asked, _ in rows]
+            requests = [
+                [_listened(*text, told) for text, told in zip(asked, texts, strict=True)]
+                for (asked, _), texts in zip(rows, heard, strict=True)
+            ]
+            for done, _ in enumerate(answer_each(ensemble, requests)):
                 share = (number + done / len(rows)) / len(tasks)
                 contest.report(f"tuning: listening to {task.name}", share)
             examples = tuple(
@@ -190,6 +188,10 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             chat = contest.conditions.chat and task.kind != "bpb"
             lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols, chat))
     return lessons
+
+
+def _listened(prompt: Prompt, text: str, heard: list[Heard]) -> Request:
+    return Request(prompt, continuation=text, observe=lambda *told: heard.append(told))
 
 
 def _few(
