@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from eva_local.api import Ensemble, Report
@@ -53,44 +53,36 @@ def measure(
     return Benchmark.of(spec, rounds, trials)
 
 
+@dataclass(frozen=True, slots=True)
 class Bench:
-    """An ensemble of metered members, and how many rounds are measured."""
+    """An ensemble of metered members, and how many rounds are measured of each trial."""
 
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        meters: Sequence[Meter],
-        rounds: int,
-        report: Report,
-        clock: Clock = time.perf_counter,
-    ) -> None:
-        """Measure `rounds` steps of each trial; `report` is told how far it is."""
-        self._ensemble = ensemble
-        self._meters = meters
-        self._rounds = rounds
-        self._report = report
-        self._clock = clock
+    ensemble: Ensemble
+    meters: Sequence[Meter]
+    rounds: int
+    report: Report
+    clock: Clock = time.perf_counter
 
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
         label = f"{n_tokens} tokens of context"
         reading: list[Round] = []
         firsts: list[float] = []
-        self._ensemble.n_slots = 1
+        self.ensemble.n_slots = 1
         for number, prompt in enumerate(prompts):
             rounds, first = self._read(prompt, number, f"{label}: reading", len(prompts))
             reading += rounds
             firsts.append(first)
         for width in widths:
-            self._ensemble.n_slots = width
+            self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(self._ensemble.members, rounds)
+            written = pace(self.ensemble.members, rounds)
             assert written is not None
             yield Trial(
                 context=n_tokens,
                 texts=width,
-                prompt_tokens=self._ensemble.prompt_tokens(prompts[-1]),
-                reading=pace(self._ensemble.members, reading) if width == 1 else None,
+                prompt_tokens=self.ensemble.prompt_tokens(prompts[-1]),
+                reading=pace(self.ensemble.members, reading) if width == 1 else None,
                 first_seconds=sorted(firsts)[len(firsts) // 2] if width == 1 else None,
                 cached_first_seconds=cached,
                 writing=written,
@@ -101,20 +93,19 @@ class Bench:
         self, prompt: str, seed: int, label: str, n_prompts: int
     ) -> tuple[list[Round], float]:
         """Read a prompt; return its steps, and the seconds until the first symbol."""
-        tokens = self._ensemble.prompt_tokens(prompt)
+        tokens = self.ensemble.prompt_tokens(prompt)
         batches = max(
-            math.ceil(size / meter.n_batch)
-            for size, meter in zip(tokens, self._meters, strict=True)
+            math.ceil(size / meter.n_batch) for size, meter in zip(tokens, self.meters, strict=True)
         )
         # Reading takes as long as many steps: of a long prompt only some is done again.
         stride = max(1, batches * n_prompts // _READINGS)
         rounds: list[Round] = []
         with closing(self._texts(prompt, seed)) as runner:
-            began = self._clock()
+            began = self.clock()
             runner.draw()
-            first = self._clock() - began
+            first = self.clock() - began
             while not (rounds and rounds[-1].told):
-                self._report(label, min(len(rounds) / batches, 1.0))
+                self.report(label, min(len(rounds) / batches, 1.0))
                 rounds.append(self._round(runner, alone=len(rounds) % stride == 0))
                 first += rounds[-1].seconds
         return rounds, first
@@ -123,36 +114,34 @@ class Bench:
         """Go on with a prompt that the cache holds; return the steps, and the seconds to begin."""
         rounds = []
         with closing(self._texts(prompt)) as runner:
-            began = self._clock()
+            began = self.clock()
             begun: set[int] = set()
             while len(begun) < width:
                 begun |= {number for number, _ in _steps(runner)}
-            first = self._clock() - began
-            for number in range(_WARM_UP + self._rounds):
-                self._report(label, number / (_WARM_UP + self._rounds))
+            first = self.clock() - began
+            for number in range(_WARM_UP + self.rounds):
+                self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
                 rounds.append(self._round(runner, alone=True))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
         """Return texts that go on from a prompt, one more for each that ends."""
-        sampling = _sampling(self._ensemble.spec)
+        sampling = _sampling(self.ensemble.spec)
         seeds = count(seed)
-        return self._ensemble.runner(
-            Request(prompt, replace(sampling, seed=each)) for each in seeds
-        )
+        return self.ensemble.runner(Request(prompt, replace(sampling, seed=each)) for each in seeds)
 
     def _round(self, runner: Runner, *, alone: bool) -> Round:
         """Take a step, then let each member decode alone what it decoded in the step."""
-        for meter in self._meters:
+        for meter in self.meters:
             meter.reset()
-        began = self._clock()
+        began = self.clock()
         told = len(_steps(runner))
         return Round(
-            seconds=self._clock() - began,
-            busy=busy(self._meters),
+            seconds=self.clock() - began,
+            busy=busy(self.meters),
             told=told,
-            parts=tuple(meter.part(alone=alone) for meter in self._meters),
+            parts=tuple(meter.part(alone=alone) for meter in self.meters),
         )
 
 

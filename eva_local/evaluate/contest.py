@@ -12,14 +12,14 @@ from eva_local.engine.request import Request
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
 from eva_local.evaluate.lanes import answer_each
-from eva_local.evaluate.replay import Heard, Replay, hearing
+from eva_local.evaluate.replay import Replay, heard_by, hearing, judging
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Completion, Sampling, Score
+from eva_local.types import Completion, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ class Contest:
         done = 0
         # One ensemble does all of one writer, or of one set of votes.
         for group in _grouped([job for job in jobs if job.missing], lambda job: job.voters):
-            spec = group[0].heard_as([job.contestant for job in group])
+            spec = group[0].voters
+            if group[0].scored and any(job.judges for job in group):
+                spec = replace(spec, fusion=judging(spec.fusion))
             models = [self.models[member.name] for member in spec.members]
             with ensemble_of(spec, models, parallel=self.parallel) as ensemble:
                 for rivals in _grouped(group, lambda job: job.task.name):
@@ -131,8 +133,8 @@ def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
         for row, jobs in zip(rows, asking, strict=True)
     ]
     requests = [
-        [rivals[0].request(*text, each) for text, each in zip(texts, heard, strict=True)]
-        for texts, heard in zip((rivals[0].texts[row] for row in rows), replays, strict=True)
+        [heard_by(request, each) for request, each in zip(rivals[0].texts[row], heard, strict=True)]
+        for row, heard in zip(rows, replays, strict=True)
     ]
     began = time.perf_counter()
     try:
@@ -157,20 +159,19 @@ class _Job:
         self.task = task
         self._chat = contest.conditions.chat and task.kind != "bpb"
         self._results = contest.results
-        #: What is scored of each row, or the prompt that is answered.
-        self.texts: list[list[tuple[Prompt, str | None]]]
-        self._sampling: Sampling | None = None
+        #: What is scored of each row, or the one answer that is asked for.
+        self.texts: list[list[Request]]
         if self.scored:
             asked = contest.asked(task)
-            self.texts = [list(texts) for texts in asked]
+            self.texts = [[Request(p, continuation=text) for p, text in texts] for texts in asked]
             matter = [_matter(texts) for texts in asked]
         else:
-            self._sampling = sampling_of(task, contest.conditions)
+            sampling = sampling_of(task, contest.conditions)
             prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
-            self.texts = [[(prompt, None)] for prompt in prompts]
+            self.texts = [[Request(prompt, sampling)] for prompt in prompts]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            matter = [(prompt, [self._sampling, sizes]) for prompt in prompts]
+            matter = [(prompt, [sampling, sizes]) for prompt in prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
@@ -182,40 +183,26 @@ class _Job:
         return Entry(self.task, self.contestant, tuple(filter(None, found)))
 
     @property
-    def voters(self) -> object:
-        """What jobs have in common that one ensemble can do at the same time."""
-        spec = self.contestant.spec
-        if not self.scored:
-            return self.contestant
-        return spec.members, spec.pivot, hearing(spec.fusion, judged=False)
-
-    def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
-        """Return the ensemble that writes, or votes for all of `contestants`."""
+    def voters(self) -> EnsembleSpec:
+        """The ensemble that writes, or whose votes are heard: jobs of equal ones share it."""
         spec = self.contestant.spec
         if not self.scored:
             return spec
-        judged = any(one.spec.fusion.evidence_bytes(conversation=self._chat) for one in contestants)
-        return replace(spec, fusion=hearing(spec.fusion, judged=judged))
+        return EnsembleSpec("", spec.members, spec.pivot, hearing(spec.fusion))
+
+    @property
+    def judges(self) -> bool:
+        """Whether the votes are weighed by how well the members predict the prompt."""
+        return self.contestant.spec.fusion.evidence_bytes(conversation=self._chat) > 0
 
     def replay(self, ensemble: Ensemble) -> Replay:
         """Return what finds the likelihood of one text from the votes of an ensemble."""
         fusion = self.contestant.spec.fusion
         if self.contestant.alone:
             # Nobody is weighed against one model.
-            fusion = hearing(fusion, judged=False)
+            fusion = hearing(fusion)
         n_members, pivot = len(ensemble.members), ensemble.spec.pivot_index
         return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
-
-    def request(self, prompt: Prompt, text: str | None, replays: Sequence[Replay]) -> Request:
-        """Return the request for an answer, or for a text whose votes all `replays` hear."""
-        if text is None:
-            return Request(prompt, self._sampling)
-
-        def observe(*heard: *Heard) -> None:
-            for one in replays:
-                one.hear(*heard)
-
-        return Request(prompt, continuation=text, observe=observe)
 
     def keep(
         self,

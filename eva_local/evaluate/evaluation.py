@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.contest import Contestant
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.significance import Estimate
-from eva_local.evaluate.summary import Standing, TaskSummary, overall
+from eva_local.evaluate.metrics import lower_is_better
+from eva_local.evaluate.significance import Estimate, mean_of
+from eva_local.evaluate.summary import Standing, TaskSummary
 
 _INTERVAL = "95% interval"
 
@@ -34,8 +35,15 @@ class Evaluation:
         return tuple(standing.name for standing in self.tasks[0].ensembles)
 
     def overall(self, name: str) -> Estimate | None:
-        """Return the mean of an ensemble's differences to the best member of each task."""
-        return overall(self.tasks, name)
+        """Return the mean of an ensemble's differences to the best member of each task.
+
+        Tasks in points only; None where there are fewer than two. A best member is 0 ahead.
+        """
+        counted = [summary for summary in self.tasks if not lower_is_better(summary.metric)]
+        if len(counted) < 2 or not all(summary.best for summary in counted):
+            return None
+        standings = [summary.standing(name) for summary in counted]
+        return mean_of([one.ahead or one.score - one.score for one in standings])
 
     def as_json(self) -> dict[str, object]:
         """Return all figures, and every contestant's answer to every row."""

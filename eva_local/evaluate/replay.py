@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.request import Request
 from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote
 
@@ -62,22 +63,36 @@ class Replay:
         return [vote if member == self._pivot else None for member, vote in enumerate(votes)]
 
 
+def heard_by(request: Request, listeners: Sequence[Replay]) -> Request:
+    """Return a request for a score whose votes all `listeners` hear; answers are not heard."""
+    if request.continuation is None:
+        return request
+
+    def observe(decision: Decision, symbol: int, n_bytes: int) -> None:
+        for one in listeners:
+            one.hear(decision, symbol, n_bytes)
+
+    return replace(request, observe=observe)
+
+
 def recording(fusion: FusionSettings) -> FusionSettings:
     """Return settings under which is heard all that other settings may need."""
     candidates = fusion.candidates or FusionSettings().candidates
-    return replace(hearing(fusion, judged=True), candidates=candidates)
+    return replace(judging(hearing(fusion)), candidates=candidates)
 
 
-def hearing(fusion: FusionSettings, *, judged: bool) -> FusionSettings:
-    """Return settings whose votes are those of `fusion`, all of them and with all candidates.
+def judging(fusion: FusionSettings) -> FusionSettings:
+    """Return settings under which there is evidence of the prompt, whatever it is."""
+    return replace(fusion, weights="prompt-perplexity")
 
-    With `judged` there is evidence of the prompt, whatever it is.
-    """
+
+def hearing(fusion: FusionSettings) -> FusionSettings:
+    """Return settings whose votes are those of `fusion`, all of them and with all candidates."""
     return FusionSettings(
         space=fusion.space,
         mapping=fusion.mapping,
         candidates=0,
-        weights="prompt-perplexity" if judged else "equal",
+        weights="equal",
         filter="off",
         prompt_evidence=fusion.prompt_evidence,
     )

@@ -50,30 +50,21 @@ _GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 _PARTS = {2: 10, 3: 6}
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What was found: `spec` has the settings, `rows` is how many rows they were fitted on."""
+def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
+    """Return the block of models.toml that makes an ensemble which was tuned on some tasks.
 
-    spec: EnsembleSpec
-    rows: int
-    tasks: tuple[str, ...]
-
-    def block(self) -> str:
-        """Return the block of models.toml that makes this ensemble.
-
-        It says every setting: what it left out would be what `[defaults]` says.
-        """
-        spec = self.spec
-        names = [member.name for member in spec.members]
-        on = f"tuned on {self.rows} rows of {', '.join(self.tasks)}"
-        lines = [
-            f"[ensembles.{_toml(spec.name)}]",
-            f"description = {_toml(on)}",
-            f"members = {_toml(names)}",
-            f"pivot = {_toml(spec.pivot)}",
-        ]
-        settings = asdict(spec.fusion).items()
-        return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
+    It says every setting: what it left out would be what `[defaults]` says.
+    """
+    rows = sum(len(task.rows) for task in tasks)
+    on = f"tuned on {rows} rows of {', '.join(task.name for task in tasks)}"
+    lines = [
+        f"[ensembles.{_toml(spec.name)}]",
+        f"description = {_toml(on)}",
+        f"members = {_toml([member.name for member in spec.members])}",
+        f"pivot = {_toml(spec.pivot)}",
+    ]
+    settings = asdict(spec.fusion).items()
+    return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
 
 
 def _toml(value: object) -> str:
@@ -91,7 +82,7 @@ def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     return fit, [replace(task, rows=task.rows[1::2]) for task in tasks]
 
 
-def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
+def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> EnsembleSpec:
     """Fit combine, filter, weights and gate of an ensemble on the rows of some tasks."""
     search = _Search(spec.fusion, listen(contest, tasks, spec), contest.report)
     name = f"{spec.name}-tuned"
@@ -108,8 +99,7 @@ def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
 
     # Of equal ones the first: the ensemble's own settings, then the likeliest.
     best = max(entrants, key=gain)
-    rows = sum(len(task.rows) for task in tasks)
-    return Tuned(replace(best.spec, name=name), rows, tuple(task.name for task in tasks))
+    return replace(best.spec, name=name)
 
 
 @dataclass(frozen=True, slots=True)

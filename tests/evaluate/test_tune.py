@@ -21,7 +21,7 @@ from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Heard, recording
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow
-from eva_local.evaluate.tune import Example, Lesson, Tuned, halves, listen, tune
+from eva_local.evaluate.tune import Example, Lesson, block, halves, listen, tune
 from eva_local.types import Message
 
 fusions = st.builds(
@@ -98,13 +98,12 @@ def test_the_member_that_knows_gets_the_weight(tmp_path, models) -> None:
     with Results(tmp_path / "r.jsonl") as results:
         contest = Contest(models, results, parallel=2)
         found = tune(contest, [TASK], own)
-    weights = found.spec.fusion.weights
+    weights = found.fusion.weights
     assert weights != "equal"
     if isinstance(weights, tuple):
         assert weights[0] > weights[1]
-    assert found.rows == 4
     lessons = listen(contest, [TASK], own)
-    before, after = (lessons[0].loss(each.fusion) for each in (own, found.spec))
+    before, after = (lessons[0].loss(each.fusion) for each in (own, found))
     assert after < before
 
 
@@ -124,7 +123,7 @@ def test_settings_that_are_best_already_stay(tmp_path, models) -> None:
     own = spec("both", ("one", "two"), weights=(1.0, 0.0), filter="off")
     with Results(tmp_path / "r.jsonl") as results:
         found = tune(Contest(models, results, Conditions(chat=True)), [PICKS], own)
-    assert found.spec.fusion == own.fusion
+    assert found.fusion == own.fusion
 
 
 def test_halves_are_every_second_row() -> None:
@@ -146,16 +145,16 @@ def test_both_halves_count_as_the_whole_does() -> None:
 @settings(max_examples=30, deadline=None)
 def test_the_block_loads_as_the_settings_that_were_found(tmp_path_factory, fusion) -> None:
     names = ("qwen2.5-coder-0.5b", "two")
-    found = Tuned(spec("a.b-tuned", names, **_given(fusion)), 12, ("gsm8k", "nq 🌍"))
-    block = found.block()
+    fit = [Task(name, "bpb", TASK.rows[:2]) for name in ("gsm8k", "nq 🌍")]
+    text = block(spec("a.b-tuned", names, **_given(fusion)), fit)
     assert (
-        "tuned on 12 rows of gsm8k, nq 🌍"
-        in tomllib.loads(block)["ensembles"]["a.b-tuned"]["description"]
+        "tuned on 4 rows of gsm8k, nq 🌍"
+        in tomllib.loads(text)["ensembles"]["a.b-tuned"]["description"]
     )
     path = tmp_path_factory.mktemp("config") / "models.toml"
     tables = "".join(f'[models."{name}"]\npath = "{name}.gguf"\n' for name in names)
     others = "[defaults]\ngate = 0.5\nsharpness = 1.3\nfilter = 'top-n'\nweight_decay = 0.5\n"
-    path.write_text(f"schema = 1\n{others}{tables}{block}", encoding="utf-8")
+    path.write_text(f"schema = 1\n{others}{tables}{text}", encoding="utf-8")
     loaded = load_config(path, {}).ensemble("a.b-tuned")
     assert loaded.fusion == fusion
     assert loaded.pivot == names[0]
