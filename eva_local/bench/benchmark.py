@@ -25,7 +25,6 @@ class Trial:
     context: int
     texts: int
     prompt_tokens: tuple[int, ...]
-    reading: Pace | None
     first_seconds: float | None
     cached_first_seconds: float
     writing: Pace

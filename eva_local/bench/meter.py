@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from eva_local.bench.pace import UNKNOWN, MemberPart
 from eva_local.llama.model import Logits, Model, Run
@@ -36,6 +36,8 @@ class Meter:
         self.n_batch = model.n_batch
         self.can_roll_back = model.can_roll_back
         self.holds = model.holds
+        # Prompts only are decoded so, and what they take is not asked.
+        self.decode_every = model.decode_every
         #: What was decoded since `reset`.
         self.decodings: list[Decoding] = []
         self._can_repeat = model.can_roll_back
@@ -45,16 +47,16 @@ class Meter:
         self.decodings = []
         self._can_repeat = self.can_roll_back
 
-    def part(self, *, alone: bool) -> MemberPart:
-        """Return what was decoded since `reset`.
+    def part(self) -> MemberPart:
+        """Return what was decoded since `reset`, and how long it takes once more, by itself.
 
-        With `alone` it is decoded once more, by itself; the cache ends up as it was. Unknown is
-        what cannot be done again: tokens cannot be taken back, or were since then.
+        The cache ends up as it was. Unknown is what cannot be done again: tokens cannot be taken
+        back, or were since then.
         """
         return MemberPart(
             n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=self._repeat() if alone else UNKNOWN,
+            alone=self._repeat(),
         )
 
     def _repeat(self) -> float:
@@ -75,20 +77,6 @@ class Meter:
         logits = self._model.decode(runs)
         self.decodings.append(Decoding(began, self._clock(), runs))
         return logits
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Decode one run; see `Model.decode_every`. Again it is decoded without those logits."""
-        blocks = self._model.decode_every(run)
-        done = 0
-        while True:
-            began = self._clock()
-            block = next(blocks, None)
-            if block is None:
-                return
-            part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
-            self.decodings.append(Decoding(began, self._clock(), [part]))
-            done += len(block)
-            yield block
 
     def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on; see `Model.remove`."""

@@ -88,19 +88,20 @@ class Pace:
     members: tuple[MemberPace, ...]
 
 
-def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
-    """Sum up rounds; None where there are none.
+def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace:
+    """Sum up rounds, of which there is at least one.
 
     Every ratio is formed within its round, since a machine changes its speed between them.
     """
     seconds = np.array([each.seconds for each in rounds])
     busy = np.array([each.busy for each in rounds])
     # In the space of bytes a step writes a token of some texts only, now of more, now of fewer.
-    told = sum(each.told for each in rounds) / max(len(rounds), 1)
+    told = sum(each.told for each in rounds) / len(rounds)
     step, rate = Spread.of(seconds), Spread.of(told / seconds)
     bookkeeping = Spread.of(1 - busy / seconds)
-    if step is None or rate is None or bookkeeping is None:
-        return None
+    assert step is not None
+    assert rate is not None
+    assert bookkeeping is not None
     # Each (members, rounds).
     n_tokens, inside, alone = np.array(
         [[astuple(part) for part in each.parts] for each in rounds], dtype=np.float64

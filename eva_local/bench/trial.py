@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -23,7 +22,7 @@ from eva_local.errors import EvaError, InputError
 from eva_local.opening import ensemble_of, open_models
 from eva_local.types import Sampling
 
-# A short prompt is read so often, and so many batches of a long one are decoded again alone.
+# A short prompt is read so often.
 _READINGS = 3
 # Steps before the rounds that count.
 _WARM_UP = 2
@@ -66,49 +65,31 @@ class Bench:
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
         label = f"{n_tokens} tokens of context"
-        reading: list[Round] = []
-        firsts: list[float] = []
         self.ensemble.n_slots = 1
-        for number, prompt in enumerate(prompts):
-            rounds, first = self._read(prompt, number, f"{label}: reading", len(prompts))
-            reading += rounds
-            firsts.append(first)
+        firsts = [
+            self._read(prompt, seed, f"{label}: reading") for seed, prompt in enumerate(prompts)
+        ]
         for width in widths:
             self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(self.ensemble.members, rounds)
-            assert written is not None
             yield Trial(
                 context=n_tokens,
                 texts=width,
                 prompt_tokens=self.ensemble.prompt_tokens(prompts[-1]),
-                reading=pace(self.ensemble.members, reading) if width == 1 else None,
                 first_seconds=sorted(firsts)[len(firsts) // 2] if width == 1 else None,
                 cached_first_seconds=cached,
-                writing=written,
+                writing=pace(self.ensemble.members, rounds),
                 peak_memory=peak_memory(),
             )
 
-    def _read(
-        self, prompt: str, seed: int, label: str, n_prompts: int
-    ) -> tuple[list[Round], float]:
-        """Read a prompt; return its steps, and the seconds until the first symbol."""
-        tokens = self.ensemble.prompt_tokens(prompt)
-        batches = max(
-            math.ceil(size / meter.n_batch) for size, meter in zip(tokens, self.meters, strict=True)
-        )
-        # Reading takes as long as many steps: of a long prompt only some is done again.
-        stride = max(1, batches * n_prompts // _READINGS)
-        rounds: list[Round] = []
+    def _read(self, prompt: str, seed: int, label: str) -> float:
+        """Return the seconds until the first symbol after a prompt that nothing is known of."""
         with closing(self._texts(prompt, seed)) as runner:
             began = self.clock()
             runner.draw()
-            first = self.clock() - began
-            while not (rounds and rounds[-1].told):
-                self.report(label, min(len(rounds) / batches, 1.0))
-                rounds.append(self._round(runner, alone=len(rounds) % stride == 0))
-                first += rounds[-1].seconds
-        return rounds, first
+            while not _steps(runner):
+                self.report(label, runner.share_read)
+            return self.clock() - began
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
         """Go on with a prompt that the cache holds; return the steps, and the seconds to begin."""
@@ -122,7 +103,7 @@ class Bench:
             for number in range(_WARM_UP + self.rounds):
                 self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
-                rounds.append(self._round(runner, alone=True))
+                rounds.append(self._round(runner))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
@@ -131,7 +112,7 @@ class Bench:
         seeds = count(seed)
         return self.ensemble.runner(Request(prompt, replace(sampling, seed=each)) for each in seeds)
 
-    def _round(self, runner: Runner, *, alone: bool) -> Round:
+    def _round(self, runner: Runner) -> Round:
         """Take a step, then let each member decode alone what it decoded in the step."""
         for meter in self.meters:
             meter.reset()
@@ -141,7 +122,7 @@ class Bench:
             seconds=self.clock() - began,
             busy=busy(self.meters),
             told=told,
-            parts=tuple(meter.part(alone=alone) for meter in self.meters),
+            parts=tuple(meter.part() for meter in self.meters),
         )
 
 

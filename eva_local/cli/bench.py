@@ -95,15 +95,6 @@ def _show(benchmark: Benchmark) -> None:
 def _show_trial(trial: Trial) -> None:
     texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
     click.echo(f"{trial.context} tokens of context, {texts}")
-    if trial.reading is not None:
-        members = [
-            (one.name, count, shown(one.rate, ".1f"))
-            for one, count in zip(trial.reading.members, trial.prompt_tokens, strict=True)
-        ]
-        print_table(
-            ("READING", "TOKENS", "TOKENS/S", "STEP / SUM"),
-            [*members, ("ensemble", "", "", _spread(trial.reading.over_sum))],
-        )
     writing = trial.writing
     print_table(
         ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S"),
