@@ -164,17 +164,11 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             rows = list(_few(task, contest.conditions, ensemble.missing_bytes))
             if not rows:
                 raise InputError(f"{task.name}: --tune finds no text in it that can be scored")
-            heard: list[list[list[Heard]]] = [[[] for _ in asked] for asked, _ in rows]
-            requests = [
-                [_listened(*text, told) for text, told in zip(asked, texts, strict=True)]
-                for (asked, _), texts in zip(rows, heard, strict=True)
-            ]
+            requests = [requests for requests, _ in rows]
             for done, _ in enumerate(answer_each(ensemble, requests)):
                 share = (number + done / len(rows)) / len(tasks)
                 contest.report(f"tuning: listening to {task.name}", share)
-            examples = tuple(
-                Example(tuple(texts), label) for texts, (_, label) in zip(heard, rows, strict=True)
-            )
+            examples = tuple(example for _, example in rows)
             chat = contest.conditions.chat and task.kind != "bpb"
             lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols, chat))
     return lessons
@@ -186,11 +180,8 @@ def _listened(prompt: Prompt, text: str, heard: list[Heard]) -> Request:
 
 def _few(
     task: Task, conditions: Conditions, missing: frozenset[int]
-) -> Iterator[tuple[list[tuple[Prompt, str]], int]]:
-    """Yield the texts to listen to after their prompts, and the right one's place.
-
-    They end when it is enough.
-    """
+) -> Iterator[tuple[list[Request], Example]]:
+    """Yield the requests to listen to, and what is heard of them, until it is enough."""
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
@@ -201,7 +192,9 @@ def _few(
         if left <= 0 or not asked or not all(text for _, text in asked):
             continue
         left -= sum(len(text.encode()) for _, text in asked)
-        yield asked, row.label
+        texts: tuple[list[Heard], ...] = tuple([] for _ in asked)
+        pairs = zip(asked, texts, strict=True)
+        yield [_listened(*each, heard) for each, heard in pairs], Example(texts, row.label)
 
 
 class _Search:
@@ -220,7 +213,6 @@ class _Search:
             if sum(shares) == parts
         ]
         self._losses: dict[FusionSettings, float] = {}
-        self._first = [lesson.loss(self._start) for lesson in lessons]
 
     def finalists(self) -> list[FusionSettings]:
         """Return the best settings of each kind of weights, the best first."""
@@ -233,12 +225,11 @@ class _Search:
         return [self._gated(fusion) for fusion in list(best.values())[:_FINALISTS]]
 
     def loss(self, fusion: FusionSettings) -> float:
-        """Return the mean over the tasks of the log of the loss against the start's."""
+        """Return the mean over the tasks of the log of the loss: tasks compare by ratios."""
         if fusion not in self._losses:
             self._report("tuning: trying settings", min(len(self._losses) / _USUAL_TRIALS, 1.0))
-            each = [lesson.loss(fusion) for lesson in self._lessons]
-            ratios = zip(each, self._first, strict=True)
-            self._losses[fusion] = sum(math.log(now / then) for now, then in ratios) / len(each)
+            logs = [math.log(lesson.loss(fusion)) for lesson in self._lessons]
+            self._losses[fusion] = sum(logs) / len(logs)
         return self._losses[fusion]
 
     def _descend(self, best: FusionSettings) -> None:
