@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eva_local.bench.pace import UNKNOWN, MemberPart
+from eva_local.bench.benchmark import UNKNOWN, MemberPart
 from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from eva_local.api import Ensemble, Report
-from eva_local.bench.benchmark import Benchmark, Trial
+from eva_local.bench.benchmark import Benchmark, Round, Trial, pace
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.pace import Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told

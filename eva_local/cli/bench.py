@@ -19,8 +19,7 @@ from eva_local.cli.progress import progress_shown
 from eva_local.cli.session import Session, pass_session, setting_options
 
 if TYPE_CHECKING:
-    from eva_local.bench.benchmark import Benchmark, Trial
-    from eva_local.bench.pace import Spread
+    from eva_local.bench.benchmark import Benchmark, Spread, Trial
 
 
 @click.command("bench")

@@ -233,7 +233,6 @@ class _Job:
                 seconds=seconds,
                 log_likelihoods=likelihoods,
                 n_bytes=sizes,
-                unseen=sum(replay.unseen for replay in replays),
             )
         self._results.add(self._keys[row], result, about)
 

@@ -35,9 +35,8 @@ class Replay:
         self._first = True
         #: In nats.
         self.log_likelihood = 0.0
-        #: How often each member was dropped, and how many symbols were no candidate.
+        #: How often each member was dropped.
         self.filtered = (0,) * n_members
-        self.unseen = 0
 
     def hear(self, heard: Decision, symbol: int, n_bytes: int) -> None:
         """Take the next symbol, with the votes on it."""
@@ -48,7 +47,6 @@ class Replay:
         )
         self._first = False
         self.log_likelihood += decision.fused.likelihood(symbol, self._n_symbols)
-        self.unseen += not decision.fused.probability(symbol)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
         self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
         self._fuser.learn(decision, symbol, n_bytes)

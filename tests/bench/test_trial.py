@@ -10,8 +10,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eva_local.bench.benchmark import MemberPart, Round, Spread, pace
 from eva_local.bench.meter import Decoding, Meter, busy
-from eva_local.bench.pace import MemberPart, Round, Spread, pace
 from eva_local.bench.passage import passage
 from eva_local.bench.trial import Bench
 from eva_local.errors import ContextError
