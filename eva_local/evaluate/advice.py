@@ -40,13 +40,14 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
         f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
         f"({_amount(ahead.value, summary, '+')}, {interval})"
     )
-    spec, times = standing.contestant.spec, _times(summary, standing)
+    spec, seconds = standing.contestant.spec, summary.standing(best).seconds
     if spec.pivot == best and spec.fusion.gate == 1:
         return (
             f"{told}: gate it (gate = 0.9), so that the others are asked only where {best} is "
             f"unsure, or use {best} alone."
         )
-    if times > 1:
+    if standing.seconds > seconds > 0:
+        times = standing.seconds / seconds
         return f"{told}: use {best} alone, which is {times:.1f} times as fast."
     return f"{told}: more rows may tell."
 
@@ -74,8 +75,3 @@ def comparison(summary: TaskSummary) -> str:
 
 def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
     return f"{value:{sign}.1f}%" if summary.step == "%" else f"{value:{sign}.1f} points"
-
-
-def _times(summary: TaskSummary, standing: Standing) -> float:
-    seconds = summary.standing(summary.best).seconds
-    return standing.seconds / seconds if seconds else 0.0

@@ -203,9 +203,8 @@ def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
 
 def choice(result: Result, *, per_byte: bool) -> int:
     """Return the place of the likeliest choice, or of the likeliest per byte."""
-    sizes = result.n_bytes if per_byte else (1,) * len(result.n_bytes)
-    values = [nats / max(size, 1) for nats, size in zip(result.log_likelihoods, sizes, strict=True)]
-    return values.index(max(values))
+    sizes = np.maximum(result.n_bytes, 1) if per_byte else 1
+    return int(np.argmax(np.array(result.log_likelihoods) / sizes))
 
 
 def _more(entry: Entry, metric: Metric) -> dict[str, float]:
