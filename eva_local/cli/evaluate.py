@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from eva_local.cli.outputs import output_options, refuse_outputs, write_outputs
+from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
 from eva_local.cli.progress import progress_shown
-from eva_local.cli.scoreboard import show
 from eva_local.cli.session import Session, pass_session, setting_options
 from eva_local.cli.variants import names_of, variant
 from eva_local.errors import InputError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.rows import Kind, Task
+    from eva_local.evaluate.summary import TaskSummary
 
 _PATH = click.Path(path_type=Path)
 
@@ -151,7 +151,7 @@ def evaluate(
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
-    shown, page = partial(show, evaluation), partial(report_page, evaluation)
+    shown, page = partial(_show, evaluation), partial(report_page, evaluation)
     write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
 
 
@@ -185,3 +185,42 @@ def _held(
         for seed, task in enumerate(tasks)
     )
     return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, tuned_block)
+
+
+def _show(evaluation: Evaluation) -> None:
+    """Print a table for each task with what follows from it, and the mean of all tasks."""
+    for summary in evaluation.tasks:
+        _show_task(summary)
+        click.echo()
+    means = [(name, evaluation.overall(name)) for name in evaluation.ensembles]
+    known = [(name, mean) for name, mean in means if mean is not None]
+    if known:
+        click.echo("mean difference to the best member of each task, in points")
+        print_table(
+            ("", "AHEAD", "95% INTERVAL"),
+            [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in known],
+        )
+        click.echo()
+    if evaluation.tuned:
+        click.echo(evaluation.tuned)
+
+
+def _show_task(summary: TaskSummary) -> None:
+    from eva_local.evaluate.advice import verdict, warning
+    from eva_local.evaluate.evaluation import cells, headings
+
+    task = summary.task
+    shots = f", {len(task.shots)} examples before each" if task.shots else ""
+    click.echo(f"{task.name}: {summary.unit}, {len(task.rows)} rows{shots}")
+    rows: list[tuple[str, ...]] = [
+        (standing.name, *cells(summary, standing)) for standing in summary.standings
+    ]
+    if summary.oracle is not None:
+        rows.append(("best of members", format(summary.oracle, summary.form)))
+    print_table(headings(summary, str.upper), rows)
+    if summary.agreement is not None:
+        click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
+    if text := warning(summary):
+        click.echo(f"warning: {text}")
+    for text in verdict(summary):
+        click.echo(text)
