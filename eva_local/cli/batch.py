@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.chat.signals import handled
 from eva_local.cli.drawing import drawing_options
 from eva_local.cli.progress import ProgressDisplay, open_shown
 from eva_local.cli.session import parallel_option, system_option, written
@@ -128,7 +127,8 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
 
         def opener(n_rows: int) -> Ensemble:
             ensemble = open_shown(errand.spec, errand.wishes.sampling, parallel, most=n_rows)
-            stack.enter_context(handled((signal.SIGINT, signal.SIGTERM), note))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, note))
             return ensemble
 
         try:

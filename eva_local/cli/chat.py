@@ -26,7 +26,7 @@ from eva_local.errors import InputError
 if TYPE_CHECKING:
     from eva_local.chat.log import Saved
     from eva_local.chat.reader import Reader
-    from eva_local.chat.screen import Screen
+    from eva_local.chat.terminal import Screen
 
 # Columns of --list that are left for the first message.
 _FIRST_WORDS = 28
@@ -105,11 +105,15 @@ def _hold(
     markdown: bool,
 ) -> int:
     from eva_local.chat.chat import Chat
-    from eva_local.chat.log import Log
-    from eva_local.chat.private import private_folder
+    from eva_local.chat.log import Log, private_folder
     from eva_local.chat.repl import Repl
-    from eva_local.chat.screen import Screen, is_terminal
-    from eva_local.chat.signals import orderly_end, terminal_restored, typing_unseen
+    from eva_local.chat.terminal import (
+        Screen,
+        is_terminal,
+        orderly_end,
+        terminal_restored,
+        typing_unseen,
+    )
 
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
@@ -148,9 +152,12 @@ def _hold(
 
 
 def _reader(screen: Screen) -> Reader:
+    from eva_local.chat.commands import CommandCompleter
     from eva_local.chat.reader import LineEditor, PlainReader
 
-    return LineEditor(state_folder() / "history") if screen.interactive else PlainReader()
+    if not screen.interactive:
+        return PlainReader()
+    return LineEditor(state_folder() / "history", CommandCompleter())
 
 
 def _list(folder: Path) -> None:

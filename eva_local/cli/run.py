@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eva_local.config.specs import EnsembleSpec
     from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
-    from eva_local.types import Sampling, Step, Usage
+    from eva_local.types import Sampling, Step
 
 
 @click.command()
@@ -145,8 +145,9 @@ def answer(
     elif not text.endswith("\n"):
         _write("\n")
     if stats:
-        line = "stopped before the end" if usage is None else _summary(usage)
-        click.echo(f"{line} | finish: {reason}", err=True)
+        from eva_local.chat.votes import usage_line
+
+        click.echo(f"{usage_line(usage)} | finish: {reason}", err=True)
     return code
 
 
@@ -154,20 +155,3 @@ def _write(text: str) -> None:
     # A model may write escape sequences; a terminal must not obey them.
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def _summary(usage: Usage) -> str:
-    steps = max(usage.steps, 1)
-    rest = zip(usage.decode_seconds, usage.prompt_seconds, strict=True)
-    rate = usage.steps / max(usage.seconds - usage.first_seconds, 1e-9)
-    each = ", ".join(
-        f"{name} {1000 * (whole - prompt) / steps:.1f} ms"
-        for name, (whole, prompt) in zip(usage.members, rest, strict=True)
-    )
-    filtered = ", ".join(
-        f"{name} {count}" for name, count in zip(usage.members, usage.filtered, strict=True)
-    )
-    return (
-        f"{usage.steps} tokens, {rate:.1f} tokens/s, first after {usage.first_seconds:.2f} s"
-        f" | decoding a token: {each} | votes filtered: {filtered}"
-    )

@@ -39,5 +39,5 @@ def trace(file: Path, output: str | None) -> None:
         path.write_bytes(page)
     except OSError as error:
         raise InputError(f"the page {path} cannot be written: {error.strerror}") from error
-    summary = summarize(found)
+    summary = summarize(found.members, found.steps)
     click.echo(f"{path}: {summary.tokens} tokens, {summary.disputed} disputed", err=True)

@@ -14,16 +14,17 @@ import pexpect
 import pytest
 from waiting import PATIENCE_S
 
-from eva_local.chat.signals import end_put_off
+from eva_local.chat.terminal import end_put_off
 
 # Reads lines and shows each as Python writes it; ends as the command does.
 EDITOR = """
 import sys
 from pathlib import Path
+from eva_local.chat.commands import CommandCompleter
 from eva_local.chat.reader import LineEditor
-from eva_local.chat.signals import orderly_end, terminal_restored
+from eva_local.chat.terminal import orderly_end, terminal_restored
 with orderly_end(), terminal_restored():
-    editor = LineEditor(Path(sys.argv[1]) / "history")
+    editor = LineEditor(Path(sys.argv[1]) / "history", CommandCompleter())
     while True:
         try:
             print("READ", ascii(editor.read()))
@@ -36,7 +37,7 @@ with orderly_end(), terminal_restored():
 # As while an answer comes, without a terminal that shows what is typed; says when something was.
 ANSWER = """
 import select, sys, time
-from eva_local.chat.signals import interruption_noted, orderly_end, typing_unseen
+from eva_local.chat.terminal import interruption_noted, orderly_end, typing_unseen
 with orderly_end(), interruption_noted() as interrupted, typing_unseen():
     print("BEGUN", flush=True)
     select.select([sys.stdin], [], [])
@@ -47,7 +48,7 @@ print("STOPPED", input())
 """
 # Shows an answer of three rows on 30 columns, and then as Markdown.
 MARKDOWN = """
-from eva_local.chat.screen import Screen
+from eva_local.chat.terminal import Screen
 screen = Screen(interactive=True)
 for text in ("\\n ", "one **two** three ", "four five", " six\\n", "中" * 15, "\\n\\n"):
     screen.write(text)

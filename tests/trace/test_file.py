@@ -12,7 +12,7 @@ from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
 
 from eva_local import cli
 from eva_local.errors import InputError
-from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
+from eva_local.trace import TraceWriter, read_trace, summarize
 from eva_local.trace.page import page_data
 from eva_local.types import Ballot, Candidate, Step, Trace
 
@@ -116,7 +116,7 @@ def test_a_step_without_a_trace_is_kept(tmp_path) -> None:
     found = read_trace(written(tmp_path / "t.jsonl", [step]))
     assert found.steps == (replace(step, stayed=(), finish_reason=None),)
     assert (found.finish_reason, found.usage) == ("length", None)
-    assert summarize(found).tokens == 1
+    assert summarize(found.members, found.steps).tokens == 1
 
 
 @pytest.mark.parametrize("lost", [1, 2, 40, 500])
@@ -257,7 +257,7 @@ def test_the_numbers_of_a_trace_by_hand() -> None:
         # Nobody was filtered, but the second would have gone on.
         by_hand(("", 0.6, True, 0.7, 0.020), ("b", 0.1, True, 0.3, 0.002), chosen=b""),
     )
-    found = summarize(TraceFile("e", MEMBERS[:2], MEMBERS[0], "", {}, steps))
+    found = summarize(MEMBERS[:2], steps)
     assert (found.tokens, found.disputed, found.probability) == (3, 2, 0.5)
     first, second = found.members
     assert (first.carried, first.filtered) == (3, 0)
