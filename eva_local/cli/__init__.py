@@ -14,9 +14,9 @@ from pathlib import Path
 
 import click
 
-from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
-from eva_local.cli.session import Session
-from eva_local.cli.streams import give_up_output, open_streams
+from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve
+from eva_local.cli.options import Session
+from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
@@ -33,7 +33,7 @@ COMMANDS: tuple[click.Command, ...] = (
     align.align,
     evaluate.evaluate,
     bench.bench,
-    trace.trace,
+    run.trace,
 )
 INTERRUPTED = 130
 

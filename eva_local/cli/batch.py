@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.drawing import drawing_options
+from eva_local.cli.options import drawing_options, parallel_option, system_option, written
+from eva_local.cli.outputs import give_up_output
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import parallel_option, system_option, written
-from eva_local.cli.streams import give_up_output
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.options import Session, pass_session, setting_options
 from eva_local.cli.outputs import (
     output_options,
     print_table,
@@ -15,8 +17,7 @@ from eva_local.cli.outputs import (
     shown,
     write_outputs,
 )
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from eva_local.bench.benchmark import Benchmark, Trial
@@ -74,7 +75,7 @@ def bench(
 
     refuse_outputs({"--json": json_out, "--html": html_out})
     spec = session.load(overrides).ensemble()
-    with progress_shown() as progress:
+    with closing(ProgressDisplay()) as progress:
         benchmark = measure(spec, contexts, parallel, rounds, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)
     write_outputs(benchmark.as_json(), show, page, json_out, html_out)

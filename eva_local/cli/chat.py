@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import print_table
-from eva_local.cli.progress import open_shown
-from eva_local.cli.session import (
+from eva_local.cli.options import (
     Session,
     pass_session,
     setting_options,
     stop_option,
     system_option,
 )
-from eva_local.cli.streams import give_up_output, input_is_closed
+from eva_local.cli.outputs import give_up_output, input_is_closed, print_table
+from eva_local.cli.progress import open_shown
 from eva_local.config.config import Config
 from eva_local.errors import InputError
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.outputs import print_json, print_table, shown
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import (
+from eva_local.cli.options import (
     Session,
     ensemble_option,
     json_option,
     pass_session,
     setting_options,
 )
+from eva_local.cli.outputs import print_json, print_table, shown
+from eva_local.cli.progress import ProgressDisplay
 from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import InputError, StoreError
@@ -95,26 +95,17 @@ def list_models(session: Session, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @ensemble_option
-@click.option("--token", metavar="TEXT", help="Show what the tokens of TEXT map to instead.")
 @json_option
 @pass_session
-def show(
-    session: Session, name: str | None, ensemble: str | None, token: str | None, as_json: bool
-) -> None:
+def show(session: Session, name: str | None, ensemble: str | None, as_json: bool) -> None:
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
-    ensemble. With --token: what each member's tokens of TEXT map to under each method.
+    ensemble.
     """
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = session.load({"ensemble": ensemble})
-    if token is not None:
-        from eva_local.cli import tokens
-
-        found = tokens.token_facts(config.ensemble(name), token)
-        print_json(found) if as_json else tokens.print_facts(found)
-        return
     facts = (
         _model_facts(config.model(name))
         if name is not None and name in config.models
@@ -286,5 +277,5 @@ def _size(value: object) -> str:
 @contextlib.contextmanager
 def _counting() -> Iterator[Progress]:
     """Show the progress of what counts bytes."""
-    with progress_shown() as progress:
+    with contextlib.closing(ProgressDisplay()) as progress:
         yield lambda what, done, total: progress(what, done / total if total else None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -25,9 +24,9 @@ LINE_EVERY_S = 10.0
 class ProgressDisplay:
     """A bar, or lines where stderr is no terminal."""
 
-    def __init__(self, patience: float | None = None, every: float = LINE_EVERY_S) -> None:
+    def __init__(self, patience: float = PATIENCE_S, every: float = LINE_EVERY_S) -> None:
         """Start the clock: show nothing for `patience` seconds, then a line `every` so many."""
-        self._patience = PATIENCE_S if patience is None else patience
+        self._patience = patience
         self._every = every
         self._started = self._last_line = time.monotonic()
         self._last_what = ""
@@ -79,16 +78,6 @@ def _new_bar(*, with_time: bool) -> Bar:
     return bar
 
 
-@contextmanager
-def progress_shown() -> Iterator[ProgressDisplay]:
-    """Give a function to call as progress(what, share), and tidy up after it."""
-    display = ProgressDisplay()
-    try:
-        yield display
-    finally:
-        display.close()
-
-
 def open_shown(
     spec: EnsembleSpec,
     sampling: Sampling | None = None,
@@ -100,7 +89,7 @@ def open_shown(
     from eva_local.capacity import MOST, open_widest
     from eva_local.opening import open_ensemble
 
-    with progress_shown() as progress:
+    with closing(ProgressDisplay()) as progress:
         if parallel is None:
             return open_widest(spec, sampling, progress, most=min(most or MOST, MOST))
         return open_ensemble(spec, sampling, progress, parallel=min(parallel, most or parallel))

@@ -1,4 +1,4 @@
-"""The command `run`: one answer, streamed to stdout."""
+"""The commands `run`, one answer streamed to stdout, and `trace`, the page of a trace of one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.drawing import drawing_options
+from eva_local.cli.options import drawing_options, json_option, system_option, written
+from eva_local.cli.outputs import give_up_output, input_is_closed
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import json_option, system_option, written
-from eva_local.cli.streams import give_up_output, input_is_closed
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError
 
@@ -155,3 +154,37 @@ def _write(text: str) -> None:
     # A model may write escape sequences; a terminal must not obey them.
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+@click.command()
+@click.argument("file", metavar="FILE.jsonl", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="PAGE.html",
+    help="Write the page there; - is stdout. Without it, FILE.html beside FILE.jsonl.",
+)
+def trace(file: Path, output: str | None) -> None:
+    """Make a page of a trace that `run --trace FILE.jsonl` wrote.
+
+    The page shows which member carried each token, the votes that were filtered, and each
+    member's candidates. It is one file and opens in any browser, without a network.
+    """
+    from eva_local.trace import read_trace, summarize, trace_page
+
+    found = read_trace(file)
+    for note in found.notes:
+        click.echo(f"eva-local: {file}: {note}", err=True)
+    page = trace_page(found).encode()
+    if output == "-":
+        click.echo(page, nl=False)
+        return
+    path = file.with_suffix(".html") if output is None else Path(output)
+    if path.resolve() == file.resolve():
+        raise InputError(f"{path} is the trace itself; name another page with -o PAGE.html")
+    try:
+        path.write_bytes(page)
+    except OSError as error:
+        raise InputError(f"the page {path} cannot be written: {error.strerror}") from error
+    summary = summarize(found.members, found.steps)
+    click.echo(f"{path}: {summary.tokens} tokens, {summary.disputed} disputed", err=True)

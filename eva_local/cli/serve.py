@@ -8,8 +8,8 @@ from types import ModuleType
 
 import click
 
+from eva_local.cli.options import Session, parallel_option, pass_session, setting_options
 from eva_local.cli.progress import open_shown
-from eva_local.cli.session import Session, parallel_option, pass_session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError

@@ -11,8 +11,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 from msgspec import structs
 
 from eva_local.cli import main
-from eva_local.cli.session import Session
-from eva_local.cli.variants import names_of, variant
+from eva_local.cli.evaluate import names_of, variant
+from eva_local.cli.options import Session
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, alone
