@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import click
 from prompt_toolkit import PromptSession
@@ -19,7 +20,7 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from eva_local.chat.terminal import end_put_off
+from eva_local.chat.terminal import ENDINGS, handled
 
 PROMPT = "> "
 _MORE = ". "
@@ -58,18 +59,24 @@ class LineEditor:
 
     def read(self) -> str:
         """Let a person edit until Enter; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        with end_put_off(self._wake) as is_ending:
-            return self._session.prompt(pre_run=lambda: self._leave() if is_ending() else None)
+        app, told = self._session.app, list[int]()
 
-    def _wake(self) -> None:
-        """Leave the prompt, from within a signal handler; before it runs, `read` does."""
-        if (loop := self._session.app.loop) is not None:
-            loop.call_soon_threadsafe(self._leave)
+        def note(number: int, _frame: FrameType | None) -> None:
+            # An exception that is raised here, amid the work of an event loop, may be lost.
+            told.append(number)
+            if app.loop is not None:
+                app.loop.call_soon_threadsafe(leave)
 
-    def _leave(self) -> None:
-        answer = self._session.app.future
-        if answer is not None and not answer.done():
-            self._session.app.exit(result="")
+        def leave() -> None:
+            if told and app.future is not None and not app.future.done():
+                app.exit(result="")
+
+        try:
+            with handled(note, *ENDINGS):
+                return self._session.prompt(pre_run=leave)
+        finally:
+            if told:
+                raise SystemExit(128 + told[0])
 
 
 class PlainReader:

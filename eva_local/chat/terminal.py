@@ -19,7 +19,7 @@ from rich.text import Text
 
 from eva_local.engine.detokenizer import harmless
 
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def is_terminal() -> bool:
@@ -121,7 +121,7 @@ def interruption_noted() -> Iterator[Callable[[], bool]]:
     So a step is never cut off in the middle, nor is the saving of what was said.
     """
     pressed: list[int] = []
-    with _handled(lambda number, _frame: pressed.append(number), signal.SIGINT):
+    with handled(lambda number, _frame: pressed.append(number), signal.SIGINT):
         yield lambda: bool(pressed)
 
 
@@ -132,29 +132,8 @@ def orderly_end() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    with _handled(leave, *_ENDINGS):
+    with handled(leave, *ENDINGS):
         yield
-
-
-@contextlib.contextmanager
-def end_put_off(told: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Call `told` where the process is told to end, and let it end after the block.
-
-    Gives a function that says whether it was told. An event loop needs this: an exception that
-    a signal raises amid its own work may be lost, or stop it where it waits for ever.
-    """
-    numbers: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        numbers.append(number)
-        told()
-
-    try:
-        with _handled(note, *_ENDINGS):
-            yield lambda: bool(numbers)
-    finally:
-        if numbers:
-            raise SystemExit(128 + numbers[0])
 
 
 @contextlib.contextmanager
@@ -181,7 +160,8 @@ def typing_unseen() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Let `handler` take these signals."""
     with contextlib.ExitStack() as stack:
         for number in numbers:
             stack.callback(signal.signal, number, signal.signal(number, handler))

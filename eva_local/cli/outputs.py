@@ -16,7 +16,7 @@ import click
 
 from eva_local.cli.options import Command
 from eva_local.engine.detokenizer import harmless_line
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -98,10 +98,8 @@ def write_outputs(
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with refusing(f"{path} cannot be written"):
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 class _Notes(io.FileIO):

@@ -53,12 +53,11 @@ class ProgressDisplay:
     def _show_bar(self, what: str, share: float | None, text: str) -> None:
         if self._bar is None:
             self._bar = _new_bar(with_time=not text)
-        if what != self._last_what or not self._bar.task_ids:
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
             self._bar.add_task(what)
         total = None if share is None else 1.0
         task = self._bar.task_ids[0]
+        if what != self._last_what:
+            self._bar.reset(task)
         self._bar.update(task, completed=share or 0.0, total=total, description=text or what)
 
 

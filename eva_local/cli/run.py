@@ -14,7 +14,7 @@ from eva_local.cli.options import drawing_options, json_option, system_option, w
 from eva_local.cli.outputs import give_up_output, input_is_closed
 from eva_local.cli.progress import ProgressDisplay, open_shown
 from eva_local.engine.detokenizer import harmless, refuse_utf16
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
@@ -92,16 +92,11 @@ def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
 
 
 def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
-    from eva_local.trace import TraceWriter
+    from eva_local.trace import TraceFile, TraceWriter
 
-    return TraceWriter(
-        path,
-        ensemble=spec.name,
-        members=[member.name for member in spec.members],
-        pivot=spec.pivot,
-        prompt=prompt,
-        settings=asdict(spec.fusion),
-    )
+    members = tuple(member.name for member in spec.members)
+    said = prompt if isinstance(prompt, str) else tuple(prompt)
+    return TraceWriter(path, TraceFile(spec.name, members, spec.pivot, said, asdict(spec.fusion)))
 
 
 def answer(
@@ -182,9 +177,7 @@ def trace(file: Path, output: str | None) -> None:
     path = file.with_suffix(".html") if output is None else Path(output)
     if path.resolve() == file.resolve():
         raise InputError(f"{path} is the trace itself; name another page with -o PAGE.html")
-    try:
+    with refusing(f"the page {path} cannot be written"):
         path.write_bytes(page)
-    except OSError as error:
-        raise InputError(f"the page {path} cannot be written: {error.strerror}") from error
     summary = summarize(found.members, found.steps)
     click.echo(f"{path}: {summary.tokens} tokens, {summary.disputed} disputed", err=True)

@@ -79,13 +79,8 @@ def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
 
 def page_data(trace: TraceFile) -> dict[str, object]:
     """Return what the page shows, as the script reads it."""
-    spoken = trace.prompt
     return {
-        "ensemble": trace.ensemble,
-        "members": trace.members,
-        "pivot": trace.pivot,
-        "prompt": spoken if isinstance(spoken, str) else [asdict(turn) for turn in spoken],
-        "settings": trace.settings,
+        **trace.header(),
         "finish": trace.finish_reason,
         "usage": None if trace.usage is None else asdict(trace.usage),
         "notes": trace.notes,

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.chat import log
-from eva_local.chat.budget import Budget, first_turn
-from eva_local.chat.chat import Chat
+from eva_local.chat.chat import Budget, Chat, first_turn
 from eva_local.chat.conversation import Conversation, Turn
 from eva_local.errors import ContextError, InputError
 from eva_local.types import Sampling

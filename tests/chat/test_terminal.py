@@ -14,8 +14,6 @@ import pexpect
 import pytest
 from waiting import PATIENCE_S
 
-from eva_local.chat.terminal import end_put_off
-
 # Reads lines and shows each as Python writes it; ends as the command does.
 EDITOR = """
 import sys
@@ -178,22 +176,6 @@ def test_the_terminal_is_as_before_when_the_prompt_is_told_to_end(spawn, number)
     child.wait()
     assert child.exitstatus == 128 + number
     assert b"Traceback" not in child.before
-
-
-def test_an_end_is_put_off_until_the_block_is_over() -> None:
-    before, said = signal.getsignal(signal.SIGTERM), []
-
-    def told_in_the_middle() -> None:
-        with end_put_off(lambda: said.append("told")) as is_ending:
-            said.append(is_ending())
-            os.kill(os.getpid(), signal.SIGTERM)
-            said.append(is_ending())
-
-    with pytest.raises(SystemExit) as ended:
-        told_in_the_middle()
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert said == [False, "told", True]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_is_typed_while_an_answer_comes_is_unseen_and_waits(spawn) -> None:
