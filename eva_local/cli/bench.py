@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import Session, pass_session, setting_options
+from eva_local.cli.options import Session, count_option, pass_session, setting_options
 from eva_local.cli.outputs import (
     output_options,
     print_table,
@@ -34,20 +34,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
 )
-@click.option(
-    "--parallel",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Measure one text, and so many side by side.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="Steps that are measured of each.",
-)
+@count_option("--parallel", default=8, text="Measure one text, and so many side by side.")
+@count_option("--rounds", default=20, text="Steps that are measured of each.")
 @output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from eva_local.cli.options import Session, pass_session, setting_options
+from eva_local.cli.options import Session, count_option, pass_session, setting_options
 from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
 from eva_local.cli.progress import ProgressDisplay
 from eva_local.config.settings import keys_of
@@ -48,14 +48,7 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="Put solved rows before each prompt; repeat it for several tasks.",
 )
-@click.option(
-    "--shots",
-    "n_shots",
-    type=click.IntRange(0),
-    default=4,
-    show_default=True,
-    help="How many of them.",
-)
+@count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
 @click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
@@ -73,13 +66,7 @@ _PATH = click.Path(path_type=Path)
     help="Also measure other settings: KEY=VALUE,... or an ensemble's name; may be repeated.",
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
-@click.option(
-    "--parallel",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="Do so many rows side by side.",
-)
+@count_option("--parallel", default=4, text="Do so many rows side by side.")
 @click.option(
     "--results",
     type=_PATH,

@@ -15,7 +15,6 @@ import click
 from eva_local.config.config import DEFAULT_KEYS, Config, load_config
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
-from eva_local.types import Sampling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -116,6 +115,14 @@ def parallel_option(things: str) -> Callable[[Command], Command]:
     )
 
 
+def count_option(
+    *names: str, default: int, least: int = 1, text: str
+) -> Callable[[Command], Command]:
+    """Add an option for a whole number."""
+    kind = click.IntRange(least)
+    return click.option(*names, type=kind, default=default, show_default=True, help=text)
+
+
 def setting_options(*keys: str) -> Callable[[Command], Command]:
     """Add an option for each setting; the command gets those as `overrides: dict[str, str]`.
 
@@ -138,6 +145,22 @@ def setting_options(*keys: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def _bias(text: str) -> tuple[str, float]:
+    token, equals, value = text.rpartition("=")
+    try:
+        if equals:
+            return token, -math.inf if value.lower() == "false" else float(value)
+    except ValueError:
+        pass
+    raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
+
+
+def _text_option(name: str, text: str) -> Callable[[Command], Command]:
+    """Add an option that names a file; the command gets what is written there."""
+    read = functools.partial(read_text, where=name)
+    return click.option(name, metavar="FILE", type=lambda file: read(Path(file)), help=text)
+
+
 _DRAWING = (
     setting_options(),
     click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0."),
@@ -146,10 +169,11 @@ _DRAWING = (
         "--logit-bias",
         multiple=True,
         metavar="TEXT=VALUE",
+        type=_bias,
         help="Add VALUE to the log-probability of the token TEXT; false forbids it. Repeatable.",
     ),
-    click.option("--grammar", metavar="FILE", help="Write only what this grammar allows (GBNF)."),
-    click.option("--json-schema", metavar="FILE", help="Write only JSON that obeys this schema."),
+    _text_option("--grammar", "Write only what this grammar allows (GBNF)."),
+    _text_option("--json-schema", "Write only JSON that obeys this schema."),
 )
 
 
@@ -166,7 +190,7 @@ def drawing_options(function: Command) -> Command:
         overrides: dict[str, object],
         greedy: bool,
         stop: tuple[str, ...],
-        logit_bias: tuple[str, ...],
+        logit_bias: tuple[tuple[str, float], ...],
         grammar: str | None,
         json_schema: str | None,
         **options: Any,
@@ -174,40 +198,18 @@ def drawing_options(function: Command) -> Command:
         if greedy and overrides["temperature"] is not None:
             raise InputError("give --greedy or --temperature, not both")
         config = session.load(overrides | ({"temperature": "0"} if greedy else {}))
-        given: dict[str, Any] = {}
-        if stop:
-            given["stop"] = stop
-        if logit_bias:
-            given["logit_bias"] = tuple(map(_bias, logit_bias))
+        lists = {"stop": stop, "logit_bias": logit_bias}
+        given: dict[str, Any] = {key: value for key, value in lists.items() if value}
         if grammar is not None or json_schema is not None:
-            given["grammar"] = _file(grammar, "--grammar")
-            given["json_schema"] = _file(json_schema, "--json-schema")
-        sampling = _checked(replace(config.sampling, **given))
+            given |= {"grammar": grammar, "json_schema": json_schema}
+        sampling = replace(config.sampling, **given)
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            from eva_local.engine.grammar import check
+
+            check(sampling)
         return function(config=config, sampling=sampling, **options)
 
     wrapped: Any = pass_session(command)
     for option in reversed(_DRAWING):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
-
-
-def _checked(sampling: Sampling) -> Sampling:
-    if sampling.grammar is not None or sampling.json_schema is not None:
-        from eva_local.engine.grammar import check
-
-        check(sampling)
-    return sampling
-
-
-def _file(name: str | None, option: str) -> str | None:
-    return None if name is None else read_text(Path(name), option)
-
-
-def _bias(text: str) -> tuple[str, float]:
-    token, equals, value = text.rpartition("=")
-    try:
-        if equals:
-            return token, -math.inf if value.lower() == "false" else float(value)
-    except ValueError:
-        pass
-    raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
