@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import Session, json_option, pass_session, setting_options
+from eva_local.cli.options import Load, json_option, setting_options
 from eva_local.cli.outputs import print_json, print_table, shown
 from eva_local.cli.progress import ProgressDisplay
 
@@ -37,9 +37,9 @@ _FACTS = {
 @click.option("--method", "methods", multiple=True, help="This mapping; may be repeated.")
 @click.option("--force", is_flag=True, help="Build again what is here already.")
 @json_option
-@pass_session
+@click.pass_obj
 def align(
-    session: Session,
+    load: Load,
     overrides: dict[str, object],
     methods: tuple[str, ...],
     force: bool,
@@ -56,7 +56,7 @@ def align(
     from eva_local.alignment import library
     from eva_local.opening import open_models
 
-    spec = session.load(overrides).ensemble()
+    spec = load(overrides).ensemble()
     reports: list[dict[str, object]] = []
     with closing(ProgressDisplay()) as progress, open_models(spec) as models:
         pivot = models[spec.pivot_index]

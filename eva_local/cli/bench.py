@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import Session, count_option, pass_session, setting_options
+from eva_local.cli.options import Load, count_option, setting_options
 from eva_local.cli.outputs import (
     output_options,
     print_table,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     *("flash_attention", "kv_type", "swa_full", "batch_invariant"),
     *("space", "mapping", "combine", "filter", "candidates", "weights", "prompt_evidence", "gate"),
 )
-@pass_session
+@click.pass_obj
 def bench(
-    session: Session,
+    load: Load,
     /,
     overrides: dict[str, object],
     contexts: tuple[int, ...],
@@ -62,7 +62,7 @@ def bench(
     from eva_local.bench.trial import measure
 
     refuse_outputs({"--json": json_out, "--html": html_out})
-    spec = session.load(overrides).ensemble()
+    spec = load(overrides).ensemble()
     with closing(ProgressDisplay()) as progress:
         benchmark = measure(spec, contexts, parallel, rounds, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.cli.options import (
-    Session,
-    pass_session,
+    Load,
     setting_options,
     stop_option,
     system_option,
@@ -39,9 +38,9 @@ _FIRST_WORDS = 28
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
 @click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
 @click.option("--markdown", is_flag=True, help="Show each answer as Markdown when it is complete.")
-@pass_session
+@click.pass_obj
 def chat(
-    session: Session,
+    load: Load,
     overrides: dict[str, object],
     stop: tuple[str, ...],
     system: str | None,
@@ -67,9 +66,9 @@ def chat(
         raise InputError("standard input is closed: there is nobody to talk with")
     saved = log.newest(folder) if go_on else None
     saved = saved if resume is None else log.find(folder, resume)
-    config = session.load(overrides)
+    config = load(overrides)
     if saved is not None and overrides["ensemble"] is None:
-        config = _of_conversation(session, config, overrides, saved)
+        config = _of_conversation(load, config, overrides, saved)
     return _hold(config, folder, saved, system=system, stop=stop, markdown=markdown)
 
 
@@ -81,11 +80,11 @@ def state_folder() -> Path:
 
 
 def _of_conversation(
-    session: Session, config: Config, overrides: dict[str, object], saved: Saved
+    load: Load, config: Config, overrides: dict[str, object], saved: Saved
 ) -> Config:
     """Return the configuration for the ensemble that a conversation was held with."""
     if saved.ensemble in config.ensembles or saved.ensemble in config.models:
-        return session.load(overrides | {"ensemble": saved.ensemble})
+        return load(overrides | {"ensemble": saved.ensemble})
     click.echo(
         f"eva-local: {config.path} has no ensemble {saved.ensemble!r}, which wrote "
         f"{saved.path.stem}; {config.default_ensemble} goes on",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from eva_local.cli.options import Session, count_option, pass_session, setting_options
+from eva_local.cli.options import Load, count_option, setting_options
 from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
 from eva_local.cli.progress import ProgressDisplay
 from eva_local.config.settings import keys_of
@@ -80,9 +80,9 @@ _PATH = click.Path(path_type=Path)
     *("sharpness", "filter", "filter_n", "candidates", "weights", "weight_temperature"),
     *("weight_decay", "prompt_evidence", "gate"),
 )
-@pass_session
+@click.pass_obj
 def evaluate(
-    session: Session,
+    load: Load,
     /,
     overrides: dict[str, object],
     files: tuple[Path, ...],
@@ -122,11 +122,11 @@ def evaluate(
     outputs = {"--json": json_out, "--html": html_out, "--results": results}
     refuse_outputs(outputs, (*files, *shot_files))
     tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
-    spec = session.load(overrides).ensemble()
+    spec = load(overrides).ensemble()
     for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
         if given and len(spec.members) < 2:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
-    specs = [spec, *(variant(session, overrides, spec, text) for text in compare)]
+    specs = [spec, *(variant(load, overrides, spec, text) for text in compare)]
     path = results or cache_folder() / "evaluations.jsonl"
     bytewise = any(one.fusion.space == "bytes" for one in specs)
     with (
@@ -179,7 +179,7 @@ def _held(
 
 
 def variant(
-    session: Session, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
+    load: Load, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
 ) -> EnsembleSpec:
     """Return the ensemble under other settings: `KEY=VALUE,…`, or those of another ensemble.
 
@@ -187,7 +187,7 @@ def variant(
     other ensemble may have no members of its own.
     """
     if "=" not in text:
-        other = session.load().ensemble(text)
+        other = load().ensemble(text)
         if not {member.name for member in other.members} <= {one.name for one in spec.members}:
             raise InputError(f"--compare {text}: has members that {spec.name} has not")
         if len(other.members) < 2:
@@ -208,7 +208,7 @@ def variant(
     names = [member.name for member in spec.members]
     if pivot not in names:
         raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
-    changed = session.load({**overrides, **given}).ensemble()
+    changed = load({**overrides, **given}).ensemble()
     return replace(changed, name=text, pivot=pivot)
 
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eva_local.cli.options import (
-    Session,
+    Load,
     ensemble_option,
     json_option,
-    pass_session,
     setting_options,
 )
 from eva_local.cli.outputs import print_json, print_table, shown
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @ensemble_option
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
-@pass_session
-def pull(session: Session, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
+@click.pass_obj
+def pull(load: Load, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
     """Fetch models and check them.
 
     NAME is a model or an ensemble; without one, the default ensemble is fetched. What was
     interrupted is continued. No other command uses the network.
     """
-    config = session.load({"ensemble": ensemble})
+    config = load({"ensemble": ensemble})
     for spec in _chosen(config, names, ensemble) or config.members():
         state = "pulled"
         if isinstance(spec.source, PathSource):
@@ -52,10 +51,10 @@ def pull(session: Session, names: tuple[str, ...], ensemble: str | None, force: 
 
 @click.command("list")
 @json_option
-@pass_session
-def list_models(session: Session, as_json: bool) -> None:
+@click.pass_obj
+def list_models(load: Load, as_json: bool) -> None:
     """List models and ensembles."""
-    config = session.load()
+    config = load()
     models = [_model_row(spec) for spec in config.models.values()]
     ensembles: list[dict[str, Any]] = [
         {
@@ -96,8 +95,8 @@ def list_models(session: Session, as_json: bool) -> None:
 @click.argument("name", required=False)
 @ensemble_option
 @json_option
-@pass_session
-def show(session: Session, name: str | None, ensemble: str | None, as_json: bool) -> None:
+@click.pass_obj
+def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> None:
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
@@ -105,7 +104,7 @@ def show(session: Session, name: str | None, ensemble: str | None, as_json: bool
     """
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
-    config = session.load({"ensemble": ensemble})
+    config = load({"ensemble": ensemble})
     facts = (
         _model_facts(config.model(name))
         if name is not None and name in config.models
@@ -118,8 +117,8 @@ def show(session: Session, name: str | None, ensemble: str | None, as_json: bool
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @ensemble_option
 @json_option
-@pass_session
-def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
+@click.pass_obj
+def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
     """Check the files that are here.
 
     NAME is a model, an ensemble, or `all` for every model that is here, as without a NAME. The
@@ -127,7 +126,7 @@ def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_js
     `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
     missing.
     """
-    config = session.load({"ensemble": ensemble})
+    config = load({"ensemble": ensemble})
     named = _chosen(config, [name for name in names if name != "all"], ensemble)
     others = config.models.values() if not named or "all" in names else ()
     found = []
@@ -147,10 +146,10 @@ def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_js
 @click.command()
 @setting_options()
 @json_option
-@pass_session
-def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
+@click.pass_obj
+def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""
-    loaded = session.load(overrides)
+    loaded = load(overrides)
     file, cache = str(loaded.path.absolute()), str(store.cache_folder())
     contexts = _contexts(loaded)
     if as_json:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from eva_local.config.config import DEFAULT_KEYS, Config, load_config
+from eva_local.config.config import DEFAULT_KEYS, Config
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+# Reads the configuration, over which the options go that it is given.
+Load = Callable[..., Config]
 
 _AUTO = "auto"
 _SHORT = {"ensemble": ("-e",), "max_tokens": ("-n",)}
@@ -56,20 +57,6 @@ HELP = {
     "prompt_evidence": "Bytes at the end of a prompt that weights begin with; 0 is none.",
     "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """The options of `eva-local` itself, which stand before the command."""
-
-    config_path: Path | None = None
-
-    def load(self, overrides: Mapping[str, object] | None = None) -> Config:
-        """Read the configuration; `overrides` are the options of the command."""
-        return load_config(self.config_path, os.environ, overrides)
-
-
-pass_session = click.make_pass_decorator(Session)
 
 
 def written(text: str) -> str:
@@ -186,7 +173,7 @@ def drawing_options(function: Command) -> Command:
 
     @functools.wraps(function)
     def command(
-        session: Session,
+        load: Load,
         overrides: dict[str, object],
         greedy: bool,
         stop: tuple[str, ...],
@@ -197,7 +184,7 @@ def drawing_options(function: Command) -> Command:
     ) -> Any:
         if greedy and overrides["temperature"] is not None:
             raise InputError("give --greedy or --temperature, not both")
-        config = session.load(overrides | ({"temperature": "0"} if greedy else {}))
+        config = load(overrides | ({"temperature": "0"} if greedy else {}))
         lists = {"stop": stop, "logit_bias": logit_bias}
         given: dict[str, Any] = {key: value for key, value in lists.items() if value}
         if grammar is not None or json_schema is not None:
@@ -209,7 +196,7 @@ def drawing_options(function: Command) -> Command:
             check(sampling)
         return function(config=config, sampling=sampling, **options)
 
-    wrapped: Any = pass_session(command)
+    wrapped: Any = click.pass_obj(command)
     for option in reversed(_DRAWING):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
