@@ -59,7 +59,8 @@ class LineEditor:
 
     def read(self) -> str:
         """Let a person edit until Enter; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        app, told = self._session.app, list[int]()
+        app = self._session.app
+        told: list[int] = []
 
         def note(number: int, _frame: FrameType | None) -> None:
             # An exception that is raised here, amid the work of an event loop, may be lost.

@@ -102,21 +102,15 @@ def _hold(
     stop: tuple[str, ...],
     markdown: bool,
 ) -> int:
+    from eva_local.chat import terminal
     from eva_local.chat.chat import Chat
     from eva_local.chat.log import Log, private_folder
     from eva_local.chat.repl import Repl
-    from eva_local.chat.terminal import (
-        Screen,
-        is_terminal,
-        orderly_end,
-        terminal_restored,
-        typing_unseen,
-    )
 
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
         private_folder(state_folder())
-    screen = Screen(interactive=is_terminal())
+    screen = terminal.Screen(interactive=terminal.is_terminal())
     sampling = replace(config.sampling, stop=stop) if stop else config.sampling
     with contextlib.ExitStack() as stack:
         file = None
@@ -124,9 +118,9 @@ def _hold(
             # Before the models are opened: another chat may hold it.
             file, saved = Log.resume(saved)
             stack.callback(file.close)
-        stack.enter_context(orderly_end())
-        stack.enter_context(terminal_restored())
-        with typing_unseen():
+        stack.enter_context(terminal.orderly_end())
+        stack.enter_context(terminal.terminal_restored())
+        with terminal.typing_unseen():
             ensemble = stack.enter_context(open_shown(config.ensemble()))
         held = Chat(ensemble, sampling, folder, screen.note)
         stack.callback(held.close)

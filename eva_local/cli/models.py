@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import InputError, StoreError
 from eva_local.models import store
-
-if TYPE_CHECKING:
-    from eva_local.models.download import Progress
 
 
 @click.command()
@@ -44,8 +41,8 @@ def pull(load: Load, names: tuple[str, ...], ensemble: str | None, force: bool) 
             state = "your own file"
         elif not force and store.find(spec) is not None:
             state = "already here"
-        with _counting() as progress:
-            path = store.pull(spec, progress, force=force)
+        with contextlib.closing(ProgressDisplay()) as progress:
+            path = store.pull(spec, progress.count, force=force)
         click.echo(f"{spec.name}: {state}: {path}")
 
 
@@ -71,10 +68,7 @@ def list_models(load: Load, as_json: bool) -> None:
         return
     print_table(
         ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
-        [
-            (row["name"], _size(row["size"]), row["here"], row["licence"], row["description"])
-            for row in models
-        ],
+        [tuple((row | {"size": _size(row["size"])}).values()) for row in models],
     )
     click.echo()
     print_table(
@@ -131,8 +125,8 @@ def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bo
     others = config.models.values() if not named or "all" in names else ()
     found = []
     for spec in dict.fromkeys((*named, *others)):
-        with _counting() as progress:
-            result = store.verify(spec, progress)
+        with contextlib.closing(ProgressDisplay()) as progress:
+            result = store.verify(spec, progress.count)
         if result.status != "missing" or spec in named:
             found.append(result)
     if as_json:
@@ -271,10 +265,3 @@ def _print_facts(facts: dict[str, object], indent: str = "") -> None:
 
 def _size(value: object) -> str:
     return f"{value / 1e6:.0f} MB" if isinstance(value, int) else "?"
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[Progress]:
-    """Show the progress of what counts bytes."""
-    with contextlib.closing(ProgressDisplay()) as progress:
-        yield lambda what, done, total: progress(what, done / total if total else None)

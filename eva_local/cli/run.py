@@ -15,6 +15,7 @@ from eva_local.cli.outputs import give_up_output, input_is_closed
 from eva_local.cli.progress import ProgressDisplay, open_shown
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
+from eva_local.types import Message, Sampling, Step
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from eva_local.config.specs import EnsembleSpec
     from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
-    from eva_local.types import Sampling, Step
 
 
 @click.command()
@@ -55,7 +55,9 @@ def run(
     """
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
-    asked = _prompt(_text(prompt), system, raw=raw)
+    text = _text(prompt)
+    before = [Message("system", system)] if system else []
+    asked: Prompt = text if raw else [*before, Message("user", text)]
     spec = config.ensemble()
     with open_shown(spec) as ensemble:
         tracing = contextlib.nullcontext() if trace is None else _tracing(trace, spec, asked)
@@ -80,15 +82,6 @@ def _text(prompt: str | None) -> str:
     if prompt is None and not piped.strip():
         raise InputError("there is no prompt: give one, or write it to standard input")
     return "\n\n".join(part for part in (prompt, piped) if part)
-
-
-def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
-    from eva_local.types import Message
-
-    if raw:
-        return text
-    messages = [Message("user", text)]
-    return [Message("system", system), *messages] if system else messages
 
 
 def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
