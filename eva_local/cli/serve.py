@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import click
 
+from eva_local.chat.terminal import handled
 from eva_local.cli.options import Load, parallel_option, setting_options
 from eva_local.cli.progress import open_shown
 from eva_local.config.config import DEFAULT_KEYS
@@ -16,6 +18,7 @@ from eva_local.errors import InputError
 
 PORT = 8080
 QUEUE = 64
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -89,7 +92,14 @@ def serve(
     )
     import asyncio
 
-    asyncio.run(server.serve())
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        # A second signal ends the process at once.
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_DFL)
+        server.stop()
+
+    with handled(stop, *_ENDINGS):
+        asyncio.run(server.serve())
     return 0
 
 
