@@ -54,7 +54,7 @@ class Progress:
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _RowInHand:
     """A row that is being answered: its place in the input, and what came so far."""
 
     place: int
@@ -88,7 +88,7 @@ class Job:
         self._results = results
         self._shares = shares
         self._ordered = ordered
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _RowInHand] = {}
         # Finished rows that wait for one before them, by their place in the input.
         self._early: dict[int, Mapping[str, object]] = {}
         self._next = 0
@@ -121,7 +121,7 @@ class Job:
                 self._fail(place, row, row.problem)
                 continue
             answer = Answer(told=row.asked.n_top is not None)
-            self._asked[next(numbers)] = _Asked(place, row, answer)
+            self._asked[next(numbers)] = _RowInHand(place, row, answer)
             yield Request(
                 row.asked.prompt,
                 row.asked.sampling,
