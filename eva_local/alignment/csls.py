@@ -18,6 +18,10 @@ from eva_local.alignment.vecmap import Ids, Matrix
 
 # Cells of one block of cosines: 64 MiB of float32.
 _CELLS = 1 << 24
+# Nearly all cells of the first block pass, and their ids take many times its memory: it is small.
+_FIRST = 16
+# Rows of one matrix product with the tokens that are not looked up.
+_ROWS = 8192
 # Scores are rounded, so that the last bits of a sum (the number of threads decides them) matter
 # neither for the choice nor for the file.
 _DECIMALS = 4
@@ -41,37 +45,92 @@ def nearest(
     *,
     count: int,
     floor: float,
+    near: Matrix | None = None,
     cells: int = _CELLS,
     progress: Callable[[float], None] | None = None,
 ) -> Neighbours:
     """Return the `count` best symbols of each of `rows` by CSLS that score at least `floor`.
 
-    `x: (n, r)` tokens and `z: (m, r)` symbols, in one space, of unit length. `cells` bounds the
-    memory: so many cosines are held at a time. Equal scores go to the lower symbol.
+    `x: (n, r)` tokens and `z: (m, r)` symbols, in one space, of unit length. `near: (m,)` may
+    give cosines that some token is known to have with each symbol: a lower bound of its
+    nearness, which saves work and changes nothing. `cells` bounds the memory: so many cosines
+    are held at a time.
+
+    Exact, in one pass over the symbols. The nearness of a symbol needs its cosines with all
+    tokens, but is computed only where the bound that `rows` and `near` give leaves the symbol
+    among the best of some row.
     """
-    total = len(z) + len(rows)
-    near = np.empty(len(z), dtype=np.float32)
-    for part in _blocks(len(z), cells // len(x)):
-        near[part] = (z[part] @ x.T).max(axis=1)
+    others = np.setdiff1d(np.arange(len(x)), rows)
+    asked = x[rows]
+    best = _Best(len(rows), count, floor)
+    done = 0
+    for symbols in _blocks(len(z), max(1, -(-len(z) * len(rows) // cells))):
+        part = z[symbols]
+        halves = part @ asked.T
+        bound = halves.max(axis=1, initial=-1.0)
+        if near is not None:
+            np.maximum(bound, near[symbols], out=bound)
+        halves -= (bound / 2)[:, None]
+        cell = np.flatnonzero(halves >= best.worst / 2)
+        column, row = np.divmod(cell, len(rows))
+        scores = 2 * halves.ravel()[cell]
+        for start in range(0, len(others), _ROWS):
+            left = np.unique(column)
+            nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
+            rise = np.zeros(len(symbols), dtype=np.float32)
+            rise[left] = np.maximum(nearest_other - bound[left], 0)
+            bound += rise
+            scores -= rise[column]
+            kept = scores >= best.worst[row]
+            column, row, scores = column[kept], row[kept], scores[kept]
+        best.add(row, symbols[column], scores)
+        done += len(symbols)
         if progress is not None:
-            progress(part.stop / total)
-    symbols = np.full((len(rows), count), -1, dtype=np.int64)
-    scores = np.full((len(rows), count), -np.inf, dtype=np.float32)
-    for part in _blocks(len(rows), cells // len(z)):
-        found = 2 * (x[rows[part]] @ z.T)
-        found -= near
-        row, symbol = np.nonzero(found >= floor)
-        score = np.round(found[row, symbol], _DECIMALS)
-        order = np.lexsort((-score, row))
-        rank = np.arange(len(row)) - np.searchsorted(row, row)
+            progress(done / len(z))
+    return Neighbours(best.symbols, best.scores)
+
+
+def _blocks(n_symbols: int, count: int) -> Iterator[Ids]:
+    """Yield the symbols in `count` blocks and a small one before them.
+
+    Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
+    """
+    first = np.arange(0, n_symbols, count)
+    small = np.arange(len(first)) % _FIRST == 0
+    yield first[small]
+    yield first[~small]
+    for block in range(1, count):
+        yield np.arange(block, n_symbols, count)
+
+
+class _Best:
+    """The best symbols so far, per row; equal scores go to the lower symbol."""
+
+    def __init__(self, rows: int, count: int, floor: float) -> None:
+        self.symbols = np.full((rows, count), -1, dtype=np.int64)
+        self.scores = np.full((rows, count), -np.inf, dtype=np.float32)
+        self._floor = np.float32(floor)
+
+    @property
+    def worst(self) -> Matrix:
+        """What a score must reach to get in: (rows,)."""
+        return np.maximum(self.scores[:, -1], self._floor)
+
+    def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
+        """Take in more (row, symbol, score) cells."""
+        count = self.scores.shape[1]
+        touched, index = np.unique(rows, return_inverse=True)
+        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
+        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
+        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
+        order = np.lexsort((symbols, -scores, index))
+        rank = _ranks(index[order])
         order, rank = order[rank < count], rank[rank < count]
-        symbols[part][row[order], rank] = symbol[order]
-        scores[part][row[order], rank] = score[order]
-        if progress is not None:
-            progress((len(z) + part.stop) / total)
-    return Neighbours(symbols, scores)
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, max(size, 1)):
-        yield slice(start, min(start + max(size, 1), length))
+def _ranks(groups: Ids) -> Ids:
+    """Return for each of some sorted values how many equal ones stand before it."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

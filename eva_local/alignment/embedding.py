@@ -33,10 +33,15 @@ _FLAT_COUNT = 5
 _FLAT = 0.01
 # `eva` keeps the directions in which the anchors agree best: the others cost time and are noise.
 # Held-out anchors at rank 1 with 256, 384 and all 576: 95.5, 95.8, 95.6% (SmolLM2 to Gemma).
-_DIRECTIONS = 384
+DIRECTIONS = 384
 # What the files of the two methods record: with other values they are stale.
-_PAPER = {"neighbours": _NEIGHBOURS, "floor": _FLOOR, "flat_count": _FLAT_COUNT, "flat": _FLAT}
-PARAMETERS = {"eva": {**_PAPER, "directions": _DIRECTIONS}, "eva-paper": _PAPER}
+PAPER_PARAMETERS = {
+    "neighbours": _NEIGHBOURS,
+    "floor": _FLOOR,
+    "flat_count": _FLAT_COUNT,
+    "flat": _FLAT,
+}
+PARAMETERS = {**PAPER_PARAMETERS, "directions": DIRECTIONS}
 
 
 def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
@@ -53,7 +58,7 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         np.flatnonzero(member.vocabulary.speakable),
         written(pivot.vocabulary),
         anchors_by_bytes(member.vocabulary, pivot.vocabulary),
-        _DIRECTIONS,
+        DIRECTIONS,
     )
     alone = np.flatnonzero(twin[space.tokens] < 0)
     rows, symbols, weights = trusted(_look_up(space, alone, progress))
@@ -65,7 +70,7 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         np.concatenate([paired, space.tokens[alone[rows]]]),
         np.concatenate([twin[paired], space.symbols[symbols]]),
         np.concatenate([np.ones(len(paired)), weights]),
-        parameters=PARAMETERS["eva"],
+        parameters=PARAMETERS,
     )
 
 
@@ -101,7 +106,7 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
         rows,
         symbols,
         weights,
-        parameters=PARAMETERS["eva-paper"],
+        parameters=PAPER_PARAMETERS,
     )
 
 
@@ -113,11 +118,23 @@ def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:
     """
     scores = found.scores.astype(np.float64)
     good = scores >= _FLOOR
-    known = np.ma.masked_array(scores, ~good)
-    good &= ~((known.count(axis=1) > _FLAT_COUNT) & (known.std(axis=1) <= _FLAT))[:, None]
+    count = good.sum(axis=1)
+    filled = np.where(good, scores, 0)
+    mean = filled.sum(axis=1) / np.maximum(count, 1)
+    spread = np.where(good, scores - mean[:, None], 0)
+    deviation = np.sqrt((spread**2).sum(axis=1) / np.maximum(count, 1))
+    good &= ~((count > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
     rows, columns = np.nonzero(good)
     return rows, found.symbols[rows, columns], scores[rows, columns]
 
 
 def _look_up(space: Overlay, rows: Ids, progress: Progress | None) -> Neighbours:
-    return nearest(space.x, space.z, rows, count=_NEIGHBOURS, floor=_FLOOR, progress=progress)
+    return nearest(
+        space.x,
+        space.z,
+        rows,
+        count=_NEIGHBOURS,
+        floor=_FLOOR,
+        near=space.near,
+        progress=progress,
+    )

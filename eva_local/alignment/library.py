@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from eva_local.alignment.embedding import PARAMETERS, eva, eva_paper
+from eva_local.alignment import embedding
+from eva_local.alignment.embedding import eva, eva_paper
 from eva_local.alignment.mapping import REBUILD, Mapping, from_entries, twins
 from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import Progress, surface, surface_refined
@@ -30,10 +32,12 @@ def _from_bytes(learn: Callable[[Tokenizer, Tokenizer, Progress | None], Mapping
 
 
 def _from_embeddings(learn: Callable[[Embedded, Embedded, Progress | None], Mapping]) -> Method:
-    def embedded(model: Model) -> Embedded:
-        return Embedded(model.vocabulary, output_layer(model.path))
-
     return lambda member, pivot, told: learn(embedded(member), embedded(pivot), told)
+
+
+def embedded(model: Model) -> Embedded:
+    """Return a model's vocabulary with its output embeddings, from its file."""
+    return Embedded(model.vocabulary, output_layer(model.path))
 
 
 METHODS: Table[str, Method] = {
@@ -41,6 +45,12 @@ METHODS: Table[str, Method] = {
     "surface-refined": _from_bytes(surface_refined),
     "eva": _from_embeddings(eva),
     "eva-paper": _from_embeddings(eva_paper),
+}
+# Methods that rest on embeddings, whose overlay can be tested on anchors that are held out, and
+# the parameters that they have now.
+BY_EMBEDDING: Table[str, Table[str, Any]] = {
+    "eva": embedding.PARAMETERS,
+    "eva-paper": embedding.PAPER_PARAMETERS,
 }
 # Under this share of pieces in common a pair of members hardly understands each other.
 _FEW_TWINS = 0.05
@@ -101,7 +111,7 @@ def read(path: Path, member: Model, pivot: Model) -> Mapping:
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
     if (mapping.member, mapping.pivot) != expected:
         raise MappingError(f"{path}: made for other vocabularies; run: {REBUILD}")
-    if mapping.parameters != PARAMETERS.get(mapping.method, {}):
+    if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
         raise MappingError(f"{path}: made with other parameters; run: {REBUILD}")
     return mapping
 

@@ -27,13 +27,15 @@ class Overlay:
     """Tokens of a member and symbols of the pivot in one space.
 
     `x: (n, r)` are the embeddings of `tokens: (n,)` and `z: (m, r)` those of `symbols: (m,)`,
-    of unit length; the ids ascend.
+    of unit length; the ids ascend. `near: (m,)` is the cosine of each symbol with the token that
+    is its anchor, -1 where it has none.
     """
 
     tokens: Ids
     symbols: Ids
     x: Matrix
     z: Matrix
+    near: Matrix
 
 
 def anchors_by_bytes(member: Vocabulary, pivot: Vocabulary) -> tuple[Ids, Ids]:
@@ -86,4 +88,7 @@ def overlay(
     x, z = member.layer.embeddings(tokens), pivot.layer.embeddings(symbols)
     normalise(x)
     normalise(z)
-    return Overlay(tokens, symbols, *supervised(x, z, rows, columns, directions))
+    x, z = supervised(x, z, rows, columns, directions)
+    near = np.full(len(symbols), -1, dtype=np.float32)
+    np.maximum.at(near, columns, np.einsum("ij,ij->i", x[rows], z[columns]))
+    return Overlay(tokens, symbols, x, z, near)

@@ -9,7 +9,6 @@ proportion to the pivot's own probabilities of them at that step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,17 @@ def surface_refined(
     member: Tokenizer, pivot: Tokenizer, progress: Progress | None = None
 ) -> Mapping:
     """Map as `surface` does, and record which token each symbol begins with."""
-    first = _first_tokens(member, pivot, progress)
-    return replace(surface(member, pivot, progress), method="surface-refined", first=first)
+    symbols = _nearest_symbols(member, pivot, progress)
+    rows = np.flatnonzero(symbols >= 0)
+    return from_entries(
+        "surface-refined",
+        member.vocabulary,
+        pivot.vocabulary,
+        rows,
+        symbols[rows],
+        np.ones(len(rows)),
+        first=_first_tokens(member, pivot, progress),
+    )
 
 
 def _nearest_symbols(

@@ -75,6 +75,7 @@ class _Own(_Read):
     """The output of all forms but OpenAI's."""
 
     def answered(self, row: Row, answer: Answer, _model: str, shares: Shares | None) -> Result:
+        assert answer.usage is not None
         result = _named(row)
         result |= {
             "text": answer.text,

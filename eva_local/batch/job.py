@@ -15,7 +15,7 @@ from eva_local.batch.results import Output
 from eva_local.batch.rows import Row
 from eva_local.engine.request import Request, Told
 from eva_local.errors import EvaError
-from eva_local.openai.answer import answer_of
+from eva_local.openai.answer import Answer
 from eva_local.types import Step
 
 # How far the rows that are written in order may run ahead of one that takes long, for each slot.
@@ -54,12 +54,12 @@ class Progress:
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _RowInHand:
     """A row that is being answered: its place in the input, and what came so far."""
 
     place: int
     row: Row
-    steps: list[Step] = field(default_factory=list)
+    answer: Answer
     carried: Counter[str] = field(default_factory=Counter)
 
 
@@ -88,7 +88,7 @@ class Job:
         self._results = results
         self._shares = shares
         self._ordered = ordered
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _RowInHand] = {}
         # Finished rows that wait for one before them, by their place in the input.
         self._early: dict[int, Mapping[str, object]] = {}
         self._next = 0
@@ -120,7 +120,8 @@ class Job:
             if row.asked is None:
                 self._fail(place, row, row.problem)
                 continue
-            self._asked[next(numbers)] = _Asked(place, row)
+            answer = Answer(told=row.asked.n_top is not None)
+            self._asked[next(numbers)] = _RowInHand(place, row, answer)
             yield Request(
                 row.asked.prompt,
                 row.asked.sampling,
@@ -141,14 +142,13 @@ class Job:
             self.progress.n_tokens += 1
             if told.trace is not None:
                 asked.carried[told.trace.carrier] += 1
-        asked.steps.append(told)
+        asked.answer.push(told)
         if told.finish_reason is None:
             return
-        detailed = row.asked is not None and row.asked.n_top is not None
-        answer = answer_of(asked.steps, told=detailed)
         del self._asked[number]
         shares = self._shares_of(asked.carried) if self._shares else None
-        self._write(asked.place, self._form.answered(row, answer, self._ensemble.spec.name, shares))
+        name = self._ensemble.spec.name
+        self._write(asked.place, self._form.answered(row, asked.answer, name, shares))
 
     def _shares_of(self, carried: Counter[str]) -> Shares:
         total = max(carried.total(), 1)

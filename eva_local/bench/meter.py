@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from eva_local.bench.benchmark import UNKNOWN, MemberPart
+from eva_local.bench.pace import UNKNOWN, MemberPart
 from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]
@@ -36,8 +36,6 @@ class Meter:
         self.n_batch = model.n_batch
         self.can_roll_back = model.can_roll_back
         self.holds = model.holds
-        # Prompts only are decoded so, and what they take is not asked.
-        self.decode_every = model.decode_every
         #: What was decoded since `reset`.
         self.decodings: list[Decoding] = []
         self._can_repeat = model.can_roll_back
@@ -47,27 +45,40 @@ class Meter:
         self.decodings = []
         self._can_repeat = self.can_roll_back
 
-    def part(self) -> MemberPart:
-        """Return what was decoded since `reset`, and how long it takes once more, by itself.
+    def part(self, *, alone: bool, single: bool) -> MemberPart:
+        """Return what was decoded since `reset`.
 
-        The cache ends up as it was. Unknown is what cannot be done again: tokens cannot be taken
-        back, or were since then.
+        With `alone` it is decoded once more, by itself, and with `single` the last token of every
+        sequence; the cache ends up as it was. Unknown is what cannot be done again: tokens cannot
+        be taken back, or were since then.
         """
+        runs = [run for each in self.decodings for run in each.runs]
+        last = {run.seq_id: run for run in runs}
+        n_tokens = sum(len(run.tokens) for run in runs)
+        again = self._repeat([each.runs for each in self.decodings]) if alone else UNKNOWN
+        one = UNKNOWN
+        if single and n_tokens == len(last):
+            one = again
+        elif single:
+            ends = [(run, run.start + len(run.tokens) - 1) for run in last.values()]
+            one = self._repeat([[Run(run.seq_id, end, run.tokens[-1:]) for run, end in ends]])
         return MemberPart(
-            n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
+            n_rows=len(last),
+            n_tokens=n_tokens,
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=self._repeat(),
+            alone=again,
+            single=one,
         )
 
-    def _repeat(self) -> float:
+    def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
         if not self._can_repeat:
             return UNKNOWN
         seconds = 0.0
-        for each in self.decodings:
-            if not all(self._model.remove(run.seq_id, run.start) for run in each.runs):
+        for runs in batches:
+            if not all(self._model.remove(run.seq_id, run.start) for run in runs):
                 return UNKNOWN
             began = self._clock()
-            self._model.decode(each.runs)
+            self._model.decode(runs)
             seconds += self._clock() - began
         return seconds
 
@@ -77,6 +88,20 @@ class Meter:
         logits = self._model.decode(runs)
         self.decodings.append(Decoding(began, self._clock(), runs))
         return logits
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        """Decode one run; see `Model.decode_every`. Again it is decoded without those logits."""
+        blocks = self._model.decode_every(run)
+        done = 0
+        while True:
+            began = self._clock()
+            block = next(blocks, None)
+            if block is None:
+                return
+            part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
+            self.decodings.append(Decoding(began, self._clock(), [part]))
+            done += len(block)
+            yield block
 
     def remove(self, seq_id: int, start: int) -> bool:
         """Forget positions from `start` on; see `Model.remove`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eva_local.bench.benchmark import Benchmark, Spread, Trial
+from eva_local.bench.benchmark import Benchmark, Trial
+from eva_local.bench.pace import Spread
 from eva_local.pages.frame import member_class, report
 from eva_local.pages.plots import Line, intervals
 

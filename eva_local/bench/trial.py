@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
 from eva_local.api import Ensemble, Report
-from eva_local.bench.benchmark import Benchmark, Round, Trial, pace
+from eva_local.bench.benchmark import Benchmark, Trial
 from eva_local.bench.meter import Clock, Meter, busy
+from eva_local.bench.pace import Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
@@ -21,7 +23,7 @@ from eva_local.errors import EvaError, InputError
 from eva_local.opening import ensemble_of, open_models
 from eva_local.types import Sampling
 
-# A short prompt is read so often.
+# A short prompt is read so often, and so many batches of a long one are decoded again alone.
 _READINGS = 3
 # Steps before the rounds that count.
 _WARM_UP = 2
@@ -51,77 +53,106 @@ def measure(
     return Benchmark.of(spec, rounds, trials)
 
 
-@dataclass(frozen=True, slots=True)
 class Bench:
-    """An ensemble of metered members, and how many rounds are measured of each trial."""
+    """An ensemble of metered members, and how many rounds are measured."""
 
-    ensemble: Ensemble
-    meters: Sequence[Meter]
-    rounds: int
-    report: Report
-    clock: Clock = time.perf_counter
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        meters: Sequence[Meter],
+        rounds: int,
+        report: Report,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Measure `rounds` steps of each trial; `report` is told how far it is."""
+        self._ensemble = ensemble
+        self._meters = meters
+        self._rounds = rounds
+        self._report = report
+        self._clock = clock
 
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
         label = f"{n_tokens} tokens of context"
-        self.ensemble.n_slots = 1
-        firsts = [
-            self._read(prompt, seed, f"{label}: reading") for seed, prompt in enumerate(prompts)
-        ]
+        reading: list[Round] = []
+        firsts: list[float] = []
+        self._ensemble.n_slots = 1
+        for number, prompt in enumerate(prompts):
+            rounds, first = self._read(prompt, number, f"{label}: reading", len(prompts))
+            reading += rounds
+            firsts.append(first)
         for width in widths:
-            self.ensemble.n_slots = width
+            self._ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
+            written = pace(self._ensemble.members, rounds)
+            assert written is not None
             yield Trial(
                 context=n_tokens,
                 texts=width,
-                prompt_tokens=self.ensemble.prompt_tokens(prompts[-1]),
+                prompt_tokens=self._ensemble.prompt_tokens(prompts[-1]),
+                reading=pace(self._ensemble.members, reading) if width == 1 else None,
                 first_seconds=sorted(firsts)[len(firsts) // 2] if width == 1 else None,
                 cached_first_seconds=cached,
-                writing=pace(self.ensemble.members, rounds),
+                writing=written,
                 peak_memory=peak_memory(),
             )
 
-    def _read(self, prompt: str, seed: int, label: str) -> float:
-        """Return the seconds until the first symbol after a prompt that nothing is known of."""
+    def _read(
+        self, prompt: str, seed: int, label: str, n_prompts: int
+    ) -> tuple[list[Round], float]:
+        """Read a prompt; return its steps, and the seconds until the first symbol."""
+        tokens = self._ensemble.prompt_tokens(prompt)
+        batches = max(
+            math.ceil(size / meter.n_batch)
+            for size, meter in zip(tokens, self._meters, strict=True)
+        )
+        # Reading takes as long as many steps: of a long prompt only some is done again.
+        stride = max(1, batches * n_prompts // _READINGS)
+        rounds: list[Round] = []
         with closing(self._texts(prompt, seed)) as runner:
-            began = self.clock()
+            began = self._clock()
             runner.draw()
-            while not _steps(runner):
-                self.report(label, runner.share_read)
-            return self.clock() - began
+            first = self._clock() - began
+            while not (rounds and rounds[-1].told):
+                self._report(label, min(len(rounds) / batches, 1.0))
+                rounds.append(self._round(runner, alone=len(rounds) % stride == 0, single=False))
+                first += rounds[-1].seconds
+        return rounds, first
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
         """Go on with a prompt that the cache holds; return the steps, and the seconds to begin."""
         rounds = []
         with closing(self._texts(prompt)) as runner:
-            began = self.clock()
+            began = self._clock()
             begun: set[int] = set()
             while len(begun) < width:
                 begun |= {number for number, _ in _steps(runner)}
-            first = self.clock() - began
-            for number in range(_WARM_UP + self.rounds):
-                self.report(label, number / (_WARM_UP + self.rounds))
+            first = self._clock() - began
+            for number in range(_WARM_UP + self._rounds):
+                self._report(label, number / (_WARM_UP + self._rounds))
                 runner.draw()
-                rounds.append(self._round(runner))
+                rounds.append(self._round(runner, alone=True, single=True))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
         """Return texts that go on from a prompt, one more for each that ends."""
-        sampling = _sampling(self.ensemble.spec)
+        sampling = _sampling(self._ensemble.spec)
         seeds = count(seed)
-        return self.ensemble.runner(Request(prompt, replace(sampling, seed=each)) for each in seeds)
+        return self._ensemble.runner(
+            Request(prompt, replace(sampling, seed=each)) for each in seeds
+        )
 
-    def _round(self, runner: Runner) -> Round:
+    def _round(self, runner: Runner, *, alone: bool, single: bool) -> Round:
         """Take a step, then let each member decode alone what it decoded in the step."""
-        for meter in self.meters:
+        for meter in self._meters:
             meter.reset()
-        began = self.clock()
+        began = self._clock()
         told = len(_steps(runner))
         return Round(
-            seconds=self.clock() - began,
-            busy=busy(self.meters),
+            seconds=self._clock() - began,
+            busy=busy(self._meters),
             told=told,
-            parts=tuple(meter.part() for meter in self.meters),
+            parts=tuple(meter.part(alone=alone, single=single) for meter in self._meters),
         )
 
 

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.options import Load, json_option, setting_options
 from eva_local.cli.outputs import print_json, print_table, shown
-from eva_local.cli.progress import ProgressDisplay, progress_shown
-from eva_local.cli.session import Session, json_option, pass_session, setting_options
+from eva_local.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from eva_local.llama.llama_model import LlamaModel
 
-
-@dataclass(frozen=True, slots=True)
-class MappingReport:
-    """What is known of one mapping; None where it has no file, or was here already."""
-
-    member: str
-    pivot: str
-    method: str
-    state: str
-    anchors: int
-    mapped: float
-    seconds: float | None = None
-    bytes: int | None = None
-    path: str | None = None
+# What is known of a mapping, beside its path, and the head of its column.
+_FACTS = {
+    "member": "MEMBER",
+    "pivot": "PIVOT",
+    "method": "METHOD",
+    "state": "STATE",
+    "anchors": "ANCHORS",
+    "mapped": "MAPPED",
+    "held_out_rank_1": "RANK 1",
+    "held_out_rank_10": "RANK 10",
+    "retained": "RETAINED",
+    "seconds": "SECONDS",
+    "bytes": "BYTES",
+}
 
 
 @click.command()
@@ -37,9 +37,9 @@ class MappingReport:
 @click.option("--method", "methods", multiple=True, help="This mapping; may be repeated.")
 @click.option("--force", is_flag=True, help="Build again what is here already.")
 @json_option
-@pass_session
+@click.pass_obj
 def align(
-    session: Session,
+    load: Load,
     overrides: dict[str, object],
     methods: tuple[str, ...],
     force: bool,
@@ -49,28 +49,33 @@ def align(
 
     Every member is aligned to the pivot by the ensemble's own method, unless --method names
     others. Says of each mapping: anchors (tokens with equal bytes), the share of the
-    vocabulary that is mapped, and what it cost. What a mapping is worth says
-    `eval --compare mapping=METHOD`.
+    vocabulary that is mapped, how many anchors that were held out are found again at rank 1
+    and 10 (methods with embeddings), the probability that is kept on a sample of text, and
+    what it cost.
     """
     from eva_local.alignment import library
     from eva_local.opening import open_models
 
-    spec = session.load(overrides).ensemble()
-    reports = []
-    with progress_shown() as progress, open_models(spec) as models:
+    spec = load(overrides).ensemble()
+    reports: list[dict[str, object]] = []
+    with closing(ProgressDisplay()) as progress, open_models(spec) as models:
         pivot = models[spec.pivot_index]
         for member, model in zip(spec.members, models, strict=True):
             if member.name == spec.pivot:
                 continue
             if model.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
                 count = int(model.vocabulary.speakable.sum())
-                reports.append(MappingReport(member.name, spec.pivot, "-", "shared", count, 1.0))
+                facts = (member.name, spec.pivot, "-", "shared", count, 1.0, *[None] * 6)
+                reports.append(dict(zip((*_FACTS, "path"), facts, strict=True)))
                 continue
             for method in methods or (spec.fusion.mapping,):
                 library.check_method(method)
                 names = (member.name, spec.pivot)
                 reports.append(_report(method, names, model, pivot, progress, force=force))
-    _print(reports, as_json=as_json)
+    if as_json:
+        print_json(reports)
+    else:
+        print_table(tuple(_FACTS.values()), [_worded(report) for report in reports])
 
 
 def _report(
@@ -81,43 +86,42 @@ def _report(
     progress: ProgressDisplay,
     *,
     force: bool,
-) -> MappingReport:
-    from eva_local.alignment import library
+) -> dict[str, object]:
+    from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
 
+    told = partial(progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
     path = None if force else library.find(method, model, pivot, folders)
-    state, seconds = "here", None
+    state, seconds, found = "here", None, None
     if path is None:
-        told = partial(progress, f"{method}: {names[0]} to {names[1]}")
         began = time.perf_counter()
         path = library.build(method, model, pivot, folders[0], told)
         state, seconds = "built", time.perf_counter() - began
-    return MappingReport(
-        *names,
-        method,
-        state,
-        anchors=int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
-        mapped=library.read(path, model, pivot).share,
-        seconds=seconds,
-        bytes=path.stat().st_size,
-        path=str(path),
-    )
+    if method in library.BY_EMBEDDING:
+        sides = library.embedded(model), library.embedded(pivot)
+        directions = library.BY_EMBEDDING[method].get("directions")
+        found = quality.held_out(*sides, directions=directions, progress=told)
+    mapping = library.read(path, model, pivot)
+    return {
+        "member": names[0],
+        "pivot": names[1],
+        "method": method,
+        "state": state,
+        "anchors": int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
+        "mapped": mapping.share,
+        "held_out_rank_1": None if found is None else found.csls_1,
+        "held_out_rank_10": None if found is None else found.csls_10,
+        "retained": quality.retained_mass(model, mapping),
+        "seconds": seconds,
+        "bytes": path.stat().st_size,
+        "path": str(path),
+    }
 
 
-def _print(reports: list[MappingReport], *, as_json: bool) -> None:
-    if as_json:
-        print_json([asdict(report) for report in reports])
-        return
-    print_table(
-        ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", "MAPPED", "SECONDS", "FILE KB"),
-        [
-            (
-                *(report.member, report.pivot, report.method, report.state, report.anchors),
-                shown(report.mapped, ".1%"),
-                shown(report.seconds, ".1f"),
-                None if report.bytes is None else report.bytes // 1024,
-            )
-            for report in reports
-        ],
-    )
+def _worded(report: dict[str, object]) -> list[str]:
+    forms = dict.fromkeys(_FACTS, ".1%") | {"seconds": ".1f"}
+    return [
+        shown(report[key], form if isinstance(report[key], float) else "")
+        for key, form in forms.items()
+    ]

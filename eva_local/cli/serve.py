@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import click
 
+from eva_local.chat.terminal import handled
+from eva_local.cli.options import Load, parallel_option, setting_options
 from eva_local.cli.progress import open_shown
-from eva_local.cli.session import Session, parallel_option, pass_session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
 PORT = 8080
 QUEUE = 64
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -57,9 +60,9 @@ QUEUE = 64
     help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
 )
 @setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
-@pass_session
+@click.pass_obj
 def serve(
-    session: Session,
+    load: Load,
     names: tuple[str, ...],
     host: str,
     port: int,
@@ -77,7 +80,7 @@ def serve(
     only this machine can ask. Ctrl-C ends it.
     """
     keys = _keys(api_key, api_key_file)
-    config = session.load(overrides)
+    config = load(overrides)
     specs = [config.ensemble(name) for name in names or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")
@@ -89,7 +92,14 @@ def serve(
     )
     import asyncio
 
-    asyncio.run(server.serve())
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        # A second signal ends the process at once.
+        for number in _ENDINGS:
+            signal.signal(number, signal.SIG_DFL)
+        server.stop()
+
+    with handled(stop, *_ENDINGS):
+        asyncio.run(server.serve())
     return 0
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from eva_local.evaluate.summary import FAR_APART, Standing, TaskSummary
 
+# Where some member is right so much more often than the best, better weights may find it.
+_WORTH_TUNING = 10.0
+
 
 def verdict(summary: TaskSummary) -> list[str]:
     """Return what follows for the ensemble that was asked for, and from other settings of it."""
@@ -35,21 +38,23 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
     if ahead.low > 0:
         return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
     if ahead.high < 0:
-        return f"Use {best} alone: {standing.name} is {amount} worse ({interval})."
+        return (
+            f"Use {best} alone: {standing.name} is {amount} worse ({interval})."
+            f"{_way_out(summary, standing)}"
+        )
     told = (
         f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
         f"({_amount(ahead.value, summary, '+')}, {interval})"
     )
-    spec, seconds = standing.contestant.spec, summary.standing(best).seconds
-    if spec.pivot == best and spec.fusion.gate == 1:
-        return (
-            f"{told}: gate it (gate = 0.9), so that the others are asked only where {best} is "
-            f"unsure, or use {best} alone."
+    rest = "more rows may tell"
+    if _leads(summary, standing):
+        rest = (
+            f"gate it (gate = 0.9), so that the others are asked only where {best} is unsure, "
+            f"or use {best} alone"
         )
-    if standing.seconds > seconds > 0:
-        times = standing.seconds / seconds
-        return f"{told}: use {best} alone, which is {times:.1f} times as fast."
-    return f"{told}: more rows may tell."
+    elif (times := _times(summary, standing)) > 1:
+        rest = f"use {best} alone, which is {times:.1f} times as fast"
+    return f"{told}: {rest}."
 
 
 def comparison(summary: TaskSummary) -> str:
@@ -75,3 +80,28 @@ def comparison(summary: TaskSummary) -> str:
 
 def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
     return f"{value:{sign}.1f}%" if summary.step == "%" else f"{value:{sign}.1f} points"
+
+
+def _way_out(summary: TaskSummary, standing: Standing) -> str:
+    """Say how the ensemble might be mended."""
+    score = summary.standing(summary.best).score.value
+    apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
+    if summary.step == "points" and apart > _WORTH_TUNING:
+        return (
+            f" Picking the best member row by row would score {apart:.1f} points more than "
+            f"{summary.best}: --tune looks for settings that come nearer."
+        )
+    if _leads(summary, standing):
+        return f" Or gate it (gate = 0.9), so that {summary.best} decides alone where it is sure."
+    return ""
+
+
+def _leads(summary: TaskSummary, standing: Standing) -> bool:
+    """Return whether the best member is the pivot, which a gate would let decide alone."""
+    spec = standing.contestant.spec
+    return spec.pivot == summary.best and spec.fusion.gate == 1
+
+
+def _times(summary: TaskSummary, standing: Standing) -> float:
+    seconds = summary.standing(summary.best).seconds
+    return standing.seconds / seconds if seconds else 0.0

@@ -11,7 +11,7 @@ from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary
 from eva_local.pages.frame import member_class, report
-from eva_local.pages.plots import Line, intervals
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 # Rows that are shown of each task: those in which ensemble and best member differ most.
 _SHOWN_ROWS = 24
@@ -28,9 +28,11 @@ def report_page(evaluation: Evaluation) -> str:
         css=css,
         overview=list(_overview(evaluation, css)),
         tasks=[
-            (summary, _scores(summary, css), _furthest(summary)) for summary in evaluation.tasks
+            (summary, _scores(summary, css), _gains(summary), _patterns(summary, css))
+            for summary in evaluation.tasks
         ],
         n_shown=_SHOWN_ROWS,
+        furthest=_furthest,
         short=_short,
         settings=_settings,
         verdict=verdict,
@@ -38,6 +40,8 @@ def report_page(evaluation: Evaluation) -> str:
         headings=headings,
         cells=cells,
         intervals=intervals,
+        bars=bars,
+        waterfall=waterfall,
     )
 
 
@@ -82,13 +86,45 @@ def _scores(summary: TaskSummary, css: dict[str, str]) -> list[Line]:
     return [_line(one.name, css[one.name], one.score, form) for one in summary.standings]
 
 
-def _furthest(summary: TaskSummary) -> list[int]:
-    """Return the rows in which ensemble and best member differ, those that differ most first."""
+def _gains(summary: TaskSummary) -> list[float]:
+    """Return how much better the ensemble is than the best member, row by row."""
     if not summary.best or not summary.ensembles:
         return []
+    sign = -1 if lower_is_better(summary.metric) else 1
     pairs = zip(summary.ensembles[0].marks, summary.standing(summary.best).marks, strict=True)
-    gaps = {row: abs(mine.value - theirs.value) for row, (mine, theirs) in enumerate(pairs)}
-    return sorted((row for row, gap in gaps.items() if gap), key=lambda row: -gaps[row])
+    return [sign * (mine.value - theirs.value) for mine, theirs in pairs]
+
+
+def _furthest(gains: list[float]) -> list[int]:
+    """Return the rows in which ensemble and best member differ, those that differ most first."""
+    apart = [row for row, gain in enumerate(gains) if gain]
+    return sorted(apart, key=lambda row: -abs(gains[row]))
+
+
+def _patterns(summary: TaskSummary, css: dict[str, str]) -> list[Bar]:
+    """Sort the rows by which members were right; count in how many the ensemble was."""
+    names = [member.name for member in summary.members]
+    classes = {
+        "all members": "main",
+        **{f"only {name}": css[name] for name in names},
+        "some members": "main",
+        "no member": "main",
+    }
+    found: dict[str, list[bool]] = {}
+    for place, mark in enumerate(summary.ensembles[0].marks if summary.ensembles else ()):
+        right = [one.name for one in summary.members if one.marks[place].value > 0]
+        if len(right) == len(names):
+            sort = "all members"
+        elif len(right) == 1:
+            sort = f"only {right[0]}"
+        else:
+            sort = "some members" if right else "no member"
+        found.setdefault(sort, []).append(mark.value > 0)
+    return [
+        Bar(label, css_class, len(found[label]), sum(found[label]))
+        for label, css_class in classes.items()
+        if label in found
+    ]
 
 
 def _settings(standing: Standing) -> str:

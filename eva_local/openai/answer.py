@@ -1,4 +1,4 @@
-"""Whole answers, as OpenAI's API writes them."""
+"""Answers as OpenAI's API writes them: whole, or in the parts of a stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Usage
 
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
+# Enough for every number of a trace's page, and half the bytes.
+_DIGITS = 4
+
+Body = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,83 +32,158 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer; `tokens` are there where probabilities were asked for."""
+class Echo:
+    """A prompt in front of its answer; the tokens are there where probabilities are told."""
 
     text: str
-    finish_reason: FinishReason
-    usage: Usage
+    n_tokens: int
     tokens: tuple[Token, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What answers cost, in tokens."""
+class Answer:
+    """One answer as it is written; `tokens` are there where probabilities are `told`.
 
-    prompt: int
-    completion: int
-
-    @classmethod
-    def of(cls, answers: Sequence[Answer], n: int = 1) -> Counts:
-        """Count `n` answers to each prompt.
-
-        The prompt counts once, as the first member reads it: OpenAI's shape has one number.
-        """
-        return cls(
-            sum(answer.usage.prompt_tokens[0] for answer in answers[::n]),
-            sum(answer.usage.steps for answer in answers),
-        )
-
-    def written(self) -> dict[str, int]:
-        """Return the counts in OpenAI's shape."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-        }
-
-
-class Tokens:
-    """Gives out the symbols of an answer once their beginning is shown.
-
-    So those of a stop string, which is never shown, are left out, and so is END. Behind an echo
-    all are told, whatever is shown: evaluation harnesses rely on one for each that was chosen.
+    A symbol is among them once its beginning is shown: so those of a stop string, which is never
+    shown, are left out, and so is END. Behind an echo all are told, whatever is shown: evaluation
+    harnesses rely on one for each that was chosen.
     """
 
-    def __init__(self, echo: str | None = None) -> None:
-        """Begin an answer, perhaps behind an echo of its prompt."""
+    def __init__(self, *, told: bool = False) -> None:
+        """Begin an answer."""
+        self.echo: Echo | None = None
+        self.steps: list[Step] = []
+        self.tokens: list[Token] = []
+        self._told = told
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
-        self._shown = 0
-        self._at = 0
-        self._start = len(echo or "")
-        self._all = echo is not None
+        self._shown = self._at = self._start = 0
+
+    def repeat(self, echo: Echo) -> None:
+        """Put the prompt in front."""
+        self.echo = echo
+        self.tokens += echo.tokens
+        self._start = len(echo.text)
 
     def push(self, step: Step) -> list[Token]:
-        """Take the next step; return the symbols that are shown by now."""
-        if step.piece or self._all:
-            token = Token(step.piece, self._start, log_of(step.probability), step.top)
+        """Take the next step; return the tokens that are told by it."""
+        self.steps.append(step)
+        if not self._told:
+            return []
+        is_all = self.echo is not None
+        if step.piece or is_all:
+            token = Token(step.piece, self._start, _log_of(step.probability), step.top)
             self._waiting.append((self._at, token))
             self._at += len(step.piece)
             self._start += len(self._decoder.decode(step.piece))
         self._shown += len(step.text.encode("utf-8", "replace"))
-        ready = [token for at, token in self._waiting if self._all or at < self._shown]
+        ready = [token for at, token in self._waiting if is_all or at < self._shown]
         del self._waiting[: len(ready)]
+        self.tokens += ready
         return ready
 
+    @property
+    def text(self) -> str:
+        """What was written, behind the echo."""
+        return "".join([self.echo.text if self.echo else "", *(step.text for step in self.steps)])
 
-def answer_of(steps: Sequence[Step], *, told: bool, echo: str | None = None) -> Answer:
-    """Join the steps of a finished answer, with its tokens where they are to be `told`.
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; an echo alone is as long as was asked for."""
+        return self.steps[-1].finish_reason if self.steps else "length"
 
-    The `echo` is not put in front; it says how the tokens are told, as `Tokens` do.
+    @property
+    def usage(self) -> Usage | None:
+        """What it cost, once it is finished; an echo alone has none."""
+        return self.steps[-1].usage if self.steps else None
+
+    @property
+    def n_read(self) -> int:
+        """The tokens of the prompt, as the first member reads it."""
+        if self.usage is not None:
+            return self.usage.prompt_tokens[0]
+        return self.echo.n_tokens if self.echo else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Letterhead:
+    """What all bodies about a request begin with, whole ones and the parts of a stream.
+
+    `counted` where the last part of a stream tells what the answers cost.
     """
-    last = steps[-1]
-    assert last.finish_reason is not None
-    assert last.usage is not None
-    text = "".join(step.text for step in steps)
-    tokens = Tokens(echo)
-    shown = tuple(token for step in steps for token in tokens.push(step)) if told else ()
-    return Answer(text, last.finish_reason, last.usage, shown)
+
+    endpoint: str
+    name: str
+    created: int
+    model: str
+    counted: bool = False
+
+    def whole(
+        self, answers: Sequence[Answer], n: int = 1, *, told: bool, traced: bool = False
+    ) -> Body:
+        """Return the body with `n` answers to each prompt.
+
+        `told` adds logprobs, `traced` why each symbol was chosen.
+        """
+        choices = []
+        for index, answer in enumerate(answers):
+            said: Body = {"text": answer.text}
+            if self.endpoint == CHAT:
+                said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            tokens = answer.tokens if told else None
+            choices.append(self._choice(index, said, tokens, answer.finish_reason))
+            if traced:
+                choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
+        kind = "chat.completion" if self.endpoint == CHAT else "text_completion"
+        return self._body(kind, choices) | {"usage": _counts_of(answers, n)}
+
+    def opening(self, index: int) -> Body:
+        """Return what comes before the text of a chat's answer."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return self._part(self._choice(index, {"delta": delta}))
+
+    def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
+        """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
+        reason: FinishReason | None = "length" if last else None
+        return self._part(self._choice(index, {"text": echo.text}, echo.tokens or None, reason))
+
+    def step(
+        self, index: int, step: Step, tokens: Sequence[Token] = (), *, traced: bool = False
+    ) -> Body | None:
+        """Return what a step says; None where there is nothing to say yet."""
+        if not (step.text or tokens or traced or step.finish_reason):
+            return None
+        said: Body = {"text": step.text}
+        if self.endpoint == CHAT:
+            said = {"delta": {"content": step.text} if step.text else {}}
+        more: Body = {"eva": trace_of(step)} if traced else {}
+        return self._part(self._choice(index, said, tokens or None, step.finish_reason, **more))
+
+    def last(self, answers: Sequence[Answer], n: int) -> Body:
+        """Return the part that tells what the answers cost."""
+        return self._part() | {"usage": _counts_of(answers, n)}
+
+    def _choice(
+        self,
+        index: int,
+        said: Body,
+        tokens: Sequence[Token] | None = None,
+        finish_reason: FinishReason | None = None,
+        **more: object,
+    ) -> Body:
+        told: Body | None = None
+        if tokens is not None and self.endpoint == CHAT:
+            told = {"content": chat_tokens(tokens), "refusal": None}
+        elif tokens is not None:
+            told = _text_logprobs(tokens)
+        return {"index": index, **said, "logprobs": told, **more, "finish_reason": finish_reason}
+
+    def _part(self, *choices: Body) -> Body:
+        kind = "chat.completion.chunk" if self.endpoint == CHAT else "text_completion"
+        return self._body(kind, choices) | ({"usage": None} if self.counted else {})
+
+    def _body(self, kind: str, choices: Sequence[Body]) -> Body:
+        head = {"id": self.name, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices}
 
 
 def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
@@ -117,105 +196,82 @@ def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Letterhead:
-    """What all bodies about a request begin with, whole ones and the parts of a stream.
-
-    `counted` where the last part of a stream tells the counts.
-    """
-
-    endpoint: str
-    name: str
-    created: int
-    model: str
-    counted: bool = False
-
-    def whole(self, answers: Sequence[Answer], n: int = 1, *, told: bool) -> dict[str, object]:
-        """Return the body with `n` answers to each prompt; `told` adds logprobs."""
-        is_chat = self.endpoint == CHAT
-        choices: list[dict[str, object]] = []
-        for index, answer in enumerate(answers):
-            said: dict[str, object] = {"text": answer.text}
-            if is_chat:
-                message = {"role": "assistant", "content": answer.text, "refusal": None}
-                said = {"message": message}
-            said["logprobs"] = self.logprobs(answer.tokens) if told else None
-            choices.append({"index": index, **said, "finish_reason": answer.finish_reason})
-        head = self._head("chat.completion" if is_chat else "text_completion", choices)
-        return head | {"usage": Counts.of(answers, n).written()}
-
-    def chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
-        """Return a part of an answer."""
-        is_chat = self.endpoint == CHAT
-        head = self._head("chat.completion.chunk" if is_chat else "text_completion", choices)
-        return head | {"usage": None} if self.counted else head
-
-    def last(self, counts: Counts) -> dict[str, object]:
-        """Return the part that tells the counts."""
-        return self.chunk([]) | {"usage": counts.written()}
-
-    def logprobs(self, tokens: Sequence[Token]) -> dict[str, object]:
-        """Return tokens as the endpoint tells them."""
-        return chat_logprobs(tokens) if self.endpoint == CHAT else text_logprobs(tokens)
-
-    def _head(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
-        return {
-            "id": self.name,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-
-
-def chat_logprobs(tokens: Iterable[Token]) -> dict[str, object]:
-    """Return tokens as a chat completion tells them."""
-    return {"content": chat_tokens(tokens), "refusal": None}
-
-
-def chat_tokens(tokens: Iterable[Token]) -> list[dict[str, object]]:
+def chat_tokens(tokens: Iterable[Token]) -> list[Body]:
     """Return tokens with their log-probabilities, in nats."""
-    return [_chat_token(token) for token in tokens]
+    return [
+        _told(token.piece, token.logprob)
+        | {"top_logprobs": [_told(c.piece, _log_of(c.probability)) for c in token.top]}
+        for token in tokens
+    ]
 
 
-def text_logprobs(tokens: Sequence[Token]) -> dict[str, object]:
+def trace_of(step: Step) -> Body:
+    """Return why the symbol of a traced step was chosen."""
+    trace = step.trace
+    return {
+        "piece": _shown(step.piece),
+        "bytes": list(step.piece),
+        "probability": _number(step.probability),
+        "text": step.text,
+        "top": _top(trace.top) if trace else [],
+        "members": [
+            {
+                "name": ballot.member,
+                "weight": _number(ballot.weight),
+                "stayed": bool(ballot.stayed),
+                "reason": ballot.reason,
+                "chosen": _number(ballot.chosen),
+                "top": _top(ballot.top),
+            }
+            for ballot in (trace.ballots if trace else ())
+        ],
+        "decided_by": trace.carrier if trace and trace.ballots else None,
+    }
+
+
+def _counts_of(answers: Sequence[Answer], n: int) -> dict[str, int]:
+    """Return what `n` answers to each prompt cost, in tokens.
+
+    A prompt counts once: OpenAI's shape has one number.
+    """
+    read = sum(answer.n_read for answer in answers[::n])
+    written = sum(answer.usage.steps for answer in answers if answer.usage)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _text_logprobs(tokens: Sequence[Token]) -> Body:
     """Return tokens as a plain completion tells them."""
     return {
-        "tokens": [shown_piece(token.piece) for token in tokens],
+        "tokens": [_shown(token.piece) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [_table(token) for token in tokens],
+        "top_logprobs": [
+            # Several symbols may look alike: the likeliest counts, which is the first.
+            {_shown(c.piece): _log_of(c.probability) for c in reversed(token.top)}
+            if token.logprob is not None
+            else None
+            for token in tokens
+        ],
         "text_offset": [token.start for token in tokens],
     }
 
 
-def log_of(probability: float) -> float:
+def _told(piece: bytes, logprob: float | None) -> Body:
+    return {"token": _shown(piece), "logprob": logprob, "bytes": list(piece)}
+
+
+def _log_of(probability: float) -> float:
     """Return the log-probability in nats; of what a grammar alone wanted, OpenAI's stand-in."""
     return math.log(probability) if probability > 0 else _NEVER
 
 
-def shown_piece(piece: bytes) -> str:
+def _shown(piece: bytes) -> str:
     r"""Return a piece as text; half characters as \x escapes, as OpenAI shows them."""
     return piece.decode("utf-8", "backslashreplace")
 
 
-def _chat_token(token: Token) -> dict[str, object]:
-    return {
-        "token": shown_piece(token.piece),
-        "logprob": token.logprob,
-        "bytes": list(token.piece),
-        "top_logprobs": [
-            {
-                "token": shown_piece(candidate.piece),
-                "logprob": log_of(candidate.probability),
-                "bytes": list(candidate.piece),
-            }
-            for candidate in token.top
-        ],
-    }
+def _top(candidates: Sequence[Candidate]) -> list[list[object]]:
+    return [[_shown(each.piece), _number(each.probability)] for each in candidates]
 
 
-def _table(token: Token) -> dict[str, float] | None:
-    if token.logprob is None:
-        return None
-    # Several symbols may look alike: the likeliest counts, which is the first.
-    return {shown_piece(c.piece): log_of(c.probability) for c in reversed(token.top)}
+def _number(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

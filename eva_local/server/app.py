@@ -15,30 +15,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import EvaError
+from eva_local.openai.answer import Body
 from eva_local.openai.problem import is_of_caller, problem, problem_of
 from eva_local.openai.request import CHAT, COMPLETION
-from eva_local.server import completions, scores, state, tokens
+from eva_local.server.completions import complete
 from eva_local.server.guard import Guard
 from eva_local.server.intake import Intake
+from eva_local.server.models import ServedModel
+from eva_local.server.openapi import document
+from eva_local.server.page import chat_page
 from eva_local.server.refusal import RefusedError
-from eva_local.server.service import Service
+from eva_local.server.scores import score
+from eva_local.server.service import Service, service_of
+from eva_local.server.tokens import detokenize, tokenize, tokenizer_info
 
 log = logging.getLogger("eva_local")
-
-ROUTES = (
-    Route("/", state.page),
-    Route("/health", state.health),
-    Route("/metrics", state.metrics),
-    Route("/openapi.json", state.description),
-    Route("/v1/models", state.models),
-    Route("/v1/models/{name:path}", state.model),
-    Route(CHAT, completions.complete, methods=["POST"]),
-    Route(COMPLETION, completions.complete, methods=["POST"]),
-    Route("/v1/score", scores.score, methods=["POST"]),
-    Route("/tokenize", tokens.tokenize, methods=["POST"]),
-    Route("/detokenize", tokens.detokenize, methods=["POST"]),
-    Route("/tokenizer_info", tokens.tokenizer_info),
-)
 
 
 def make_app(
@@ -57,13 +48,13 @@ def make_app(
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(_Counted, service=service),
+            Middleware(_counted, service=service),
             *([cors] if origins else []),
-            Middleware(_Rescued),
+            Middleware(_rescued),
             Middleware(Guard, keys=keys, origins=origins),
             Middleware(Intake),
         ],
-        exception_handlers={RefusedError: _refused, EvaError: _failed, HTTPException: _unknown},
+        exception_handlers=dict.fromkeys((RefusedError, EvaError, HTTPException), _refused),
     )
     # A redirection would repeat the Host header.
     app.router.redirect_slashes = False
@@ -71,34 +62,91 @@ def make_app(
     return app
 
 
-class _Counted:
-    """Counts the answers to requests by path and status."""
+async def page(_request: Request) -> Response:
+    """Return the chat page."""
+    return chat_page()
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._measures = service.measures
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+async def health(request: Request) -> Response:
+    """Say whether questions can be answered."""
+    if service_of(request).is_ready:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "loading"}, 503, {"Retry-After": "2"})
+
+
+async def models(request: Request) -> Response:
+    """List what the key `model` can name."""
+    data = [_described(model) for model in service_of(request).models]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def model(request: Request) -> Response:
+    """Describe one model."""
+    return JSONResponse(_described(service_of(request).named(request.path_params["name"])))
+
+
+async def metrics(request: Request) -> Response:
+    """Return the counters."""
+    return service_of(request).measures.response()
+
+
+async def description(request: Request) -> Response:
+    """Return the description of all endpoints, as OpenAPI."""
+    service = service_of(request)
+    return JSONResponse(document([m.name for m in service.models] if service.is_ready else ()))
+
+
+ROUTES = (
+    Route("/", page),
+    Route("/health", health),
+    Route("/metrics", metrics),
+    Route("/openapi.json", description),
+    Route("/v1/models", models),
+    Route("/v1/models/{name:path}", model),
+    Route(CHAT, complete, methods=["POST"]),
+    Route(COMPLETION, complete, methods=["POST"]),
+    Route("/v1/score", score, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info),
+)
+
+
+def _described(model: ServedModel) -> Body:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "eva-local",
+        "members": list(model.members),
+        "max_model_len": model.n_ctx,
+    }
+
+
+def _counted(app: ASGIApp, service: Service) -> ASGIApp:
+    """Count the answers to requests by path and status."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = any(scope["path"] == route.path for route in ROUTES)
-                self._measures.answered(scope["path"] if known else "other", message["status"])
+                path = scope["path"] if known else "other"
+                service.measures.answered(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+        await app(scope, receive, counted)
+
+    return answer
 
 
-class _Rescued:
-    """Tells of a fault of ours; the stack trace goes to the log alone.
+def _rescued(app: ASGIApp) -> ASGIApp:
+    """Tell of a fault of ours; the stack trace goes to the log alone.
 
     A handler of Starlette's would answer outside all middleware: uncounted, and unseen by pages
     from elsewhere.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def noted(message: Message) -> None:
@@ -107,7 +155,7 @@ class _Rescued:
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await app(scope, receive, noted)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             if started:
@@ -116,21 +164,16 @@ class _Rescued:
             body = problem("the server failed; its log says why", "server_error")
             await JSONResponse(body, 500)(scope, receive, send)
 
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return error.response
+    return answer
 
 
-async def _failed(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, EvaError)
-    if is_of_caller(error):
-        return JSONResponse(problem_of(error), 400)
-    log.error("%s", error)
-    return JSONResponse(problem_of(error), 500)
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, RefusedError):
+        return error.response
+    if isinstance(error, EvaError):
+        if not is_of_caller(error):
+            log.error("%s", error)
+        return JSONResponse(problem_of(error), 400 if is_of_caller(error) else 500)
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:60]
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"

@@ -6,130 +6,121 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.openai.answer import Answer, Counts, Letterhead, answer_of
+from eva_local.engine.request import AnyPrompt, Request
+from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
-from eva_local.openai.chunk import Choice, trace_of
 from eva_local.openai.request import CHAT
-from eva_local.server.answers import Echo, answers
-from eva_local.server.body import read_object
-from eva_local.server.events import Part, event_stream
+from eva_local.server.events import event_stream
+from eva_local.server.measures import Measures
 from eva_local.server.models import ServedModel
-from eva_local.server.service import Service, service_of
-from eva_local.types import Step, Usage
+from eva_local.server.service import asked, service_of
+from eva_local.types import Step
+
+# The number of an answer, what it says next, and the tokens that are told by it.
+Said = tuple[int, Echo | Step, Sequence[Token]]
 
 
-async def complete(request: Request) -> ASGIApp:
+async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
     endpoint = request.scope["path"]
-    service = service_of(request)
-    body = await read_object(request)
-    model = service.named(body.get("model"))
+    model, body = await asked(request)
     call = read_call(
         body,
         endpoint,
         model.ensemble.spec.sampling,
-        piece_of=lambda token: model.ensemble.detokenize([token], alone=model.alone),
+        piece_of=lambda token: model.piece([token]),
         members=model.members,
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
     head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
-    if not call.stream:
-        return JSONResponse(await _whole(service, model, call, head))
-    return await event_stream(_parts(service, model, call, head))
-
-
-async def _whole(
-    service: Service, model: ServedModel, call: Call, head: Letterhead
-) -> dict[str, object]:
-    written = [_Written() for _ in range(call.n_answers)]
-    async with contextlib.aclosing(answers(model, call)) as told:
-        async for index, each in told:
-            written[index].take(each)
-            if isinstance(each, Step):
-                service.measures.hear(model, each)
-    whole = [each.answer(model, told=call.n_top is not None) for each in written]
-    body = head.whole(whole, call.n, told=call.n_top is not None)
-    if call.trace:
-        for choice, so_far in zip(_choices(body), written, strict=True):
-            choice["eva"] = [trace_of(step) for step in so_far.steps]
-    return body
+    told = call.n_top is not None
+    answers = [Answer(told=told) for _ in range(call.n_answers)]
+    written = _written(model, call, answers, service_of(request).measures)
+    if call.stream:
+        return await event_stream(_parts(written, call, head, answers))
+    async with contextlib.aclosing(written):
+        async for _ in written:
+            pass
+    return JSONResponse(head.whole(answers, call.n, told=told, traced=call.trace))
 
 
 async def _parts(
-    service: Service, model: ServedModel, call: Call, head: Letterhead
-) -> AsyncGenerator[Part, None]:
+    written: AsyncGenerator[Said, None], call: Call, head: Letterhead, answers: Sequence[Answer]
+) -> AsyncGenerator[Body, None]:
     """Yield what is streamed."""
-    told = call.n_top is not None
-    choices = [Choice(head, i, told=told, traced=call.trace) for i in range(call.n_answers)]
-    written = [_Written() for _ in choices]
-    async with contextlib.aclosing(answers(model, call)) as all_told:
-        async for index, each in all_told:
-            choice, so_far = choices[index], written[index]
-            so_far.take(each)
-            if isinstance(each, Echo):
-                yield choice.echo(each.text, each.tokens, last=call.scored)
+    async with contextlib.aclosing(written):
+        async for index, said, tokens in written:
+            if isinstance(said, Echo):
+                yield head.echo(index, said, last=call.scored)
                 continue
-            service.measures.hear(model, each)
-            if head.endpoint == CHAT and len(so_far.steps) == 1:
-                yield choice.opening()
-            if (part := choice.step(each)) is not None:
+            if head.endpoint == CHAT and len(answers[index].steps) == 1:
+                yield head.opening(index)
+            if (part := head.step(index, said, tokens, traced=call.trace)) is not None:
                 yield part
     if call.include_usage:
-        yield head.last(Counts.of([each.answer(model) for each in written], call.n))
+        yield head.last(answers, call.n)
 
 
-@dataclass(slots=True)
-class _Written:
-    """What is written of one answer."""
+async def _written(
+    model: ServedModel, call: Call, answers: Sequence[Answer], measures: Measures
+) -> AsyncGenerator[Said, None]:
+    """Write all answers of a call; yield what each says as it comes.
 
-    echo: Echo | None = None
-    steps: list[Step] = field(default_factory=list)
-
-    def take(self, told: Echo | Step) -> None:
-        """Add what came."""
-        if isinstance(told, Echo):
-            self.echo = told
-        else:
-            self.steps.append(told)
-
-    def answer(self, model: ServedModel, *, told: bool = False) -> Answer:
-        """Return the whole answer, behind its echo, with its tokens where they are `told`."""
-        echo = self.echo
-        if echo is None:
-            return answer_of(self.steps, told=told)
-        if not self.steps:
-            return Answer(echo.text, "length", _unwritten(model, echo.n_tokens), echo.tokens)
-        own = answer_of(self.steps, told=told, echo=echo.text)
-        return replace(own, text=echo.text + own.text, tokens=(*echo.tokens, *own.tokens))
-
-
-def _unwritten(model: ServedModel, n_tokens: int) -> Usage:
-    """Return what a prompt costs that nothing is written after."""
-    count = len(model.members)
-    nothing, no_time = (0,) * count, (0.0,) * count
-    return Usage(
-        members=model.members,
-        prompt_tokens=(n_tokens,) * count,
-        cached_tokens=nothing,
-        filtered=nothing,
-        decode_seconds=no_time,
-        prompt_seconds=no_time,
-        steps=0,
-        seconds=0.0,
-        first_seconds=0.0,
-    )
+    An answer's echo, if there is one, comes before its steps. Closing the iterator ends them all.
+    Raises RefusedError where there is no slot, and the first error that an answer meets.
+    """
+    with model.slots.take(call.n_answers):
+        for number, echo in enumerate(await _echoes(model, call) if call.echo else ()):
+            for index in range(number * call.n, (number + 1) * call.n):
+                answers[index].repeat(echo)
+                yield index, echo, echo.tokens
+        if call.scored:
+            return
+        requests = [
+            Request(
+                prompt,
+                call.seeded(sample),
+                trace=call.trace,
+                n_top=call.n_top or 0,
+                alone=model.alone,
+                weights=call.weights,
+            )
+            for prompt in call.prompts
+            for sample in range(call.n)
+        ]
+        async with contextlib.aclosing(model.run(requests)) as all_told:
+            async for index, told in all_told:
+                assert isinstance(told, Step)
+                measures.hear(model.name, told)
+                yield index, told, answers[index].push(told)
 
 
-def _choices(body: dict[str, object]) -> list[dict[str, object]]:
-    choices = body["choices"]
-    assert isinstance(choices, list)
-    return choices
+async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
+    """Return what stands in front of the answers to each prompt."""
+    read = await asyncio.to_thread(lambda: [_read(model, prompt) for prompt in call.prompts])
+    if call.n_top is None:
+        return [Echo(text, len(ids)) for text, ids in read]
+    scores = await model.score([("", ids) for _, ids in read], call.weights, call.n_top)
+    echoes = []
+    for (text, ids), score in zip(read, scores, strict=True):
+        first, *others = tokens_of(score.symbols)
+        # OpenAI tells no probability of the first: evaluation harnesses expect that.
+        echoes.append(Echo(text, len(ids), (replace(first, logprob=None), *others)))
+    return echoes
+
+
+def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
+    """Return a prompt as text and as tokens."""
+    if isinstance(prompt, str):
+        return prompt, model.tokenize(prompt)
+    ids = [each for each in prompt if isinstance(each, int)]
+    return model.text(ids), ids

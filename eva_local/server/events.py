@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from eva_local.errors import EvaError
+from eva_local.openai.answer import Body
 from eva_local.openai.problem import problem_of
-
-Part = Mapping[str, object]
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
@@ -24,10 +23,12 @@ _HEADERS = {
     # nginx would keep the parts until the answer is whole.
     "X-Accel-Buffering": "no",
 }
-_END: Part = {}
+_END: Body = {}
+# What is sent; None is a sign of life.
+Paced = AsyncGenerator[Body | None, None]
 
 
-async def event_stream(parts: AsyncGenerator[Part, None], quiet: float = QUIET_S) -> EventStream:
+async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> EventStream:
     """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
 
     Waits that long for the first part, so that what is refused at once has its status: raises
@@ -42,8 +43,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: Part | None, others: AsyncGenerator[Part | None, None]) -> None:
-        """Send parts; None is a sign of life."""
+    def __init__(self, first: Body | None, others: Paced) -> None:
+        """Send parts."""
         super().__init__(_written(first, others), headers=_HEADERS)
         self._others = others
 
@@ -54,9 +55,7 @@ class EventStream(StreamingResponse):
             await self.stream_response(send)
 
 
-async def _written(
-    part: Part | None, others: AsyncGenerator[Part | None, None]
-) -> AsyncGenerator[bytes, None]:
+async def _written(part: Body | None, others: Paced) -> AsyncGenerator[bytes, None]:
     try:
         while part is not _END:
             yield _COMMENT if part is None else _event(part, separators=(",", ":"))
@@ -66,28 +65,23 @@ async def _written(
     yield _DONE
 
 
-def _event(part: Part, separators: tuple[str, str] | None = None) -> bytes:
+def _event(part: Body, separators: tuple[str, str] | None = None) -> bytes:
     return b"data: " + json.dumps(part, separators=separators).encode() + b"\n\n"
 
 
-async def _paced(
-    parts: AsyncGenerator[Part, None], quiet: float
-) -> AsyncGenerator[Part | None, None]:
+async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:
     """Yield the parts, and None where none comes for `quiet` seconds; close them in any case."""
-    upcoming: asyncio.Future[Part] | None = None
+    upcoming = asyncio.ensure_future(anext(parts, _END))
     try:
         while True:
-            upcoming = upcoming or asyncio.ensure_future(anext(parts, _END))
-            done, _ = await asyncio.wait((upcoming,), timeout=quiet)
-            if not done:
+            if not (await asyncio.wait((upcoming,), timeout=quiet))[0]:
                 yield None
-                continue
-            part, upcoming = upcoming.result(), None
-            if part is _END:
+            elif (part := upcoming.result()) is _END:
                 return
-            yield part
+            else:
+                yield part
+                upcoming = asyncio.ensure_future(anext(parts, _END))
     finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.gather(upcoming, return_exceptions=True)
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
         await parts.aclose()

@@ -48,22 +48,19 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (self._app if refusal is None else refusal.response)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> RefusedError | None:
         headers = Headers(scope=scope)
+        refusal = None
         if not self._keys:
-            return self._refusal_of_stranger(headers)
-        if scope["path"] in _OPEN or self._has_key(headers):
-            return None
-        return RefusedError(
-            401,
-            "an API key is needed: Authorization: Bearer KEY",
-            "authentication_error",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+            refusal = self._refusal_of_stranger(headers)
+        elif scope["path"] not in _OPEN and not self._has_key(headers):
+            refusal = RefusedError(
+                401,
+                "an API key is needed: Authorization: Bearer KEY",
+                "authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        await (self._app if refusal is None else refusal.response)(scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")

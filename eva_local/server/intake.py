@@ -24,20 +24,18 @@ class Intake:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         try:
             async with asyncio.timeout(PATIENCE_S):
                 body = await self._body(receive)
         except TimeoutError:
-            body = RefusedError(408, "the body did not come in time")
-        if isinstance(body, RefusedError):
-            await body.response(scope, receive, send)
-        elif body is not None:
-            await self._answer(body, scope, receive, send)
+            await RefusedError(408, "the body did not come in time").response(scope, receive, send)
+        except RefusedError as error:
+            await error.response(scope, receive, send)
+        else:
+            if body is not None:
+                await self._answer(body, scope, receive, send)
 
-    async def _body(self, receive: Receive) -> bytes | RefusedError | None:
+    async def _body(self, receive: Receive) -> bytes | None:
         """Return the body; None where who asked is gone."""
         body = bytearray()
         while True:
@@ -46,7 +44,7 @@ class Intake:
                 return None
             body += message.get("body", b"")
             if len(body) > self._most_bytes:
-                return RefusedError(413, f"the body has more than {self._most_bytes} bytes")
+                raise RefusedError(413, f"the body has more than {self._most_bytes} bytes")
             if not message.get("more_body", False):
                 return bytes(body)
 

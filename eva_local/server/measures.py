@@ -71,15 +71,15 @@ class Measures:
         """Count a request."""
         self._requests.labels(path, str(status)).inc()
 
-    def hear(self, model: ServedModel, step: Step) -> None:
-        """Count what an answer says."""
+    def hear(self, name: str, step: Step) -> None:
+        """Count what an answer of a model says."""
         if step.piece:
-            self._written.labels(model.name).inc()
+            self._written.labels(name).inc()
         if (usage := step.usage) is not None:
             for member, count in zip(usage.members, usage.prompt_tokens, strict=True):
-                self._read.labels(model.name, member).inc(count)
-            self._first.labels(model.name).observe(usage.first_seconds)
-            self._whole.labels(model.name).observe(usage.seconds)
+                self._read.labels(name, member).inc(count)
+            self._first.labels(name).observe(usage.first_seconds)
+            self._whole.labels(name).observe(usage.seconds)
 
     def response(self) -> Response:
         """Return all of it as text."""

@@ -1,24 +1,80 @@
-"""The endpoint that scores: how likely texts are, under the ensemble and under each member."""
+"""The endpoint that scores: how likely texts are, under the ensemble and under each member.
+
+OpenAI's API has nothing like it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eva_local.openai.scored import read_score_call, scored
-from eva_local.server.answers import score_all
-from eva_local.server.body import read_object
-from eva_local.server.service import service_of
+from eva_local.engine.request import AnyPrompt, Weights
+from eva_local.errors import InputError
+from eva_local.openai.answer import Body, chat_tokens, tokens_of
+from eva_local.openai.call import texts_of, weights_of
+from eva_local.openai.keys import given
+from eva_local.openai.request import read_messages
+from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
+from eva_local.reading import read
+from eva_local.server.service import asked
+from eva_local.types import Score
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """Texts that are to be scored after a prompt; `n_top` and `weights` as in `Call`."""
+
+    prompt: AnyPrompt
+    continuations: tuple[str | tuple[int, ...], ...]
+    n_top: int | None = None
+    weights: Weights | None = None
 
 
 async def score(request: Request) -> Response:
     """Return how likely each continuation is right after the prompt."""
-    body = await read_object(request)
-    model = service_of(request).named(body.get("model"))
+    model, body = await asked(request)
     call = read_score_call(body, model.members)
-    texts = [(call.prompt, each) for each in call.continuations]
-    with model.slots.take(len(texts)):
-        scores = await score_all(model, texts, call.weights, call.n_top)
-    told = call.n_top is not None
-    data = [scored(each, index, model.members, told=told) for index, each in enumerate(scores)]
+    with model.slots.take(len(call.continuations)):
+        texts = [(call.prompt, each) for each in call.continuations]
+        scores = await model.score(texts, call.weights, call.n_top)
+    data = [_told(each, index, model.members) for index, each in enumerate(scores)]
+    if call.n_top is not None:
+        for told, each in zip(data, scores, strict=True):
+            told["logprobs"] = chat_tokens(tokens_of(each.symbols))
     return JSONResponse({"object": "list", "model": model.name, "data": data})
+
+
+def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> ScoreCall:
+    """Read a body; raise InputError where it asks for what cannot be done."""
+    body = given(body)
+    if "messages" in body and "prompt" in body:
+        raise InputError("prompt and messages exclude each other: give one")
+    messages = read_messages(body.pop("messages")) if "messages" in body else None
+    request = read(body, ScoreRequest)
+    continuations = texts_of(request.continuation, "continuation")
+    if len(continuations) > MOST_ANSWERS:
+        raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
+    (prompt,) = texts_of(request.prompt, "prompt")
+    return ScoreCall(
+        prompt=messages or prompt,
+        continuations=continuations,
+        n_top=request.logprobs,
+        weights=weights_of(request.weights, members),
+    )
+
+
+def _told(score: Score, index: int, members: Sequence[str]) -> Body:
+    """Return a score; log-likelihoods are in nats."""
+    return {
+        "index": index,
+        "object": "score",
+        "log_likelihood": score.log_likelihood,
+        "per_byte": score.per_byte,
+        "n_bytes": score.n_bytes,
+        "n_tokens": score.n_symbols,
+        "unseen": score.unseen,
+        "members": dict(zip(members, score.members, strict=True)),
+    }

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -81,14 +78,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def serve(self, sockets: list[Any] | None = None) -> None:
-        """Answer until `stop` or a signal.
+        """Answer until `stop`.
 
         Raises InputError where it cannot listen there, and what the openers raise.
         """
-        with self._resources, _signals(self.stop):
+        with self._resources:
             await super().serve(sockets)
             if self._loading is not None:
-                # llama.cpp is not stopped in the middle of a file, unless by a second signal.
+                # llama.cpp is not stopped in the middle of a file.
                 await self._loading
 
     def stop(self) -> None:
@@ -111,7 +108,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `serve`: uvicorn would send them again at the end."""
+        """Leave the signals to who runs it: uvicorn would send them again at the end."""
         yield
 
     async def _load(self) -> None:
@@ -138,24 +135,3 @@ def _reason(end: SystemExit) -> str:
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)
     return getattr(cause, "strerror", None) or str(cause)
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Stop at the first signal, and end at once at the second; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

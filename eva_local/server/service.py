@@ -1,17 +1,19 @@
-"""What all endpoints share: the models, once they are open, and what is measured."""
+"""What all endpoints share: the models, once they are open, what is measured, and bodies read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from eva_local.api import Ensemble
+from eva_local.errors import InputError
+from eva_local.openai.keys import parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.measures import Measures
-from eva_local.server.models import ServedModel
+from eva_local.server.models import ServedModel, Slots
 from eva_local.server.refusal import RefusedError, come_again
-from eva_local.server.slots import Slots
 
 
 class Service:
@@ -70,3 +72,30 @@ def service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
+
+
+async def asked(request: Request) -> tuple[ServedModel, dict[str, object]]:
+    """Return the model that a request names, and the JSON object that its body is.
+
+    Raises InputError for any other body.
+    """
+    data = await request.body()
+    try:
+        # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
+        body, twice = parsed(data.decode("utf-8-sig"), _refuse_constant)
+        refuse_twice(twice)
+        # JSON can name half a character, which is no text.
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the body holds half of a surrogate pair, which is no text") from error
+    except InputError as error:
+        raise InputError(f"the body {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
+    if not isinstance(body, dict):
+        raise InputError("the body must be a JSON object")
+    return service_of(request).named(body.get("model")), body
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number of JSON")

@@ -11,32 +11,28 @@ from eva_local.errors import InputError
 from eva_local.openai.keys import given
 from eva_local.openai.shapes import DetokenizeRequest, TokenizeRequest
 from eva_local.reading import read
-from eva_local.server.body import read_object
-from eva_local.server.service import service_of
+from eva_local.server.service import asked, service_of
 
 
 async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
-    body = given(await read_object(request))
-    model = service_of(request).named(body.pop("model", None))
-    asked = read(body, TokenizeRequest)
+    model, body = await asked(request)
+    wanted = read(given(body), TokenizeRequest)
     for key in ("add_special_tokens", "parse_special"):
         # Nothing is ever put in front of a text.
-        if getattr(asked, key):
+        if getattr(wanted, key):
             raise InputError(f"{key} true cannot be done here; leave it out")
-    texts = [each for each in (asked.prompt, asked.content, asked.text) if each is not None]
+    texts = [each for each in (wanted.prompt, wanted.content, wanted.text) if each is not None]
     if len(texts) != 1:
         raise InputError("prompt must be one text")
-    ids = await asyncio.to_thread(model.ensemble.tokenize, texts[0], alone=model.alone)
+    ids = await asyncio.to_thread(model.tokenize, texts[0])
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
 
 
 async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
-    body = given(await read_object(request))
-    model = service_of(request).named(body.pop("model", None))
-    ids = read(body, DetokenizeRequest).tokens
-    text = model.ensemble.detokenize(ids, alone=model.alone).decode("utf-8", "replace")
+    model, body = await asked(request)
+    text = model.text(read(given(body), DetokenizeRequest).tokens)
     return JSONResponse({"prompt": text, "content": text})
 
 

@@ -18,7 +18,7 @@ from eva_local.batch.rows import Row, Wishes
 from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
 from eva_local.jsonl import json_line
-from eva_local.openai.answer import Answer, answer_of
+from eva_local.openai.answer import Answer
 from eva_local.types import Message, Sampling, Step, Usage
 
 DEFAULTS = Sampling(max_tokens=9)
@@ -525,7 +525,10 @@ def answer(**options: Any) -> Answer:
     pieces = options.pop("pieces", [b"H", b"\xc3", b"\xa9", b" stop"])
     steps = [Step(piece, "", 0.5, (True,)) for piece in pieces]
     steps.append(Step(b"", options.pop("text", "Hé"), 0.25, (True,), "stop", usage))
-    return answer_of(steps, told=True)
+    found = Answer(told=True)
+    for step in steps:
+        found.push(step)
+    return found
 
 
 def test_tokens_that_the_text_does_not_hold_are_left_out() -> None:

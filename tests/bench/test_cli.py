@@ -43,8 +43,8 @@ def test_a_table_and_all_figures_as_json(bench, tmp_path) -> None:
         assert 0 < writing["bookkeeping"]["median"] < 1
         assert [member["name"] for member in writing["members"]] == ["one", "two"]
         assert writing["members"][0]["n_tokens"] >= trial["texts"]
-    assert found["trials"][0]["first_seconds"] > 0
-    assert found["trials"][1]["first_seconds"] is None
+    assert found["trials"][0]["reading"]["over_sum"]["count"] >= 1
+    assert found["trials"][1]["reading"] is None
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.bench.benchmark import MemberPart, Round, Spread, pace
 from eva_local.bench.meter import Decoding, Meter, busy
+from eva_local.bench.pace import MemberPart, Round, Spread, pace
 from eva_local.bench.passage import passage
 from eva_local.bench.trial import Bench
 from eva_local.errors import ContextError
@@ -52,19 +52,22 @@ def test_a_spread_is_the_median_with_its_quartiles() -> None:
 
 
 def test_the_ratios_of_a_round() -> None:
-    parts = (MemberPart(3, 0.31, 0.3), MemberPart(2, 0.11, 0.1))
+    parts = (MemberPart(2, 3, 0.31, 0.3, 0.2), MemberPart(2, 2, 0.11, 0.1, 0.1))
     found = pace(["a", "b"], [Round(0.5, 0.42, 2, parts)])
+    assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(0.5 / 0.4)] * 3, 1)
     assert found.over_slowest == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
+    assert found.over_single == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
     assert found.inside_over_alone == Spread(*[pytest.approx(0.42 / 0.4)] * 3, 1)
     assert found.bookkeeping == Spread(*[pytest.approx(0.16)] * 3, 1)
 
 
 @pytest.mark.parametrize(
-    "parts", [(MemberPart(1, 0.3, 0.3), MemberPart(1, 0.1)), (MemberPart(0, 0.0, 0.0),)]
+    "parts", [(MemberPart(1, 1, 0.3, 0.3), MemberPart(1, 1, 0.1)), (MemberPart(0, 0, 0.0, 0.0),)]
 )
 def test_a_ratio_needs_what_every_member_took(parts) -> None:
     found = pace("ab"[: len(parts)], [Round(0.5, 0.4, 1, parts)])
+    assert found is not None
     assert found.over_sum is found.over_slowest is found.inside_over_alone is None
     assert found.step == Spread(0.5, 0.5, 0.5, 1)
 
@@ -72,16 +75,19 @@ def test_a_ratio_needs_what_every_member_took(parts) -> None:
 def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
     # The machine is three times slower in the last round: the ratio stays.
     rounds = [
-        Round(0.44 * slow, 0.42 * slow, 2, (MemberPart(4, 0.42 * slow, 0.4 * slow),))
+        Round(0.44 * slow, 0.42 * slow, 2, (MemberPart(2, 4, 0.42 * slow, 0.4 * slow, 0.2 * slow),))
         for slow in (1, 1, 3)
     ]
-    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(4, 0.42),))])
+    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(2, 4, 0.42),))])
+    assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(1.1)] * 3, 3)
     assert found.step.median == pytest.approx(0.44)
     assert found.rate.median == pytest.approx(2 / 0.44)
     (member,) = found.members
     assert member.n_tokens == 4
     assert member.rate == pytest.approx(10)
+    assert member.single_rate == pytest.approx(10)
+    assert pace(["m"], []) is None
 
 
 def test_what_overlaps_is_busy_once() -> None:
@@ -89,7 +95,7 @@ def test_what_overlaps_is_busy_once() -> None:
     meters[0].decodings = [Decoding(0, 2, []), Decoding(5, 6, [])]
     meters[1].decodings = [Decoding(1, 3, []), Decoding(1.5, 2.5, [])]
     assert busy(meters) == 4
-    assert meters[1].part().inside == 3
+    assert meters[1].part(alone=False, single=False).inside == 3
 
 
 def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> None:
@@ -97,16 +103,16 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     meter.decode([Run(0, 0, [1, 9, 8]), Run(1, 0, [1])])
-    assert meter.part() == MemberPart(4, 2.0, 2.0)
-    assert meter.part().inside == 2.0
+    assert meter.part(alone=True, single=True) == MemberPart(2, 4, 2.0, 2.0, 1.0)
+    assert meter.part(alone=False, single=False).inside == 2.0
     assert model.cache == {0: [1, 9, 8], 1: [1]}
     meter.reset()
     meter.remove(0, 2)
     meter.decode([Run(0, 2, [7, 7])])
-    assert meter.part() == MemberPart(2, 1.0, 1.0)
+    assert meter.part(alone=True, single=True) == MemberPart(1, 2, 1.0, 1.0, 0.5)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1]}
     meter.copy(0, 1, 3)
-    assert math.isnan(meter.part().alone)
+    assert math.isnan(meter.part(alone=True, single=False).alone)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1, 9, 7]}
     meter.remove(ALL, 0)
     assert not model.cache
@@ -115,9 +121,19 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
 def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     meter = Meter(FakeModel(can_roll_back=False))
     meter.decode([Run(0, 0, [1, 2])])
-    part = meter.part()
+    part = meter.part(alone=True, single=True)
     assert math.isnan(part.alone)
+    assert math.isnan(part.single)
     assert part.inside > 0
+
+
+def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
+    clock = Clock()
+    model = Timed(WORDS_A, clock, 0.5)
+    meter = Meter(model, clock)
+    assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
+    assert meter.part(alone=True, single=True) == MemberPart(1, 3, 1.5, 1.5, 0.5)
+    assert model.cache == {0: [1, 2, 3]}
 
 
 @given(st.integers(1, 300), st.integers(0, 3))
@@ -168,6 +184,8 @@ def test_rounds_on_fake_models_by_a_made_clock(tmp_path) -> None:
             1 / (1 - trial.writing.bookkeeping.median), rel=1e-6
         )
         assert trial.peak_memory > 1e6
+    assert one.reading is not None
+    assert [m.rate for m in one.reading.members] == [pytest.approx(100), pytest.approx(50)]
 
 
 def test_decoding_again_changes_no_text(tmp_path) -> None:
@@ -182,8 +200,9 @@ def test_decoding_again_changes_no_text(tmp_path) -> None:
                 meter.reset()
             each.scheduler.step()
             for meter in meters if each is ensemble else ():
-                part = meter.part()
-                assert part.alone == pytest.approx(part.inside)
+                part = meter.part(alone=True, single=True)
+                assert part.alone > 0
+                assert part.single > 0
     assert pieces[0] == pieces[1]
 
 

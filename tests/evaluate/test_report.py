@@ -13,7 +13,7 @@ from msgspec import structs
 
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.report import report_page
-from eva_local.pages.plots import Line, intervals
+from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_the_page_shows_scores_plots_and_answers(page) -> None:
             assert f"{standing.score.value:{form}}" in text
     assert "mean of tasks" in text
     assert '[ensembles."trio-tuned"]' in text
-    # An overview in points and one in percent, then scores of each of four tasks.
-    assert seen.run("document.querySelectorAll('svg').length") == 2 + 4
+    # An overview in points and one in percent, then scores and rows of each of four tasks.
+    assert seen.run("document.querySelectorAll('svg').length") == 2 + 2 * 4
     assert seen.run("document.querySelectorAll('article').length") > 20
     dots = seen.run("document.querySelector('section.task svg').querySelectorAll('circle').length")
     assert dots == len(made.tasks[0].standings)
@@ -127,4 +127,8 @@ def test_plots_are_drawn_to_scale() -> None:
     left, right = (float(whisker.split(f'{end}="')[1].split('"')[0]) for end in ("x1", "x2"))
     middle = float(plot.split('cx="')[1].split('"')[0])
     assert middle - left == pytest.approx(right - middle)
+    drawn = bars([Bar("a", "m0", 10, 5), Bar("b", "m1", 0, 0)], "t")
+    whole, half = (float(part.split('"')[0]) for part in drawn.split('width="')[1:3])
+    assert whole == pytest.approx(2 * half)
+    assert waterfall([1.0, -2.0, 0.0], "t", "u").count("<rect") == 3
     assert intervals([Line("same", "m0", 3, 3, 3, "3")], "t", "u").count("circle") == 1

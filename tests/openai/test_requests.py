@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.errors import ConfigError, InputError
-from eva_local.openai.answer import Tokens, tokens_of
+from eva_local.openai.answer import Answer, Echo, tokens_of
 from eva_local.openai.call import read_call
 from eva_local.openai.problem import problem_of
 from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body
-from eva_local.openai.scored import read_score_call
+from eva_local.server.scores import read_score_call
 from eva_local.types import Sampling, Step
 
 JSON = st.recursive(
@@ -250,18 +250,27 @@ def test_null_says_nothing() -> None:
     assert call(body).sampling == Sampling()
 
 
+def telling(echo: str | None = None) -> Answer:
+    """An answer, perhaps behind an echo of its prompt, whose tokens are told."""
+    answer = Answer(told=True)
+    if echo is not None:
+        answer.repeat(Echo(echo, 1))
+    return answer
+
+
 @given(st.binary(min_size=1, max_size=12), st.text(max_size=5), st.integers(1, 3))
 def test_the_tokens_of_a_shown_text_are_all_told(data, echo, size) -> None:
     """Whatever the pieces, their places are those of the text that they spell."""
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     # The text lags behind, and comes all at the end.
     texts = [""] * (len(pieces) - 1) + [data.decode("utf-8", "replace")]
-    for tokens in (Tokens(), Tokens(echo)):
+    for answer in (telling(), telling(echo)):
         told = [
             token
             for piece, text in zip(pieces, texts, strict=True)
-            for token in tokens.push(Step(piece, text, 0.5, (True,)))
+            for token in answer.push(Step(piece, text, 0.5, (True,)))
         ]
+        assert told == answer.tokens
         assert b"".join(token.piece for token in told) == data
         assert all(a.start <= b.start for a, b in itertools.pairwise(told))
     assert told[0].start == len(echo)
@@ -272,6 +281,6 @@ def test_behind_an_echo_each_choice_is_told() -> None:
     """lm_eval takes the last token off, whichever was written: half a character, or END."""
     for piece in (b"\xc3", b""):
         step = Step(piece, "", 0.25, (True,))
-        assert Tokens().push(step) == []
-        (token,) = Tokens("the").push(step)
+        assert telling().push(step) == []
+        (token,) = telling("the").push(step)
         assert (token.piece, token.start) == (piece, 3)

@@ -20,7 +20,6 @@ from traces import LONG, MEMBERS, TEXT, made_steps, pieces
 from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.openai.answer import Letterhead
-from eva_local.openai.chunk import Choice
 from eva_local.openai.problem import problem
 from eva_local.openai.request import CHAT
 from eva_local.server.page import chat_page
@@ -92,8 +91,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        choice = Choice(Letterhead(CHAT, "x", 0, model), 0, traced=True)
-        self._event(choice.opening())
+        head = Letterhead(CHAT, "x", 0, model)
+        self._event(head.opening(0))
         for number, step in enumerate(told.steps):
             if number == told.pause:
                 self._wait()
@@ -101,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
                 if told.trouble != "break":
                     self._event(problem(told.trouble))
                 return
-            self._event(choice.step(step))
+            self._event(head.step(0, step, traced=True))
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
