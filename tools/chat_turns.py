@@ -36,10 +36,10 @@ def main(name: str) -> None:
                 pass
             answer = chat.last
             assert answer is not None
-            assert answer.trace.usage is not None
-            usage = answer.trace.usage
+            usage = answer.steps[-1].usage
+            assert usage is not None
             new = [n - c for n, c in zip(usage.prompt_tokens, usage.cached_tokens, strict=True)]
-            waits.append(answer.first_seconds)
+            waits.append(usage.first_seconds)
             print(
                 f"turn {number:2}: first word after {1000 * waits[-1]:4.0f} ms; prompt "
                 f"{'/'.join(map(str, usage.prompt_tokens))} tokens, new {'/'.join(map(str, new))}"

@@ -3,40 +3,95 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
-from eva_local.chat.budget import Budget, first_turn
 from eva_local.chat.conversation import Conversation, Event
 from eva_local.chat.log import Log
-from eva_local.errors import InputError
-from eva_local.trace import TraceFile
+from eva_local.errors import ContextError, InputError
 from eva_local.types import Message, Sampling, Step
 
 Steps = Generator[Step, None, None]
+# Turns that are dropped make room for several new ones: each drop lets the members read
+# everything that is left again.
+_FULL_AFTER_DROP = 0.75
+# At most this share of a context is kept free for the answer.
+_ANSWER_SHARE = 4
+
+# The tokens that each member reads a conversation as.
+Count = Callable[[Sequence[Message]], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The room of each member: `limits` are the tokens of its context, in the order of `members`.
+
+    Room for an answer is kept free: `max_tokens`, or a quarter of the context if that is less.
+    """
+
+    members: tuple[str, ...]
+    limits: tuple[int, ...]
+    max_tokens: int
+
+    def holds(self, needs: Sequence[int], share: float = 1.0) -> bool:
+        """Return whether every member has room for its prompt in `share` of its budget."""
+        return all(
+            need <= share * (limit - self._kept_free(limit))
+            for need, limit in zip(needs, self.limits, strict=True)
+        )
+
+    def numbers(self, needs: Sequence[int]) -> str:
+        """Word how many tokens the fullest member needs, and how many it has."""
+        member = max(range(len(needs)), key=lambda member: needs[member] / self.limits[member])
+        limit = self.limits[member]
+        return (
+            f"{self.members[member]} needs {needs[member]} tokens of {limit}, "
+            f"and {self._kept_free(limit)} are kept for the answer"
+        )
+
+    def _kept_free(self, limit: int) -> int:
+        return min(self.max_tokens, limit // _ANSWER_SHARE)
+
+
+def first_turn(conversation: Conversation, first: int, count: Count, budget: Budget) -> int:
+    """Return the first turn that the next prompt can hold; turns before `first` stay out.
+
+    Raises ContextError, with the numbers, where not even the newest message fits.
+    """
+    if budget.holds(count(conversation.prompt(first))):
+        return first
+    newest = len(conversation.turns) - 1
+    alone = count(conversation.prompt(newest))
+    if not budget.holds(alone):
+        with_system = " with the system message" if conversation.system else ""
+        raise ContextError(
+            f"this message{with_system} does not fit: {budget.numbers(alone)}; "
+            "shorten it, or start with a larger --n-ctx"
+        )
+    later = range(first + 1, newest)
+    return (first + 1) + bisect_left(
+        later,
+        True,
+        key=lambda turn: budget.holds(count(conversation.prompt(turn)), _FULL_AFTER_DROP),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer and what it cost; `trace` holds its steps.
+    """The steps of an answer, END among them, and the seconds from the first of them to the last.
 
-    `seconds` is the time from the first step to the last, `first_seconds` from the question to
-    the first step. `used` are the tokens of the conversation, with this answer, in each
-    member's context, `limits` those that fit.
+    `used` are the tokens of the conversation, with this answer, in each member's context,
+    `limits` those that fit.
     """
 
-    trace: TraceFile
+    members: tuple[str, ...]
+    steps: tuple[Step, ...]
     seconds: float
-    first_seconds: float
     used: tuple[int, ...]
     limits: tuple[int, ...]
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The symbols that were chosen, END among them."""
-        return self.trace.steps
 
 
 class Chat:
@@ -146,42 +201,25 @@ class Chat:
         return tuple(map(min, map(sum, zip(*parts, strict=True)), self.ensemble.n_ctx))
 
     def _answer(self, before: Conversation, report: Report | None) -> Steps:
-        prompt = self.conversation.prompt(self.first)
         steps: list[Step] = []
-        times = [time.perf_counter()]
+        times: list[float] = []
         try:
-            stream = self.ensemble.stream(prompt, self.sampling, trace=True, report=report)
-            for step in stream:
+            prompt = self.conversation.prompt(self.first)
+            for step in self.ensemble.stream(prompt, self.sampling, trace=True, report=report):
                 times.append(time.perf_counter())
                 steps.append(step)
                 yield step
         finally:
             if any(step.text or step.finish_reason for step in steps):
-                self._keep(prompt, steps, times)
+                self._keep(steps, times[-1] - times[0])
             else:
                 self._go_back(before)
 
-    def _keep(self, prompt: list[Message], steps: list[Step], times: list[float]) -> None:
+    def _keep(self, steps: list[Step], seconds: float) -> None:
         """Save what was said as the answer."""
         self._record(Event("answer", "".join(step.text for step in steps)))
-        spec = self.ensemble.spec
-        trace = TraceFile(
-            ensemble=spec.name,
-            members=self.ensemble.members,
-            pivot=spec.pivot,
-            prompt=tuple(prompt),
-            settings=asdict(spec.fusion),
-            steps=tuple(steps),
-            finish_reason=steps[-1].finish_reason,
-            usage=steps[-1].usage,
-        )
-        self.last = Reply(
-            trace,
-            seconds=times[-1] - times[1],
-            first_seconds=times[1] - times[0],
-            used=self.used(),
-            limits=self.ensemble.n_ctx,
-        )
+        ensemble = self.ensemble
+        self.last = Reply(ensemble.members, tuple(steps), seconds, self.used(), ensemble.n_ctx)
 
     def _fitting(self, conversation: Conversation) -> int:
         return first_turn(conversation, self.first, self.ensemble.prompt_tokens, self.budget)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from rich.table import Table
 from rich.text import Text
 
 from eva_local.chat import log
 from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
-from eva_local.chat.typed import Command, counted, sound
-from eva_local.chat.votes import cost_table, summary_line, vote_tables
+from eva_local.chat.reader import Command, counted, sound
+from eva_local.chat.votes import usage_line, vote_lines
 from eva_local.config.paths import user_path
 from eva_local.config.settings import (
     keys_of,
@@ -26,7 +28,6 @@ from eva_local.config.settings import (
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
-from eva_local.trace import TraceWriter, is_trace_page, read_trace, trace_page
 from eva_local.types import Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ SWITCHES = ("markdown", "stats")
 _OTHER_NAMES = {"?": "help", "bye": "exit", "quit": "exit", "q": "exit"}
 _ON_OFF = {"on": True, "off": False}
 _NOTHING = '""'
+_WITH_FILE = ("/read", "/save", "/load")
+_ARGUMENTS = {"/set": (*KEYS, *SWITCHES), "/show": ("chat",)}
 _HELP = (
     '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
     "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
@@ -216,9 +219,7 @@ def _load(repl: Repl, name: str) -> None:
 
 @_command("stats", "", "what the last answer cost")
 def _stats(repl: Repl, _: str) -> None:
-    answer = _last(repl)
-    repl.screen.note(summary_line(answer))
-    repl.screen.show(cost_table(answer))
+    repl.screen.note(usage_line(_last(repl).steps[-1].usage))
 
 
 @_command("why", "[N]", "how the members voted: on token N, or on the most disputed ones")
@@ -227,43 +228,7 @@ def _why(repl: Repl, argument: str) -> None:
         number = int(argument) if argument else None
     except ValueError as error:
         raise InputError("/why needs the number of a token, such as /why 3") from error
-    repl.screen.show(*vote_tables(_last(repl), number))
-
-
-@_command("trace", "FILE", "why each token was chosen: a page FILE.html, or FILE.jsonl")
-def _trace(repl: Repl, name: str) -> None:
-    path, trace = _file(name, "/trace"), _last(repl).trace
-    if path.suffix not in (".html", ".jsonl"):
-        raise InputError(f"/trace writes FILE.html or FILE.jsonl, not {path.name}")
-    if path.exists() and not _is_trace(path):
-        raise InputError(f"{path} exists and stays as it is; give another name")
-    if path.suffix == ".jsonl":
-        with TraceWriter(
-            path,
-            ensemble=trace.ensemble,
-            members=trace.members,
-            pivot=trace.pivot,
-            prompt=trace.prompt,
-            settings=trace.settings,
-        ) as writer:
-            for step in trace.steps:
-                writer.write(step)
-    else:
-        try:
-            path.write_text(trace_page(trace), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    repl.screen.note(f"written to {path}")
-
-
-def _is_trace(path: Path) -> bool:
-    try:
-        if path.suffix == ".html":
-            return is_trace_page(path)
-        read_trace(path)
-    except (InputError, OSError):
-        return False
-    return True
+    repl.screen.show(*vote_lines(_last(repl), number))
 
 
 def _file(name: str, command: str) -> Path:
@@ -287,3 +252,23 @@ def _table(rows: list[tuple[str, str]], style: str = "") -> Table:
     for name, text in rows:
         table.add_row(Text(name, style=style), Text(harmless(text)))
     return table
+
+
+class CommandCompleter(Completer):
+    """Completes commands and what follows them."""
+
+    _paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield what the text before the cursor can become."""
+        command, space, argument = document.text_before_cursor.partition(" ")
+        if not space:
+            names = (f"/{name}" for name in COMMANDS)
+            return _beginning_with(command, names) if command.startswith("/") else ()
+        if command in _WITH_FILE:
+            return self._paths.get_completions(Document(argument), event)
+        return _beginning_with(argument, _ARGUMENTS.get(command, ()))
+
+
+def _beginning_with(text: str, known: Iterable[str]) -> list[Completion]:
+    return [Completion(name, -len(text)) for name in known if name.startswith(text)]

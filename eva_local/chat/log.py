@@ -13,7 +13,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from eva_local.chat.conversation import Conversation, Event
-from eva_local.chat.private import private_folder
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, json_line, replace_file
 from eva_local.reading import did_you_mean
@@ -65,6 +64,19 @@ class Log(JsonlFile):
     def save(self, event: Event) -> None:
         """Save an event; raise InputError where that is not possible."""
         self.append(_event_line(event))
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder and what it lies in for the user alone; close one that is there to others."""
+
+    def make(folder: Path) -> None:
+        # mkdir gives its mode to the last folder only.
+        if not folder.is_dir():
+            make(folder.parent)
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    make(folder)
+    folder.chmod(0o700)
 
 
 def _new_file(folder: Path) -> Path:

@@ -1,34 +1,35 @@
-"""Where messages come from: a line editor at a terminal, or plain lines."""
+"""Where messages come from, a line editor or plain lines, and what is meant by them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.document import Document
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from eva_local.chat.commands import COMMANDS, KEYS, SWITCHES
-from eva_local.chat.signals import end_put_off
-from eva_local.chat.typed import is_open
+from eva_local.chat.terminal import ENDINGS, handled
 
 PROMPT = "> "
 _MORE = ". "
 _HINT = "Write a message; /help lists the commands"
 # Longer messages, such as pasted files, would make the history slow to read.
 _REMEMBERED = 4000
-_WITH_FILE = ("/read", "/save", "/load", "/trace")
-_ARGUMENTS = {"/set": (*KEYS, *SWITCHES), "/show": ("chat",)}
+QUOTES = '"""'
+_QUOTED = re.compile(r'\s*(?:/(?P<name>\w+)[ \t]+)?"""(?P<text>.*)', re.DOTALL)
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class LineEditor:
@@ -37,7 +38,7 @@ class LineEditor:
     # A person sits there, who may go on after Ctrl-C.
     somebody = True
 
-    def __init__(self, history: Path) -> None:
+    def __init__(self, history: Path, completer: Completer) -> None:
         """Keep what is typed in the file `history`."""
         # Else it asks where the cursor is: an answer that comes late would be taken for
         # something that was typed.
@@ -46,7 +47,7 @@ class LineEditor:
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("bold", PROMPT)]),
             history=_History(history),
-            completer=_Completer(),
+            completer=completer,
             complete_while_typing=False,
             multiline=is_unfinished,
             prompt_continuation=_continuation,
@@ -58,18 +59,25 @@ class LineEditor:
 
     def read(self) -> str:
         """Let a person edit until Enter; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        with end_put_off(self._wake) as is_ending:
-            return self._session.prompt(pre_run=lambda: self._leave() if is_ending() else None)
+        app = self._session.app
+        told: list[int] = []
 
-    def _wake(self) -> None:
-        """Leave the prompt, from within a signal handler; before it runs, `read` does."""
-        if (loop := self._session.app.loop) is not None:
-            loop.call_soon_threadsafe(self._leave)
+        def note(number: int, _frame: FrameType | None) -> None:
+            # An exception that is raised here, amid the work of an event loop, may be lost.
+            told.append(number)
+            if app.loop is not None:
+                app.loop.call_soon_threadsafe(leave)
 
-    def _leave(self) -> None:
-        answer = self._session.app.future
-        if answer is not None and not answer.done():
-            self._session.app.exit(result="")
+        def leave() -> None:
+            if told and app.future is not None and not app.future.done():
+                app.exit(result="")
+
+        try:
+            with handled(note, *ENDINGS):
+                return self._session.prompt(pre_run=leave)
+        finally:
+            if told:
+                raise SystemExit(128 + told[0])
 
 
 class PlainReader:
@@ -120,26 +128,6 @@ class _History(FileHistory):
                 super().store_string(string.encode("utf-8", "replace").decode())
 
 
-class _Completer(Completer):
-    """Completes commands and what follows them."""
-
-    _paths = PathCompleter(expanduser=True)
-
-    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
-        """Yield what the text before the cursor can become."""
-        command, space, argument = document.text_before_cursor.partition(" ")
-        if not space:
-            names = (f"/{name}" for name in COMMANDS)
-            return _beginning_with(command, names) if command.startswith("/") else ()
-        if command in _WITH_FILE:
-            return self._paths.get_completions(Document(argument), event)
-        return _beginning_with(argument, _ARGUMENTS.get(command, ()))
-
-
-def _beginning_with(text: str, known: Iterable[str]) -> list[Completion]:
-    return [Completion(name, -len(text)) for name in known if name.startswith(text)]
-
-
 def _hint() -> FormattedText:
     """Return what stands in an empty line, but not in one that was left."""
     return FormattedText([] if get_app().is_done else [("fg:ansibrightblack", _HINT)])
@@ -160,3 +148,62 @@ def _keys(is_unfinished: Condition) -> KeyBindings:
         event.current_buffer.newline(copy_margin=False)
 
     return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A slash command and what was written after it."""
+
+    name: str
+    argument: str = ""
+
+
+def is_open(text: str) -> bool:
+    """Return whether `text` begins with three quotes that are not closed yet."""
+    quoted = _QUOTED.match(text)
+    return quoted is not None and QUOTES not in quoted["text"]
+
+
+def understood(text: str) -> Command | str:
+    """Return the command or the message that `text` is; an empty message is none.
+
+    A command is one line, so that what is pasted stays a message. Three quotes around a
+    message, or around what follows a command, let it have several lines; `//` begins a message
+    with one slash.
+    """
+    quoted = _QUOTED.match(text)
+    if quoted is not None:
+        inner, _, after = quoted["text"].partition(QUOTES)
+        if not after.strip():
+            inner = inner.lstrip("\n").rstrip()
+            return inner if quoted["name"] is None else Command(quoted["name"], inner)
+    # Without blank lines before and after it.
+    text = re.sub(r"\A(?:[ \t]*\n)+", "", text).rstrip()
+    if not text.startswith("/") or "\n" in text:
+        return text
+    if text.startswith("//"):
+        return text[1:]
+    name, _, argument = text[1:].partition(" ")
+    return Command(name, argument.strip())
+
+
+def sound(text: str) -> tuple[str, list[str]]:
+    """Return `text` with whole characters and plain line ends, and notes on what was odd.
+
+    Bytes that are no UTF-8 come from a terminal as lone surrogates; they become U+FFFD.
+    """
+    notes = []
+    text, broken = re.subn("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    if broken:
+        said = counted(broken, "byte was", "bytes were")
+        notes.append(f"{said} no UTF-8 and became U+FFFD in the message")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if controls := len(_CONTROLS.findall(text)):
+        said = counted(controls, "control character is", "control characters are")
+        notes.append(f"{said} in the message; the models get the text as it is")
+    return text, notes
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number and what it counts."""
+    return f"{count} {one if count == 1 else many}"

@@ -9,10 +9,8 @@ from eva_local.api import Report
 from eva_local.chat import commands
 from eva_local.chat.chat import Chat, Reply, Steps
 from eva_local.chat.log import Saved
-from eva_local.chat.reader import PROMPT, Reader
-from eva_local.chat.screen import Screen
-from eva_local.chat.signals import interruption_noted, typing_unseen
-from eva_local.chat.typed import Command, counted, sound, understood
+from eva_local.chat.reader import PROMPT, Command, Reader, counted, sound, understood
+from eva_local.chat.terminal import Screen, interruption_noted, typing_unseen
 from eva_local.chat.votes import summary_line
 from eva_local.errors import EvaError
 
@@ -164,7 +162,7 @@ class Repl:
 
     def _ending(self, answer: Reply) -> str:
         """Return why an answer ended where it did, if not by itself."""
-        reason = answer.trace.finish_reason or "cancelled"
+        reason = answer.steps[-1].finish_reason or "cancelled"
         if reason == "cancelled":
             return "stopped"
         if reason == "stop":

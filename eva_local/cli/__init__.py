@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
-from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve, trace
-from eva_local.cli.session import Session
-from eva_local.cli.streams import give_up_output, open_streams
+from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve
+from eva_local.cli.outputs import give_up_output, open_streams
+from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
@@ -33,7 +35,7 @@ COMMANDS: tuple[click.Command, ...] = (
     align.align,
     evaluate.evaluate,
     bench.bench,
-    trace.trace,
+    run.trace,
 )
 INTERRUPTED = 130
 
@@ -52,7 +54,7 @@ INTERRUPTED = 130
 def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None:
     """Let several local GGUF models with different vocabularies write one answer together."""
     _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
-    context.obj = Session(config_path)
+    context.obj = partial(load_config, config_path, os.environ)
 
 
 for command in COMMANDS:

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.options import Load, json_option, setting_options
 from eva_local.cli.outputs import print_json, print_table, shown
-from eva_local.cli.progress import ProgressDisplay, progress_shown
-from eva_local.cli.session import Session, json_option, pass_session, setting_options
+from eva_local.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from eva_local.llama.llama_model import LlamaModel
 
-
-@dataclass(frozen=True, slots=True)
-class MappingReport:
-    """What is known of one mapping; None where it was not measured."""
-
-    member: str
-    pivot: str
-    method: str
-    state: str
-    anchors: int
-    mapped: float
-    held_out_rank_1: float | None = None
-    held_out_rank_10: float | None = None
-    retained: float | None = None
-    seconds: float | None = None
-    peak_mb: int | None = None
-    bytes: int | None = None
-    path: str | None = None
+# What is known of a mapping, beside its path, and the head of its column.
+_FACTS = {
+    "member": "MEMBER",
+    "pivot": "PIVOT",
+    "method": "METHOD",
+    "state": "STATE",
+    "anchors": "ANCHORS",
+    "mapped": "MAPPED",
+    "held_out_rank_1": "RANK 1",
+    "held_out_rank_10": "RANK 10",
+    "retained": "RETAINED",
+    "seconds": "SECONDS",
+    "bytes": "BYTES",
+}
 
 
 @click.command()
@@ -43,9 +37,9 @@ class MappingReport:
 @click.option("--method", "methods", multiple=True, help="This mapping; may be repeated.")
 @click.option("--force", is_flag=True, help="Build again what is here already.")
 @json_option
-@pass_session
+@click.pass_obj
 def align(
-    session: Session,
+    load: Load,
     overrides: dict[str, object],
     methods: tuple[str, ...],
     force: bool,
@@ -62,22 +56,26 @@ def align(
     from eva_local.alignment import library
     from eva_local.opening import open_models
 
-    spec = session.load(overrides).ensemble()
-    reports = []
-    with progress_shown() as progress, open_models(spec) as models:
+    spec = load(overrides).ensemble()
+    reports: list[dict[str, object]] = []
+    with closing(ProgressDisplay()) as progress, open_models(spec) as models:
         pivot = models[spec.pivot_index]
         for member, model in zip(spec.members, models, strict=True):
             if member.name == spec.pivot:
                 continue
             if model.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
                 count = int(model.vocabulary.speakable.sum())
-                reports.append(MappingReport(member.name, spec.pivot, "-", "shared", count, 1.0))
+                facts = (member.name, spec.pivot, "-", "shared", count, 1.0, *[None] * 6)
+                reports.append(dict(zip((*_FACTS, "path"), facts, strict=True)))
                 continue
             for method in methods or (spec.fusion.mapping,):
                 library.check_method(method)
                 names = (member.name, spec.pivot)
                 reports.append(_report(method, names, model, pivot, progress, force=force))
-    _print(reports, as_json=as_json)
+    if as_json:
+        print_json(reports)
+    else:
+        print_table(tuple(_FACTS.values()), [_worded(report) for report in reports])
 
 
 def _report(
@@ -88,7 +86,7 @@ def _report(
     progress: ProgressDisplay,
     *,
     force: bool,
-) -> MappingReport:
+) -> dict[str, object]:
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
 
@@ -105,46 +103,25 @@ def _report(
         directions = library.BY_EMBEDDING[method].get("directions")
         found = quality.held_out(*sides, directions=directions, progress=told)
     mapping = library.read(path, model, pivot)
-    return MappingReport(
-        *names,
-        method,
-        state,
-        anchors=int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
-        mapped=mapping.share,
-        held_out_rank_1=None if found is None else found.csls_1,
-        held_out_rank_10=None if found is None else found.csls_10,
-        retained=quality.retained_mass(model, mapping),
-        seconds=seconds,
-        peak_mb=_peak_mb(),
-        bytes=path.stat().st_size,
-        path=str(path),
-    )
+    return {
+        "member": names[0],
+        "pivot": names[1],
+        "method": method,
+        "state": state,
+        "anchors": int((twins(model.vocabulary, pivot.vocabulary) >= 0).sum()),
+        "mapped": mapping.share,
+        "held_out_rank_1": None if found is None else found.csls_1,
+        "held_out_rank_10": None if found is None else found.csls_10,
+        "retained": quality.retained_mass(model, mapping),
+        "seconds": seconds,
+        "bytes": path.stat().st_size,
+        "path": str(path),
+    }
 
 
-def _peak_mb() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux kilobytes.
-    return peak // 2**20 if sys.platform == "darwin" else peak // 1024
-
-
-def _print(reports: list[MappingReport], *, as_json: bool) -> None:
-    if as_json:
-        print_json([asdict(report) for report in reports])
-        return
-    kept = ("MAPPED", "RANK 1", "RANK 10", "RETAINED")
-    print_table(
-        ("MEMBER", "PIVOT", "METHOD", "STATE", "ANCHORS", *kept, "SECONDS", "PEAK MB", "FILE KB"),
-        [
-            (
-                *(report.member, report.pivot, report.method, report.state, report.anchors),
-                shown(report.mapped, ".1%"),
-                shown(report.held_out_rank_1, ".1%"),
-                shown(report.held_out_rank_10, ".1%"),
-                shown(report.retained, ".1%"),
-                shown(report.seconds, ".1f"),
-                report.peak_mb,
-                None if report.bytes is None else report.bytes // 1024,
-            )
-            for report in reports
-        ],
-    )
+def _worded(report: dict[str, object]) -> list[str]:
+    forms = dict.fromkeys(_FACTS, ".1%") | {"seconds": ".1f"}
+    return [
+        shown(report[key], form if isinstance(report[key], float) else "")
+        for key, form in forms.items()
+    ]

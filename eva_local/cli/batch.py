@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.chat.signals import handled
-from eva_local.cli.drawing import drawing_options
+from eva_local.cli.options import drawing_options, parallel_option, system_option, written
+from eva_local.cli.outputs import give_up_output
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import parallel_option, system_option, written
-from eva_local.cli.streams import give_up_output
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +49,7 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.option("--raw", is_flag=True, help="Go on with prompts as they are, without chat templates.")
 @click.option(
     "--logprobs",
+    "n_top",
     metavar="N",
     type=click.IntRange(0, 20),
     help="Add the log-probability of each token, and the N likeliest.",
@@ -59,18 +58,15 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 def batch(
     config: Config,
     sampling: Sampling,
-    source: str,
-    target: str,
     parallel: int | None,
     resume: bool,
     retry_errors: bool,
-    ordered: bool,
-    form: str | None,
     prompt_template: str | None,
     system: str | None,
     raw: bool,
-    logprobs: int | None,
+    n_top: int | None,
     shares: bool,
+    **job: Any,
 ) -> int:
     """Answer every row of IN in OUT, one JSON object a line.
 
@@ -86,24 +82,10 @@ def batch(
     from eva_local.batch.rows import Wishes
     from eva_local.batch.template import Template
 
-    errand = Errand(
-        source=source,
-        target=target,
-        spec=config.ensemble(),
-        wishes=Wishes(
-            sampling=sampling,
-            system=system,
-            raw=raw,
-            template=None if prompt_template is None else Template(prompt_template),
-            n_top=logprobs,
-            shares=shares,
-        ),
-        form=form,
-        restart=not resume,
-        retry_errors=retry_errors,
-        ordered=ordered,
-    )
-    return _carried_out(errand, parallel)
+    template = None if prompt_template is None else Template(prompt_template)
+    wishes = Wishes(sampling, system, raw, template, n_top, shares)
+    job |= {"restart": not resume, "retry_errors": retry_errors}
+    return _carried_out(Errand(spec=config.ensemble(), wishes=wishes, **job), parallel)
 
 
 def _carried_out(errand: Errand, parallel: int | None) -> int:
@@ -127,7 +109,8 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
 
         def opener(n_rows: int) -> Ensemble:
             ensemble = open_shown(errand.spec, errand.wishes.sampling, parallel, most=n_rows)
-            stack.enter_context(handled((signal.SIGINT, signal.SIGTERM), note))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, note))
             return ensemble
 
         try:

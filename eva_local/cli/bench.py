@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli.options import Load, count_option, setting_options
 from eva_local.cli.outputs import (
     output_options,
     print_table,
@@ -15,8 +17,7 @@ from eva_local.cli.outputs import (
     shown,
     write_outputs,
 )
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import Session, pass_session, setting_options
+from eva_local.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from eva_local.bench.benchmark import Benchmark, Trial
@@ -33,29 +34,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
 )
-@click.option(
-    "--parallel",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Measure one text, and so many side by side.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="Steps that are measured of each.",
-)
+@count_option("--parallel", default=8, text="Measure one text, and so many side by side.")
+@count_option("--rounds", default=20, text="Steps that are measured of each.")
 @output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
     *("flash_attention", "kv_type", "swa_full", "batch_invariant"),
     *("space", "mapping", "combine", "filter", "candidates", "weights", "prompt_evidence", "gate"),
 )
-@pass_session
+@click.pass_obj
 def bench(
-    session: Session,
+    load: Load,
     /,
     overrides: dict[str, object],
     contexts: tuple[int, ...],
@@ -73,8 +62,8 @@ def bench(
     from eva_local.bench.trial import measure
 
     refuse_outputs({"--json": json_out, "--html": html_out})
-    spec = session.load(overrides).ensemble()
-    with progress_shown() as progress:
+    spec = load(overrides).ensemble()
+    with closing(ProgressDisplay()) as progress:
         benchmark = measure(spec, contexts, parallel, rounds, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)
     write_outputs(benchmark.as_json(), show, page, json_out, html_out)

@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.outputs import print_table
-from eva_local.cli.progress import open_shown
-from eva_local.cli.session import (
-    Session,
-    pass_session,
+from eva_local.cli.options import (
+    Load,
     setting_options,
     stop_option,
     system_option,
 )
-from eva_local.cli.streams import give_up_output, input_is_closed
+from eva_local.cli.outputs import give_up_output, input_is_closed, print_table
+from eva_local.cli.progress import open_shown
 from eva_local.config.config import Config
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.chat.log import Saved
     from eva_local.chat.reader import Reader
-    from eva_local.chat.screen import Screen
+    from eva_local.chat.terminal import Screen
 
 # Columns of --list that are left for the first message.
 _FIRST_WORDS = 28
@@ -40,9 +38,9 @@ _FIRST_WORDS = 28
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
 @click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
 @click.option("--markdown", is_flag=True, help="Show each answer as Markdown when it is complete.")
-@pass_session
+@click.pass_obj
 def chat(
-    session: Session,
+    load: Load,
     overrides: dict[str, object],
     stop: tuple[str, ...],
     system: str | None,
@@ -68,9 +66,9 @@ def chat(
         raise InputError("standard input is closed: there is nobody to talk with")
     saved = log.newest(folder) if go_on else None
     saved = saved if resume is None else log.find(folder, resume)
-    config = session.load(overrides)
+    config = load(overrides)
     if saved is not None and overrides["ensemble"] is None:
-        config = _of_conversation(session, config, overrides, saved)
+        config = _of_conversation(load, config, overrides, saved)
     return _hold(config, folder, saved, system=system, stop=stop, markdown=markdown)
 
 
@@ -82,11 +80,11 @@ def state_folder() -> Path:
 
 
 def _of_conversation(
-    session: Session, config: Config, overrides: dict[str, object], saved: Saved
+    load: Load, config: Config, overrides: dict[str, object], saved: Saved
 ) -> Config:
     """Return the configuration for the ensemble that a conversation was held with."""
     if saved.ensemble in config.ensembles or saved.ensemble in config.models:
-        return session.load(overrides | {"ensemble": saved.ensemble})
+        return load(overrides | {"ensemble": saved.ensemble})
     click.echo(
         f"eva-local: {config.path} has no ensemble {saved.ensemble!r}, which wrote "
         f"{saved.path.stem}; {config.default_ensemble} goes on",
@@ -104,17 +102,15 @@ def _hold(
     stop: tuple[str, ...],
     markdown: bool,
 ) -> int:
+    from eva_local.chat import terminal
     from eva_local.chat.chat import Chat
-    from eva_local.chat.log import Log
-    from eva_local.chat.private import private_folder
+    from eva_local.chat.log import Log, private_folder
     from eva_local.chat.repl import Repl
-    from eva_local.chat.screen import Screen, is_terminal
-    from eva_local.chat.signals import orderly_end, terminal_restored, typing_unseen
 
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
         private_folder(state_folder())
-    screen = Screen(interactive=is_terminal())
+    screen = terminal.Screen(interactive=terminal.is_terminal())
     sampling = replace(config.sampling, stop=stop) if stop else config.sampling
     with contextlib.ExitStack() as stack:
         file = None
@@ -122,9 +118,9 @@ def _hold(
             # Before the models are opened: another chat may hold it.
             file, saved = Log.resume(saved)
             stack.callback(file.close)
-        stack.enter_context(orderly_end())
-        stack.enter_context(terminal_restored())
-        with typing_unseen():
+        stack.enter_context(terminal.orderly_end())
+        stack.enter_context(terminal.terminal_restored())
+        with terminal.typing_unseen():
             ensemble = stack.enter_context(open_shown(config.ensemble()))
         held = Chat(ensemble, sampling, folder, screen.note)
         stack.callback(held.close)
@@ -148,9 +144,12 @@ def _hold(
 
 
 def _reader(screen: Screen) -> Reader:
+    from eva_local.chat.commands import CommandCompleter
     from eva_local.chat.reader import LineEditor, PlainReader
 
-    return LineEditor(state_folder() / "history") if screen.interactive else PlainReader()
+    if not screen.interactive:
+        return PlainReader()
+    return LineEditor(state_folder() / "history", CommandCompleter())
 
 
 def _list(folder: Path) -> None:

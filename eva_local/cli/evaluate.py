@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from eva_local.cli.outputs import output_options, refuse_outputs, write_outputs
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.scoreboard import show
-from eva_local.cli.session import Session, pass_session, setting_options
-from eva_local.cli.variants import names_of, variant
+from eva_local.cli.options import Load, count_option, setting_options
+from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
+from eva_local.cli.progress import ProgressDisplay
+from eva_local.config.settings import keys_of
+from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
+from eva_local.reading import did_you_mean
 
 if TYPE_CHECKING:
-    from eva_local.config.specs import EnsembleSpec
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.rows import Kind, Task
+    from eva_local.evaluate.summary import TaskSummary
 
 _PATH = click.Path(path_type=Path)
 
@@ -44,14 +48,7 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="Put solved rows before each prompt; repeat it for several tasks.",
 )
-@click.option(
-    "--shots",
-    "n_shots",
-    type=click.IntRange(0),
-    default=4,
-    show_default=True,
-    help="How many of them.",
-)
+@count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
 @click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
@@ -69,13 +66,7 @@ _PATH = click.Path(path_type=Path)
     help="Also measure other settings: KEY=VALUE,... or an ensemble's name; may be repeated.",
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
-@click.option(
-    "--parallel",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="Do so many rows side by side.",
-)
+@count_option("--parallel", default=4, text="Do so many rows side by side.")
 @click.option(
     "--results",
     type=_PATH,
@@ -89,9 +80,9 @@ _PATH = click.Path(path_type=Path)
     *("sharpness", "filter", "filter_n", "candidates", "weights", "weight_temperature"),
     *("weight_decay", "prompt_evidence", "gate"),
 )
-@pass_session
+@click.pass_obj
 def evaluate(
-    session: Session,
+    load: Load,
     /,
     overrides: dict[str, object],
     files: tuple[Path, ...],
@@ -131,16 +122,16 @@ def evaluate(
     outputs = {"--json": json_out, "--html": html_out, "--results": results}
     refuse_outputs(outputs, (*files, *shot_files))
     tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
-    spec = session.load(overrides).ensemble()
+    spec = load(overrides).ensemble()
     for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
         if given and len(spec.members) < 2:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
-    specs = [spec, *(variant(session, overrides, spec, text) for text in compare)]
+    specs = [spec, *(variant(load, overrides, spec, text) for text in compare)]
     path = results or cache_folder() / "evaluations.jsonl"
     bytewise = any(one.fusion.space == "bytes" for one in specs)
     with (
         Results(path, fresh=fresh) as kept,
-        progress_shown() as progress,
+        closing(ProgressDisplay()) as progress,
         open_models(spec, progress, parallel=parallel, bytewise=bytewise) as opened,
     ):
         models = {one.name: model for one, model in zip(spec.members, opened, strict=True)}
@@ -151,7 +142,7 @@ def evaluate(
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
-    shown, page = partial(show, evaluation), partial(report_page, evaluation)
+    shown, page = partial(_show, evaluation), partial(report_page, evaluation)
     write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
 
 
@@ -185,3 +176,85 @@ def _held(
         for seed, task in enumerate(tasks)
     )
     return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, block)
+
+
+def variant(
+    load: Load, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
+) -> EnsembleSpec:
+    """Return the ensemble under other settings: `KEY=VALUE,…`, or those of another ensemble.
+
+    A part without `=` goes on with the value before it, so that weights can be listed. The
+    other ensemble may have no members of its own.
+    """
+    if "=" not in text:
+        other = load().ensemble(text)
+        if not {member.name for member in other.members} <= {one.name for one in spec.members}:
+            raise InputError(f"--compare {text}: has members that {spec.name} has not")
+        if len(other.members) < 2:
+            raise InputError(f"--compare {text}: is one model; members are measured alone anyway")
+        return replace(other, name=text)
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if equals:
+            given[key.strip().replace("-", "_")] = value.strip()
+        elif given:
+            given[next(reversed(given))] += f",{part.strip()}"
+    known = ("pivot", *keys_of(FusionSettings))
+    for key in given:
+        if key not in known:
+            raise InputError(f"--compare {text}: {key}: {did_you_mean(key, known)}")
+    pivot = given.pop("pivot", spec.pivot)
+    names = [member.name for member in spec.members]
+    if pivot not in names:
+        raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
+    changed = load({**overrides, **given}).ensemble()
+    return replace(changed, name=text, pivot=pivot)
+
+
+def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
+    """Return the ensembles' names, with a number where one was there before."""
+    names: list[str] = []
+    for spec in specs:
+        others = (f"{spec.name} ({number})" for number in count(2))
+        names.append(next(name for name in chain([spec.name], others) if name not in names))
+    return names
+
+
+def _show(evaluation: Evaluation) -> None:
+    """Print a table for each task with what follows from it, and the mean of all tasks."""
+    for summary in evaluation.tasks:
+        _show_task(summary)
+        click.echo()
+    means = [(name, evaluation.overall(name)) for name in evaluation.ensembles]
+    known = [(name, mean) for name, mean in means if mean is not None]
+    if known:
+        click.echo("mean difference to the best member of each task, in points")
+        print_table(
+            ("", "AHEAD", "95% INTERVAL"),
+            [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in known],
+        )
+        click.echo()
+    if evaluation.tuned:
+        click.echo(evaluation.tuned)
+
+
+def _show_task(summary: TaskSummary) -> None:
+    from eva_local.evaluate.advice import verdict, warning
+    from eva_local.evaluate.figures import cells, headings
+
+    task = summary.task
+    shots = f", {len(task.shots)} examples before each" if task.shots else ""
+    click.echo(f"{task.name}: {summary.unit}, {len(task.rows)} rows{shots}")
+    rows: list[tuple[str, ...]] = [
+        (standing.name, *cells(summary, standing)) for standing in summary.standings
+    ]
+    if summary.oracle is not None:
+        rows.append(("best of members", format(summary.oracle, summary.form)))
+    print_table(headings(summary, str.upper), rows)
+    if summary.agreement is not None:
+        click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
+    if text := warning(summary):
+        click.echo(f"warning: {text}")
+    for text in verdict(summary):
+        click.echo(text)

@@ -3,59 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from eva_local.cli.outputs import print_json, print_table, shown
-from eva_local.cli.progress import progress_shown
-from eva_local.cli.session import (
-    Session,
+from eva_local.cli.options import (
+    Load,
     ensemble_option,
     json_option,
-    pass_session,
     setting_options,
 )
+from eva_local.cli.outputs import print_json, print_table, shown
+from eva_local.cli.progress import ProgressDisplay
 from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
 from eva_local.errors import InputError, StoreError
 from eva_local.models import store
-
-if TYPE_CHECKING:
-    from eva_local.models.download import Progress
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @ensemble_option
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
-@pass_session
-def pull(session: Session, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
+@click.pass_obj
+def pull(load: Load, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
     """Fetch models and check them.
 
     NAME is a model or an ensemble; without one, the default ensemble is fetched. What was
     interrupted is continued. No other command uses the network.
     """
-    config = session.load({"ensemble": ensemble})
+    config = load({"ensemble": ensemble})
     for spec in _chosen(config, names, ensemble) or config.members():
         state = "pulled"
         if isinstance(spec.source, PathSource):
             state = "your own file"
         elif not force and store.find(spec) is not None:
             state = "already here"
-        with _counting() as progress:
-            path = store.pull(spec, progress, force=force)
+        with contextlib.closing(ProgressDisplay()) as progress:
+            path = store.pull(spec, progress.count, force=force)
         click.echo(f"{spec.name}: {state}: {path}")
 
 
 @click.command("list")
 @json_option
-@pass_session
-def list_models(session: Session, as_json: bool) -> None:
+@click.pass_obj
+def list_models(load: Load, as_json: bool) -> None:
     """List models and ensembles."""
-    config = session.load()
+    config = load()
     models = [_model_row(spec) for spec in config.models.values()]
     ensembles: list[dict[str, Any]] = [
         {
@@ -72,10 +68,7 @@ def list_models(session: Session, as_json: bool) -> None:
         return
     print_table(
         ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
-        [
-            (row["name"], _size(row["size"]), row["here"], row["licence"], row["description"])
-            for row in models
-        ],
+        [tuple((row | {"size": _size(row["size"])}).values()) for row in models],
     )
     click.echo()
     print_table(
@@ -95,26 +88,17 @@ def list_models(session: Session, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @ensemble_option
-@click.option("--token", metavar="TEXT", help="Show what the tokens of TEXT map to instead.")
 @json_option
-@pass_session
-def show(
-    session: Session, name: str | None, ensemble: str | None, token: str | None, as_json: bool
-) -> None:
+@click.pass_obj
+def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> None:
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
-    ensemble. With --token: what each member's tokens of TEXT map to under each method.
+    ensemble.
     """
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
-    config = session.load({"ensemble": ensemble})
-    if token is not None:
-        from eva_local.cli import tokens
-
-        found = tokens.token_facts(config.ensemble(name), token)
-        print_json(found) if as_json else tokens.print_facts(found)
-        return
+    config = load({"ensemble": ensemble})
     facts = (
         _model_facts(config.model(name))
         if name is not None and name in config.models
@@ -127,8 +111,8 @@ def show(
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @ensemble_option
 @json_option
-@pass_session
-def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
+@click.pass_obj
+def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
     """Check the files that are here.
 
     NAME is a model, an ensemble, or `all` for every model that is here, as without a NAME. The
@@ -136,13 +120,13 @@ def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_js
     `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
     missing.
     """
-    config = session.load({"ensemble": ensemble})
+    config = load({"ensemble": ensemble})
     named = _chosen(config, [name for name in names if name != "all"], ensemble)
     others = config.models.values() if not named or "all" in names else ()
     found = []
     for spec in dict.fromkeys((*named, *others)):
-        with _counting() as progress:
-            result = store.verify(spec, progress)
+        with contextlib.closing(ProgressDisplay()) as progress:
+            result = store.verify(spec, progress.count)
         if result.status != "missing" or spec in named:
             found.append(result)
     if as_json:
@@ -156,10 +140,10 @@ def verify(session: Session, names: tuple[str, ...], ensemble: str | None, as_js
 @click.command()
 @setting_options()
 @json_option
-@pass_session
-def config(session: Session, overrides: dict[str, str], as_json: bool) -> None:
+@click.pass_obj
+def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""
-    loaded = session.load(overrides)
+    loaded = load(overrides)
     file, cache = str(loaded.path.absolute()), str(store.cache_folder())
     contexts = _contexts(loaded)
     if as_json:
@@ -281,10 +265,3 @@ def _print_facts(facts: dict[str, object], indent: str = "") -> None:
 
 def _size(value: object) -> str:
     return f"{value / 1e6:.0f} MB" if isinstance(value, int) else "?"
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[Progress]:
-    """Show the progress of what counts bytes."""
-    with progress_shown() as progress:
-        yield lambda what, done, total: progress(what, done / total if total else None)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -25,9 +24,9 @@ LINE_EVERY_S = 10.0
 class ProgressDisplay:
     """A bar, or lines where stderr is no terminal."""
 
-    def __init__(self, patience: float | None = None, every: float = LINE_EVERY_S) -> None:
+    def __init__(self, patience: float = PATIENCE_S, every: float = LINE_EVERY_S) -> None:
         """Start the clock: show nothing for `patience` seconds, then a line `every` so many."""
-        self._patience = PATIENCE_S if patience is None else patience
+        self._patience = patience
         self._every = every
         self._started = self._last_line = time.monotonic()
         self._last_what = ""
@@ -46,6 +45,10 @@ class ProgressDisplay:
             click.echo(text or f"{what}{percent}", err=True)
         self._last_what = what
 
+    def count(self, what: str, done: int, total: int | None) -> None:
+        """Say how many bytes of `what` are done."""
+        self(what, done / total if total else None)
+
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
@@ -54,12 +57,11 @@ class ProgressDisplay:
     def _show_bar(self, what: str, share: float | None, text: str) -> None:
         if self._bar is None:
             self._bar = _new_bar(with_time=not text)
-        if what != self._last_what or not self._bar.task_ids:
-            for task in self._bar.task_ids:
-                self._bar.remove_task(task)
             self._bar.add_task(what)
         total = None if share is None else 1.0
         task = self._bar.task_ids[0]
+        if what != self._last_what:
+            self._bar.reset(task)
         self._bar.update(task, completed=share or 0.0, total=total, description=text or what)
 
 
@@ -79,16 +81,6 @@ def _new_bar(*, with_time: bool) -> Bar:
     return bar
 
 
-@contextmanager
-def progress_shown() -> Iterator[ProgressDisplay]:
-    """Give a function to call as progress(what, share), and tidy up after it."""
-    display = ProgressDisplay()
-    try:
-        yield display
-    finally:
-        display.close()
-
-
 def open_shown(
     spec: EnsembleSpec,
     sampling: Sampling | None = None,
@@ -100,7 +92,7 @@ def open_shown(
     from eva_local.capacity import MOST, open_widest
     from eva_local.opening import open_ensemble
 
-    with progress_shown() as progress:
+    with closing(ProgressDisplay()) as progress:
         if parallel is None:
             return open_widest(spec, sampling, progress, most=min(most or MOST, MOST))
         return open_ensemble(spec, sampling, progress, parallel=min(parallel, most or parallel))

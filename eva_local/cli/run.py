@@ -1,4 +1,4 @@
-"""The command `run`: one answer, streamed to stdout."""
+"""The commands `run`, one answer streamed to stdout, and `trace`, the page of a trace of one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.drawing import drawing_options
+from eva_local.cli.options import drawing_options, json_option, system_option, written
+from eva_local.cli.outputs import give_up_output, input_is_closed
 from eva_local.cli.progress import ProgressDisplay, open_shown
-from eva_local.cli.session import json_option, system_option, written
-from eva_local.cli.streams import give_up_output, input_is_closed
 from eva_local.engine.detokenizer import harmless, refuse_utf16
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
+from eva_local.types import Message, Sampling, Step
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from eva_local.config.specs import EnsembleSpec
     from eva_local.llama.prompt import Prompt
     from eva_local.trace import TraceWriter
-    from eva_local.types import Sampling, Step, Usage
 
 
 @click.command()
@@ -56,7 +55,9 @@ def run(
     """
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
-    asked = _prompt(_text(prompt), system, raw=raw)
+    text = _text(prompt)
+    before = [Message("system", system)] if system else []
+    asked: Prompt = text if raw else [*before, Message("user", text)]
     spec = config.ensemble()
     with open_shown(spec) as ensemble:
         tracing = contextlib.nullcontext() if trace is None else _tracing(trace, spec, asked)
@@ -83,26 +84,12 @@ def _text(prompt: str | None) -> str:
     return "\n\n".join(part for part in (prompt, piped) if part)
 
 
-def _prompt(text: str, system: str | None, *, raw: bool) -> Prompt:
-    from eva_local.types import Message
-
-    if raw:
-        return text
-    messages = [Message("user", text)]
-    return [Message("system", system), *messages] if system else messages
-
-
 def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
-    from eva_local.trace import TraceWriter
+    from eva_local.trace import TraceFile, TraceWriter
 
-    return TraceWriter(
-        path,
-        ensemble=spec.name,
-        members=[member.name for member in spec.members],
-        pivot=spec.pivot,
-        prompt=prompt,
-        settings=asdict(spec.fusion),
-    )
+    members = tuple(member.name for member in spec.members)
+    said = prompt if isinstance(prompt, str) else tuple(prompt)
+    return TraceWriter(path, TraceFile(spec.name, members, spec.pivot, said, asdict(spec.fusion)))
 
 
 def answer(
@@ -145,8 +132,9 @@ def answer(
     elif not text.endswith("\n"):
         _write("\n")
     if stats:
-        line = "stopped before the end" if usage is None else _summary(usage)
-        click.echo(f"{line} | finish: {reason}", err=True)
+        from eva_local.chat.votes import usage_line
+
+        click.echo(f"{usage_line(usage)} | finish: {reason}", err=True)
     return code
 
 
@@ -156,18 +144,33 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _summary(usage: Usage) -> str:
-    steps = max(usage.steps, 1)
-    rest = zip(usage.decode_seconds, usage.prompt_seconds, strict=True)
-    rate = usage.steps / max(usage.seconds - usage.first_seconds, 1e-9)
-    each = ", ".join(
-        f"{name} {1000 * (whole - prompt) / steps:.1f} ms"
-        for name, (whole, prompt) in zip(usage.members, rest, strict=True)
-    )
-    filtered = ", ".join(
-        f"{name} {count}" for name, count in zip(usage.members, usage.filtered, strict=True)
-    )
-    return (
-        f"{usage.steps} tokens, {rate:.1f} tokens/s, first after {usage.first_seconds:.2f} s"
-        f" | decoding a token: {each} | votes filtered: {filtered}"
-    )
+@click.command()
+@click.argument("file", metavar="FILE.jsonl", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="PAGE.html",
+    help="Write the page there; - is stdout. Without it, FILE.html beside FILE.jsonl.",
+)
+def trace(file: Path, output: str | None) -> None:
+    """Make a page of a trace that `run --trace FILE.jsonl` wrote.
+
+    The page shows which member carried each token, the votes that were filtered, and each
+    member's candidates. It is one file and opens in any browser, without a network.
+    """
+    from eva_local.trace import read_trace, summarize, trace_page
+
+    found = read_trace(file)
+    for note in found.notes:
+        click.echo(f"eva-local: {file}: {note}", err=True)
+    page = trace_page(found).encode()
+    if output == "-":
+        click.echo(page, nl=False)
+        return
+    path = file.with_suffix(".html") if output is None else Path(output)
+    if path.resolve() == file.resolve():
+        raise InputError(f"{path} is the trace itself; name another page with -o PAGE.html")
+    with refusing(f"the page {path} cannot be written"):
+        path.write_bytes(page)
+    summary = summarize(found.members, found.steps)
+    click.echo(f"{path}: {summary.tokens} tokens, {summary.disputed} disputed", err=True)

@@ -9,9 +9,9 @@ from types import FrameType, ModuleType
 
 import click
 
-from eva_local.chat.signals import handled
+from eva_local.chat.terminal import handled
+from eva_local.cli.options import Load, parallel_option, setting_options
 from eva_local.cli.progress import open_shown
-from eva_local.cli.session import Session, parallel_option, pass_session, setting_options
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
@@ -60,9 +60,9 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
 )
 @setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
-@pass_session
+@click.pass_obj
 def serve(
-    session: Session,
+    load: Load,
     names: tuple[str, ...],
     host: str,
     port: int,
@@ -80,7 +80,7 @@ def serve(
     only this machine can ask. Ctrl-C ends it.
     """
     keys = _keys(api_key, api_key_file)
-    config = session.load(overrides)
+    config = load(overrides)
     specs = [config.ensemble(name) for name in names or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")
@@ -98,7 +98,7 @@ def serve(
             signal.signal(number, signal.SIG_DFL)
         server.stop()
 
-    with handled(_ENDINGS, stop):
+    with handled(stop, *_ENDINGS):
         asyncio.run(server.serve())
     return 0
 

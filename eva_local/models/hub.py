@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +40,7 @@ def fetch_hub(
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     progress(f"{what}: asking the hub", 0, None)
-    offers = _offers(source, what)
+    offers = _offers(source, work, what)
     promised = [offer.promised for offer in offers if offer.promised is not None]
     whole = joined_checksum(promised) if len(promised) == len(offers) else None
     if expected and whole and expected != whole:
@@ -48,32 +48,34 @@ def fetch_hub(
             f"{what}: the hub's {source.file} has sha256 {whole}, not the configured "
             f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
         )
-    partials = _partial_files(work, offers)
-    check_space(work, sum((offer.size or 0) - _length(partials[offer]) for offer in offers))
+    check_space(work, sum((offer.size or 0) - _length(offer.partial) for offer in offers))
     downloads = []
     for i, offer in enumerate(offers):
         label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
         with _problems_named(what, offer.source):
-            _continue(offer, partials[offer], label, progress)
-        downloads.append(_checked(offer, partials[offer], label, progress))
+            _continue(offer, label, progress)
+        downloads.append(_checked(offer, label, progress))
     return downloads
 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A file that the hub has: `source` names its commit, `promised` its checksum, if known."""
+    """A file that the hub has: `source` names its commit, `promised` its checksum, if known.
+
+    It is gathered in `partial`, whose name is its version's own.
+    """
 
     source: HubSource
-    etag: str
+    promised: str | None
     size: int | None
-
-    @property
-    def promised(self) -> str | None:
-        return self.etag if _SHA256.fullmatch(self.etag) else None
+    partial: Path
 
 
-def _offers(source: HubSource, what: str) -> list[_Offer]:
-    """Ask for each file of a model, all at the commit of the first: a revision may move on."""
+def _offers(source: HubSource, work: Path, what: str) -> list[_Offer]:
+    """Ask for each file of a model, all at the commit of the first: a revision may move on.
+
+    Partial files of other versions, or too long, are removed.
+    """
     import huggingface_hub
 
     offers: list[_Offer] = []
@@ -82,8 +84,16 @@ def _offers(source: HubSource, what: str) -> list[_Offer]:
         asked = replace(part, revision=revision)
         with _problems_named(what, asked):
             found = huggingface_hub.get_hf_file_metadata(_address(asked))
-        revision = found.commit_hash or revision
-        offers.append(_Offer(replace(part, revision=revision), found.etag or "", found.size))
+        revision, etag = found.commit_hash or revision, found.etag or ""
+        version = hashlib.sha256(f"{part.file} {revision} {etag}".encode()).hexdigest()[:16]
+        promised = etag if _SHA256.fullmatch(etag) else None
+        offered = replace(part, revision=revision)
+        offers.append(_Offer(offered, promised, found.size, work / f"{version}.part"))
+    sizes = {offer.partial: offer.size for offer in offers}
+    for file in work.glob("*.part"):
+        size = sizes.get(file, -1)
+        if size is not None and _length(file) > size:
+            file.unlink()
     return offers
 
 
@@ -109,22 +119,8 @@ def _address(source: HubSource) -> str:
     )
 
 
-def _partial_files(work: Path, offers: Sequence[_Offer]) -> dict[_Offer, Path]:
-    """Name the partial files, and remove those of other versions or of wrong size."""
-    partials = {}
-    for offer in offers:
-        version = f"{offer.source.file} {offer.source.revision} {offer.etag}"
-        partials[offer] = work / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}.part"
-    longest = {partials[offer]: offer.size for offer in offers}
-    for file in work.glob("*.part"):
-        size = longest.get(file)
-        if file not in longest or (size is not None and _length(file) > size):
-            file.unlink()
-    return partials
-
-
-def _continue(offer: _Offer, partial: Path, what: str, progress: Progress) -> None:
-    """Download what `partial` lacks of a file."""
+def _continue(offer: _Offer, what: str, progress: Progress) -> None:
+    """Download what is lacking of a file."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it loads them lazily
         build_hf_headers,
@@ -132,27 +128,27 @@ def _continue(offer: _Offer, partial: Path, what: str, progress: Progress) -> No
     )
 
     disable_progress_bars()
-    with partial.open("ab") as file:
+    with offer.partial.open("ab") as file:
         http_get(
             _address(offer.source),
             _GrowingFile(file, f"{what}: downloading", offer.size, progress),  # type: ignore[arg-type]
-            resume_size=_length(partial),
+            resume_size=_length(offer.partial),
             headers=build_hf_headers(),
             expected_size=offer.size,
         )
         sync(file)
 
 
-def _checked(offer: _Offer, partial: Path, what: str, progress: Progress) -> Download:
+def _checked(offer: _Offer, what: str, progress: Progress) -> Download:
     """Compare a file with what the hub promised; a wrong one cannot be continued."""
-    found = hash_file(partial, what, progress)
+    found = hash_file(offer.partial, what, progress)
     if offer.promised not in (None, found):
-        partial.unlink()
+        offer.partial.unlink()
         raise StoreError(
             f"{what}: the file has sha256 {found}, not {offer.promised}; pull again, for it was "
             "removed"
         )
-    return Download(partial, found)
+    return Download(offer.partial, found)
 
 
 def _length(file: Path) -> int:
@@ -179,12 +175,8 @@ def _hub_problem(error: Exception, source: HubSource) -> str:
         if status in (401, 403):
             return f"the hub refuses {where} ({status}); is it private? then run: hf auth login"
         return f"the hub answered {status}{again}"
-    return f"the hub cannot be reached ({_first_line(error)}){again}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return f"the hub cannot be reached ({reason}){again}"
 
 
 class _GrowingFile:

@@ -58,18 +58,15 @@ def find(spec: ModelSpec) -> Path | None:
 
 def size(spec: ModelSpec) -> int | None:
     """Return how many bytes the files of a model have together; None where one is absent."""
-    sizes = [_size(path) for path in _paths(spec)]
-    known = [each for each in sizes if each is not None]
-    return sum(known) if len(known) == len(sizes) else None
+    found = [each.st_size for path in _paths(spec) if (each := _stat(path))]
+    return sum(found) if len(found) == len(_paths(spec)) else None
 
 
 def marks(spec: ModelSpec) -> frozenset[object]:
     """Return what two models have in common only if their files are the same."""
     found = _stat(_paths(spec)[0])
-    kept = _kept_checksums(spec)
-    inode = None if found is None else (found.st_dev, found.st_ino)
-    checksum = spec.sha256 or (joined_checksum(kept) if kept else None)
-    return frozenset(mark for mark in (inode, checksum) if mark is not None)
+    inode = found and (found.st_dev, found.st_ino)
+    return frozenset(filter(None, (inode, _expected(spec))))
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -86,7 +83,7 @@ def locate(spec: ModelSpec) -> Path:
 def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
     """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
     locate(spec)
-    return spec.sha256 or joined_checksum(_kept_checksums(spec) or _checksums(spec, progress))
+    return _expected(spec) or joined_checksum(_checksums(spec, progress))
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:
@@ -115,8 +112,7 @@ def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
     paths, here = _paths(spec), size(spec)
     if here is None:
         return Verification(spec.name, "missing", _missing_part(spec))
-    actual, kept = _checksums(spec, progress), _kept_checksums(spec)
-    expected = spec.sha256 or (joined_checksum(kept) if kept else None)
+    actual, kept, expected = _checksums(spec, progress), _kept_checksums(spec), _expected(spec)
     path, found = paths[0], joined_checksum(actual)
     if expected in (None, found) and spec.size in (None, here):
         status: Status = "unverified" if expected is None else "ok"
@@ -203,17 +199,12 @@ def _with_parts(path: Path) -> tuple[Path, ...]:
 
 def _missing_part(spec: ModelSpec) -> Path | None:
     """Return a file that a model lacks, where others of it are here."""
-    missing = [path for path in _paths(spec) if _size(path) is None]
+    missing = [path for path in _paths(spec) if _stat(path) is None]
     return missing[0] if 0 < len(missing) < len(_paths(spec)) else None
 
 
-def _size(path: Path) -> int | None:
-    """Return how many bytes a file has; None where there is none, or no way to it."""
-    found = _stat(path)
-    return None if found is None else found.st_size
-
-
 def _stat(path: Path) -> os.stat_result | None:
+    """Return what is known of a file; None where there is none, or no way to it."""
     try:
         found = path.stat()
     except OSError:
@@ -236,6 +227,12 @@ def _kept_checksums(spec: ModelSpec) -> list[str] | None:
         return None
 
 
+def _expected(spec: ModelSpec) -> str | None:
+    """Return the checksum that is configured, or else that of the ones that `pull` left."""
+    kept = _kept_checksums(spec)
+    return spec.sha256 or (joined_checksum(kept) if kept else None)
+
+
 def _checksums(spec: ModelSpec, progress: Progress | None) -> list[str]:
     try:
         return [hash_file(path, spec.name, progress or no_progress) for path in _paths(spec)]
@@ -251,7 +248,7 @@ def local_problem(spec: ModelSpec) -> str:
             f"{paths[0]}: has {here} bytes, models.{spec.name}.size says {spec.size}; mend one of "
             "them"
         )
-    path = next(path for path in paths if _size(path) is None)
+    path = next(path for path in paths if _stat(path) is None)
     return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 

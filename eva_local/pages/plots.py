@@ -6,7 +6,7 @@ Colours are classes of the page's style, so that light and dark need no second p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -45,21 +45,21 @@ def intervals(
 ) -> str:
     """Plot values as dots on their intervals; `mark` is a value that is drawn through all."""
     ends = [end for line in lines for end in (line.low, line.high, line.value)]
-    scale = _Scale.over([*ends, *([mark[0]] if mark else [])])
     bottom = _ROW * len(lines) + 12
-    parts = [_axis(scale, bottom, unit)]
+    axis, at = _axis([*ends, *([mark[0]] if mark else [])], bottom, unit)
+    parts = [axis]
     if mark:
-        x = scale.x(mark[0])
+        x = at(mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
         parts.append(_text(x, bottom + 30, mark[1], "quiet", "middle"))
     for number, line in enumerate(lines):
         y = 12 + _ROW * number + _ROW / 2
-        low, at, high = (scale.x(value) for value in (line.low, line.value, line.high))
+        low, dot, high = (at(value) for value in (line.low, line.value, line.high))
         parts += [
             _text(_LEFT - 14, y + 4, line.label, "", "end"),
             f'<g class="{line.css}">',
             f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>',
-            f'<circle class="dot" cx="{at:.1f}" cy="{y}" r="5"/></g>',
+            f'<circle class="dot" cx="{dot:.1f}" cy="{y}" r="5"/></g>',
             _text(_WIDTH - _RIGHT + 14, y + 4, line.text, "figure"),
         ]
     return _svg(bottom + _AXIS, title, parts)
@@ -110,45 +110,32 @@ def waterfall(differences: Sequence[float], title: str, unit: str) -> str:
     return _svg(_WATERFALL + 38, title, parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """An axis from `low` to `high` with a tick at every `step`."""
-
-    low: float
-    high: float
-    step: float
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> _Scale:
-        low, high = min(values), max(values)
-        if high - low < 1e-9:
-            low, high = low - 1, high + 1
-        rough = (high - low) / 5
-        size = 10 ** math.floor(math.log10(rough))
-        step = next(size * times for times in (1, 2, 5, 10) if size * times >= rough)
-        return cls(math.floor(low / step) * step, math.ceil(high / step) * step, step)
-
-    def x(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def ticks(self) -> list[float]:
-        count = round((self.high - self.low) / self.step)
-        return [self.low + number * self.step for number in range(count + 1)]
-
-
 def _box(css: str, y: float, width: float) -> str:
     return f'<rect class="{css}" x="{_LEFT}" y="{y}" width="{width:.1f}" height="18"/>'
 
 
-def _axis(scale: _Scale, bottom: float, unit: str) -> str:
+def _axis(
+    values: Sequence[float], bottom: float, unit: str
+) -> tuple[str, Callable[[float], float]]:
+    """Return an axis that holds `values`, and what says where on it a value is."""
+    low, high = min(values), max(values)
+    if high - low < 1e-9:
+        low, high = low - 1, high + 1
+    rough = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * times for times in (1, 2, 5, 10) if size * times >= rough)
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+
+    def at(value: float) -> float:
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
     parts = []
-    for tick in scale.ticks():
-        x = scale.x(tick)
+    for number in range(round((high - low) / step) + 1):
+        x = at(low + number * step)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
-        parts.append(_text(x, bottom + 15, _number(tick), "tick", "middle"))
+        parts.append(_text(x, bottom + 15, _number(low + number * step), "tick", "middle"))
     parts.append(_text(_LEFT - 14, bottom + 15, unit, "quiet", "end"))
-    return "".join(parts)
+    return "".join(parts), at
 
 
 def _number(value: float, *, signed: bool = False) -> str:

@@ -1,12 +1,11 @@
 """Why each symbol of an answer was chosen: a file that is written step by step, and its page."""
 
 from eva_local.trace.file import TraceFile, TraceWriter, read_trace
-from eva_local.trace.page import is_trace_page, summarize, trace_page
+from eva_local.trace.page import summarize, trace_page
 
 __all__ = [
     "TraceFile",
     "TraceWriter",
-    "is_trace_page",
     "read_trace",
     "summarize",
     "trace_page",

@@ -6,11 +6,11 @@ Every line is written at once, so an interrupted run leaves a file that can be r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, structs, to_builtins
 
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile
@@ -53,6 +53,16 @@ class TraceFile:
     usage: Usage | None = None
     notes: tuple[str, ...] = ()
 
+    def header(self) -> dict[str, object]:
+        """Return what is known before the first step, as the file and the page have it."""
+        return {
+            "ensemble": self.ensemble,
+            "members": self.members,
+            "pivot": self.pivot,
+            "prompt": to_builtins(self.prompt),
+            "settings": self.settings,
+        }
+
 
 class _CandidateLine(Struct, kw_only=True):
     # For people; the hexadecimal is exact.
@@ -89,34 +99,16 @@ class _EndLine(Struct, tag_field="kind", tag="end"):
 class TraceWriter(JsonlFile):
     """A trace file that is being written."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        ensemble: str,
-        members: Sequence[str],
-        pivot: str,
-        prompt: str | Sequence[Message],
-        settings: Mapping[str, object],
-    ) -> None:
-        """Begin the file anew with its header; raise InputError where that cannot be done."""
+    def __init__(self, path: Path, trace: TraceFile) -> None:
+        """Begin the file anew with the header of `trace`; InputError where that cannot be done."""
         super().__init__(
             path,
             f"the trace {path} cannot be written",
             busy=f"the trace {path} is being written by another process",
         )
-        header = {
-            "schema": SCHEMA,
-            "kind": "trace",
-            "ensemble": ensemble,
-            "members": list(members),
-            "pivot": pivot,
-            "prompt": prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt],
-            "settings": dict(settings),
-        }
         with self.closed_on_failure():
             self.restart()
-            self.append(header)
+            self.append({"schema": SCHEMA, "kind": "trace", **trace.header()})
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
@@ -212,16 +204,7 @@ def _candidates(entries: Sequence[_CandidateLine]) -> tuple[Candidate, ...]:
 
 def _step(line: _StepLine) -> Step:
     ballots = tuple(
-        Ballot(
-            each.member,
-            _candidates(each.top),
-            each.chosen,
-            each.stayed,
-            each.reason,
-            each.weight,
-            each.seconds,
-        )
-        for each in line.ballots
+        Ballot(**structs.asdict(each) | {"top": _candidates(each.top)}) for each in line.ballots
     )
     return Step(
         piece=bytes.fromhex(line.hex),

@@ -6,15 +6,11 @@ import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from eva_local.pages.frame import filled, palette, shipped, source_hash
 from eva_local.trace.file import TraceFile
 from eva_local.types import Ballot, Candidate, Step
-
-# The title in page.html, and where in the file it is at the latest.
-_TITLE, _HEAD = b"<title>eva-local trace</title>", 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,36 +67,25 @@ def sources(package: str) -> tuple[str, str]:
     return style + shipped(package, "page.css"), script + shipped(package, "page.js")
 
 
-def is_trace_page(path: Path) -> bool:
-    """Return whether a file is a page of a trace, by its title; raise OSError where it is none."""
-    with path.open("rb") as file:
-        return _TITLE in file.read(_HEAD)
-
-
-def summarize(trace: TraceFile) -> Summary:
-    """Return the numbers of a trace."""
+def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
+    """Return the numbers of an answer."""
     return Summary(
-        tokens=sum(bool(step.piece) for step in trace.steps),
-        disputed=sum(disputed(step) for step in trace.steps),
-        probability=_mean([step.probability for step in trace.steps]),
-        members=tuple(_member(name, trace.steps) for name in trace.members),
+        tokens=sum(bool(step.piece) for step in steps),
+        disputed=sum(map(disputed, steps)),
+        probability=_mean([step.probability for step in steps]),
+        members=tuple(_member(name, steps) for name in members),
     )
 
 
 def page_data(trace: TraceFile) -> dict[str, object]:
     """Return what the page shows, as the script reads it."""
-    spoken = trace.prompt
     return {
-        "ensemble": trace.ensemble,
-        "members": trace.members,
-        "pivot": trace.pivot,
-        "prompt": spoken if isinstance(spoken, str) else [asdict(turn) for turn in spoken],
-        "settings": trace.settings,
+        **trace.header(),
         "finish": trace.finish_reason,
         "usage": None if trace.usage is None else asdict(trace.usage),
         "notes": trace.notes,
         "text": "".join(step.text for step in trace.steps),
-        "summary": asdict(summarize(trace)),
+        "summary": asdict(summarize(trace.members, trace.steps)),
         "steps": [
             _step_data(step, shown, whole, trace.members)
             for step, (shown, whole) in zip(trace.steps, _readable(trace.steps), strict=True)

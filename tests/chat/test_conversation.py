@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.chat import log
-from eva_local.chat.budget import Budget, first_turn
-from eva_local.chat.chat import Chat
+from eva_local.chat.chat import Budget, Chat, first_turn
 from eva_local.chat.conversation import Conversation, Turn
 from eva_local.errors import ContextError, InputError
 from eva_local.types import Sampling
@@ -47,7 +46,7 @@ def resume(chat: Chat, left: log.Saved) -> None:
 
 def new_tokens(chat: Chat) -> tuple[int, ...]:
     """Prompt tokens of the last answer that were decoded for it."""
-    usage = chat.last.trace.usage
+    usage = chat.last.steps[-1].usage
     return tuple(n - c for n, c in zip(usage.prompt_tokens, usage.cached_tokens, strict=True))
 
 
@@ -56,7 +55,7 @@ def test_a_turn_is_said_kept_and_saved(chat) -> None:
     assert chat.conversation.turns == (Turn("the cat", text),)
     assert saved(chat) == chat.conversation
     assert "".join(step.text for step in chat.last.steps) == text
-    assert chat.last.trace.finish_reason in ("stop", "length")
+    assert chat.last.steps[-1].finish_reason in ("stop", "length")
 
 
 def test_the_message_is_on_disk_before_the_answer_begins(chat) -> None:
@@ -82,7 +81,7 @@ def test_a_turn_reads_no_token_of_the_prompt_before_it(chat) -> None:
     said(chat.ask("there"))
     assert all(
         cached >= before - 1
-        for cached, before in zip(chat.last.trace.usage.cached_tokens, first, strict=True)
+        for cached, before in zip(chat.last.steps[-1].usage.cached_tokens, first, strict=True)
     )
 
 
@@ -96,7 +95,8 @@ def test_regenerating_and_undoing_read_nothing_again(chat) -> None:
 
     assert chat.undo() == "there"
     said(chat.ask("able"))
-    assert all(c >= b - 1 for c, b in zip(chat.last.trace.usage.cached_tokens, before, strict=True))
+    cached = chat.last.steps[-1].usage.cached_tokens
+    assert all(c >= b - 1 for c, b in zip(cached, before, strict=True))
     assert saved(chat) == chat.conversation
 
 
@@ -108,8 +108,8 @@ def test_an_answer_that_is_stopped_keeps_what_was_said(chat) -> None:
     steps.close()
     assert chat.conversation.turns == (Turn("the cat", heard),)
     assert saved(chat) == chat.conversation
-    assert chat.last.trace.finish_reason is None
-    assert chat.last.trace.usage is None
+    assert chat.last.steps[-1].finish_reason is None
+    assert chat.last.steps[-1].usage is None
     assert whole.startswith(heard)
 
 
@@ -192,14 +192,14 @@ def test_a_full_context_drops_the_oldest_turns_aloud(tmp_path, notes) -> None:
         chat.use_system("be a cat")
         for number in range(12):
             said(chat.ask(f"the cat sat on the mat {'abcdefghijkl'[number]}"))
-            needs = chat.last.trace.usage.prompt_tokens
+            needs = chat.last.steps[-1].usage.prompt_tokens
             assert needs[1] + 6 <= 300
         assert chat.first > 0
         assert 0 < len(notes) < 9
         assert all("b-2 needs" in note and "of 300" in note for note in notes)
         assert "oldest" in notes[0]
         # The system message stays, all turns are still in the file, and whole turns are dropped.
-        prompt = chat.last.trace.prompt
+        prompt = chat.conversation.prompt(chat.first)
         assert prompt[0].content == "be a cat"
         assert [m.role for m in prompt[1:3]] == ["user", "assistant"]
         assert len(saved(chat).turns) == 12

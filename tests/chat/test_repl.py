@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from chats import fake_chat
 
 from eva_local.chat import log
 from eva_local.chat.repl import Repl
-from eva_local.chat.screen import Screen
+from eva_local.chat.terminal import Screen
 
 Talk = Callable[..., tuple[str, str]]
 
@@ -184,8 +183,8 @@ def test_a_message_that_was_refused_can_be_edited(talk, tmp_path, monkeypatch) -
     assert "absent" in talk("/edit there")[1]
 
 
-def test_why_and_trace_look_at_the_last_answer(talk, tmp_path) -> None:
-    for line in ("/why", "/stats", "/trace x.html"):
+def test_why_and_stats_look_at_the_last_answer(talk, tmp_path) -> None:
+    for line in ("/why", "/stats"):
         assert "no answer was written" in talk(line)[1]
     talk("the cat")
     shown = talk("/why")[1]
@@ -196,32 +195,21 @@ def test_why_and_trace_look_at_the_last_answer(talk, tmp_path) -> None:
         assert part in shown
     assert "has tokens 1 to 6, not 7" in talk("/why 7")[1]
     assert "needs the number of a token" in talk("/why cat")[1]
-    talk("/trace x.html", "/trace x.jsonl")
-    assert (tmp_path / "x.html").read_text().startswith("<!")
-    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["trace", *["step"] * 6, "end"]
-    assert "FILE.html or FILE.jsonl" in talk("/trace x.txt")[1]
-    assert "cannot be written" in talk("/trace absent/x.html")[1]
+    assert all(len(line) <= 40 for line in shown.splitlines())
+    said = talk("/stats")[1]
+    assert said.startswith("6 tokens, ")
+    assert " | decoding a token: a-1 " in said
 
 
 def test_what_is_saved_takes_the_place_of_nothing_else(talk, tmp_path) -> None:
     talk("the cat")
     chat = talk.repl.chat
-    (tmp_path / "mine.html").write_text("<!doctype html><title>mine</title>")
     (tmp_path / "mine.jsonl").write_text('{"kind": "mine"}\n')
-    for line in (
-        f"/save {chat.path}",
-        f"/trace {chat.path}",
-        "/trace mine.html",
-        "/trace mine.jsonl",
-    ):
+    for line in (f"/save {chat.path}", "/save mine.jsonl"):
         assert "stays as it is; give another name" in talk(line)[1]
-    assert (tmp_path / "mine.html").read_text().endswith("mine</title>")
+    assert (tmp_path / "mine.jsonl").read_text() == '{"kind": "mine"}\n'
     talk("there")
     assert log.read(chat.path).conversation == chat.conversation
-    # Its own traces it writes again.
-    for name in ("x.html", "x.jsonl"):
-        assert talk(f"/trace {name}")[1] == talk(f"/trace {name}")[1] == f"written to {name}\n"
 
 
 def test_paths_that_are_none_are_one_line(talk) -> None:
@@ -231,13 +219,11 @@ def test_paths_that_are_none_are_one_line(talk) -> None:
         ("/read ~nosuchuser/x", "/read: ~nosuchuser/x: there is no such home folder"),
         ("/save ~nosuchuser/x", "/save: ~nosuchuser/x: there is no such home folder"),
         ("/load ~nosuchuser/x", "/load: ~nosuchuser/x: there is no such home folder"),
-        ("/trace ~nosuchuser/x", "/trace: ~nosuchuser/x: there is no such home folder"),
         ("/read a\0b", "/read: must be a path"),
         ("/save .", ". exists and stays as it is"),
         (f"/read {long}", "File name too long"),
         (f"/save {long}.md", "File name too long"),
         (f"/load {long}", "File name too long"),
-        (f"/trace {long}.html", "File name too long"),
         (f"/why {'9' * 5000}", "needs the number of a token"),
         ("/why -1", "has tokens 1 to"),
     ):

@@ -14,16 +14,15 @@ import pexpect
 import pytest
 from waiting import PATIENCE_S
 
-from eva_local.chat.signals import end_put_off
-
 # Reads lines and shows each as Python writes it; ends as the command does.
 EDITOR = """
 import sys
 from pathlib import Path
+from eva_local.chat.commands import CommandCompleter
 from eva_local.chat.reader import LineEditor
-from eva_local.chat.signals import orderly_end, terminal_restored
+from eva_local.chat.terminal import orderly_end, terminal_restored
 with orderly_end(), terminal_restored():
-    editor = LineEditor(Path(sys.argv[1]) / "history")
+    editor = LineEditor(Path(sys.argv[1]) / "history", CommandCompleter())
     while True:
         try:
             print("READ", ascii(editor.read()))
@@ -36,7 +35,7 @@ with orderly_end(), terminal_restored():
 # As while an answer comes, without a terminal that shows what is typed; says when something was.
 ANSWER = """
 import select, sys, time
-from eva_local.chat.signals import interruption_noted, orderly_end, typing_unseen
+from eva_local.chat.terminal import interruption_noted, orderly_end, typing_unseen
 with orderly_end(), interruption_noted() as interrupted, typing_unseen():
     print("BEGUN", flush=True)
     select.select([sys.stdin], [], [])
@@ -47,7 +46,7 @@ print("STOPPED", input())
 """
 # Shows an answer of three rows on 30 columns, and then as Markdown.
 MARKDOWN = """
-from eva_local.chat.screen import Screen
+from eva_local.chat.terminal import Screen
 screen = Screen(interactive=True)
 for text in ("\\n ", "one **two** three ", "four five", " six\\n", "中" * 15, "\\n\\n"):
     screen.write(text)
@@ -177,22 +176,6 @@ def test_the_terminal_is_as_before_when_the_prompt_is_told_to_end(spawn, number)
     child.wait()
     assert child.exitstatus == 128 + number
     assert b"Traceback" not in child.before
-
-
-def test_an_end_is_put_off_until_the_block_is_over() -> None:
-    before, said = signal.getsignal(signal.SIGTERM), []
-
-    def told_in_the_middle() -> None:
-        with end_put_off(lambda: said.append("told")) as is_ending:
-            said.append(is_ending())
-            os.kill(os.getpid(), signal.SIGTERM)
-            said.append(is_ending())
-
-    with pytest.raises(SystemExit) as ended:
-        told_in_the_middle()
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert said == [False, "told", True]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_is_typed_while_an_answer_comes_is_unseen_and_waits(spawn) -> None:

@@ -1,5 +1,6 @@
 """The commands that look after models: what they print where, and what they never do."""
 
+import contextlib
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from model_sources import make_parts, sha256
 
 from eva_local import cli
 from eva_local.cli import main, progress
-from eva_local.cli.session import HELP
+from eva_local.cli.options import HELP
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
 from eva_local.models import hub, store, wheels
@@ -380,7 +381,7 @@ def test_progress_stays_quiet_for_a_while_then_writes_lines(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.progress_shown() as show:
+    with contextlib.closing(progress.ProgressDisplay()) as show:
         for second in range(26):
             now[0] = float(second)
             show("m: downloading" if second < 24 else "m: checking", second / 50)
@@ -396,10 +397,9 @@ def test_progress_stays_quiet_for_a_while_then_writes_lines(
 def test_progress_is_a_bar_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with progress.progress_shown() as show:
+    with contextlib.closing(progress.ProgressDisplay(patience=0.0)) as show:
         show("m [part]: downloading", 0.5)
         show("m: checking")
     assert capsys.readouterr().out == ""

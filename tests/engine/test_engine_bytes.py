@@ -192,6 +192,22 @@ def test_biases_and_penalties_hold_under_a_grammar() -> None:
     assert all(one != other for one, other in pairwise(never_twice))
 
 
+def test_what_a_grammar_leaves_no_choice_of_is_written_in_the_longest_pieces() -> None:
+    for words in (WORDS_A, WORDS_B):
+        models = [FakeModel(words)]
+        engine = ensemble(*models)
+        sampling = Sampling(grammar='root ::= "the unbelievable end" ("." | "!")')
+        (steps,) = run(engine, begin(engine, models, sampling))
+        pieces = [step.piece for step in steps]
+        assert b"".join(pieces[:-1]) == b"the unbelievable end"
+        known = [piece for piece in models[0].vocabulary.pieces if piece]
+        left = b"the unbelievable end"
+        while left:
+            longest = max((each for each in known if left.startswith(each)), key=len)
+            assert pieces.pop(0) == longest
+            left = left[len(longest) :]
+
+
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> bytes:
     """The plain loop: the likeliest piece again and again, where ids with one piece add up."""
     vocabulary = model.vocabulary

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 from msgspec import structs
 
 from eva_local.cli import main
-from eva_local.cli.session import Session
-from eva_local.cli.variants import names_of, variant
+from eva_local.cli.evaluate import names_of, variant
+from eva_local.cli.options import Load
+from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Contestant, alone
@@ -216,19 +219,19 @@ members = ["one", "three"]
 
 
 @pytest.fixture
-def session(tmp_path) -> Session:
+def load(tmp_path) -> Load:
     (tmp_path / "models.toml").write_text(CONFIG)
-    return Session(tmp_path / "models.toml")
+    return partial(load_config, tmp_path / "models.toml", os.environ)
 
 
-def test_other_settings_to_compare(session) -> None:
+def test_other_settings_to_compare(load) -> None:
     given = {"ensemble": "both", "combine": "geometric"}
-    own = session.load(given).ensemble()
-    other = variant(session, given, own, "weights=2,1,filter=top-n, filter-n=5")
+    own = load(given).ensemble()
+    other = variant(load, given, own, "weights=2,1,filter=top-n, filter-n=5")
     assert other.fusion == replace(own.fusion, weights=(2.0, 1.0), filter="top-n", filter_n=5)
     assert other.fusion.combine == "geometric"
-    assert variant(session, given, own, "pivot=two").pivot == "two"
-    turned = variant(session, given, own, "turned")
+    assert variant(load, given, own, "pivot=two").pivot == "two"
+    turned = variant(load, given, own, "turned")
     assert [member.name for member in turned.members] == ["two", "one"]
     assert turned.fusion.weights == (2.0, 1.0)
 
@@ -245,10 +248,10 @@ def test_other_settings_to_compare(session) -> None:
         ("two", "is one model; members are measured alone anyway"),
     ],
 )
-def test_settings_that_cannot_be_compared(session, text, problem) -> None:
-    own = session.load({"ensemble": "both"}).ensemble()
+def test_settings_that_cannot_be_compared(load, text, problem) -> None:
+    own = load({"ensemble": "both"}).ensemble()
     with pytest.raises(Exception, match=problem) as error:
-        variant(session, {"ensemble": "both"}, own, text)
+        variant(load, {"ensemble": "both"}, own, text)
     assert error.value.exit_code == 2
 
 
@@ -269,13 +272,13 @@ def test_settings_that_cannot_be_compared(session, text, problem) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(
-    tmp_path, session, capsys, monkeypatch, arguments, problem
+    tmp_path, load, capsys, monkeypatch, arguments, problem
 ) -> None:
     monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
     rows = write(tmp_path / "rows.jsonl", ANSWER)
     before = rows.read_bytes()
     filled = [one.format(rows=rows, folder=tmp_path) for one in arguments]
-    assert main(["--config", str(session.config_path), "eval", *filled]) == 2
+    assert main(["--config", str(load.args[0]), "eval", *filled]) == 2
     complaint = capsys.readouterr().err
     assert problem in complaint
     assert complaint.count("\n") == 1

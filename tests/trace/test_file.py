@@ -26,7 +26,7 @@ HEADER = {
 
 
 def written(path: Path, steps: list[Step], **header: object) -> Path:
-    with TraceWriter(path, **{**HEADER, **header}) as writer:
+    with TraceWriter(path, TraceFile(**{**HEADER, **header})) as writer:
         for step in steps:
             writer.write(step)
     return path
@@ -104,7 +104,7 @@ def test_any_prompt_comes_back_and_every_line_is_one_line(tmp_path_factory, prom
 
 def test_each_step_is_in_the_file_before_the_next(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
-    with TraceWriter(path, **HEADER) as writer:
+    with TraceWriter(path, TraceFile(**HEADER)) as writer:
         assert read_trace(path).steps == ()
         for number, step in enumerate(made_steps(pieces(TEXT)[:3]), 1):
             writer.write(step)
@@ -116,7 +116,7 @@ def test_a_step_without_a_trace_is_kept(tmp_path) -> None:
     found = read_trace(written(tmp_path / "t.jsonl", [step]))
     assert found.steps == (replace(step, stayed=(), finish_reason=None),)
     assert (found.finish_reason, found.usage) == ("length", None)
-    assert summarize(found).tokens == 1
+    assert summarize(found.members, found.steps).tokens == 1
 
 
 @pytest.mark.parametrize("lost", [1, 2, 40, 500])
@@ -216,14 +216,14 @@ def test_files_that_cannot_be_opened_are_named(tmp_path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_trace(tmp_path / "missing.jsonl")
     with pytest.raises(InputError, match="cannot be written"):
-        TraceWriter(tmp_path / "no" / "folder.jsonl", **HEADER)
+        TraceWriter(tmp_path / "no" / "folder.jsonl", TraceFile(**HEADER))
 
 
 def test_two_runs_do_not_write_one_trace(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
-    with TraceWriter(path, **HEADER) as writer:
+    with TraceWriter(path, TraceFile(**HEADER)) as writer:
         with pytest.raises(InputError, match="is being written by another process"):
-            TraceWriter(path, **HEADER)
+            TraceWriter(path, TraceFile(**HEADER))
         writer.write(made_steps(pieces(TEXT)[:1])[0])
     assert len(read_trace(path).steps) == 1
 
@@ -233,7 +233,7 @@ def test_a_full_disk_is_an_error_that_names_the_file() -> None:
     if not full.exists():
         pytest.skip("this system has no /dev/full")
     with pytest.raises(InputError, match="/dev/full cannot be written"):
-        TraceWriter(full, **HEADER)
+        TraceWriter(full, TraceFile(**HEADER))
 
 
 def by_hand(*votes: tuple[str, float, bool, float, float], chosen: bytes = b"a") -> Step:
@@ -257,7 +257,7 @@ def test_the_numbers_of_a_trace_by_hand() -> None:
         # Nobody was filtered, but the second would have gone on.
         by_hand(("", 0.6, True, 0.7, 0.020), ("b", 0.1, True, 0.3, 0.002), chosen=b""),
     )
-    found = summarize(TraceFile("e", MEMBERS[:2], MEMBERS[0], "", {}, steps))
+    found = summarize(MEMBERS[:2], steps)
     assert (found.tokens, found.disputed, found.probability) == (3, 2, 0.5)
     first, second = found.members
     assert (first.carried, first.filtered) == (3, 0)

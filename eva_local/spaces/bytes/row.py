@@ -145,11 +145,16 @@ class OpenRow:
                 if mass > 0 and (piece or grammar.allowed[label]):
                     entry = (-mass * self._scale, False, piece + bytes([label]))
                     heapq.heappush(waiting, (*entry, trie.child(node, label)))
+        ends_here = self.node == ROOT and grammar.allowed[END]
+        longest = max(found, default=(b"", ROOT))
+        if not (waiting or ends_here) and all(longest[0].startswith(piece) for piece, _ in found):
+            # There is one way on, whatever it is cut into.
+            found = [longest] if found else []
         nodes = np.asarray([node for _, node in found], dtype=np.int64)
         pieces = [piece for piece, _ in found]
         exact, under = self._exactly(nodes), self._under(nodes)
         shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
-        if self.node == ROOT and grammar.allowed[END]:
+        if ends_here:
             pieces.append(b"")
             shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
         return pieces, shares, ends

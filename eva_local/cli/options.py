@@ -1,20 +1,23 @@
-"""What the commands share: the configuration, read when asked for, and options that change it."""
+"""Options that commands share, and the configuration that they change, read when asked for."""
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from eva_local.config.config import DEFAULT_KEYS, Config, load_config
+from eva_local.config.config import DEFAULT_KEYS, Config
+from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+# Reads the configuration, over which the options go that it is given.
+Load = Callable[..., Config]
 
 _AUTO = "auto"
 _SHORT = {"ensemble": ("-e",), "max_tokens": ("-n",)}
@@ -54,20 +57,6 @@ HELP = {
     "prompt_evidence": "Bytes at the end of a prompt that weights begin with; 0 is none.",
     "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """The options of `eva-local` itself, which stand before the command."""
-
-    config_path: Path | None = None
-
-    def load(self, overrides: Mapping[str, object] | None = None) -> Config:
-        """Read the configuration; `overrides` are the options of the command."""
-        return load_config(self.config_path, os.environ, overrides)
-
-
-pass_session = click.make_pass_decorator(Session)
 
 
 def written(text: str) -> str:
@@ -113,6 +102,14 @@ def parallel_option(things: str) -> Callable[[Command], Command]:
     )
 
 
+def count_option(
+    *names: str, default: int, least: int = 1, text: str
+) -> Callable[[Command], Command]:
+    """Add an option for a whole number."""
+    kind = click.IntRange(least)
+    return click.option(*names, type=kind, default=default, show_default=True, help=text)
+
+
 def setting_options(*keys: str) -> Callable[[Command], Command]:
     """Add an option for each setting; the command gets those as `overrides: dict[str, str]`.
 
@@ -133,3 +130,73 @@ def setting_options(*keys: str) -> Callable[[Command], Command]:
 
     chosen = keys or DEFAULT_KEYS
     return decorate
+
+
+def _bias(text: str) -> tuple[str, float]:
+    token, equals, value = text.rpartition("=")
+    try:
+        if equals:
+            return token, -math.inf if value.lower() == "false" else float(value)
+    except ValueError:
+        pass
+    raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
+
+
+def _text_option(name: str, text: str) -> Callable[[Command], Command]:
+    """Add an option that names a file; the command gets what is written there."""
+    read = functools.partial(read_text, where=name)
+    return click.option(name, metavar="FILE", type=lambda file: read(Path(file)), help=text)
+
+
+_DRAWING = (
+    setting_options(),
+    click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0."),
+    stop_option,
+    click.option(
+        "--logit-bias",
+        multiple=True,
+        metavar="TEXT=VALUE",
+        type=_bias,
+        help="Add VALUE to the log-probability of the token TEXT; false forbids it. Repeatable.",
+    ),
+    _text_option("--grammar", "Write only what this grammar allows (GBNF)."),
+    _text_option("--json-schema", "Write only JSON that obeys this schema."),
+)
+
+
+def drawing_options(function: Command) -> Command:
+    """Add the options; the command gets `config` and the `sampling` of its ensemble.
+
+    What was given takes the place of the ensemble's own; all is checked before any model is
+    opened.
+    """
+
+    @functools.wraps(function)
+    def command(
+        load: Load,
+        overrides: dict[str, object],
+        greedy: bool,
+        stop: tuple[str, ...],
+        logit_bias: tuple[tuple[str, float], ...],
+        grammar: str | None,
+        json_schema: str | None,
+        **options: Any,
+    ) -> Any:
+        if greedy and overrides["temperature"] is not None:
+            raise InputError("give --greedy or --temperature, not both")
+        config = load(overrides | ({"temperature": "0"} if greedy else {}))
+        lists = {"stop": stop, "logit_bias": logit_bias}
+        given: dict[str, Any] = {key: value for key, value in lists.items() if value}
+        if grammar is not None or json_schema is not None:
+            given |= {"grammar": grammar, "json_schema": json_schema}
+        sampling = replace(config.sampling, **given)
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            from eva_local.engine.grammar import check
+
+            check(sampling)
+        return function(config=config, sampling=sampling, **options)
+
+    wrapped: Any = click.pass_obj(command)
+    for option in reversed(_DRAWING):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps

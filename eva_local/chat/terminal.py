@@ -1,9 +1,15 @@
-"""Where answers and remarks go: answers to standard output, as they come."""
+"""The terminal: where answers and remarks go, its state, and the signals that come from it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from rich.cells import chop_cells
 from rich.console import Console, RenderableType
@@ -12,6 +18,8 @@ from rich.status import Status
 from rich.text import Text
 
 from eva_local.engine.detokenizer import harmless
+
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def is_terminal() -> bool:
@@ -104,3 +112,57 @@ class Screen:
         if self._reading is not None:
             self._reading.stop()
             self._reading = None
+
+
+@contextlib.contextmanager
+def interruption_noted() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C was pressed, and let it do nothing else.
+
+    So a step is never cut off in the middle, nor is the saving of what was said.
+    """
+    pressed: list[int] = []
+    with handled(lambda number, _frame: pressed.append(number), signal.SIGINT):
+        yield lambda: bool(pressed)
+
+
+@contextlib.contextmanager
+def orderly_end() -> Iterator[None]:
+    """Let a process that is told to end tidy up first: the terminal above all."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with handled(leave, *ENDINGS):
+        yield
+
+
+@contextlib.contextmanager
+def terminal_restored() -> Iterator[None]:
+    """Put the terminal back into the state that it has now."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def typing_unseen() -> Iterator[None]:
+    """Let what is typed wait for the next prompt, without a trace on the screen."""
+    with terminal_restored():
+        if sys.stdin.isatty():
+            tty.setcbreak(sys.stdin.fileno(), termios.TCSANOW)
+        yield
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Let `handler` take these signals."""
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.chat.typed import Command, is_open, sound, understood
+from eva_local.chat.reader import Command, is_open, sound, understood
 
 
 @pytest.mark.parametrize(
