@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 from msgspec import Struct
 
-from eva_local.batch.rows import Row, Wishes, checked_id, line_of, row_of
+from eva_local.batch.rows import Row, Wishes, checked_id, id_of, line_of
 from eva_local.batch.table import read_table
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Letterhead, chat_tokens
@@ -124,6 +124,7 @@ class JsonLines(Form):
         """Yield the rows."""
         for line, content in lines_of(file):
             row_id: str | int | None = None
+            asked, problem, endpoint = None, "", ""
             try:
                 values, twice = parsed(content.decode("utf-8-sig"))
                 if not isinstance(values, dict):
@@ -133,11 +134,10 @@ class JsonLines(Form):
                 refuse_twice(twice)
                 asked, endpoint = self._read(values)
             except EvaError as error:
-                yield row_of(line, row_id, content, problem=str(error))
+                problem = str(error)
             except (ValueError, RecursionError) as error:
-                yield row_of(line, row_id, content, problem=f"is no JSON: {error}")
-            else:
-                yield row_of(line, row_id, content, asked, endpoint=endpoint)
+                problem = f"is no JSON: {error}"
+            yield Row(line, *id_of(line, row_id, content), asked, problem, endpoint)
 
     def _own_id(self, value: object) -> str | int | None:
         return checked_id(value)
@@ -208,12 +208,6 @@ class Csv(Form):
         """Yield the rows; raise InputError where the columns do not give a prompt."""
         table = read_table(file)
         _, columns = next(table, (1, []))
-        self._refuse_unfit(columns)
-        for line, fields in table:
-            if fields:
-                yield self._row(line, columns, fields)
-
-    def _refuse_unfit(self, columns: list[str]) -> None:
         if self._wishes.template is not None:
             self._wishes.template.refuse_unknown(columns)
         elif "prompt" not in columns:
@@ -223,20 +217,25 @@ class Csv(Form):
             )
         if len(set(columns)) < len(columns):
             raise InputError("the table has two columns of the same name")
+        for line, fields in table:
+            if fields:
+                yield self._row(line, columns, fields)
 
     def _row(self, line: int, columns: list[str], fields: list[str]) -> Row:
         content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
         values = dict(zip(columns, fields, strict=False))
         row_id = values.get("id", "")
         own_id = row_id if row_id and not _NO_UTF8.search(row_id) else None
+        asked, problem = None, ""
         try:
             if len(fields) != len(columns):
                 raise InputError(f"has {len(fields)} fields, and the head has {len(columns)}")
             if any(map(_NO_UTF8.search, fields)):
                 raise InputError("is not UTF-8 text")
-            return row_of(line, own_id, content, self._asked(self._meant(values)))
+            asked = self._asked(self._meant(values))
         except EvaError as error:
-            return row_of(line, own_id, content, problem=str(error))
+            problem = str(error)
+        return Row(line, *id_of(line, own_id, content), asked, problem)
 
     def _meant(self, fields: Mapping[str, str]) -> dict[str, object]:
         """Return what fields say: those of options are JSON or a text, and empty ones nothing."""
@@ -255,12 +254,12 @@ class Text(Form):
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
         for line, content in lines_of(file):
+            asked, problem = None, ""
             try:
                 asked = self._wishes.asked(content.decode(), self._wishes.sampling)
             except UnicodeDecodeError:
-                yield row_of(line, None, content, problem="is not UTF-8 text")
-            else:
-                yield row_of(line, None, content, asked)
+                problem = "is not UTF-8 text"
+            yield Row(line, *id_of(line, None, content), asked, problem)
 
 
 FORMS: Mapping[str, type[Form]] = {form.name: form for form in (JsonLines, OpenAI, Csv, Text)}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
 from eva_local.api import Ensemble
-from eva_local.batch.forms import Form, Shares
+from eva_local.batch.forms import Form
 from eva_local.batch.manifest import grounds_of
 from eva_local.batch.results import NOTHING, Done, FileResults, Output, StreamResults
 from eva_local.batch.rows import Row, Wishes
@@ -114,7 +114,8 @@ def carry_out(
             output.settled()
             return JobOutcome(Progress(0), done, 0, finished=True)
         with open_ensemble(n_left) as ensemble:
-            output.opened({file.name: _sha256(file) for file in ensemble.mapping_files()})
+            files = ensemble.mapping_files()
+            output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in files})
             job = Job(errand, ensemble, source.form, output, n_left)
             finished = job.run(source.left(done), stopped, told)
             return JobOutcome(job.progress, done, ensemble.n_slots, finished)
@@ -196,14 +197,14 @@ class Job:
         if told.finish_reason is None:
             return
         del self._asked[number]
-        shares = self._shares_of(asked.answer.steps) if self._shares else None
+        shares = None
+        if self._shares:
+            steps = asked.answer.steps
+            carried = Counter(step.trace.carrier for step in steps if step.piece and step.trace)
+            total = max(carried.total(), 1)
+            shares = {name: carried[name] / total for name in self._ensemble.members}
         name = self._ensemble.spec.name
         self._write(asked.place, self._form.answered(row, asked.answer, name, shares))
-
-    def _shares_of(self, steps: Sequence[Step]) -> Shares:
-        carried = Counter(step.trace.carrier for step in steps if step.piece and step.trace)
-        total = max(carried.total(), 1)
-        return {name: carried[name] / total for name in self._ensemble.members}
 
     def _fail(self, place: int, row: Row, problem: str) -> None:
         self.progress.n_failed += 1
@@ -246,8 +247,3 @@ def _keeps_nothing(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

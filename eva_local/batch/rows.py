@@ -71,20 +71,12 @@ class Wishes:
         return [option for option, is_given in given.items() if is_given]
 
 
-def row_of(
-    line: int,
-    own_id: str | int | None,
-    content: bytes,
-    asked: Asked | None = None,
-    problem: str = "",
-    endpoint: str = "",
-) -> Row:
-    """Return the row that says `content`, with an `own_id` or without."""
+def id_of(line: int, own_id: str | int | None, content: bytes) -> tuple[str | int, str]:
+    """Return id and mark of the row that says `content`, with an `own_id` or without."""
     if own_id is not None:
-        return Row(line, own_id, "", asked, problem, endpoint)
-    mark = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return own_id, ""
     # The bare number may well be the id of another row.
-    return Row(line, f"{_LINE}{line}", mark, asked, problem, endpoint)
+    return f"{_LINE}{line}", hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def line_of(row_id: object) -> int:
