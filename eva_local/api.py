@@ -13,7 +13,7 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
-from eva_local.engine.request import AnyPrompt, Options, Request, Sink, Ticket, Told
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Sink, Ticket, Told
 from eva_local.engine.runner import Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
@@ -131,7 +131,7 @@ class Ensemble:
         sampling: Sampling | None = None,
         *,
         report: Report | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
@@ -153,7 +153,7 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         sampling: Sampling | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
@@ -205,7 +205,7 @@ class Ensemble:
         prompt: AnyPrompt,
         sampling: Sampling | None,
         sink: Sink,
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> Ticket:
         """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`.
 
@@ -224,13 +224,13 @@ class Ensemble:
         self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
 
     def complete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[Options]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
     ) -> Completion:
         """Return the whole answer; see `stream`."""
         return completion_of(list(self.stream(prompt, sampling, **options)))
 
     async def acomplete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[Options]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
     ) -> Completion:
         """Return the whole answer, as `complete` does, without blocking the event loop."""
         async with contextlib.aclosing(self.astream(prompt, sampling, **options)) as steps:
@@ -335,7 +335,7 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
@@ -356,7 +356,7 @@ class Ensemble:
         self,
         prompt: AnyPrompt,
         continuation: str | Sequence[int],
-        **options: Unpack[Options],
+        **options: Unpack[RequestOptions],
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
         request = Request(prompt, continuation=continuation, **options)

@@ -122,7 +122,7 @@ def carry_out(
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _RowInHand:
     """A row that is being answered: its place in the input, and what came so far."""
 
     place: int
@@ -145,7 +145,7 @@ class Job:
         self._output = output
         self._shares = errand.wishes.shares
         self._ordered = errand.ordered
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _RowInHand] = {}
         # Finished rows that wait for one before them, by their place in the input.
         self._early: dict[int, Mapping[str, object]] = {}
         self._next = 0
@@ -175,7 +175,7 @@ class Job:
                 self._fail(place, row, row.problem)
                 continue
             answer = Answer(told=row.asked.n_top is not None)
-            self._asked[next(numbers)] = _Asked(place, row, answer)
+            self._asked[next(numbers)] = _RowInHand(place, row, answer)
             yield Request(
                 row.asked.prompt,
                 row.asked.sampling,

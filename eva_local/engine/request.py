@@ -49,7 +49,7 @@ class Request:
     symbols: bool = False
 
 
-class Options(TypedDict, total=False):
+class RequestOptions(TypedDict, total=False):
     """The fields of a request that few callers need, as keywords."""
 
     trace: bool
