@@ -17,7 +17,7 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
 from eva_local.api import Ensemble
-from eva_local.batch.errand import Errand, JobOutcome, carry_out
+from eva_local.batch.job import Errand, JobOutcome, carry_out
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine

@@ -14,7 +14,7 @@ from waiting import PATIENCE_S, until
 
 from eva_local.api import Ensemble
 from eva_local.errors import EvaError
-from eva_local.server.serve import Door, Server
+from eva_local.server.serve import Server
 
 
 class Reply:
@@ -76,9 +76,7 @@ def serving(
 ) -> Iterator[Client]:
     """Run a server for the length of a `with` block."""
     listens = threading.Event()
-    server = Server(
-        openers, Door(port=0, **door), n_waiting=n_waiting, told=lambda _: listens.set()
-    )
+    server = Server(openers, n_waiting=n_waiting, told=lambda _: listens.set(), **door)
     failed: list[EvaError] = []
 
     def run() -> None:

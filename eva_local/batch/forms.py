@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 from msgspec import Struct
 
-from eva_local.batch.rows import Row, Wishes, checked_id, line_of, problem_of, row_of
+from eva_local.batch.rows import Row, Wishes, checked_id, id_of, line_of
 from eva_local.batch.table import read_table
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Letterhead, chat_tokens
@@ -30,6 +31,8 @@ from eva_local.openai.request import (
 from eva_local.reading import Words, read
 
 _BOM = b"\xef\xbb\xbf"
+# What bytes of a table that are no UTF-8 are read as.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 # What a row of JSON lines can say, and what it could say of an answer elsewhere.
 _ROW_KEYS = ("id", "prompt", "messages", *OPTION_KEYS)
 _ELSEWHERE = KEYS.difference(_ROW_KEYS, IGNORED)
@@ -37,47 +40,30 @@ _ELSEWHERE = KEYS.difference(_ROW_KEYS, IGNORED)
 _OPTION_COLUMNS = {"messages", *OPTION_KEYS, *_ELSEWHERE}
 _TEXTS = ("stop", "grammar", "json_schema")
 
-# A row of the output, and how it is known again: its id, or line and mark; and whether it failed.
+# A row of the output, and how much each member carried of an answer.
 Result = dict[str, object]
 Shares = Mapping[str, float]
 
 
-class Form(Protocol):
-    """A form of input, with the form of output that goes with it."""
+class Form:
+    """A form of input, read as `wishes` say, with our own form of output."""
 
     name: str
-
-    def rows(self, file: BinaryIO) -> Iterator[Row]:
-        """Yield the rows of a file, in their order; a row that is wrong has a problem."""
-
-    def answered(self, row: Row, answer: Answer, model: str, shares: Shares | None) -> Result:
-        """Return the row of output that answers a row."""
-
-    def failed(self, row: Row, problem: str) -> Result:
-        """Return the row of output for a row that failed."""
-
-    def identity(self, result: Mapping[str, Any]) -> tuple[str | int, str]:
-        """Return id and mark of the row that a row of output belongs to.
-
-        Raises KeyError and ValueError where it is no such row.
-        """
-
-
-class _Read:
-    """A form that reads its rows as `wishes` say."""
 
     def __init__(self, wishes: Wishes) -> None:
         """Read rows as `wishes` say."""
         self._wishes = wishes
+        # What the template names is data, whatever its name.
+        self._data = () if wishes.template is None else wishes.template.columns
 
-
-class _Own(_Read):
-    """The output of all forms but OpenAI's."""
+    def rows(self, file: BinaryIO) -> Iterator[Row]:
+        """Yield the rows of a file, in their order; a row that is wrong has a problem."""
+        raise NotImplementedError
 
     def answered(self, row: Row, answer: Answer, _model: str, shares: Shares | None) -> Result:
+        """Return the row of output that answers a row."""
         assert answer.usage is not None
-        result = _named(row)
-        result |= {
+        result = _named(row) | {
             "text": answer.text,
             "finish_reason": answer.finish_reason,
             "usage": asdict(answer.usage),
@@ -89,9 +75,14 @@ class _Own(_Read):
         return result
 
     def failed(self, row: Row, problem: str) -> Result:
+        """Return the row of output for a row that failed."""
         return _named(row) | {"error": {"message": problem, "line": row.line}}
 
     def identity(self, result: Mapping[str, Any]) -> tuple[str | int, str]:
+        """Return id, or line, and mark of the row that a row of output belongs to.
+
+        Raises KeyError and ValueError where it is no such row.
+        """
         if not ("text" in result or "error" in result):
             raise KeyError("text")
         mark = result.get("row_hash", "")
@@ -99,17 +90,8 @@ class _Own(_Read):
             raise ValueError("row_hash is no text")
         return line_of(result["id"]) if mark else checked_id(result["id"]), mark
 
-
-class _Keyed(_Own):
-    """The forms whose rows have keys: a prompt, options of sampling, and data of any name."""
-
-    def __init__(self, wishes: Wishes) -> None:
-        """Read rows as `wishes` say."""
-        super().__init__(wishes)
-        # What the template names is data, whatever its name.
-        self._data = () if wishes.template is None else wishes.template.columns
-
-    def _asked(self, values: dict[str, object]) -> Asked:
+    def _asked(self, values: Mapping[str, object]) -> Asked:
+        """Return what the keys of a row ask for: a prompt, and options among data of any name."""
         template = self._wishes.template
         options = {key: value for key, value in values.items() if key not in self._data}
         for key, value in options.items():
@@ -132,14 +114,37 @@ class _Keyed(_Own):
         return self._wishes.asked(prompt, sampling)
 
 
-class JsonLines(_Keyed):
+class JsonLines(Form):
     """One JSON object a line: `prompt` or `messages`, perhaps `id` and options of sampling."""
 
     name = "jsonl"
+    _id_key = "id"
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
-        return _json_rows(file, "id", checked_id, lambda values: (self._asked(values), ""))
+        for line, content in lines_of(file):
+            row_id: str | int | None = None
+            asked, problem, endpoint = None, "", ""
+            try:
+                values, twice = parsed(content.decode("utf-8-sig"))
+                if not isinstance(values, dict):
+                    raise InputError("is no JSON object")
+                if values.get(self._id_key) is not None and self._id_key not in twice:
+                    row_id = self._own_id(values[self._id_key])
+                refuse_twice(twice)
+                asked, endpoint = self._read(values)
+            except EvaError as error:
+                problem = str(error)
+            except (ValueError, RecursionError) as error:
+                problem = f"is no JSON: {error}"
+            yield Row(line, *id_of(line, row_id, content), asked, problem, endpoint)
+
+    def _own_id(self, value: object) -> str | int | None:
+        return checked_id(value)
+
+    def _read(self, values: Mapping[str, object]) -> tuple[Asked, str]:
+        """Return what a row asks for, and of which endpoint of OpenAI's."""
+        return self._asked(values), ""
 
 
 class _OpenAIRow(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -149,22 +154,17 @@ class _OpenAIRow(Struct, kw_only=True, forbid_unknown_fields=True):
     body: dict[str, Any]
 
 
-class OpenAI(_Read):
+class OpenAI(JsonLines):
     """OpenAI's batch format, in and out: `custom_id`, `method`, `url`, `body`."""
 
     name = "openai"
+    _id_key = "custom_id"
     _prefix = "batch_req_"
 
-    def rows(self, file: BinaryIO) -> Iterator[Row]:
-        """Yield the rows."""
-        return _json_rows(
-            file,
-            "custom_id",
-            lambda own: own if own and isinstance(own, str) else None,
-            self._asked,
-        )
+    def _own_id(self, value: object) -> str | None:
+        return value if value and isinstance(value, str) else None
 
-    def _asked(self, values: dict[str, object]) -> tuple[Asked, str]:
+    def _read(self, values: Mapping[str, object]) -> tuple[Asked, str]:
         row = read(given(values), _OpenAIRow)
         return read_body(row.body, row.url, self._wishes.sampling), row.url
 
@@ -199,7 +199,7 @@ class OpenAI(_Read):
         }
 
 
-class Csv(_Keyed):
+class Csv(Form):
     """A table with a head: a prompt from `prompt` or a template, perhaps `id` and options."""
 
     name = "csv"
@@ -208,12 +208,6 @@ class Csv(_Keyed):
         """Yield the rows; raise InputError where the columns do not give a prompt."""
         table = read_table(file)
         _, columns = next(table, (1, []))
-        self._refuse_unfit(columns)
-        for line, fields in table:
-            if fields:
-                yield self._row(line, columns, fields)
-
-    def _refuse_unfit(self, columns: list[str]) -> None:
         if self._wishes.template is not None:
             self._wishes.template.refuse_unknown(columns)
         elif "prompt" not in columns:
@@ -223,35 +217,36 @@ class Csv(_Keyed):
             )
         if len(set(columns)) < len(columns):
             raise InputError("the table has two columns of the same name")
+        for line, fields in table:
+            if fields:
+                yield self._row(line, columns, fields)
 
     def _row(self, line: int, columns: list[str], fields: list[str]) -> Row:
         content = "\x1f".join(fields).encode("utf-8", "surrogateescape")
         values = dict(zip(columns, fields, strict=False))
-        row_id = values.get("id") or None
-        if row_id and not _is_utf8(row_id):
-            row_id = None
-        if len(fields) != len(columns):
-            problem = f"has {len(fields)} fields, and the head has {len(columns)}"
-            return row_of(line, row_id, content, problem=problem)
-        if not _is_utf8("".join(fields)):
-            return row_of(line, row_id, content, problem="is not UTF-8 text")
+        row_id = values.get("id", "")
+        own_id = row_id if row_id and not _NO_UTF8.search(row_id) else None
+        asked, problem = None, ""
         try:
-            return row_of(line, row_id, content, self._asked(self._meant(values)))
+            if len(fields) != len(columns):
+                raise InputError(f"has {len(fields)} fields, and the head has {len(columns)}")
+            if any(map(_NO_UTF8.search, fields)):
+                raise InputError("is not UTF-8 text")
+            asked = self._asked(self._meant(values))
         except EvaError as error:
-            return row_of(line, row_id, content, problem=str(error))
+            problem = str(error)
+        return Row(line, *id_of(line, own_id, content), asked, problem)
 
-    def _meant(self, fields: dict[str, str]) -> dict[str, object]:
+    def _meant(self, fields: Mapping[str, str]) -> dict[str, object]:
         """Return what fields say: those of options are JSON or a text, and empty ones nothing."""
+        options = _OPTION_COLUMNS.difference(self._data)
         return {
-            column: _value_of(column, field) if self._is_option(column) else field
+            column: _value_of(column, field) if column in options else field
             for column, field in fields.items()
         }
 
-    def _is_option(self, column: str) -> bool:
-        return column in _OPTION_COLUMNS and column not in self._data
 
-
-class Text(_Own):
+class Text(Form):
     """Plain text: one prompt a line."""
 
     name = "text"
@@ -259,45 +254,15 @@ class Text(_Own):
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Yield the rows."""
         for line, content in lines_of(file):
+            asked, problem = None, ""
             try:
-                prompt = content.decode()
+                asked = self._wishes.asked(content.decode(), self._wishes.sampling)
             except UnicodeDecodeError:
-                yield row_of(line, None, content, problem="is not UTF-8 text")
-                continue
-            asked = self._wishes.asked(prompt, self._wishes.sampling)
-            yield row_of(line, None, content, asked)
+                problem = "is not UTF-8 text"
+            yield Row(line, *id_of(line, None, content), asked, problem)
 
 
-FORMS: Mapping[str, type[JsonLines | OpenAI | Csv | Text]] = {
-    form.name: form for form in (JsonLines, OpenAI, Csv, Text)
-}
-
-
-def _json_rows(
-    file: BinaryIO,
-    key: str,
-    own_id: Callable[[object], str | int | None],
-    asked_of: Callable[[dict[str, object]], tuple[Asked, str]],
-) -> Iterator[Row]:
-    """Yield a row for each line that is one JSON object, whose id stands at `key`."""
-    for line, content in lines_of(file):
-        row_id: str | int | None = None
-        try:
-            values, twice = parsed(content.decode("utf-8-sig"))
-            if not isinstance(values, dict):
-                raise InputError("is no JSON object")
-            if values.get(key) is not None and key not in twice:
-                row_id = own_id(values[key])
-            refuse_twice(twice)
-            asked, endpoint = asked_of(values)
-        except (EvaError, ValueError, RecursionError) as error:
-            yield row_of(line, row_id, content, problem=problem_of(error))
-        else:
-            yield row_of(line, row_id, content, asked, endpoint=endpoint)
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if value and isinstance(value, str) else None
+FORMS: Mapping[str, type[Form]] = {form.name: form for form in (JsonLines, OpenAI, Csv, Text)}
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -306,15 +271,6 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
         if content.strip():
             yield number, content
-
-
-def _is_utf8(text: str) -> bool:
-    """Return whether a text was read from bytes that are UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _value_of(column: str, field: str) -> object:

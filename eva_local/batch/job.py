@@ -1,25 +1,48 @@
-"""The rows of a job through an ensemble: drawn as slots become free, written as they finish."""
+"""A job, from its input to its output: begun, or gone on with, and finished or interrupted."""
 
 from __future__ import annotations
 
 import contextlib
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import count
+from pathlib import Path
 
 from eva_local.api import Ensemble
-from eva_local.batch.forms import Form, Shares
-from eva_local.batch.results import Output
-from eva_local.batch.rows import Row
+from eva_local.batch.forms import Form
+from eva_local.batch.manifest import grounds_of
+from eva_local.batch.results import NOTHING, Done, FileResults, Output, StreamResults
+from eva_local.batch.rows import Row, Wishes
+from eva_local.batch.source import Source
+from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
-from eva_local.errors import EvaError
+from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer
 from eva_local.types import Step
 
 # How far the rows that are written in order may run ahead of one that takes long, for each slot.
 _AHEAD = 64
+
+# Opens the ensemble; told how many rows there are.
+Opener = Callable[[int], Ensemble]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What is to be done: `source` and `target` are paths, or `-` for the standard streams."""
+
+    source: str
+    target: str
+    spec: EnsembleSpec
+    wishes: Wishes
+    form: str | None = None
+    restart: bool = False
+    retry_errors: bool = False
+    ordered: bool = False
 
 
 @dataclass(slots=True)
@@ -53,6 +76,51 @@ class Progress:
         return self.seconds / self.n_done * (self.n_rows - self.n_done)
 
 
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """What came of it: this run's progress, and what was there before it."""
+
+    progress: Progress
+    before: Done
+    n_slots: int
+    finished: bool
+
+    @property
+    def n_failed(self) -> int:
+        """The rows of the output that failed, of this run and before."""
+        return self.progress.n_failed + self.before.n_failed
+
+
+def carry_out(
+    errand: Errand,
+    open_ensemble: Opener,
+    stopped: Callable[[], bool] = lambda: False,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> JobOutcome:
+    """Answer every row of the input that has no answer in the output yet.
+
+    All that can be wrong with input, output and an earlier run is found before `open_ensemble`
+    is called, and nothing that is there is thrown away before it has returned. Ends early where
+    `stopped`; what is missing then is done by the next run.
+
+    Raises InputError and ConfigError.
+    """
+    with (
+        contextlib.closing(Source(errand.source, errand.wishes, errand.form)) as source,
+        _output(errand, source.form) as (output, done),
+    ):
+        n_left = source.count(done, ordered=errand.ordered)
+        if not n_left:
+            output.settled()
+            return JobOutcome(Progress(0), done, 0, finished=True)
+        with open_ensemble(n_left) as ensemble:
+            files = ensemble.mapping_files()
+            output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in files})
+            job = Job(errand, ensemble, source.form, output, n_left)
+            finished = job.run(source.left(done), stopped, told)
+            return JobOutcome(job.progress, done, ensemble.n_slots, finished)
+
+
 @dataclass(slots=True, eq=False)
 class _RowInHand:
     """A row that is being answered: its place in the input, and what came so far."""
@@ -60,44 +128,30 @@ class _RowInHand:
     place: int
     row: Row
     answer: Answer
-    carried: Counter[str] = field(default_factory=Counter)
 
 
 class Job:
     """Writes the answers to rows."""
 
     def __init__(
-        self,
-        ensemble: Ensemble,
-        form: Form,
-        results: Output,
-        n_rows: int,
-        *,
-        shares: bool = False,
-        ordered: bool = False,
+        self, errand: Errand, ensemble: Ensemble, form: Form, output: Output, n_rows: int
     ) -> None:
-        """Write rows of `form` to `results`: as they finish, or `ordered` as they were put in.
-
-        With `shares` a row says which share of its symbols each member carried.
-        """
+        """Write rows of `form` to `output`: as they finish, or in order as they were put in."""
         self.progress = Progress(n_rows)
         # Nobody reads along: what counts is when the last row is written.
         ensemble.for_throughput()
         self._ensemble = ensemble
         self._form = form
-        self._results = results
-        self._shares = shares
-        self._ordered = ordered
+        self._output = output
+        self._shares = errand.wishes.shares
+        self._ordered = errand.ordered
         self._asked: dict[int, _RowInHand] = {}
         # Finished rows that wait for one before them, by their place in the input.
         self._early: dict[int, Mapping[str, object]] = {}
         self._next = 0
 
     def run(
-        self,
-        rows: Iterator[Row],
-        stopped: Callable[[], bool] = lambda: False,
-        told: Callable[[Progress], None] = lambda _: None,
+        self, rows: Iterator[Row], stopped: Callable[[], bool], told: Callable[[Progress], None]
     ) -> bool:
         """Answer the rows until none is left, or until `stopped`; `told` hears of each step.
 
@@ -138,21 +192,19 @@ class Job:
             self._fail(asked.place, row, str(told))
             return
         assert isinstance(told, Step)
-        if told.piece:
-            self.progress.n_tokens += 1
-            if told.trace is not None:
-                asked.carried[told.trace.carrier] += 1
+        self.progress.n_tokens += bool(told.piece)
         asked.answer.push(told)
         if told.finish_reason is None:
             return
         del self._asked[number]
-        shares = self._shares_of(asked.carried) if self._shares else None
+        shares = None
+        if self._shares:
+            steps = asked.answer.steps
+            carried = Counter(step.trace.carrier for step in steps if step.piece and step.trace)
+            total = max(carried.total(), 1)
+            shares = {name: carried[name] / total for name in self._ensemble.members}
         name = self._ensemble.spec.name
         self._write(asked.place, self._form.answered(row, asked.answer, name, shares))
-
-    def _shares_of(self, carried: Counter[str]) -> Shares:
-        total = max(carried.total(), 1)
-        return {name: carried[name] / total for name in self._ensemble.members}
 
     def _fail(self, place: int, row: Row, problem: str) -> None:
         self.progress.n_failed += 1
@@ -162,9 +214,36 @@ class Job:
         self.progress.n_done += 1
         self.progress.n_rows = max(self.progress.n_rows, self.progress.n_done)
         if not self._ordered:
-            self._results.append(result)
+            self._output.append(result)
             return
         self._early[place] = result
         while self._next in self._early:
-            self._results.append(self._early.pop(self._next))
+            self._output.append(self._early.pop(self._next))
             self._next += 1
+
+
+@contextlib.contextmanager
+def _output(errand: Errand, form: Form) -> Iterator[tuple[Output, Done]]:
+    """Open the output; also say what is done in it."""
+    target = Path(errand.target)
+    with contextlib.suppress(OSError):
+        if target.samefile(errand.source):
+            raise InputError(f"{errand.target} is the input itself; give another output")
+    if errand.target == "-" or _keeps_nothing(target):
+        if errand.retry_errors:
+            raise InputError("--retry-errors needs an output that is a file")
+        with contextlib.closing(StreamResults(errand.target)) as stream:
+            yield stream, NOTHING
+        return
+    with FileResults(target, form) as file:
+        grounds = grounds_of(errand.spec, errand.wishes, form.name)
+        yield file, file.begin(grounds, restart=errand.restart, retry=errand.retry_errors)
+
+
+def _keeps_nothing(path: Path) -> bool:
+    """Return whether a path is there and is no regular file: a pipe, a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

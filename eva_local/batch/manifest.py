@@ -20,45 +20,41 @@ SCHEMA = 1
 Grounds = Mapping[str, object]
 
 
-class Manifest:
-    """The manifest of one output file."""
-
-    def __init__(self, output: Path) -> None:
-        """Take the place beside `output`."""
-        self.path = output.with_name(f"{output.name}.manifest.json")
-        self._output = output
-
-    def read(self) -> Grounds | None:
-        """Return what was written, or None where there is no manifest."""
-        if not self.path.exists():
-            return None
-        try:
-            with refusing(f"{self.path}: cannot be read"):
-                content = json.loads(self.path.read_bytes())
-            grounds = content["grounds"]
-            if content["schema"] != SCHEMA or content["sha256"] != _sha256(grounds):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                f"{self.path}: is damaged; begin anew with --restart, or give another output"
-            ) from error
+def read_grounds(output: Path) -> Grounds | None:
+    """Return what the answers of a file rest on, or None where there is no manifest of it."""
+    path = _path_of(output)
+    if not path.exists():
+        return None
+    try:
+        with refusing(f"{path}: cannot be read"):
+            content = json.loads(path.read_bytes())
+        grounds = content["grounds"]
+        if content["schema"] != SCHEMA or content["sha256"] != _sha256(grounds):
+            raise ValueError
         return dict(grounds)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is damaged; begin anew with --restart, or give another output"
+        ) from error
 
-    def refuse_changes(self, earlier: Grounds, now: Grounds) -> None:
-        """Raise InputError where a group of `now` is not what it was."""
-        for group, value in now.items():
-            changes = _changes(group, earlier.get(group), value)
-            if changes:
-                raise InputError(
-                    f"{self._output} was begun otherwise: {'; '.join(changes[:3])}; begin anew "
-                    "with --restart, or give another output"
-                )
 
-    def write(self, grounds: Grounds) -> None:
-        """Keep what the answers rest on; all of it or nothing."""
-        content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
-        with refusing(f"{self.path}: cannot be written"):
-            replace_file(self.path, json.dumps(content, indent=1).encode() + b"\n")
+def refuse_changes(output: Path, earlier: Grounds, now: Grounds) -> None:
+    """Raise InputError where a group of `now` is not what it was."""
+    for group, value in now.items():
+        changes = _changes(group, earlier.get(group), value)
+        if changes:
+            raise InputError(
+                f"{output} was begun otherwise: {'; '.join(changes[:3])}; begin anew "
+                "with --restart, or give another output"
+            )
+
+
+def write_grounds(output: Path, grounds: Grounds) -> None:
+    """Keep what the answers of a file rest on; all of it or nothing."""
+    path = _path_of(output)
+    content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
+    with refusing(f"{path}: cannot be written"):
+        replace_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
@@ -88,6 +84,10 @@ def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
     }
     # As JSON gives it back, so that it can be compared with what was read.
     return dict(json.loads(json.dumps(grounds, default=str)))
+
+
+def _path_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.manifest.json")
 
 
 def _sha256(grounds: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from eva_local.batch.forms import Form
-from eva_local.batch.manifest import Grounds, Manifest
+from eva_local.batch.manifest import Grounds, read_grounds, refuse_changes, write_grounds
 from eva_local.batch.rows import Row
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, is_torn, json_line, write_whole
@@ -102,7 +102,6 @@ class FileResults(JsonlFile):
             busy=f"{path} is being written by another process",
         )
         self._form = form
-        self._manifest = Manifest(path)
         self._grounds: Grounds = {}
         self._earlier: Grounds | None = None
         self._retry = False
@@ -116,23 +115,23 @@ class FileResults(JsonlFile):
         self._grounds, self._retry = grounds, retry
         if restart or self.is_empty:
             return NOTHING
-        self._earlier = self._manifest.read()
+        self._earlier = read_grounds(self.path)
         if self._earlier is None:
             raise InputError(
                 f"{self.path} is there already, and no batch wrote it; give another "
                 "output, or throw it away with --restart"
             )
-        self._manifest.refuse_changes(self._earlier, grounds)
+        refuse_changes(self.path, self._earlier, grounds)
         return self._read()
 
     def opened(self, mappings: Mapping[str, str]) -> None:
         """Make ready for rows, now that nothing can go wrong any more."""
         if self._earlier is not None:
-            self._manifest.refuse_changes(self._earlier, {"mappings": mappings})
+            refuse_changes(self.path, self._earlier, {"mappings": mappings})
             self.settled()
             return
         self.restart()
-        self._manifest.write({**self._grounds, "mappings": mappings})
+        write_grounds(self.path, {**self._grounds, "mappings": mappings})
 
     def settled(self) -> None:
         """Take out a row that was not written whole, and failed rows that are tried again."""
@@ -154,7 +153,7 @@ class FileResults(JsonlFile):
                     f"{self._form.name}; mend the line, or begin anew with --restart"
                 ) from error
             if not (failed and self._retry):
-                keys += _keys(row_id, mark)
+                keys += [_key(row_id, each) for each in (("line", mark) if mark else ("",))]
                 n_rows += 1
                 n_failed += failed
         return Done(n_rows, n_failed, Known(keys))
@@ -202,10 +201,5 @@ class StreamResults:
 Output = FileResults | StreamResults
 
 
-def _keys(row_id: str | int, mark: str) -> list[str]:
-    """Return what a row of output is remembered by."""
-    return [_key(row_id, "line"), _key(row_id, mark)] if mark else [_key(row_id)]
-
-
-def _key(row_id: str | int, mark: str = "") -> str:
+def _key(row_id: str | int, mark: str) -> str:
     return f"{mark}:{row_id}"

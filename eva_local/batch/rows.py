@@ -6,8 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from eva_local.batch.template import Template
-from eva_local.errors import EvaError, InputError
-from eva_local.llama.prompt import Prompt
+from eva_local.errors import InputError
 from eva_local.openai.request import Asked
 from eva_local.types import Message, Sampling
 
@@ -53,7 +52,13 @@ class Wishes:
 
     def asked(self, prompt: str | list[Message], sampling: Sampling) -> Asked:
         """Return what a row asks for; raise InputError for messages where prompts are `raw`."""
-        return Asked(self._prompt(prompt), sampling, self.n_top)
+        if self.raw and not isinstance(prompt, str):
+            raise InputError("has messages, and --raw takes a prompt: leave --raw out")
+        if not self.raw:
+            prompt = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+            if self.system is not None and all(message.role != "system" for message in prompt):
+                prompt = [Message("system", self.system), *prompt]
+        return Asked(prompt, sampling, self.n_top)
 
     def options(self) -> list[str]:
         """Name the options that are given, beside those of sampling and the template."""
@@ -65,31 +70,13 @@ class Wishes:
         }
         return [option for option, is_given in given.items() if is_given]
 
-    def _prompt(self, prompt: str | list[Message]) -> Prompt:
-        if self.raw:
-            if isinstance(prompt, str):
-                return prompt
-            raise InputError("has messages, and --raw takes a prompt: leave --raw out")
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        if self.system is None or any(message.role == "system" for message in messages):
-            return messages
-        return [Message("system", self.system), *messages]
 
-
-def row_of(
-    line: int,
-    own_id: str | int | None,
-    content: bytes,
-    asked: Asked | None = None,
-    problem: str = "",
-    endpoint: str = "",
-) -> Row:
-    """Return the row that says `content`, with an `own_id` or without."""
+def id_of(line: int, own_id: str | int | None, content: bytes) -> tuple[str | int, str]:
+    """Return id and mark of the row that says `content`, with an `own_id` or without."""
     if own_id is not None:
-        return Row(line, own_id, "", asked, problem, endpoint)
-    mark = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return own_id, ""
     # The bare number may well be the id of another row.
-    return Row(line, f"{_LINE}{line}", mark, asked, problem, endpoint)
+    return f"{_LINE}{line}", hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def line_of(row_id: object) -> int:
@@ -102,8 +89,3 @@ def checked_id(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise InputError("id must be a text or a whole number")
     return value
-
-
-def problem_of(error: Exception) -> str:
-    """Word what is wrong with a row."""
-    return str(error) if isinstance(error, EvaError) else f"is no JSON: {error}"

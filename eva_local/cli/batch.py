@@ -16,8 +16,7 @@ from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.errand import Errand, JobOutcome
-    from eva_local.batch.job import Progress
+    from eva_local.batch.job import Errand, JobOutcome, Progress
     from eva_local.config.config import Config
     from eva_local.types import Sampling
 
@@ -79,7 +78,7 @@ def batch(
         raise InputError("--raw has no system message: leave --system out")
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
-    from eva_local.batch.errand import Errand
+    from eva_local.batch.job import Errand
     from eva_local.batch.rows import Wishes
     from eva_local.batch.template import Template
 
@@ -91,7 +90,7 @@ def batch(
 
 def _carried_out(errand: Errand, parallel: int | None) -> int:
     """Do the job, show how far it is, and say what came of it; return the exit code."""
-    from eva_local.batch.errand import carry_out
+    from eva_local.batch.job import carry_out
 
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
     signals: list[int] = []

@@ -84,11 +84,14 @@ def serve(
     specs = [config.ensemble(name) for name in names or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")
-    serving = _serving()
-    door = serving.Door(host, port, keys, origins)
-    openers = [partial(open_shown, spec, None, parallel) for spec in specs]
-    server = serving.Server(
-        openers, door, n_waiting=queue, told=lambda line: click.echo(line, err=True)
+    server = _serving().Server(
+        [partial(open_shown, spec, None, parallel) for spec in specs],
+        host=host,
+        port=port,
+        keys=keys,
+        origins=origins,
+        n_waiting=queue,
+        told=lambda line: click.echo(line, err=True),
     )
     import asyncio
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import re
 
-from eva_local.errors import (
-    ConfigError,
-    ContextError,
-    EvaError,
-    InputError,
-    PromptError,
-)
+from eva_local.errors import ConfigError, ContextError, EvaError, InputError, PromptError
 from eva_local.openai.request import KEYS
 from eva_local.reading import UnknownKeyError
 
@@ -45,12 +39,8 @@ def problem_of(error: EvaError) -> dict[str, object]:
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}…"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
-    return problem(message, param=_param(error), code=code)
-
-
-def _param(error: EvaError) -> str | None:
-    """Return what part of the body an error is about, where it says so."""
+    first = _FIRST_WORD.match(message)
+    param = first[0] if first and first[0] in KEYS else None
     if isinstance(error, UnknownKeyError):
-        return error.path
-    first = _FIRST_WORD.match(str(error))
-    return first[0] if first and first[0] in KEYS else None
+        param = error.path
+    return problem(message, param=param, code=code)

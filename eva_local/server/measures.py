@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from prometheus_client import (
@@ -31,7 +30,13 @@ class Measures:
         ProcessCollector(registry=registry)
         counter = partial(Counter, registry=registry)
         histogram = partial(Histogram, buckets=_SECONDS, registry=registry)
-        gauge = partial(Gauge, registry=registry)
+        gauge = partial(
+            Gauge,
+            namespace="eva_local",
+            subsystem="answers",
+            labelnames=("model",),
+            registry=registry,
+        )
         self._requests = counter("eva_local_requests", "Requests answered.", ("path", "status"))
         self._written = counter("eva_local_tokens", "Tokens written.", ("model",))
         self._read = counter(
@@ -45,27 +50,18 @@ class Measures:
         self._whole = histogram(
             "eva_local_answer_seconds", "From a place to the end of an answer.", ("model",)
         )
-        self._state = [
-            gauge(f"eva_local_answers_{name}", what, ("model",))
-            for name, what in (
-                ("taken", "Answers under way, those that wait among them."),
-                ("running", "Answers that are being written."),
-                ("waiting", "Answers that wait for a place."),
-                ("places", "Answers that can be written side by side."),
-            )
-        ]
+        self._taken = gauge("taken", "Answers under way, those that wait among them.")
+        self._running = gauge("running", "Answers that are being written.")
+        self._waiting = gauge("waiting", "Answers that wait for a place.")
+        self._places = gauge("places", "Answers that can be written side by side.")
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
         ensemble, slots = model.ensemble, model.slots
-        busyness: tuple[Callable[[], float], ...] = (
-            lambda: slots.taken,
-            lambda: ensemble.n_running,
-            lambda: ensemble.n_waiting,
-            lambda: ensemble.n_slots,
-        )
-        for gauge, read in zip(self._state, busyness, strict=True):
-            gauge.labels(model.name).set_function(read)
+        self._taken.labels(model.name).set_function(lambda: slots.taken)
+        self._running.labels(model.name).set_function(lambda: ensemble.n_running)
+        self._waiting.labels(model.name).set_function(lambda: ensemble.n_waiting)
+        self._places.labels(model.name).set_function(lambda: ensemble.n_slots)
 
     def answered(self, path: str, status: int) -> None:
         """Count a request."""

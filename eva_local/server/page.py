@@ -9,6 +9,14 @@ from starlette.responses import HTMLResponse, Response
 from eva_local.pages.frame import filled, shipped, source_hash
 from eva_local.trace.page import sources
 
+# The rules of a browser for the page: its own two sources, its own server, an icon in the tab. No
+# text can become markup, not even by a mistake of ours.
+_POLICY = (
+    "default-src 'none'; style-src '{style}'; script-src '{script}'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
 
 @cache
 def chat_page() -> Response:
@@ -16,8 +24,9 @@ def chat_page() -> Response:
     style, script = sources("eva_local.server")
     template = shipped("eva_local.server", "page.html")
     html = filled(template, {"STYLE": style, "SCRIPT": script})
+    policy = _POLICY.format(style=source_hash(style), script=source_hash(script))
     headers = {
-        "Content-Security-Policy": _policy(style, script),
+        "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
@@ -26,23 +35,3 @@ def chat_page() -> Response:
         "Cache-Control": "no-cache",
     }
     return HTMLResponse(html, headers=headers)
-
-
-def _policy(style: str, script: str) -> str:
-    """Return the rules of a browser for the page: its own two sources, its own server."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"style-src '{source_hash(style)}'",
-            f"script-src '{source_hash(script)}'",
-            "connect-src 'self'",
-            # The icon in the tab.
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-            # No text can become markup, not even by a mistake of ours.
-            "require-trusted-types-for 'script'",
-            "trusted-types 'none'",
-        )
-    )

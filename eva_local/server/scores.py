@@ -6,7 +6,6 @@ OpenAI's API has nothing like it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,32 +22,26 @@ from eva_local.server.service import asked
 from eva_local.types import Score
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreCall:
-    """Texts that are to be scored after a prompt; `n_top` and `weights` as in `Call`."""
-
-    prompt: AnyPrompt
-    continuations: tuple[str | tuple[int, ...], ...]
-    n_top: int | None = None
-    weights: Weights | None = None
-
-
 async def score(request: Request) -> Response:
     """Return how likely each continuation is right after the prompt."""
     model, body = await asked(request)
-    call = read_score_call(body, model.members)
-    with model.slots.take(len(call.continuations)):
-        texts = [(call.prompt, each) for each in call.continuations]
-        scores = await model.score(texts, call.weights, call.n_top)
+    texts, weights, n_top = read_score_call(body, model.members)
+    with model.slots.take(len(texts)):
+        scores = await model.score(texts, weights, n_top)
     data = [_told(each, index, model.members) for index, each in enumerate(scores)]
-    if call.n_top is not None:
+    if n_top is not None:
         for told, each in zip(data, scores, strict=True):
             told["logprobs"] = chat_tokens(tokens_of(each.symbols))
     return JSONResponse({"object": "list", "model": model.name, "data": data})
 
 
-def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> ScoreCall:
-    """Read a body; raise InputError where it asks for what cannot be done."""
+def read_score_call(
+    body: Mapping[str, object], members: Sequence[str]
+) -> tuple[list[tuple[AnyPrompt, str | Sequence[int]]], Weights | None, int | None]:
+    """Read a body: texts, each with its prompt, weights and `n_top`, as `ServedModel.score` has it.
+
+    Raises InputError where it asks for what cannot be done.
+    """
     body = given(body)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
@@ -58,12 +51,10 @@ def read_score_call(body: Mapping[str, object], members: Sequence[str]) -> Score
     if len(continuations) > MOST_ANSWERS:
         raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
     (prompt,) = texts_of(request.prompt, "prompt")
-    return ScoreCall(
-        prompt=messages or prompt,
-        continuations=continuations,
-        n_top=request.logprobs,
-        weights=weights_of(request.weights, members),
-    )
+    texts: list[tuple[AnyPrompt, str | Sequence[int]]] = [
+        (messages or prompt, each) for each in continuations
+    ]
+    return texts, weights_of(request.weights, members), request.logprobs
 
 
 def _told(score: Score, index: int, members: Sequence[str]) -> Body:

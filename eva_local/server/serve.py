@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -24,35 +23,26 @@ GRACE_S = 2
 Opener = Callable[[], Ensemble]
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where the server listens, and who may ask. Port 0 takes one that is free."""
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    keys: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a door that is open to everyone."""
-        refuse_open_door(self.host, self.keys)
-
-
 class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does."""
 
     def __init__(
         self,
         openers: Sequence[Opener],
-        door: Door,
         *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        keys: Sequence[str] = (),
+        origins: Sequence[str] = (),
         n_waiting: int,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Listen nowhere yet; `told` hears where it listens, and when it can answer.
 
-        At most `n_waiting` answers wait for a slot before each ensemble.
+        Port 0 takes one that is free. At most `n_waiting` answers wait for a slot before each
+        ensemble. Raises InputError for a server that is open to everyone.
         """
+        refuse_open_door(host, keys)
         self.service = Service()
         self.url = ""
         self._openers = openers
@@ -61,9 +51,9 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
         config = uvicorn.Config(
-            make_app(self.service, keys=door.keys, origins=door.origins),
-            host=door.host,
-            port=door.port,
+            make_app(self.service, keys=keys, origins=origins),
+            host=host,
+            port=port,
             http="h11",
             ws="none",
             lifespan="off",

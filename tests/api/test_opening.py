@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import eva_local
-from eva_local.batch.detection import form_of
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
+from eva_local.batch.source import form_of
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
 from eva_local.evaluate.results import Result, Results

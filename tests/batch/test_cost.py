@@ -16,8 +16,7 @@ from pathlib import Path
 from batches import Quick, ensemble_of_models, errand, fake_spec, texts
 
 from eva_local.api import Ensemble
-from eva_local.batch.errand import carry_out
-from eva_local.batch.job import Progress
+from eva_local.batch.job import Progress, carry_out
 
 N_ROWS = 2000
 

@@ -26,8 +26,8 @@ from batches import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eva_local.batch.errand import carry_out
 from eva_local.batch.forms import JsonLines
+from eva_local.batch.job import carry_out
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.errors import InputError, ModelError

@@ -12,9 +12,8 @@ from servers import Reply, serving
 
 from eva_local.errors import InputError
 from eva_local.server import events, intake
-from eva_local.server.guard import is_loopback
+from eva_local.server.guard import is_loopback, refuse_open_door
 from eva_local.server.intake import MOST_BYTES, Intake
-from eva_local.server.serve import Door
 
 KEY = "a-long-key"
 
@@ -56,18 +55,18 @@ def locked(opener):
 )
 def test_other_addresses_need_a_key(host, is_own) -> None:
     assert is_loopback(host) == is_own
-    Door(host, keys=(KEY,))
+    refuse_open_door(host, (KEY,))
     if is_own:
-        Door(host)
+        refuse_open_door(host, ())
         return
     with pytest.raises(InputError, match="give --api-key-file"):
-        Door(host)
+        refuse_open_door(host, ())
 
 
 @pytest.mark.parametrize("key", ["", "two words", "clé", "line\n", "tab\t"])
 def test_keys_that_no_header_can_carry(key) -> None:
     with pytest.raises(InputError, match="an API key must be"):
-        Door(keys=(key,))
+        refuse_open_door("localhost", (key,))
 
 
 @pytest.mark.parametrize(

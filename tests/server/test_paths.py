@@ -16,7 +16,7 @@ from waiting import PATIENCE_S
 from eva_local.errors import StoreError
 from eva_local.openai.request import CHAT, COMPLETION, KEYS
 from eva_local.server.app import ROUTES
-from eva_local.server.serve import Door, Server
+from eva_local.server.serve import Server
 from eva_local.types import Message, Sampling
 
 TEXT = "the unbelievable"
@@ -444,7 +444,7 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
         raise StoreError("the file is missing")
 
     with pytest.raises(StoreError, match="missing"):
-        asyncio.run(Server([opener], Door(port=0), n_waiting=1).run())
+        asyncio.run(Server([opener], n_waiting=1).run())
 
 
 def test_two_ensembles(spec, tmp_path) -> None:
