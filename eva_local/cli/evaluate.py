@@ -158,15 +158,15 @@ def _held(
     from eva_local.evaluate.contest import Contestant, alone
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import summarize
-    from eva_local.evaluate.tune import halves, tune
+    from eva_local.evaluate.tune import block, halves, tune
 
-    spec, block = specs[0], ""
+    spec, tuned_block = specs[0], ""
     tasks = [contest.scorable(task) for task in tasks]
     if tuned:
         fit, tasks = halves(tasks)
         best = tune(contest, fit, spec)
-        block = best.block()
-        specs = [*specs, *([best.spec] if best.spec.fusion != spec.fusion else [])]
+        tuned_block = block(best, fit)
+        specs = [*specs, *([best] if best.fusion != spec.fusion else [])]
     contestants = [alone(member) for member in spec.members] if members else []
     if len(spec.members) > 1:
         contestants += map(Contestant, names_of(specs), specs)
@@ -175,7 +175,7 @@ def _held(
         summarize([entry for entry in entries if entry.task is task], seed)
         for seed, task in enumerate(tasks)
     )
-    return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, block)
+    return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, tuned_block)
 
 
 def variant(
@@ -241,7 +241,7 @@ def _show(evaluation: Evaluation) -> None:
 
 def _show_task(summary: TaskSummary) -> None:
     from eva_local.evaluate.advice import verdict, warning
-    from eva_local.evaluate.figures import cells, headings
+    from eva_local.evaluate.evaluation import cells, headings
 
     task = summary.task
     shots = f", {len(task.shots)} examples before each" if task.shots else ""

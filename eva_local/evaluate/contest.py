@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 
 from eva_local.api import Ensemble, Report
 from eva_local.config.specs import EnsembleSpec, ModelSpec
+from eva_local.engine.request import Request
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
-from eva_local.evaluate.lanes import complete_each, score_each
-from eva_local.evaluate.replay import Replay, Replays, hearing
+from eva_local.evaluate.lanes import answer_each
+from eva_local.evaluate.replay import Replay, heard_by, hearing, judging
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Score
+from eva_local.types import Completion, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,9 @@ class Contest:
         done = 0
         # One ensemble does all of one writer, or of one set of votes.
         for group in _grouped([job for job in jobs if job.missing], lambda job: job.voters):
-            spec = group[0].heard_as([job.contestant for job in group])
+            spec = group[0].voters
+            if group[0].scored and any(job.judges for job in group):
+                spec = replace(spec, fusion=judging(spec.fusion))
             models = [self.models[member.name] for member in spec.members]
             with ensemble_of(spec, models, parallel=self.parallel) as ensemble:
                 for rivals in _grouped(group, lambda job: job.task.name):
@@ -122,48 +125,28 @@ def _grouped(jobs: Sequence[_Job], key: Callable[[_Job], object]) -> list[list[_
 
 def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
     """Do what is missing of one task, a row at a time; yield for how many contestants."""
-    began = time.perf_counter()
-    made = _scored(rivals, ensemble) if rivals[0].scored else _written(rivals[0], ensemble)
-    try:
-        for row, results in made:
-            now = time.perf_counter()
-            for job, result in results:
-                # Rows may be worked on side by side: what counts is how fast they come.
-                job.keep(row, replace(result, seconds=now - began))
-            began = now
-            yield len(results)
-    except ContextError as error:
-        raise ContextError(f"{rivals[0].label}: {error}") from error
-
-
-def _written(job: _Job, ensemble: Ensemble) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the number of a row, and what its contestant wrote."""
-    rows = list(job.missing)
-    prompts = [job.prompts[row] for row in rows]
-    for at, completion in complete_each(ensemble, prompts, job.sampling):
-        usage = completion.usage
-        yield rows[at], [(job, Result(usage.steps, usage.filtered, 0.0, text=completion.text))]
-
-
-def _scored(
-    rivals: Sequence[_Job], ensemble: Ensemble
-) -> Iterator[tuple[int, list[tuple[_Job, Result]]]]:
-    """Yield the number of a row, and the scores of those contestants who need it."""
     rows = sorted(set().union(*(job.missing for job in rivals)))
     asking = [[job for job in rivals if row in job.missing] for row in rows]
-    heard: list[list[Replays]] = [[] for _ in rows]
-
-    def observer(at: int) -> Replays:
-        replays = [job.replay(ensemble) for job in asking[at]]
-        heard[at].append(Replays(ensemble.spec.fusion, replays))
-        return heard[at][-1]
-
-    texts = [rivals[0].asked[row] for row in rows]
-    for at, scores in score_each(ensemble, texts, observer):
-        # Each contestant's replays of all texts of the row.
-        theirs = zip(asking[at], zip(*(each.each for each in heard[at]), strict=True), strict=True)
-        yield rows[at], [(job, job.result(scores, replays)) for job, replays in theirs]
-        heard[at] = []
+    # Of each row, for each of its texts, the replay of each contestant.
+    replays = [
+        [[job.replay(ensemble) for job in jobs] for _ in rivals[0].texts[row]]
+        for row, jobs in zip(rows, asking, strict=True)
+    ]
+    requests = [
+        [heard_by(request, each) for request, each in zip(rivals[0].texts[row], heard, strict=True)]
+        for row, heard in zip(rows, replays, strict=True)
+    ]
+    began = time.perf_counter()
+    try:
+        for at, told in answer_each(ensemble, requests):
+            # Rows may be worked on side by side: what counts is how fast they come.
+            now = time.perf_counter()
+            for job, heard in zip(asking[at], zip(*replays[at], strict=True), strict=True):
+                job.keep(rows[at], told, heard, now - began)
+            began = now
+            yield len(asking[at])
+    except ContextError as error:
+        raise ContextError(f"{rivals[0].label}: {error}") from error
 
 
 class _Job:
@@ -176,19 +159,19 @@ class _Job:
         self.task = task
         self._chat = contest.conditions.chat and task.kind != "bpb"
         self._results = contest.results
-        #: What is scored of each row, or the prompts that are answered.
-        self.asked: list[list[tuple[Prompt, str]]] = []
-        self.prompts: list[Prompt] = []
+        #: What is scored of each row, or the one answer that is asked for.
+        self.texts: list[list[Request]]
         if self.scored:
-            self.asked = contest.asked(task)
-            matter = [_matter(texts) for texts in self.asked]
+            asked = contest.asked(task)
+            self.texts = [[Request(p, continuation=text) for p, text in texts] for texts in asked]
+            matter = [_matter(texts) for texts in asked]
         else:
-            self.sampling = sampling_of(task, contest.conditions)
-            self.prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
+            sampling = sampling_of(task, contest.conditions)
+            prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
+            self.texts = [[Request(prompt, sampling)] for prompt in prompts]
             # An answer ends where some member's context is full.
             sizes = [member.load.n_ctx for member in contestant.spec.members]
-            ends = [self.sampling, sizes]
-            matter = [(prompt, ends) for prompt in self.prompts]
+            matter = [(prompt, [sampling, sizes]) for prompt in prompts]
         who = identity(contestant.spec)
         self._keys = [key_of(who, task.kind, *each) for each in matter]
         # In their order.
@@ -200,52 +183,57 @@ class _Job:
         return Entry(self.task, self.contestant, tuple(filter(None, found)))
 
     @property
-    def voters(self) -> object:
-        """What jobs have in common that one ensemble can do at the same time."""
-        spec = self.contestant.spec
-        if not self.scored:
-            return self.contestant
-        return spec.members, spec.pivot, hearing(spec.fusion, judged=False)
-
-    def heard_as(self, contestants: Sequence[Contestant]) -> EnsembleSpec:
-        """Return the ensemble that writes, or votes for all of `contestants`."""
+    def voters(self) -> EnsembleSpec:
+        """The ensemble that writes, or whose votes are heard: jobs of equal ones share it."""
         spec = self.contestant.spec
         if not self.scored:
             return spec
-        judged = any(one.spec.fusion.evidence_bytes(conversation=self._chat) for one in contestants)
-        return replace(spec, fusion=hearing(spec.fusion, judged=judged))
+        return EnsembleSpec("", spec.members, spec.pivot, hearing(spec.fusion))
+
+    @property
+    def judges(self) -> bool:
+        """Whether the votes are weighed by how well the members predict the prompt."""
+        return self.contestant.spec.fusion.evidence_bytes(conversation=self._chat) > 0
 
     def replay(self, ensemble: Ensemble) -> Replay:
         """Return what finds the likelihood of one text from the votes of an ensemble."""
         fusion = self.contestant.spec.fusion
         if self.contestant.alone:
             # Nobody is weighed against one model.
-            fusion = hearing(fusion, judged=False)
+            fusion = hearing(fusion)
         n_members, pivot = len(ensemble.members), ensemble.spec.pivot_index
         return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
 
-    def result(self, scores: Sequence[Score], replays: Sequence[Replay]) -> Result:
-        """Return what the contestant thinks of choices, or of the parts of one whole text."""
-        likelihoods = tuple(replay.log_likelihood for replay in replays)
-        sizes = tuple(score.n_bytes for score in scores)
-        if self.task.kind == "bpb":
-            likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
-        return Result(
-            steps=sum(score.n_symbols for score in scores),
-            filtered=tuple(map(sum, zip(*(replay.filtered for replay in replays), strict=True))),
-            seconds=0.0,
-            log_likelihoods=likelihoods,
-            n_bytes=sizes,
-            unseen=sum(replay.unseen for replay in replays),
-        )
-
-    def keep(self, row: int, result: Result) -> None:
-        """Keep the result of a row."""
+    def keep(
+        self,
+        row: int,
+        told: Sequence[Completion | Score],
+        replays: Sequence[Replay],
+        seconds: float,
+    ) -> None:
+        """Keep what the contestant wrote, or thinks of choices, or of the parts of one text."""
         about = {
             "task": self.task.name,
             "row": self.task.rows[row].name,
             "contestant": self.contestant.name,
         }
+        if isinstance(told[0], Completion):
+            usage = told[0].usage
+            result = Result(usage.steps, usage.filtered, seconds, text=told[0].text)
+        else:
+            scores = [score for score in told if isinstance(score, Score)]
+            likelihoods = tuple(replay.log_likelihood for replay in replays)
+            sizes = tuple(score.n_bytes for score in scores)
+            if self.task.kind == "bpb":
+                likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
+            dropped = zip(*(replay.filtered for replay in replays), strict=True)
+            result = Result(
+                steps=sum(score.n_symbols for score in scores),
+                filtered=tuple(map(sum, dropped)),
+                seconds=seconds,
+                log_likelihoods=likelihoods,
+                n_bytes=sizes,
+            )
         self._results.add(self._keys[row], result, about)
 
 

@@ -1,4 +1,4 @@
-"""How a row is put to models: the prompt, its examples, and where an answer ends."""
+"""How a row is put to models: the prompt, its examples, where an answer ends, parts of texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.rows import Metric, Task, TaskRow
-from eva_local.evaluate.texts import cut, pieces, without
 from eva_local.llama.prompt import Prompt
 from eva_local.types import Message, Sampling
 
@@ -19,6 +18,10 @@ _LABEL = re.compile(r"[^\W\d_][^:\n]{0,30}:")
 # Symbols are enough for the longest usual answer of a task with this metric.
 _MAX_TOKENS: dict[Metric, int] = {"number": 200, "exact": 16, "chrF": 80}
 _TRANSLATION_TOKENS = 100
+# Short enough for a context of 4,096 tokens, whatever the vocabulary.
+_LONGEST = 3000
+# A cut is between words where one ends so near; Chinese has a space once in a while.
+_LONGEST_WORD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +114,32 @@ def sampling_of(task: Task, conditions: Conditions = PLAIN) -> Sampling:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
+
+
+def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
+    """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
+    if len(data) <= size:
+        return data, b""
+    place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
+    if place < 0:
+        place = size
+        while data[place] & 0xC0 == 0x80:
+            place -= 1
+    return data[:place], data[place:]
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """Cut UTF-8 text into parts that are short enough for a context."""
+    found = []
+    while data:
+        part, data = cut(data, _LONGEST)
+        found.append(part)
+    return found
+
+
+def without(text: bytes, missing: frozenset[int]) -> bytes:
+    """Leave out the characters that have a byte of `missing`."""
+    if missing.isdisjoint(text):
+        return text
+    characters = (character.encode() for character in text.decode())
+    return b"".join(data for data in characters if missing.isdisjoint(data))

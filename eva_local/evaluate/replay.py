@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
 
 from eva_local.config.specs import FusionSettings
-from eva_local.fusion.fuser import Decision, Fuser, Observer
-from eva_local.fusion.votes import Vote, combine
+from eva_local.engine.request import Request
+from eva_local.fusion.fuser import Decision, Fuser
+from eva_local.fusion.votes import Vote
 
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Every member's vote before `symbol`, which stands for `n_bytes` bytes.
-
-    `evidence: (members,)` is how well each member predicted the prompt, in nats per byte.
-    """
-
-    votes: tuple[Vote, ...]
-    symbol: int
-    n_bytes: int
-    evidence: tuple[float, ...]
-
-
-def recorder(heard: list[Heard]) -> Observer:
-    """Return an observer that keeps the votes on a text in a list."""
-
-    def observe(decision: Decision, symbol: int, n_bytes: int) -> None:
-        votes = tuple(vote for vote in decision.votes if vote is not None)
-        heard.append(Heard(votes, symbol, n_bytes, decision.evidence))
-
-    return observe
+# What an observer is told: a decision, the symbol that came, and how many bytes that stands for.
+Heard = tuple[Decision, int, int]
 
 
 class Replay:
@@ -56,26 +35,21 @@ class Replay:
         self._first = True
         #: In nats.
         self.log_likelihood = 0.0
-        #: How often each member was dropped, and how many symbols were no candidate.
+        #: How often each member was dropped.
         self.filtered = (0,) * n_members
-        self.unseen = 0
 
-    def hear(
-        self,
-        heard: Heard,
-        fuse: Callable[[Decision, FusionSettings], Vote] = lambda decision, _: decision.fused,
-    ) -> None:
-        """Take the next symbol; `fuse` makes one vote of a decision's, as the settings say."""
+    def hear(self, heard: Decision, symbol: int, n_bytes: int) -> None:
+        """Take the next symbol, with the votes on it."""
         if self._first and self._judged:
             self._fuser.begin(heard.evidence)
-        decision = self._fuser.decide(self._asked(heard.votes))
+        decision = self._fuser.decide(
+            self._asked([vote for vote in heard.votes if vote is not None])
+        )
         self._first = False
-        fused = fuse(decision, self.fusion)
-        self.log_likelihood += fused.likelihood(heard.symbol, self._n_symbols)
-        self.unseen += not fused.probability(heard.symbol)
+        self.log_likelihood += decision.fused.likelihood(symbol, self._n_symbols)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
         self.filtered = tuple(n + (vote is not None and not stays) for n, vote, stays in dropped)
-        self._fuser.learn(decision, heard.symbol, heard.n_bytes)
+        self._fuser.learn(decision, symbol, n_bytes)
 
     def _asked(self, votes: Sequence[Vote]) -> Sequence[Vote | None]:
         """Leave out, as the engine does, who a sure pivot would not have asked."""
@@ -87,68 +61,36 @@ class Replay:
         return [vote if member == self._pivot else None for member, vote in enumerate(votes)]
 
 
-class Replays:
-    """An observer that lets several settings hear the votes on a text.
+def heard_by(request: Request, listeners: Sequence[Replay]) -> Request:
+    """Return a request for a score whose votes all `listeners` hear; answers are not heard."""
+    if request.continuation is None:
+        return request
 
-    They decide by what they look at in the votes. Whole votes are fused once for all that come to
-    the same weights, since that takes the time: a vote may have hundreds of thousands of symbols.
-    """
+    def observe(decision: Decision, symbol: int, n_bytes: int) -> None:
+        for one in listeners:
+            one.hear(decision, symbol, n_bytes)
 
-    def __init__(self, fusion: FusionSettings, each: Sequence[Replay]) -> None:
-        """Begin a text, which is fused by `fusion` as it is heard."""
-        self._fusion = fusion
-        self.each = each
-        looks = [one.fusion.filter_n for one in each if one.fusion.filter == "top-n"]
-        # A gate asks for the first choice.
-        self._n_top = max(looks, default=1)
-
-    def __call__(self, decision: Decision, symbol: int, n_bytes: int) -> None:
-        """Pass on the votes, and which symbol came."""
-        votes = tuple(vote for vote in decision.votes if vote is not None)
-        known: dict[tuple[tuple[float, ...], str, float], Vote] = {
-            (decision.weights, self._fusion.combine, self._fusion.sharpness): decision.fused
-        }
-
-        def fuse(theirs: Decision, rule: FusionSettings) -> Vote:
-            key = theirs.weights, rule.combine, rule.sharpness
-            if key not in known:
-                known[key] = combine(votes, *key)
-            return known[key]
-
-        seen = tuple(_seen(vote, symbol, self._n_top) for vote in votes)
-        heard = Heard(seen, symbol, n_bytes, decision.evidence)
-        for one in self.each:
-            one.hear(heard, fuse)
-
-
-def _seen(vote: Vote, symbol: int, count: int) -> Vote:
-    """Return what a Fuser looks at: first choices, the true symbol, the smallest probability."""
-    if not len(vote):
-        return vote
-    least = int(vote.symbols[vote.probabilities.argmin()])
-    looked_at = {least, *(first for first, _ in vote.top(count))}
-    if vote.probability(symbol):
-        looked_at.add(symbol)
-    symbols = np.array(sorted(looked_at))
-    return Vote(symbols, np.array([vote.probability(one) for one in symbols]))
+    return replace(request, observe=observe)
 
 
 def recording(fusion: FusionSettings) -> FusionSettings:
     """Return settings under which is heard all that other settings may need."""
     candidates = fusion.candidates or FusionSettings().candidates
-    return replace(hearing(fusion, judged=True), candidates=candidates)
+    return replace(judging(hearing(fusion)), candidates=candidates)
 
 
-def hearing(fusion: FusionSettings, *, judged: bool) -> FusionSettings:
-    """Return settings whose votes are those of `fusion`, all of them and with all candidates.
+def judging(fusion: FusionSettings) -> FusionSettings:
+    """Return settings under which there is evidence of the prompt, whatever it is."""
+    return replace(fusion, weights="prompt-perplexity")
 
-    With `judged` there is evidence of the prompt, whatever it is.
-    """
+
+def hearing(fusion: FusionSettings) -> FusionSettings:
+    """Return settings whose votes are those of `fusion`, all of them and with all candidates."""
     return FusionSettings(
         space=fusion.space,
         mapping=fusion.mapping,
         candidates=0,
-        weights="prompt-perplexity" if judged else "equal",
+        weights="equal",
         filter="off",
         prompt_evidence=fusion.prompt_evidence,
     )

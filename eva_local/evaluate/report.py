@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from eva_local.evaluate.advice import verdict, warning
-from eva_local.evaluate.evaluation import Evaluation
-from eva_local.evaluate.figures import cells, headings
+from eva_local.evaluate.evaluation import Evaluation, cells, headings
 from eva_local.evaluate.metrics import lower_is_better
 from eva_local.evaluate.significance import Estimate
 from eva_local.evaluate.summary import Standing, TaskSummary

@@ -27,7 +27,7 @@ class Result:
 
     `text` is a generated answer. `log_likelihoods`, in nats, and `n_bytes` are of each choice,
     or of the one text that was scored. `filtered` counts the votes of each member that were
-    dropped in `steps` steps; `unseen` the symbols of a scored text that were no candidate.
+    dropped in `steps` steps.
     """
 
     steps: Whole
@@ -36,7 +36,6 @@ class Result:
     text: str = ""
     log_likelihoods: tuple[Number, ...] = ()
     n_bytes: tuple[Whole, ...] = ()
-    unseen: Whole = 0
 
 
 class _Key(Struct):

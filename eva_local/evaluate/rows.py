@@ -77,7 +77,7 @@ def read_tasks(
     named .jsonl is one text, and a row without a text is a question or prompt that is taken for
     one. Raises InputError for rows that do not fit, and where a task has too few examples.
     """
-    examples = [(path, read_rows(path)) for path in shot_files]
+    examples = [read_rows(path) for path in shot_files]
     tasks: dict[str, Task] = {}
     for path in files:
         name = path.stem
@@ -170,18 +170,17 @@ def _refuse_unfit(row: TaskRow, kind: Kind, where: str) -> None:
 
 
 def _shots(
-    family: str, examples: Sequence[tuple[Path, tuple[TaskRow, ...]]], path: Path, count: int
+    family: str, examples: Sequence[tuple[TaskRow, ...]], path: Path, count: int
 ) -> tuple[TaskRow, ...]:
     if not examples or not count:
         return ()
-    fitting = [rows for _, rows in examples if rows[0].family == family] or (
-        [examples[0][1]] if len(examples) == 1 else []
-    )
-    if not fitting:
+    only = examples[0] if len(examples) == 1 else None
+    fitting = next((rows for rows in examples if rows[0].family == family), only)
+    if fitting is None:
         raise InputError(
             f"{path}: no file of examples is of the task {family!r}; measure it by itself, with "
             "the one file of examples that it should have"
         )
-    if len(fitting[0]) < count:
-        raise InputError(f"{path}: {count} examples are wanted, and there are {len(fitting[0])}")
-    return fitting[0][:count]
+    if len(fitting) < count:
+        raise InputError(f"{path}: {count} examples are wanted, and there are {len(fitting)}")
+    return fitting[:count]

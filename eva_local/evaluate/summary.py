@@ -22,7 +22,7 @@ from eva_local.evaluate.metrics import (
 )
 from eva_local.evaluate.results import Result, votes_filtered
 from eva_local.evaluate.rows import Metric, Task, TaskRow
-from eva_local.evaluate.significance import Estimate, estimate, mean_of
+from eva_local.evaluate.significance import Estimate, estimate
 
 _BITS_PER_NAT = 1.4426950408889634
 # Metrics by which an answer is right or wrong.
@@ -183,18 +183,6 @@ def _ahead(mine: Standing, theirs: Standing | None, metric: Metric) -> Estimate 
     return Estimate(100 * less.value / base.value, 100 * less.resamples / base.resamples)
 
 
-def overall(summaries: Sequence[TaskSummary], name: str) -> Estimate | None:
-    """Return the mean of a contestant's differences to the best member of each task.
-
-    Tasks in points only; None where there are fewer than two. A best member is 0 ahead.
-    """
-    counted = [summary for summary in summaries if not lower_is_better(summary.metric)]
-    if len(counted) < 2 or not all(summary.best for summary in counted):
-        return None
-    standings = [summary.standing(name) for summary in counted]
-    return mean_of([one.ahead or one.score - one.score for one in standings])
-
-
 def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
     """Return what a result is worth under a metric."""
     if metric == "bits":
@@ -215,9 +203,8 @@ def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
 
 def choice(result: Result, *, per_byte: bool) -> int:
     """Return the place of the likeliest choice, or of the likeliest per byte."""
-    sizes = result.n_bytes if per_byte else (1,) * len(result.n_bytes)
-    values = [nats / max(size, 1) for nats, size in zip(result.log_likelihoods, sizes, strict=True)]
-    return values.index(max(values))
+    sizes = np.maximum(result.n_bytes, 1) if per_byte else 1
+    return int(np.argmax(np.array(result.log_likelihoods) / sizes))
 
 
 def _more(entry: Entry, metric: Metric) -> dict[str, float]:

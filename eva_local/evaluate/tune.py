@@ -18,15 +18,15 @@ import numpy as np
 
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.engine.request import Request
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant
 from eva_local.evaluate.forms import Conditions, scored_of
-from eva_local.evaluate.lanes import score_each
+from eva_local.evaluate.lanes import answer_each
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, Replay, recorder, recording
+from eva_local.evaluate.replay import Heard, Replay, recording
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
-from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt
 from eva_local.opening import ensemble_of
 
@@ -50,30 +50,21 @@ _GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 _PARTS = {2: 10, 3: 6}
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What was found: `spec` has the settings, `rows` is how many rows they were fitted on."""
+def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
+    """Return the block of models.toml that makes an ensemble which was tuned on some tasks.
 
-    spec: EnsembleSpec
-    rows: int
-    tasks: tuple[str, ...]
-
-    def block(self) -> str:
-        """Return the block of models.toml that makes this ensemble.
-
-        It says every setting: what it left out would be what `[defaults]` says.
-        """
-        spec = self.spec
-        names = [member.name for member in spec.members]
-        on = f"tuned on {self.rows} rows of {', '.join(self.tasks)}"
-        lines = [
-            f"[ensembles.{_toml(spec.name)}]",
-            f"description = {_toml(on)}",
-            f"members = {_toml(names)}",
-            f"pivot = {_toml(spec.pivot)}",
-        ]
-        settings = asdict(spec.fusion).items()
-        return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
+    It says every setting: what it left out would be what `[defaults]` says.
+    """
+    rows = sum(len(task.rows) for task in tasks)
+    on = f"tuned on {rows} rows of {', '.join(task.name for task in tasks)}"
+    lines = [
+        f"[ensembles.{_toml(spec.name)}]",
+        f"description = {_toml(on)}",
+        f"members = {_toml([member.name for member in spec.members])}",
+        f"pivot = {_toml(spec.pivot)}",
+    ]
+    settings = asdict(spec.fusion).items()
+    return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
 
 
 def _toml(value: object) -> str:
@@ -91,7 +82,7 @@ def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     return fit, [replace(task, rows=task.rows[1::2]) for task in tasks]
 
 
-def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
+def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> EnsembleSpec:
     """Fit combine, filter, weights and gate of an ensemble on the rows of some tasks."""
     search = _Search(spec.fusion, listen(contest, tasks, spec), contest.report)
     name = f"{spec.name}-tuned"
@@ -108,8 +99,7 @@ def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> Tuned:
 
     # Of equal ones the first: the ensemble's own settings, then the likeliest.
     best = max(entrants, key=gain)
-    rows = sum(len(task.rows) for task in tasks)
-    return Tuned(replace(best.spec, name=name), rows, tuple(task.name for task in tasks))
+    return replace(best.spec, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +112,7 @@ class Example:
     @property
     def sizes(self) -> list[int]:
         """Return the bytes of each text."""
-        return [sum(heard.n_bytes for heard in text) for text in self.texts]
+        return [sum(n_bytes for _, _, n_bytes in text) for text in self.texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +138,12 @@ class Lesson:
 
     def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
         """Return the log-likelihood that a text would have had under `fusion`."""
-        n_members = len(text[0].votes)
+        n_members = len(text[0][0].votes)
         replay = Replay(
             fusion, n_members, self.pivot, self.n_symbols, conversation=self.conversation
         )
         for heard in text:
-            replay.hear(heard)
+            replay.hear(*heard)
         return replay.log_likelihood
 
 
@@ -174,30 +164,24 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
             rows = list(_few(task, contest.conditions, ensemble.missing_bytes))
             if not rows:
                 raise InputError(f"{task.name}: --tune finds no text in it that can be scored")
-            heard: list[list[list[Heard]]] = [[] for _ in rows]
-
-            def observer(row: int, heard: list[list[list[Heard]]] = heard) -> Observer:
-                heard[row].append([])
-                return recorder(heard[row][-1])
-
-            for done, _ in enumerate(score_each(ensemble, [asked for asked, _ in rows], observer)):
+            requests = [requests for requests, _ in rows]
+            for done, _ in enumerate(answer_each(ensemble, requests)):
                 share = (number + done / len(rows)) / len(tasks)
                 contest.report(f"tuning: listening to {task.name}", share)
-            examples = tuple(
-                Example(tuple(texts), label) for texts, (_, label) in zip(heard, rows, strict=True)
-            )
+            examples = tuple(example for _, example in rows)
             chat = contest.conditions.chat and task.kind != "bpb"
             lessons.append(Lesson(examples, spec.pivot_index, ensemble.n_symbols, chat))
     return lessons
 
 
+def _listened(prompt: Prompt, text: str, heard: list[Heard]) -> Request:
+    return Request(prompt, continuation=text, observe=lambda *told: heard.append(told))
+
+
 def _few(
     task: Task, conditions: Conditions, missing: frozenset[int]
-) -> Iterator[tuple[list[tuple[Prompt, str]], int]]:
-    """Yield the texts to listen to after their prompts, and the right one's place.
-
-    They end when it is enough.
-    """
+) -> Iterator[tuple[list[Request], Example]]:
+    """Yield the requests to listen to, and what is heard of them, until it is enough."""
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
@@ -208,7 +192,9 @@ def _few(
         if left <= 0 or not asked or not all(text for _, text in asked):
             continue
         left -= sum(len(text.encode()) for _, text in asked)
-        yield asked, row.label
+        texts: tuple[list[Heard], ...] = tuple([] for _ in asked)
+        pairs = zip(asked, texts, strict=True)
+        yield [_listened(*each, heard) for each, heard in pairs], Example(texts, row.label)
 
 
 class _Search:
@@ -218,7 +204,7 @@ class _Search:
         self._start = replace(start, gate=1.0)
         self._lessons = lessons
         self._report = report
-        n_members = len(lessons[0].examples[0].texts[0][0].votes)
+        n_members = len(lessons[0].examples[0].texts[0][0][0].votes)
         parts = _PARTS.get(n_members, n_members + 1)
         #: All fixed weights that are tried.
         self._fixed = [
@@ -227,7 +213,6 @@ class _Search:
             if sum(shares) == parts
         ]
         self._losses: dict[FusionSettings, float] = {}
-        self._first = [lesson.loss(self._start) for lesson in lessons]
 
     def finalists(self) -> list[FusionSettings]:
         """Return the best settings of each kind of weights, the best first."""
@@ -240,12 +225,11 @@ class _Search:
         return [self._gated(fusion) for fusion in list(best.values())[:_FINALISTS]]
 
     def loss(self, fusion: FusionSettings) -> float:
-        """Return the mean over the tasks of the log of the loss against the start's."""
+        """Return the mean over the tasks of the log of the loss: tasks compare by ratios."""
         if fusion not in self._losses:
             self._report("tuning: trying settings", min(len(self._losses) / _USUAL_TRIALS, 1.0))
-            each = [lesson.loss(fusion) for lesson in self._lessons]
-            ratios = zip(each, self._first, strict=True)
-            self._losses[fusion] = sum(math.log(now / then) for now, then in ratios) / len(each)
+            logs = [math.log(lesson.loss(fusion)) for lesson in self._lessons]
+            self._losses[fusion] = sum(logs) / len(logs)
         return self._losses[fusion]
 
     def _descend(self, best: FusionSettings) -> None:

@@ -18,11 +18,10 @@ from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Contestant, Entry, alone
-from eva_local.evaluate.forms import Conditions
+from eva_local.evaluate.forms import Conditions, cut, pieces
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow, read_tasks
 from eva_local.evaluate.summary import summarize
-from eva_local.evaluate.texts import cut, pieces
 from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Logits
 from eva_local.llama.prompt import PromptWriter

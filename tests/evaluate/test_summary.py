@@ -12,7 +12,7 @@ from evaluations import contestants, entry, outcome, task
 from eva_local.evaluate.advice import advice, comparison, warning
 from eva_local.evaluate.results import Result, votes_filtered
 from eva_local.evaluate.rows import TaskRow
-from eva_local.evaluate.summary import choice, mark, overall, summarize
+from eva_local.evaluate.summary import choice, mark, summarize
 
 
 def test_marks_by_hand() -> None:
@@ -79,8 +79,8 @@ def test_the_mean_over_tasks_counts_points_only() -> None:
     whole = outcome()
     points = [one for one in whole.tasks if one.metric != "bits"]
     expected = sum(one.standing("trio").ahead.value for one in points) / 3
-    assert overall(whole.tasks, "trio").value == pytest.approx(expected)
-    assert overall(whole.tasks[:1], "trio") is None
+    assert whole.overall("trio").value == pytest.approx(expected)
+    assert replace(whole, tasks=whole.tasks[:1]).overall("trio") is None
 
 
 ROWS = 60

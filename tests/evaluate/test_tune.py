@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +18,10 @@ from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, Replay, Replays, hearing, recorder, recording
+from eva_local.evaluate.replay import Heard, recording
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow
-from eva_local.evaluate.tune import Example, Lesson, Tuned, halves, listen, tune
-from eva_local.fusion.fuser import Fuser
-from eva_local.fusion.votes import NOBODY, Vote
+from eva_local.evaluate.tune import Example, Lesson, block, halves, listen, tune
 from eva_local.types import Message
 
 fusions = st.builds(
@@ -52,64 +49,10 @@ def test_a_replay_gives_what_the_engine_gives(fusion, text, prompt) -> None:
 
     heard: list[Heard] = []
     whole = ensemble(models(), recording(fusion))
-    whole.score(prompt, text, observe=recorder(heard))
+    whole.score(prompt, text, observe=lambda *told: heard.append(told))
     lesson = Lesson((Example((heard,), 0),), 0, whole.n_symbols, not isinstance(prompt, str))
     expected = ensemble(models(), fusion).score(prompt, text).per_byte
     assert lesson.loss(fusion) == pytest.approx(-expected)
-
-
-masses = st.lists(st.sampled_from([0.0, 0.0, 1.0, 2.0, 5.0]), min_size=8, max_size=8)
-# A vote of every member on every symbol, and the symbol that comes.
-steps = st.tuples(st.lists(masses, min_size=2, max_size=2), st.integers(0, 7))
-
-
-def vote(masses: Sequence[float]) -> Vote:
-    whole = np.array(masses)
-    symbols = np.flatnonzero(whole)
-    return Vote(symbols, whole[symbols] / whole.sum()) if len(symbols) else NOBODY
-
-
-@given(
-    text=st.lists(steps, min_size=1, max_size=4),
-    rules=st.lists(fusions, min_size=1, max_size=4),
-    pivot=st.integers(0, 1),
-)
-def test_settings_that_hear_together_say_what_each_would_say_alone(text, rules, pivot) -> None:
-    together = [Replay(fusion, 2, pivot, 8) for fusion in rules]
-    apart = [Replay(fusion, 2, pivot, 8) for fusion in rules]
-    fuser = Fuser(hearing(rules[0], judged=True), 2)
-    fuser.begin([-0.5, -0.7])
-    observe = Replays(hearing(rules[0], judged=True), together)
-    for spread, symbol in text:
-        votes = tuple(map(vote, spread))
-        observe(fuser.decide(votes), symbol, 2)
-        for one in apart:
-            one.hear(Heard(votes, symbol, 2, (-0.5, -0.7)))
-    for one, other in zip(together, apart, strict=True):
-        assert one.log_likelihood == pytest.approx(other.log_likelihood)
-        assert (one.filtered, one.unseen) == (other.filtered, other.unseen)
-
-
-def test_settings_of_the_same_weights_share_a_fusion(monkeypatch) -> None:
-    fused = []
-    whole = [vote(masses) for masses in np.random.default_rng(1).random((2, 1000))]
-
-    def combine(votes, weights, how, _sharpness):
-        fused.append((how, tuple(weights)))
-        return votes[0]
-
-    monkeypatch.setattr("eva_local.evaluate.replay.combine", combine)
-    rules = [
-        FusionSettings(combine=how, weights=weights, filter="off", weight_decay=decay)
-        for how in ("mean", "geometric")
-        for weights in ("equal", "running", (1.0, 1.0))
-        for decay in (0.9, 0.98)
-    ]
-    asked = hearing(rules[0], judged=False)
-    observe = Replays(asked, [Replay(one, 2, 0, 1000) for one in rules])
-    observe(Fuser(asked, 2).decide(whole), 5, 2)
-    # The decision itself is the mean at equal weights.
-    assert fused == [("geometric", (0.5, 0.5))]
 
 
 def knowing(words: list[bytes], text: bytes, strength: float) -> FakeModel:
@@ -155,13 +98,12 @@ def test_the_member_that_knows_gets_the_weight(tmp_path, models) -> None:
     with Results(tmp_path / "r.jsonl") as results:
         contest = Contest(models, results, parallel=2)
         found = tune(contest, [TASK], own)
-    weights = found.spec.fusion.weights
+    weights = found.fusion.weights
     assert weights != "equal"
     if isinstance(weights, tuple):
         assert weights[0] > weights[1]
-    assert found.rows == 4
     lessons = listen(contest, [TASK], own)
-    before, after = (lessons[0].loss(each.fusion) for each in (own, found.spec))
+    before, after = (lessons[0].loss(each.fusion) for each in (own, found))
     assert after < before
 
 
@@ -181,7 +123,7 @@ def test_settings_that_are_best_already_stay(tmp_path, models) -> None:
     own = spec("both", ("one", "two"), weights=(1.0, 0.0), filter="off")
     with Results(tmp_path / "r.jsonl") as results:
         found = tune(Contest(models, results, Conditions(chat=True)), [PICKS], own)
-    assert found.spec.fusion == own.fusion
+    assert found.fusion == own.fusion
 
 
 def test_halves_are_every_second_row() -> None:
@@ -203,16 +145,16 @@ def test_both_halves_count_as_the_whole_does() -> None:
 @settings(max_examples=30, deadline=None)
 def test_the_block_loads_as_the_settings_that_were_found(tmp_path_factory, fusion) -> None:
     names = ("qwen2.5-coder-0.5b", "two")
-    found = Tuned(spec("a.b-tuned", names, **_given(fusion)), 12, ("gsm8k", "nq 🌍"))
-    block = found.block()
+    fit = [Task(name, "bpb", TASK.rows[:2]) for name in ("gsm8k", "nq 🌍")]
+    text = block(spec("a.b-tuned", names, **_given(fusion)), fit)
     assert (
-        "tuned on 12 rows of gsm8k, nq 🌍"
-        in tomllib.loads(block)["ensembles"]["a.b-tuned"]["description"]
+        "tuned on 4 rows of gsm8k, nq 🌍"
+        in tomllib.loads(text)["ensembles"]["a.b-tuned"]["description"]
     )
     path = tmp_path_factory.mktemp("config") / "models.toml"
     tables = "".join(f'[models."{name}"]\npath = "{name}.gguf"\n' for name in names)
     others = "[defaults]\ngate = 0.5\nsharpness = 1.3\nfilter = 'top-n'\nweight_decay = 0.5\n"
-    path.write_text(f"schema = 1\n{others}{tables}{block}", encoding="utf-8")
+    path.write_text(f"schema = 1\n{others}{tables}{text}", encoding="utf-8")
     loaded = load_config(path, {}).ensemble("a.b-tuned")
     assert loaded.fusion == fusion
     assert loaded.pivot == names[0]
