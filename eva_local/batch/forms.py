@@ -14,7 +14,6 @@ from eva_local.batch.rows import Row, Wishes, checked_id, id_of, line_of
 from eva_local.batch.table import read_table
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Letterhead, chat_tokens
-from eva_local.openai.keys import given, parsed, refuse_twice
 from eva_local.openai.request import (
     CHAT,
     IGNORED,
@@ -22,10 +21,13 @@ from eva_local.openai.request import (
     OPTION_KEYS,
     Asked,
     Endpoint,
+    given,
     misspelled,
+    parsed,
     read_body,
     read_messages,
     read_options,
+    refuse_twice,
     refuse_undone,
 )
 from eva_local.reading import Words, read
@@ -232,18 +234,13 @@ class Csv(Form):
                 raise InputError(f"has {len(fields)} fields, and the head has {len(columns)}")
             if any(map(_NO_UTF8.search, fields)):
                 raise InputError("is not UTF-8 text")
-            asked = self._asked(self._meant(values))
+            # Fields of options are JSON or a text, and empty ones nothing.
+            options = _OPTION_COLUMNS.difference(self._data)
+            meant = {key: _value_of(key, each) for key, each in values.items() if key in options}
+            asked = self._asked({**values, **meant})
         except EvaError as error:
             problem = str(error)
         return Row(line, *id_of(line, own_id, content), asked, problem)
-
-    def _meant(self, fields: Mapping[str, str]) -> dict[str, object]:
-        """Return what fields say: those of options are JSON or a text, and empty ones nothing."""
-        options = _OPTION_COLUMNS.difference(self._data)
-        return {
-            column: _value_of(column, field) if column in options else field
-            for column, field in fields.items()
-        }
 
 
 class Text(Form):

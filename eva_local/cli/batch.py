@@ -79,8 +79,7 @@ def batch(
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
     from eva_local.batch.job import Errand
-    from eva_local.batch.rows import Wishes
-    from eva_local.batch.template import Template
+    from eva_local.batch.rows import Template, Wishes
 
     template = None if prompt_template is None else Template(prompt_template)
     wishes = Wishes(sampling, system, raw, template, n_top, shares)

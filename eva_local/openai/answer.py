@@ -6,6 +6,7 @@ import codecs
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from eva_local.openai.request import CHAT
 from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Usage
@@ -133,8 +134,7 @@ class Letterhead:
             choices.append(self._choice(index, said, tokens, answer.finish_reason))
             if traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        kind = "chat.completion" if self.endpoint == CHAT else "text_completion"
-        return self._body(kind, choices) | {"usage": _counts_of(answers, n)}
+        return self._body("chat.completion", choices) | {"usage": _counts_of(answers, n)}
 
     def opening(self, index: int) -> Body:
         """Return what comes before the text of a chat's answer."""
@@ -178,10 +178,11 @@ class Letterhead:
         return {"index": index, **said, "logprobs": told, **more, "finish_reason": finish_reason}
 
     def _part(self, *choices: Body) -> Body:
-        kind = "chat.completion.chunk" if self.endpoint == CHAT else "text_completion"
-        return self._body(kind, choices) | ({"usage": None} if self.counted else {})
+        body = self._body("chat.completion.chunk", choices)
+        return body | {"usage": None} if self.counted else body
 
-    def _body(self, kind: str, choices: Sequence[Body]) -> Body:
+    def _body(self, chat: str, choices: Sequence[Body]) -> Body:
+        kind = chat if self.endpoint == CHAT else "text_completion"
         head = {"id": self.name, "object": kind, "created": self.created, "model": self.model}
         return {**head, "choices": choices}
 
@@ -189,11 +190,11 @@ class Letterhead:
 def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
     """Return the symbols of a text that was scored, with their places in it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    start, tokens = 0, []
-    for symbol in symbols:
-        tokens.append(Token(symbol.piece, start, symbol.log_probability, symbol.top))
-        start += len(decoder.decode(symbol.piece))
-    return tuple(tokens)
+    starts = accumulate((len(decoder.decode(each.piece)) for each in symbols), initial=0)
+    return tuple(
+        Token(each.piece, start, each.log_probability, each.top)
+        for each, start in zip(symbols, starts, strict=False)
+    )
 
 
 def chat_tokens(tokens: Iterable[Token]) -> list[Body]:

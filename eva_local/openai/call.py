@@ -28,9 +28,6 @@ MOST_BIASES = 1024
 #: Characters of a grammar or schema at most.
 LONGEST_GRAMMAR = 64 * 1024
 
-# Returns the bytes of a token of the shared space; InputError where it has no text.
-PieceOf = Callable[[int], bytes]
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -69,11 +66,12 @@ def read_call(
     endpoint: str,
     defaults: Sampling,
     *,
-    piece_of: PieceOf,
+    piece_of: Callable[[int], bytes],
     members: Sequence[str],
 ) -> Call:
     """Read the body of a call to an endpoint; `defaults` are what it does not say.
 
+    `piece_of` returns the bytes of a token, and raises InputError where it has no text.
     Raises InputError where it asks for something that cannot be done.
     """
     body = said(body)
@@ -137,7 +135,7 @@ def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str])
     return weights
 
 
-def _text_biases(request: AnswerRequest, piece_of: PieceOf) -> Biases:
+def _text_biases(request: AnswerRequest, piece_of: Callable[[int], bytes]) -> Biases:
     """Return all biases as biases of texts, for token ids of those that they stand for."""
     biases = dict(request.text_bias or {})
     for key, bias in (request.logit_bias or {}).items():
@@ -151,15 +149,12 @@ def _text_biases(request: AnswerRequest, piece_of: PieceOf) -> Biases:
             text = ""
         if not text:
             raise InputError(f"logit_bias {key}: no token, or one that is no whole text of its own")
-        if text in biases and _as_bias(biases[text]) != _as_bias(bias):
+        other = biases.get(text, bias)
+        # False forbids, which 0 does not.
+        if (other, other is False) != (bias, bias is False):
             raise InputError(f"logit_bias {key}: {shown(text)} has another bias, too: give one")
         biases[text] = bias
     return biases
-
-
-def _as_bias(value: object) -> tuple[object, bool]:
-    """Return a bias as it can be compared: false forbids, which 0 does not."""
-    return value, value is False
 
 
 def _refuse_too_much(sampling: Sampling) -> None:

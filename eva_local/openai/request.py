@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.keys import given
 from eva_local.openai.shapes import (
     ChatMessage,
     ChatMessages,
@@ -23,6 +23,8 @@ from eva_local.openai.shapes import (
 )
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling
+
+Known = TypeVar("Known", bound=Options)
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
@@ -116,17 +118,16 @@ def read_request(
     """
     values = said(body)
     kind = _ENDPOINTS[endpoint]
-    known = kind.__struct_fields__
     for key, value in values.items():
         if key not in KEYS:
             raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
             refuse_undone(key, value)
-        elif value and key not in (*known, *OPTIONS, *IGNORED):
+        elif value and key not in (*kind.__struct_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
-    request = read(lean({key: values[key] for key in known if key in values}, kind), kind)
-    options = {key: values[key] for key in OPTIONS if key in values and key != "logit_bias"}
-    return request, _drawn(options, request, defaults)
+    request = _own(values, kind)
+    values.pop("logit_bias", None)
+    return request, _drawn(values, request, defaults)
 
 
 def said(body: Mapping[str, object]) -> dict[str, object]:
@@ -174,13 +175,17 @@ def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
     Raises InputError for values that cannot be used.
     """
     values = said(values)
-    known = Options.__struct_fields__
-    own = read(lean({key: values[key] for key in known if key in values}, Options), Options)
-    return _drawn({key: values[key] for key in OPTIONS if key in values}, own, defaults)
+    return _drawn(values, _own(values, Options), defaults)
+
+
+def _own(values: Mapping[str, object], kind: type[Known]) -> Known:
+    """Return those of `values` that are fields of a `kind`."""
+    known = {key: values[key] for key in kind.__struct_fields__ if key in values}
+    return read(lean(known, kind), kind)
 
 
 def _drawn(values: Mapping[str, object], own: Options, defaults: Sampling) -> Sampling:
-    changed: dict[str, Any] = dict(values)
+    changed: dict[str, Any] = {key: values[key] for key in OPTIONS if key in values}
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
@@ -220,3 +225,33 @@ def n_top(request: ChatRequest | CompletionRequest) -> int | None:
     if not request.logprobs and request.top_logprobs:
         raise ReadError("top_logprobs", "needs logprobs true")
     return request.top_logprobs if request.logprobs else None
+
+
+def given(body: Mapping[str, object]) -> dict[str, object]:
+    """Return what a body says: null says nothing."""
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def parsed(
+    text: str, parse_constant: Callable[[str], object] | None = None
+) -> tuple[object, list[str]]:
+    """Return a value of JSON, and the keys that come twice in an object of it.
+
+    Raises ValueError and RecursionError for what is no JSON.
+    """
+    twice: list[str] = []
+
+    def noted(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            twice.append(key)
+        return values
+
+    return json.loads(text, object_pairs_hook=noted, parse_constant=parse_constant), twice
+
+
+def refuse_twice(keys: Sequence[str]) -> None:
+    """Raise InputError where there are keys that come twice."""
+    if keys:
+        raise InputError(f"has the key {shown(keys[0])} twice: give it once")

@@ -19,8 +19,7 @@ from eva_local.openai.answer import Body
 from eva_local.openai.problem import is_of_caller, problem, problem_of
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.server.completions import complete
-from eva_local.server.guard import Guard
-from eva_local.server.intake import Intake
+from eva_local.server.guard import Guard, Intake
 from eva_local.server.models import ServedModel
 from eva_local.server.openapi import document
 from eva_local.server.page import chat_page

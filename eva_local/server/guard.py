@@ -1,19 +1,24 @@
-"""Who may ask: a key where there is one, else programs on this machine, but no web page."""
+"""Who may ask, and how much: with a key, or as a program on this machine, but no web page."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import InputError
 from eva_local.server.refusal import RefusedError
 
 # What holds no secret, and must be there for who has no key yet.
 _OPEN = ("/", "/health")
+#: Bytes of a body at most: more than the longest context holds.
+MOST_BYTES = 4 * 2**20
+#: How long a body may take.
+PATIENCE_S = 60.0
 
 
 def refuse_open_door(host: str, keys: Sequence[str]) -> None:
@@ -80,6 +85,62 @@ class Guard:
         return RefusedError(403, "pages from elsewhere are not answered; --cors ORIGIN allows one")
 
 
+class Intake:
+    """Hands a request on with its whole body, and ends the work on it when who asked is gone."""
+
+    def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
+        """Refuse bodies of more than `most_bytes`."""
+        self._app = app
+        self._most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                body = await self._body(receive)
+        except TimeoutError:
+            await RefusedError(408, "the body did not come in time").response(scope, receive, send)
+        except RefusedError as error:
+            await error.response(scope, receive, send)
+        else:
+            if body is not None:
+                await self._answer(body, scope, receive, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """Return the body; None where who asked is gone."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._most_bytes:
+                raise RefusedError(413, f"the body has more than {self._most_bytes} bytes")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = asyncio.Queue[Message]()
+        whole.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        work = asyncio.ensure_future(self._app(scope, whole.get, send))
+        gone = asyncio.create_task(_departure(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Who asked may be gone because the last byte is sent.
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
+
+
+async def _departure(receive: Receive) -> None:
+    """Return when who asked is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -14,8 +14,7 @@ from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.openai.answer import Body, chat_tokens, tokens_of
 from eva_local.openai.call import texts_of, weights_of
-from eva_local.openai.keys import given
-from eva_local.openai.request import read_messages
+from eva_local.openai.request import given, read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
 from eva_local.reading import read
 from eva_local.server.service import asked

@@ -19,16 +19,13 @@ from eva_local.server.service import Service
 # How long answers that are under way may take once the server is to end.
 GRACE_S = 2
 
-# Opens one ensemble; called in a thread of its own.
-Opener = Callable[[], Ensemble]
-
 
 class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does."""
 
     def __init__(
         self,
-        openers: Sequence[Opener],
+        openers: Sequence[Callable[[], Ensemble]],
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -39,8 +36,10 @@ class Server(uvicorn.Server):
     ) -> None:
         """Listen nowhere yet; `told` hears where it listens, and when it can answer.
 
-        Port 0 takes one that is free. At most `n_waiting` answers wait for a slot before each
-        ensemble. Raises InputError for a server that is open to everyone.
+        Each of the `openers` opens an ensemble, in a thread of its own. Port 0 takes one that is
+        free. At most `n_waiting` answers wait for a slot before each ensemble.
+
+        Raises InputError for a server that is open to everyone.
         """
         refuse_open_door(host, keys)
         self.service = Service()

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from eva_local.api import Ensemble
 from eva_local.errors import InputError
-from eva_local.openai.keys import parsed, refuse_twice
+from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.measures import Measures
 from eva_local.server.models import ServedModel, Slots
@@ -75,7 +75,7 @@ def service_of(request: Request) -> Service:
 
 
 async def asked(request: Request) -> tuple[ServedModel, dict[str, object]]:
-    """Return the model that a request names, and the JSON object that its body is.
+    """Return the model that a request names, and what the JSON object says that its body is.
 
     Raises InputError for any other body.
     """
@@ -94,7 +94,7 @@ async def asked(request: Request) -> tuple[ServedModel, dict[str, object]]:
         raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
     if not isinstance(body, dict):
         raise InputError("the body must be a JSON object")
-    return service_of(request).named(body.get("model")), body
+    return service_of(request).named(body.get("model")), given(body)
 
 
 def _refuse_constant(name: str) -> object:

@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eva_local.errors import InputError
-from eva_local.openai.keys import given
 from eva_local.openai.shapes import DetokenizeRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.service import asked, service_of
@@ -17,7 +16,7 @@ from eva_local.server.service import asked, service_of
 async def tokenize(request: Request) -> Response:
     """Return the ids that a text has."""
     model, body = await asked(request)
-    wanted = read(given(body), TokenizeRequest)
+    wanted = read(body, TokenizeRequest)
     for key in ("add_special_tokens", "parse_special"):
         # Nothing is ever put in front of a text.
         if getattr(wanted, key):
@@ -32,7 +31,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Return the text that ids stand for."""
     model, body = await asked(request)
-    text = model.text(read(given(body), DetokenizeRequest).tokens)
+    text = model.text(read(body, DetokenizeRequest).tokens)
     return JSONResponse({"prompt": text, "content": text})
 
 

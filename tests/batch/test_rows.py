@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text
 from eva_local.batch.results import _BEGINNING, Known
-from eva_local.batch.rows import Row, Wishes
+from eva_local.batch.rows import Row, Template, Wishes
 from eva_local.batch.source import form_of
-from eva_local.batch.template import Template
 from eva_local.errors import EvaError, InputError
 from eva_local.jsonl import json_line
 from eva_local.openai.answer import Answer

@@ -11,9 +11,8 @@ from batches import fake_ensemble, fake_spec
 from servers import Reply, serving
 
 from eva_local.errors import InputError
-from eva_local.server import events, intake
-from eva_local.server.guard import is_loopback, refuse_open_door
-from eva_local.server.intake import MOST_BYTES, Intake
+from eva_local.server import events, guard
+from eva_local.server.guard import MOST_BYTES, Intake, is_loopback, refuse_open_door
 
 KEY = "a-long-key"
 
@@ -170,7 +169,7 @@ def test_bodies_are_limited(client) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch) -> None:
-    monkeypatch.setattr(intake, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(guard, "PATIENCE_S", 0.01)
     sent = []
 
     async def receive():
