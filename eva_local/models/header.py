@@ -76,7 +76,8 @@ def read_header(path: Path) -> Header:
         n_vocab=_number(values, "tokenizer.ggml.tokens"),
         tokenizer=_text(values, "tokenizer.ggml.model"),
         quantisation=_quantisation(_number(values, "general.file_type")),
-        has_chat_template="tokenizer.chat_template" in values,
+        # Of several, some have names of their own behind that.
+        has_chat_template=any(key.startswith("tokenizer.chat_template") for key in values),
         n_files=n_files,
         **({} if cache is None else asdict(cache)),
     )
