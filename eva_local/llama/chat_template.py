@@ -128,10 +128,14 @@ class ChatTemplate:
     def _has_all(self, text: str, messages: Sequence[Message], guard: str) -> bool:
         """Return whether a text has all messages, but for thoughts, white space and switches."""
         written = _solid(text, guard)
-        return all(
-            _solid(part, guard) in written
+        parts = (
+            part
             for message in messages
             for part in self._cuts.split(message.content.rpartition(_THOUGHT_END)[2])
+        )
+        return all(
+            _solid(part, guard) in written or _solid(_to_json(part)[1:-1], guard) in written
+            for part in parts
         )
 
     def _environment(self) -> ImmutableSandboxedEnvironment:

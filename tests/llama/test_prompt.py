@@ -180,6 +180,12 @@ def test_a_message_that_is_not_in_the_prompt_is_an_error_that_names_the_model(co
         )
 
 
+def test_a_message_may_be_written_as_json() -> None:
+    write, model = writer("{{ messages | tojson }}")
+    written = '[{"role": "user", "content": "a\\n\\"the\\""}]'
+    assert spelled(model, write.tokens([Message("user", 'a\n"the"')])) == f"<s>{written}"
+
+
 def test_an_earlier_thought_may_be_left_out() -> None:
     write, model = writer(
         "{% for m in messages %}{{ m.content.split('</think>')[-1] }};{% endfor %}"
