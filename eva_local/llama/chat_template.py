@@ -128,15 +128,19 @@ class ChatTemplate:
     def _has_all(self, text: str, messages: Sequence[Message], guard: str) -> bool:
         """Return whether a text has all messages, but for thoughts, white space and switches."""
         written = _solid(text, guard)
-        parts = (
-            part
-            for message in messages
-            for part in self._cuts.split(message.content.rpartition(_THOUGHT_END)[2])
-        )
         return all(
             _solid(part, guard) in written or _solid(_to_json(part)[1:-1], guard) in written
-            for part in parts
+            for message in messages
+            for part in self._parts(message)
         )
+
+    def _parts(self, message: Message) -> Sequence[str]:
+        """Return what a template must leave of a message."""
+        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
+        if message.role != "assistant":
+            return parts
+        # Some know thoughts by marks of their own, and the answer comes last.
+        return [part for part in parts if part.strip()][-1:]
 
     def _environment(self) -> ImmutableSandboxedEnvironment:
         """Return what transformers gives to templates."""

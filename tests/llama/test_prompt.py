@@ -186,11 +186,12 @@ def test_a_message_may_be_written_as_json() -> None:
     assert spelled(model, write.tokens([Message("user", 'a\n"the"')])) == f"<s>{written}"
 
 
-def test_an_earlier_thought_may_be_left_out() -> None:
+@pytest.mark.parametrize("mark", ["</think>", "[BEGIN FINAL RESPONSE]"])
+def test_an_earlier_thought_may_be_left_out(mark) -> None:
     write, model = writer(
-        "{% for m in messages %}{{ m.content.split('</think>')[-1] }};{% endfor %}"
+        "{% for m in messages %}{{ m.content.split('" + mark + "')[-1] }};{% endfor %}"
     )
-    said = [Message("user", "a"), Message("assistant", "<think>b</think>the"), Message("user", "c")]
+    said = [Message("user", "a"), Message("assistant", f"no{mark}the"), Message("user", "c")]
     assert spelled(model, write.tokens(said)) == "<s>a;the;c;"
 
 
