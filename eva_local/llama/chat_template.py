@@ -128,11 +128,16 @@ class ChatTemplate:
     def _has_all(self, text: str, messages: Sequence[Message], guard: str) -> bool:
         """Return whether a text has all messages, but for thoughts, white space and switches."""
         written = _solid(text, guard)
-        return all(
-            _solid(part, guard) in written or _solid(_to_json(part)[1:-1], guard) in written
-            for message in messages
-            for part in self._parts(message)
-        )
+        for message in messages:
+            if _solid(message.content, guard) in written:
+                continue
+            at = 0
+            for part in self._parts(message):
+                found = written.find(_solid(part, guard), at)
+                at = found if found >= 0 else written.find(_solid(_to_json(part)[1:-1], guard), at)
+                if at < 0:
+                    return False
+        return True
 
     def _parts(self, message: Message) -> Sequence[str]:
         """Return what a template must leave of a message."""

@@ -20,8 +20,7 @@ class Words:
         for word in self._words:
             lengths.setdefault(word[0], set()).add(len(word))
         self._lengths = {first: sorted(each, reverse=True) for first, each in lengths.items()}
-        first = "".join(map(re.escape, self._lengths))
-        self._first = re.compile(f"[{first}]" if first else "(?!)")
+        self._first = _one_of(self._lengths)
 
     def find(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield where words begin and end."""
@@ -59,6 +58,8 @@ class LookAlikes:
         self._longest = max(map(len, words), default=1)
         self._beginnings = frozenset(word[:n] for word in words for n in range(1, len(word)))
         self._ends = frozenset(word[n:] for word in words for n in range(1, len(word)))
+        self._first = _one_of({word[0] for word in words})
+        self._last = _one_of({word[-1] for word in words})
         self._all = "\0".join(words)
         self._cuts = Words([each for each in removable if each not in self._all])
 
@@ -90,10 +91,17 @@ class LookAlikes:
         said = text.strip()
         if not said:
             return text
-        lengths = range(1, min(len(said), self._longest) + 1)
-        is_end = said in self._all or any(said[:n] in self._ends for n in lengths)
-        is_beginning = any(said[-n:] in self._beginnings for n in lengths)
+        head, tail = said[: self._longest], said[-self._longest :]
+        is_within = len(said) < self._longest and said in self._all
+        is_end = any(head[: each.end()] in self._ends for each in self._last.finditer(head))
+        is_beginning = any(
+            tail[each.start() :] in self._beginnings for each in self._first.finditer(tail)
+        )
         start = text.index(said)
         rest = text[start + len(said) :]
-        before, behind = guard if is_end else "", guard if is_beginning else ""
+        before, behind = guard if is_within or is_end else "", guard if is_beginning else ""
         return text[:start] + before + said + behind + rest
+
+
+def _one_of(characters: Collection[str]) -> re.Pattern[str]:
+    return re.compile(f"[{''.join(map(re.escape, characters))}]" if characters else "(?!)")
