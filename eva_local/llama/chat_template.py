@@ -70,7 +70,7 @@ class ChatTemplate:
         for name in _RESERVED:
             if name in arguments:
                 raise PromptError(f"{self._owner}: a chat template's {name} cannot be set")
-        problem: PromptError | None = None
+        problems: list[PromptError] = []
         for told in _ways(messages):
             try:
                 text = self._render(told, arguments, parts=self._wants_parts)
@@ -78,9 +78,8 @@ class ChatTemplate:
                     return text
                 raise PromptError(f"{self._owner}: its chat template leaves out a message")
             except PromptError as error:
-                problem = problem or error
-        assert problem is not None
-        raise problem
+                problems.append(error)
+        raise problems[0]
 
     @functools.cached_property
     def _wants_parts(self) -> bool:
