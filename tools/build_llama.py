@@ -1,7 +1,8 @@
 """Build llama-cpp-python for this machine, keep the wheel, and install it into .venv.
 
 pip's own wheel cache ignores CMAKE_ARGS and would hand out a build of another kind, so each
-build is kept here under a key of all that shapes it.
+build is kept here under a key of all that shapes it. The source is kept beside them: it has
+chat templates and vocabularies that tests need.
 """
 
 from __future__ import annotations
@@ -71,10 +72,17 @@ def _set_up(backend: str, extra: str) -> int:
     installed = read_marker(MARKER)
     choice = choose(backend, extra, installed)
     recipe = recipe_of(choice)
-    if installed and installed.key == recipe.key and importlib.util.find_spec("llama_cpp"):
-        return 0
     wheels = wheels_folder(os.environ)
-    wheel = kept_wheel(recipe, wheels) or build(recipe, wheels)
+    is_installed = installed and installed.key == recipe.key
+    wheel = kept_wheel(recipe, wheels)
+    if wheel or is_installed:
+        try:
+            source(recipe.version, wheels)
+        except BuildError as error:
+            _say(f"{error} Some tests need it; all else goes without.")
+    if is_installed and importlib.util.find_spec("llama_cpp"):
+        return 0
+    wheel = wheel or build(recipe, wheels)
     MARKER.unlink(missing_ok=True)
     _install(wheel, recipe)
     if problem := smoke.problem():
@@ -111,23 +119,41 @@ def kept_wheel(recipe: Recipe, wheels: Path) -> Path | None:
     return next((wheels / recipe.key).glob("*.whl"), None)
 
 
+def kept_source(version: str, wheels: Path) -> Path:
+    """Return where the source of llama-cpp-python is kept."""
+    return wheels / f"llama_cpp_python-{version}.tar.gz"
+
+
+def source(version: str, wheels: Path) -> Path:
+    """Return the source, fetched where it is missing; raise BuildError where that fails."""
+    kept = kept_source(version, wheels)
+    if not kept.exists():
+        _say(f"Downloading the source of llama-cpp-python {version}: 77 MB")
+        wheels.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=wheels) as folder:
+            if _run_pip_download(Path(folder)) != 0:
+                raise BuildError("The source could not be downloaded: that needs a network.")
+            Path(folder, kept.name).replace(kept)
+    return kept
+
+
 def build(recipe: Recipe, wheels: Path, log: Path = LOG) -> Path:
     """Build the wheel and keep it under the recipe's key; raise BuildError where that fails."""
     needs = BACKENDS[recipe.backend].needs
     if len(host_compilers()) < 2:
         raise BuildError(f"A compiler is missing: BACKEND={recipe.backend} needs {needs}.")
     _say(
-        f"Building llama-cpp-python {recipe.version} for {recipe.backend}: 77 MB of source to "
-        "download, then for a CPU\n2 to 4 minutes of compiling on 2 cores, for a GPU more. "
-        "The wheel is kept, so this happens once."
+        f"Building llama-cpp-python {recipe.version} for {recipe.backend}: for a CPU 2 to 4 "
+        "minutes of\ncompiling on 2 cores, for a GPU more. The wheel is kept, so this happens once."
     )
     wheels.mkdir(parents=True, exist_ok=True)
+    source(recipe.version, wheels)
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=wheels) as folder:
         unfinished = Path(folder, "wheel")
         if _run_pip_wheel(recipe, unfinished, log) != 0:
             raise BuildError(
                 f"{_tail(log)}\nThe build failed; the whole log is in {log}. "
-                f"BACKEND={recipe.backend} needs {needs}. A first build needs a network."
+                f"BACKEND={recipe.backend} needs {needs}."
             )
         # Another checkout may have built the same meanwhile: then its wheel stays.
         with contextlib.suppress(OSError):
@@ -138,12 +164,23 @@ def build(recipe: Recipe, wheels: Path, log: Path = LOG) -> Path:
     return wheel
 
 
+# The pinned sdist alone, with the pinned build tools of requirements-dev.txt.
+_PINNED = (
+    *("--no-binary", "llama-cpp-python", "--require-hashes", "--requirement", str(REQUIREMENT)),
+    *("--no-deps", "--no-cache-dir", "--no-build-isolation"),
+)
+
+
+def _run_pip_download(folder: Path) -> int:
+    command = (sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *_PINNED)
+    return subprocess.run(command, check=False).returncode
+
+
 def _run_pip_wheel(recipe: Recipe, folder: Path, log: Path) -> int:
+    wheels = folder.parent.parent
     command = (
         *(sys.executable, "-m", "pip", "wheel", "--verbose", "--wheel-dir", str(folder)),
-        # From the pinned sdist alone, by the pinned build tools of requirements-dev.txt.
-        *("--no-binary", "llama-cpp-python", "--require-hashes", "--requirement"),
-        *(str(REQUIREMENT), "--no-deps", "--no-cache-dir", "--no-build-isolation"),
+        *("--no-index", "--find-links", str(wheels), *_PINNED),
     )
     arguments = (
         f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={LLAMA_ONLY.resolve()}",

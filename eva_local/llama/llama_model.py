@@ -64,7 +64,7 @@ class LlamaModel:
             self._file.load(settings, told, vocabulary_only=vocabulary_only)
             self.vocabulary = read_vocabulary(self._llama, self._file.vocab, path)
             self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
-            self.chat_template = self._file.metadata("tokenizer.chat_template")
+            self.chat_template = self._file.chat_template()
             if not vocabulary_only:
                 self._start(settings)
         except BaseException:

@@ -79,6 +79,12 @@ class ModelFile:
         read(handle, key.encode(), buffer, size + 1)
         return buffer.value.decode("utf-8", "replace")
 
+    def chat_template(self) -> str | None:
+        """Return the chat template; of several, the one that is for conversations without tools."""
+        names = ("", ".default", ".tool_use")
+        found = (self.metadata(f"tokenizer.chat_template{name}") for name in names)
+        return next(filter(None, found), None)
+
     def tokenize(self, text: bytes) -> list[int]:
         """Return llama.cpp's tokens of valid UTF-8: no BOS, control tokens not parsed."""
         # Its own each time: a thread may read a prompt while another one steps.

@@ -29,6 +29,8 @@ class Kind(IntEnum):
 
 # Several ids may share bytes: a written-out token stands for them before a byte fallback does.
 _SPEAKABLE = (Kind.NORMAL, Kind.USER, Kind.BYTE)
+# llama.cpp finds these by their names in what a template writes.
+_SPELLED = (Kind.CONTROL, Kind.USER, Kind.UNKNOWN)
 
 
 class Vocabulary:
@@ -37,7 +39,8 @@ class Vocabulary:
     `pieces[token_id]` are the bytes of a token (empty for control and unknown tokens);
     `kinds: (n,) uint8`; `speakable: (n,) bool` marks tokens that may stand for text: not
     control, unknown, unused or END, and not empty. `markers` are the spelled forms of the
-    tokens that only a chat template may write. `eos_id` is the one of the END ids with which the
+    tokens that only a chat template may write; llama.cpp takes white space away beside those of
+    `strips_left` and `strips_right`. `eos_id` is the one of the END ids with which the
     model ends a text, where it has one. `fingerprint` is equal for equal vocabularies.
     """
 
@@ -51,6 +54,8 @@ class Vocabulary:
         eos_id: int | None = None,
         add_bos: bool = False,
         markers: Mapping[str, int] | None = None,
+        strips_left: Iterable[int] = (),
+        strips_right: Iterable[int] = (),
     ) -> None:
         """Make a vocabulary of tokens, in the order of their ids."""
         self.pieces = tuple(pieces)
@@ -60,6 +65,7 @@ class Vocabulary:
         self.eos_id = eos_id
         self.add_bos = add_bos
         self.markers: Mapping[str, int] = dict(markers or {})
+        self.strips_left, self.strips_right = frozenset(strips_left), frozenset(strips_right)
         filled = np.fromiter(map(bool, self.pieces), dtype=np.bool_, count=len(self.pieces))
         self.speakable = filled & (self.kinds <= Kind.BYTE)
         self.speakable[list(self.end_ids)] = False
@@ -134,8 +140,10 @@ def read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
         add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id >= 0,
         markers={
             llama.llama_vocab_get_text(vocab, i).decode("utf-8", "replace"): i
-            for i in np.flatnonzero((kinds == Kind.CONTROL) | (kinds == Kind.USER)).tolist()
+            for i in np.flatnonzero(np.isin(kinds, _SPELLED)).tolist()
         },
+        strips_left=np.flatnonzero(attributes & llama.LLAMA_TOKEN_ATTR_LSTRIP).tolist(),
+        strips_right=np.flatnonzero(attributes & llama.LLAMA_TOKEN_ATTR_RSTRIP).tolist(),
     )
 
 

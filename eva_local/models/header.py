@@ -79,7 +79,8 @@ def read_header(path: Path) -> Header:
         n_vocab=_value(values, "tokenizer.ggml.tokens", int),
         tokenizer=_value(values, "tokenizer.ggml.model", str),
         quantisation=_quantisation(_value(values, "general.file_type", int)),
-        has_chat_template="tokenizer.chat_template" in values,
+        # Of several, some have names of their own behind that.
+        has_chat_template=any(key.startswith("tokenizer.chat_template") for key in values),
         n_files=n_files,
         **({} if cache is None else asdict(cache)),
     )

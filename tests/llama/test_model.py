@@ -14,6 +14,7 @@ from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError, RoomError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Logits, Run
+from eva_local.models.header import read_header
 from tools.tiny_gguf import write_tiny_gguf
 
 
@@ -38,6 +39,26 @@ def test_eos_is_the_models_own_and_not_the_lowest_end(tmp_path) -> None:
     with LlamaModel(path, vocabulary_only=True) as model:
         assert model.vocabulary.end_ids == {2, 70}
         assert (model.vocabulary.bos_id, model.vocabulary.eos_id) == (1, 70)
+
+
+@pytest.mark.parametrize(
+    ("variants", "chosen"),
+    [
+        ("one", "one"),
+        ([{"name": "tool_use", "template": "two"}, {"name": "default", "template": "one"}], "one"),
+        ([{"name": "rag", "template": "three"}, {"name": "tool_use", "template": "two"}], "two"),
+        ([{"name": "rag", "template": "three"}], None),
+        (None, None),
+    ],
+)
+def test_of_several_chat_templates_the_one_for_conversations_is_taken(
+    tmp_path, variants, chosen
+) -> None:
+    path = tmp_path / "named.gguf"
+    write_tiny_gguf(path, n_layers=1, chat_template=variants)
+    with LlamaModel(path, vocabulary_only=True) as model:
+        assert model.chat_template == chosen
+    assert read_header(path).has_chat_template == (variants is not None)
 
 
 def test_of_several_files_the_one_that_is_no_model_is_named(tmp_path) -> None:

@@ -15,6 +15,13 @@ REJECTS_SYSTEM = (
 IGNORES_SYSTEM = (
     "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
 )
+ALTERNATES = (
+    "{% for m in messages %}"
+    "{% set last = messages[loop.index0 - 1].role if loop.index0 else 'system' %}"
+    "{% if m.role == last and loop.index0 or m.role == 'assistant' and last == 'system' "
+    "or m.role == 'system' and loop.index0 %}{{ raise_exception('turns') }}{% endif %}"
+    "({{ m.role }}:{{ m.content }}){% endfor %}"
+)
 
 
 def writer(
@@ -62,11 +69,45 @@ def test_law_8_borders_of_turns_that_any_text_may_spell_are_written_by_the_templ
     assert border in write.tokens([Message("user", "a <tool> b")])
 
 
+@pytest.mark.parametrize(
+    ("template", "typed"),
+    [
+        # As SmolLM3's template does it.
+        ("{{ messages[0].content.replace('/no_think', '') }}", "<|im_/no_thinkend|>"),
+        ("{{ messages[0].content.replace('/no_think', '') }}", "<|im_/no_think/no_thinkend|>"),
+        ("{{ messages[0].content.split('<b>') | map('trim') | join }}", "<|im_ <b>\nend|>"),
+        ("<|{{ messages[0].content }}|>", "im_end"),
+        ("{{ messages[0].content }}|>", "<|im_end"),
+        ("<|im_{{ messages[0].content | trim }}", "\nend|> "),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "<|im_end|>"),
+        ("{{ messages[0].content | upper | lower }}", "<|im_end|>"),
+    ],
+)
+def test_law_8_no_template_makes_a_control_token_of_what_is_typed(template, typed) -> None:
+    write, model = writer(template)
+    for at in range(1, len(typed)):
+        whole = write.tokens([Message("user", typed)])
+        parts = [Message("user", typed[:at]), Message("user", typed[at:])]
+        halves = write.tokens(parts) if "for m" in template else whole
+        for ids in (whole, halves):
+            assert control_tokens(model, ids) == [1]
+            assert "<|im_end|>" in spelled(model, ids)
+
+
+def test_marks_of_thoughts_are_what_they_are_also_where_they_are_typed() -> None:
+    model = FakeModel()
+    markers = {**model.vocabulary.markers, "<think>": 2}
+    model.vocabulary.markers = markers
+    ids = PromptWriter(model).tokens([Message("user", "a <think> b </s>")])
+    assert control_tokens(model, ids) == [1, 2, 3, 1]
+
+
 def test_the_template_writes_the_conversation() -> None:
     write, model = writer()
-    ids = write.tokens([Message("user", "the </s> un"), Message("assistant", "is")])
+    said = [Message("user", "the </s> un"), Message("assistant", "is"), Message("user", "a")]
+    ids = write.tokens(said)
     assert spelled(model, ids) == (
-        "<s>user\nthe </s> un<|im_end|><s>assistant\nis<|im_end|><s>assistant\n"
+        "<s>user\nthe </s> un<|im_end|><s>assistant\nis<|im_end|><s>user\na<|im_end|><s>assistant\n"
     )
     assert ids.count(2) == 0
 
@@ -95,10 +136,120 @@ def test_a_template_that_strips_messages_gets_them_stripped() -> None:
     assert spelled(model, ids) == "<s>[a]  a\n"
 
 
+@pytest.mark.parametrize(
+    ("template", "content", "written"),
+    [
+        (FakeModel.chat_template, "un ", "<s>user\na<|im_end|><s>assistant\nun "),
+        (FakeModel.chat_template, "", "<s>user\na<|im_end|><s>assistant\n"),
+        # What strips its messages strips this one too.
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", "un ", "<s>[a][un"),
+        (None, "un", "<s>User: a\n\nAssistant: un"),
+    ],
+)
+def test_a_last_answer_is_gone_on_with(template, content, written) -> None:
+    write, model = writer(template)
+    ids = write.tokens([Message("user", "a"), Message("assistant", content)])
+    assert spelled(model, ids) == written
+
+
+def test_neighbours_of_one_role_are_joined_where_a_template_wants_turns() -> None:
+    write, model = writer(ALTERNATES)
+    said = [Message("user", "a"), Message("user", "b"), Message("assistant", "c")]
+    assert spelled(model, write.tokens(said)) == "<s>(user:a\n\nb)(assistant:c"
+    late = [Message("user", "a"), Message("assistant", "b"), Message("system", "c")]
+    ids = write.tokens([*late, Message("user", "d")])
+    assert spelled(model, ids) == "<s>(user:a)(assistant:b)(user:c\n\nd)"
+    # At the beginning it takes them.
+    ids = write.tokens([Message("system", "a"), Message("system", "b"), Message("user", "c")])
+    assert spelled(model, ids) == "<s>(system:a\n\nb)(user:c)"
+    with pytest.raises(PromptError, match=r"tiny: its chat template refuses this conv.*: turns"):
+        write.tokens([Message("assistant", "a"), Message("user", "b")])
+
+
+@pytest.mark.parametrize("content", ["the", "a <think>b</think> the"])
+def test_a_message_that_is_not_in_the_prompt_is_an_error_that_names_the_model(content) -> None:
+    write, _ = writer("{{ messages[-1].content }}")
+    assert write.tokens([Message("user", content)])
+    with pytest.raises(PromptError, match=r"^tiny: its chat template leaves out a message$"):
+        write.tokens([Message("assistant", content), Message("user", "b")])
+    with pytest.raises(PromptError, match=r"^tiny: its chat template leaves out the last answer$"):
+        writer("{{ messages[0].content }}")[0].tokens(
+            [Message("user", "a"), Message("assistant", "b")]
+        )
+
+
+def test_a_message_may_be_written_as_json() -> None:
+    write, model = writer("{{ messages | tojson }}")
+    written = '[{"role": "user", "content": "a\\n\\"the\\""}]'
+    assert spelled(model, write.tokens([Message("user", 'a\n"the"')])) == f"<s>{written}"
+
+
+@pytest.mark.parametrize("mark", ["</think>", "[BEGIN FINAL RESPONSE]"])
+def test_an_earlier_thought_may_be_left_out(mark) -> None:
+    write, model = writer(
+        "{% for m in messages %}{{ m.content.split('" + mark + "')[-1] }};{% endfor %}"
+    )
+    said = [Message("user", "a"), Message("assistant", f"no{mark}the"), Message("user", "c")]
+    assert spelled(model, write.tokens(said)) == "<s>a;the;c;"
+
+
+PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}"
+
+
+def test_a_template_that_wants_parts_gets_parts() -> None:
+    write, model = writer(PARTS)
+    assert spelled(model, write.tokens([Message("user", "the"), Message("user", "a")])) == (
+        "<s>the;a;"
+    )
+    ids = write.tokens([Message("user", "the"), Message("assistant", "a")])
+    assert spelled(model, ids) == "<s>the;a"
+    # Text is what all others get, whatever they would do with a list.
+    write, model = writer("{{ messages[0].content }}")
+    assert spelled(model, write.tokens([Message("user", "the")])) == "<s>the"
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        ("{% generation %}a{% set x = 'c' %}{% endgeneration %}{{ x }}b", "ab"),
+        ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{{ strftime_now('%Y') | int > 2000 }}", "True"),
+        ("{{ tools is defined }} {{ date_string is defined }}", "False False"),
+        ("{% if a %}\n  b\n{% endif %}\nc\n", "c"),
+    ],
+)
+def test_templates_have_what_transformers_gives_them(template, written) -> None:
+    write, model = writer("{{ messages[0].content }}" + template)
+    assert spelled(model, write.tokens([Message("user", "")])) == f"<s>{written}"
+
+
+def test_arguments_reach_the_template() -> None:
+    write, model = writer("{{ messages[0].content }}{{ thinking }}{{ list | tojson }}")
+    said = [Message("user", "a")]
+    ids = write.tokens(said, {"thinking": "on </s>", "list": [1, {"b": "<s>"}], "other": 1})
+    assert spelled(model, ids) == '<s>aon </s>[1, {"b": "<s>"}]'
+    assert control_tokens(model, ids) == [1]
+    least = [write.least(said, {"thinking": "on" * n, "list": []}) for n in (1, 999)]
+    assert least[1] > 99 > least[0]
+    with pytest.raises(PromptError, match="tiny: a chat template's messages cannot be set"):
+        write.tokens(said, {"messages": []})
+
+
 def test_text_between_control_tokens_is_encoded_in_one_go() -> None:
     write, model = writer("t{{ messages[0].content }}")
     ids = write.tokens([Message("user", "he")])
     assert [model.vocabulary.pieces[i] for i in ids[1:]] == [b"the"]
+
+
+def test_white_space_beside_a_token_goes_where_llama_cpp_takes_it_away() -> None:
+    model = FakeModel()
+    model.chat_template = "a \n<s>\n\n{{ messages[0].content }}\t<|im_end|> b"
+    model.vocabulary.strips_left = frozenset({1})
+    model.vocabulary.strips_right = frozenset({1, 3})
+    ids = PromptWriter(model).tokens([Message("user", "\n the ")])
+    assert spelled(model, ids) == "<s>a<s>the \t<|im_end|>b"
 
 
 def test_a_base_model_gets_a_plain_dialogue() -> None:

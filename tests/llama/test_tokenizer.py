@@ -43,6 +43,22 @@ def test_the_space_that_a_tokeniser_adds_is_taken_off_again() -> None:
     assert Tokenizer(VOCAB, adds_space).encode(b" the a") == RAW(b" the a")
 
 
+def test_a_prompt_keeps_the_space_that_a_tokeniser_adds() -> None:
+    def marks(text: bytes) -> list[int]:
+        """SentencePiece, which writes U+2581 for a space."""
+        return RAW(b" " + text.replace("\u2581".encode(), b" "))
+
+    assert Tokenizer(VOCAB, adds_space).read(b"the a") == RAW(b" the a")
+    assert Tokenizer(VOCAB, marks).read("a\u2581the".encode()) == RAW(b" a the")
+    assert Tokenizer(VOCAB, RAW).read(b"the a") == RAW(b"the a")
+    assert Tokenizer(VOCAB, RAW).read("\u2581".encode()) == RAW("\u2581".encode())
+
+
+@pytest.mark.parametrize("raw", [normalises, parses_control])
+def test_a_prompt_is_read_to_the_byte_whatever_else_a_tokeniser_does(raw) -> None:
+    assert VOCAB.join(Tokenizer(VOCAB, raw).read(b"The </s> ")) == b"The </s> "
+
+
 def test_half_characters_are_spelled_between_whole_ones() -> None:
     pieces = [VOCAB.pieces[i] for i in Tokenizer(VOCAB, RAW).encode(b"the\xe4\xb8 the")]
     assert pieces == [b"the", b"\xe4", b"\xb8", b" the"]

@@ -20,7 +20,16 @@ from waiting import PATIENCE_S
 
 from tools import build_llama, environment, progress, smoke
 from tools.build_llama import Installed
-from tools.recipe import BACKENDS, BuildError, Choice, Recipe, cmake_arguments, pinned, recipe_of
+from tools.recipe import (
+    BACKENDS,
+    REQUIREMENT,
+    BuildError,
+    Choice,
+    Recipe,
+    cmake_arguments,
+    pinned,
+    recipe_of,
+)
 from tools.tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +50,21 @@ KILLED_BY = "import os, signal; os.kill(os.getpid(), signal.{})"
 def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tools run where make runs."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that the source was downloaded to; nothing is."""
+    folders: list[Path] = []
+
+    def run(folder: Path) -> int:
+        folders.append(folder)
+        for version in (RECIPE.version, pinned(REQUIREMENT.read_text(encoding="utf-8"))[0]):
+            (folder / f"llama_cpp_python-{version}.tar.gz").write_text("the source")
+        return 0
+
+    monkeypatch.setattr(build_llama, "_run_pip_download", run)
+    return folders
 
 
 @pytest.fixture
@@ -170,7 +194,7 @@ def test_a_kept_wheel_is_taken_for_its_own_recipe_only(tmp_path: Path) -> None:
 
 
 def test_each_recipe_is_built_once_and_set_up_once(
-    marker: Path, monkeypatch: pytest.MonkeyPatch
+    marker: Path, downloads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Recipe] = []
     installed: list[str] = []
@@ -184,6 +208,44 @@ def test_each_recipe_is_built_once_and_set_up_once(
     cpu, cuda = (recipe.key for recipe in built)
     assert cpu != cuda
     assert installed == [cpu, cuda, cpu]
+    assert len(downloads) == 1
+
+
+def test_a_source_that_is_missing_is_fetched_where_the_wheel_is_kept(
+    marker: Path,
+    downloads: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = recipe_of(build_llama.choose("", "", None))
+    wheels = build_llama.wheels_folder(os.environ)
+    kept = build_llama.kept_source(recipe.version, wheels)
+    monkeypatch.setattr(build_llama, "_install", lambda wheel, recipe: None)
+    monkeypatch.setattr(smoke, "problem", lambda: None)
+    (wheels / recipe.key).mkdir(parents=True)
+    (wheels / recipe.key / "llama_cpp_python-1.0-py3-none-any.whl").touch()
+    for _ in range(2):
+        assert build_llama.main([]) == 0
+        assert kept.read_text() == "the source"
+    assert len(downloads) == 1
+    # Who is offline and has all that is needed to run goes on without it.
+    kept.unlink()
+    monkeypatch.setattr(build_llama, "_run_pip_download", lambda folder: 1)
+    assert build_llama.main([]) == 0
+    assert "needs a network. Some tests need it" in capsys.readouterr().err
+    assert sorted(path.name for path in wheels.iterdir()) == [recipe.key]
+
+
+def test_without_a_network_nothing_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Recipe] = []
+    monkeypatch.setattr(build_llama, "_run_pip_wheel", fake_pip(built))
+    monkeypatch.setattr(build_llama, "_run_pip_download", lambda folder: 1)
+    with pytest.raises(BuildError, match="could not be downloaded: that needs a network"):
+        build_llama.build(RECIPE, tmp_path, tmp_path / "log")
+    assert built == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_build_that_does_not_work_here_is_not_called_installed(
@@ -208,7 +270,7 @@ def test_a_failed_build_shows_its_end_and_leaves_nothing(
     with pytest.raises(BuildError, match=r"the last line\n.*compiler") as raised:
         build_llama.build(RECIPE, tmp_path / "wheels", tmp_path / "log")
     assert str(tmp_path / "log") in str(raised.value)
-    assert list((tmp_path / "wheels").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "wheels").iterdir()] == [".gz"]
 
 
 def test_an_interrupted_build_leaves_nothing(
@@ -221,7 +283,7 @@ def test_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(build_llama, "_run_pip_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_llama.build(RECIPE, tmp_path / "wheels", tmp_path / "log")
-    assert list((tmp_path / "wheels").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "wheels").iterdir()] == [".gz"]
 
 
 def test_an_interrupt_ends_the_compilers_too() -> None:

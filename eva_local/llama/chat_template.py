@@ -1,0 +1,246 @@
+"""A model's chat template: a conversation as the text that the model was taught with.
+
+The same text as `render_jinja_template` of transformers writes, which is what templates are
+made for. Where that would leave a message out, or refuse the order of the roles, the
+conversation is told in a way that the template takes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from eva_local.errors import PromptError
+from eva_local.llama.words import Words
+from eva_local.types import Message
+
+# A complaint of a template may quote a whole conversation.
+_LONGEST_REASON = 200
+# Stands behind a last answer that is gone on with. Some templates know it: it is transformers'.
+_OPEN_END = "CONTINUE_FINAL_MESSAGE_TAG "
+_THOUGHT_END = "</think>"
+_PROBE = Message("user", "a message to be found")
+_RESERVED = ("messages", "add_generation_prompt")
+
+
+class ChatTemplate:
+    """A compiled template; whatever goes wrong in it is a PromptError that names its owner.
+
+    `literals` are the strings in its code that are more than a word: what it may look for in
+    messages, and take out of them.
+    """
+
+    def __init__(self, source: str, owner: str, names: Mapping[str, str]) -> None:
+        """Compile the template of `owner`; `names` (bos_token, eos_token) are told to it.
+
+        Templates come with the model file and are not trusted: they run in jinja2's sandbox.
+        """
+        self._owner = owner
+        self._names = names
+        environment = self._environment()
+        try:
+            tree = environment.parse(source)
+            self.literals = frozenset(_literals(tree))
+            self._template = environment.from_string(tree)
+        except Exception as error:
+            raise PromptError(
+                f"{owner}: its chat template cannot be read: {_reason(error)}; "
+                "use another file of the model, or plain text instead of messages"
+            ) from error
+        self._cuts = Words(self.literals)
+
+    def write(
+        self, messages: Sequence[Message], arguments: Mapping[str, object], guard: str
+    ) -> str:
+        """Return a conversation as text, open for the answer or at the end of a last answer.
+
+        `arguments` are the template's own (such as enable_thinking). A `guard` is a character
+        that may stand anywhere in the messages and counts for nothing.
+        Raises PromptError where no way of telling the conversation has all of its messages.
+        """
+        for name in _RESERVED:
+            if name in arguments:
+                raise PromptError(f"{self._owner}: a chat template's {name} cannot be set")
+        problems: list[PromptError] = []
+        for told in _ways(messages):
+            try:
+                text = self._render(told, arguments, parts=self._wants_parts)
+                if self._has_all(text, told, guard):
+                    return text
+                raise PromptError(f"{self._owner}: its chat template leaves out a message")
+            except PromptError as error:
+                problems.append(error)
+        raise problems[0]
+
+    @functools.cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it only writes messages whose content is a list of parts."""
+
+        def writes(*, parts: bool) -> bool:
+            try:
+                return _PROBE.content in self._render([_PROBE], {}, parts=parts)
+            except PromptError:
+                return False
+
+        return not writes(parts=False) and writes(parts=True)
+
+    def _render(
+        self, messages: Sequence[Message], arguments: Mapping[str, object], *, parts: bool
+    ) -> str:
+        is_open = messages[-1].role == "assistant"
+        texts = [message.content for message in messages]
+        if is_open:
+            texts[-1] += _OPEN_END
+        contents = [[{"type": "text", "text": text}] if parts else text for text in texts]
+        turns = [
+            {"role": message.role, "content": content}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        given = {**self._names, **arguments}
+        try:
+            text = self._template.render(given, messages=turns, add_generation_prompt=not is_open)
+        except PromptError:
+            raise
+        except Exception as error:
+            raise PromptError(
+                f"{self._owner}: its chat template failed: {_reason(error)}"
+            ) from error
+        return self._opened(text) if is_open else text
+
+    def _opened(self, text: str) -> str:
+        """Return the text up to the end of a last answer."""
+        at = text.rfind(_OPEN_END.rstrip())
+        if at < 0:
+            raise PromptError(f"{self._owner}: its chat template leaves out the last answer")
+        # Where the space behind it is gone, the template strips its messages.
+        return text[:at] if text.startswith(_OPEN_END, at) else text[:at].rstrip()
+
+    def _has_all(self, text: str, messages: Sequence[Message], guard: str) -> bool:
+        """Return whether a text has all messages, but for thoughts, white space and switches."""
+        written = _solid(text, guard)
+        for message in messages:
+            if _solid(message.content, guard) in written:
+                continue
+            at = 0
+            for part in self._parts(message):
+                found = written.find(_solid(part, guard), at)
+                at = found if found >= 0 else written.find(_solid(_to_json(part)[1:-1], guard), at)
+                if at < 0:
+                    return False
+        return True
+
+    def _parts(self, message: Message) -> Sequence[str]:
+        """Return what a template must leave of a message."""
+        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
+        if message.role != "assistant":
+            return parts
+        # Some know thoughts by marks of their own, and the answer comes last.
+        return [part for part in parts if part.strip()][-1:]
+
+    def _environment(self) -> ImmutableSandboxedEnvironment:
+        """Return what transformers gives to templates."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = self._refuse
+        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
+        return environment
+
+    def _refuse(self, reason: object) -> None:
+        said = _one_line(str(reason))
+        raise PromptError(f"{self._owner}: its chat template refuses this conversation: {said}")
+
+
+class _Generation(Extension):
+    """`{% generation %}`: marks what the model wrote, for training; here it is a plain block."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return what is inside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Stand in for jinja2's filter, which writes HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _literals(tree: nodes.Template) -> Iterator[str]:
+    for constant in tree.find_all(nodes.Const):
+        value = constant.value
+        if isinstance(value, str) and value.strip() and not value.isidentifier():
+            yield value
+
+
+def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Yield a conversation as it is, then as stricter and stricter templates take it."""
+    n_leading = next(
+        (n for n, message in enumerate(messages) if message.role != "system"), len(messages)
+    )
+    ways = (
+        list(messages),
+        _joined(messages),
+        # System messages at the beginning only, then nowhere.
+        _joined([*messages[:n_leading], *_by_user(messages[n_leading:])]),
+        _joined(_by_user(messages)),
+    )
+    for number, way in enumerate(ways):
+        if way not in ways[:number]:
+            yield way
+
+
+def _by_user(messages: Sequence[Message]) -> list[Message]:
+    """Let the user say what the system says."""
+    return [replace(each, role="user") if each.role == "system" else each for each in messages]
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Make one message of neighbours with one role."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and joined[-1].role == message.role:
+            content = f"{joined[-1].content}\n\n{message.content}"
+            joined[-1] = replace(message, content=content)
+        else:
+            joined.append(message)
+    return joined
+
+
+def _solid(text: str, guard: str) -> str:
+    return "".join(text.replace(guard, "").split())
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong in a template."""
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno}: {_one_line(error.message or '')}"
+    return _one_line(f"{type(error).__name__}: {error}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_REASON]
