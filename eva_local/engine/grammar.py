@@ -66,6 +66,17 @@ class Grammar:
         """Return whether the text may go on with these symbols, one after the other."""
         return bool(self._matcher.validate_tokens(list(symbols)) == len(symbols))
 
+    def forces(self, symbols: Sequence[int]) -> bool:
+        """Return whether the text can go on with these symbols only, one after the other."""
+        ahead = self
+        for symbol in symbols:
+            if not ahead.allowed[symbol] or np.count_nonzero(ahead.allowed) > 1:
+                return False
+            if ahead is self:
+                ahead = self.fork()
+            ahead.accept([symbol])
+        return True
+
     def accept(self, symbols: Sequence[int]) -> None:
         """Follow chosen symbols, none for END.
 

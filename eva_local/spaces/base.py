@@ -26,6 +26,9 @@ class Constraint(Protocol):
     def admits(self, symbols: Sequence[int]) -> bool:
         """Return whether the text may go on with these symbols, one after the other."""
 
+    def forces(self, symbols: Sequence[int]) -> bool:
+        """Return whether the text can go on with these symbols only, one after the other."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:

@@ -208,6 +208,15 @@ def test_what_a_grammar_leaves_no_choice_of_is_written_in_the_longest_pieces() -
             left = left[len(longest) :]
 
 
+def test_a_way_that_is_one_token_is_not_the_only_way() -> None:
+    words = [*(bytes([byte]) for byte in b" unz"), b" un"]
+    model = FakeModel(words, logits=preferring(words, {b" ": 3, b"z": 5, b" un": 1}))
+    engine = ensemble(model)
+    sampling = Sampling(grammar='root ::= " " ("un" | "zz")')
+    (steps,) = run(engine, begin(engine, [model], sampling, b"u"))
+    assert text_of(steps) == b" zz"
+
+
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> bytes:
     """The plain loop: the likeliest piece again and again, where ids with one piece add up."""
     vocabulary = model.vocabulary

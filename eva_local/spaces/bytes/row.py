@@ -146,10 +146,9 @@ class OpenRow:
                     entry = (-mass * self._scale, False, piece + bytes([label]))
                     heapq.heappush(waiting, (*entry, trie.child(node, label)))
         ends_here = self.node == ROOT and grammar.allowed[END]
-        longest = max(found, default=(b"", ROOT))
-        if not (waiting or ends_here) and all(longest[0].startswith(piece) for piece, _ in found):
+        if forced := [each for each in found if grammar.forces(each[0])]:
             # There is one way on, whatever it is cut into.
-            found = [longest] if found else []
+            found = [max(forced)]
         nodes = np.asarray([node for _, node in found], dtype=np.int64)
         pieces = [piece for piece, _ in found]
         exact, under = self._exactly(nodes), self._under(nodes)
