@@ -35,6 +35,6 @@ def check_twins(matrix: np.ndarray, member: FakeModel, pivot: FakeModel) -> None
 def dense(mapping: Mapping) -> np.ndarray:
     matrix = np.zeros((len(mapping.indptr) - 1, mapping.n_symbols))
     for row in range(len(matrix)):
-        symbols, weights = mapping.row(row)
-        matrix[row, symbols] = weights
+        part = slice(mapping.indptr[row], mapping.indptr[row + 1])
+        matrix[row, mapping.indices[part]] = mapping.weights[part]
     return matrix

@@ -31,11 +31,27 @@ _DECIMALS = 4
 class Neighbours:
     """The best symbols of some rows: `symbols, scores: (rows, count)`, best first.
 
-    Where a row has fewer, the rest is symbol -1 with score -inf.
+    Equal scores go to the lower symbol. Where a row has fewer, the rest is symbol -1 with
+    score -inf.
     """
 
     symbols: Ids
     scores: Matrix
+
+    def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
+        """Take in more (row, symbol, score) cells, in place."""
+        count = self.scores.shape[1]
+        touched, index = np.unique(rows, return_inverse=True)
+        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
+        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
+        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
+        order = np.lexsort((symbols, -scores, index))
+        # How many cells of the same row stand before each.
+        starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        order, rank = order[rank < count], rank[rank < count]
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
 
 
 def nearest(
@@ -62,7 +78,8 @@ def nearest(
     """
     others = np.setdiff1d(np.arange(len(x)), rows)
     asked = x[rows]
-    best = _Best(len(rows), count, floor)
+    shape = len(rows), count
+    best = Neighbours(np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32))
     done = 0
     for symbols in _blocks(len(z), max(1, -(-len(z) * len(rows) // cells))):
         part = z[symbols]
@@ -71,7 +88,9 @@ def nearest(
         if near is not None:
             np.maximum(bound, near[symbols], out=bound)
         halves -= (bound / 2)[:, None]
-        cell = np.flatnonzero(halves >= best.worst / 2)
+        # What a score must reach to get in: (rows,).
+        worst = np.maximum(best.scores[:, -1], np.float32(floor))
+        cell = np.flatnonzero(halves >= worst / 2)
         column, row = np.divmod(cell, len(rows))
         scores = 2 * halves.ravel()[cell]
         for start in range(0, len(others), _ROWS):
@@ -81,13 +100,13 @@ def nearest(
             rise[left] = np.maximum(nearest_other - bound[left], 0)
             bound += rise
             scores -= rise[column]
-            kept = scores >= best.worst[row]
+            kept = scores >= worst[row]
             column, row, scores = column[kept], row[kept], scores[kept]
         best.add(row, symbols[column], scores)
         done += len(symbols)
         if progress is not None:
             progress(done / len(z))
-    return Neighbours(best.symbols, best.scores)
+    return best
 
 
 def _blocks(n_symbols: int, count: int) -> Iterator[Ids]:
@@ -101,36 +120,3 @@ def _blocks(n_symbols: int, count: int) -> Iterator[Ids]:
     yield first[~small]
     for block in range(1, count):
         yield np.arange(block, n_symbols, count)
-
-
-class _Best:
-    """The best symbols so far, per row; equal scores go to the lower symbol."""
-
-    def __init__(self, rows: int, count: int, floor: float) -> None:
-        self.symbols = np.full((rows, count), -1, dtype=np.int64)
-        self.scores = np.full((rows, count), -np.inf, dtype=np.float32)
-        self._floor = np.float32(floor)
-
-    @property
-    def worst(self) -> Matrix:
-        """What a score must reach to get in: (rows,)."""
-        return np.maximum(self.scores[:, -1], self._floor)
-
-    def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
-        """Take in more (row, symbol, score) cells."""
-        count = self.scores.shape[1]
-        touched, index = np.unique(rows, return_inverse=True)
-        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
-        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
-        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
-        order = np.lexsort((symbols, -scores, index))
-        rank = _ranks(index[order])
-        order, rank = order[rank < count], rank[rank < count]
-        self.symbols[touched[index[order]], rank] = symbols[order]
-        self.scores[touched[index[order]], rank] = scores[order]
-
-
-def _ranks(groups: Ids) -> Ids:
-    """Return for each of some sorted values how many equal ones stand before it."""
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

@@ -10,17 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.alignment.csls import Neighbours, nearest
-from eva_local.alignment.mapping import Mapping, from_entries, twins
+from eva_local.alignment.csls import Neighbours
+from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
 from eva_local.alignment.overlay import (
     Embedded,
-    Overlay,
     anchors_by_bytes,
     anchors_by_spelling,
     overlay,
     written,
 )
-from eva_local.alignment.surface import Progress
 from eva_local.alignment.vecmap import Ids
 
 Weights = NDArray[np.float64]
@@ -33,7 +31,7 @@ _FLAT_COUNT = 5
 _FLAT = 0.01
 # `eva` keeps the directions in which the anchors agree best: the others cost time and are noise.
 # Held-out anchors at rank 1 with 256, 384 and all 576: 95.5, 95.8, 95.6% (SmolLM2 to Gemma).
-DIRECTIONS = 384
+_DIRECTIONS = 384
 # What the files of the two methods record: with other values they are stale.
 PAPER_PARAMETERS = {
     "neighbours": _NEIGHBOURS,
@@ -41,7 +39,7 @@ PAPER_PARAMETERS = {
     "flat_count": _FLAT_COUNT,
     "flat": _FLAT,
 }
-PARAMETERS = {**PAPER_PARAMETERS, "directions": DIRECTIONS}
+PARAMETERS = {**PAPER_PARAMETERS, "directions": _DIRECTIONS}
 
 
 def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
@@ -58,10 +56,10 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
         np.flatnonzero(member.vocabulary.speakable),
         written(pivot.vocabulary),
         anchors_by_bytes(member.vocabulary, pivot.vocabulary),
-        DIRECTIONS,
+        _DIRECTIONS,
     )
     alone = np.flatnonzero(twin[space.tokens] < 0)
-    rows, symbols, weights = trusted(_look_up(space, alone, progress))
+    rows, symbols, weights = trusted(space.nearest(alone, _NEIGHBOURS, _FLOOR, progress))
     paired = np.flatnonzero(twin >= 0)
     return from_entries(
         "eva",
@@ -95,9 +93,8 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
         np.arange(len(pivot.vocabulary)),
         anchors_by_spelling(member.layer.spellings, pivot.layer.spellings),
     )
-    found = _look_up(space, space.tokens, progress)
-    speaks = (found.symbols >= 0) & pivot.vocabulary.speakable[found.symbols]
-    found = Neighbours(found.symbols, np.where(speaks, found.scores, -np.inf))
+    found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)
+    found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
     rows, symbols, weights = trusted(found)
     return from_entries(
         "eva-paper",
@@ -118,23 +115,7 @@ def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:
     """
     scores = found.scores.astype(np.float64)
     good = scores >= _FLOOR
-    count = good.sum(axis=1)
-    filled = np.where(good, scores, 0)
-    mean = filled.sum(axis=1) / np.maximum(count, 1)
-    spread = np.where(good, scores - mean[:, None], 0)
-    deviation = np.sqrt((spread**2).sum(axis=1) / np.maximum(count, 1))
-    good &= ~((count > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
+    deviation = np.ma.masked_array(scores, ~good).std(axis=1).filled(0)
+    good &= ~((good.sum(axis=1) > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
     rows, columns = np.nonzero(good)
     return rows, found.symbols[rows, columns], scores[rows, columns]
-
-
-def _look_up(space: Overlay, rows: Ids, progress: Progress | None) -> Neighbours:
-    return nearest(
-        space.x,
-        space.z,
-        rows,
-        count=_NEIGHBOURS,
-        floor=_FLOOR,
-        near=space.near,
-        progress=progress,
-    )

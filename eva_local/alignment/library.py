@@ -12,9 +12,9 @@ import numpy as np
 
 from eva_local.alignment import embedding
 from eva_local.alignment.embedding import eva, eva_paper
-from eva_local.alignment.mapping import REBUILD, Mapping, from_entries, twins
+from eva_local.alignment.mapping import REBUILD, Mapping, Progress, from_entries, twins
 from eva_local.alignment.overlay import Embedded
-from eva_local.alignment.surface import Progress, surface, surface_refined
+from eva_local.alignment.surface import surface, surface_refined
 from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
@@ -92,17 +92,15 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
 def build(
     method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
 ) -> Path:
-    """Learn a mapping and keep it in `folder`; return its file."""
-    check_method(method)
+    """Learn a mapping and keep it in `folder`; return its file.
+
+    Raises MappingError where there is no such method.
+    """
+    if method not in METHODS:
+        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
     path = folder / file_name(method, member, pivot)
     METHODS[method](member, pivot, progress).save(path)
     return path
-
-
-def check_method(method: str) -> None:
-    """Raise MappingError where there is no such method."""
-    if method not in METHODS:
-        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
 
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
@@ -124,7 +122,7 @@ def identity(model: Model) -> Mapping:
 
 
 def file_name(method: str, member: Model, pivot: Model) -> str:
-    """Return the name of the file that holds the mapping of a pair."""
+    """Name the file that holds the mapping of a pair."""
     prints = (model.vocabulary.fingerprint[:12] for model in (member, pivot))
     return "-".join((method, *prints)) + ".npz"
 

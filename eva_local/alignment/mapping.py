@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from collections.abc import Mapping as Table
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.errors import MappingError
+from eva_local.jsonl import replace_file
 from eva_local.llama.vocab import Vocabulary
+
+# Told the share that is done, from 0 to 1.
+Progress = Callable[[float], None]
 
 # Raised when the file or what any method puts into it changes: older files are then stale.
 FORMAT = 1
@@ -27,7 +32,8 @@ _UNREADABLE = (
 )
 # More bytes than any array of a mapping between two vocabularies has.
 _LARGEST = 2**28
-_ARRAYS = ("indptr", "indices", "weights", "first")
+_ARRAYS = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
+_HEADER = {"method": str, "member": str, "pivot": str, "n_symbols": int, "parameters": dict}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,51 +65,25 @@ class Mapping:
         """The share of the member's tokens whose row is not empty."""
         return float(np.mean(np.diff(self.indptr) > 0))
 
-    def row(self, token_id: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the symbols and weights of one token."""
-        part = slice(self.indptr[token_id], self.indptr[token_id + 1])
-        return self.indices[part], self.weights[part]
-
     def save(self, path: Path) -> None:
         """Write the mapping; the same mapping always gives the same bytes."""
-        header = {
-            "format": FORMAT,
-            "method": self.method,
-            "member": self.member,
-            "pivot": self.pivot,
-            "n_symbols": self.n_symbols,
-            "parameters": dict(self.parameters),
-        }
+        header = {"format": FORMAT, **{name: getattr(self, name) for name in _HEADER}}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         text = json.dumps(header, sort_keys=True).encode()
+        file = io.BytesIO()
+        np.savez_compressed(file, header=np.frombuffer(text, dtype=np.uint8), **arrays)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    header=np.frombuffer(text, dtype=np.uint8),
-                    **{name: getattr(self, name) for name in _ARRAYS},
-                )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Mapping:
         """Read a mapping; raise MappingError where the file is damaged or no mapping."""
         try:
-            arrays = _read_arrays(path)
-            header = json.loads(arrays.pop("header").tobytes())
+            found: dict[str, Any] = _read_arrays(path)
+            header = json.loads(found.pop("header").tobytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, this program reads {FORMAT}")
-            mapping = cls(
-                method=str(header["method"]),
-                member=str(header["member"]),
-                pivot=str(header["pivot"]),
-                n_symbols=int(header["n_symbols"]),
-                parameters=dict(header["parameters"]),
-                **arrays,
-            )
+            mapping = cls(**found, **{key: kind(header[key]) for key, kind in _HEADER.items()})
             mapping.check()
         except _UNREADABLE as error:
             raise MappingError(f"{path}: not a usable mapping ({error}); run: {REBUILD}") from error
@@ -111,27 +91,22 @@ class Mapping:
 
     def check(self) -> None:
         """Raise ValueError where the arrays make no valid matrix."""
-        self._check_shapes()
-        self._check_rows()
-        first, n_tokens = self.first, len(self.indptr) - 1
-        if len(first) not in (0, self.n_symbols):
-            raise ValueError("first does not match the symbols")
-        if len(first) and not -1 <= first.min() <= first.max() < n_tokens:
-            raise ValueError("a first token is out of range")
-
-    def _check_shapes(self) -> None:
-        kinds = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
-        for name, kind in kinds.items():
+        for name, kind in _ARRAYS.items():
             array = getattr(self, name)
             if array.ndim != 1 or array.dtype != np.dtype(kind):
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
-        indptr, indices = self.indptr, self.indices
+        indptr, indices, first = self.indptr, self.indices, self.first
         if len(indptr) < 1 or indptr[0] != 0 or indptr[-1] != len(indices):
             raise ValueError("rows do not cover the entries")
         if np.any(np.diff(indptr) < 0) or len(self.weights) != len(indices):
             raise ValueError("rows are out of order")
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.n_symbols:
             raise ValueError("a symbol is out of range")
+        if len(first) not in (0, self.n_symbols):
+            raise ValueError("first does not match the symbols")
+        if len(first) and not -1 <= first.min() <= first.max() < len(indptr) - 1:
+            raise ValueError("a first token is out of range")
+        self._check_rows()
 
     def _check_rows(self) -> None:
         indptr, weights = self.indptr, self.weights
@@ -167,7 +142,6 @@ def from_entries(
     symbols: NDArray[np.int64],
     weights: NDArray[np.float64],
     *,
-    first: NDArray[np.int32] | None = None,
     parameters: Table[str, Any] | None = None,
 ) -> Mapping:
     """Make a mapping from (row, symbol, weight) entries for ordinary tokens.
@@ -194,7 +168,7 @@ def from_entries(
         indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         indices=symbols.astype(np.int32),
         weights=(summed / sums[rows]).astype(np.float32),
-        first=np.empty(0, dtype=np.int32) if first is None else first,
+        first=np.empty(0, dtype=np.int32),
         parameters=dict(parameters or {}),
     )
 

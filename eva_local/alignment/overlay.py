@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.alignment.mapping import twins
+from eva_local.alignment.csls import Neighbours, nearest
+from eva_local.alignment.mapping import Progress, twins
 from eva_local.alignment.vecmap import Ids, Matrix, normalise, supervised
 from eva_local.alignment.weights import OutputLayer
 from eva_local.errors import MappingError
@@ -36,6 +37,14 @@ class Overlay:
     x: Matrix
     z: Matrix
     near: Matrix
+
+    def nearest(
+        self, rows: Ids, count: int, floor: float, progress: Progress | None = None
+    ) -> Neighbours:
+        """Return the best symbols by CSLS of some rows of `x`; see `csls.nearest`."""
+        return nearest(
+            *(self.x, self.z, rows), count=count, floor=floor, near=self.near, progress=progress
+        )
 
 
 def anchors_by_bytes(member: Vocabulary, pivot: Vocabulary) -> tuple[Ids, Ids]:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.alignment.csls import nearest
-from eva_local.alignment.mapping import Mapping
+from eva_local.alignment.mapping import Mapping, Progress
 from eva_local.alignment.overlay import Embedded, anchors_by_bytes, overlay, written
-from eva_local.alignment.surface import Progress
 from eva_local.llama.model import Model, Run
 
 # Prose, numbers, code and another language: what members are asked to write.
@@ -26,10 +24,7 @@ Der Leuchtturm steht noch heute, aber niemand zündet mehr das Licht an.
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How many anchors were held out, and the shares whose twin is found again by CSLS.
-
-    That is as the nearest symbol, `csls_1`, or among the ten nearest, `csls_10`.
-    """
+    """How many anchors were held out, and the shares found again among the 1 or 10 nearest."""
 
     count: int
     csls_1: float
@@ -57,10 +52,7 @@ def held_out(
     space = overlay(member, pivot, *sides, told, directions)
     rows = np.searchsorted(space.tokens, tokens[hidden])
     wanted = np.searchsorted(space.symbols, symbols[hidden])
-    found = nearest(
-        space.x, space.z, rows, count=10, floor=-np.inf, near=space.near, progress=progress
-    )
-    right = found.symbols == wanted[:, None]
+    right = space.nearest(rows, 10, -np.inf, progress).symbols == wanted[:, None]
     return HeldOut(len(rows), float(np.mean(right[:, 0])), float(np.mean(right.any(axis=1))))
 
 

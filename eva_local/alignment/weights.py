@@ -14,7 +14,6 @@ from eva_local.errors import MappingError
 # Where a model keeps no output matrix of its own, it uses that of its input.
 _TENSORS = ("output.weight", "token_embd.weight")
 _TOKENS = "tokenizer.ggml.tokens"
-_SPLIT = "split.count"
 # Rows that are dequantised together.
 _ROWS = 8192
 
@@ -32,8 +31,8 @@ class OutputLayer:
     kind: int
     spellings: tuple[bytes, ...]
 
-    def embeddings(self, token_ids: NDArray[np.int64], block: int = _ROWS) -> NDArray[np.float32]:
-        """Return the embeddings of some tokens, (len(token_ids), width), `block` at a time.
+    def embeddings(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the embeddings of some tokens, (len(token_ids), width).
 
         Raises NotImplementedError for a quantisation that the gguf package does not know.
         """
@@ -41,8 +40,8 @@ class OutputLayer:
 
         kind = GGMLQuantizationType(self.kind)
         rows = np.empty((len(token_ids), dequantize(self.data[:1], kind).shape[1]), np.float32)
-        for start in range(0, len(token_ids), block):
-            part = slice(start, start + block)
+        for start in range(0, len(token_ids), _ROWS):
+            part = slice(start, start + _ROWS)
             rows[part] = dequantize(self.data[token_ids[part]], kind)
         return rows
 
@@ -59,7 +58,7 @@ def output_layer(path: Path) -> OutputLayer:
         reader = GGUFReader(path)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise MappingError(f"{path}: no GGUF file that can be read ({error})") from error
-    split = reader.get_field(_SPLIT)
+    split = reader.get_field("split.count")
     if split is not None and split.contents() > 1:
         raise MappingError(
             f"{path}: one of {split.contents()} parts; join them with llama-gguf-split --merge, "

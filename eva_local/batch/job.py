@@ -116,39 +116,25 @@ def carry_out(
         with open_ensemble(n_left) as ensemble:
             files = ensemble.mapping_files()
             output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in files})
-            job = Job(errand, ensemble, source.form, output, n_left)
+            job = Job(errand, ensemble, source.form, output, Progress(n_left))
             finished = job.run(source.left(done), stopped, told)
             return JobOutcome(job.progress, done, ensemble.n_slots, finished)
 
 
 @dataclass(slots=True, eq=False)
-class _RowInHand:
-    """A row that is being answered: its place in the input, and what came so far."""
-
-    place: int
-    row: Row
-    answer: Answer
-
-
 class Job:
-    """Writes the answers to rows."""
+    """Writes the answers to rows: as they finish, or in order as they were put in."""
 
-    def __init__(
-        self, errand: Errand, ensemble: Ensemble, form: Form, output: Output, n_rows: int
-    ) -> None:
-        """Write rows of `form` to `output`: as they finish, or in order as they were put in."""
-        self.progress = Progress(n_rows)
-        # Nobody reads along: what counts is when the last row is written.
-        ensemble.for_throughput()
-        self._ensemble = ensemble
-        self._form = form
-        self._output = output
-        self._shares = errand.wishes.shares
-        self._ordered = errand.ordered
-        self._asked: dict[int, _RowInHand] = {}
-        # Finished rows that wait for one before them, by their place in the input.
-        self._early: dict[int, Mapping[str, object]] = {}
-        self._next = 0
+    errand: Errand
+    ensemble: Ensemble
+    form: Form
+    output: Output
+    progress: Progress
+    # Rows that are being answered, each behind its place in the input, and what came so far.
+    _asked: dict[int, tuple[int, Row, Answer]] = field(default_factory=dict)
+    # Finished rows that wait for one before them, by their place in the input.
+    _early: dict[int, Mapping[str, object]] = field(default_factory=dict)
+    _next: int = 0
 
     def run(
         self, rows: Iterator[Row], stopped: Callable[[], bool], told: Callable[[Progress], None]
@@ -158,7 +144,9 @@ class Job:
         Returns whether all rows are answered, however many there were.
         Raises InputError where the results cannot be written; what was written stays.
         """
-        with contextlib.closing(self._ensemble.runner(self._requests(rows))) as runner:
+        # Nobody reads along: what counts is when the last row is written.
+        self.ensemble.for_throughput()
+        with contextlib.closing(self.ensemble.runner(self._requests(rows))) as runner:
             while not (runner.done or stopped()):
                 for number, each in runner.step():
                     self._take(number, each)
@@ -169,56 +157,54 @@ class Job:
         """Yield what rows ask for; those that ask for nothing that can be done are failed."""
         numbers = count()
         for place, row in enumerate(rows):
-            while len(self._early) >= _AHEAD * self._ensemble.n_slots:
+            while len(self._early) >= _AHEAD * self.ensemble.n_slots:
                 yield None
             if row.asked is None:
                 self._fail(place, row, row.problem)
                 continue
             answer = Answer(told=row.asked.n_top is not None)
-            self._asked[next(numbers)] = _RowInHand(place, row, answer)
+            self._asked[next(numbers)] = (place, row, answer)
             yield Request(
                 row.asked.prompt,
                 row.asked.sampling,
-                trace=self._shares,
+                trace=self.errand.wishes.shares,
                 n_top=row.asked.n_top or 0,
             )
 
     def _take(self, number: int, told: Told) -> None:
         """Take what is told of a row; its answer is written with the last step."""
-        asked = self._asked[number]
-        row = asked.row
+        place, row, answer = self._asked[number]
         if isinstance(told, EvaError):
             del self._asked[number]
-            self._fail(asked.place, row, str(told))
+            self._fail(place, row, str(told))
             return
         assert isinstance(told, Step)
         self.progress.n_tokens += bool(told.piece)
-        asked.answer.push(told)
+        answer.push(told)
         if told.finish_reason is None:
             return
         del self._asked[number]
         shares = None
-        if self._shares:
-            steps = asked.answer.steps
-            carried = Counter(step.trace.carrier for step in steps if step.piece and step.trace)
-            total = max(carried.total(), 1)
-            shares = {name: carried[name] / total for name in self._ensemble.members}
-        name = self._ensemble.spec.name
-        self._write(asked.place, self._form.answered(row, asked.answer, name, shares))
+        if self.errand.wishes.shares:
+            traced = [step.trace for step in answer.steps if step.piece and step.trace]
+            carried = Counter(trace.carrier for trace in traced)
+            shares = {name: carried[name] / max(len(traced), 1) for name in self.ensemble.members}
+        name = self.ensemble.spec.name
+        self._write(place, self.form.answered(row, answer, name, shares))
 
     def _fail(self, place: int, row: Row, problem: str) -> None:
         self.progress.n_failed += 1
-        self._write(place, self._form.failed(row, f"line {row.line}: {problem}"))
+        self._write(place, self.form.failed(row, f"line {row.line}: {problem}"))
 
     def _write(self, place: int, result: Mapping[str, object]) -> None:
         self.progress.n_done += 1
         self.progress.n_rows = max(self.progress.n_rows, self.progress.n_done)
-        if not self._ordered:
-            self._output.append(result)
+        if not self.errand.ordered:
+            self.output.append(result)
             return
         self._early[place] = result
         while self._next in self._early:
-            self._output.append(self._early.pop(self._next))
+            self.output.append(self._early.pop(self._next))
             self._next += 1
 
 

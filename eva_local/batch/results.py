@@ -42,12 +42,9 @@ class Known:
 
     def place(self, key: str) -> int | None:
         """Return the number of a key among them, from 0; None where it is not there."""
-        if not len(self._hashes):
-            return None
         wanted = np.uint64(_hash(key))
         place = int(np.searchsorted(self._hashes, wanted))
-        is_there = place < len(self._hashes) and self._hashes[place] == wanted
-        return place if is_there else None
+        return place if place < len(self) and self._hashes[place] == wanted else None
 
     def repeated(self) -> Known:
         """Return the keys that came more than once."""

@@ -132,7 +132,7 @@ def _set(repl: Repl, argument: str) -> None:
             raise InputError(f"/set {name} must be on or off, not {value}")
         repl.switches[name] = _ON_OFF[value]
     else:
-        found = read_settings(Sampling, {name: value}, lambda key: f"/set {key}", text=True)
+        found = read_settings([Sampling], {name: value}, lambda key: f"/set {key}", text=True)
         changed: dict[str, Any] = {name: found[name].value}
         repl.chat.sampling = replace(repl.chat.sampling, **changed)
     repl.screen.note(f"{name} is {_value(repl, name)}")

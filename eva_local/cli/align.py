@@ -53,7 +53,6 @@ def align(
     and 10 (methods with embeddings), the probability that is kept on a sample of text, and
     what it cost.
     """
-    from eva_local.alignment import library
     from eva_local.opening import open_models
 
     spec = load(overrides).ensemble()
@@ -69,7 +68,6 @@ def align(
                 reports.append(dict(zip((*_FACTS, "path"), facts, strict=True)))
                 continue
             for method in methods or (spec.fusion.mapping,):
-                library.check_method(method)
                 names = (member.name, spec.pivot)
                 reports.append(_report(method, names, model, pivot, progress, force=force))
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
@@ -95,10 +95,9 @@ def read_models(
     `outside` beats the model's own settings, they `defaults`.
     """
     models, owns = {}, {}
-    for name, values in _named(path, "models", tables):
-        place = f"{path}: models.{name}"
+    for name, place, values in _named(path, "models", tables):
         table = _read(place, values, _Model, keys_of(LoadSettings))
-        own = read_settings(LoadSettings, values, _under(place))
+        own = read_settings([LoadSettings], values, _under(place))
         source = _source(path, place, values, table)
         if isinstance(source, WheelSource) and not table.sha256:
             raise ConfigError(
@@ -126,8 +125,7 @@ def read_ensembles(
 ) -> tuple[dict[str, EnsembleSpec], Own]:
     """Read every [ensembles.NAME] whose members are among `models`, as `read_models` does."""
     ensembles, owns = {}, {}
-    for name, values in _named(path, "ensembles", tables):
-        place = f"{path}: ensembles.{name}"
+    for name, place, values in _named(path, "ensembles", tables):
         table = _read(place, values, _Ensemble, _ENSEMBLE_KEYS)
         if name in models:
             raise ConfigError(f"{place}: a model has this name already; choose another")
@@ -139,8 +137,10 @@ def read_ensembles(
         if pivot not in table.members:
             hint = did_you_mean(pivot, table.members)
             raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
-        own = _fusion(place, values, table.members)
-        own |= read_settings(Sampling, values, _under(place))
+        ordered = _in_order(place, values, table.members)
+        own = read_settings((FusionSettings, Sampling), ordered, _under(place))
+        if "weights" in own:
+            check_weights(own["weights"], len(table.members))
         settings = {**defaults, **own, **outside}
         ensembles[name] = EnsembleSpec(
             name=name,
@@ -163,25 +163,25 @@ def check_weights(setting: Setting, members: int) -> None:
         )
 
 
-def _named(path: Path, section: str, tables: object) -> Iterable[tuple[str, Any]]:
+def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the name, place and values of each table of a section."""
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: {section}: must be tables [{section}.NAME]")
-    for name in tables:
+    for name, values in tables.items():
+        place = f"{path}: {section}.{name}"
         if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{path}: {section}.{name}: a name is letters, digits, '.', '_' and '-'"
-            )
-    return tables.items()
+            raise ConfigError(f"{place}: a name is letters, digits, '.', '_' and '-'")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{place}: must be a table")
+        yield name, place, values
 
 
 def _under(place: str) -> Callable[[str], str]:
     return lambda key: f"{place}.{key}"
 
 
-def _read(place: str, values: object, kind: type[T], settings: tuple[str, ...]) -> T:
-    """Read what a table says beside `settings`; raise ConfigError for what is no such table."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{place}: must be a table")
+def _read(place: str, values: Mapping[str, object], kind: type[T], settings: tuple[str, ...]) -> T:
+    """Read what a table says beside `settings`."""
     keys = kind.__struct_fields__
     refuse_unknown(values, (*keys, *settings), f"{place}.")
     try:
@@ -235,17 +235,15 @@ def _refuse_outside(place: str, file: str) -> None:
         raise ConfigError(f"{place}.file: must be a relative path, not {file!r}")
 
 
-def _fusion(place: str, values: Mapping[str, object], names: list[str]) -> dict[str, Setting]:
+def _in_order(place: str, values: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
+    """Return a table in which weights that stand by name are in the order of the members."""
     weights = values.get("weights")
-    if isinstance(weights, dict):
-        refuse_unknown(weights, names, f"{place}.weights.")
-        if missing := [name for name in names if name not in weights]:
-            raise ConfigError(f"{place}.weights: has no weight for {', '.join(missing)}")
-        values = {**values, "weights": [weights[name] for name in names]}
-    own = read_settings(FusionSettings, values, _under(place))
-    if "weights" in own:
-        check_weights(own["weights"], len(names))
-    return own
+    if not isinstance(weights, dict):
+        return values
+    refuse_unknown(weights, names, f"{place}.weights.")
+    if missing := [name for name in names if name not in weights]:
+        raise ConfigError(f"{place}.weights: has no weight for {', '.join(missing)}")
+    return {**values, "weights": [weights[name] for name in names]}
 
 
 def _sampling(

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from eva_local.config.catalogue import check_weights, read_ensembles, read_models
 from eva_local.config.paths import user_path
-from eva_local.config.settings import (
-    Setting,
-    build,
-    keys_of,
-    read_settings,
-    refuse_unknown,
-)
-from eva_local.config.specs import (
-    EnsembleSpec,
-    FusionSettings,
-    LoadSettings,
-    ModelSpec,
-)
-from eva_local.errors import ConfigError
+from eva_local.config.settings import Setting, build, keys_of, read_settings, refuse_unknown
+from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec
+from eva_local.errors import ConfigError, refusing
 from eva_local.reading import Words, did_you_mean, settle
 from eva_local.types import Sampling
 
@@ -45,7 +33,6 @@ class Config:
     ensembles: Mapping[str, EnsembleSpec]
     default_ensemble: str
     defaults: Sampling
-    load: LoadSettings
     fusion: FusionSettings
     settings: tuple[Setting, ...]
     weights: Setting | None = None
@@ -121,21 +108,24 @@ def load_config(
     effective = {**defaults, **given}
     # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
     outside = {key: setting for key, setting in given.items() if key != "weights"}
-    weights = given.get("weights")
     models, own = read_models(path, document.get("models", {}), defaults, outside)
     ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
     chosen = _default_ensemble(path, effective, [*ensembles, *models])
-    said = {**own, **more}[str(chosen.value)]
+    default = str(chosen.value)
+    shown = {**defaults, **{**own, **more}[default], **given, "ensemble": chosen}
     return Config(
         path=path,
-        models=MappingProxyType(models),
-        ensembles=MappingProxyType(ensembles),
-        default_ensemble=str(chosen.value),
+        models=models,
+        ensembles=ensembles,
+        default_ensemble=default,
         defaults=build(Sampling, effective),
-        load=build(LoadSettings, effective),
         fusion=build(FusionSettings, {**defaults, **outside}),
-        settings=_all_settings({**defaults, **said, **given, "ensemble": chosen}),
-        weights=weights,
+        settings=tuple(
+            shown.get(key, Setting(key, getattr(kind(), key), "default"))
+            for kind in _KINDS
+            for key in keys_of(kind)
+        ),
+        weights=given.get("weights"),
     )
 
 
@@ -163,19 +153,11 @@ def shipped(name: str) -> Path:
     raise ConfigError(f"{name}: not in this installation of eva-local; install it again")
 
 
-def _read_all(
-    table: Mapping[str, object], where: Callable[[str], str], *, text: bool = False
-) -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
-    for kind in _KINDS:
-        found |= read_settings(kind, table, where, text=text)
-    return found
-
-
 def _read_overrides(overrides: Mapping[str, object]) -> dict[str, Setting]:
     given = {key: value for key, value in overrides.items() if value is not None}
     refuse_unknown(given, DEFAULT_KEYS, "command line: ")
-    return _read_all(given, lambda key: f"command line --{key.replace('_', '-')}", text=True)
+    where = "command line --{}".format
+    return read_settings(_KINDS, given, lambda key: where(key.replace("_", "-")), text=True)
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
@@ -187,23 +169,21 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     }
     refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
     table = {key: given[name] for name, key in variables.items() if name in given}
-    return _read_all(table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
+    where = f"environment {PREFIX}{{}}".format
+    return read_settings(_KINDS, table, lambda key: where(key.upper()), text=True)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
     import tomllib
 
+    names = {tomllib.TOMLDecodeError: "not valid TOML", UnicodeDecodeError: "not UTF-8 text"}
     try:
-        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+        with refusing(f"{path}: cannot be read", ConfigError):
+            document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        # A whole number of thousands of digits.
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        # Else it is a whole number of thousands of digits.
+        problem = names.get(type(error), "cannot be read")
+        raise ConfigError(f"{path}: {problem}: {error}") from error
     refuse_unknown(document, ("schema", "defaults", "models", "ensembles"), f"{path}: ")
     if document.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: schema: must be {SCHEMA}, the form of file that is read here")
@@ -215,7 +195,7 @@ def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
     if not isinstance(values, dict):
         raise ConfigError(f"{place}: must be a table")
     refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
-    defaults = _read_all(values, lambda key: f"{place}.{key}")
+    defaults = read_settings(_KINDS, values, lambda key: f"{place}.{key}")
     if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
         raise ConfigError(
             f"{place}.weights: can be no list here; give the list in [ensembles.NAME]"
@@ -236,11 +216,3 @@ def _default_ensemble(
         hint = did_you_mean(str(chosen.value), names)
         raise ConfigError(f"{chosen.origin}: there is no ensemble {chosen.value!r}; {hint}")
     return chosen
-
-
-def _all_settings(effective: Mapping[str, Setting]) -> tuple[Setting, ...]:
-    return tuple(
-        effective.get(key, Setting(key, getattr(kind(), key), "default"))
-        for kind in _KINDS
-        for key in keys_of(kind)
-    )

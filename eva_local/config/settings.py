@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from eva_local.errors import ConfigError
+from eva_local.errors import ConfigError, refusing
 from eva_local.reading import ReadError, did_you_mean, meant
 
 T = TypeVar("T")
@@ -39,32 +39,32 @@ def refuse_unknown(table: Mapping[str, object], known: Iterable[str], where: str
 
 
 def read_text(path: Path, where: str) -> str:
-    """Return the text of a file that a setting names, without a byte order mark.
-
-    Raises ConfigError where there is none.
-    """
+    """Return the text of a file that a setting names; ConfigError where there is none."""
+    problem = f"{where}: {path}: cannot be read"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with refusing(problem, ConfigError):
+            return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: {path}: cannot be read: not UTF-8 text") from error
-    except OSError as error:
-        raise ConfigError(f"{where}: {path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{problem}: not UTF-8 text") from error
 
 
 def read_settings(
-    kind: type, table: Mapping[str, object], where: Callable[[str], str], *, text: bool = False
+    kinds: Iterable[type],
+    table: Mapping[str, object],
+    where: Callable[[str], str],
+    *,
+    text: bool = False,
 ) -> dict[str, Setting]:
-    """Read every field of the dataclass `kind` that `table` holds; with `text`, texts are parsed.
+    """Read the fields of some dataclasses that `table` holds; with `text`, texts are parsed.
 
     `where` turns a key into the place that errors and `Setting.origin` name.
     """
-    hints = get_type_hints(kind)
     found: dict[str, Setting] = {}
-    for key in keys_of(kind):
-        if key in table:
+    for kind in kinds:
+        for key in filter(table.__contains__, keys_of(kind)):
             value = table[key]
             if text and isinstance(value, str):
-                value = meant(value, hints[key])
+                value = meant(value, get_type_hints(kind)[key])
             try:
                 value = getattr(kind(**{key: value}), key)
             except ReadError as error:

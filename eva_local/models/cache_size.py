@@ -7,7 +7,6 @@ its length. Which layer is what, llama.cpp knows by the architecture and by thes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 # llama.cpp has no model with more layers.
 MOST_LAYERS = 512
@@ -21,25 +20,11 @@ _PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4,
 _STATE_BYTES = 4  # f32, whatever the type of the cache
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSize:
-    """How much is held of a text.
-
-    `n_cached` counts the numbers that are held of each token, `n_windowed` those of them in
-    layers that need the last `window` tokens only; `state_bytes` are held once.
-    """
-
-    n_cached: int
-    n_windowed: int = 0
-    window: int = 0
-    state_bytes: int = 0
-
-
-def cache_size(values: Mapping[str, object], architecture: str) -> CacheSize | None:
-    """Add up the layers of a model; None where its file does not tell how many there are."""
+def cache_size(values: Mapping[str, object], architecture: str) -> dict[str, int]:
+    """Add up the layers of a model for a `Header`; nothing where its file tells too little."""
     layers = _Layers(values, architecture)
     if not 0 < layers.count <= MOST_LAYERS:
-        return None
+        return {}
     state = layers.state()
     recurrent = layers.recurrent() if state else [False] * layers.count
     both = architecture == _BOTH
@@ -49,15 +34,15 @@ def cache_size(values: Mapping[str, object], architecture: str) -> CacheSize | N
     windowed = layers.windowed()
     heads = layers.each("attention.head_count_kv", "attention.head_count")
     if not any(heads) and not state:
-        return None
+        return {}
     of_window = sum(heads[i] * short for i in range(layers.count) if holds[i] and windowed[i])
     of_all = sum(heads[i] * full for i in range(layers.count) if holds[i] and not windowed[i])
-    return CacheSize(
-        n_cached=of_all + of_window,
-        n_windowed=of_window,
-        window=layers.number("attention.sliding_window") if of_window else 0,
-        state_bytes=_STATE_BYTES * state * sum(recurrent),
-    )
+    return {
+        "n_cached": of_all + of_window,
+        "n_windowed": of_window,
+        "window": layers.number("attention.sliding_window") if of_window else 0,
+        "state_bytes": _STATE_BYTES * state * sum(recurrent),
+    }
 
 
 class _Layers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ _T = TypeVar("_T")
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
-_SPLIT = "split.count"
 # Value types of the GGUF specification, as struct knows them.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 
@@ -30,8 +29,9 @@ _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 class Header:
     """What a file says of its model; a value that the file does not name is None.
 
-    `parameters` are those of all files that the model is split into, `n_files`. What a text takes
-    in llama.cpp's cache: see `CacheSize`.
+    `parameters` are those of all files that the model is split into, `n_files`. Of what
+    llama.cpp's cache holds of a text, `n_cached` counts the numbers for each token, `n_windowed`
+    those of them in layers that need the last `window` tokens only; `state_bytes` are held once.
     """
 
     architecture: str
@@ -65,11 +65,10 @@ def read_header(path: Path) -> Header:
     Of a model in several files, `path` is the first one, and the others lie beside it.
     """
     values, parameters = _read(path)
-    n_files = _value(values, _SPLIT, int) or 1
+    n_files = _value(values, "split.count", int) or 1
     if n_files > 1:
         parameters += _parameters_beside(path, n_files)
     architecture = str(values.get("general.architecture", "unknown"))
-    cache = cache_size(values, architecture)
     return Header(
         architecture=architecture,
         name=_value(values, "general.name", str),
@@ -82,7 +81,7 @@ def read_header(path: Path) -> Header:
         # Of several, some have names of their own behind that.
         has_chat_template=any(key.startswith("tokenizer.chat_template") for key in values),
         n_files=n_files,
-        **({} if cache is None else asdict(cache)),
+        **cache_size(values, architecture),
     )
 
 
@@ -109,19 +108,15 @@ def _read(path: Path) -> tuple[dict[str, object], int]:
 
 
 def _value(values: dict[str, object], key: str, kind: type[_T]) -> _T | None:
-    value = values.get(key)
-    return value if isinstance(value, kind) else None
+    return value if isinstance(value := values.get(key), kind) else None
 
 
 def _quantisation(file_type: int | None) -> str | None:
     from gguf import LlamaFileType  # slow to import, and only this list of names is needed
 
-    if file_type is None:
-        return None
-    try:
-        return LlamaFileType(file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        return None
+    names: dict[int | None, str] = {each.value: each.name for each in LlamaFileType}
+    name = names.get(file_type)
+    return name and name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 class _Reader:
@@ -161,18 +156,15 @@ class _Reader:
             raise ValueError("it ends too early")
 
     def _value(self, kind: int) -> object:
+        """Return a value; of an array of texts or a long one, its length alone is wanted."""
         if kind == _STRING:
             return self._string().decode(errors="replace")
-        if kind == _ARRAY:
-            return self._array()
-        return self._unpack(_NUMBERS[kind])
-
-    def _array(self) -> object:
-        """Return the numbers of a short array, else the length: a vocabulary is not wanted."""
+        if kind != _ARRAY:
+            return self._unpack(_NUMBERS[kind])
         kind, length = self._unpack("I"), self._unpack("Q")
         if kind in (_STRING, _ARRAY):
             for _ in range(length):
-                self._string() if kind == _STRING else self._array()
+                self._string() if kind == _STRING else self._value(kind)
             return length
         began = self._at
         self._skip(length * struct.calcsize(f"<{_NUMBERS[kind]}"))

@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +79,10 @@ def locate(spec: ModelSpec) -> Path:
     raise StoreError(f"model {spec.name} is not here{lacks}; run: eva-local pull {spec.name}")
 
 
-def checksum(spec: ModelSpec, progress: Progress | None = None) -> str:
+def checksum(spec: ModelSpec) -> str:
     """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
     locate(spec)
-    return _expected(spec) or joined_checksum(_checksums(spec, progress))
+    return _expected(spec) or joined_checksum(_checksums(spec, no_progress))
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:
@@ -193,8 +192,7 @@ def _paths(spec: ModelSpec) -> tuple[Path, ...]:
 
 
 def _with_parts(path: Path) -> tuple[Path, ...]:
-    names = part_names(path.name)
-    return tuple(path.with_name(name) for name in names) if len(names) > 1 else (path,)
+    return tuple(path.parent / name for name in part_names(path.name))
 
 
 def _missing_part(spec: ModelSpec) -> Path | None:
@@ -233,9 +231,9 @@ def _expected(spec: ModelSpec) -> str | None:
     return spec.sha256 or (joined_checksum(kept) if kept else None)
 
 
-def _checksums(spec: ModelSpec, progress: Progress | None) -> list[str]:
+def _checksums(spec: ModelSpec, progress: Progress) -> list[str]:
     try:
-        return [hash_file(path, spec.name, progress or no_progress) for path in _paths(spec)]
+        return [hash_file(path, spec.name, progress) for path in _paths(spec)]
     except OSError as error:
         raise StoreError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
@@ -256,11 +254,9 @@ def local_problem(spec: ModelSpec) -> str:
 def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
     """Hold a lock file; the system lets go of it when the process ends, however it ends."""
     with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                progress(f"{name}: waiting for another pull of it", 0, None)
-                time.sleep(0.2)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"{name}: waiting for another pull of it", 0, None)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -131,24 +131,23 @@ def read_request(
 
 
 def said(body: Mapping[str, object]) -> dict[str, object]:
-    """Return what a body says, by our names; raise InputError where two names contradict."""
+    """Return what a body says, by our names.
+
+    Raises InputError where two names contradict, and for half a character, which JSON can name.
+    """
     values = given(body)
-    _refuse_half_characters(values)
-    for alias, name in ALIASES.items():
-        if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
-            raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
-    return values
-
-
-def _refuse_half_characters(values: Mapping[str, object]) -> None:
-    """Raise InputError for what JSON can name and is no text; a row is called what it likes."""
     for key, value in values.items():
         try:
             json.dumps([key, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
+            # A row is called what it likes.
             if key != "id":
                 name = key.encode("ascii", "backslashreplace").decode()
                 raise InputError(f"{name}: half a surrogate pair is no text") from error
+    for alias, name in ALIASES.items():
+        if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
+            raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
+    return values
 
 
 def read_messages(value: object) -> list[Message]:

@@ -8,9 +8,6 @@ from starlette.responses import JSONResponse
 
 from eva_local.openai.problem import problem
 
-# When to come again, in seconds: a slot becomes free, or a model is open, at some time.
-_AGAIN_S = 2
-
 
 class RefusedError(Exception):
     """A request that is not answered, and why."""
@@ -33,7 +30,5 @@ class RefusedError(Exception):
 
 
 def come_again(message: str, code: str) -> RefusedError:
-    """Return a refusal that may not last."""
-    return RefusedError(
-        503, message, "server_error", code=code, headers={"Retry-After": str(_AGAIN_S)}
-    )
+    """Return a refusal that may not last: slots become free, and models are open at some time."""
+    return RefusedError(503, message, "server_error", code=code, headers={"Retry-After": "2"})

@@ -18,7 +18,6 @@ from eva_local.openai.request import given, read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
 from eva_local.reading import read
 from eva_local.server.service import asked
-from eva_local.types import Score
 
 
 async def score(request: Request) -> Response:
@@ -27,10 +26,22 @@ async def score(request: Request) -> Response:
     texts, weights, n_top = read_score_call(body, model.members)
     with model.slots.take(len(texts)):
         scores = await model.score(texts, weights, n_top)
-    data = [_told(each, index, model.members) for index, each in enumerate(scores)]
-    if n_top is not None:
-        for told, each in zip(data, scores, strict=True):
+    data = []
+    for index, each in enumerate(scores):
+        # Log-likelihoods are in nats.
+        told: Body = {
+            "index": index,
+            "object": "score",
+            "log_likelihood": each.log_likelihood,
+            "per_byte": each.per_byte,
+            "n_bytes": each.n_bytes,
+            "n_tokens": each.n_symbols,
+            "unseen": each.unseen,
+            "members": dict(zip(model.members, each.members, strict=True)),
+        }
+        if n_top is not None:
             told["logprobs"] = chat_tokens(tokens_of(each.symbols))
+        data.append(told)
     return JSONResponse({"object": "list", "model": model.name, "data": data})
 
 
@@ -54,17 +65,3 @@ def read_score_call(
         (messages or prompt, each) for each in continuations
     ]
     return texts, weights_of(request.weights, members), request.logprobs
-
-
-def _told(score: Score, index: int, members: Sequence[str]) -> Body:
-    """Return a score; log-likelihoods are in nats."""
-    return {
-        "index": index,
-        "object": "score",
-        "log_likelihood": score.log_likelihood,
-        "per_byte": score.per_byte,
-        "n_bytes": score.n_bytes,
-        "n_tokens": score.n_symbols,
-        "unseen": score.unseen,
-        "members": dict(zip(members, score.members, strict=True)),
-    }

@@ -283,7 +283,6 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
     # b has an n_ctx of its own, which the command line beats too.
     assert config.model("b").load == LoadSettings(n_ctx=4, n_batch=3, threads=2)
     assert config.ensemble("e").fusion.candidates == 3
-    assert config.load == config.model("a").load
     origins = {setting.key: setting.origin for setting in config.settings}
     assert tuple(origins) == DEFAULT_KEYS
     assert origins["n_ctx"] == "command line --n-ctx"
@@ -424,7 +423,7 @@ def test_variables_that_are_no_settings(tmp_path: Path) -> None:
         "EVA_LOCAL_CONFIG": str(write(tmp_path, MODELS)),
         "OTHER": "1",
     }
-    assert load_config(None, environ).load.n_ctx == LoadSettings().n_ctx
+    assert load_config(None, environ).model("a").load.n_ctx == LoadSettings().n_ctx
 
 
 def test_seed_can_be_random_again(tmp_path: Path) -> None:
@@ -474,7 +473,7 @@ def test_a_file_in_no_home_folder_is_one_line(tmp_path: Path) -> None:
 def test_shipped_file_is_valid_and_complete() -> None:
     config = load_config(shipped("models.toml"), {})
     assert config.default_ensemble == "demo"
-    assert config.load.n_ctx == 4096
+    assert {spec.load.n_ctx for spec in config.models.values()} == {4096}
     assert [member.name for member in config.members("demo")] == [
         "qwen2.5-coder-0.5b",
         "smollm2-135m",
