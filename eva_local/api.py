@@ -122,7 +122,7 @@ class Ensemble:
         Prompts fill whole batches, and texts move together where one has ended, which loses what
         the caches hold of it. Nobody should read along.
         """
-        self.scheduler.chunk = None
+        self._engine.chunk = None
         self.scheduler.gapless = True
 
     def stream(

@@ -56,10 +56,7 @@ def open_ensemble(
         bytewise = spec.fusion.space == "bytes"
         opening = open_models(spec, report, parallel=parallel, bytewise=bytewise)
         models = stack.enter_context(opening)
-        engine = _engine(spec, models, report)
-        stack.callback(engine.close)
-        sampling = sampling or spec.sampling
-        return Ensemble(spec, models, engine, sampling, stack.pop_all(), parallel=parallel)
+        return _joined(stack, spec, models, sampling, report, parallel)
 
 
 def ensemble_of(
@@ -76,11 +73,7 @@ def ensemble_of(
     """
     for model in models:
         model.remove(ALL, 0)
-    engine = _engine(spec, models, report)
-    resources = contextlib.ExitStack()
-    resources.callback(engine.close)
-    sampling = sampling or spec.sampling
-    return Ensemble(spec, models, engine, sampling, resources, parallel=parallel)
+    return _joined(contextlib.ExitStack(), spec, models, sampling, report, parallel)
 
 
 @contextlib.contextmanager
@@ -127,14 +120,23 @@ def _twins(spec: EnsembleSpec) -> Iterator[str]:
             )
 
 
-def _engine(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> Engine:
-    return Engine(
-        [member.name for member in spec.members],
-        models,
-        _space(spec, models, report),
-        spec.fusion,
-        side_by_side=len(models) > 1 and _each_on_its_device(spec),
-    )
+def _joined(
+    resources: contextlib.ExitStack,
+    spec: EnsembleSpec,
+    models: Sequence[Model],
+    sampling: Sampling | None,
+    report: Report | None,
+    parallel: int,
+) -> Ensemble:
+    """Make an ensemble of open models; it takes over the `resources`."""
+    names = [member.name for member in spec.members]
+    on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
+    space = _space(spec, models, report)
+    side_by_side = len(models) > 1 and on_devices
+    engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
+    resources.callback(engine.close)
+    sampling = sampling or spec.sampling
+    return Ensemble(spec, models, engine, sampling, resources.pop_all(), parallel=parallel)
 
 
 def _space(
@@ -142,10 +144,6 @@ def _space(
 ) -> PivotSpace | ByteSpace:
     if spec.fusion.space == "bytes":
         return ByteSpace(models, pivot=spec.pivot_index)
-    return _pivot_space(spec, models, report)
-
-
-def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | None) -> PivotSpace:
     pivot = models[spec.pivot_index]
     folders = mapping_folders()
     mappings = []
@@ -154,10 +152,6 @@ def _pivot_space(spec: EnsembleSpec, models: Sequence[Model], report: Report | N
         told = _labelled(report, f"mapping {member.name} to {spec.pivot}")
         mappings.append(find_or_build(spec.fusion.mapping, model, pivot, folders, told))
     return PivotSpace(models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates)
-
-
-def _each_on_its_device(spec: EnsembleSpec) -> bool:
-    return can_offload() and all(member.load.n_gpu_layers != 0 for member in spec.members)
 
 
 def _labelled(report: Report | None, label: str) -> Callable[[float], None] | None:

@@ -19,7 +19,6 @@ import msgspec
 from msgspec import Meta, ValidationError, inspect
 
 from eva_local.errors import InputError
-from eva_local.wording import LISTS, Record, bare, options, wanted
 
 T = TypeVar("T")
 
@@ -33,6 +32,18 @@ Scale = Annotated[float, Meta(gt=0, le=_MOST)]
 Whole = Annotated[int, Meta(ge=0)]
 Words = Annotated[str, Meta(min_length=1)]
 
+_SCALARS = (inspect.IntType, inspect.FloatType, inspect.StrType)
+_Fields = inspect.StructType | inspect.DataclassType
+_LISTS = (inspect.ListType, inspect.VarTupleType)
+_NAMES: Mapping[type, str] = {
+    inspect.BoolType: "true or false",
+    inspect.DataclassType: "an object",
+    inspect.DictType: "an object",
+    inspect.FloatType: "a number",
+    inspect.IntType: "a whole number",
+    inspect.StrType: "a text",
+    inspect.StructType: "an object",
+}
 _LONGEST = 60
 # Values that ask for nothing, whatever their key.
 _NOTHING: Sequence[object] = (None, "", [], {})
@@ -41,6 +52,7 @@ _WORDS = {
     **dict.fromkeys(("false", "0", "no", "off"), False),
     "random": None,
 }
+_type_of = lru_cache(maxsize=64)(inspect.type_info)
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 
 
@@ -95,7 +107,7 @@ def _lean(value: Any, node: inspect.Type) -> Any:
             and (key in types or key == _tag_field(record) or each not in _NOTHING)
         }
     items = _items(node) or node
-    if isinstance(value, list) and any(isinstance(each, Record) for each in options(items)):
+    if isinstance(value, list) and any(isinstance(each, _Fields) for each in _options(items)):
         return [_lean(each, items) for each in value]
     return value
 
@@ -196,37 +208,32 @@ def _explained(message: str, value: Any, kind: Any, where: str) -> ReadError:
         for field in record.fields:
             if field.required and field.encode_name not in value:
                 return ReadError(_joined(where, field.encode_name), "is missing")
-    elif isinstance(bare(node), Record | inspect.DictType) and not isinstance(value, Mapping):
+    elif isinstance(_bare(node), _Fields | inspect.DictType) and not isinstance(value, Mapping):
         return ReadError(where, "is no JSON object")
-    return ReadError(where, f"must be {wanted(node, value)}, not {shown(value)}")
+    return ReadError(where, f"must be {_wanted(node, value)}, not {shown(value)}")
 
 
 def _joined(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-@lru_cache(maxsize=64)
-def _type_of(kind: Any) -> inspect.Type:
-    return inspect.type_info(kind)
-
-
-def _record(node: inspect.Type, value: Any) -> Record | None:
+def _record(node: inspect.Type, value: Any) -> _Fields | None:
     """Return the type with fields that a value is of; of several, the one that its tag names."""
-    for each in options(node) if isinstance(value, Mapping) else ():
-        if isinstance(each, Record) and (
+    for each in _options(node) if isinstance(value, Mapping) else ():
+        if isinstance(each, _Fields) and (
             _tag_field(each) is None or value.get(_tag_field(each)) == getattr(each, "tag", None)
         ):
             return each
     return None
 
 
-def _tag_field(record: Record) -> str | None:
+def _tag_field(record: _Fields) -> str | None:
     return getattr(record, "tag_field", None)
 
 
 def _items(node: inspect.Type) -> inspect.Type | None:
     """Return the type of what is in a list; None where it can be no list."""
-    lists = (each.item_type for each in options(node) if isinstance(each, LISTS))
+    lists = (each.item_type for each in _options(node) if isinstance(each, _LISTS))
     return next(lists, None)
 
 
@@ -238,3 +245,57 @@ def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type 
     # What a union must be, and says so, is worded as a whole.
     is_whole = isinstance(node, inspect.Metadata) and isinstance(node.type, inspect.UnionType)
     return _items(node) if isinstance(value, Sequence) and not is_whole else None
+
+
+def _bare(node: inspect.Type) -> inspect.Type:
+    """Return a type without its `Meta`."""
+    return node.type if isinstance(node, inspect.Metadata) else node
+
+
+def _options(node: inspect.Type) -> list[inspect.Type]:
+    """Return the types that a type may be, one or more."""
+    found = _bare(node)
+    return list(map(_bare, found.types)) if isinstance(found, inspect.UnionType) else [found]
+
+
+def _wanted(node: inspect.Type, value: object) -> str:
+    """Word what a value must be: of the right type, or where it is, in the range."""
+    if isinstance(node, inspect.Metadata):
+        described = (node.extra_json_schema or {}).get("description")
+        if described and _fits(node.type, value) == isinstance(node.type, _SCALARS):
+            return str(described)
+        return _wanted(node.type, value)
+    if isinstance(node, inspect.UnionType):
+        types = [each for each in node.types if not isinstance(each, inspect.NoneType)]
+        fitting = [each for each in types if _fits(each, value)]
+        return " or ".join(_wanted(each, value) for each in fitting or types)
+    if isinstance(node, inspect.LiteralType):
+        return " or ".join(f'"{word}"' for word in node.values)
+    if isinstance(node, inspect.IntType | inspect.FloatType) and _fits(node, value):
+        return _range(node)
+    if isinstance(node, inspect.StrType) and node.min_length:
+        return "a text that is not empty"
+    if isinstance(node, _LISTS):
+        name = _NAMES.get(type(_bare(node.item_type)), "")
+        return f"a list of {name.partition(' ')[2]}s" if name else "a list"
+    return _NAMES[type(node)]
+
+
+def _fits(node: inspect.Type, value: object) -> bool:
+    """Return whether a value is a number or text as the type is, though perhaps out of range."""
+    for each in _options(node):
+        if isinstance(each, inspect.FloatType) and type(value) in (int, float):
+            return -_MOST <= value <= _MOST  # type: ignore[operator]  # a number
+        if type(value) is {inspect.IntType: int, inspect.StrType: str}.get(type(each)):
+            return True
+    return False
+
+
+def _range(node: inspect.IntType | inspect.FloatType) -> str:
+    least = node.gt if node.ge is None else node.ge
+    most = node.lt if node.le is None else node.le
+    if least is None or most is None or most == _MOST:
+        return f"at least {least}" if node.gt is None else f"above {least}"
+    if isinstance(node, inspect.IntType):
+        return f"from {least} to {most}"
+    return f"in {'[' if node.gt is None else '('}{least}, {most}{']' if node.lt is None else ')'}"

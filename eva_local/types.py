@@ -90,18 +90,15 @@ def _checked_biases(biases: Mapping[str, int | float | bool]) -> tuple[tuple[str
         amount = -math.inf if bias is False else bias
         if not text:
             raise InputError("logit_bias must not have an empty text")
-        _refuse_half_characters(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            problem = "half a surrogate pair is no text"
+            raise InputError(f"logit_bias of {text!r}: {problem}") from error
         if isinstance(amount, bool) or not (-_MOST <= amount <= _MOST or amount == -math.inf):
             raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
         checked[text] = float(amount)
     return tuple(checked.items())
-
-
-def _refuse_half_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"logit_bias of {text!r}: half a surrogate pair is no text") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,27 +49,17 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
     a twin are looked up; tokens that stand for no text take no part at all.
     Raises MappingError where the vocabularies have no token in common.
     """
-    twin = twins(member.vocabulary, pivot.vocabulary)
-    space = overlay(
-        member,
-        pivot,
-        np.flatnonzero(member.vocabulary.speakable),
-        written(pivot.vocabulary),
-        anchors_by_bytes(member.vocabulary, pivot.vocabulary),
-        _DIRECTIONS,
-    )
+    vocabularies = member.vocabulary, pivot.vocabulary
+    twin, anchors = twins(*vocabularies), anchors_by_bytes(*vocabularies)
+    tokens, symbols = np.flatnonzero(member.vocabulary.speakable), written(pivot.vocabulary)
+    space = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
     alone = np.flatnonzero(twin[space.tokens] < 0)
     rows, symbols, weights = trusted(space.nearest(alone, _NEIGHBOURS, _FLOOR, progress))
     paired = np.flatnonzero(twin >= 0)
-    return from_entries(
-        "eva",
-        member.vocabulary,
-        pivot.vocabulary,
-        np.concatenate([paired, space.tokens[alone[rows]]]),
-        np.concatenate([twin[paired], space.symbols[symbols]]),
-        np.concatenate([np.ones(len(paired)), weights]),
-        parameters=PARAMETERS,
-    )
+    rows = np.concatenate([paired, space.tokens[alone[rows]]])
+    symbols = np.concatenate([twin[paired], space.symbols[symbols]])
+    weights = np.concatenate([np.ones(len(paired)), weights])
+    return from_entries("eva", *vocabularies, rows, symbols, weights, parameters=PARAMETERS)
 
 
 def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
@@ -86,25 +76,15 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
 
     Raises MappingError where no token is spelled alike.
     """
-    space = overlay(
-        member,
-        pivot,
-        np.arange(len(member.vocabulary)),
-        np.arange(len(pivot.vocabulary)),
-        anchors_by_spelling(member.layer.spellings, pivot.layer.spellings),
-    )
+    vocabularies = member.vocabulary, pivot.vocabulary
+    anchors = anchors_by_spelling(member.layer.spellings, pivot.layer.spellings)
+    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in vocabularies)
+    space = overlay(member, pivot, tokens, symbols, anchors)
     found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)
     found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
     rows, symbols, weights = trusted(found)
-    return from_entries(
-        "eva-paper",
-        member.vocabulary,
-        pivot.vocabulary,
-        rows,
-        symbols,
-        weights,
-        parameters=PAPER_PARAMETERS,
-    )
+    parameters = PAPER_PARAMETERS
+    return from_entries("eva-paper", *vocabularies, rows, symbols, weights, parameters=parameters)
 
 
 def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:

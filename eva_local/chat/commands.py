@@ -18,12 +18,12 @@ from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
 from eva_local.chat.reader import Command, counted, sound
 from eva_local.chat.votes import usage_line, vote_lines
-from eva_local.config.paths import user_path
 from eva_local.config.settings import (
     keys_of,
     read_settings,
     read_text,
     refuse_unknown,
+    user_path,
 )
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError

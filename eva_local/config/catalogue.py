@@ -10,7 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
-from eva_local.config.paths import user_path
 from eva_local.config.settings import (
     REQUEST_KEYS,
     Setting,
@@ -20,6 +19,7 @@ from eva_local.config.settings import (
     read_settings,
     read_text,
     refuse_unknown,
+    user_path,
 )
 from eva_local.config.specs import (
     Count,
@@ -147,7 +147,7 @@ def read_ensembles(
             members=tuple(models[member] for member in table.members),
             pivot=pivot,
             fusion=build(FusionSettings, settings),
-            sampling=_sampling(path, place, values, table, build(Sampling, settings)),
+            sampling=_sampling(path, place, values, build(Sampling, settings)),
             description=table.description,
         )
         owns[name] = own
@@ -246,15 +246,12 @@ def _in_order(place: str, values: Mapping[str, Any], names: list[str]) -> Mappin
     return {**values, "weights": [weights[name] for name in names]}
 
 
-def _sampling(
-    path: Path, place: str, values: Mapping[str, object], table: _Ensemble, settings: Sampling
-) -> Sampling:
+def _sampling(path: Path, place: str, values: Mapping[str, Any], settings: Sampling) -> Sampling:
     """Return how an ensemble's answers are drawn: by `settings`, and what its table has beside."""
-    request: dict[str, Any] = {key: values[key] for key in ("stop", "logit_bias") if key in values}
-    for key, file in (("grammar", table.grammar), ("json_schema", table.json_schema)):
-        if file:
-            where = f"{place}.{key}"
-            request[key] = read_text(_beside(path, file, where), where)
+    request = {key: values[key] for key in REQUEST_KEYS if key in values}
+    for key in filter(request.__contains__, ("grammar", "json_schema")):
+        where = f"{place}.{key}"
+        request[key] = read_text(_beside(path, request[key], where), where)
     try:
         return replace(settings, **request)
     except ReadError as error:

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from eva_local.config.catalogue import check_weights, read_ensembles, read_models
-from eva_local.config.paths import user_path
-from eva_local.config.settings import Setting, build, keys_of, read_settings, refuse_unknown
+from eva_local.config.settings import (
+    Setting,
+    build,
+    keys_of,
+    read_settings,
+    refuse_unknown,
+    user_path,
+)
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec
 from eva_local.errors import ConfigError, refusing
 from eva_local.reading import Words, did_you_mean, settle

@@ -38,6 +38,21 @@ def refuse_unknown(table: Mapping[str, object], known: Iterable[str], where: str
             raise ConfigError(f"{where}{key}: unknown key; {did_you_mean(key, known)}")
 
 
+def user_path(written: str | Path, where: str) -> Path:
+    """Return the path that a user wrote, `~` at its beginning taken for a home folder.
+
+    Raises ConfigError, naming `where` it was written, for what can be no path.
+    """
+    if "\0" in str(written):
+        raise ConfigError(f"{where}: must be a path, not {str(written)!r}")
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{where}: {written}: there is no such home folder; write the path in full"
+        ) from error
+
+
 def read_text(path: Path, where: str) -> str:
     """Return the text of a file that a setting names; ConfigError where there is none."""
     problem = f"{where}: {path}: cannot be read"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from eva_local.config.paths import part_names
 from eva_local.errors import InputError
 from eva_local.reading import Amount, ReadError, Scale, Whole, settle, shown
 from eva_local.types import Sampling
 
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+# llama.cpp opens the first part of a model, and finds the others by this ending.
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,16 @@ class WheelSource:
 
 
 Source = PathSource | HubSource | WheelSource
+
+
+def part_names(name: str) -> tuple[str, ...]:
+    """Return the names of all files of a model, whichever of them `name` is; mostly one."""
+    found = _PART.fullmatch(name)
+    if found is None or not 0 < int(found[2]) <= int(found[3]):
+        return (name,)
+    return tuple(
+        f"{found[1]}-{place:05}-of-{found[3]}{found[4]}" for place in range(1, int(found[3]) + 1)
+    )
 
 
 @dataclass(frozen=True, slots=True)

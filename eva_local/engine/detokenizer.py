@@ -66,13 +66,6 @@ class TextStream:
             return shown
         return self._release(len(self._waiting) - self._undecided())
 
-    def would_stop(self, piece: bytes) -> bool:
-        """Return whether the next bytes complete a stop string."""
-        if not self._stop:
-            return False
-        ahead = self._waiting + piece.decode("utf-8", "ignore")
-        return any(stop in ahead for stop in self._stop)
-
     def finish(self) -> str:
         """Return what waited; a half character at the end is left out."""
         return self._release(len(self._waiting))

@@ -53,15 +53,6 @@ class Scheduler:
         self._closed = False
 
     @property
-    def chunk(self) -> int | None:
-        """How many tokens of prompts a step may read beside answers; None fills the batches."""
-        return self.engine.chunk
-
-    @chunk.setter
-    def chunk(self, chunk: int | None) -> None:
-        self.engine.chunk = chunk
-
-    @property
     def n_places(self) -> int:
         """The old name of `n_slots`."""
         warnings.warn("n_places is now n_slots", DeprecationWarning, stacklevel=2)

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eva_local.config.paths import part_names
-from eva_local.config.specs import LoadSettings
+from eva_local.config.specs import LoadSettings, part_names
 from eva_local.errors import ModelError
 from eva_local.llama.backend import can_offload, library, reason
 from eva_local.llama.calls import calling

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eva_local.config.paths import part_names
+from eva_local.config.specs import part_names
 from eva_local.errors import StoreError
 from eva_local.models.cache_size import MOST_LAYERS, cache_size
 

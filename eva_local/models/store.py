@@ -13,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from eva_local.config.paths import part_names, user_path
-from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource
+from eva_local.config.settings import user_path
+from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
 from eva_local.models.download import Download, Progress, hash_file, joined_checksum
 from eva_local.models.header import is_gguf

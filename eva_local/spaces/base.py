@@ -37,7 +37,8 @@ class Candidates:
     A vote is None where a member was not asked. Its ids are those of candidates: `pieces` has
     the bytes of each, `end` is END, which has none, and -1 where the text cannot end here. A
     grammar admits those that are `allowed`, None: all. `proposer` put the pieces forward, where
-    one member did.
+    one member did. Where candidates are tokens, `tokens` are those of each piece; else the
+    symbols of a candidate are its bytes.
     """
 
     votes: Sequence[Vote | None]
@@ -45,6 +46,7 @@ class Candidates:
     end: int
     allowed: Marks | None = None
     proposer: int | None = None
+    tokens: Mapping[bytes, Sequence[int]] | None = None
 
     def piece(self, candidate: int) -> bytes:
         """Return the bytes of a candidate; END has none."""
@@ -52,15 +54,21 @@ class Candidates:
 
     def symbols(self, candidate: int) -> Sequence[int]:
         """Return the symbols of the space that a candidate stands for; END is none."""
-        raise NotImplementedError
+        if self.tokens is None:
+            return tuple(self.piece(candidate))
+        return () if candidate == self.end else (candidate,)
 
     def with_piece(self, piece: bytes) -> Sequence[int]:
         """Return the candidates with exactly these bytes."""
-        raise NotImplementedError
+        if self.tokens is None:
+            return (self.pieces.index(piece),) if piece in self.pieces else ()
+        return self.tokens.get(piece, ())
 
     def possible(self) -> Ids:
         """Return what may be chosen where nothing that was voted for may."""
-        raise NotImplementedError
+        if self.allowed is not None:
+            return np.flatnonzero(self.allowed)
+        return np.arange(len(self.pieces)) if self.tokens is None else np.asarray([self.end])
 
     def spread(self, candidates: Ids, values: Mapping[bytes, float]) -> Floats:
         """Return (m,): the value of the piece of each of `candidates`, which ascend, else 0."""

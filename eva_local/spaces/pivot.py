@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,25 +16,6 @@ from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reach
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import Candidates, Constraint
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TokenCandidates(Candidates):
-    """The pivot's tokens and END: a candidate is a symbol."""
-
-    by_piece: MappingOf[bytes, Sequence[int]]
-
-    def symbols(self, candidate: int) -> Sequence[int]:
-        """Return the symbols that a candidate stands for: itself; END is none."""
-        return () if candidate == self.end else (candidate,)
-
-    def with_piece(self, piece: bytes) -> Sequence[int]:
-        """Return the tokens with exactly these bytes."""
-        return self.by_piece.get(piece, ())
-
-    def possible(self) -> Ids:
-        """Return what may be chosen where nothing that was voted for may."""
-        return np.asarray([self.end]) if self.allowed is None else np.flatnonzero(self.allowed)
 
 
 class PivotState:
@@ -213,17 +193,17 @@ class PivotSpace:
         _weights: Floats,
         grammar: Constraint | None = None,
         only: int | None = None,
-    ) -> TokenCandidates:
+    ) -> Candidates:
         """Return every member's vote on the pivot's tokens; see `Space.candidates`."""
-        return TokenCandidates(
+        return Candidates(
             votes=self._votes(states, only),
             pieces=self._pieces,
             end=self.end,
             allowed=None if grammar is None else grammar.allowed,
-            by_piece=self._by_piece,
+            tokens=self._by_piece,
         )
 
-    def symbols(self, states: Sequence[PivotState], only: int | None = None) -> TokenCandidates:
+    def symbols(self, states: Sequence[PivotState], only: int | None = None) -> Candidates:
         """Return every member's vote on the next token; see `Space.symbols`."""
         return self.candidates(states, np.empty(0), only=only)
 

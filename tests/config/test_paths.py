@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.config.paths import user_path
+from eva_local.config.settings import user_path
 from eva_local.errors import ConfigError
 
 

@@ -20,8 +20,7 @@ from eva_local.engine.sampling import (
 )
 from eva_local.errors import InputError
 from eva_local.fusion.votes import NOBODY, Vote
-from eva_local.spaces.bytes.space import PieceCandidates
-from eva_local.spaces.pivot import TokenCandidates
+from eva_local.spaces.base import Candidates
 from eva_local.types import Sampling
 
 FOUR = np.array([0.5, 0.25, 0.15, 0.1])
@@ -61,12 +60,12 @@ class Drawn:
         self._sampler = sampler
         sampler.grammar = grammar
         letters = range(END)
-        self.candidates = TokenCandidates(
+        self.candidates = Candidates(
             votes=[],
             pieces=PIECES,
             end=END,
             allowed=None if grammar is None else grammar.allowed,
-            by_piece={piece: [i for i in letters if PIECES[i] == piece] for piece in PIECES},
+            tokens={piece: [i for i in letters if PIECES[i] == piece] for piece in PIECES},
         )
 
     def choose(self, fused: Vote) -> int:
@@ -361,8 +360,8 @@ def test_values_out_of_range_are_refused(wrong) -> None:
 def test_pieces_that_are_put_forward_are_biased_and_penalised_by_hand() -> None:
     fused = Vote(np.arange(3), np.array([0.5, 0.3, 0.2]))
 
-    def among(*pieces: bytes) -> PieceCandidates:
-        return PieceCandidates([], pieces, end=-1 if pieces[-1] else len(pieces) - 1)
+    def among(*pieces: bytes) -> Candidates:
+        return Candidates([], pieces, end=-1 if pieces[-1] else len(pieces) - 1)
 
     ended = among(b"a", b"b", b"")
     assert Sampler(Sampling(logit_bias={"b": 1.0})).choose(fused, ended) == 1

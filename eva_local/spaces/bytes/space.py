@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.fusion.votes import Floats, Ids
+from eva_local.fusion.votes import Floats
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Model
 from eva_local.spaces.base import Candidates, Constraint
@@ -26,23 +25,6 @@ THRESHOLD = 0.04
 # Pieces to choose among.
 _PUT_FORWARD = 64
 _BYTES = (*(bytes([byte]) for byte in range(END)), b"")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PieceCandidates(Candidates):
-    """Pieces that a member puts forward, or all single bytes."""
-
-    def symbols(self, candidate: int) -> Sequence[int]:
-        """Return the bytes of a candidate; END has none."""
-        return tuple(self.piece(candidate))
-
-    def with_piece(self, piece: bytes) -> Sequence[int]:
-        """Return the candidate with exactly these bytes, if there is one."""
-        return (self.pieces.index(piece),) if piece in self.pieces else ()
-
-    def possible(self) -> Ids:
-        """Return all that is allowed: what was put forward was voted for."""
-        return np.arange(len(self.pieces)) if self.allowed is None else np.flatnonzero(self.allowed)
 
 
 class ByteSpace:
@@ -135,7 +117,7 @@ class ByteSpace:
         weights: Floats,
         grammar: Constraint | None = None,
         only: int | None = None,
-    ) -> PieceCandidates:
+    ) -> Candidates:
         """Return the pieces among which to choose next; see `Space.candidates`.
 
         The member with the highest weight puts its likeliest pieces forward. A vote is the mass
@@ -156,7 +138,7 @@ class ByteSpace:
             state.vote_on(pieces, shares, ends) if only in (None, member) else None
             for member, state in enumerate(states)
         ]
-        return PieceCandidates(
+        return Candidates(
             votes=votes,
             pieces=pieces,
             end=-1 if pieces[-1] else len(pieces) - 1,
@@ -172,13 +154,13 @@ class ByteSpace:
             return offer
         return [pieces[i] for i in spelled], shares[spelled], ends[spelled]
 
-    def symbols(self, states: Sequence[ByteState], only: int | None = None) -> PieceCandidates:
+    def symbols(self, states: Sequence[ByteState], only: int | None = None) -> Candidates:
         """Return every member's vote on the next byte, exact; see `Space.symbols`."""
         votes = [
             state.vote(self._symbols) if only in (None, member) else None
             for member, state in enumerate(states)
         ]
-        return PieceCandidates(votes=votes, pieces=_BYTES, end=END)
+        return Candidates(votes=votes, pieces=_BYTES, end=END)
 
     def commit(self, states: Sequence[ByteState], candidates: Candidates, chosen: int) -> None:
         """Append a chosen piece; the member that put it forward takes it as whole."""
