@@ -12,14 +12,9 @@ from numpy.typing import NDArray
 
 from eva_local.alignment.csls import Neighbours
 from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
-from eva_local.alignment.overlay import (
-    Embedded,
-    anchors_by_bytes,
-    anchors_by_spelling,
-    overlay,
-    written,
-)
+from eva_local.alignment.overlay import anchors_by_bytes, anchors_by_spelling, overlay, written
 from eva_local.alignment.vecmap import Ids
+from eva_local.alignment.weights import OutputLayer
 
 Weights = NDArray[np.float64]
 
@@ -42,7 +37,7 @@ PAPER_PARAMETERS = {
 PARAMETERS = {**PAPER_PARAMETERS, "directions": _DIRECTIONS}
 
 
-def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
     """Map each token to its twin, and those without one to their nearest symbols by CSLS.
 
     EVA mended: twins are found by bytes and keep all of their mass, so that only tokens without
@@ -62,7 +57,7 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
     return from_entries("eva", *vocabularies, rows, symbols, weights, parameters=PARAMETERS)
 
 
-def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
     """Map each token to its nearest symbols by CSLS, as EVA was published.
 
     Anchors are tokens that the two vocabulary files spell equally, whatever bytes they stand
@@ -77,7 +72,7 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
     Raises MappingError where no token is spelled alike.
     """
     vocabularies = member.vocabulary, pivot.vocabulary
-    anchors = anchors_by_spelling(member.layer.spellings, pivot.layer.spellings)
+    anchors = anchors_by_spelling(member.spellings, pivot.spellings)
     tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in vocabularies)
     space = overlay(member, pivot, tokens, symbols, anchors)
     found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eva_local.alignment.mapping import Mapping, Progress
-from eva_local.alignment.overlay import Embedded, anchors_by_bytes, overlay, written
+from eva_local.alignment.overlay import anchors_by_bytes, overlay, written
+from eva_local.alignment.weights import OutputLayer
 from eva_local.llama.model import Model, Run
 
 # Prose, numbers, code and another language: what members are asked to write.
@@ -32,8 +33,8 @@ class HeldOut:
 
 
 def held_out(
-    member: Embedded,
-    pivot: Embedded,
+    member: OutputLayer,
+    pivot: OutputLayer,
     *,
     directions: int | None = None,
     share: float = 0.1,
