@@ -75,10 +75,7 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
 def build(
     method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
 ) -> Path:
-    """Learn a mapping and keep it in `folder`; return its file.
-
-    Raises MappingError where there is no such method.
-    """
+    """Learn a mapping into `folder` and return its file; MappingError for an unknown method."""
     if method not in METHODS:
         raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
     path = folder / file_name(method, member, pivot)
