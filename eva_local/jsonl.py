@@ -63,10 +63,9 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise
 
 
 class JsonlFile:

@@ -36,13 +36,11 @@ _SCALARS = (inspect.IntType, inspect.FloatType, inspect.StrType)
 _Fields = inspect.StructType | inspect.DataclassType
 _LISTS = (inspect.ListType, inspect.VarTupleType)
 _NAMES: Mapping[type, str] = {
+    **dict.fromkeys((inspect.DataclassType, inspect.DictType, inspect.StructType), "an object"),
     inspect.BoolType: "true or false",
-    inspect.DataclassType: "an object",
-    inspect.DictType: "an object",
     inspect.FloatType: "a number",
     inspect.IntType: "a whole number",
     inspect.StrType: "a text",
-    inspect.StructType: "an object",
 }
 _LONGEST = 60
 # Values that ask for nothing, whatever their key.
@@ -71,11 +69,10 @@ class UnknownKeyError(ReadError):
 
     def __init__(self, key: str, known: Iterable[str], where: str = "") -> None:
         """Name the key of what stands `where`, and the known ones that may be meant."""
-        key = key[:_LONGEST]
-        super().__init__(
-            "", f"unknown option {shown(_joined(where, key))}; {did_you_mean(key, known)}"
-        )
-        self.path = _joined(where, key)
+        hint = did_you_mean(key[:_LONGEST], known)
+        path = _joined(where, key[:_LONGEST])
+        super().__init__("", f"unknown option {shown(path)}; {hint}")
+        self.path = path
 
 
 def read(value: object, kind: type[T], where: str = "") -> T:
