@@ -58,12 +58,11 @@ def nearest(
     x: Matrix,
     z: Matrix,
     rows: Ids,
-    *,
     count: int,
     floor: float,
     near: Matrix | None = None,
-    cells: int = _CELLS,
     progress: Callable[[float], None] | None = None,
+    cells: int = _CELLS,
 ) -> Neighbours:
     """Return the `count` best symbols of each of `rows` by CSLS that score at least `floor`.
 

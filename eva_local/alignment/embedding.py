@@ -44,8 +44,8 @@ def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = Non
     a twin are looked up; tokens that stand for no text take no part at all.
     Raises MappingError where the vocabularies have no token in common.
     """
-    vocabularies = member.vocabulary, pivot.vocabulary
-    twin, anchors = twins(*vocabularies), anchors_by_bytes(*vocabularies)
+    sides = member.vocabulary, pivot.vocabulary
+    twin, anchors = twins(*sides), anchors_by_bytes(*sides)
     tokens, symbols = np.flatnonzero(member.vocabulary.speakable), written(pivot.vocabulary)
     space = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
     alone = np.flatnonzero(twin[space.tokens] < 0)
@@ -54,7 +54,7 @@ def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = Non
     rows = np.concatenate([paired, space.tokens[alone[rows]]])
     symbols = np.concatenate([twin[paired], space.symbols[symbols]])
     weights = np.concatenate([np.ones(len(paired)), weights])
-    return from_entries("eva", *vocabularies, rows, symbols, weights, parameters=PARAMETERS)
+    return from_entries("eva", *sides, rows, symbols, weights, parameters=PARAMETERS)
 
 
 def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
@@ -71,15 +71,14 @@ def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None
 
     Raises MappingError where no token is spelled alike.
     """
-    vocabularies = member.vocabulary, pivot.vocabulary
+    sides = member.vocabulary, pivot.vocabulary
     anchors = anchors_by_spelling(member.spellings, pivot.spellings)
-    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in vocabularies)
+    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in sides)
     space = overlay(member, pivot, tokens, symbols, anchors)
     found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)
     found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
     rows, symbols, weights = trusted(found)
-    parameters = PAPER_PARAMETERS
-    return from_entries("eva-paper", *vocabularies, rows, symbols, weights, parameters=parameters)
+    return from_entries("eva-paper", *sides, rows, symbols, weights, parameters=PAPER_PARAMETERS)
 
 
 def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:

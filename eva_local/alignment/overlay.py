@@ -34,9 +34,7 @@ class Overlay:
         self, rows: Ids, count: int, floor: float, progress: Progress | None = None
     ) -> Neighbours:
         """Return the best symbols by CSLS of some rows of `x`; see `csls.nearest`."""
-        return nearest(
-            *(self.x, self.z, rows), count=count, floor=floor, near=self.near, progress=progress
-        )
+        return nearest(self.x, self.z, rows, count, floor, self.near, progress)
 
 
 def anchors_by_bytes(member: Vocabulary, pivot: Vocabulary) -> tuple[Ids, Ids]:
