@@ -205,19 +205,17 @@ def _source(path: Path, place: str, values: Mapping[str, object], table: _Model)
 
 
 def _wheel_source(place: str, source: WheelSource) -> WheelSource:
-    seen = set()
-    for i in range(source.parts):
-        try:
-            requirement, file = source.part(i)
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"{place}.wheel: or file has a field that is not n or i: {error}"
-            ) from error
+    try:
+        parts = [source.part(i) for i in range(source.parts)]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{place}.wheel: or file has a field that is not n or i: {error}"
+        ) from error
+    for requirement, file in parts:
         if not _REQUIREMENT.fullmatch(requirement):
             raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
         _refuse_outside(place, file)
-        seen.add((requirement, file))
-    if len(seen) != source.parts:
+    if len(set(parts)) != source.parts:
         raise ConfigError(
             f"{place}.parts: needs {{n}} or {{i}} in wheel or file, or all parts are the same"
         )
