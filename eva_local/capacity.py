@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -133,17 +135,14 @@ def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:
 
 
 def _free_in_system() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
+    with contextlib.suppress(OSError, ValueError):
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+        if found := re.search(r"^MemAvailable:\s*(\d+)", told, re.MULTILINE):
+            return int(found[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
         # What is free is not told here; half of all there is rarely is too much.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError):
-        return None
+    return None
 
 
 def _free_in_group(folder: Path) -> int | None:

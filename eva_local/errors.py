@@ -62,10 +62,8 @@ def passed_on(error: Exception) -> EvaError:
 
     An exception carries the way it took, which is another in each of them.
     """
-    if isinstance(error, EvaError):
-        told = copy.copy(error)
-    else:
-        told = ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
+    fault = ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
+    told = copy.copy(error) if isinstance(error, EvaError) else fault
     told.__cause__ = error
     return told
 

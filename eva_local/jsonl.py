@@ -63,10 +63,9 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise
 
 
 class JsonlFile:
@@ -187,11 +186,10 @@ class JsonlFile:
                 if not os.path.samestat(found, path.stat()):
                     # It was exchanged meanwhile: see `keep`.
                     raise BlockingIOError
-        except BlockingIOError as error:
+        except BaseException as error:
             os.close(file)
-            raise InputError(self._busy or "") from error
-        except BaseException:
-            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise InputError(self._busy or "") from error
             raise
         return file
 

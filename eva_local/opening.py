@@ -56,7 +56,7 @@ def open_ensemble(
         bytewise = spec.fusion.space == "bytes"
         opening = open_models(spec, report, parallel=parallel, bytewise=bytewise)
         models = stack.enter_context(opening)
-        return _joined(stack, spec, models, sampling, report, parallel)
+        return ensemble_of(spec, models, sampling, report, parallel=parallel, resources=stack)
 
 
 def ensemble_of(
@@ -66,14 +66,24 @@ def ensemble_of(
     report: Report | None = None,
     *,
     parallel: int = 1,
+    resources: contextlib.ExitStack | None = None,
 ) -> Ensemble:
     """Let models that are open for `parallel` texts answer as `spec`, and leave them open.
 
-    Their caches are emptied: an ensemble that had these models before must not go on.
+    Their caches are emptied: an ensemble that had these models before must not go on. It takes
+    over the `resources`, which are closed with it.
     """
     for model in models:
         model.remove(ALL, 0)
-    return _joined(contextlib.ExitStack(), spec, models, sampling, report, parallel)
+    names = [member.name for member in spec.members]
+    on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
+    space = _space(spec, models, report)
+    side_by_side = len(models) > 1 and on_devices
+    engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
+    resources = resources or contextlib.ExitStack()
+    resources.callback(engine.close)
+    sampling = sampling or spec.sampling
+    return Ensemble(spec, models, engine, sampling, resources.pop_all(), parallel=parallel)
 
 
 @contextlib.contextmanager
@@ -118,25 +128,6 @@ def _twins(spec: EnsembleSpec) -> Iterator[str]:
                 f"{spec.name}: members {one.name} and {other.name} are the same model, which is "
                 "decoded twice and has two votes"
             )
-
-
-def _joined(
-    resources: contextlib.ExitStack,
-    spec: EnsembleSpec,
-    models: Sequence[Model],
-    sampling: Sampling | None,
-    report: Report | None,
-    parallel: int,
-) -> Ensemble:
-    """Make an ensemble of open models; it takes over the `resources`."""
-    names = [member.name for member in spec.members]
-    on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
-    space = _space(spec, models, report)
-    side_by_side = len(models) > 1 and on_devices
-    engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
-    resources.callback(engine.close)
-    sampling = sampling or spec.sampling
-    return Ensemble(spec, models, engine, sampling, resources.pop_all(), parallel=parallel)
 
 
 def _space(

@@ -36,14 +36,14 @@ _SCALARS = (inspect.IntType, inspect.FloatType, inspect.StrType)
 _Fields = inspect.StructType | inspect.DataclassType
 _LISTS = (inspect.ListType, inspect.VarTupleType)
 _NAMES: Mapping[type, str] = {
+    **dict.fromkeys((inspect.DataclassType, inspect.DictType, inspect.StructType), "an object"),
     inspect.BoolType: "true or false",
-    inspect.DataclassType: "an object",
-    inspect.DictType: "an object",
     inspect.FloatType: "a number",
     inspect.IntType: "a whole number",
     inspect.StrType: "a text",
-    inspect.StructType: "an object",
 }
+# What JSON has for the other kinds of values of Python and NumPy.
+_FORMS: dict[type, Any] = {Integral: int, Real: float, Mapping: dict, Sequence: list}
 _LONGEST = 60
 # Values that ask for nothing, whatever their key.
 _NOTHING: Sequence[object] = (None, "", [], {})
@@ -71,11 +71,10 @@ class UnknownKeyError(ReadError):
 
     def __init__(self, key: str, known: Iterable[str], where: str = "") -> None:
         """Name the key of what stands `where`, and the known ones that may be meant."""
-        key = key[:_LONGEST]
-        super().__init__(
-            "", f"unknown option {shown(_joined(where, key))}; {did_you_mean(key, known)}"
-        )
-        self.path = _joined(where, key)
+        hint = did_you_mean(key[:_LONGEST], known)
+        path = _joined(where, key[:_LONGEST])
+        super().__init__("", f"unknown option {shown(path)}; {hint}")
+        self.path = path
 
 
 def read(value: object, kind: type[T], where: str = "") -> T:
@@ -93,22 +92,19 @@ def lean(value: Any, kind: Any) -> Any:
 
     Clients give messages back as they got them, with empty lists of what was not in them.
     """
-    return _lean(value, _type_of(kind))
-
-
-def _lean(value: Any, node: inspect.Type) -> Any:
+    node = kind if isinstance(kind, inspect.Type) else _type_of(kind)
     record = _record(node, value)
     if record is not None:
         types = {field.encode_name: field.type for field in record.fields}
         return {
-            key: _lean(each, types[key]) if key in types else each
+            key: lean(each, types[key]) if key in types else each
             for key, each in value.items()
             if each is not None
             and (key in types or key == _tag_field(record) or each not in _NOTHING)
         }
     items = _items(node) or node
     if isinstance(value, list) and any(isinstance(each, _Fields) for each in _options(items)):
-        return [_lean(each, items) for each in value]
+        return [lean(each, items) for each in value]
     return value
 
 
@@ -178,14 +174,9 @@ def _senses(text: str) -> Iterator[object]:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Sequence):
-        return list(value)
+    for kind, form in _FORMS.items():
+        if isinstance(value, kind):
+            return form(value)
     raise TypeError
 
 
@@ -233,8 +224,7 @@ def _tag_field(record: _Fields) -> str | None:
 
 def _items(node: inspect.Type) -> inspect.Type | None:
     """Return the type of what is in a list; None where it can be no list."""
-    lists = (each.item_type for each in _options(node) if isinstance(each, _LISTS))
-    return next(lists, None)
+    return next((each.item_type for each in _options(node) if isinstance(each, _LISTS)), None)
 
 
 def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type | None:

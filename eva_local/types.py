@@ -93,8 +93,7 @@ def _checked_biases(biases: Mapping[str, int | float | bool]) -> tuple[tuple[str
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            problem = "half a surrogate pair is no text"
-            raise InputError(f"logit_bias of {text!r}: {problem}") from error
+            raise InputError(f"logit_bias of {text!r}: half a surrogate pair is no text") from error
         if isinstance(amount, bool) or not (-_MOST <= amount <= _MOST or amount == -math.inf):
             raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
         checked[text] = float(amount)

@@ -9,7 +9,7 @@ neighbourhood of one, and only the symbols' side of it, which alone changes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,12 +58,11 @@ def nearest(
     x: Matrix,
     z: Matrix,
     rows: Ids,
-    *,
     count: int,
     floor: float,
     near: Matrix | None = None,
-    cells: int = _CELLS,
     progress: Callable[[float], None] | None = None,
+    cells: int = _CELLS,
 ) -> Neighbours:
     """Return the `count` best symbols of each of `rows` by CSLS that score at least `floor`.
 
@@ -109,14 +108,12 @@ def nearest(
     return best
 
 
-def _blocks(n_symbols: int, count: int) -> Iterator[Ids]:
-    """Yield the symbols in `count` blocks and a small one before them.
+def _blocks(n_symbols: int, count: int) -> list[Ids]:
+    """Return the symbols in `count` blocks and a small one before them.
 
     Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
     """
     first = np.arange(0, n_symbols, count)
     small = np.arange(len(first)) % _FIRST == 0
-    yield first[small]
-    yield first[~small]
-    for block in range(1, count):
-        yield np.arange(block, n_symbols, count)
+    others = (np.arange(block, n_symbols, count) for block in range(1, count))
+    return [first[small], first[~small], *others]

@@ -12,14 +12,9 @@ from numpy.typing import NDArray
 
 from eva_local.alignment.csls import Neighbours
 from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
-from eva_local.alignment.overlay import (
-    Embedded,
-    anchors_by_bytes,
-    anchors_by_spelling,
-    overlay,
-    written,
-)
+from eva_local.alignment.overlay import anchors_by_bytes, anchors_by_spelling, overlay, written
 from eva_local.alignment.vecmap import Ids
+from eva_local.alignment.weights import OutputLayer
 
 Weights = NDArray[np.float64]
 
@@ -42,15 +37,15 @@ PAPER_PARAMETERS = {
 PARAMETERS = {**PAPER_PARAMETERS, "directions": _DIRECTIONS}
 
 
-def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
     """Map each token to its twin, and those without one to their nearest symbols by CSLS.
 
     EVA mended: twins are found by bytes and keep all of their mass, so that only tokens without
     a twin are looked up; tokens that stand for no text take no part at all.
     Raises MappingError where the vocabularies have no token in common.
     """
-    vocabularies = member.vocabulary, pivot.vocabulary
-    twin, anchors = twins(*vocabularies), anchors_by_bytes(*vocabularies)
+    sides = member.vocabulary, pivot.vocabulary
+    twin, anchors = twins(*sides), anchors_by_bytes(*sides)
     tokens, symbols = np.flatnonzero(member.vocabulary.speakable), written(pivot.vocabulary)
     space = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
     alone = np.flatnonzero(twin[space.tokens] < 0)
@@ -59,10 +54,10 @@ def eva(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> 
     rows = np.concatenate([paired, space.tokens[alone[rows]]])
     symbols = np.concatenate([twin[paired], space.symbols[symbols]])
     weights = np.concatenate([np.ones(len(paired)), weights])
-    return from_entries("eva", *vocabularies, rows, symbols, weights, parameters=PARAMETERS)
+    return from_entries("eva", *sides, rows, symbols, weights, parameters=PARAMETERS)
 
 
-def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = None) -> Mapping:
+def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
     """Map each token to its nearest symbols by CSLS, as EVA was published.
 
     Anchors are tokens that the two vocabulary files spell equally, whatever bytes they stand
@@ -76,15 +71,14 @@ def eva_paper(member: Embedded, pivot: Embedded, progress: Progress | None = Non
 
     Raises MappingError where no token is spelled alike.
     """
-    vocabularies = member.vocabulary, pivot.vocabulary
-    anchors = anchors_by_spelling(member.layer.spellings, pivot.layer.spellings)
-    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in vocabularies)
+    sides = member.vocabulary, pivot.vocabulary
+    anchors = anchors_by_spelling(member.spellings, pivot.spellings)
+    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in sides)
     space = overlay(member, pivot, tokens, symbols, anchors)
     found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)
     found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
     rows, symbols, weights = trusted(found)
-    parameters = PAPER_PARAMETERS
-    return from_entries("eva-paper", *vocabularies, rows, symbols, weights, parameters=parameters)
+    return from_entries("eva-paper", *sides, rows, symbols, weights, parameters=PAPER_PARAMETERS)
 
 
 def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:

@@ -13,38 +13,21 @@ import numpy as np
 from eva_local.alignment import embedding
 from eva_local.alignment.embedding import eva, eva_paper
 from eva_local.alignment.mapping import REBUILD, Mapping, Progress, from_entries, twins
-from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
-from eva_local.llama.tokenizer import Tokenizer
 from eva_local.models.store import cache_folder
 
 log = logging.getLogger("eva_local")
 
-Method = Callable[[Model, Model, Progress | None], Mapping]
-
-
-def _from_bytes(learn: Callable[[Tokenizer, Tokenizer, Progress | None], Mapping]) -> Method:
-    return lambda member, pivot, told: learn(member.tokenizer, pivot.tokenizer, told)
-
-
-def _from_embeddings(learn: Callable[[Embedded, Embedded, Progress | None], Mapping]) -> Method:
-    return lambda member, pivot, told: learn(embedded(member), embedded(pivot), told)
-
-
-def embedded(model: Model) -> Embedded:
-    """Return a model's vocabulary with its output embeddings, from its file."""
-    return Embedded(model.vocabulary, output_layer(model.path))
-
-
-METHODS: Table[str, Method] = {
-    "surface": _from_bytes(surface),
-    "surface-refined": _from_bytes(surface_refined),
-    "eva": _from_embeddings(eva),
-    "eva-paper": _from_embeddings(eva_paper),
+# From the tokenizers of a member and the pivot, or their output layers: see `BY_EMBEDDING`.
+METHODS: Table[str, Callable[[Any, Any, Progress | None], Mapping]] = {
+    "surface": surface,
+    "surface-refined": surface_refined,
+    "eva": eva,
+    "eva-paper": eva_paper,
 }
 # Methods that rest on embeddings, whose overlay can be tested on anchors that are held out, and
 # the parameters that they have now.
@@ -92,14 +75,13 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
 def build(
     method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
 ) -> Path:
-    """Learn a mapping and keep it in `folder`; return its file.
-
-    Raises MappingError where there is no such method.
-    """
+    """Learn a mapping into `folder` and return its file; MappingError for an unknown method."""
     if method not in METHODS:
         raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
     path = folder / file_name(method, member, pivot)
-    METHODS[method](member, pivot, progress).save(path)
+    by_embedding = method in BY_EMBEDDING
+    one, other = (output_layer(m) if by_embedding else m.tokenizer for m in (member, pivot))
+    METHODS[method](one, other, progress).save(path)
     return path
 
 

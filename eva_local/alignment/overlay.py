@@ -16,14 +16,6 @@ from eva_local.llama.vocab import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Embedded:
-    """A vocabulary with the output layer of its model."""
-
-    vocabulary: Vocabulary
-    layer: OutputLayer
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
     """Tokens of a member and symbols of the pivot in one space.
 
@@ -42,9 +34,7 @@ class Overlay:
         self, rows: Ids, count: int, floor: float, progress: Progress | None = None
     ) -> Neighbours:
         """Return the best symbols by CSLS of some rows of `x`; see `csls.nearest`."""
-        return nearest(
-            *(self.x, self.z, rows), count=count, floor=floor, near=self.near, progress=progress
-        )
+        return nearest(self.x, self.z, rows, count, floor, self.near, progress)
 
 
 def anchors_by_bytes(member: Vocabulary, pivot: Vocabulary) -> tuple[Ids, Ids]:
@@ -75,8 +65,8 @@ def written(vocabulary: Vocabulary) -> Ids:
 
 
 def overlay(
-    member: Embedded,
-    pivot: Embedded,
+    member: OutputLayer,
+    pivot: OutputLayer,
     tokens: Ids,
     symbols: Ids,
     anchors: tuple[Ids, Ids],
@@ -94,7 +84,7 @@ def overlay(
         )
     rows = np.searchsorted(tokens, anchors[0])
     columns = np.searchsorted(symbols, anchors[1])
-    x, z = member.layer.embeddings(tokens), pivot.layer.embeddings(symbols)
+    x, z = member.embeddings(tokens), pivot.embeddings(symbols)
     normalise(x)
     normalise(z)
     x, z = supervised(x, z, rows, columns, directions)

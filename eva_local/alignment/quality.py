@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from eva_local.alignment.mapping import Mapping, Progress
-from eva_local.alignment.overlay import Embedded, anchors_by_bytes, overlay, written
+from eva_local.alignment.overlay import anchors_by_bytes, overlay, written
+from eva_local.alignment.weights import OutputLayer
 from eva_local.llama.model import Model, Run
 
 # Prose, numbers, code and another language: what members are asked to write.
@@ -20,6 +21,8 @@ def mean(values):
 
 Der Leuchtturm steht noch heute, aber niemand zündet mehr das Licht an.
 """
+# The share of the anchors that is held out.
+_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +35,18 @@ class HeldOut:
 
 
 def held_out(
-    member: Embedded,
-    pivot: Embedded,
-    *,
+    member: OutputLayer,
+    pivot: OutputLayer,
     directions: int | None = None,
-    share: float = 0.1,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> HeldOut:
-    """Learn from all anchors but a `share` of them, chosen by `seed`, and look for those.
+    """Learn from all anchors but a tenth of them, drawn at random, and look for those.
 
     `directions` limits the width of the common space, as in `overlay`.
     Raises MappingError where there are no anchors.
     """
     tokens, symbols = anchors_by_bytes(member.vocabulary, pivot.vocabulary)
-    hidden = np.random.default_rng(seed).permutation(len(tokens)) < share * len(tokens)
+    hidden = np.random.default_rng(0).permutation(len(tokens)) < _SHARE * len(tokens)
     told = tokens[~hidden], symbols[~hidden]
     sides = written(member.vocabulary), written(pivot.vocabulary)
     space = overlay(member, pivot, *sides, told, directions)

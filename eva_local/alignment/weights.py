@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.errors import MappingError
+from eva_local.llama.model import Model
+from eva_local.llama.vocab import Vocabulary
 
 # Where a model keeps no output matrix of its own, it uses that of its input.
 _TENSORS = ("output.weight", "token_embd.weight")
@@ -20,13 +21,14 @@ _ROWS = 8192
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputLayer:
-    """What a model's next-token logits are made of, still quantised.
+    """What the next-token logits of a vocabulary's model are made of, still quantised.
 
     `data: (n_vocab, bytes)`, a row per token in ggml's quantisation `kind`, mapped from the
     file. `spellings` are the tokens as the vocabulary in the file writes them, where a space is
     "▁" or "Ġ" and a byte may be "<0x0A>".
     """
 
+    vocabulary: Vocabulary
     data: NDArray[Any]
     kind: int
     spellings: tuple[bytes, ...]
@@ -46,14 +48,15 @@ class OutputLayer:
         return rows
 
 
-def output_layer(path: Path) -> OutputLayer:
-    """Find the output layer of the GGUF file at `path`, whatever its quantisation.
+def output_layer(model: Model) -> OutputLayer:
+    """Find the output layer in the GGUF file of a model, whatever its quantisation.
 
     Rows beyond the vocabulary (some models round its size up) are left out.
     Raises MappingError where the file is split, holds no such matrix or one that cannot be read.
     """
     from gguf import GGUFReader  # slow to import, and only a mapping that is built needs it
 
+    path = model.path
     try:
         reader = GGUFReader(path)
     except (OSError, ValueError, IndexError, KeyError) as error:
@@ -76,7 +79,8 @@ def output_layer(path: Path) -> OutputLayer:
             f"{path}: {tensor.name} has {len(tensor.data)} rows for {len(spellings)} tokens; "
             "convert the file again, or use a surface mapping"
         )
-    layer = OutputLayer(tensor.data[: len(spellings)], int(tensor.tensor_type), spellings)
+    data, kind = tensor.data[: len(spellings)], int(tensor.tensor_type)
+    layer = OutputLayer(model.vocabulary, data, kind, spellings)
     try:
         layer.embeddings(np.arange(1))
     except NotImplementedError as error:

@@ -87,6 +87,7 @@ def _report(
 ) -> dict[str, object]:
     from eva_local.alignment import library, quality
     from eva_local.alignment.mapping import twins
+    from eva_local.alignment.weights import output_layer
 
     told = partial(progress, f"{method}: {names[0]} to {names[1]}")
     folders = library.mapping_folders()
@@ -97,7 +98,7 @@ def _report(
         path = library.build(method, model, pivot, folders[0], told)
         state, seconds = "built", time.perf_counter() - began
     if method in library.BY_EMBEDDING:
-        sides = library.embedded(model), library.embedded(pivot)
+        sides = output_layer(model), output_layer(pivot)
         directions = library.BY_EMBEDDING[method].get("directions")
         found = quality.held_out(*sides, directions=directions, progress=told)
     mapping = library.read(path, model, pivot)

@@ -9,7 +9,6 @@ from types import FrameType, ModuleType
 
 import click
 
-from eva_local.chat.terminal import handled
 from eva_local.cli.options import Load, parallel_option, setting_options
 from eva_local.cli.progress import open_shown
 from eva_local.config.config import DEFAULT_KEYS
@@ -94,6 +93,8 @@ def serve(
         told=lambda line: click.echo(line, err=True),
     )
     import asyncio
+
+    from eva_local.chat.terminal import handled
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         # A second signal ends the process at once.

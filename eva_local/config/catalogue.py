@@ -37,8 +37,7 @@ from eva_local.reading import ReadError, Words, did_you_mean, read
 from eva_local.types import Sampling
 
 T = TypeVar("T", bound=Struct)
-# What each table says of settings, by its name.
-Own = dict[str, dict[str, Setting]]
+Settings = dict[str, Setting]
 
 # A model's name becomes part of a file name in the cache.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -85,14 +84,11 @@ _ENSEMBLE_KEYS = (*keys_of(FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
 
 
 def read_models(
-    path: Path,
-    tables: object,
-    defaults: Mapping[str, Setting],
-    outside: Mapping[str, Setting],
-) -> tuple[dict[str, ModelSpec], Own]:
+    path: Path, tables: object, among: Callable[[Settings], Settings]
+) -> tuple[dict[str, ModelSpec], dict[str, Settings]]:
     """Read every [models.NAME], and what it says itself, by the name.
 
-    `outside` beats the model's own settings, they `defaults`.
+    `among` adds the settings of other places: those that its own ones beat, or that beat them.
     """
     models, owns = {}, {}
     for name, place, values in _named(path, "models", tables):
@@ -110,7 +106,7 @@ def read_models(
             size=table.size or None,
             licence=table.licence,
             description=table.description,
-            load=build(LoadSettings, {**defaults, **own, **outside}),
+            load=build(LoadSettings, among(own)),
         )
         owns[name] = own
     return models, owns
@@ -120,9 +116,8 @@ def read_ensembles(
     path: Path,
     tables: object,
     models: Mapping[str, ModelSpec],
-    defaults: Mapping[str, Setting],
-    outside: Mapping[str, Setting],
-) -> tuple[dict[str, EnsembleSpec], Own]:
+    among: Callable[[Settings], Settings],
+) -> tuple[dict[str, EnsembleSpec], dict[str, Settings]]:
     """Read every [ensembles.NAME] whose members are among `models`, as `read_models` does."""
     ensembles, owns = {}, {}
     for name, place, values in _named(path, "ensembles", tables):
@@ -141,7 +136,7 @@ def read_ensembles(
         own = read_settings((FusionSettings, Sampling), ordered, _under(place))
         if "weights" in own:
             check_weights(own["weights"], len(table.members))
-        settings = {**defaults, **own, **outside}
+        settings = among(own)
         ensembles[name] = EnsembleSpec(
             name=name,
             members=tuple(models[member] for member in table.members),
@@ -210,19 +205,17 @@ def _source(path: Path, place: str, values: Mapping[str, object], table: _Model)
 
 
 def _wheel_source(place: str, source: WheelSource) -> WheelSource:
-    seen = set()
-    for i in range(source.parts):
-        try:
-            requirement, file = source.part(i)
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"{place}.wheel: or file has a field that is not n or i: {error}"
-            ) from error
+    try:
+        parts = [source.part(i) for i in range(source.parts)]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{place}.wheel: or file has a field that is not n or i: {error}"
+        ) from error
+    for requirement, file in parts:
         if not _REQUIREMENT.fullmatch(requirement):
             raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
         _refuse_outside(place, file)
-        seen.add((requirement, file))
-    if len(seen) != source.parts:
+    if len(set(parts)) != source.parts:
         raise ConfigError(
             f"{place}.parts: needs {{n}} or {{i}} in wheel or file, or all parts are the same"
         )

@@ -114,8 +114,12 @@ def load_config(
     effective = {**defaults, **given}
     # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
     outside = {key: setting for key, setting in given.items() if key != "weights"}
-    models, own = read_models(path, document.get("models", {}), defaults, outside)
-    ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, defaults, outside)
+
+    def among(own: Mapping[str, Setting]) -> dict[str, Setting]:
+        return {**defaults, **own, **outside}
+
+    models, own = read_models(path, document.get("models", {}), among)
+    ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, among)
     chosen = _default_ensemble(path, effective, [*ensembles, *models])
     default = str(chosen.value)
     shown = {**defaults, **{**own, **more}[default], **given, "ensemble": chosen}
@@ -125,7 +129,7 @@ def load_config(
         ensembles=ensembles,
         default_ensemble=default,
         defaults=build(Sampling, effective),
-        fusion=build(FusionSettings, {**defaults, **outside}),
+        fusion=build(FusionSettings, among({})),
         settings=tuple(
             shown.get(key, Setting(key, getattr(kind(), key), "default"))
             for kind in _KINDS

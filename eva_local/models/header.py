@@ -67,7 +67,13 @@ def read_header(path: Path) -> Header:
     values, parameters = _read(path)
     n_files = _value(values, "split.count", int) or 1
     if n_files > 1:
-        parameters += _parameters_beside(path, n_files)
+        names = part_names(path.name)
+        if len(names) != n_files:
+            raise StoreError(
+                f"{path}: the first of {n_files} files of a model; it must be named "
+                f"NAME-00001-of-{n_files:05}.gguf, and the others beside it after the same fashion"
+            )
+        parameters += sum(_read(path.with_name(name))[1] for name in names[1:])
     architecture = str(values.get("general.architecture", "unknown"))
     return Header(
         architecture=architecture,
@@ -83,17 +89,6 @@ def read_header(path: Path) -> Header:
         n_files=n_files,
         **cache_size(values, architecture),
     )
-
-
-def _parameters_beside(path: Path, n_files: int) -> int:
-    """Return how many parameters lie in the other files of a model."""
-    names = part_names(path.name)
-    if len(names) != n_files:
-        raise StoreError(
-            f"{path}: the first of {n_files} files of a model; it must be named "
-            f"NAME-00001-of-{n_files:05}.gguf, and the others beside it after the same fashion"
-        )
-    return sum(_read(path.with_name(name))[1] for name in names[1:])
 
 
 def _read(path: Path) -> tuple[dict[str, object], int]:

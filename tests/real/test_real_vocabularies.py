@@ -18,7 +18,6 @@ from strategies import AWKWARD, awkward_bytes, awkward_text, cut
 from eva_local.alignment.embedding import eva, eva_paper
 from eva_local.alignment.library import share_of_twins
 from eva_local.alignment.mapping import Mapping, twins
-from eva_local.alignment.overlay import Embedded
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.cache.context import Context
 from eva_local.llama.prompt import PromptWriter
@@ -231,7 +230,7 @@ def test_law_3_of_the_methods_with_embeddings_on_a_part_of_every_pair(
     for name in (member, pivot):
         space, width = spaces.get(name, ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", 12))
         part = part_of(vocabularies[name].vocabulary)
-        sides.append(Embedded(part, RandomLayer(part, space.encode(), width)))
+        sides.append(RandomLayer(part, space.encode(), width))
     one, other = (side.vocabulary for side in sides)
     mended, published = eva(*sides), eva_paper(*sides)
     for mapping in (mended, published):
