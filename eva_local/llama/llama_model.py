@@ -39,13 +39,14 @@ class LlamaModel:
         *,
         n_sequences: int = 1,
         n_branches: int = 1,
+        vocabulary_only: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """Open `path`; raise ModelError where llama.cpp cannot.
 
         With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one
-        text after the other, which share one cache. `progress` is told the share of the weights
-        that is loaded.
+        text after the other, which share one cache. With `vocabulary_only` no weights are read
+        and nothing can be decoded. `progress` is told the share of the weights that is loaded.
         """
         settings = settings or LoadSettings()
         self._llama = library()
@@ -59,11 +60,13 @@ class LlamaModel:
         self.can_roll_back = True
         self._file = ModelFile(path)
         try:
-            self._file.load(settings, progress or (lambda _share: None))
+            told = progress or (lambda _share: None)
+            self._file.load(settings, told, vocabulary_only=vocabulary_only)
             self.vocabulary = read_vocabulary(self._llama, self._file.vocab, path)
             self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
             self.chat_template = self._file.chat_template()
-            self._start(settings)
+            if not vocabulary_only:
+                self._start(settings)
         except BaseException:
             self.close()
             raise

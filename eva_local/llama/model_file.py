@@ -27,13 +27,16 @@ class ModelFile:
         self.vocab: Any = None
         self._llama = library()
 
-    def load(self, settings: LoadSettings, progress: Callable[[float], None]) -> None:
-        """Load it; raise ModelError where llama.cpp cannot.
+    def load(
+        self, settings: LoadSettings, progress: Callable[[float], None], *, vocabulary_only: bool
+    ) -> None:
+        """Load it, or its vocabulary only; raise ModelError where llama.cpp cannot.
 
         `progress` is told the share of the weights that is loaded.
         """
         llama = self._llama
         parameters = llama.llama_model_default_params()
+        parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = settings.n_gpu_layers
         if settings.main_gpu >= 0 and can_offload():
             # Else llama.cpp shares the layers out among all there are.

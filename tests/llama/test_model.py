@@ -36,7 +36,7 @@ def test_eos_is_the_models_own_and_not_the_lowest_end(tmp_path) -> None:
     path = tmp_path / "one.gguf"
     write_tiny_gguf(path, n_layers=1)
     GGUFReader(path, "r+").fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 70
-    with opened(path) as model:
+    with LlamaModel(path, vocabulary_only=True) as model:
         assert model.vocabulary.end_ids == {2, 70}
         assert (model.vocabulary.bos_id, model.vocabulary.eos_id) == (1, 70)
 
@@ -192,6 +192,13 @@ def test_where_there_is_no_room_that_is_said_and_the_model_goes_on(tiny: Path) -
         assert model.remove(0, 0)
         (logits,) = model.decode([Run(0, 0, [1, 70])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70]), atol=1e-4)
+
+
+def test_a_vocabulary_alone_reads_and_writes_no_weights(tiny: Path) -> None:
+    with opened(tiny) as whole, LlamaModel(tiny, vocabulary_only=True) as model:
+        assert model.vocabulary.fingerprint == whole.vocabulary.fingerprint
+        assert model.tokenizer.encode(b" the light") == whole.tokenizer.encode(b" the light")
+        assert (model.n_ctx, whole.n_ctx) == (0, 64)
 
 
 def test_a_closed_model_may_be_closed_again(tiny: Path) -> None:
