@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -229,40 +230,42 @@ def test_who_opened_a_file_before_it_was_exchanged_does_not_write_it(tmp_path, m
     assert found(path) == [{"n": 2}]
 
 
-@pytest.fixture
-def full_at() -> Iterator[object]:
-    """Return what lets no file grow beyond a size, as a full disk does."""
+@contextlib.contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as a full disk does.
+
+    The log of the tests may be a file, too: meanwhile nothing may be written there.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("busy", ["is busy", None])
-def test_a_full_disk_leaves_whole_records(tmp_path, full_at, busy) -> None:
+def test_a_full_disk_leaves_whole_records(tmp_path, busy) -> None:
     path = tmp_path / "r.jsonl"
     file = opened(path, busy=busy)
     file.append({"n": 0})
-    full_at(30)
     for _ in range(2):
-        with pytest.raises(InputError, match="refuses: File too large"):
+        with full_at(30), pytest.raises(InputError, match="refuses: File too large"):
             file.append({"n": 1}, {"n": 2}, {"n": 3}, {"n": 4})
         assert found(path) == [{"n": 0}]
-    full_at(1000)
     file.append({"n": 5})
     file.close()
     assert found(path) == [{"n": 0}, {"n": 5}]
 
 
-def test_what_does_not_fit_twice_is_not_exchanged(tmp_path, full_at) -> None:
+def test_what_does_not_fit_twice_is_not_exchanged(tmp_path) -> None:
     path = tmp_path / "r.jsonl"
     file = opened(path)
     file.append(*({"n": n} for n in range(8)))
-    full_at(20)
     before = descriptors()
-    with pytest.raises(InputError, match="refuses: File too large"):
+    with full_at(20), pytest.raises(InputError, match="refuses: File too large"):
         file.keep(is_even)
     assert descriptors() == before
-    full_at(1000)
     assert len(found(path)) == 8
     file.keep(is_even)
     file.close()
@@ -324,14 +327,12 @@ def test_a_device_that_is_full_is_an_error() -> None:
     file.close()
 
 
-def test_a_file_is_replaced_whole_or_stays(tmp_path, full_at) -> None:
+def test_a_file_is_replaced_whole_or_stays(tmp_path) -> None:
     path = tmp_path / "page"
     replace_file(path, b"old")
-    full_at(5)
-    with pytest.raises(OSError, match="File too large"):
+    with full_at(5), pytest.raises(OSError, match="File too large"):
         replace_file(path, b"something new")
     assert path.read_bytes() == b"old"
-    full_at(1000)
     replace_file(path, b"something new")
     assert path.read_bytes() == b"something new"
     assert list(tmp_path.iterdir()) == [path]
