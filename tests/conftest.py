@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config, shipped
-from eva_local.config.specs import ModelSpec
+from eva_local.config.specs import LoadSettings, ModelSpec
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 from eva_local.opening import load
@@ -79,8 +79,10 @@ def real_path(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def vocabularies() -> Iterator[dict[str, LlamaModel]]:
-    """The real models without their weights: vocabularies, tokenisers, templates."""
-    models = {name: LlamaModel(real_path(name), vocabulary_only=True) for name in REAL_MODELS}
+    """The real models, of which only vocabularies, tokenisers and templates are used."""
+    # A small context, and weights that are mapped and not copied, take hardly any memory.
+    small = LoadSettings(n_ctx=64, n_gpu_layers=0, batch_invariant=True)
+    models = {name: LlamaModel(real_path(name), small) for name in REAL_MODELS}
     yield models
     for model in models.values():
         model.close()
