@@ -52,6 +52,7 @@ class Ensemble:
             self._readers = Readers(models, engine)
             #: The queue and the slots that all answers of this ensemble go through.
             self.scheduler = Scheduler(engine, parallel)
+            self._most = parallel
             self._driver = Driver(self.scheduler)
             self._resources = stack.pop_all()
 
@@ -104,6 +105,8 @@ class Ensemble:
 
     @n_slots.setter
     def n_slots(self, n_slots: int) -> None:
+        if not 1 <= n_slots <= self._most:
+            raise InputError(f"n_slots must be from 1 to {self._most}, not {n_slots}")
         self.scheduler.n_slots = n_slots
 
     @property
@@ -117,11 +120,7 @@ class Ensemble:
         return self.scheduler.n_waiting
 
     def for_throughput(self) -> None:
-        """Let all answers together end as soon as they can; each may begin and go on later.
-
-        Prompts fill whole batches, and texts move together where one has ended, which loses what
-        the caches hold of it. Nobody should read along.
-        """
+        """Let all answers together end early, not each: batches are full, caches may be lost."""
         self._engine.chunk = None
         self.scheduler.gapless = True
 
@@ -141,8 +140,7 @@ class Ensemble:
         reason and the usage. What the members have read before is not read again; `report` is
         told how far they are with the rest, which is read a batch at a time.
 
-        Raises ContextError where the prompt does not fit, with the numbers, and InputError where
-        a bias, grammar or schema cannot be used.
+        Raises ContextError, with the numbers, and InputError for what cannot be used.
         """
         request = Request(prompt, sampling, **options)
         with contextlib.closing(self.run_many([request], report)) as told:
@@ -184,10 +182,7 @@ class Ensemble:
     async def arun_many(
         self, requests: Sequence[Request]
     ) -> AsyncGenerator[tuple[int, Told], None]:
-        """Answer requests, as `run_many` does, without blocking the event loop.
-
-        All are queued at once.
-        """
+        """Answer requests, all queued at once, as `run_many` does, for event loops."""
         # Tokenising a long prompt takes a while.
         found = await asyncio.to_thread(lambda: list(map(self._prepared, requests)))
         tickets: dict[int, Ticket] = {}
@@ -207,10 +202,7 @@ class Ensemble:
         sink: Sink,
         **options: Unpack[RequestOptions],
     ) -> Ticket:
-        """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`.
-
-        Raises what can be found out before the answer begins; the sink is told the rest.
-        """
+        """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`."""
         ticket = self._ticket(Request(prompt, sampling, **options))
         ticket.sink = sink
         return self.scheduler.submit(ticket)
@@ -273,6 +265,9 @@ class Ensemble:
         only = self._number_of(request.alone)
         panel = self._engine.panel(only)
         sampling = request.sampling or self._sampling
+        weights = None if only is not None else request.weights
+        if isinstance(weights, tuple) and len(weights) != len(self.members):
+            raise InputError(f"weights must be one for each of {', '.join(self.members)}")
         symbols = None
         if request.continuation is not None:
             symbols = self._readers.writable(request.continuation, only)
@@ -287,7 +282,7 @@ class Ensemble:
             detailed=request.symbols or request.n_top > 0,
             trace=request.trace,
             n_top=request.n_top,
-            weights=None if only is not None else request.weights,
+            weights=weights,
             observe=request.observe,
             scored_bytes=self._scored_bytes(request.prompt, only),
         )

@@ -190,7 +190,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         with refusing(f"{path}: cannot be read", ConfigError):
             document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         # Else it is a whole number of thousands of digits.
         problem = names.get(type(error), "cannot be read")
         raise ConfigError(f"{path}: {problem}: {error}") from error

@@ -18,10 +18,7 @@ log = logging.getLogger("eva_local")
 
 
 class Driver:
-    """Steps a scheduler in a thread of its own, as long as somebody awaits an answer.
-
-    The thread begins with the first answer. It takes turns with all others who step.
-    """
+    """Steps a scheduler in a thread of its own, from the first answer that somebody awaits on."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         """Drive `scheduler`, later."""

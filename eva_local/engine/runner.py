@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,6 +11,9 @@ from eva_local.engine.request import Request, Ticket, Told
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError
 from eva_local.types import Step
+
+# Where there is no request at the moment, and none under way.
+_PAUSE_S = 0.005
 
 
 class Runner:
@@ -52,11 +56,10 @@ class Runner:
         return sum(shares) / len(shares) if shares else 1.0
 
     def step(self) -> list[tuple[int, Told]]:
-        """Take a step for all that is under way; return what was told, and of which request.
-
-        The errors of requests are told, not raised.
-        """
+        """Take a step for all that is under way; return what was told, errors too, by number."""
         self.draw()
+        if not (self._running or self._told or self._drawn):
+            time.sleep(_PAUSE_S)
         if self._running and not self._told:
             # Another thread may take the step: it tells first, and then says that all is done.
             self._scheduler.step(unless=lambda: bool(self._told))
@@ -71,6 +74,8 @@ class Runner:
         for ticket in self._running.values():
             self._scheduler.cancel(ticket)
         self._running.clear()
+        self._told.clear()
+        self._drawn, self._requests = True, iter(())
 
     def draw(self) -> None:
         """Queue as many requests as slots are free, or one where others have them all."""

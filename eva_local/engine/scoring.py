@@ -14,11 +14,7 @@ from eva_local.types import Candidate, Score, ScoredSymbol
 
 
 class ScoredSequence(TextSequence):
-    """A text that is given: its symbols are committed one by one, and their likelihoods added up.
-
-    What a vote does not hold counts with its smallest probability, which bounds the true one from
-    above; who abstains holds all symbols equally likely.
-    """
+    """A text that is given: its symbols are committed one by one, by `Vote.likelihood`."""
 
     def __init__(self, ticket: Ticket, states: Sequence[MemberState]) -> None:
         """Put the symbols of the ticket behind each member's own prompt."""

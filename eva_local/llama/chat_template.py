@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -74,7 +75,7 @@ class ChatTemplate:
         for told in _ways(messages):
             try:
                 text = self._render(told, arguments, parts=self._wants_parts)
-                if self._has_all(text, told, guard):
+                if self._has_all(text, told, guard) and self._takes_all(told, arguments):
                     return text
                 raise PromptError(f"{self._owner}: its chat template leaves out a message")
             except PromptError as error:
@@ -138,11 +139,19 @@ class ChatTemplate:
                     return False
         return True
 
+    def _takes_all(self, messages: Sequence[Message], arguments: Mapping[str, object]) -> bool:
+        """Return whether each message has a place: what one says may stand in another's text."""
+        words = [f"word{number}{secrets.token_hex(16)}" for number in range(len(messages))]
+        asked = [replace(each, content=word) for each, word in zip(messages, words, strict=True)]
+        text = self._render(asked, arguments, parts=self._wants_parts).lower()
+        said = zip(messages, words, strict=True)
+        return all(word in text for message, word in said if message.content.strip())
+
     def _parts(self, message: Message) -> Sequence[str]:
         """Return what a template must leave of a message."""
-        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
         if message.role != "assistant":
-            return parts
+            return list(self._cuts.split(message.content))
+        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
         # Some know thoughts by marks of their own, and the answer comes last.
         return [part for part in parts if part.strip()][-1:]
 

@@ -13,6 +13,7 @@ from shared import open_shared
 from waiting import PATIENCE_S
 
 import eva_local
+from eva_local import Request, Sampling
 from eva_local.errors import InputError
 
 PUBLIC = {
@@ -94,3 +95,21 @@ def test_one_text_is_not_taken_for_many_prompts() -> None:
             ensemble.complete_many("abc")
         with pytest.raises(InputError, match=r"^prompts must be a sequence"):
             asyncio.run(ensemble.acomplete_many("abc"))
+
+
+def test_no_more_texts_are_written_side_by_side_than_it_was_opened_for() -> None:
+    with open_shared(3) as ensemble:
+        for wrong in (0, -1, 4):
+            with pytest.raises(InputError, match="n_slots must be from 1 to 3"):
+                ensemble.n_slots = wrong
+        ensemble.n_slots = 2
+        assert ensemble.n_slots == 2
+        few = Sampling(max_tokens=2)
+        with pytest.raises(InputError, match="weights must be one for each of a, b"):
+            next(ensemble.stream("the", few, weights=(1.0,)))
+        runner = ensemble.runner([Request("the", few)] * 5)
+        runner.step()
+        runner.close()
+        assert runner.done
+        assert runner.step() == []
+        assert ensemble.n_running == 0

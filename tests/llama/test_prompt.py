@@ -316,3 +316,15 @@ def test_whatever_a_template_raises_is_a_clear_error_that_names_the_model(
     assert "\n" not in said
     # Who needs no template is not kept from anything.
     assert len(write.tokens("the")) == 2
+
+
+USERS_ALONE = (
+    "{% for m in messages %}{% if m.role != 'system' %}<s>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("system", ["be terse.", "be", "e", "</think>", "ok </think>"])
+def test_what_a_template_leaves_out_is_not_taken_for_what_others_say(system: str) -> None:
+    write, model = writer(USERS_ALONE)
+    ids = write.tokens([Message("system", system), Message("user", "be terse. is it wet?")])
+    assert spelled(model, ids) == f"<s>{system}\n\nbe terse. is it wet?"
