@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
@@ -23,6 +23,7 @@ from eva_local.types import Completion, Message, Sampling, Score, Step
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
+T = TypeVar("T")
 
 
 class Ensemble:
@@ -145,7 +146,7 @@ class Ensemble:
         request = Request(prompt, sampling, **options)
         with contextlib.closing(self.run_many([request], report)) as told:
             for _, step in told:
-                yield _step(step)
+                yield _raised(step, Step)
 
     async def astream(
         self,
@@ -160,7 +161,7 @@ class Ensemble:
         request = Request(prompt, sampling, **options)
         async with contextlib.aclosing(self.arun_many([request])) as told:
             async for _, step in told:
-                yield _step(step)
+                yield _raised(step, Step)
 
     def run_many(
         self, requests: Iterable[Request | None], report: Report | None = None
@@ -209,7 +210,7 @@ class Ensemble:
 
     def runner(self, requests: Iterable[Request | None]) -> Runner:
         """Return what takes requests through the ensemble, step by step; see `run_many`."""
-        return Runner(self.scheduler, requests, self._ticket)
+        return Runner(self.scheduler, requests, self._prepared)
 
     def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
         """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
@@ -240,7 +241,7 @@ class Ensemble:
         answers: list[list[Step]] = [[] for _ in requests]
         with contextlib.closing(self.run_many(requests)) as told:
             for number, step in told:
-                answers[number].append(_step(step))
+                answers[number].append(_raised(step, Step))
         return [completion_of(steps) for steps in answers]
 
     async def acomplete_many(
@@ -251,10 +252,11 @@ class Ensemble:
         answers: list[list[Step]] = [[] for _ in requests]
         async with contextlib.aclosing(self.arun_many(requests)) as told:
             async for number, step in told:
-                answers[number].append(_step(step))
+                answers[number].append(_raised(step, Step))
         return [completion_of(steps) for steps in answers]
 
     def _prepared(self, request: Request) -> Ticket | EvaError:
+        """Return a ticket, or why there is none."""
         try:
             return self._ticket(request)
         except EvaError as error:
@@ -345,7 +347,7 @@ class Ensemble:
         """
         request = Request(prompt, continuation=continuation, **options)
         ((_, told),) = self.run_many([request])
-        return _score(told)
+        return _raised(told, Score)
 
     async def ascore(
         self,
@@ -356,20 +358,13 @@ class Ensemble:
         """Return a score, as `score` does, without blocking the event loop."""
         request = Request(prompt, continuation=continuation, **options)
         async with contextlib.aclosing(self.arun_many([request])) as told:
-            return _score([each async for _, each in told][-1])
+            return _raised([each async for _, each in told][-1], Score)
 
 
-def _step(told: Told) -> Step:
+def _raised(told: Told, kind: type[T]) -> T:
     if isinstance(told, EvaError):
         raise told
-    assert isinstance(told, Step)
-    return told
-
-
-def _score(told: Told) -> Score:
-    if isinstance(told, EvaError):
-        raise told
-    assert isinstance(told, Score)
+    assert isinstance(told, kind)
     return told
 
 

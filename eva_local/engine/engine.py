@@ -64,9 +64,8 @@ class Engine:
         self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
-        members = tuple(range(len(models)))
         samplers = Samplers(space, self.missing_bytes)
-        self._all = Panel(members, self.names, space, fusion, samplers)
+        self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -166,11 +165,10 @@ class Engine:
     def _alone_panel(self, member: int) -> Panel:
         if member not in self._alone:
             space = self._all.space.alone(member)
-            names = (self.names[member],)
             # What one model says is not weighed, and nobody else need be asked.
             fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
-            missing = self._models[member].tokenizer.missing_bytes
-            panel = Panel((member,), names, space, fusion, Samplers(space, missing))
+            samplers = Samplers(space, self._models[member].tokenizer.missing_bytes)
+            panel = Panel((member,), (self.names[member],), space, fusion, samplers)
             # Of several threads that ask for it, all get the same.
             self._alone.setdefault(member, panel)
         return self._alone[member]

@@ -23,9 +23,9 @@ class Runner:
         self,
         scheduler: Scheduler,
         requests: Iterable[Request | None],
-        ticket_of: Callable[[Request], Ticket],
+        ticket_of: Callable[[Request], Ticket | EvaError],
     ) -> None:
-        """Draw from `requests` as there are slots; `ticket_of` raises for one that cannot be.
+        """Draw from `requests` as there are slots; `ticket_of` says why one cannot be answered.
 
         None among them stands for none at the moment, and has no number.
         """
@@ -75,10 +75,12 @@ class Runner:
             self._scheduler.cancel(ticket)
         self._running.clear()
         self._told.clear()
-        self._drawn, self._requests = True, iter(())
+        self._drawn = True
 
     def draw(self) -> None:
         """Queue as many requests as slots are free, or one where others have them all."""
+        if self._drawn:
+            return
         free = self._scheduler.n_slots - self._scheduler.n_running - self._scheduler.n_waiting
         for _ in range(max(free, 0 if self._running else 1)):
             try:
@@ -89,10 +91,9 @@ class Runner:
             if request is None:
                 return
             number, self._count = self._count, self._count + 1
-            try:
-                ticket = self._ticket_of(request)
-            except EvaError as error:
-                self._told.append((number, error))
+            ticket = self._ticket_of(request)
+            if isinstance(ticket, EvaError):
+                self._told.append((number, ticket))
                 continue
             ticket.sink = partial(self._hear, number)
             self._running[number] = self._scheduler.submit(ticket)

@@ -151,7 +151,8 @@ class Scheduler:
         steps = self.engine.step(sequences) if sequences else []
         self._used |= dict.fromkeys(self._running, next(self._clock))
         # What a sink may raise leaves the slots in order.
-        self._running = {slot: held for slot, held in running if not _is_finished(held)}
+        at_work = zip(running, sequences, strict=True)
+        self._running = {slot: held for (slot, held), text in at_work if not text.finished}
         for (_, ticket), sequence, step in zip(running, sequences, steps, strict=True):
             told = sequence.error or step
             if told is not None and not ticket.done:
@@ -247,10 +248,6 @@ class Scheduler:
             if soon - held[member] >= worth:
                 return True
         return False
-
-
-def _is_finished(ticket: Ticket) -> bool:
-    return ticket.sequence is not None and ticket.sequence.finished
 
 
 def _tell(ticket: Ticket, told: Told, *, last: bool) -> None:

@@ -38,13 +38,14 @@ class Replay:
         #: How often each member was dropped.
         self.filtered = (0,) * n_members
 
-    def hear(self, heard: Decision, symbol: int, n_bytes: int) -> None:
-        """Take the next symbol, with the votes on it."""
+    def hear(
+        self, heard: Decision, symbol: int, n_bytes: int, known: dict[object, Vote] | None = None
+    ) -> None:
+        """Take the next symbol, with the votes on it; see `Fuser.decide` for what is `known`."""
         if self._first and self._judged:
             self._fuser.begin(heard.evidence)
-        decision = self._fuser.decide(
-            self._asked([vote for vote in heard.votes if vote is not None])
-        )
+        votes = [vote for vote in heard.votes if vote is not None]
+        decision = self._fuser.decide(self._asked(votes), known=known)
         self._first = False
         self.log_likelihood += decision.fused.likelihood(symbol, self._n_symbols)
         dropped = zip(self.filtered, decision.votes, decision.stayed, strict=True)
@@ -67,8 +68,9 @@ def heard_by(request: Request, listeners: Sequence[Replay]) -> Request:
         return request
 
     def observe(decision: Decision, symbol: int, n_bytes: int) -> None:
+        known: dict[object, Vote] = {}
         for one in listeners:
-            one.hear(decision, symbol, n_bytes)
+            one.hear(decision, symbol, n_bytes, known)
 
     return replace(request, observe=observe)
 

@@ -48,8 +48,13 @@ class Fuser:
         """Take in how well each member predicts its prompt, in nats per byte."""
         self.evidence = np.array(evidence, dtype=np.float64)
 
-    def decide(self, votes: Sequence[Vote | None], allowed: Marks | None = None) -> Decision:
-        """Filter, weigh and combine.
+    def decide(
+        self,
+        votes: Sequence[Vote | None],
+        allowed: Marks | None = None,
+        known: dict[object, Vote] | None = None,
+    ) -> Decision:
+        """Filter, weigh and combine; rules put to the same votes share what is `known` of them.
 
         Where a grammar says which symbols are `allowed`, members are filtered by what they say of
         those: its text need not be what anyone likes best. The votes are fused whole.
@@ -61,23 +66,20 @@ class Fuser:
         if weights.sum() == 0:
             # Only members of weight 0 stayed: they are what there is.
             weights = np.asarray(stayed, dtype=np.float64)
-        counted = [(vote, w) for vote, w in zip(votes, weights, strict=True) if vote is not None]
-        fused = combine(
-            [vote for vote, _ in counted],
-            [float(w) for _, w in counted],
-            self._fusion.combine,
-            self._fusion.sharpness,
-        )
-        total = weights.sum() or 1.0
+        shares = tuple((weights / (weights.sum() or 1.0)).tolist())
+        known = {} if known is None else known
+        rule = shares, self._fusion.combine, self._fusion.sharpness
+        if rule not in known:
+            known[rule] = combine(votes, weights.tolist(), *rule[1:])
         return Decision(
-            fused=fused,
+            fused=known[rule],
             votes=tuple(votes),
             stayed=stayed,
             reasons=tuple(
                 "" if stays else self._reason(vote)
                 for vote, stays in zip(heard, stayed, strict=True)
             ),
-            weights=tuple((weights / total).tolist()),
+            weights=shares,
             evidence=tuple(self.evidence.tolist()),
         )
 

@@ -229,7 +229,10 @@ def follow(evidence: Floats, log_likelihood: Floats, n_bytes: int, decay: float)
 
 
 def combine(
-    votes: Sequence[Vote], weights: Sequence[float], method: str = "mean", sharpness: float = 1.0
+    votes: Sequence[Vote | None],
+    weights: Sequence[float],
+    method: str = "mean",
+    sharpness: float = 1.0,
 ) -> Vote:
     """Fuse votes into one distribution.
 
@@ -239,7 +242,8 @@ def combine(
     hold counts there with its smallest probability, which bounds the true one from above. One
     vote that is left alone is the result as it is.
     """
-    present = [(vote, weight) for vote, weight in zip(votes, weights, strict=True) if weight > 0]
+    pairs = zip(votes, weights, strict=True)
+    present = [(vote, weight) for vote, weight in pairs if vote is not None and weight > 0]
     if not present:
         return NOBODY
     if len(present) == 1:

@@ -8,7 +8,7 @@ from votes import as_dict, vote, votes
 
 from eva_local.config.specs import FusionSettings
 from eva_local.fusion.fuser import Fuser
-from eva_local.fusion.votes import NOBODY, combine, follow, softmax
+from eva_local.fusion.votes import NOBODY, Vote, combine, follow, softmax
 
 
 def judge(n_members: int, **settings) -> Fuser:
@@ -121,3 +121,23 @@ def test_running_weights_favour_who_predicts_best(votes, n_bytes, steps) -> None
     final = deciding.decide(votes).weights
     best = int(np.argmax(likelihood))
     assert final[best] == pytest.approx(max(final))
+
+
+def test_rules_that_share_what_is_known_of_the_votes_decide_as_each_alone() -> None:
+    votes = [vote(a=0.6, b=0.4), vote(a=0.1, c=0.9), vote(b=1)]
+    settings = [
+        {},
+        {"weights": (1.0, 1.0, 1.0)},
+        {"weights": (1.0, 2.0, 0.0)},
+        {"combine": "geometric"},
+        {"combine": "geometric", "sharpness": 2.0},
+        {"filter": "top-n", "filter_n": 1},
+    ]
+    known: dict[object, Vote] = {}
+    for rule in settings:
+        shared = judge(3, **rule).decide(votes, known=known)
+        alone = judge(3, **rule).decide(votes)
+        assert as_dict(shared.fused) == as_dict(alone.fused)
+        assert (shared.stayed, shared.weights) == (alone.stayed, alone.weights)
+    # Equal weights are one rule, however they are given, and so is a filter that all pass.
+    assert len(known) == 4

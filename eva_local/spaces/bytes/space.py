@@ -132,7 +132,8 @@ class ByteSpace:
             # What it forbids is there too, so that each member's whole vote counts.
             within = states[proposer].pieces_within(_PUT_FORWARD, grammar)
             offer = _joined(offer, within)
-            allowed = np.asarray([piece in within[0] for piece in offer[0]])
+            admitted = frozenset(within[0])
+            allowed = np.asarray([piece in admitted for piece in offer[0]])
         pieces, shares, ends = offer
         votes = [
             state.vote_on(pieces, shares, ends) if only in (None, member) else None
