@@ -29,11 +29,8 @@ setup:
 
 demo: setup
 	@$(RUN)eva-local pull -e demo
-	@$(RUN)eva-local run -e demo --greedy --max-tokens 60 --stats '$(QUESTION)'
+	@$(RUN)eva-local run -e demo --max-tokens 60 --stats '$(QUESTION)'
 
-# llama.cpp's threads spin while they wait for each other. On cores that are busy with other work
-# that measured 0.1 to 4 s for a token; sleeping instead, 0.03 s.
-test: export OMP_WAIT_POLICY ?= passive
 test: setup
 	@$(RUN)eva-local pull -e demo
 	@$(RUN)eva-local pull -e trio

@@ -7,8 +7,6 @@ with eva_local.load("demo") as eva:
         print(step.text, end="", flush=True)
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,5 +51,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Name what is public."""
     return __all__

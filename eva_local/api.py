@@ -1,10 +1,9 @@
 """The `Ensemble`, which a Python user holds: ask, await, score."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, Unpack
 
@@ -13,7 +12,7 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
-from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Sink, Ticket, Told
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
 from eva_local.engine.runner import Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
@@ -50,19 +49,17 @@ class Ensemble:
             self._models = tuple(models)
             self._engine = engine
             self._sampling = sampling
-            self._readers = Readers(models, engine)
+            self._readers = Readers(models, engine, spec.members)
             #: The queue and the slots that all answers of this ensemble go through.
             self.scheduler = Scheduler(engine, parallel)
             self._most = parallel
             self._driver = Driver(self.scheduler)
             self._resources = stack.pop_all()
 
-    def __enter__(self) -> Ensemble:
-        """Return the open ensemble."""
+    def __enter__(self) -> "Ensemble":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the memory."""
         self.close()
 
     def close(self) -> None:
@@ -95,9 +92,10 @@ class Ensemble:
         found = (find(method, model, pivot, folders) for model in others)
         return tuple(path for path in found if path is not None)
 
-    def prompt_tokens(self, prompt: AnyPrompt) -> tuple[int, ...]:
+    def prompt_tokens(self, prompt: AnyPrompt, sampling: Sampling | None = None) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
-        return tuple(map(len, self._readers.tokens(prompt)))
+        read = self._readers.read(prompt, sampling or self._sampling)
+        return tuple(len(tokens) for tokens, _ in read)
 
     @property
     def n_slots(self) -> int:
@@ -111,14 +109,14 @@ class Ensemble:
         self.scheduler.n_slots = n_slots
 
     @property
-    def n_running(self) -> int:
-        """How many texts are being written."""
-        return self.scheduler.n_running
+    def drafter(self) -> str:
+        """Who drafts the answers that begin from now on: auto, off, ngram or a member."""
+        return self.spec.fusion.drafter
 
-    @property
-    def n_waiting(self) -> int:
-        """How many texts wait for a slot."""
-        return self.scheduler.n_waiting
+    @drafter.setter
+    def drafter(self, drafter: str) -> None:
+        self.spec = replace(self.spec, fusion=replace(self.spec.fusion, drafter=drafter))
+        self._engine.drafter = drafter
 
     def for_throughput(self) -> None:
         """Let all answers together end early, not each: batches are full, caches may be lost."""
@@ -149,10 +147,7 @@ class Ensemble:
                 yield _raised(step, Step)
 
     async def astream(
-        self,
-        prompt: AnyPrompt,
-        sampling: Sampling | None = None,
-        **options: Unpack[RequestOptions],
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
@@ -196,18 +191,6 @@ class Ensemble:
             async for each in told:
                 yield each
 
-    def submit(
-        self,
-        prompt: AnyPrompt,
-        sampling: Sampling | None,
-        sink: Sink,
-        **options: Unpack[RequestOptions],
-    ) -> Ticket:
-        """Ask for an answer that `scheduler.step` will write and tell `sink` of; see `stream`."""
-        ticket = self._ticket(Request(prompt, sampling, **options))
-        ticket.sink = sink
-        return self.scheduler.submit(ticket)
-
     def runner(self, requests: Iterable[Request | None]) -> Runner:
         """Return what takes requests through the ensemble, step by step; see `run_many`."""
         return Runner(self.scheduler, requests, self._prepared)
@@ -244,19 +227,7 @@ class Ensemble:
                 answers[number].append(_raised(step, Step))
         return [completion_of(steps) for steps in answers]
 
-    async def acomplete_many(
-        self, prompts: Sequence[AnyPrompt], sampling: Sampling | Sequence[Sampling] | None = None
-    ) -> list[Completion]:
-        """Return the answers to many prompts, as `complete_many`, without blocking the loop."""
-        requests = _requests(prompts, sampling)
-        answers: list[list[Step]] = [[] for _ in requests]
-        async with contextlib.aclosing(self.arun_many(requests)) as told:
-            async for number, step in told:
-                answers[number].append(_raised(step, Step))
-        return [completion_of(steps) for steps in answers]
-
     def _prepared(self, request: Request) -> Ticket | EvaError:
-        """Return a ticket, or why there is none."""
         try:
             return self._ticket(request)
         except EvaError as error:
@@ -268,17 +239,31 @@ class Ensemble:
         panel = self._engine.panel(only)
         sampling = request.sampling or self._sampling
         weights = None if only is not None else request.weights
-        if isinstance(weights, tuple) and len(weights) != len(self.members):
-            raise InputError(f"weights must be one for each of {', '.join(self.members)}")
+        if isinstance(weights, tuple):
+            if len(weights) != len(self.members):
+                raise InputError(f"weights must be one for each of {', '.join(self.members)}")
+            # Whether they can be weights of this ensemble.
+            replace(self.spec, fusion=replace(self.spec.fusion, weights=weights))
         symbols = None
         if request.continuation is not None:
             symbols = self._readers.writable(request.continuation, only)
             if not symbols:
                 raise InputError("there is no text to be scored")
+            # What is scored is an answer, not a thought.
+            sampling = replace(sampling, thinking="off")
+        read = self._readers.read(request.prompt, sampling, only, fitting=True)
+        thoughts = [thought for _, thought in read if thought is not None]
+        apart = sampling.thinking == "apart" and thoughts
+        sampling = self._readers.stops(request.prompt, sampling, only)
+        said, pivot = b"", panel.space.pivot
+        if self._engine.drafter_for(panel) is not None:
+            said = self._models[panel.members[pivot]].vocabulary.join(read[pivot][0])
         return Ticket(
             panel,
-            self._readers.tokens(request.prompt, only, fitting=True),
+            [tokens for tokens, _ in read],
             sampling,
+            thoughts=thoughts,
+            alone=[self._engine.panel(member) for member in panel.members] if apart else (),
             sampler=None if symbols is not None else panel.samplers.prepare(sampling),
             symbols=symbols,
             detailed=request.symbols or request.n_top > 0,
@@ -287,6 +272,7 @@ class Ensemble:
             weights=weights,
             observe=request.observe,
             scored_bytes=self._scored_bytes(request.prompt, only),
+            said=said,
         )
 
     def _scored_bytes(self, prompt: AnyPrompt, only: int | None) -> int:
@@ -384,4 +370,9 @@ def completion_of(steps: Sequence[Step]) -> Completion:
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
-    return Completion("".join(step.text for step in steps), last.finish_reason, last.usage)
+    return Completion(
+        "".join(step.text for step in steps),
+        last.finish_reason,
+        last.usage,
+        "".join(step.reasoning or "" for step in steps),
+    )

@@ -4,8 +4,6 @@ Every error says what is wrong, where, and what to do next, in one line. Faces s
 and end with the exit code that the class carries.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Iterator
@@ -53,7 +51,6 @@ class ClosedError(EvaError):
     """An ensemble was closed before it answered."""
 
     def __init__(self, message: str = "the ensemble is closed; open it again to go on") -> None:
-        """Say so."""
         super().__init__(message)
 
 

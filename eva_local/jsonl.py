@@ -1,6 +1,4 @@
-"""JSON Lines files that survive a crash: a record is appended whole, and a torn one is mended."""
-
-from __future__ import annotations
+"""JSON Lines files that survive a crash: records are appended whole, torn ones mended or named."""
 
 import contextlib
 import fcntl
@@ -11,9 +9,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from eva_local.errors import InputError, refusing
+from eva_local.reading import ReadError, read, shown
+
+T = TypeVar("T")
 
 # Line ends for readers other than JSON's, and what a terminal would obey: control characters,
 # and marks that reorder what is shown.
@@ -69,21 +70,17 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class JsonlFile:
-    """A file of records that is being written; what is there stays. A context manager.
+    """A file of records to append to; what is there stays. A context manager.
 
-    One process at a time writes it. A pipe or a device is written too, but neither locked nor
-    mended.
+    One process at a time writes it; without `busy`, processes take turns and lock the file for
+    one record. A pipe or a device is written too, but neither locked nor mended.
+    Raises InputError: where the system refuses something, now or later, with `refusal` and its
+    reason, and where another process writes, with `busy`.
     """
 
     def __init__(
         self, path: Path, refusal: str, *, busy: str | None = None, create: bool = True
     ) -> None:
-        """Open a file to append to.
-
-        Raises InputError: where the system refuses something, now or later, with `refusal` and
-        its reason, and where another process writes, with `busy`. Without `busy`, processes
-        take turns: each locks the file for one record.
-        """
         self.path = path
         self._refusal = refusal
         self._busy = busy
@@ -91,17 +88,10 @@ class JsonlFile:
             self._file = self._opened(path, os.O_CREAT if create else 0)
 
     def __enter__(self) -> Self:
-        """Return the open file."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
         self.close()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is there."""
-        return os.fstat(self._file).st_size == 0
 
     def lines(self) -> Iterator[bytes]:
         """Yield what is there, line by line, with their ends."""
@@ -207,7 +197,6 @@ class JsonlFile:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _tail(self) -> bytes:
-        """Return what follows the last line end."""
         with self.path.open("rb") as file:
             # An empty file cannot be mapped.
             if not os.fstat(file.fileno()).st_size:
@@ -218,3 +207,56 @@ class JsonlFile:
     def _cut(self, size: int) -> None:
         if self._is_regular:
             os.ftruncate(self._file, size)
+
+
+class Checked:
+    """A JSON object that came from outside and stands `where`; InputError for another value."""
+
+    def __init__(self, where: str, value: object) -> None:
+        self._where = where
+        if not isinstance(value, dict):
+            raise self.problem("is no JSON object")
+        self.values: Mapping[str, object] = value
+
+    def problem(self, what: str) -> InputError:
+        """Return an error about this object."""
+        return InputError(f"{self._where} {what}")
+
+    def read(self, kind: type[T]) -> T:
+        """Return it as a `kind`; raise InputError for what does not fit."""
+        try:
+            return read(self.values, kind)
+        except ReadError as error:
+            raise InputError(f"{self._where}: {error}") from error
+
+    def kind(self, *known: str, schema: object = None) -> str:
+        """Return which of `known` its key `kind` says; InputError for another, or for a schema."""
+        kind, found = self.values.get("kind"), self.values.get("schema")
+        if kind not in known:
+            raise self.problem(f"has kind {shown(kind)}, and it can be {', '.join(known)}")
+        if schema and found != schema:
+            raise self.problem(
+                f"has schema {shown(found)}, and this eva-local reads schema {schema}"
+            )
+        return str(kind)
+
+
+def checked_lines(path: Path, data: bytes) -> tuple[list[Checked], bool]:
+    """Return the objects of JSON Lines, and whether a torn last line was left out.
+
+    Raises InputError for any other line that is no JSON object.
+    """
+    lines = data.split(b"\n")
+    last = lines.pop()
+    torn = is_torn(last)
+    if last and not torn:
+        lines.append(last)
+    found = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            found.append(Checked(where, json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            # A wrong UTF-8 byte is a ValueError too.
+            raise InputError(f"{where} is no JSON: {error}") from error
+    return found, torn

@@ -1,27 +1,42 @@
-"""From the name of an ensemble, or its spec, to one that answers: models, mappings, space."""
+"""From the name of an ensemble, or its spec, to one that answers: models, mappings, space.
 
-from __future__ import annotations
+How many texts are best written side by side is as many as fit, and as make it faster.
+"""
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
 from eva_local.config.config import load_config
-from eva_local.config.specs import EnsembleSpec
+from eva_local.config.specs import EnsembleSpec, LoadSettings
 from eva_local.engine.engine import Engine
+from eva_local.errors import ModelError
 from eva_local.llama.backend import can_offload
-from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS, LlamaModel
 from eva_local.llama.model import ALL, Model
-from eva_local.models.store import locate, marks
+from eva_local.models.header import Header, read_header
+from eva_local.models.store import locate, marks, size
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
+
+# More texts than this gain little on any machine, and wait for each other's prompts.
+MOST = 16
+# Memory that stays free for everything else, as a share of what is free now.
+_LEFT_FREE = 0.25
+# The cache's types: bytes for each number.
+_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+# Of how many cells llama.cpp's caches are a multiple, and for how many tokens it makes room.
+_CELLS, _DECODED_AT_ONCE = 256, 512
 
 
 def load(
@@ -59,6 +74,28 @@ def open_ensemble(
         return ensemble_of(spec, models, sampling, report, parallel=parallel, resources=stack)
 
 
+def open_widest(
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    report: Report | None = None,
+    *,
+    most: int = MOST,
+) -> Ensemble:
+    """Open an ensemble with as many slots as memory has room for, at most `most`.
+
+    Raises ModelError where not even one text fits.
+    """
+    slots = slots_that_fit(spec, most)
+    while True:
+        try:
+            return open_ensemble(spec, sampling, report, parallel=slots)
+        except ModelError:
+            # On a GPU only llama.cpp knows what is free.
+            if slots == 1:
+                raise
+            slots //= 2
+
+
 def ensemble_of(
     spec: EnsembleSpec,
     models: Sequence[Model],
@@ -70,15 +107,14 @@ def ensemble_of(
 ) -> Ensemble:
     """Let models that are open for `parallel` texts answer as `spec`, and leave them open.
 
-    Their caches are emptied: an ensemble that had these models before must not go on. It takes
-    over the `resources`, which are closed with it.
+    Their caches are emptied. It takes over the `resources`, which are closed with it.
     """
     for model in models:
         model.remove(ALL, 0)
     names = [member.name for member in spec.members]
     on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
-    space = _space(spec, models, report)
     side_by_side = len(models) > 1 and on_devices
+    space = _space(spec, models, report)
     engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
     resources = resources or contextlib.ExitStack()
     resources.callback(engine.close)
@@ -88,46 +124,51 @@ def ensemble_of(
 
 @contextlib.contextmanager
 def open_models(
-    spec: EnsembleSpec,
-    report: Report | None = None,
-    *,
-    parallel: int = 1,
-    bytewise: bool = False,
+    spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1, bytewise: bool = False
 ) -> Iterator[list[LlamaModel]]:
     """Open the members of `spec` in llama.cpp for the length of a `with` block.
 
-    Models that are opened `bytewise` can follow several rows of tokens in each of `parallel`
-    texts, as the space of bytes needs; they serve any other space too.
+    `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
     paths = [locate(member) for member in spec.members]
+    notices: list[str | None] = []
     with contextlib.ExitStack() as stack:
-        models = [
-            stack.enter_context(
-                LlamaModel(
-                    path,
-                    member.load,
-                    n_sequences=parallel,
-                    n_branches=BRANCHES if bytewise else 1,
-                    progress=_labelled(report, f"loading {member.name}"),
-                )
+        models: list[LlamaModel] = []
+        for number, (path, member) in enumerate(zip(paths, spec.members, strict=True)):
+            alike = [each.is_of(member) for each in spec.members]
+            if (first := alike.index(True)) < number:
+                # Another role of a model that is open.
+                models.append(models[first])
+                continue
+            model = LlamaModel(
+                path,
+                member.load,
+                n_sequences=parallel * sum(alike),
+                n_branches=BRANCHES if bytewise else 1,
+                progress=report and partial(report, f"loading {member.name}"),
             )
-            for path, member in zip(paths, spec.members, strict=True)
-        ]
-        pairs = zip(spec.members, models, strict=True)
-        shortened = [member.shortened(model.n_ctx) for member, model in pairs]
-        for notice in dict.fromkeys(filter(None, (*shortened, *_twins(spec)))):
+            models.append(stack.enter_context(model))
+            notices.append(member.shortened(model.n_ctx))
+            if not model.vocabulary.end_ids:
+                notices.append(f"{path.name} has no token that ends an answer: max_tokens ends it")
+            if bytewise and not member.load.swa_full:
+                notices.append(
+                    f"{member.name}: bytes need all of a window, as with swa_full = true"
+                )
+        for one, other in combinations(spec.members, 2):
+            twice = one.role == other.role and spec.sampling.thinking != "apart"
+            if twice and not marks(one).isdisjoint(marks(other)):
+                notices.append(
+                    f"{spec.name}: members {one.name} and {other.name} are the same model in the "
+                    "same role, which has two votes"
+                )
+        if spec.fusion.weights == "thought" and spec.sampling.thinking != "apart":
+            notices.append(f"{spec.name}: weights = thought are equal without thinking = apart")
+        if spec.fusion.gate < 1 and spec.fusion.drafter not in ("auto", "off"):
+            notices.append(f"{spec.name}: nothing is drafted, as the gate asks one after the other")
+        for notice in dict.fromkeys(filter(None, notices)):
             log.warning("%s", notice)
         yield models
-
-
-def _twins(spec: EnsembleSpec) -> Iterator[str]:
-    """Say which members are one model."""
-    for one, other in combinations(spec.members, 2):
-        if one == other or not marks(one).isdisjoint(marks(other)):
-            yield (
-                f"{spec.name}: members {one.name} and {other.name} are the same model, which is "
-                "decoded twice and has two votes"
-            )
 
 
 def _space(
@@ -140,10 +181,61 @@ def _space(
     mappings = []
     for member, model in zip(spec.members, models, strict=True):
         warn_if_foreign(member.name, model, spec.pivot, pivot)
-        told = _labelled(report, f"mapping {member.name} to {spec.pivot}")
+        told = report and partial(report, f"mapping {member.name} to {spec.pivot}")
         mappings.append(find_or_build(spec.fusion.mapping, model, pivot, folders, told))
     return PivotSpace(models, mappings, pivot=spec.pivot_index, n_candidates=spec.fusion.candidates)
 
 
-def _labelled(report: Report | None, label: str) -> Callable[[float], None] | None:
-    return None if report is None else lambda share: report(label, share)
+def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
+    """Return how many texts, at most `most`, fit into memory beside the weights."""
+    on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
+    bytewise = spec.fusion.space == "bytes"
+    for member in spec.members:
+        n_rows = sum(map(member.is_of, spec.members))
+        if bytewise:
+            n_rows *= _states(read_header(locate(member)), member.load, BRANCHES)
+        # One sequence may have to guard a window.
+        most = max(1, min(most, (MOST_SEQUENCES - 1) // n_rows))
+    free = free_memory()
+    if not on_cpu or free is None:
+        return most
+    needed = sum(_bytes_of_text(locate(member), member.load, bytewise) for member in on_cpu)
+    # Weights are there once for all members of a model.
+    weights = {member.opened: size(member) or 0 for member in on_cpu}
+    free -= sum(weights.values())
+    return max(1, min(most, int(free * (1 - _LEFT_FREE) / max(needed, 1))))
+
+
+def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes of memory that are free, or None where the system does not tell."""
+    limits: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        # What is free is not told here; half of all there is rarely is too much.
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    with contextlib.suppress(OSError, ValueError):
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+        if found := re.search(r"^MemAvailable:\s*(\d+)", told, re.MULTILINE):
+            limits = [int(found[1]) * 1024]
+    with contextlib.suppress(OSError, ValueError):
+        # What a container may still use.
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(max(limit - used, 0))
+    return min(limits, default=None)
+
+
+def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:
+    header = read_header(path)
+    n_ctx = settings.context(header.n_ctx_train)
+    short = header.window + min(settings.n_batch, _DECODED_AT_ONCE)
+    short, cells = (-(-each // _CELLS) * _CELLS for each in (short, n_ctx))
+    # In bytes texts share a cache, which is rounded up once.
+    n_rows, cells = (BRANCHES, n_ctx + SPARE_CELLS) if bytewise else (1, cells)
+    short = cells if settings.swa_full or bytewise else min(cells, short)
+    numbers = ((header.n_cached or 0) - header.n_windowed) * cells + header.n_windowed * short
+    states = _states(header, settings, n_rows) * header.state_bytes
+    return int(numbers * _BYTES[settings.kv_type]) + states
+
+
+def _states(header: Header, settings: LoadSettings, n_rows: int) -> int:
+    """Return how many states a text of `n_rows` has: with its snapshots, where it needs any."""
+    return n_rows + (settings.snapshots if header.state_bytes else 0)

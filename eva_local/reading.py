@@ -4,8 +4,6 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 `description` words what a value must be; of a number or text, where its type alone is right.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import sys
@@ -60,7 +58,6 @@ class ReadError(InputError):
     """A value that is not of its type: `path` is where it stands, `problem` what is wrong."""
 
     def __init__(self, path: str, problem: str) -> None:
-        """Say so."""
         super().__init__(f"{path} {problem}".lstrip())
         self.path = path
         self.problem = problem
@@ -70,7 +67,6 @@ class UnknownKeyError(ReadError):
     """A key that nobody here knows."""
 
     def __init__(self, key: str, known: Iterable[str], where: str = "") -> None:
-        """Name the key of what stands `where`, and the known ones that may be meant."""
         hint = did_you_mean(key[:_LONGEST], known)
         path = _joined(where, key[:_LONGEST])
         super().__init__("", f"unknown option {shown(path)}; {hint}")
@@ -109,10 +105,7 @@ def lean(value: Any, kind: Any) -> Any:
 
 
 def settle(record: Any) -> None:
-    """Put the fields of a frozen dataclass into the form of their types, for its `__post_init__`.
-
-    Raises ReadError for a value that is not of its type or out of its range.
-    """
+    """Put the fields of a frozen dataclass into the form of their types; raise ReadError."""
     kind = fields_of(record.__class__)
     values = {name: getattr(record, name) for name in kind.__struct_fields__}
     try:
@@ -135,10 +128,7 @@ def fields_of(kind: type) -> type[msgspec.Struct]:
 
 
 def meant(text: str, hint: Any) -> object:
-    """Return what a text from outside stands for, as a value of the type `hint`, without ranges.
-
-    That is the text itself where it stands for none.
-    """
+    """Return what a text stands for as a `hint`, ranges aside; itself where it stands for none."""
     for value in _senses(text):
         with contextlib.suppress(ValidationError, UnicodeEncodeError):
             return msgspec.convert(value, hint)
@@ -150,7 +140,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    # A slip of the finger hides no other word.
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
+    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known are: {', '.join(names)}" if names else "there is none"
@@ -223,7 +215,6 @@ def _tag_field(record: _Fields) -> str | None:
 
 
 def _items(node: inspect.Type) -> inspect.Type | None:
-    """Return the type of what is in a list; None where it can be no list."""
     return next((each.item_type for each in _options(node) if isinstance(each, _LISTS)), None)
 
 
@@ -238,12 +229,10 @@ def _within(node: inspect.Type, value: object, step: str | int) -> inspect.Type 
 
 
 def _bare(node: inspect.Type) -> inspect.Type:
-    """Return a type without its `Meta`."""
     return node.type if isinstance(node, inspect.Metadata) else node
 
 
 def _options(node: inspect.Type) -> list[inspect.Type]:
-    """Return the types that a type may be, one or more."""
     found = _bare(node)
     return list(map(_bare, found.types)) if isinstance(found, inspect.UnionType) else [found]
 

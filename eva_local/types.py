@@ -1,12 +1,10 @@
 """Frozen records that cross module borders."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -17,6 +15,7 @@ _MOST = sys.float_info.max
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Thinking = Literal["auto", "off", "on", "apart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer is drawn from the fused distribution.
+    """How an answer is asked for, and drawn from the fused distribution.
 
     temperature 0 is greedy; then top_k, top_p and min_p have no effect. top_k 0, top_p 1 and
     min_p 0 switch the respective cut off. `seed` None draws a fresh seed for each request.
@@ -39,6 +38,16 @@ class Sampling:
     repeat_penalty 1 and the others' 0 are off. `logit_bias` adds to the log-probability of
     the symbols that have exactly the bytes of a text; minus infinity (or False) forbids them.
     `grammar` is GBNF and `json_schema` JSON, of which an answer can obey one.
+
+    `thinking` says whether members think before they answer, each in its own marks; auto is off
+    where several write together, and as the model does untold where one writes alone. on fuses one
+    thought; apart lets each member think for itself, drawn with `thinking_temperature` (None: as
+    the answer is), and fuses the answer. There a member whose template knows no thoughts is told
+    the `thinking_instruction`, in which {mark} is the `thinking_mark` that ends its thought; a
+    plain text is gone on with up to the mark. `thinking_budget` ends a thought after so many steps
+    (-1: after `max_tokens`, which counts the steps of a fused thought too).
+    `chat_template_kwargs` are told to every member's chat template, in whose
+    place `chat_template` stands.
     """
 
     max_tokens: Annotated[int, Meta(ge=1)] = 512
@@ -61,6 +70,13 @@ class Sampling:
     ] = ()
     grammar: Words | None = None
     json_schema: Words | None = None
+    thinking: Thinking = "auto"
+    thinking_temperature: Annotated[float, Meta(ge=0, lt=100)] | None = None
+    thinking_budget: Annotated[int, Meta(ge=-1, description="-1 (no limit) or more")] = -1
+    thinking_mark: Words = "Answer:"
+    thinking_instruction: Words = "Think step by step. Then write {mark} and your answer."
+    chat_template: Words | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def penalises(self) -> bool:
@@ -79,9 +95,21 @@ class Sampling:
         object.__setattr__(self, "logit_bias", _checked_biases(dict(self.logit_bias)))
         if self.grammar is not None and self.json_schema is not None:
             raise InputError("grammar and json_schema exclude each other: give one")
-        for name in ("grammar", "json_schema"):
+        told = self.chat_template_kwargs
+        switch = told.get("enable_thinking", told.get("thinking"))
+        if not isinstance(told.get("enable_thinking"), bool | None):
+            raise ReadError("chat_template_kwargs.enable_thinking", "must be true or false")
+        if self.thinking == "auto" and isinstance(switch, bool):
+            object.__setattr__(self, "thinking", "on" if switch else "off")
+        if "{mark}" not in self.thinking_instruction:
+            raise ReadError("thinking_instruction", "must have {mark}, which ends a thought")
+        for name in ("grammar", "json_schema", "chat_template"):
             if not (getattr(self, name) or "x").strip():
                 raise ReadError(name, "must not be empty")
+
+
+#: What of it says whether and how members think.
+THINKING_KEYS = tuple(each.name for each in fields(Sampling) if each.name.startswith("thinking"))
 
 
 def _checked_biases(biases: Mapping[str, int | float | bool]) -> tuple[tuple[str, float], ...]:
@@ -109,8 +137,10 @@ class Usage:
     `decode_seconds` the time spent in llama.cpp, where the time of a batch is shared out by the
     tokens of each text, `prompt_seconds` the part of it that went into the prompt. `seconds` is
     the whole time from the request to the end, `first_seconds` to the first step; `steps` counts
-    symbols, END left out, and `steps_alone` those that the pivot was sure of, so that the others
-    were not asked.
+    symbols, END left out, `steps_alone` those that the pivot was sure of, so that the others
+    were not asked, and `reasoning_steps` those of the thought before the answer. `passes` counts
+    how often each member decoded after its prompt, and `decoded` the tokens of that. Of `drafted`
+    symbols that were decoded before they were chosen, `accepted` came so.
     """
 
     members: tuple[str, ...]
@@ -123,6 +153,11 @@ class Usage:
     seconds: Number
     first_seconds: Number
     steps_alone: Whole = 0
+    reasoning_steps: Whole = 0
+    passes: tuple[Whole, ...] = ()
+    decoded: tuple[Whole, ...] = ()
+    drafted: Whole = 0
+    accepted: Whole = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +208,9 @@ class Step:
     lag behind: half characters and possible stop strings wait. `probability` is the symbol's
     in the fused distribution, `stayed` says which members the filter let vote. The last step
     of an answer has a `finish_reason` and the `usage`. `trace`, and the likeliest symbols as
-    `top`, are there on request.
+    `top`, are there on request. A step of the thought before the answer has what it shows as
+    `reasoning`, and no text; a step of the answer has None there. Where each member thinks for
+    itself, `member` is who does.
     """
 
     piece: bytes
@@ -184,15 +221,18 @@ class Step:
     usage: Usage | None = None
     trace: Trace | None = None
     top: tuple[Candidate, ...] = ()
+    reasoning: str | None = None
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer, and the thought that came before it."""
 
     text: str
     finish_reason: FinishReason
     usage: Usage
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
 from eva_local.api import Ensemble
-from eva_local.batch.job import Errand, JobOutcome, carry_out
+from eva_local.batch.job import Errand, Progress, carry_out
 from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
@@ -77,7 +77,7 @@ def errand(source: Path | str, target: Path | str, spec: EnsembleSpec, **options
     return Errand(str(source), str(target), spec, wishes, **options)
 
 
-def do(job: Errand, parallel: int = 4, **options: Any) -> JobOutcome:
+def do(job: Errand, parallel: int = 4, **options: Any) -> Progress:
     """Carry out an errand on fake models."""
     return carry_out(job, lambda _: fake_ensemble(job.spec, parallel), **options)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,18 @@ from hypothesis import settings
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import LoadSettings, ModelSpec
+from eva_local.llama.backend import library
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
 from eva_local.opening import load
+from tools import build_llama
+from tools.recipe import REQUIREMENT, pinned
 from tools.tiny_gguf import write_tiny_gguf
+
+ROOT = Path(__file__).parents[1]
+
+# Some tests import llama_cpp by themselves: its threads are to wait as they do for users.
+library()
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
@@ -67,6 +77,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_gguf(folder / "two.gguf", n_layers=1, n_ctx=256, words=words, seed=2)
     (folder / "models.toml").write_text(TINY.format(folder=folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's folder `models`: chat templates, and vocabularies without weights."""
+    version, _ = pinned((ROOT / REQUIREMENT).read_text(encoding="utf-8"))
+    source = build_llama.kept_source(version, build_llama.wheels_folder(os.environ))
+    if not source.exists():
+        pytest.fail(f"{source} is missing: run `make setup`, which fetches it (77 MB)")
+    folder = tmp_path_factory.mktemp("llama.cpp")
+    with tarfile.open(source) as archive:
+        for file in archive:
+            if re.search(r"/vendor/llama.cpp/models/.*\.(jinja|gguf)$", file.name):
+                file.name = Path(file.name).name
+                archive.extract(file, folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def templates(llama_models: Path) -> dict[str, str]:
+    """The chat templates in llama.cpp's source, by their names."""
+    paths = sorted(llama_models.glob("*.jinja"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
 
 
 def spec(name: str) -> ModelSpec:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fakes import FakeModel
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface
@@ -15,6 +18,23 @@ from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
 
 MEAN = FusionSettings(combine="mean", filter="off")
+
+#: Models of members, what each reads before a text, and how their votes are fused.
+Cast = tuple[list[FakeModel], Sequence[bytes], FusionSettings]
+
+
+def pair() -> Cast:
+    """Return two members that read the same."""
+    return [FakeModel(WORDS_A), FakeModel(WORDS_B)], (b"", b""), MEAN
+
+
+def roles() -> Cast:
+    """Return two members of one model, one of them held against the others, and another one."""
+    one, fusion = FakeModel(WORDS_A), replace(MEAN, combine="geometric", weights=(1.5, -0.5, 1.0))
+    return [one, one, FakeModel(WORDS_B)], (b"is", b" un", b""), fusion
+
+
+CASTS: Sequence[Callable[[], Cast]] = (pair, roles)
 
 
 def pivot_engine(
@@ -35,9 +55,8 @@ def run(engine: Engine, *sequences: TextSequence) -> list[list[Step]]:
     steps: list[list[Step]] = [[] for _ in sequences]
     while not all(sequence.finished for sequence in sequences):
         live = [i for i, sequence in enumerate(sequences) if not sequence.finished]
-        for i, step in zip(live, engine.step([sequences[i] for i in live]), strict=True):
-            if step is not None:
-                steps[i].append(step)
+        for i, told in zip(live, engine.step([sequences[i] for i in live]), strict=True):
+            steps[i] += told
     assert not any(sequence.error for sequence in sequences)
     return steps
 
@@ -60,7 +79,15 @@ def ticket(engine: Engine, prompts, sampling: Sampling, *args, alone=None, **how
 
 
 def begin(
-    engine: Engine, models: list[FakeModel], text: bytes, sampling: Sampling, slot=0, scored=0
+    engine: Engine,
+    models: list[FakeModel],
+    text: bytes,
+    sampling: Sampling,
+    slot=0,
+    scored=0,
+    prefixes: Sequence[bytes] = (),
 ) -> TextSequence:
-    prompts = [[1, *m.tokenizer.encode(text)] for m in models]
-    return engine.begin(ticket(engine, prompts, sampling, scored_bytes=scored), slot)
+    prefixes = prefixes or [b""] * len(models)
+    pairs = zip(models, prefixes, strict=True)
+    prompts = [[1, *model.tokenizer.encode(prefix + text)] for model, prefix in pairs]
+    return engine.begin(ticket(engine, prompts, sampling, scored_bytes=scored, said=text), slot)

@@ -15,7 +15,7 @@ from eva_local.alignment.surface import surface_refined
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
-from eva_local.evaluate.contest import Contestant, Entry, alone
+from eva_local.evaluate.contest import Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Result
@@ -35,10 +35,10 @@ def spec(name: str = "trio", members: tuple[str, ...] = MEMBERS, **fusion: objec
 
 def contestants(
     members: tuple[str, ...] = MEMBERS, variants: tuple[str, ...] = ()
-) -> list[Contestant]:
+) -> list[EnsembleSpec]:
     whole = spec(members=members)
     ensembles = [whole, *(spec(name, members, combine="geometric") for name in variants)]
-    return [*map(alone, whole.members), *(Contestant(one.name, one) for one in ensembles)]
+    return [*map(alone, whole.members), *ensembles]
 
 
 def task(kind: str, count: int, name: str | None = None) -> Task:
@@ -57,10 +57,10 @@ def task(kind: str, count: int, name: str | None = None) -> Task:
     return Task(name or kind, kind, tuple(made[kind](i) for i in range(count)))
 
 
-def entry(of: Task, contestant: Contestant, skill: float, seed: int) -> Entry:
+def entry(of: Task, contestant: EnsembleSpec, skill: float, seed: int) -> Entry:
     """Results of a contestant that is right in the share `skill` of the rows."""
     generator = np.random.default_rng(seed)
-    size = len(contestant.spec.members)
+    size = len(contestant.members)
 
     def result(place: int, row: TaskRow) -> Result:
         # What is hard for one is hard for all, mostly.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eva_local.llama.model import ALL, Logits, Run
+from eva_local.llama.snapshots import Snapshot, retained
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 
@@ -86,6 +87,7 @@ class FakeModel:
         n_ctx: int = 4096,
         n_batch: int = 64,
         can_roll_back: bool = True,
+        snapshots: int = 0,
         endless: bool = False,
         logits: Callable[[Sequence[int]], Logits] | None = None,
     ) -> None:
@@ -95,6 +97,9 @@ class FakeModel:
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.can_roll_back = can_roll_back
+        self.n_snapshots = 0 if can_roll_back else snapshots
+        self.n_branches = 8 + self.n_snapshots
+        self._snapshots: dict[int, list[Snapshot[None]]] = {}
         self.cache: dict[int, list[int]] = {}
         self.decoded = 0
         self._endless = endless
@@ -116,7 +121,8 @@ class FakeModel:
             assert len(cache) + len(run.tokens) <= self.n_ctx, "no room left in the context"
             cache += run.tokens
             self.decoded += len(run.tokens)
-            rows.append(self._logits(cache) if run.logits else None)
+            last = [self._logits(cache[: len(cache) - n]) for n in reversed(range(run.logits))]
+            rows.append(np.stack(last) if run.logits > 1 else last[0] if last else None)
         return rows
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
@@ -125,27 +131,36 @@ class FakeModel:
             assert row is not None
             yield row[None]
 
-    def holds(self, seq_id: int, start: int) -> bool:
+    def holds(self, seq_id: int, start: int) -> int:
         length = len(self.cache.get(seq_id, ()))
-        return not start or (start <= length if self.can_roll_back else start == length)
+        if start <= length if self.can_roll_back else start == length:
+            return start
+        lengths = [each.length for each in self._snapshots.get(seq_id, ())]
+        return max((each for each in lengths if each <= start), default=0)
 
-    def remove(self, seq_id: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> int:
         if seq_id == ALL:
             assert start == 0
             self.cache.clear()
-            return True
-        if not self.holds(seq_id, start):
-            return False
-        del self.cache.setdefault(seq_id, [])[start:]
-        return True
+            self._snapshots.clear()
+            return 0
+        kept = self.holds(seq_id, start)
+        del self.cache.setdefault(seq_id, [])[kept:]
+        held = self._snapshots.get(seq_id, ())
+        self._snapshots[seq_id] = [each for each in held if each.length <= kept]
+        return kept
 
-    def copy(self, source: int, target: int, length: int = -1) -> bool:
-        self.cache[target] = []
-        if length >= 0 and not self.holds(source, length):
-            return False
+    def copy(self, source: int, target: int, length: int = -1) -> int:
         row = self.cache.get(source, [])
-        self.cache[target] = row[:length] if length >= 0 else list(row)
-        return True
+        self.cache[target] = list(row)
+        self._snapshots[target] = list(self._snapshots.get(source, ()))
+        return self.remove(target, self.holds(source, len(row) if length < 0 else length))
+
+    def snapshot(self, seq_id: int, *, lasting: bool) -> None:
+        held, length = self._snapshots.get(seq_id, []), len(self.cache.get(seq_id, ()))
+        if self.n_snapshots and length and all(each.length != length for each in held):
+            new: Snapshot[None] = Snapshot(length, lasting, None)
+            self._snapshots[seq_id] = retained([*held, new], self.n_snapshots)
 
     def close(self) -> None:
         self.cache.clear()

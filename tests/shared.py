@@ -9,6 +9,7 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.engine.request import AnyPrompt, Request, Sink, Ticket
 from eva_local.types import Sampling
 
 #: More than any test waits for.
@@ -30,10 +31,10 @@ class Endless(FakeModel):
         return super().decode(runs)
 
 
-def open_shared(parallel: int = 3, **options) -> Ensemble:
+def open_shared(parallel: int = 3, drafter: str = "auto", **options) -> Ensemble:
     models = [Endless(words, **options) for words in (WORDS_A, WORDS_B)]
     members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in ("a", "b"))
-    spec = EnsembleSpec("pair", members, "a", FusionSettings(filter="off"))
+    spec = EnsembleSpec("pair", members, "a", FusionSettings(filter="off", drafter=drafter))
     return ensemble_of_models(spec, models, parallel)
 
 
@@ -41,3 +42,12 @@ def alone(prompt: str, sampling: Sampling) -> str:
     """What an ensemble writes that nobody else uses."""
     with open_shared(1) as ensemble:
         return ensemble.complete(prompt, sampling).text
+
+
+def submit(
+    ensemble: Ensemble, prompt: AnyPrompt, sampling: Sampling | None, sink: Sink, **options
+) -> Ticket:
+    """Ask for an answer that `scheduler.step` will write and tell `sink` of."""
+    ticket = ensemble._ticket(Request(prompt, sampling, **options))
+    ticket.sink = sink
+    return ensemble.scheduler.submit(ticket)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from eva_local.engine.detokenizer import TextStream
 from eva_local.trace import TraceFile
@@ -126,6 +127,18 @@ def _ended(steps: list[Step], members: Sequence[str]) -> list[Step]:
             )
         )
     return written
+
+
+def thinking_steps(thought: str, answer: str) -> list[Step]:
+    """Return steps that write a thought, the mark that ends it, and an answer."""
+    *told, end = made_steps(pieces(thought), seed=3)
+    steps = [replace(step, text="", reasoning=step.text) for step in told]
+    mark = replace(end, piece=b"</think>", reasoning="", finish_reason=None, usage=None)
+    *answered, last = made_steps(pieces(answer))
+    assert last.usage is not None
+    n_thought = len(steps) + 1
+    usage = replace(last.usage, steps=last.usage.steps + n_thought, reasoning_steps=n_thought)
+    return [*steps, mark, *answered, replace(last, usage=usage)]
 
 
 def made_trace(cut: Sequence[bytes], members: Sequence[str] = MEMBERS) -> TraceFile:

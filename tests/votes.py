@@ -3,10 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from eva_local.fusion.votes import (
-    Vote,
-    normalised,
-)
+from eva_local.fusion.votes import Vote, normalised
 
 
 def vote(**masses: float) -> Vote:

@@ -182,10 +182,7 @@ def _run_pip_wheel(recipe: Recipe, folder: Path, log: Path) -> int:
         *(sys.executable, "-m", "pip", "wheel", "--verbose", "--wheel-dir", str(folder)),
         *("--no-index", "--find-links", str(wheels), *_PINNED),
     )
-    arguments = (
-        f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={LLAMA_ONLY.resolve()}",
-        *recipe.cmake_args,
-    )
+    arguments = (f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={LLAMA_ONLY.resolve()}", *recipe.cmake_args)
     # pip unpacks and compiles beside the wheel, so that an interrupt clears that away too.
     places = {"CMAKE_ARGS": shlex.join(arguments), "TMPDIR": str(folder.parent)}
     environment = {**os.environ, **places}

@@ -3,6 +3,7 @@
 `python -m tools.byte_passes FILE…` forces the beginning of each file through each model in both
 ways (tools/samples/ has texts with unusual characters). It prints bits per byte by the model's
 own tokens, by bytes, the difference, and how many tokens were decoded for each of its own.
+With `--recurrent` each model is treated as if it could take no tokens back.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from eva_local.config.config import load_config, shipped
+from eva_local.config.specs import LoadSettings
 from eva_local.evaluate.forms import cut, without
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
@@ -25,6 +27,27 @@ from eva_local.spaces.bytes.state import ByteState
 
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
 BYTES = 3000
+
+
+class Recurrent(LlamaModel):
+    """A model whose sequences go on only from where they end, as if it were recurrent."""
+
+    def __init__(self, path: Path, settings: LoadSettings, *, n_branches: int) -> None:
+        super().__init__(path, settings, n_branches=n_branches + settings.snapshots)
+        self.can_roll_back, self.n_snapshots = False, settings.snapshots
+
+    def holds(self, seq_id: int, start: int) -> int:
+        """Return `start` where the sequence ends there, else 0."""
+        goes_on = super().holds(seq_id, start + 1)
+        return 0 if goes_on else super().holds(seq_id, start)
+
+    def remove(self, seq_id: int, start: int) -> int:
+        """Forget all but what it `holds`; see `Model.remove`."""
+        return super().remove(seq_id, start if seq_id == ALL else self.holds(seq_id, start))
+
+    def copy(self, source: int, target: int, length: int = -1) -> int:
+        """Let `target` begin as a copy of what `source` holds; see `Model.copy`."""
+        return super().copy(source, target, length if length < 0 else self.holds(source, length))
 
 
 def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
@@ -68,13 +91,15 @@ def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, i
     return bits, state.forwarded
 
 
-def main(files: list[Path], threshold: float = THRESHOLD) -> None:
+def main(
+    files: list[Path], threshold: float = THRESHOLD, kind: type[LlamaModel | Recurrent] = LlamaModel
+) -> None:
     """Print a table row for each model and text."""
     texts = {file.name: cut(file.read_bytes(), BYTES)[0] for file in files}
     print(f"| text | member | by tokens | by bytes | | forward passes |\n|{' --- |' * 6}")
     for name in MODELS:
         spec = load_config(shipped("models.toml"), {}).model(name)
-        with contextlib.closing(LlamaModel(locate(spec), spec.load, n_branches=BRANCHES)) as model:
+        with contextlib.closing(kind(locate(spec), spec.load, n_branches=BRANCHES)) as model:
             for label, whole in texts.items():
                 text = without(whole, model.tokenizer.missing_bytes)
                 old, n_tokens = by_tokens(model, text)
@@ -87,4 +112,5 @@ def main(files: list[Path], threshold: float = THRESHOLD) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    names = [name for name in sys.argv[1:] if name != "--recurrent"]
+    main([Path(name) for name in names], kind=Recurrent if names != sys.argv[1:] else LlamaModel)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,7 @@ from gguf.quants import quantize
 
 # Each ASCII character and some words, so that text becomes longer and shorter tokens.
 WORDS = (" the", " and", " light", "ing", "er")
-_SPECIAL = (
-    ("<unk>", TokenType.UNKNOWN),
-    ("<s>", TokenType.CONTROL),
-    ("</s>", TokenType.CONTROL),
-)
+_SPECIAL = (("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL))
 _FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
@@ -119,12 +115,14 @@ def write_tiny_gguf(
     quantisation: str = "F32",
     words: Sequence[str] = WORDS,
     chat_template: str | None = None,
+    special: Mapping[str, TokenType] | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a model with a SentencePiece vocabulary to `path`, and return it.
 
     The vocabulary is <unk>, <s>, </s>, the 256 byte tokens, printable ASCII, and `words` with
-    all their beginnings (SentencePiece can only merge to a word through these). `width` must be
+    all their beginnings (SentencePiece can only merge to a word through these), then what is
+    `special`, with its kind. `width` must be
     a multiple of 64; `quantisation` of the matrices is F32, Q4_0 or Q8_0. Equal arguments
     give equal files.
     """
@@ -142,7 +140,7 @@ def write_tiny_gguf(
         writer.add_name("tiny")
         writer.add_context_length(n_ctx)
         writer.add_file_type(_FILE_TYPES[quantisation])
-        _add_vocabulary(writer, words)
+        _add_vocabulary(writer, words, special or {})
         if chat_template is not None:
             writer.add_chat_template(chat_template)
         for key, value in values.items():
@@ -268,7 +266,9 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _add_vocabulary(writer: GGUFWriter, words: Sequence[str]) -> None:
+def _add_vocabulary(
+    writer: GGUFWriter, words: Sequence[str], special: Mapping[str, TokenType]
+) -> None:
     tokens = [(text, kind, 0.0) for text, kind in _SPECIAL]
     tokens += [(f"<0x{byte:02X}>", TokenType.BYTE, 0.0) for byte in range(256)]
     characters = [chr(code) for code in range(0x20, 0x7F)]
@@ -276,6 +276,7 @@ def _add_vocabulary(writer: GGUFWriter, words: Sequence[str]) -> None:
     # SentencePiece merges the best score first: longer pieces win.
     for piece in [*characters, *sorted(beginnings, key=lambda text: (len(text), text))]:
         tokens.append((piece.replace(" ", "\u2581"), TokenType.NORMAL, float(len(piece))))
+    tokens += [(text, kind, 0.0) for text, kind in special.items()]
     texts, kinds, scores = zip(*tokens, strict=True)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("llama")

@@ -7,8 +7,6 @@ neighbourhood of one, and only the symbols' side of it, which alone changes the 
     score(i, j) = 2 cos(i, j) - max over i' of cos(i', j)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,11 +67,8 @@ def nearest(
     `x: (n, r)` tokens and `z: (m, r)` symbols, in one space, of unit length. `near: (m,)` may
     give cosines that some token is known to have with each symbol: a lower bound of its
     nearness, which saves work and changes nothing. `cells` bounds the memory: so many cosines
-    are held at a time.
-
-    Exact, in one pass over the symbols. The nearness of a symbol needs its cosines with all
-    tokens, but is computed only where the bound that `rows` and `near` give leaves the symbol
-    among the best of some row.
+    are held at a time. Exact: the nearness of a symbol, from its cosines with all tokens, is
+    found wherever the bound that `rows` and `near` give leaves it among the best of some row.
     """
     others = np.setdiff1d(np.arange(len(x)), rows)
     asked = x[rows]
@@ -109,10 +104,7 @@ def nearest(
 
 
 def _blocks(n_symbols: int, count: int) -> list[Ids]:
-    """Return the symbols in `count` blocks and a small one before them.
-
-    Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
-    """
+    # Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
     first = np.arange(0, n_symbols, count)
     small = np.arange(len(first)) % _FIRST == 0
     others = (np.arange(block, n_symbols, count) for block in range(1, count))

@@ -1,20 +1,22 @@
 """Mappings learned from output embeddings: EVA as it was published, and EVA mended.
 
 EVA (Xu, Lu and Zhang: "Bridging the Gap between Different Vocabularies for LLM Ensemble", NAACL
-2024) lays the output embeddings of two models over each other by the tokens that both have
-(`overlay`), and lets each token's probability flow to its nearest neighbours (`csls`).
+2024) lays the output embeddings of two models over each other by the tokens that both have, and
+lets each token's probability flow to its nearest neighbours (`csls`).
 """
 
-from __future__ import annotations
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.alignment.csls import Neighbours
+from eva_local.alignment.csls import Neighbours, nearest
 from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
-from eva_local.alignment.overlay import anchors_by_bytes, anchors_by_spelling, overlay, written
-from eva_local.alignment.vecmap import Ids
+from eva_local.alignment.vecmap import Ids, normalise, supervised
 from eva_local.alignment.weights import OutputLayer
+from eva_local.errors import MappingError
+from eva_local.llama.vocab import Vocabulary
 
 Weights = NDArray[np.float64]
 
@@ -37,6 +39,59 @@ PAPER_PARAMETERS = {
 PARAMETERS = {**PAPER_PARAMETERS, "directions": _DIRECTIONS}
 
 
+def anchors_by_bytes(member: Vocabulary, pivot: Vocabulary) -> tuple[Ids, Ids]:
+    """Return the tokens that have a twin, and their twins."""
+    twin = twins(member, pivot)
+    # Of several tokens with equal bytes those that no tokeniser writes were hardly trained.
+    tokens = written(member)
+    tokens = tokens[twin[tokens] >= 0]
+    return tokens, twin[tokens]
+
+
+def anchors_by_spelling(member: Sequence[bytes], pivot: Sequence[bytes]) -> tuple[Ids, Ids]:
+    """Return the tokens that the other vocabulary file spells equally, and those."""
+    # The first of several with one spelling, which well-made files do not have.
+    ids = {spelling: token_id for token_id, spelling in reversed(list(enumerate(pivot)))}
+    pairs = [(i, ids[spelling]) for i, spelling in enumerate(member) if spelling in ids]
+    tokens, symbols = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return tokens, symbols
+
+
+def written(vocabulary: Vocabulary) -> Ids:
+    """Return, ascending, the one token for each piece that stands for it."""
+    ids = vocabulary.pieces_to_ids().values()
+    return np.sort(np.fromiter(ids, dtype=np.int64, count=len(ids)))
+
+
+def overlay(
+    member: OutputLayer,
+    pivot: OutputLayer,
+    tokens: Ids,
+    symbols: Ids,
+    anchors: tuple[Ids, Ids],
+    directions: int | None = None,
+) -> Callable[..., Neighbours]:
+    """Lay `tokens` of the member and `symbols` of the pivot (ascending) over each other.
+
+    `anchors` are some of the tokens, and for each the symbol that means the same. `directions`
+    limits the width of the common space. Returns `nearest` for the places of these tokens.
+    Raises MappingError where there are no anchors.
+    """
+    if not len(anchors[0]):
+        raise MappingError(
+            "the two vocabularies have no token in common to learn from; use a surface mapping"
+        )
+    rows = np.searchsorted(tokens, anchors[0])
+    columns = np.searchsorted(symbols, anchors[1])
+    x, z = member.embeddings(tokens), pivot.embeddings(symbols)
+    normalise(x)
+    normalise(z)
+    x, z = supervised(x, z, rows, columns, directions)
+    near = np.full(len(symbols), -1, dtype=np.float32)
+    np.maximum.at(near, columns, np.einsum("ij,ij->i", x[rows], z[columns]))
+    return partial(nearest, x, z, near=near)
+
+
 def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
     """Map each token to its twin, and those without one to their nearest symbols by CSLS.
 
@@ -47,12 +102,12 @@ def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = Non
     sides = member.vocabulary, pivot.vocabulary
     twin, anchors = twins(*sides), anchors_by_bytes(*sides)
     tokens, symbols = np.flatnonzero(member.vocabulary.speakable), written(pivot.vocabulary)
-    space = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
-    alone = np.flatnonzero(twin[space.tokens] < 0)
-    rows, symbols, weights = trusted(space.nearest(alone, _NEIGHBOURS, _FLOOR, progress))
+    look_up = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
+    alone = np.flatnonzero(twin[tokens] < 0)
+    rows, found, weights = trusted(look_up(alone, _NEIGHBOURS, _FLOOR, progress=progress))
     paired = np.flatnonzero(twin >= 0)
-    rows = np.concatenate([paired, space.tokens[alone[rows]]])
-    symbols = np.concatenate([twin[paired], space.symbols[symbols]])
+    rows = np.concatenate([paired, tokens[alone[rows]]])
+    symbols = np.concatenate([twin[paired], symbols[found]])
     weights = np.concatenate([np.ones(len(paired)), weights])
     return from_entries("eva", *sides, rows, symbols, weights, parameters=PARAMETERS)
 
@@ -74,8 +129,8 @@ def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None
     sides = member.vocabulary, pivot.vocabulary
     anchors = anchors_by_spelling(member.spellings, pivot.spellings)
     tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in sides)
-    space = overlay(member, pivot, tokens, symbols, anchors)
-    found = space.nearest(space.tokens, _NEIGHBOURS, _FLOOR, progress)
+    look_up = overlay(member, pivot, tokens, symbols, anchors)
+    found = look_up(tokens, _NEIGHBOURS, _FLOOR, progress=progress)
     found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
     rows, symbols, weights = trusted(found)
     return from_entries("eva-paper", *sides, rows, symbols, weights, parameters=PAPER_PARAMETERS)

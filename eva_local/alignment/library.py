@@ -1,7 +1,5 @@
 """Find the mapping of a pair of members, or build and keep it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
@@ -11,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from eva_local.alignment import embedding
-from eva_local.alignment.embedding import eva, eva_paper
-from eva_local.alignment.mapping import REBUILD, Mapping, Progress, from_entries, twins
+from eva_local.alignment.mapping import REMEDY, Mapping, Progress, from_entries, twins
 from eva_local.alignment.surface import surface, surface_refined
 from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
@@ -26,8 +23,8 @@ log = logging.getLogger("eva_local")
 METHODS: Table[str, Callable[[Any, Any, Progress | None], Mapping]] = {
     "surface": surface,
     "surface-refined": surface_refined,
-    "eva": eva,
-    "eva-paper": eva_paper,
+    "eva": embedding.eva,
+    "eva-paper": embedding.eva_paper,
 }
 # Methods that rest on embeddings, whose overlay can be tested on anchors that are held out, and
 # the parameters that they have now.
@@ -55,14 +52,17 @@ def find_or_build(
 
     Looks into `folders` in turn; builds it into the first one, with a message, where none holds
     it. Members with equal vocabularies need no file. Raises MappingError for a damaged or
-    foreign file and for an unknown method.
+    foreign file.
     """
     if member.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
         return identity(pivot)
     path = find(method, member, pivot, folders)
     if path is None:
-        log.info("building the mapping %s, once", file_name(method, member, pivot))
-        path = build(method, member, pivot, folders[0], progress)
+        path = folders[0] / file_name(method, member, pivot)
+        log.info("building the mapping %s, once", path.name)
+        by_embedding = method in BY_EMBEDDING
+        one, other = (output_layer(m) if by_embedding else m.tokenizer for m in (member, pivot))
+        METHODS[method](one, other, progress).save(path)
     return read(path, member, pivot)
 
 
@@ -72,27 +72,14 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
     return next((path for path in candidates if path.exists()), None)
 
 
-def build(
-    method: str, member: Model, pivot: Model, folder: Path, progress: Progress | None = None
-) -> Path:
-    """Learn a mapping into `folder` and return its file; MappingError for an unknown method."""
-    if method not in METHODS:
-        raise MappingError(f"no mapping method {method!r}; known are: {', '.join(METHODS)}")
-    path = folder / file_name(method, member, pivot)
-    by_embedding = method in BY_EMBEDDING
-    one, other = (output_layer(m) if by_embedding else m.tokenizer for m in (member, pivot))
-    METHODS[method](one, other, progress).save(path)
-    return path
-
-
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
     """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
     mapping = Mapping.load(path)
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
     if (mapping.member, mapping.pivot) != expected:
-        raise MappingError(f"{path}: made for other vocabularies; run: {REBUILD}")
+        raise MappingError(f"{path}: made for other vocabularies; {REMEDY}")
     if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
-        raise MappingError(f"{path}: made with other parameters; run: {REBUILD}")
+        raise MappingError(f"{path}: made with other parameters; {REMEDY}")
     return mapping
 
 
@@ -117,12 +104,9 @@ def share_of_twins(member: Model, pivot: Model) -> float:
 
 def warn_if_foreign(name: str, member: Model, pivot_name: str, pivot: Model) -> None:
     """Log a warning where the two vocabularies have almost nothing in common."""
-    share = share_of_twins(member, pivot)
-    if share < _FEW_TWINS:
+    if (share := share_of_twins(member, pivot)) < _FEW_TWINS:
         log.warning(
             "only %.1f%% of the pieces of %s are pieces of %s: its vote will be mostly noise; "
             "choose members with vocabularies that are closer",
-            100 * share,
-            name,
-            pivot_name,
+            *(100 * share, name, pivot_name),
         )

@@ -1,7 +1,5 @@
 """The mapping of a member's tokens onto the pivot's symbols: a sparse matrix and its file."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile
@@ -24,14 +22,12 @@ Progress = Callable[[float], None]
 
 # Raised when the file or what any method puts into it changes: older files are then stale.
 FORMAT = 1
-# The command that an error about a file names.
-REBUILD = "eva-local align --force"
+# What to do with a file that cannot be used.
+REMEDY = "remove it, and it is built again"
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
-# More bytes than any array of a mapping between two vocabularies has.
-_LARGEST = 2**28
 _ARRAYS = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
 _HEADER = {"method": str, "member": str, "pivot": str, "n_symbols": int, "parameters": dict}
 
@@ -60,11 +56,6 @@ class Mapping:
     first: NDArray[np.int32]
     parameters: Table[str, Any] = field(default_factory=dict)
 
-    @property
-    def share(self) -> float:
-        """The share of the member's tokens whose row is not empty."""
-        return float(np.mean(np.diff(self.indptr) > 0))
-
     def save(self, path: Path) -> None:
         """Write the mapping; the same mapping always gives the same bytes."""
         header = {"format": FORMAT, **{name: getattr(self, name) for name in _HEADER}}
@@ -76,17 +67,18 @@ class Mapping:
         replace_file(path, file.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Mapping:
+    def load(cls, path: Path) -> "Mapping":
         """Read a mapping; raise MappingError where the file is damaged or no mapping."""
         try:
-            found: dict[str, Any] = _read_arrays(path)
-            header = json.loads(found.pop("header").tobytes())
+            with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _ARRAYS}
+                header = json.loads(file["header"].tobytes())
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, this program reads {FORMAT}")
-            mapping = cls(**found, **{key: kind(header[key]) for key, kind in _HEADER.items()})
+            mapping = cls(**arrays, **{key: kind(header[key]) for key, kind in _HEADER.items()})
             mapping.check()
         except _UNREADABLE as error:
-            raise MappingError(f"{path}: not a usable mapping ({error}); run: {REBUILD}") from error
+            raise MappingError(f"{path}: not a usable mapping ({error}); {REMEDY}") from error
         return mapping
 
     def check(self) -> None:
@@ -106,32 +98,16 @@ class Mapping:
             raise ValueError("first does not match the symbols")
         if len(first) and not -1 <= first.min() <= first.max() < len(indptr) - 1:
             raise ValueError("a first token is out of range")
-        self._check_rows()
+        self._check_rows(np.diff(indptr))
 
-    def _check_rows(self) -> None:
-        indptr, weights = self.indptr, self.weights
-        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    def _check_rows(self, counts: NDArray[np.int64]) -> None:
+        rows, weights = np.repeat(np.arange(len(counts)), counts), self.weights
         if np.any(np.diff(rows * self.n_symbols + self.indices) <= 0):
             raise ValueError("symbols of a row do not ascend")
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
             raise ValueError("a weight is no probability")
-        filled = np.diff(indptr) > 0
-        sums = np.add.reduceat(weights, indptr[:-1][filled]) if filled.any() else np.ones(1)
-        if not np.allclose(sums, 1, atol=1e-4):
+        if not np.allclose(np.bincount(rows, weights, len(counts))[counts > 0], 1, atol=1e-4):
             raise ValueError("a row does not sum to 1")
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an npz file that nobody vouches for: none is large, none a pickle."""
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in ("header", *_ARRAYS):
-            size = archive.getinfo(f"{name}.npy").file_size
-            if size > _LARGEST:
-                raise ValueError(f"{name} has {size} bytes")
-            with archive.open(f"{name}.npy") as entry:
-                arrays[name] = np.lib.format.read_array(entry, allow_pickle=False)
-    return arrays
 
 
 def from_entries(
@@ -174,10 +150,7 @@ def from_entries(
 
 
 def twins(member: Vocabulary, pivot: Vocabulary) -> NDArray[np.int64]:
-    """Return (member tokens,): the pivot's token with the same bytes, or -1.
-
-    Between equal vocabularies every speakable token is its own twin.
-    """
+    """Return (member tokens,): the pivot's token with the same bytes, or -1."""
     if member.fingerprint == pivot.fingerprint:
         return np.where(member.speakable, np.arange(len(member)), -1)
     twin = np.full(len(member), -1, dtype=np.int64)

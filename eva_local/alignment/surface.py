@@ -6,8 +6,6 @@ first of the member's own tokenisation of several symbols, its mass is split amo
 proportion to the pivot's own probabilities of them at that step.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

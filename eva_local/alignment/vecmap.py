@@ -5,8 +5,6 @@ multi-step framework of linear transformations" (AAAI 2018), of which EVA (Xu et
 the supervised setting: normalise, whiten, rotate, re-weight, undo the whitening.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,8 +68,8 @@ def transforms(x_gram: Square, z_gram: Square, cross: Square) -> tuple[Square, S
 
 
 def _whitening(gram: Square) -> tuple[Square, Square]:
-    """Return gram^-1/2 and its inverse; directions without anchors stay as they are."""
     values, vectors = np.linalg.eigh(gram)
+    # Directions without anchors stay as they are.
     values = np.where(values > _NOTHING * values.max(), values, 1.0)
     roots = np.sqrt(values)
     return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
@@ -97,7 +95,5 @@ def _apply(x: Matrix, transform: Square) -> Matrix:
 
 
 def _unit(x: Matrix) -> None:
-    for start in range(0, len(x), _ROWS):
-        part = x[start : start + _ROWS]
-        length = np.sqrt(np.einsum("ij,ij->i", part, part))
-        part /= np.where(length > 0, length, 1)[:, None]
+    length = np.sqrt(np.einsum("ij,ij->i", x, x))
+    x /= np.where(length > 0, length, 1)[:, None]

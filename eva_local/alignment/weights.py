@@ -1,19 +1,16 @@
 """A model's output layer: one embedding per token, out of its GGUF file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eva_local.config.specs import part_names
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
 from eva_local.llama.vocab import Vocabulary
 
-# Where a model keeps no output matrix of its own, it uses that of its input.
-_TENSORS = ("output.weight", "token_embd.weight")
 _TOKENS = "tokenizer.ggml.tokens"
 # Rows that are dequantised together.
 _ROWS = 8192
@@ -34,10 +31,7 @@ class OutputLayer:
     spellings: tuple[bytes, ...]
 
     def embeddings(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the embeddings of some tokens, (len(token_ids), width).
-
-        Raises NotImplementedError for a quantisation that the gguf package does not know.
-        """
+        """Return (len(token_ids), width); NotImplementedError where gguf cannot dequantise."""
         from gguf import GGMLQuantizationType, dequantize
 
         kind = GGMLQuantizationType(self.kind)
@@ -52,26 +46,24 @@ def output_layer(model: Model) -> OutputLayer:
     """Find the output layer in the GGUF file of a model, whatever its quantisation.
 
     Rows beyond the vocabulary (some models round its size up) are left out.
-    Raises MappingError where the file is split, holds no such matrix or one that cannot be read.
+    Raises MappingError where the file holds no such matrix or one that cannot be read.
     """
     from gguf import GGUFReader  # slow to import, and only a mapping that is built needs it
 
     path = model.path
     try:
-        reader = GGUFReader(path)
+        readers = [GGUFReader(path.with_name(name)) for name in part_names(path.name)]
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise MappingError(f"{path}: no GGUF file that can be read ({error})") from error
-    split = reader.get_field("split.count")
-    if split is not None and split.contents() > 1:
         raise MappingError(
-            f"{path}: one of {split.contents()} parts; join them with llama-gguf-split --merge, "
-            "or use a surface mapping"
-        )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    tensor = next((tensors[name] for name in _TENSORS if name in tensors), None)
-    tokens = reader.get_field(_TOKENS)
+            f"{path}: the gguf package cannot read it ({error}); use a file in another "
+            "quantisation, or a surface mapping"
+        ) from error
+    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+    # Where a model keeps no output matrix of its own, it uses that of its input.
+    tensor = tensors.get("output.weight", tensors.get("token_embd.weight"))
+    tokens = readers[0].get_field(_TOKENS)
     if tensor is None or tokens is None:
-        missing = " or ".join(_TENSORS) if tensor is None else _TOKENS
+        missing = "output.weight or token_embd.weight" if tensor is None else _TOKENS
         raise MappingError(f"{path}: has no {missing}; use a surface mapping")
     spellings = tuple(bytes(tokens.parts[index]) for index in tokens.data)
     if len(tensor.data) < len(spellings):

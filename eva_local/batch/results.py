@@ -1,60 +1,32 @@
-"""The output: rows are appended whole, and what is there already is known again."""
+"""The output: rows are appended whole, and what is there already is known again.
 
-from __future__ import annotations
+Beside a file, a manifest keeps what its answers rest on, so that a later run can go on or refuse.
+"""
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from eva_local.batch.forms import Form
-from eva_local.batch.manifest import Grounds, read_grounds, refuse_changes, write_grounds
-from eva_local.batch.rows import Row
+from eva_local.batch.rows import Row, Wishes
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, refusing
-from eva_local.jsonl import JsonlFile, is_torn, json_line, write_whole
+from eva_local.jsonl import JsonlFile, is_torn, json_line, replace_file, write_whole
+from eva_local.models.store import checksum
 
+SCHEMA = 1
 # How the rows of all forms begin.
 _BEGINNING = b'{"id": '
 # What the JSON of another program raises where a row of output is looked for in it.
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError)
+_ANEW = "begin anew with --restart, or give another output"
 
-
-def _hash(key: str) -> int:
-    data = key.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-
-
-class Known:
-    """Hashes of ids and lines, 8 bytes each: a job may have millions of rows."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        """Remember `keys`."""
-        self._hashes = np.sort(np.fromiter(map(_hash, keys), dtype=np.uint64))
-
-    def __contains__(self, key: str) -> bool:
-        """Return whether a key is among them."""
-        return self.place(key) is not None
-
-    def place(self, key: str) -> int | None:
-        """Return the number of a key among them, from 0; None where it is not there."""
-        wanted = np.uint64(_hash(key))
-        place = int(np.searchsorted(self._hashes, wanted))
-        return place if place < len(self) and self._hashes[place] == wanted else None
-
-    def repeated(self) -> Known:
-        """Return the keys that came more than once."""
-        found = Known(())
-        found._hashes = np.unique(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]])
-        return found
-
-    def __len__(self) -> int:
-        """Return how many keys there are."""
-        return len(self._hashes)
+# What the answers rest on, in groups: values that JSON can hold.
+Grounds = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +35,10 @@ class Done:
 
     n_rows: int
     n_failed: int
-    known: Known
+    known: frozenset[str]
 
     def has(self, row: Row) -> bool:
-        """Return whether a row needs no answer any more.
-
-        Raises InputError where a row that is known by its line alone says something else now.
-        """
+        """Return whether a row needs no answer; InputError where one without an id has changed."""
         if not row.mark:
             return row.key in self.known
         if _key(row.line, row.mark) in self.known:
@@ -82,7 +51,7 @@ class Done:
         return False
 
 
-NOTHING = Done(0, 0, Known(()))
+NOTHING = Done(0, 0, frozenset())
 
 
 class FileResults(JsonlFile):
@@ -92,13 +61,10 @@ class FileResults(JsonlFile):
     """
 
     def __init__(self, path: Path, form: Form) -> None:
-        """Open or create the file; raise InputError where it cannot be written."""
-        super().__init__(
-            path,
-            f"{path}: cannot be written",
-            busy=f"{path} is being written by another process",
-        )
+        busy = f"{path} is being written by another process"
+        super().__init__(path, f"{path}: cannot be written", busy=busy)
         self._form = form
+        self._manifest = path.with_name(f"{path.name}.manifest.json")
         self._grounds: Grounds = {}
         self._earlier: Grounds | None = None
         self._retry = False
@@ -106,68 +72,86 @@ class FileResults(JsonlFile):
     def begin(self, grounds: Grounds, *, restart: bool = False, retry: bool = False) -> Done:
         """Return what is done; with `retry`, rows that failed are not.
 
-        Raises InputError where this job is not the one that was begun, for a line that is no
-        row of output, and for a last one that does not begin like one.
+        Raises InputError where another job was begun, or a line is no row of output.
         """
         self._grounds, self._retry = grounds, retry
-        if restart or self.is_empty:
+        if restart or not any(self.lines()):
             return NOTHING
-        self._earlier = read_grounds(self.path)
-        if self._earlier is None:
+        if not self._manifest.exists():
             raise InputError(
                 f"{self.path} is there already, and no batch wrote it; give another "
                 "output, or throw it away with --restart"
             )
-        refuse_changes(self.path, self._earlier, grounds)
+        self._earlier = self._read_manifest()
+        self._refuse_changes(self._earlier, grounds)
         return self._read()
 
-    def opened(self, mappings: Mapping[str, str]) -> None:
-        """Make ready for rows, now that nothing can go wrong any more."""
-        if self._earlier is not None:
-            refuse_changes(self.path, self._earlier, {"mappings": mappings})
-            self.settled()
+    def opened(self, mappings: Mapping[str, str] | None = None) -> None:
+        """Make ready for rows, now that nothing can go wrong any more; None if there are none.
+
+        A row that was not written whole is taken out, and failed rows that are tried again.
+        """
+        now = {} if mappings is None else {"mappings": mappings}
+        if self._earlier is not None or not now:
+            self._refuse_changes(self._earlier or {}, now)
+            self.mend()
+            if self._retry:
+                self.keep(lambda line: not self._parsed(line)[2])
             return
         self.restart()
-        write_grounds(self.path, {**self._grounds, "mappings": mappings})
+        grounds = {**self._grounds, **now}
+        content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
+        with refusing(f"{self._manifest}: cannot be written"):
+            replace_file(self._manifest, json.dumps(content, indent=1).encode() + b"\n")
 
-    def settled(self) -> None:
-        """Take out a row that was not written whole, and failed rows that are tried again."""
-        self.mend()
-        if self._retry:
-            self.keep(lambda line: not self._parsed(line)[2])
+    def _read_manifest(self) -> Grounds:
+        try:
+            with refusing(f"{self._manifest}: cannot be read"):
+                content = json.loads(self._manifest.read_bytes())
+            grounds = dict(content["grounds"])
+            if content["schema"] == SCHEMA and content["sha256"] == _sha256(grounds):
+                return grounds
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise InputError(f"{self._manifest}: is damaged; {_ANEW}")
+
+    def _refuse_changes(self, earlier: Grounds, now: Grounds) -> None:
+        for group, value in now.items():
+            if changes := _changes(group, earlier.get(group), value):
+                raise InputError(
+                    f"{self.path} was begun otherwise: {'; '.join(changes[:3])}; {_ANEW}"
+                )
 
     def _read(self) -> Done:
-        keys: list[str] = []
+        keys: set[str] = set()
         n_rows = n_failed = 0
         for number, line in enumerate(self.lines(), 1):
             if is_torn(line) and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
                 break
             try:
                 row_id, mark, failed = self._parsed(line)
-            except (*_MALFORMED, InputError) as error:
+            except _MALFORMED as error:
                 raise InputError(
                     f"{self.path}, line {number}: is no row of a batch of the form "
                     f"{self._form.name}; mend the line, or begin anew with --restart"
                 ) from error
             if not (failed and self._retry):
-                keys += [_key(row_id, each) for each in (("line", mark) if mark else ("",))]
+                keys.update(_key(row_id, each) for each in (("line", mark) if mark else ("",)))
                 n_rows += 1
                 n_failed += failed
-        return Done(n_rows, n_failed, Known(keys))
+        return Done(n_rows, n_failed, frozenset(keys))
 
     def _parsed(self, line: bytes) -> tuple[str | int, str, bool]:
-        """Return id and mark of the row that a line answers, and whether that row failed."""
         result = json.loads(line)
         return *self._form.identity(result), bool(result.get("error"))
 
 
 class StreamResults:
-    """Standard output, a pipe or a device, which keeps nothing: every run begins anew."""
+    """Standard output (`-`), a pipe or a device, which keeps nothing: every run begins anew."""
 
     def __init__(self, target: str) -> None:
-        """Open a path, or standard output (`-`); raise InputError where that cannot be done."""
-        self._name = "standard output" if target == "-" else target
-        with refusing(f"{self._name}: cannot be written"):
+        self._refusal = f"{'standard output' if target == '-' else target}: cannot be written"
+        with refusing(self._refusal):
             # Without a buffer, what a failed write leaves behind cannot fail again later.
             self._descriptor = (
                 os.dup(sys.stdout.fileno())
@@ -175,11 +159,8 @@ class StreamResults:
                 else os.open(target, os.O_WRONLY | os.O_CLOEXEC)
             )
 
-    def opened(self, mappings: Mapping[str, str]) -> None:
+    def opened(self, mappings: Mapping[str, str] | None = None) -> None:
         """Have nothing to make ready."""
-
-    def settled(self) -> None:
-        """Have nothing to take out."""
 
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row. Raises BrokenPipeError where nobody reads any more."""
@@ -188,7 +169,7 @@ class StreamResults:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise InputError(f"{self._name}: cannot be written: {error.strerror}") from error
+            raise InputError(f"{self._refusal}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close what was opened."""
@@ -196,6 +177,50 @@ class StreamResults:
 
 
 Output = FileResults | StreamResults
+
+
+def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
+    """Return what the answers rest on, as far as it is known before a model is opened."""
+    members = {
+        f"{place}: {member.name}": {
+            "sha256": checksum(member),
+            "n_ctx": member.load.n_ctx,
+            "kv_type": member.load.kv_type,
+            "swa_full": member.load.swa_full,
+            "role": [str(each) for each in member.role],
+        }
+        for place, member in enumerate(spec.members)
+    }
+    grounds = {
+        "members": members,
+        "pivot": spec.pivot,
+        "fusion": asdict(spec.fusion),
+        "sampling": asdict(wishes.sampling),
+        "rows": {
+            "format": form,
+            "prompt_template": None if wishes.template is None else wishes.template.text,
+            "system": wishes.system,
+            "raw": wishes.raw,
+            "logprobs": wishes.n_top,
+        },
+    }
+    # As JSON gives it back, so that it can be compared with what was read.
+    return dict(json.loads(json.dumps(grounds, default=str)))
+
+
+def _changes(name: str, earlier: object, now: object) -> list[str]:
+    if earlier == now:
+        return []
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = sorted({*earlier, *now})
+        return [change for key in keys for change in _changes(key, earlier.get(key), now.get(key))]
+    texts = [json.dumps(value, ensure_ascii=False) for value in (earlier, now)]
+    was, is_now = (text if len(text) <= 40 else f"{text[:40]}…" for text in texts)
+    return [f"{name} was {was} and is {is_now}"]
+
+
+def _sha256(grounds: object) -> str:
+    return hashlib.sha256(json.dumps(grounds, sort_keys=True).encode()).hexdigest()
 
 
 def _key(row_id: str | int, mark: str) -> str:

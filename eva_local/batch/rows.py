@@ -1,27 +1,24 @@
 """Rows of the input, what each asks for, and the template and options that hold for all."""
 
-from __future__ import annotations
-
-import hashlib
 import json
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eva_local.errors import InputError
 from eva_local.openai.request import Asked
-from eva_local.reading import did_you_mean
 from eva_local.types import Message, Sampling
 
-_LINE = "line "
+# The bare number of a line may well be the id of another row.
+LINE = "line "
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One row: `asked`, or a `problem` in plain words.
+    """One row: `asked`, or a `problem` in plain words. `line` is where it begins, from 1.
 
-    `line` is where it begins, from 1. A row without an id of its own has an `id` that tells the
-    line, and a `mark`: the hash of what it says, by which a change is noticed.
+    A row without an id of its own has an `id` that tells the line, and a `mark`: the hash of
+    what it says, by which a change is noticed.
     """
 
     line: int
@@ -41,11 +38,10 @@ class Template:
     """A prompt template: `{column}` stands for a value, `{{` and `}}` for braces.
 
     What Python's own format would do beyond that (attributes, indices, widths) is refused: rows
-    are data.
+    are data. Raises InputError where the braces do not match or name no column.
     """
 
     def __init__(self, text: str) -> None:
-        """Raise InputError where the braces do not match or name no column."""
         self.text = text
         try:
             parts = list(string.Formatter().parse(text))
@@ -56,41 +52,30 @@ class Template:
                 raise InputError(
                     "the prompt template may only have {column}; write {{ and }} for braces"
                 )
-        self._parts = [(fixed, column) for fixed, column, _, _ in parts]
+        self._parts = [(fixed, column or "") for fixed, column, _, _ in parts]
         self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column))
         if not self.columns:
             raise InputError("the prompt template names no {column}: all prompts would be the same")
 
-    def refuse_unknown(self, columns: Iterable[str]) -> None:
-        """Raise InputError where the template names a column that is not there."""
-        known = list(columns)
-        for column in self.columns:
-            if column not in known:
-                hint = did_you_mean(column, known)
-                raise InputError(f"the prompt template names {{{column}}}; {hint}")
-
     def fill(self, values: Mapping[str, object]) -> str:
         """Return the prompt of a row; raise InputError where it lacks a value."""
-        filled = []
-        for fixed, column in self._parts:
-            filled.append(fixed)
-            if column is None:
-                continue
+        words = {"": ""}
+        for column in self.columns:
             if column not in values:
                 raise InputError(f"has no {column}, which the prompt template names")
             value = values[column]
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            filled.append(text)
-        return "".join(filled)
+            words[column] = (
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+        return "".join(fixed + words[column] for fixed, column in self._parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What holds for all rows: the options of the command.
 
-    `n_top` as in `Asked`; `shares` asks how much each member carried. `raw` prompts are gone on
-    with as they are, others are a user's message. `system` stands before all messages, unless
-    they have a system message of their own.
+    `n_top` as in `Asked`. `raw` prompts are gone on with as they are, others are a user's message.
+    `system` stands before all messages, unless they have a system message of their own.
     """
 
     sampling: Sampling
@@ -98,7 +83,6 @@ class Wishes:
     raw: bool = False
     template: Template | None = None
     n_top: int | None = None
-    shares: bool = False
 
     def asked(self, prompt: str | list[Message], sampling: Sampling) -> Asked:
         """Return what a row asks for; raise InputError for messages where prompts are `raw`."""
@@ -109,29 +93,6 @@ class Wishes:
             if self.system is not None and all(message.role != "system" for message in prompt):
                 prompt = [Message("system", self.system), *prompt]
         return Asked(prompt, sampling, self.n_top)
-
-    def options(self) -> list[str]:
-        """Name the options that are given, beside those of sampling and the template."""
-        given = {
-            "--system": self.system is not None,
-            "--raw": self.raw,
-            "--logprobs": self.n_top is not None,
-            "--shares": self.shares,
-        }
-        return [option for option, is_given in given.items() if is_given]
-
-
-def id_of(line: int, own_id: str | int | None, content: bytes) -> tuple[str | int, str]:
-    """Return id and mark of the row that says `content`, with an `own_id` or without."""
-    if own_id is not None:
-        return own_id, ""
-    # The bare number may well be the id of another row.
-    return f"{_LINE}{line}", hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def line_of(row_id: object) -> int:
-    """Return the line that the id of a row tells; raise ValueError where it tells none."""
-    return int(str(row_id).removeprefix(_LINE))
 
 
 def checked_id(value: object) -> str | int:

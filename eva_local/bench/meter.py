@@ -1,7 +1,5 @@
 """A member whose decoding is timed, and can be done once more to time it alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +20,9 @@ class Decoding:
 
 
 class Meter:
-    """A model, as the engine sees one, that notes when llama.cpp decodes for it."""
+    """A model, as the engine sees one, that notes when llama.cpp decodes for it, in seconds."""
 
     def __init__(self, model: Model, clock: Clock = time.perf_counter) -> None:
-        """Measure `model`; `clock` tells seconds."""
         self._model = model
         self._clock = clock
         self.path = model.path
@@ -34,40 +31,29 @@ class Meter:
         self.chat_template = model.chat_template
         self.n_ctx = model.n_ctx
         self.n_batch = model.n_batch
+        self.n_branches = model.n_branches
+        self.n_snapshots = model.n_snapshots
         self.can_roll_back = model.can_roll_back
         self.holds = model.holds
-        #: What was decoded since `reset`.
-        self.decodings: list[Decoding] = []
-        self._can_repeat = model.can_roll_back
+        self.snapshot = model.snapshot
+        self.reset()
 
     def reset(self) -> None:
         """Forget what was noted."""
-        self.decodings = []
+        #: What was decoded since then.
+        self.decodings: list[Decoding] = []
         self._can_repeat = self.can_roll_back
 
-    def part(self, *, alone: bool, single: bool) -> MemberPart:
-        """Return what was decoded since `reset`.
+    def part(self) -> MemberPart:
+        """Return what was decoded since `reset`, and how long that takes once more, by itself.
 
-        With `alone` it is decoded once more, by itself, and with `single` the last token of every
-        sequence; the cache ends up as it was. Unknown is what cannot be done again: tokens cannot
-        be taken back, or were since then.
+        The cache ends up as it was. Unknown is what cannot be done again: tokens cannot be taken
+        back, or were since then.
         """
-        runs = [run for each in self.decodings for run in each.runs]
-        last = {run.seq_id: run for run in runs}
-        n_tokens = sum(len(run.tokens) for run in runs)
-        again = self._repeat([each.runs for each in self.decodings]) if alone else UNKNOWN
-        one = UNKNOWN
-        if single and n_tokens == len(last):
-            one = again
-        elif single:
-            ends = [(run, run.start + len(run.tokens) - 1) for run in last.values()]
-            one = self._repeat([[Run(run.seq_id, end, run.tokens[-1:]) for run, end in ends]])
         return MemberPart(
-            n_rows=len(last),
-            n_tokens=n_tokens,
+            n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=again,
-            single=one,
+            alone=self._repeat([each.runs for each in self.decodings]),
         )
 
     def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
@@ -75,7 +61,7 @@ class Meter:
             return UNKNOWN
         seconds = 0.0
         for runs in batches:
-            if not all(self._model.remove(run.seq_id, run.start) for run in runs):
+            if not all(self._model.remove(run.seq_id, run.start) == run.start for run in runs):
                 return UNKNOWN
             began = self._clock()
             self._model.decode(runs)
@@ -83,33 +69,26 @@ class Meter:
         return seconds
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        """Decode all runs together; see `Model.decode`."""
         began = self._clock()
         logits = self._model.decode(runs)
         self.decodings.append(Decoding(began, self._clock(), runs))
         return logits
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Decode one run; see `Model.decode_every`. Again it is decoded without those logits."""
-        blocks = self._model.decode_every(run)
         done = 0
-        while True:
-            began = self._clock()
-            block = next(blocks, None)
-            if block is None:
-                return
+        began = self._clock()
+        for block in self._model.decode_every(run):
             part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
             self.decodings.append(Decoding(began, self._clock(), [part]))
             done += len(block)
             yield block
+            began = self._clock()
 
-    def remove(self, seq_id: int, start: int) -> bool:
-        """Forget positions from `start` on; see `Model.remove`."""
+    def remove(self, seq_id: int, start: int) -> int:
         self._can_repeat &= not self.decodings
         return self._model.remove(seq_id, start)
 
-    def copy(self, source: int, target: int, length: int = -1) -> bool:
-        """Let `target` begin as a copy of `source`; see `Model.copy`."""
+    def copy(self, source: int, target: int, length: int = -1) -> int:
         self._can_repeat &= not self.decodings
         return self._model.copy(source, target, length)
 

@@ -1,10 +1,9 @@
 """Arithmetic of rounds: what a step took, against its members decoding alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +22,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Spread | None:
+    def of(cls, values: ArrayLike) -> "Spread | None":
         """Return the spread of the values that are known, None where none is."""
         known = np.asarray(values, dtype=np.float64)
         known = known[np.isfinite(known)]
@@ -33,19 +32,15 @@ class Spread:
         return cls(median, low, high, known.size)
 
 
-@dataclass(frozen=True, slots=True)
-class MemberPart:
+class MemberPart(NamedTuple):
     """A member's part in a round, in seconds: in the step, and alone right after it.
 
-    It decoded `n_tokens` in `n_rows` sequences. `alone` is the same batch decoded again,
-    `single` one token in each of its sequences.
+    It decoded `n_tokens`, and `alone` the same batch again.
     """
 
-    n_rows: int
     n_tokens: int
     inside: float
     alone: float = UNKNOWN
-    single: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +60,14 @@ class Round:
 class MemberPace:
     """How fast a member decodes alone.
 
-    `n_tokens` are its tokens in a step (mean), `rate` its tokens per second in these batches, and
-    `single_rate` with one token in each sequence.
+    `n_tokens` are its tokens in a step (mean), `rate` its tokens per second in these batches.
     """
 
     name: str
     n_tokens: float
     inside: Spread | None
     alone: Spread | None
-    single: Spread | None
     rate: float | None
-    single_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +75,8 @@ class Pace:
     """What rounds came to: seconds of a step, its ratios, and tokens written per second.
 
     `over_sum` and `over_slowest` hold the step against the members decoding the same alone, one
-    after the other and all at once, `over_single` against one token each, one after the other;
-    `inside_over_alone` holds the members' decoding in the step against the same alone.
+    after the other and all at once; `inside_over_alone` holds the members' decoding in the step
+    against the same alone.
     `bookkeeping` is the share of the step in which no member decoded.
     """
 
@@ -92,17 +84,14 @@ class Pace:
     rate: Spread
     over_sum: Spread | None
     over_slowest: Spread | None
-    over_single: Spread | None
     inside_over_alone: Spread | None
     bookkeeping: Spread
     members: tuple[MemberPace, ...]
 
 
 def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
-    """Sum up rounds; None where there are none.
-
-    Every ratio is formed within its round, since a machine changes its speed between them.
-    """
+    """Sum up rounds; None where there are none."""
+    # Every ratio is formed within its round, since a machine changes its speed between them.
     seconds = np.array([each.seconds for each in rounds])
     busy = np.array([each.busy for each in rounds])
     # In the space of bytes a step writes a token of some texts only, now of more, now of fewer.
@@ -112,16 +101,14 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
     if step is None or rate is None or bookkeeping is None:
         return None
     # Each (members, rounds).
-    n_rows, n_tokens, inside, alone, single = np.array(
-        [[astuple(part) for part in each.parts] for each in rounds], dtype=np.float64
-    ).T
+    parts = np.array([each.parts for each in rounds], dtype=np.float64)
+    n_tokens, inside, alone = parts.T
     with np.errstate(divide="ignore", invalid="ignore"):
         return Pace(
             step=step,
             rate=rate,
             over_sum=Spread.of(seconds / alone.sum(axis=0)),
             over_slowest=Spread.of(seconds / alone.max(axis=0)),
-            over_single=Spread.of(seconds / single.sum(axis=0)),
             inside_over_alone=Spread.of(inside.sum(axis=0) / alone.sum(axis=0)),
             bookkeeping=bookkeeping,
             members=tuple(
@@ -130,9 +117,7 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
                     n_tokens=float(n_tokens[i].mean()),
                     inside=Spread.of(inside[i]),
                     alone=Spread.of(alone[i]),
-                    single=Spread.of(single[i]),
                     rate=_median(n_tokens[i] / alone[i]),
-                    single_rate=_median(n_rows[i] / single[i]),
                 )
                 for i, name in enumerate(names)
             ),

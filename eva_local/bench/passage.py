@@ -1,7 +1,5 @@
 """English text of any length that does not repeat itself, for measurements."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 

@@ -1,13 +1,11 @@
 """A bench as one HTML page with plots that needs nothing else: no network, no script."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
-from eva_local.bench.benchmark import Benchmark, Trial
+from eva_local.bench.answers import Answers
 from eva_local.bench.pace import Spread
-from eva_local.pages.frame import member_class, report
-from eva_local.pages.plots import Line, intervals
+from eva_local.bench.trial import Benchmark, Trial
+from eva_local.pages.frame import Line, member_class, report
 
 
 def report_page(benchmark: Benchmark) -> str:
@@ -17,12 +15,16 @@ def report_page(benchmark: Benchmark) -> str:
         "bench/report.html",
         title=f"{benchmark.ensemble}: what it costs",
         benchmark=benchmark,
+        answers=[x for one in benchmark.answers for x in _line(_how(one), one.over_sum, "{:.2f}")],
         sums=[x for name, pace in named for x in _line(name, pace.over_sum, "{:.3f}")],
         slowest=[x for name, pace in named for x in _line(name, pace.over_slowest, "{:.3f}")],
         shares=[x for name, pace in named for x in _line(name, pace.bookkeeping, "{:.1f}%", 100)],
         trials=[(_name(trial), trial, list(_steps(trial))) for trial in benchmark.trials],
-        intervals=intervals,
     )
+
+
+def _how(one: Answers) -> str:
+    return f"{one.drafter}, temperature {one.temperature:g}"
 
 
 def _name(trial: Trial) -> str:
@@ -31,7 +33,6 @@ def _name(trial: Trial) -> str:
 
 
 def _steps(trial: Trial) -> Iterator[Line]:
-    """Yield a line for each member, decoding alone, and one for the ensemble's step."""
     for number, one in enumerate(trial.writing.members):
         yield from _line(one.name, one.alone, "{:.1f} ms", 1000, member_class(number))
     yield from _line("ensemble", trial.writing.step, "{:.1f} ms", 1000)
@@ -40,7 +41,6 @@ def _steps(trial: Trial) -> Iterator[Line]:
 def _line(
     label: str, spread: Spread | None, form: str, factor: float = 1, css: str = "main"
 ) -> Iterator[Line]:
-    """Yield a line for what was measured."""
     if spread is not None:
         median, low, high = (factor * x for x in (spread.median, spread.low, spread.high))
         yield Line(label, css, median, low, high, form.format(median))

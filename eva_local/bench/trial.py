@@ -1,29 +1,31 @@
 """Let an ensemble read and write, and its members decode the same alone right after each step."""
 
-from __future__ import annotations
-
-import math
+import os
+import platform
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import count
+from statistics import median
 
 from eva_local.api import Ensemble, Report
-from eva_local.bench.benchmark import Benchmark, Trial
+from eva_local.bench.answers import Answers, answers
 from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.pace import Round, pace
+from eva_local.bench.pace import Pace, Round, pace
 from eva_local.bench.passage import passage
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
 from eva_local.engine.runner import Runner
 from eva_local.errors import EvaError, InputError
+from eva_local.llama.backend import can_offload
 from eva_local.opening import ensemble_of, open_models
 from eva_local.types import Sampling
 
-# A short prompt is read so often, and so many batches of a long one are decoded again alone.
+# A short prompt is read so often.
 _READINGS = 3
 # Steps before the rounds that count.
 _WARM_UP = 2
@@ -31,133 +33,170 @@ _WARM_UP = 2
 _TOKENS_A_STEP = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Texts of one length, so many side by side.
+
+    `context` tokens were asked for; `prompt_tokens` is what each member read. `first_seconds`
+    is the time to the first token of a text that nothing is known of, `cached_first_seconds`
+    that of all texts after a prompt that the caches hold. `peak_memory` is in bytes, of the
+    process, up to the end of the trial.
+    """
+
+    context: int
+    texts: int
+    prompt_tokens: tuple[int, ...]
+    first_seconds: float | None
+    cached_first_seconds: float
+    writing: Pace
+    peak_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """All trials of an ensemble, and the machine that they ran on; in seconds and bytes."""
+
+    ensemble: str
+    members: tuple[str, ...]
+    pivot: str
+    space: str
+    rounds: int
+    machine: str
+    cores: int
+    threads: tuple[int, ...]
+    can_offload: bool
+    llama_cpp_python: str
+    trials: tuple[Trial, ...]
+    answers: tuple[Answers, ...] = ()
+
+
 def measure(
-    spec: EnsembleSpec, contexts: Iterable[int], parallel: int, rounds: int, report: Report
+    spec: EnsembleSpec,
+    contexts: Iterable[int],
+    parallel: int,
+    rounds: int,
+    n_asked: int,
+    report: Report,
 ) -> Benchmark:
     """Open the members of `spec`; measure `rounds` steps after prompts of `contexts` tokens.
 
-    One text and `parallel` at a time are written. Raises InputError where a context has no room.
+    One text and `parallel` at a time are written, and `n_asked` questions answered. Raises
+    InputError where a context has no room.
     """
     bytewise = spec.fusion.space == "bytes"
     with open_models(spec, report, parallel=parallel, bytewise=bytewise) as models:
-        meters = [Meter(model) for model in models]
-        with ensemble_of(spec, meters, _sampling(spec), report, parallel=parallel) as ensemble:
-            bench = Bench(ensemble, meters, rounds, report)
+        # Members of one model have one meter.
+        meters = {model: Meter(model) for model in models}
+        metered = [meters[model] for model in models]
+        with ensemble_of(spec, metered, _sampling(spec), report, parallel=parallel) as ensemble:
+            names = [_named(spec, metered, meter) for meter in meters.values()]
+            bench = Bench(ensemble, list(meters.values()), rounds, report, names=names)
             # What does not fit is found before minutes of work.
             prompts = {size: _prompts(ensemble, size, rounds) for size in sorted(set(contexts))}
+            answered = tuple(answers(ensemble, n_asked, report))
             trials = tuple(
                 trial
                 for n_tokens, texts in prompts.items()
                 for trial in bench.run(n_tokens, texts, sorted({1, parallel}))
             )
-    return Benchmark.of(spec, rounds, trials)
+    return Benchmark(
+        ensemble=spec.name,
+        members=tuple(member.name for member in spec.members),
+        pivot=spec.pivot,
+        space=spec.fusion.space,
+        rounds=rounds,
+        machine=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count() or 1,
+        threads=tuple(member.load.threads for member in spec.members),
+        can_offload=can_offload(),
+        llama_cpp_python=version("llama-cpp-python"),
+        trials=trials,
+        answers=answered,
+    )
 
 
+@dataclass(frozen=True, slots=True)
 class Bench:
-    """An ensemble of metered members, and how many rounds are measured."""
+    """An ensemble of metered members, of which `rounds` steps are measured in each trial."""
 
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        meters: Sequence[Meter],
-        rounds: int,
-        report: Report,
-        clock: Clock = time.perf_counter,
-    ) -> None:
-        """Measure `rounds` steps of each trial; `report` is told how far it is."""
-        self._ensemble = ensemble
-        self._meters = meters
-        self._rounds = rounds
-        self._report = report
-        self._clock = clock
+    ensemble: Ensemble
+    meters: Sequence[Meter]
+    rounds: int
+    report: Report
+    clock: Clock = time.perf_counter
+    #: Of what each meter measures, where members share one.
+    names: Sequence[str] = ()
 
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
         label = f"{n_tokens} tokens of context"
-        reading: list[Round] = []
+        # A step is held against the same decoded alone.
+        self.ensemble.drafter = "off"
         firsts: list[float] = []
-        self._ensemble.n_slots = 1
+        self.ensemble.n_slots = 1
         for number, prompt in enumerate(prompts):
-            rounds, first = self._read(prompt, number, f"{label}: reading", len(prompts))
-            reading += rounds
-            firsts.append(first)
+            self.report(f"{label}: reading", number / len(prompts))
+            firsts.append(self._read(prompt, number))
         for width in widths:
-            self._ensemble.n_slots = width
+            self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(self._ensemble.members, rounds)
+            written = pace(self.names or self.ensemble.members, rounds)
             assert written is not None
             yield Trial(
                 context=n_tokens,
                 texts=width,
-                prompt_tokens=self._ensemble.prompt_tokens(prompts[-1]),
-                reading=pace(self._ensemble.members, reading) if width == 1 else None,
-                first_seconds=sorted(firsts)[len(firsts) // 2] if width == 1 else None,
+                prompt_tokens=self.ensemble.prompt_tokens(prompts[-1]),
+                first_seconds=median(firsts) if width == 1 else None,
                 cached_first_seconds=cached,
                 writing=written,
                 peak_memory=peak_memory(),
             )
 
-    def _read(
-        self, prompt: str, seed: int, label: str, n_prompts: int
-    ) -> tuple[list[Round], float]:
-        """Read a prompt; return its steps, and the seconds until the first symbol."""
-        tokens = self._ensemble.prompt_tokens(prompt)
-        batches = max(
-            math.ceil(size / meter.n_batch)
-            for size, meter in zip(tokens, self._meters, strict=True)
-        )
-        # Reading takes as long as many steps: of a long prompt only some is done again.
-        stride = max(1, batches * n_prompts // _READINGS)
-        rounds: list[Round] = []
+    def _read(self, prompt: str, seed: int) -> float:
         with closing(self._texts(prompt, seed)) as runner:
-            began = self._clock()
-            runner.draw()
-            first = self._clock() - began
-            while not (rounds and rounds[-1].told):
-                self._report(label, min(len(rounds) / batches, 1.0))
-                rounds.append(self._round(runner, alone=len(rounds) % stride == 0, single=False))
-                first += rounds[-1].seconds
-        return rounds, first
+            began = self.clock()
+            while not _steps(runner):
+                pass
+            return self.clock() - began
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
-        """Go on with a prompt that the cache holds; return the steps, and the seconds to begin."""
         rounds = []
         with closing(self._texts(prompt)) as runner:
-            began = self._clock()
+            began = self.clock()
             begun: set[int] = set()
             while len(begun) < width:
                 begun |= {number for number, _ in _steps(runner)}
-            first = self._clock() - began
-            for number in range(_WARM_UP + self._rounds):
-                self._report(label, number / (_WARM_UP + self._rounds))
+            first = self.clock() - began
+            for number in range(_WARM_UP + self.rounds):
+                self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
-                rounds.append(self._round(runner, alone=True, single=True))
+                rounds.append(self._round(runner))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
-        """Return texts that go on from a prompt, one more for each that ends."""
-        sampling = _sampling(self._ensemble.spec)
-        seeds = count(seed)
-        return self._ensemble.runner(
-            Request(prompt, replace(sampling, seed=each)) for each in seeds
-        )
+        own = _sampling(self.ensemble.spec)
+        return self.ensemble.runner(Request(prompt, replace(own, seed=n)) for n in count(seed))
 
-    def _round(self, runner: Runner, *, alone: bool, single: bool) -> Round:
-        """Take a step, then let each member decode alone what it decoded in the step."""
-        for meter in self._meters:
+    def _round(self, runner: Runner) -> Round:
+        for meter in self.meters:
             meter.reset()
-        began = self._clock()
+        began = self.clock()
         told = len(_steps(runner))
         return Round(
-            seconds=self._clock() - began,
-            busy=busy(self._meters),
+            seconds=self.clock() - began,
+            busy=busy(self.meters),
             told=told,
-            parts=tuple(meter.part(alone=alone, single=single) for meter in self._meters),
+            parts=tuple(meter.part() for meter in self.meters),
         )
+
+
+def _named(spec: EnsembleSpec, metered: Sequence[Meter], meter: Meter) -> str:
+    pairs = zip(spec.members, metered, strict=True)
+    first, *others = [member.name for member, its in pairs if its is meter]
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _steps(runner: Runner) -> list[tuple[int, Told]]:
-    """Return what is told of a step; raise what went wrong."""
     told = runner.step()
     for _, each in told:
         if isinstance(each, EvaError):
@@ -174,12 +213,12 @@ def peak_memory() -> int:
 def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:
     """Return the prompts to read, several where they are short; refuse what does not fit."""
     pivot = ensemble.spec.pivot_index
-    n_batch = ensemble.spec.members[pivot].load.n_batch
-    count = _READINGS if n_tokens <= n_batch else 1
-    prompts = [
-        passage(n_tokens, lambda text: ensemble.prompt_tokens(text)[pivot], seed)
-        for seed in range(count)
-    ]
+
+    def tokens(text: str) -> int:
+        return ensemble.prompt_tokens(text)[pivot]
+
+    n_prompts = _READINGS if n_tokens <= ensemble.spec.members[pivot].load.n_batch else 1
+    prompts = [passage(n_tokens, tokens, seed) for seed in range(n_prompts)]
     steps = _TOKENS_A_STEP * (_WARM_UP + rounds + 1)
     for prompt in prompts:
         counts = ensemble.prompt_tokens(prompt)
@@ -194,7 +233,6 @@ def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:
 
 
 def _sampling(spec: EnsembleSpec) -> Sampling:
-    """Return how texts are drawn: as the ensemble does, but all of them different and endless."""
     return replace(
         spec.sampling,
         temperature=spec.sampling.temperature or 1.0,

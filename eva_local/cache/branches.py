@@ -1,13 +1,12 @@
 """Several token rows of one text in one member, which share their past in llama.cpp's cache."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from eva_local.cache.context import as_row, common
+from eva_local.cache.context import as_row, common, reusable
 from eva_local.llama.model import Model, Run
+from eva_local.llama.snapshots import Snapshot, retained
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +21,14 @@ class Branches:
     """A tree of token rows, kept in a few sequences of a model.
 
     Rows that agree up to a token share what the cache holds of it. A row grows in its own
-    sequence as long as nobody needs what stands there, else in a copy of it.
+    sequence as long as nobody needs what stands there, else in a copy of it. Where tokens cannot
+    be taken back, that is whenever somebody needs the row itself; snapshots are copies, too, in
+    which nobody goes on. Nobody else uses `seq_ids` of `model`.
     """
 
     def __init__(self, model: Model, seq_ids: Sequence[int]) -> None:
-        """Use `seq_ids`, which nobody else uses, of `model`."""
         self._model = model
+        self._snapshots: list[Snapshot[int]] = []
         # What the cache may hold of each sequence, and how many tokens of it were decoded: an
         # interrupted decode may have stored any part of the rest.
         self._rows: dict[int, array[int]] = {seq_id: as_row(()) for seq_id in seq_ids}
@@ -35,7 +36,10 @@ class Branches:
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt some sequence holds."""
-        return max(self._shared(seq_id, prompt) for seq_id in self._rows)
+        return max(
+            reusable(self._model, seq_id, self._same(seq_id, prompt), prompt)
+            for seq_id in self._rows
+        )
 
     @property
     def n_cached(self) -> int:
@@ -44,54 +48,75 @@ class Branches:
 
     def clear(self) -> None:
         """Hold nothing, whatever the cache holds by now."""
+        self._snapshots = []
         for seq_id in self._rows:
             self._empty(seq_id)
 
-    def adopt(self, other: Branches) -> None:
-        """Hold the longest row that `other`, of the same model, holds, and nothing else."""
-        source, length = max(other._decoded.items(), key=lambda item: item[1])
-        target = next(iter(self._rows))
+    def adopt(self, other: "Branches") -> None:
+        """Hold the longest row and the snapshots of `other`, of the same model; nothing else."""
         for seq_id in self._rows:
             self._clear(seq_id)
-        self._copy(other, source, target, length)
+        longest = max(other._decoded, key=other._decoded.__getitem__)
+        sources = dict.fromkeys([longest, *other.saved])
+        homes = dict(zip(sources, self._rows, strict=False))
+        for source, target in homes.items():
+            self._copy(other, source, target, other._decoded[source])
+        self._snapshots = [replace(each, state=homes[each.state]) for each in other._snapshots]
 
     def begin(self, prompt: Sequence[int]) -> Branch:
         """Forget all but the longest beginning of `prompt` that some sequence holds.
 
         At least the last token of the prompt is left out, so that its logits can be had.
+        Snapshots of such beginnings stay.
         """
-        shared = {
-            seq_id: min(self._shared(seq_id, prompt), len(prompt) - 1) for seq_id in self._rows
-        }
-        kept = max(shared, key=shared.__getitem__)
-        for seq_id in self._rows:
-            if seq_id != kept:
-                self._clear(seq_id)
-        self._truncate(kept, shared[kept])
-        return Branch(kept, shared[kept])
+        prompt = as_row(prompt)
+        kept, length = self._longest(prompt, len(prompt) - 1)
+        self._snapshots = [
+            each for each in self._snapshots if self._same(each.state, prompt[:-1]) == each.length
+        ]
+        for seq_id in self._rows.keys() - {kept, *self.saved}:
+            self._clear(seq_id)
+        self._truncate(kept, length)
+        return Branch(kept, length)
 
-    def reached(self, branch: Branch) -> bool:
-        """Return whether the row at `branch` can be gone on from: its past is in the cache."""
-        return self._model.holds(branch.seq_id, branch.length)
+    @property
+    def saved(self) -> set[int]:
+        """The sequences that are snapshots."""
+        return {each.state for each in self._snapshots}
+
+    def save(self, branch: Branch, *, lasting: bool) -> None:
+        """Keep the row at `branch`, where it may be gone then; see `retained` for how long."""
+        row = self._rows[branch.seq_id]
+        known = branch.length != len(row) or any(self._rows[s] == row for s in self.saved)
+        if self._model.n_snapshots and not known:
+            new = Snapshot(branch.length, lasting, branch.seq_id)
+            self._snapshots = retained([*self._snapshots, new], self._model.n_snapshots)
+
+    def behind(self, branch: Branch) -> int:
+        """Return how many tokens of a row must be decoded again before it goes on."""
+        return branch.length - self._source(branch)[1]
 
     def grow(self, branch: Branch, tokens: Sequence[int], needed: Collection[Branch]) -> Run | None:
         """Return the run that puts `tokens` after `branch`, whose logits are wanted.
 
-        `needed` are the branches that must stay. `branch` can be `reached`. None where no sequence
-        is free. Call `decoded` after the run was.
+        Before them go those of its row that the cache no longer holds. `needed` are the branches
+        that must stay. None where no sequence is free. Call `decoded` after the run was.
         """
-        target = branch.seq_id
-        if any(other.seq_id == target and other.length > branch.length for other in needed):
-            taken = {other.seq_id for other in needed}
+        source, kept = self._source(branch)
+        tokens = [*self._rows[branch.seq_id][kept : branch.length], *tokens]
+        target, saved = source, self.saved
+        stays = kept if self._model.can_roll_back else kept - 1
+        if source in saved or any(b.seq_id == source and b.length > stays for b in needed):
+            taken = saved | {other.seq_id for other in needed}
             free = [seq_id for seq_id in self._rows if seq_id not in taken]
             if not free:
                 return None
             target = free[0]
-            self._copy(self, branch.seq_id, target, branch.length)
+            self._copy(self, source, target, kept)
         else:
-            self._truncate(target, branch.length)
+            self._truncate(target, kept)
         self._rows[target] += as_row(tokens)
-        return Run(target, branch.length, tokens)
+        return Run(target, kept, tokens)
 
     def decoded(self, run: Run) -> Branch:
         """Record that a run from `grow` was decoded; return where its row now is."""
@@ -99,25 +124,43 @@ class Branches:
         self._decoded[run.seq_id] = branch.length
         return branch
 
+    def ahead(self, branch: Branch, tokens: Sequence[int]) -> Branch | None:
+        """Return where `tokens` behind a row end, if they were decoded behind it already."""
+        end = branch.length + len(tokens)
+        row = self._rows[branch.seq_id][branch.length : end]
+        decoded = end <= self._decoded[branch.seq_id] and row == as_row(tokens)
+        return Branch(branch.seq_id, end) if decoded else None
+
     def row(self, branch: Branch) -> Sequence[int]:
         """Return the tokens of a row."""
         return self._rows[branch.seq_id][: branch.length]
 
     def _truncate(self, seq_id: int, length: int) -> None:
-        """Keep the first `length` tokens of a row, which can be gone on from."""
         row = self._rows[seq_id]
-        if len(row) > length and self._model.remove(seq_id, length):
-            del row[length:]
+        if len(row) > length:
+            del row[self._model.remove(seq_id, length) :]
         assert len(row) == length
         self._decoded[seq_id] = min(self._decoded[seq_id], length)
 
-    def _shared(self, seq_id: int, prompt: Sequence[int]) -> int:
-        shared = min(common(self._rows[seq_id], prompt), self._decoded[seq_id])
-        return shared if self._model.holds(seq_id, min(shared, len(prompt) - 1)) else 0
+    def _same(self, seq_id: int, row: Sequence[int]) -> int:
+        return min(common(self._rows[seq_id], row), self._decoded[seq_id])
 
-    def _copy(self, other: Branches, source: int, target: int, length: int) -> None:
-        if not self._model.copy(source, target, length):
-            length = 0
+    def _source(self, branch: Branch) -> tuple[int, int]:
+        """Return the sequence that holds most of the row at `branch`, and how much."""
+        if self._model.holds(branch.seq_id, branch.length) == branch.length:
+            return branch.seq_id, branch.length
+        return self._longest(self.row(branch), branch.length)
+
+    def _longest(self, row: Sequence[int], most: int) -> tuple[int, int]:
+        """Return the sequence that holds most, at most `most` tokens, of a row, and how many."""
+        found = {
+            seq_id: self._model.holds(seq_id, min(self._same(seq_id, row), most))
+            for seq_id in self._rows
+        }
+        return max(found.items(), key=lambda item: item[1])
+
+    def _copy(self, other: "Branches", source: int, target: int, length: int) -> None:
+        length = self._model.copy(source, target, length)
         self._rows[target] = other._rows[source][:length]
         self._decoded[target] = length
 

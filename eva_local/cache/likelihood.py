@@ -1,7 +1,5 @@
 """How well a member predicts the text it is given: log-likelihood per byte of its prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,12 +12,11 @@ _STRIDE = 64
 
 
 class PromptLikelihood:
-    """The log-likelihoods of the last tokens of a prompt, by position."""
+    """The log-likelihoods of the last tokens of a prompt, by position; they stand for `pieces`."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
-        """Score tokens that stand for `pieces`."""
         self._pieces = pieces
-        self._scored: dict[int, tuple[float, int]] = {}
+        self._scored: dict[int, tuple[float, int, int]] = {}
         self._first = self._end = 0
 
     def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
@@ -29,9 +26,8 @@ class PromptLikelihood:
         before. Returns how many leading tokens need not be decoded: at most `kept`, fewer where
         some of what is to be scored was not yet.
         """
-        self._scored = {
-            position: found for position, found in self._scored.items() if position < kept
-        }
+        same, known = (kept, *prompt[kept : kept + 1]), self._scored.items()
+        self._scored = {at: its for at, its in known if at < kept or (at, its[2]) == same}
         self._first = self._end = len(prompt)
         # Nothing comes before the first token that could say how likely it was.
         while self._first > 1 and n_bytes > 0:
@@ -54,7 +50,7 @@ class PromptLikelihood:
             return self._end, False
         return (self._first - 1, False) if position < self._first - 1 else (self._end, True)
 
-    def adopt(self, other: PromptLikelihood) -> None:
+    def adopt(self, other: "PromptLikelihood") -> None:
         """Know what `other`, of the same member, knows."""
         self._scored = dict(other._scored)
 
@@ -84,10 +80,10 @@ class PromptLikelihood:
                 best = row.max()
                 np.exp(np.subtract(row, best, out=spread), out=spread)
                 nats = float(row[token_id] - best) - float(np.log(spread.sum()))
-                self._scored[position + offset] = (nats, n_bytes)
+                self._scored[position + offset] = (nats, n_bytes, token_id)
 
     def per_byte(self) -> float:
         """Return the mean log-likelihood of what was to be scored, in nats per byte; else 0."""
         found = [scored for position, scored in self._scored.items() if position >= self._first]
-        n_bytes = sum(count for _, count in found)
-        return sum(nats for nats, _ in found) / n_bytes if n_bytes else 0.0
+        n_bytes = sum(count for _, count, _ in found)
+        return sum(nats for nats, *_ in found) / n_bytes if n_bytes else 0.0

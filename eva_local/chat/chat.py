@@ -1,9 +1,6 @@
 """One conversation with one ensemble: asks, answers, keeps to the budget, saves."""
 
-from __future__ import annotations
-
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +24,7 @@ Count = Callable[[Sequence[Message]], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The room of each member: `limits` are the tokens of its context, in the order of `members`.
-
-    Room for an answer is kept free: `max_tokens`, or a quarter of the context if that is less.
-    """
+    """Each member's context, less what an answer may take: `max_tokens`, or a quarter of it."""
 
     members: tuple[str, ...]
     limits: tuple[int, ...]
@@ -57,10 +51,7 @@ class Budget:
 
 
 def first_turn(conversation: Conversation, first: int, count: Count, budget: Budget) -> int:
-    """Return the first turn that the next prompt can hold; turns before `first` stay out.
-
-    Raises ContextError, with the numbers, where not even the newest message fits.
-    """
+    """Return the first turn, from `first` on, that a prompt can hold; ContextError for none."""
     if budget.holds(count(conversation.prompt(first))):
         return first
     newest = len(conversation.turns) - 1
@@ -71,21 +62,15 @@ def first_turn(conversation: Conversation, first: int, count: Count, budget: Bud
             f"this message{with_system} does not fit: {budget.numbers(alone)}; "
             "shorten it, or start with a larger --n-ctx"
         )
-    later = range(first + 1, newest)
-    return (first + 1) + bisect_left(
-        later,
-        True,
-        key=lambda turn: budget.holds(count(conversation.prompt(turn)), _FULL_AFTER_DROP),
-    )
+    for turn in range(first + 1, newest):
+        if budget.holds(count(conversation.prompt(turn)), _FULL_AFTER_DROP):
+            return turn
+    return newest
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The steps of an answer, END among them, and the seconds from the first of them to the last.
-
-    `used` are the tokens of the conversation, with this answer, in each member's context,
-    `limits` those that fit.
-    """
+    """The steps of an answer, the seconds from first to last, and the tokens in each context."""
 
     members: tuple[str, ...]
     steps: tuple[Step, ...]
@@ -95,12 +80,11 @@ class Reply:
 
 
 class Chat:
-    """A conversation that is being held. Every change of it is saved at once."""
+    """A conversation, saved in `folder` as it goes; `tell` is told what must not be silent."""
 
     def __init__(
         self, ensemble: Ensemble, sampling: Sampling, folder: Path, tell: Callable[[str], None]
     ) -> None:
-        """Begin a conversation, to be saved in `folder`; `tell` is told what must not be silent."""
         self.ensemble = ensemble
         self.sampling = sampling
         self.conversation = Conversation()
@@ -120,8 +104,7 @@ class Chat:
     @property
     def budget(self) -> Budget:
         """The room in the members' contexts."""
-        ensemble = self.ensemble
-        return Budget(ensemble.members, ensemble.n_ctx, self.sampling.max_tokens)
+        return Budget(self.ensemble.members, self.ensemble.n_ctx, self.sampling.max_tokens)
 
     @property
     def is_open(self) -> bool:
@@ -135,15 +118,11 @@ class Chat:
             self._log.close()
             self._log = None
 
-    def resume(self, log: Log, conversation: Conversation) -> None:
-        """Go on with a saved conversation in its own file."""
-        self.take_over(conversation)
-        self._log = log
-
-    def take_over(self, conversation: Conversation) -> None:
-        """Go on with a conversation from elsewhere in a new file; the one before stays saved."""
+    def take_over(self, conversation: Conversation, log: Log | None = None) -> None:
+        """Go on with a conversation, in its `log` or a new one; the one before stays saved."""
         self.close()
         self.conversation = conversation
+        self._log = log
         self._saves = True
         self.first = 0
         self.last = None
@@ -154,23 +133,23 @@ class Chat:
 
     def undo(self) -> str:
         """Take the last message and its answer back; return the message."""
-        if not self.conversation.turns:
+        turns = self.conversation.turns
+        if not turns:
             raise InputError("there is nothing to take back")
-        question = self.conversation.turns[-1].question
         self._take_back()
         self.last = None
-        return question
+        return turns[-1].question
 
     def check(self, text: str) -> None:
         """Raise ContextError, with the numbers, for a message that can never fit."""
         alone = Conversation(self.conversation.system).after(Event("user", text))
-        first_turn(alone, 0, self.ensemble.prompt_tokens, self.budget)
+        first_turn(alone, 0, self._count, self.budget)
 
     def ask(self, text: str, report: Report | None = None) -> Steps:
         """Send a message and write its answer step by step.
 
-        Closing the iterator keeps what was said as the answer; where nothing was said, all is
-        as it was before. Raises ContextError, and changes nothing, where it cannot fit.
+        Closing the iterator keeps what was said; where nothing was said, all is as it was before.
+        Raises ContextError, and changes nothing, where it cannot fit.
         """
         answered = before = self.conversation
         if self.is_open:
@@ -190,11 +169,11 @@ class Chat:
         yield from self._answer(self.conversation, report)
 
     def used(self) -> tuple[int, ...]:
-        """Return how many tokens of the conversation stand in each member's context."""
+        """Return how many tokens of the conversation, without thoughts, each member holds."""
         turns = self.conversation.turns
         if not turns:
             return (0,) * len(self.ensemble.members)
-        parts = [self.ensemble.prompt_tokens(self.conversation.prompt(self.first))]
+        parts = [self._count(self.conversation.prompt(self.first))]
         if turns[-1].answer:
             # Counted apart: not every chat template lets a conversation end with an answer.
             parts.append(self.ensemble.prompt_tokens(turns[-1].answer))
@@ -210,31 +189,34 @@ class Chat:
                 steps.append(step)
                 yield step
         finally:
-            if any(step.text or step.finish_reason for step in steps):
-                self._keep(steps, times[-1] - times[0])
-            else:
-                self._go_back(before)
-
-    def _keep(self, steps: list[Step], seconds: float) -> None:
-        """Save what was said as the answer."""
-        self._record(Event("answer", "".join(step.text for step in steps)))
-        ensemble = self.ensemble
-        self.last = Reply(ensemble.members, tuple(steps), seconds, self.used(), ensemble.n_ctx)
+            thought = "".join(step.reasoning or "" for step in steps)
+            # A thought alone takes the place of no answer.
+            if any(step.text or step.finish_reason for step in steps) or (thought and self.is_open):
+                self._record(Event("answer", "".join(step.text for step in steps), thought))
+                members, limits = self.ensemble.members, self.ensemble.n_ctx
+                seconds = times[-1] - times[0]
+                self.last = Reply(members, tuple(steps), seconds, self.used(), limits)
+            elif self.conversation != before:
+                self._take_back()
+                if self.conversation != before:
+                    # The message without an answer whose place it took.
+                    self._record(Event("user", before.turns[-1].question))
 
     def _fitting(self, conversation: Conversation) -> int:
-        return first_turn(conversation, self.first, self.ensemble.prompt_tokens, self.budget)
+        return first_turn(conversation, self.first, self._count, self.budget)
+
+    def _count(self, prompt: Sequence[Message]) -> tuple[int, ...]:
+        return self.ensemble.prompt_tokens(prompt, self.sampling)
 
     def _drop(self, first: int) -> None:
-        if first == self.first:
-            return
-        dropped = first - self.first
-        turns = "turn is" if dropped == 1 else f"{dropped} turns are"
-        needs = self.ensemble.prompt_tokens(self.conversation.prompt(self.first))
-        self._tell(
-            f"the context is full ({self.budget.numbers(needs)}): the oldest {turns} left out "
-            "from here on"
-        )
-        self.first = first
+        if dropped := first - self.first:
+            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+            needs = self._count(self.conversation.prompt(self.first))
+            self._tell(
+                f"the context is full ({self.budget.numbers(needs)}): the oldest {turns} left "
+                "out from here on"
+            )
+            self.first = first
 
     def _take_back(self) -> None:
         self._record(Event("undo"))
@@ -242,17 +224,7 @@ class Chat:
             # What was dropped for the sake of turns that are gone may fit again.
             self.first = 0
 
-    def _go_back(self, before: Conversation) -> None:
-        """Take back the message that was sent since `before`, if one was."""
-        if self.conversation == before:
-            return
-        self._take_back()
-        if self.conversation != before:
-            # The message without an answer whose place it took.
-            self._record(Event("user", before.turns[-1].question))
-
     def _record(self, event: Event) -> None:
-        """Change the conversation, and save the change."""
         self.conversation = self.conversation.after(event)
         if not self._saves:
             return

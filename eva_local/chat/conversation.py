@@ -1,7 +1,5 @@
 """What was said: a conversation, and the events that change it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,10 +11,11 @@ EventKind = Literal["system", "user", "answer", "undo"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of a conversation; `text` is what was said, and empty for undo."""
+    """One change of a conversation: what was said, empty for undo, and thought before an answer."""
 
     kind: EventKind
     text: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,7 @@ class Turn:
 
     question: str
     answer: str | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,19 @@ class Conversation:
     system: str = ""
     turns: tuple[Turn, ...] = ()
 
-    def after(self, event: Event) -> Conversation:
-        """Return the conversation that an event leads to.
-
-        A second answer to a message takes the place of the first. Raises ValueError for an
-        event that cannot come here.
-        """
-        match event.kind:
-            case "system":
-                return replace(self, system=event.text)
-            case "user":
-                if self.turns and self.turns[-1].answer is None:
-                    raise ValueError("a message follows one that has no answer")
-                return replace(self, turns=(*self.turns, Turn(event.text)))
+    def after(self, event: Event) -> "Conversation":
+        """Return what an event leads to; ValueError for one that cannot come here."""
+        if event.kind == "system":
+            return replace(self, system=event.text)
+        if event.kind == "user":
+            if self.turns and self.turns[-1].answer is None:
+                raise ValueError("a message follows one that has no answer")
+            return replace(self, turns=(*self.turns, Turn(event.text)))
         if not self.turns:
             raise ValueError(f"there is no turn before this {event.kind}")
         *before, last = self.turns
-        if event.kind == "answer":
-            return replace(self, turns=(*before, replace(last, answer=event.text)))
-        return replace(self, turns=tuple(before))
+        answered = replace(last, answer=event.text, reasoning=event.reasoning)
+        return replace(self, turns=(*before, *([answered] if event.kind == "answer" else [])))
 
     def events(self) -> Iterator[Event]:
         """Yield the events that lead from nothing to this conversation."""
@@ -61,7 +55,7 @@ class Conversation:
         for turn in self.turns:
             yield Event("user", turn.question)
             if turn.answer is not None:
-                yield Event("answer", turn.answer)
+                yield Event("answer", turn.answer, turn.reasoning)
 
     def prompt(self, first: int = 0) -> list[Message]:
         """Return the messages from turn `first` on, up to the last that the user wrote."""

@@ -3,20 +3,18 @@
 A conversation that is being held is locked, so that two chats never write into one file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime as dt
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msgspec import Struct
 
 from eva_local.chat.conversation import Conversation, Event
 from eva_local.errors import InputError, refusing
-from eva_local.jsonl import JsonlFile, json_line, replace_file
+from eva_local.jsonl import JsonlFile, checked_lines
 from eva_local.reading import did_you_mean
-from eva_local.trace.checked import Checked, checked_lines
 
 SCHEMA = 1
 _TORN = "the last line of the file is incomplete and was left out"
@@ -40,20 +38,19 @@ class Log(JsonlFile):
     """The file of the conversation that is being held."""
 
     def __init__(self, path: Path) -> None:
-        """Append to a file that is there."""
         busy = f"the conversation {path.stem} is open in another chat"
         super().__init__(path, _unsaved(path), busy=busy, create=False)
 
     @classmethod
-    def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> Log:
+    def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> "Log":
         """Save `conversation` in a new file of `folder`, to go on with."""
         log = cls(_new_file(folder))
         with log.closed_on_failure():
-            log.append(*_records(ensemble, conversation))
+            log.append(*records(ensemble, conversation))
         return log
 
     @classmethod
-    def resume(cls, saved: Saved) -> tuple[Log, Saved]:
+    def resume(cls, saved: Saved) -> "tuple[Log, Saved]":
         """Go on with a saved conversation; return it as it is now that nobody else writes it."""
         log = cls(saved.path)
         with log.closed_on_failure():
@@ -68,14 +65,12 @@ class Log(JsonlFile):
 
 def private_folder(folder: Path) -> None:
     """Make a folder and what it lies in for the user alone; close one that is there to others."""
-
-    def make(folder: Path) -> None:
-        # mkdir gives its mode to the last folder only.
-        if not folder.is_dir():
-            make(folder.parent)
-            folder.mkdir(mode=0o700, exist_ok=True)
-
-    make(folder)
+    # mkdir gives a mode to the last folder only.
+    before = os.umask(0o077)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    finally:
+        os.umask(before)
     folder.chmod(0o700)
 
 
@@ -91,12 +86,8 @@ def _new_file(folder: Path) -> Path:
     raise InputError(f"{folder} holds too many conversations of this second")
 
 
-def saved_form(ensemble: str, conversation: Conversation) -> bytes:
-    """Return a conversation as the bytes of a file."""
-    return b"".join(map(json_line, _records(ensemble, conversation)))
-
-
-def _records(ensemble: str, conversation: Conversation) -> list[dict[str, object]]:
+def records(ensemble: str, conversation: Conversation) -> list[dict[str, object]]:
+    """Return a conversation as the lines of a file."""
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     header = {"schema": SCHEMA, "kind": "chat", "ensemble": ensemble, "began": began}
     return [header, *map(_event_line, conversation.events())]
@@ -110,15 +101,18 @@ def read(path: Path) -> Saved:
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines
-    header.refuse_other_header("chat", SCHEMA)
+    header.kind("chat", schema=SCHEMA)
     conversation = Conversation()
     for line in events:
+        event = line.read(Event)
+        if event.kind != "undo" and "text" not in line.values:
+            raise line.problem("has no text")
         try:
-            conversation = conversation.after(_event(line))
+            conversation = conversation.after(event)
         except ValueError as error:
             raise line.problem(f"cannot stand here: {error}") from error
-    notes = (_TORN,) if torn else ()
-    return Saved(path, header.read(_HeaderLine).ensemble, conversation, notes)
+    ensemble = header.read(_HeaderLine).ensemble
+    return Saved(path, ensemble, conversation, (_TORN,) if torn else ())
 
 
 def newest_first(folder: Path) -> dict[Path, float]:
@@ -153,50 +147,9 @@ def newest(folder: Path) -> Saved:
     raise InputError(f"there is no conversation to continue in {folder}")
 
 
-def markdown(conversation: Conversation) -> str:
-    """Return a conversation as a document for people."""
-    parts = [f"*{conversation.system}*"] if conversation.system else []
-    for turn in conversation.turns:
-        parts.append("\n".join(f"> {line}".rstrip() for line in turn.question.split("\n")))
-        parts += [] if turn.answer is None else [turn.answer.strip()]
-    return "\n\n".join(parts) + "\n"
-
-
-def export(path: Path, ensemble: str, conversation: Conversation) -> None:
-    """Write a conversation to a file of the user: Markdown if its name ends so, else JSON Lines.
-
-    Raises InputError rather than take the place of a file that is no saved conversation, or of
-    one that is being held.
-    """
-    as_markdown = path.suffix.lower() in (".md", ".markdown")
-    text = markdown(conversation).encode("utf-8", "replace")
-    data = text if as_markdown else saved_form(ensemble, conversation)
-    with refusing(_unsaved(path)), contextlib.ExitStack() as stack:
-        if path.exists():
-            if as_markdown or not _is_saved(path):
-                raise InputError(f"{path} exists and stays as it is; give another name")
-            busy = f"{path} is the file of an open chat and stays as it is; give another name"
-            stack.enter_context(JsonlFile(path, _unsaved(path), busy=busy, create=False))
-        replace_file(path, data)
-
-
-def _is_saved(path: Path) -> bool:
-    try:
-        read(path)
-    except InputError:
-        return False
-    return True
-
-
 def _event_line(event: Event) -> dict[str, object]:
-    return {"kind": event.kind} | ({} if event.kind == "undo" else {"text": event.text})
-
-
-def _event(line: Checked) -> Event:
-    event = line.read(Event)
-    if event.kind != "undo" and "text" not in line.values:
-        raise line.problem("has no text")
-    return event
+    needed = ("kind",) if event.kind == "undo" else ("kind", "text")
+    return {key: said for key, said in asdict(event).items() if said or key in needed}
 
 
 def _unsaved(path: Path) -> str:

@@ -1,7 +1,5 @@
 """Where messages come from, a line editor or plain lines, and what is meant by them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -16,7 +14,6 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -24,35 +21,42 @@ from eva_local.chat.terminal import ENDINGS, handled
 
 PROMPT = "> "
 _MORE = ". "
-_HINT = "Write a message; /help lists the commands"
+_HINT = "Write here; /help lists the commands"
 # Longer messages, such as pasted files, would make the history slow to read.
 _REMEMBERED = 4000
 QUOTES = '"""'
 _QUOTED = re.compile(r'\s*(?:/(?P<name>\w+)[ \t]+)?"""(?P<text>.*)', re.DOTALL)
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class LineEditor:
-    """A line editor with history, completion and bracketed paste."""
+    """A line editor with completion, bracketed paste, and a history in a file."""
 
     # A person sits there, who may go on after Ctrl-C.
     somebody = True
 
     def __init__(self, history: Path, completer: Completer) -> None:
-        """Keep what is typed in the file `history`."""
         # Else it asks where the cursor is: an answer that comes late would be taken for
         # something that was typed.
         os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
         is_unfinished = Condition(lambda: is_open(self._session.default_buffer.text))
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        @keys.add("enter", filter=is_unfinished)
+        def new_line(event: KeyPressEvent) -> None:
+            # Without the indentation of the line before, which would stand before closing quotes.
+            event.current_buffer.newline(copy_margin=False)
+
         self._session: PromptSession[str] = PromptSession(
-            FormattedText([("bold", PROMPT)]),
+            [("bold", PROMPT)],
             history=_History(history),
             completer=completer,
             complete_while_typing=False,
             multiline=is_unfinished,
-            prompt_continuation=_continuation,
-            placeholder=_hint,
-            key_bindings=_keys(is_unfinished),
+            prompt_continuation=lambda _width, _line, wraps: " " * len(_MORE) if wraps else _MORE,
+            # It stands in an empty line, but not in one that was left.
+            placeholder=lambda: [] if get_app().is_done else [("fg:ansibrightblack", _HINT)],
+            key_bindings=keys,
             enable_open_in_editor=True,
             enable_suspend=True,
         )
@@ -84,7 +88,7 @@ class PlainReader:
     """Lines of standard input, where that or the screen is no terminal."""
 
     def __init__(self) -> None:
-        """Show a prompt only if somebody sits there."""
+        # There is a prompt only if somebody sits there.
         self.somebody = sys.stdin.isatty()
 
     def read(self) -> str:
@@ -116,38 +120,14 @@ class _History(FileHistory):
     """A history that never stands in the way of the chat."""
 
     def load_history_strings(self) -> Iterable[str]:
-        """Return what was typed before, the newest first."""
         with contextlib.suppress(OSError):
             return list(super().load_history_strings())
         return []
 
     def store_string(self, string: str) -> None:
-        """Keep what was typed, unless it is too long."""
         if len(string) <= _REMEMBERED:
             with contextlib.suppress(OSError):
                 super().store_string(string.encode("utf-8", "replace").decode())
-
-
-def _hint() -> FormattedText:
-    """Return what stands in an empty line, but not in one that was left."""
-    return FormattedText([] if get_app().is_done else [("fg:ansibrightblack", _HINT)])
-
-
-def _continuation(_width: int, _line: int, wraps: int) -> str:
-    """Return what stands before a line that goes on, at the edge of the screen or after Enter."""
-    return " " * len(_MORE) if wraps else _MORE
-
-
-def _keys(is_unfinished: Condition) -> KeyBindings:
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    @keys.add("enter", filter=is_unfinished)
-    def new_line(event: KeyPressEvent) -> None:
-        # Without the indentation of the line before, which would stand before closing quotes.
-        event.current_buffer.newline(copy_margin=False)
-
-    return keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +147,7 @@ def is_open(text: str) -> bool:
 def understood(text: str) -> Command | str:
     """Return the command or the message that `text` is; an empty message is none.
 
-    A command is one line, so that what is pasted stays a message. Three quotes around a
-    message, or around what follows a command, let it have several lines; `//` begins a message
-    with one slash.
+    A command is one line, so that what is pasted stays a message, but for what is in three quotes.
     """
     quoted = _QUOTED.match(text)
     if quoted is not None:
@@ -187,21 +165,13 @@ def understood(text: str) -> Command | str:
     return Command(name, argument.strip())
 
 
-def sound(text: str) -> tuple[str, list[str]]:
-    """Return `text` with whole characters and plain line ends, and notes on what was odd.
+def sound(text: str) -> tuple[str, int]:
+    """Return `text` with whole characters and plain line ends, and how many bytes were no UTF-8.
 
-    Bytes that are no UTF-8 come from a terminal as lone surrogates; they become U+FFFD.
+    These come from a terminal as lone surrogates.
     """
-    notes = []
     text, broken = re.subn("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-    if broken:
-        said = counted(broken, "byte was", "bytes were")
-        notes.append(f"{said} no UTF-8 and became U+FFFD in the message")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if controls := len(_CONTROLS.findall(text)):
-        said = counted(controls, "control character is", "control characters are")
-        notes.append(f"{said} in the message; the models get the text as it is")
-    return text, notes
+    return text.replace("\r\n", "\n").replace("\r", "\n"), broken
 
 
 def counted(count: int, one: str, many: str) -> str:

@@ -1,40 +1,29 @@
 """The loop of a chat: read, obey or ask, show the answer as it comes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 
 from eva_local.api import Report
 from eva_local.chat import commands
 from eva_local.chat.chat import Chat, Reply, Steps
-from eva_local.chat.log import Saved
+from eva_local.chat.log import Saved, first_words
 from eva_local.chat.reader import PROMPT, Command, Reader, counted, sound, understood
 from eva_local.chat.terminal import Screen, interruption_noted, typing_unseen
 from eva_local.chat.votes import summary_line
 from eva_local.errors import EvaError
 
-# Longer messages are echoed in part.
-_ECHOED_LINES = 10
-
-
-class _StoppedError(Exception):
-    """Ctrl-C was pressed while the members were reading."""
+# Characters of a message that are shown again.
+_ECHOED = 400
 
 
 class Repl:
-    """A person and a chat."""
+    """A person and a chat: `reader` asks, `screen` shows."""
 
-    def __init__(
-        self, chat: Chat, reader: Reader, screen: Screen, *, markdown: bool = False
-    ) -> None:
-        """Let `reader` ask and `screen` show."""
+    def __init__(self, chat: Chat, reader: Reader, screen: Screen) -> None:
         self.chat = chat
         self.screen = screen
-        self.switches = dict.fromkeys(commands.SWITCHES, True) | {"markdown": markdown}
-        # Texts that go in front of the next message, and a message that could not be sent.
+        # Texts that go in front of the next message.
         self.texts: list[str] = []
-        self.unsent = ""
         self.done = False
         self._reader = reader
 
@@ -44,17 +33,20 @@ class Repl:
             try:
                 text = self._reader.read()
                 if text.strip():
-                    self._obey_or_ask(text)
+                    self._take(understood(text))
                     self.screen.gap()
             except EOFError:
                 return
-            except EvaError as error:
-                self._complain(str(error))
-            except OSError as error:
-                if error.filename is None:
+            except (EvaError, OSError) as error:
+                if isinstance(error, EvaError):
+                    problem = str(error)
+                elif error.filename is None:
                     # It is no file that the person named: the screen itself may be gone.
                     raise
-                self._complain(f"{error.filename}: {error.strerror or error}")
+                else:
+                    problem = f"{error.filename}: {error.strerror or error}"
+                self.screen.say(problem, "red" if self.screen.interactive else "")
+                self.screen.gap()
             except KeyboardInterrupt:
                 if not self._reader.somebody:
                     raise
@@ -62,31 +54,29 @@ class Repl:
 
     def ask(self, text: str) -> None:
         """Send a message, after the texts that were read for it."""
-        self.unsent = text
         whole = "\n\n".join([*self.texts, text])
         if self._answer(lambda report: self.chat.ask(whole, report)):
-            self.unsent = ""
             self.texts = []
 
-    def regenerate(self) -> None:
-        """Write the last answer again."""
-        self._answer(self.chat.regenerate)
+    def regenerate(self) -> bool:
+        """Write the last answer again; return whether there is one now."""
+        return self._answer(self.chat.regenerate)
 
     def heed(self, text: str) -> str:
         """Return text from outside with whole characters; say what was odd about it."""
-        text, notes = sound(text)
-        for note in notes:
-            self.screen.note(note)
+        text, broken = sound(text)
+        if broken:
+            were = counted(broken, "byte was", "bytes were")
+            self.screen.note(f"{were} no UTF-8 and became U+FFFD in the message")
         return text
 
     def greet(self) -> None:
         """Name the ensemble to a person."""
-        if not self.screen.interactive:
-            return
         ensemble = self.chat.ensemble
         name, members = ensemble.spec.name, " + ".join(ensemble.members)
-        title = members if ensemble.members == (name,) else f"{name}: {members}"
-        self.screen.note(f"{title}, context {min(ensemble.n_ctx)}, /help for help")
+        title = members if members == name else f"{name}: {members}"
+        if self.screen.interactive:
+            self.screen.note(f"{title}, context {min(ensemble.n_ctx)}, /help for help")
 
     def welcome(self, saved: Saved) -> None:
         """Say what was taken up, and show where it stands."""
@@ -94,81 +84,62 @@ class Repl:
             self.screen.note(note)
         count = len(self.chat.conversation.turns)
         self.screen.note(f"{saved.path.stem}: {counted(count, 'turn', 'turns')}")
-        self.show_turns(1)
+        self._show_last()
         if self.chat.is_open:
             self.screen.note("this message has no answer; /regen writes one")
 
-    def show_turns(self, count: int) -> None:
-        """Show the last turns of the conversation."""
-        turns = self.chat.conversation.turns
-        for turn in turns[max(len(turns) - count, 0) :]:
+    def _show_last(self) -> None:
+        for turn in self.chat.conversation.turns[-1:]:
             self.screen.gap()
-            self.echo(turn.question)
+            self.screen.note(f"{PROMPT}{first_words(turn.question, _ECHOED)}")
             if turn.answer is not None:
                 self.screen.say(turn.answer.strip())
 
-    def echo(self, question: str) -> None:
-        """Show the beginning of a message that was not typed here."""
-        lines = question.split("\n")
-        shown = lines if len(lines) <= _ECHOED_LINES else lines[: _ECHOED_LINES - 1]
-        for number, line in enumerate(shown):
-            self.screen.note(f"{PROMPT if number == 0 else '  '}{line}")
-        if len(shown) < len(lines):
-            self.screen.note(f"  … and {len(lines) - len(shown)} lines")
-
-    def _complain(self, problem: str) -> None:
-        self.screen.problem(problem)
-        self.screen.gap()
-
-    def _obey_or_ask(self, text: str) -> None:
-        meant = understood(text)
+    def _take(self, meant: Command | str) -> None:
         if isinstance(meant, Command):
             commands.obey(self, meant)
         elif meant.strip():
             self.ask(self.heed(meant))
 
     def _answer(self, begin: Callable[[Report], Steps]) -> bool:
-        """Show an answer as it comes, until its end or Ctrl-C; return whether there is one."""
         before = self.chat.last
         self.screen.begin()
         try:
             with interruption_noted() as interrupted, typing_unseen():
                 self._stream(begin, interrupted)
         finally:
-            self.screen.end(markdown=self.switches["markdown"])
+            self.screen.end()
         answer = self.chat.last
         if answer is None or answer is before:
             self.screen.note("stopped before a word was said; all is as it was")
             return False
-        cost = summary_line(answer) if self.switches["stats"] else ""
-        if remark := " · ".join(filter(None, (self._ending(answer), cost))):
-            self.screen.note(remark)
+        self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
         return True
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
         def report(_: str, share: float) -> None:
             if interrupted():
-                raise _StoppedError
-            self.screen.reading(share)
+                raise KeyboardInterrupt
+            self.screen.busy(f"reading {share:.0%}")
 
-        with (
-            contextlib.suppress(_StoppedError),
-            contextlib.closing(begin(report)) as steps,
-        ):
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(begin(report)) as steps:
             for step in steps:
+                self.screen.think(step)
                 self.screen.write(step.text)
                 if interrupted():
                     return
 
     def _ending(self, answer: Reply) -> str:
-        """Return why an answer ended where it did, if not by itself."""
-        reason = answer.steps[-1].finish_reason or "cancelled"
-        if reason == "cancelled":
-            return "stopped"
+        reason, within = answer.steps[-1].finish_reason, ""
+        if answer.steps[-1].reasoning is not None:
+            within = " in the thought (it is kept with the message; /regen writes an answer)"
+        if reason in (None, "cancelled"):
+            return f"stopped{within}"
         if reason == "stop":
             said = any(step.text.strip() for step in answer.steps)
             return "" if said else "the answer is empty"
         limit = self.chat.sampling.max_tokens
-        if sum(bool(step.piece) for step in answer.steps) >= limit:
-            return f"cut off at max_tokens {limit}"
-        return "cut off: the context is full"
+        # Thoughts apart have a limit of their own.
+        if sum(bool(step.piece) for step in answer.steps if step.member is None) >= limit:
+            return f"cut off at max_tokens {limit}{within}"
+        return f"cut off: the context is full{within}"

@@ -1,23 +1,21 @@
 """The terminal: where answers and remarks go, its state, and the signals that come from it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from rich.cells import chop_cells
 from rich.console import Console, RenderableType
-from rich.markdown import Markdown
 from rich.status import Status
 from rich.text import Text
 
 from eva_local.engine.detokenizer import harmless
+from eva_local.types import Step
 
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -31,14 +29,14 @@ def is_terminal() -> bool:
 class Screen:
     """Answers on standard output; all else there too at a terminal, and on stderr elsewhere."""
 
-    def __init__(self, *, interactive: bool) -> None:
-        """Use the terminal, or plain streams."""
+    def __init__(self, *, interactive: bool, folds: bool | None = None) -> None:
         self.interactive = interactive
         self._console = Console(stderr=not interactive, highlight=False, emoji=False, markup=False)
-        self._reading: Status | None = None
-        self._answer = ""
-        self._held = ""
-        self._size = self._console.size
+        self._busy: Status | None = None
+        # Whether only the length of a thought is shown.
+        self.folds = not interactive if folds is None else folds
+        self._answer = self._held = self._thought = ""
+        self._n_thought, self._began = 0, 0.0
 
     def show(self, *shown: RenderableType) -> None:
         """Show tables or texts that are safe to show."""
@@ -46,17 +44,13 @@ class Screen:
             # Lines that no terminal shows are for programs, which want them whole.
             self._console.print(part, soft_wrap=isinstance(part, Text) and not self.interactive)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """Show text that may hold anything."""
-        self.show(Text(harmless(text)))
+        self.show(Text(harmless(text), style=style))
 
     def note(self, text: str) -> None:
         """Show a remark."""
-        self.show(Text(harmless(text), style="dim"))
-
-    def problem(self, text: str) -> None:
-        """Show what went wrong."""
-        self.show(Text(harmless(text), style="red" if self.interactive else ""))
+        self.say(text, "dim")
 
     def gap(self) -> None:
         """Leave a line free between two turns at a terminal."""
@@ -65,61 +59,80 @@ class Screen:
 
     def begin(self) -> None:
         """Expect an answer; at a terminal, say that the members are reading."""
-        self._answer = ""
-        self._held = ""
-        self._size = self._console.size
+        self._answer = self._held = ""
         if self.interactive:
-            self._reading = self._console.status(Text("reading", style="dim"))
-            self._reading.start()
+            self._busy = self._console.status(Text("reading", style="dim"))
+            self._busy.start()
 
-    def reading(self, share: float) -> None:
-        """Say how far the members have read."""
-        if self._reading is not None:
-            self._reading.update(Text(f"reading {share:.0%}", style="dim"))
+    def busy(self, what: str) -> None:
+        """Say what the members are at, until something is shown."""
+        if self._busy is not None:
+            self._busy.update(Text(what, style="dim"))
+
+    def think(self, step: Step) -> None:
+        """Show what a step adds to a thought, dimmed, or how long that is where it is folded."""
+        if step.reasoning is None:
+            self.end_thought()
+            return
+        self._began = self._began or time.monotonic()
+        self._n_thought += bool(step.piece)
+        ready = self._ready(step.reasoning, self._thought)
+        if self.folds:
+            self.busy(f"thinking … {self._n_thought} tokens")
+        elif ready:
+            self._settle()
+            shown = harmless(ready if self._thought else f"thinking\n{ready}")
+            self._console.print(Text(shown, style="dim"), end="", soft_wrap=True)
+        self._thought += ready
+
+    def end_thought(self) -> None:
+        """End a thought that was under way: with a blank line, or by saying how long it was."""
+        if not self._began:
+            return
+        thought, n, seconds = self._thought, self._n_thought, time.monotonic() - self._began
+        self._thought, self._held, self._n_thought, self._began = "", "", 0, 0.0
+        if thought and self.folds:
+            self._settle()
+            tokens = f"{n} token{'s' * (n != 1)}"
+            self.note(f"thought for {tokens} in {seconds:.0f} s; /thought shows it")
+        elif thought:
+            self._console.print("\n")
 
     def write(self, text: str) -> None:
         """Show the next part of the answer, without blank lines before and after it all."""
-        if not self._answer:
-            text = text.lstrip()
-        text = self._held + text
+        if ready := self._ready(text, self._answer):
+            self._settle()
+            self._answer += ready
+            # A model may write escape sequences; a terminal must not obey them.
+            self._put(harmless(ready) if sys.stdout.isatty() else ready)
+
+    def end(self) -> None:
+        """End the answer with its line."""
+        self._settle()
+        self.end_thought()
+        if self._answer:
+            self._put("\n")
+
+    def _ready(self, text: str, before: str) -> str:
+        """Return what can be shown behind `before`: white space waits for what follows it."""
+        text = self._held + (text if before else text.lstrip())
         ready = text.rstrip()
         self._held = text[len(ready) :]
-        if not ready:
-            return
-        self._settle()
-        self._answer += ready
-        # A model may write escape sequences; a terminal must not obey them.
-        sys.stdout.write(harmless(ready) if sys.stdout.isatty() else ready)
-        sys.stdout.flush()
+        return ready
 
-    def end(self, *, markdown: bool = False) -> None:
-        """End the answer with its line; show it as Markdown if it stands on the screen whole."""
-        self._settle()
-        if not self._answer:
-            return
-        sys.stdout.write("\n")
+    def _put(self, text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
-        answer, size = harmless(self._answer), self._size
-        # The terminal breaks lines where they reach its edge.
-        lines = (chop_cells(line.expandtabs(), size.width) for line in answer.split("\n"))
-        rows = sum(max(1, len(line)) for line in lines)
-        if markdown and self.interactive and self._console.size == size and rows < size.height:
-            sys.stdout.write(f"\x1b[{rows}A\r\x1b[J")
-            sys.stdout.flush()
-            self._console.print(Markdown(answer))
 
     def _settle(self) -> None:
-        if self._reading is not None:
-            self._reading.stop()
-            self._reading = None
+        if self._busy is not None:
+            self._busy.stop()
+            self._busy = None
 
 
 @contextlib.contextmanager
 def interruption_noted() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C was pressed, and let it do nothing else.
-
-    So a step is never cut off in the middle, nor is the saving of what was said.
-    """
+    """Give a function that says whether Ctrl-C was pressed, which cuts off no step or saving."""
     pressed: list[int] = []
     with handled(lambda number, _frame: pressed.append(number), signal.SIGINT):
         yield lambda: bool(pressed)
@@ -139,15 +152,11 @@ def orderly_end() -> Iterator[None]:
 @contextlib.contextmanager
 def terminal_restored() -> Iterator[None]:
     """Put the terminal back into the state that it has now."""
-    if not sys.stdin.isatty():
+    with contextlib.ExitStack() as stack:
+        if sys.stdin.isatty():
+            before = termios.tcgetattr(sys.stdin.fileno())
+            stack.callback(termios.tcsetattr, sys.stdin.fileno(), termios.TCSADRAIN, before)
         yield
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """What an answer cost, and how the members voted: the line after it, /stats and /why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from statistics import fmean
 
 from rich.cells import set_cell_size
@@ -25,27 +24,17 @@ _PIECE, _BAR = 18, 10
 _BEFORE = 40
 
 
-def short_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Cut names at the first hyphen that leaves them different from each other."""
-    parts = [name.split("-") for name in names]
-    for count in range(1, max(map(len, parts), default=1)):
-        short = ["-".join(part[:count]) for part in parts]
-        if len(set(short)) == len(names):
-            return tuple(short)
-    return tuple(names)
-
-
 def summary_line(answer: Reply) -> str:
     """Return what an answer cost, on one line."""
     summary = summarize(answer.members, answer.steps)
     written = counted(summary.tokens, "token", "tokens")
+    written += _thought(sum(bool(step.piece) for step in answer.steps if _is_thought(step)))
     if answer.seconds > 0:
         written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
     parts = [written]
     if len(summary.members) > 1:
         carried = [
-            f"{name} {member.carried / len(answer.steps):.0%}"
-            for name, member in zip(short_names(answer.members), summary.members, strict=True)
+            f"{member.name} {member.carried / len(answer.steps):.0%}" for member in summary.members
         ]
         parts.append(", ".join(carried))
         parts.append(f"{sum(member.filtered for member in summary.members)} filtered")
@@ -61,62 +50,63 @@ def usage_line(usage: Usage | None) -> str:
     steps = max(usage.steps, 1)
     rest = zip(usage.decode_seconds, usage.prompt_seconds, strict=True)
     rate = usage.steps / max(usage.seconds - usage.first_seconds, 1e-9)
-    each = ", ".join(
-        f"{name} {1000 * (whole - prompt) / steps:.1f} ms"
-        for name, (whole, prompt) in zip(usage.members, rest, strict=True)
-    )
-    filtered = ", ".join(
-        f"{name} {count}" for name, count in zip(usage.members, usage.filtered, strict=True)
+    decoding = [f"{1000 * (whole - prompt) / steps:.1f} ms" for whole, prompt in rest]
+    each, filtered = (
+        ", ".join(f"{name} {value}" for name, value in zip(usage.members, values, strict=True))
+        for values in (decoding, usage.filtered)
     )
     return (
-        f"{usage.steps} tokens, {rate:.1f} tokens/s, first after {usage.first_seconds:.2f} s"
+        f"{usage.steps} tokens{_thought(usage.reasoning_steps)}, {rate:.1f} tokens/s, "
+        f"first after {usage.first_seconds:.2f} s"
         f" | decoding a token: {each} | votes filtered: {filtered}"
+        + (f" | {usage.accepted} of {usage.drafted} drafted tokens came" if usage.drafted else "")
     )
+
+
+def _thought(tokens: int) -> str:
+    return f" ({tokens} thought)" if tokens else ""
+
+
+def _is_thought(step: Step) -> bool:
+    return step.reasoning is not None
 
 
 def vote_lines(answer: Reply, number: int | None) -> Iterator[Text]:
-    """Yield the votes on token `number` (from 1), or on the most disputed tokens in their order.
-
-    Raises InputError for a token that is not there.
-    """
+    """Yield the votes on token `number` (from 1), or on the most disputed ones; InputError."""
     steps = answer.steps
-    if number is not None:
-        if not 1 <= number <= len(steps):
-            raise InputError(f"the last answer has tokens 1 to {len(steps)}, not {number}")
-        yield from _step_lines(answer, number)
-        return
-    numbers = [number for number, step in enumerate(steps, 1) if disputed(step)]
-    if not numbers:
-        yield Text("No vote was filtered, and all members would have chosen the same tokens.")
-        yield Text(f"/why N shows the votes on token N, from 1 to {len(steps)}.", style="dim")
-        return
-    by_agreement = sorted(numbers, key=lambda number: _agreement(steps[number - 1]))
-    shown = sorted(by_agreement[:_MOST_DISPUTED])
-    yield _carried(answer)
-    yield Text(
-        f"{len(numbers)} of {len(steps)} tokens were disputed"
-        + (f"; the {len(shown)} most disputed:" if len(shown) < len(numbers) else ":"),
-        style="dim",
-    )
-    for number in shown:
-        yield from _step_lines(answer, number)
+    if number is None:
+        numbers = [number for number, step in enumerate(steps, 1) if disputed(step)]
+        shown = sorted(sorted(numbers, key=lambda n: _agreement(steps[n - 1]))[:_MOST_DISPUTED])
+        if not numbers:
+            yield Text("No vote was filtered, and all members would have chosen the same tokens.")
+            yield Text(f"/why N shows the votes on token N, from 1 to {len(steps)}.", style="dim")
+            return
+        yield _carried(answer)
+        most = f"; the {len(shown)} most disputed:" if len(shown) < len(numbers) else ":"
+        yield Text(f"{len(numbers)} of {len(steps)} tokens were disputed{most}", style="dim")
+    elif 1 <= number <= len(steps):
+        shown = [number]
+    else:
+        raise InputError(f"the last answer has tokens 1 to {len(steps)}, not {number}")
+    for each in shown:
+        yield from _step_lines(answer, each)
 
 
 def _agreement(step: Step) -> float:
-    """Return the mean probability that the members gave the chosen symbol."""
     assert step.trace is not None
     return fmean(b.chosen for b in step.trace.ballots if verdict(b) != "absent")
 
 
 def _carried(answer: Reply) -> Text:
-    """Return the answer in the colours of the members that decided it, with a legend."""
     text = Text()
-    for step in answer.steps:
-        if step.trace is not None:
-            colour = _colour(answer.members.index(step.trace.carrier))
-            text.append(harmless(step.text), style=colour)
-    text.rstrip()
-    text.append("\n")
+    for is_thought, steps in groupby(answer.steps, _is_thought):
+        for step in steps:
+            if step.trace is not None:
+                colour = _colour(answer.members.index(step.trace.carrier))
+                style = f"dim {colour}" if is_thought else colour
+                text.append(harmless(step.reasoning or step.text), style=style)
+        text.rstrip()
+        text.append("\n")
     names = (Text(name, style=_colour(number)) for number, name in enumerate(answer.members))
     return text.append_text(Text(" · ").join(names))
 
@@ -125,22 +115,25 @@ def _step_lines(answer: Reply, number: int) -> Iterator[Text]:
     step = answer.steps[number - 1]
     trace, chosen = step.trace, step.piece
     assert trace is not None
-    before = b"".join(earlier.piece for earlier in answer.steps[: number - 1])
+    text, earlier = (_is_thought(step), step.member), answer.steps[: number - 1]
+    before = b"".join(one.piece for one in earlier if (_is_thought(one), one.member) == text)
+    where = ", in the thought" if _is_thought(step) else ""
     yield Text.assemble(
-        (f"\ntoken {number} of {len(answer.steps)}  ", "bold"),
+        (f"\ntoken {number} of {len(answer.steps)}{where}  ", "bold"),
         (f"{_end_of(before)} → ", "dim"),
         (_shown(chosen), "bold"),
     )
     yield Text("together")
     yield from _bars(trace.top[:_CANDIDATES], chosen, "default")
-    for member, ballot in enumerate(trace.ballots):
+    for ballot in trace.ballots:
+        colour = _colour(answer.members.index(ballot.member))
         top = list(ballot.top[:_CANDIDATES])
         if ballot.chosen > 0 and all(candidate.piece != chosen for candidate in top):
             top.append(Candidate(chosen, ballot.chosen))
         said = f"kept, weight {ballot.weight:.0%}" if ballot.stayed else ballot.reason
         said = f"filtered: {said}" if verdict(ballot) == "filtered" else said
-        yield Text.assemble((ballot.member, _colour(member)), f"  {said}")
-        yield from _bars(top, chosen, _colour(member))
+        yield Text.assemble((ballot.member, colour), f"  {said}")
+        yield from _bars(top, chosen, colour)
 
 
 def _bars(candidates: Sequence[Candidate], chosen: bytes, colour: str) -> Iterator[Text]:

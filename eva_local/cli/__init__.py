@@ -4,19 +4,18 @@ A command is a click command in a module of this package; one line in COMMANDS a
 module imports at its top nothing that is slow, because `eva-local --help` reads them all.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from eva_local.cli import align, batch, bench, chat, evaluate, models, run, serve
+from eva_local.cli import batch, bench, chat, evaluate, models, run, serve
 from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
@@ -32,7 +31,6 @@ COMMANDS: tuple[click.Command, ...] = (
     models.show,
     models.verify,
     models.config,
-    align.align,
     evaluate.evaluate,
     bench.bench,
     run.trace,
@@ -40,7 +38,18 @@ COMMANDS: tuple[click.Command, ...] = (
 INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that end in peace where whoever reads their output has enough of it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            give_up_output()
+            return 0
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     "config_path",
@@ -69,16 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Answers are UTF-8 whatever the locale says.
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        result = cli.main(
-            None if arguments is None else list(arguments),
-            prog_name="eva-local",
-            standalone_mode=False,
-        )
+        result = cli.main(arguments, prog_name="eva-local", standalone_mode=False)
     except EvaError as error:
         _complain(str(error))
         return error.exit_code
     except OSError as error:
-        # click itself ends quietly where whoever read the output has enough of it.
         _complain(_refusal(error))
         return EvaError.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -88,52 +92,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        _complain(_usage_problem(error))
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        _complain(f"{problem}; see: {context.command_path} --help" if context else problem)
         return error.exit_code
     # click returns what the command returned, or the code of an early end such as --help.
     return result if isinstance(result, int) else 0
 
 
 def _log_to_stderr(level: int) -> None:
+    given: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        # A prompt is put to the members in every row, or every turn: a warning is given once.
+        message = record.getMessage()
+        is_known = message in given
+        if record.levelno >= logging.WARNING:
+            given.add(message)
+        return not is_known
+
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("eva-local: %(levelname)s: %(message)s"))
-    handler.addFilter(_once())
+    handler.addFilter(is_new)
     log = logging.getLogger("eva_local")
     log.handlers[:] = [handler]
     log.setLevel(level)
 
 
-def _once() -> Callable[[logging.LogRecord], bool]:
-    """Let a warning be given once: a prompt is put to the members in every row, or every turn."""
-    given: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        message = record.getMessage()
-        known = message in given
-        given.add(message)
-        return not known
-
-    return is_new
-
-
 def _refusal(error: OSError) -> str:
-    """Say what the system refused, and where; give up a standard output that takes no more."""
     where = error.filename
     try:
         sys.stdout.flush()
     except OSError:
         where = where or "standard output"
         give_up_output()
-    reason = error.strerror or str(error)
-    return f"{where}: {reason}" if where else reason
-
-
-def _usage_problem(error: click.ClickException) -> str:
-    problem = " ".join(error.format_message().split()).rstrip(".")
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{problem}; see: {context.command_path} --help" if context else problem
+    return ": ".join(filter(None, (where, error.strerror or str(error))))
 
 
 def _complain(problem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eva_local.cli.options import drawing_options, parallel_option, system_option, written
-from eva_local.cli.outputs import give_up_output
-from eva_local.cli.progress import ProgressDisplay, open_shown
+from eva_local.cli.outputs import ProgressDisplay, open_shown
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.job import Errand, JobOutcome, Progress
+    from eva_local.batch.job import Errand, Progress
     from eva_local.config.config import Config
     from eva_local.types import Sampling
 
@@ -54,7 +54,6 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
     type=click.IntRange(0, 20),
     help="Add the log-probability of each token, and the N likeliest.",
 )
-@click.option("--shares", is_flag=True, help="Add the share of tokens that each member carried.")
 def batch(
     config: Config,
     sampling: Sampling,
@@ -65,7 +64,6 @@ def batch(
     system: str | None,
     raw: bool,
     n_top: int | None,
-    shares: bool,
     **job: Any,
 ) -> int:
     """Answer every row of IN in OUT, one JSON object a line.
@@ -82,13 +80,12 @@ def batch(
     from eva_local.batch.rows import Template, Wishes
 
     template = None if prompt_template is None else Template(prompt_template)
-    wishes = Wishes(sampling, system, raw, template, n_top, shares)
+    wishes = Wishes(sampling, system, raw, template, n_top)
     job |= {"restart": not resume, "retry_errors": retry_errors}
     return _carried_out(Errand(spec=config.ensemble(), wishes=wishes, **job), parallel)
 
 
 def _carried_out(errand: Errand, parallel: int | None) -> int:
-    """Do the job, show how far it is, and say what came of it; return the exit code."""
     from eva_local.batch.job import carry_out
 
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
@@ -112,12 +109,7 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
                 stack.callback(signal.signal, number, signal.signal(number, note))
             return ensemble
 
-        try:
-            outcome = carry_out(errand, opener, lambda: bool(signals), told)
-        except BrokenPipeError:
-            # Whoever read the rows has enough of them.
-            give_up_output()
-            return 0
+        outcome = carry_out(errand, opener, lambda: bool(signals), told)
     click.echo(_summary(outcome, errand.target), err=True)
     if not outcome.finished:
         return 128 + signals[0]
@@ -125,35 +117,31 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
 
 
 def _progress_line(progress: Progress) -> str:
-    """Word the progress: rows, tokens a second, time left, failures."""
-    parts = [f"{progress.n_done} of {progress.n_rows} rows", f"{progress.rate:.1f} tokens/s"]
-    if progress.seconds_left is not None:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+    n_done, n_rows = progress.n_done, progress.n_rows
+    parts = [f"{n_done} of {n_rows} rows", f"{progress.rate:.1f} tokens/s"]
+    if n_done:
+        # If the other rows are like those before.
+        parts.append(f"{_duration(progress.seconds / n_done * (n_rows - n_done))} left")
     if progress.n_failed:
         parts.append(f"{progress.n_failed} failed")
     return ", ".join(parts)
 
 
-def _summary(outcome: JobOutcome, target: str) -> str:
-    progress, before = outcome.progress, outcome.before
+def _summary(progress: Progress, target: str) -> str:
+    n_before = progress.before.n_rows
+    whole = (
+        f"{progress.n_done} of {progress.n_rows} rows in {_duration(progress.seconds)}, "
+        f"{progress.n_slots} side by side: {progress.n_tokens} tokens, {progress.rate:.1f} tokens/s"
+    )
+    parts = [whole, *([f"{n_before} were answered before"] if n_before else [])]
     if not progress.n_rows:
-        line = f"nothing to do: {before.n_rows} rows are answered in {target}"
-    else:
-        line = (
-            f"{progress.n_done} of {progress.n_rows} rows in {_duration(progress.seconds)}, "
-            f"{outcome.n_slots} side by side: {progress.n_tokens} tokens, "
-            f"{progress.rate:.1f} tokens/s"
-        )
-        if before.n_rows:
-            line += f"; {before.n_rows} were answered before"
-    if outcome.n_failed:
-        line += f"; {outcome.n_failed} failed (--retry-errors tries them again)"
-    if not outcome.finished:
-        line += "; interrupted: the same command goes on"
-    return line
+        parts = [f"nothing to do: {n_before} rows are answered in {target}"]
+    if progress.n_failed:
+        parts.append(f"{progress.n_failed} failed (--retry-errors tries them again)")
+    if not progress.finished:
+        parts.append("interrupted: the same command goes on")
+    return "; ".join(parts)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _duration(seconds: float) -> dt.timedelta:
+    return dt.timedelta(seconds=round(seconds))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
-from eva_local.cli.outputs import (
-    output_options,
-    print_table,
-    refuse_outputs,
-    shown,
-    write_outputs,
-)
-from eva_local.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from eva_local.bench.benchmark import Benchmark, Trial
+    from eva_local.bench.answers import Answers
     from eva_local.bench.pace import Spread
+    from eva_local.bench.trial import Benchmark, Trial
 
 
 @click.command("bench")
@@ -36,11 +32,13 @@ if TYPE_CHECKING:
 )
 @count_option("--parallel", default=8, text="Measure one text, and so many side by side.")
 @count_option("--rounds", default=20, text="Steps that are measured of each.")
-@output_options
+@count_option("--questions", "n_asked", default=12, least=0, text="Answer so many of 12.")
+@outputs.output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
-    *("flash_attention", "kv_type", "swa_full", "batch_invariant"),
+    *("flash_attention", "kv_type", "swa_full", "batch_invariant", "snapshots"),
     *("space", "mapping", "combine", "filter", "candidates", "weights", "prompt_evidence", "gate"),
+    "drafter",
 )
 @click.pass_obj
 def bench(
@@ -50,6 +48,7 @@ def bench(
     contexts: tuple[int, ...],
     parallel: int,
     rounds: int,
+    n_asked: int,
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
@@ -57,67 +56,87 @@ def bench(
 
     A step of the ensemble and each member's raw decoding of the same tokens take turns, so that
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
+    Questions are answered without look-ahead and with it, in turns.
     """
     from eva_local.bench.report import report_page
     from eva_local.bench.trial import measure
 
-    refuse_outputs({"--json": json_out, "--html": html_out})
+    outputs.refuse_outputs({"--json": json_out, "--html": html_out})
     spec = load(overrides).ensemble()
-    with closing(ProgressDisplay()) as progress:
-        benchmark = measure(spec, contexts, parallel, rounds, progress)
+    with closing(outputs.ProgressDisplay()) as progress:
+        benchmark = measure(spec, contexts, parallel, rounds, n_asked, progress)
     show, page = partial(_show, benchmark), partial(report_page, benchmark)
-    write_outputs(benchmark.as_json(), show, page, json_out, html_out)
+    outputs.write_outputs(asdict(benchmark), show, page, json_out, html_out)
 
 
 def _show(benchmark: Benchmark) -> None:
-    """Print a table for each trial."""
     click.echo(
         f"{benchmark.ensemble}: pivot {benchmark.pivot}, space {benchmark.space}, "
         f"{benchmark.rounds} rounds, medians (quartiles); {benchmark.machine}, "
         f"{benchmark.cores} cores, llama-cpp-python {benchmark.llama_cpp_python}"
     )
+    if benchmark.answers:
+        click.echo()
+        _show_answers(benchmark.members, benchmark.answers)
     for trial in benchmark.trials:
         click.echo()
         _show_trial(trial)
 
 
+def _show_answers(members: Sequence[str], answers: Sequence[Answers]) -> None:
+    kinds = list(answers[0].by_kind)
+    outputs.print_table(
+        ("ANSWERS", "DRAFTER", "MS/TOKEN", "TIME / SUM OF MEMBERS", "ALL", *map(str.upper, kinds)),
+        [
+            (
+                _how(one),
+                one.drafter,
+                _ms(one.step),
+                _spread(one.over_sum),
+                outputs.shown(one.total, ".2f"),
+                *(outputs.shown(one.by_kind[kind], ".2f") for kind in kinds),
+            )
+            for one in answers
+        ],
+    )
+    for one in answers:
+        if one.drafter == "off":
+            continue
+        alone, each = (
+            ", ".join(f"{name} {value:.2f}" for name, value in zip(members, values, strict=True))
+            for values in (one.over_each, one.passes)
+        )
+        click.echo(
+            f"{_how(one)}: time / each member alone {alone}; passes a token {each}; "
+            f"{one.accepted} of {one.drafted} tokens came as drafted; where four tokens in a batch "
+            "cost 1, 1.5 or 2 times one, ALL would be "
+            f"{', '.join(f'{x:.2f}' for x in one.elsewhere)} (computed)"
+        )
+
+
+def _how(one: Answers) -> str:
+    return f"temperature {one.temperature:g}" if one.temperature else "greedy"
+
+
 def _show_trial(trial: Trial) -> None:
     texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
     click.echo(f"{trial.context} tokens of context, {texts}")
-    if trial.reading is not None:
-        members = [
-            (one.name, count, shown(one.rate, ".1f"))
-            for one, count in zip(trial.reading.members, trial.prompt_tokens, strict=True)
-        ]
-        print_table(
-            ("READING", "TOKENS", "TOKENS/S", "STEP / SUM"),
-            [*members, ("ensemble", "", "", _spread(trial.reading.over_sum))],
-        )
     writing = trial.writing
-    print_table(
-        ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S", "ONE TOKEN, MS", "ONE TOKEN, /S"),
-        [
-            *(
-                (
-                    *(one.name, _ms(one.alone), shown(one.n_tokens, ".2f"), shown(one.rate, ".1f")),
-                    *(_ms(one.single), shown(one.single_rate, ".1f")),
-                )
-                for one in writing.members
-            ),
-            ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f")),
-        ],
+    head = ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S")
+    rows: list[tuple[object, ...]] = []
+    for one in writing.members:
+        same = (_ms(one.alone), outputs.shown(one.n_tokens, ".2f"), outputs.shown(one.rate, ".1f"))
+        rows.append((one.name, *same))
+    outputs.print_table(
+        head, [*rows, ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"))]
     )
-    bookkeeping = _spread(writing.bookkeeping, ".1%")
-    print_table(
-        ("RATIO", "MEDIAN"),
-        [
-            ("step / sum of the members, same tokens", _spread(writing.over_sum)),
-            ("step / slowest member, same tokens", _spread(writing.over_slowest)),
-            ("step / sum of the members, one token each", _spread(writing.over_single)),
-            ("decoding in the step / alone, same tokens", _spread(writing.inside_over_alone)),
-            ("bookkeeping: share of the step without decoding", bookkeeping),
-        ],
-    )
+    ratios = {
+        "step / sum of the members, same tokens": _spread(writing.over_sum),
+        "step / slowest member, same tokens": _spread(writing.over_slowest),
+        "decoding in the step / alone, same tokens": _spread(writing.inside_over_alone),
+        "bookkeeping: share of the step without decoding": _spread(writing.bookkeeping, ".1%"),
+    }
+    outputs.print_table(("RATIO", "MEDIAN"), ratios.items())
     first = "" if trial.first_seconds is None else f"{trial.first_seconds:.2f} s, "
     click.echo(
         f"first token: {first}{trial.cached_first_seconds:.2f} s after a cached prompt; "

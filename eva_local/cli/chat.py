@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import (
-    Load,
-    setting_options,
-    stop_option,
-    system_option,
-)
-from eva_local.cli.outputs import give_up_output, input_is_closed, print_table
-from eva_local.cli.progress import open_shown
-from eva_local.config.config import Config
+from eva_local.cli.options import Load, setting_options, system_option
+from eva_local.cli.outputs import input_is_closed, open_shown, print_table
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
+from eva_local.types import Sampling
 
 if TYPE_CHECKING:
     from eva_local.chat.log import Saved
@@ -32,22 +26,18 @@ _FIRST_WORDS = 28
 
 @click.command()
 @setting_options()
-@stop_option
 @system_option
 @click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
 @click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
-@click.option("--markdown", is_flag=True, help="Show each answer as Markdown when it is complete.")
 @click.pass_obj
 def chat(
     load: Load,
     overrides: dict[str, object],
-    stop: tuple[str, ...],
     system: str | None,
     go_on: bool,
     resume: str | None,
     listing: bool,
-    markdown: bool,
 ) -> int:
     """Hold a conversation.
 
@@ -66,10 +56,11 @@ def chat(
         raise InputError("standard input is closed: there is nobody to talk with")
     saved = log.newest(folder) if go_on else None
     saved = saved if resume is None else log.find(folder, resume)
-    config = load(overrides)
     if saved is not None and overrides["ensemble"] is None:
-        config = _of_conversation(load, config, overrides, saved)
-    return _hold(config, folder, saved, system=system, stop=stop, markdown=markdown)
+        # The ensemble that the conversation was held with.
+        overrides = {**overrides, "ensemble": saved.ensemble}
+    config = load(overrides)
+    return _hold(config.ensemble(), config.sampling, saved, system)
 
 
 def state_folder() -> Path:
@@ -79,29 +70,7 @@ def state_folder() -> Path:
     return Path(platformdirs.user_state_dir("eva-local", appauthor=False))
 
 
-def _of_conversation(
-    load: Load, config: Config, overrides: dict[str, object], saved: Saved
-) -> Config:
-    """Return the configuration for the ensemble that a conversation was held with."""
-    if saved.ensemble in config.ensembles or saved.ensemble in config.models:
-        return load(overrides | {"ensemble": saved.ensemble})
-    click.echo(
-        f"eva-local: {config.path} has no ensemble {saved.ensemble!r}, which wrote "
-        f"{saved.path.stem}; {config.default_ensemble} goes on",
-        err=True,
-    )
-    return config
-
-
-def _hold(
-    config: Config,
-    folder: Path,
-    saved: Saved | None,
-    *,
-    system: str | None,
-    stop: tuple[str, ...],
-    markdown: bool,
-) -> int:
+def _hold(spec: EnsembleSpec, sampling: Sampling, saved: Saved | None, system: str | None) -> int:
     from eva_local.chat import terminal
     from eva_local.chat.chat import Chat
     from eva_local.chat.log import Log, private_folder
@@ -111,7 +80,6 @@ def _hold(
         # Where this is not possible, what cannot be saved is said as it comes.
         private_folder(state_folder())
     screen = terminal.Screen(interactive=terminal.is_terminal())
-    sampling = replace(config.sampling, stop=stop) if stop else config.sampling
     with contextlib.ExitStack() as stack:
         file = None
         if saved is not None:
@@ -121,23 +89,18 @@ def _hold(
         stack.enter_context(terminal.orderly_end())
         stack.enter_context(terminal.terminal_restored())
         with terminal.typing_unseen():
-            ensemble = stack.enter_context(open_shown(config.ensemble()))
-        held = Chat(ensemble, sampling, folder, screen.note)
+            ensemble = stack.enter_context(open_shown(spec))
+        held = Chat(ensemble, sampling, state_folder() / "chats", screen.note)
         stack.callback(held.close)
-        repl = Repl(held, _reader(screen), screen, markdown=markdown)
+        repl = Repl(held, _reader(screen), screen)
         repl.greet()
         if file is not None and saved is not None:
-            held.resume(file, saved.conversation)
+            held.take_over(saved.conversation, file)
             repl.welcome(saved)
             screen.gap()
         if system is not None:
             held.use_system(system)
-        try:
-            repl.run()
-        except BrokenPipeError:
-            # Whoever read the answers has enough of them.
-            give_up_output()
-            return 0
+        repl.run()
         if held.path is not None and screen.interactive:
             screen.note(f"go on with: eva-local chat --resume {held.path.stem}")
     return 0

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
-from eva_local.cli.outputs import output_options, print_table, refuse_outputs, write_outputs
-from eva_local.cli.progress import ProgressDisplay
 from eva_local.config.settings import keys_of
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
+from eva_local.types import THINKING_KEYS
 
 if TYPE_CHECKING:
     from eva_local.evaluate.contest import Contest
@@ -49,6 +49,7 @@ _PATH = click.Path(path_type=Path)
     help="Put solved rows before each prompt; repeat it for several tasks.",
 )
 @count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
+@click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
 @click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
@@ -63,7 +64,12 @@ _PATH = click.Path(path_type=Path)
     "--compare",
     multiple=True,
     metavar="SETTINGS",
-    help="Also measure other settings: KEY=VALUE,... or an ensemble's name; may be repeated.",
+    help="Also measure KEY=VALUE,... or another ensemble or model by name; may be repeated.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2, 64),
+    help="Also let the best member answer so often, and take what most say.",
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
 @count_option("--parallel", default=4, text="Do so many rows side by side.")
@@ -74,11 +80,11 @@ _PATH = click.Path(path_type=Path)
     help="Keep each answer there, so that the same command goes on.",
 )
 @click.option("--fresh", is_flag=True, help="Do again what is kept already.")
-@output_options
+@outputs.output_options
 @setting_options(
     *("ensemble", "n_ctx", "threads", "n_gpu_layers", "space", "mapping", "combine"),
     *("sharpness", "filter", "filter_n", "candidates", "weights", "weight_temperature"),
-    *("weight_decay", "prompt_evidence", "gate"),
+    *("weight_decay", "prompt_evidence", "gate", "drafter", *THINKING_KEYS),
 )
 @click.pass_obj
 def evaluate(
@@ -90,8 +96,10 @@ def evaluate(
     limit: int | None,
     shot_files: tuple[Path, ...],
     n_shots: int,
+    own_shots: bool,
     members: bool,
     compare: tuple[str, ...],
+    samples: int | None,
     tune: bool,
     parallel: int,
     results: Path | None,
@@ -119,43 +127,52 @@ def evaluate(
 
     if not files:
         raise InputError("there are no rows: give a FILE of them")
-    outputs = {"--json": json_out, "--html": html_out, "--results": results}
-    refuse_outputs(outputs, (*files, *shot_files))
-    tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
+    written = {"--json": json_out, "--html": html_out, "--results": results}
+    outputs.refuse_outputs(written, (*files, *shot_files))
     spec = load(overrides).ensemble()
+    sharing = len(spec.members) if own_shots else 0
+    n_shots *= sharing or 1
+    tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
     for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
         if given and len(spec.members) < 2:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
     specs = [spec, *(variant(load, overrides, spec, text) for text in compare)]
+    everyone = everybody(specs)
     path = results or cache_folder() / "evaluations.jsonl"
     bytewise = any(one.fusion.space == "bytes" for one in specs)
     with (
         Results(path, fresh=fresh) as kept,
-        closing(ProgressDisplay()) as progress,
-        open_models(spec, progress, parallel=parallel, bytewise=bytewise) as opened,
+        closing(outputs.ProgressDisplay()) as progress,
+        open_models(everyone, progress, parallel=parallel, bytewise=bytewise) as opened,
     ):
-        models = {one.name: model for one, model in zip(spec.members, opened, strict=True)}
-        contest = Contest(models, kept, Conditions(**conditions), parallel, progress)
+        of = list(zip(everyone.members, opened, strict=True))
+        models = {
+            one.name: next(model for other, model in of if one.is_of(other))
+            for one in chain.from_iterable(each.members for each in specs)
+        }
+        contest = Contest(
+            models, kept, Conditions(**conditions, own_shots=sharing), parallel, progress
+        )
         try:
-            evaluation = _held(contest, specs, tasks, members=members, tuned=tune)
+            evaluation = _held(contest, specs, tasks, samples, members=members, tuned=tune)
         except KeyboardInterrupt:
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
     shown, page = partial(_show, evaluation), partial(report_page, evaluation)
-    write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
+    outputs.write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
 
 
 def _held(
     contest: Contest,
     specs: list[EnsembleSpec],
     tasks: Sequence[Task],
+    n_samples: int | None,
     *,
     members: bool,
     tuned: bool,
 ) -> Evaluation:
-    """Tune if that was asked for, let all contestants do the tasks, and sum up."""
-    from eva_local.evaluate.contest import Contestant, alone
+    from eva_local.evaluate.contest import alone
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import summarize
     from eva_local.evaluate.tune import block, halves, tune
@@ -166,31 +183,42 @@ def _held(
         fit, tasks = halves(tasks)
         best = tune(contest, fit, spec)
         tuned_block = block(best, fit)
-        specs = [*specs, *([best] if best.fusion != spec.fusion else [])]
-    contestants = [alone(member) for member in spec.members] if members else []
+        if best.fusion != spec.fusion:
+            specs = [*specs, best]
+    # Members of one model in one role are one contestant.
+    kinds = {(member.source, str(member.role)): member for member in reversed(spec.members)}
+    contestants = [alone(member) for member in reversed(kinds.values())] if members else []
+    n_members = len(contestants)
     if len(spec.members) > 1:
-        contestants += map(Contestant, names_of(specs), specs)
-    entries = contest.run(tasks, contestants)
-    summaries = tuple(
-        summarize([entry for entry in entries if entry.task is task], seed)
-        for seed, task in enumerate(tasks)
-    )
-    return Evaluation(spec.name, spec.pivot, contest.conditions, summaries, tuned_block)
+        pairs = zip(names_of(specs), specs, strict=True)
+        contestants += [replace(one, name=name) for name, one in pairs]
+    entries = [
+        # What is one model and no member is there for comparison.
+        replace(entry, rival=entry.spec in contestants[n_members:] and len(entry.spec.members) == 1)
+        for entry in contest.run(tasks, contestants)
+    ]
+    summaries = []
+    for seed, task in enumerate(tasks):
+        found = [entry for entry in entries if entry.task is task]
+        summary = summarize(found, seed)
+        if n_samples and summary.best and not task.scored:
+            best = summary.standing(summary.best).spec
+            drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
+            summary = summarize([*found, *contest.run([task], [drawn], n_samples)], seed)
+        summaries.append(summary)
+    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 
 
 def variant(
     load: Load, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
 ) -> EnsembleSpec:
-    """Return the ensemble under other settings: `KEY=VALUE,…`, or those of another ensemble.
+    """Return the ensemble under other settings, `KEY=VALUE,…`, or another ensemble or model.
 
-    A part without `=` goes on with the value before it, so that weights can be listed. The
-    other ensemble may have no members of its own.
+    A part without `=` goes on with the value before it, so that weights can be listed.
     """
     if "=" not in text:
         other = load().ensemble(text)
-        if not {member.name for member in other.members} <= {one.name for one in spec.members}:
-            raise InputError(f"--compare {text}: has members that {spec.name} has not")
-        if len(other.members) < 2:
+        if len(other.members) == 1 and any(other.members[0].is_of(one) for one in spec.members):
             raise InputError(f"--compare {text}: is one model; members are measured alone anyway")
         return replace(other, name=text)
     given: dict[str, str] = {}
@@ -200,7 +228,7 @@ def variant(
             given[key.strip().replace("-", "_")] = value.strip()
         elif given:
             given[next(reversed(given))] += f",{part.strip()}"
-    known = ("pivot", *keys_of(FusionSettings))
+    known = ("pivot", *keys_of(FusionSettings), *THINKING_KEYS)
     for key in given:
         if key not in known:
             raise InputError(f"--compare {text}: {key}: {did_you_mean(key, known)}")
@@ -212,46 +240,61 @@ def variant(
     return replace(changed, name=text, pivot=pivot)
 
 
+def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
+    """Return an ensemble of all who must be open: each model as often as it has members in one."""
+    found = list(specs[0].members)
+    for spec in specs[1:]:
+        for number, member in enumerate(spec.members):
+            if any(member.name == one.name and not member.is_of(one) for one in found):
+                raise InputError(f"--compare {spec.name}: another member is called {member.name}")
+            needed = sum(member.is_of(one) for one in spec.members[: number + 1])
+            if sum(member.is_of(one) for one in found) < needed:
+                names = [one.name for one in found]
+                free = (f"{member.name} ({n})" if n > 1 else member.name for n in count(1))
+                found.append(replace(member, name=next(n for n in free if n not in names)))
+    return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
+
+
 def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
     """Return the ensembles' names, with a number where one was there before."""
     names: list[str] = []
     for spec in specs:
-        others = (f"{spec.name} ({number})" for number in count(2))
-        names.append(next(name for name in chain([spec.name], others) if name not in names))
+        name, numbers = spec.name, count(2)
+        while name in names:
+            name = f"{spec.name} ({next(numbers)})"
+        names.append(name)
     return names
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print a table for each task with what follows from it, and the mean of all tasks."""
     for summary in evaluation.tasks:
-        _show_task(summary)
+        _show_task(summary, evaluation.conditions.shots_of(summary.task))
         click.echo()
-    means = [(name, evaluation.overall(name)) for name in evaluation.ensembles]
-    known = [(name, mean) for name, mean in means if mean is not None]
-    if known:
+    rows = [
+        (name, f"{mean.value:+.1f}", mean.interval())
+        for name in evaluation.ensembles
+        if (mean := evaluation.overall(name)) is not None
+    ]
+    if rows:
         click.echo("mean difference to the best member of each task, in points")
-        print_table(
-            ("", "AHEAD", "95% INTERVAL"),
-            [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in known],
-        )
+        outputs.print_table(("", "AHEAD", "95% INTERVAL"), rows)
         click.echo()
     if evaluation.tuned:
         click.echo(evaluation.tuned)
 
 
-def _show_task(summary: TaskSummary) -> None:
-    from eva_local.evaluate.advice import verdict, warning
-    from eva_local.evaluate.evaluation import cells, headings
+def _show_task(summary: TaskSummary, n_shots: int) -> None:
+    from eva_local.evaluate.evaluation import cells, headings, verdict, warning
 
     task = summary.task
-    shots = f", {len(task.shots)} examples before each" if task.shots else ""
-    click.echo(f"{task.name}: {summary.unit}, {len(task.rows)} rows{shots}")
+    shots = f", {n_shots} examples before each" if n_shots else ""
+    click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
     rows: list[tuple[str, ...]] = [
         (standing.name, *cells(summary, standing)) for standing in summary.standings
     ]
     if summary.oracle is not None:
-        rows.append(("best of members", format(summary.oracle, summary.form)))
-    print_table(headings(summary, str.upper), rows)
+        rows.append(("best of members", format(summary.oracle, summary.scale.form)))
+    outputs.print_table(headings(summary, str.upper), rows)
     if summary.agreement is not None:
         click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
     if text := warning(summary):

@@ -1,7 +1,5 @@
 """The commands that look after models: pull, list, show, verify, config."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,18 +7,13 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import (
-    Load,
-    ensemble_option,
-    json_option,
-    setting_options,
-)
-from eva_local.cli.outputs import print_json, print_table, shown
-from eva_local.cli.progress import ProgressDisplay
+from eva_local.cli.options import Load, ensemble_option, json_option, setting_options
+from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
 from eva_local.config.config import Config
-from eva_local.config.specs import EnsembleSpec, ModelSpec, PathSource
-from eva_local.errors import InputError, StoreError
+from eva_local.config.specs import ModelSpec, PathSource
+from eva_local.errors import InputError, PromptError, StoreError
 from eva_local.models import store
+from eva_local.models.header import refusal
 
 
 @click.command()
@@ -57,7 +50,7 @@ def list_models(load: Load, as_json: bool) -> None:
         {
             "name": spec.name,
             "members": [member.name for member in spec.members],
-            "here": all(store.find(member) for member in spec.members),
+            "here": all(_is_here(member) for member in spec.members),
             "default": spec.name == config.default_ensemble,
             "description": spec.description,
         }
@@ -66,23 +59,20 @@ def list_models(load: Load, as_json: bool) -> None:
     if as_json:
         print_json({"models": models, "ensembles": ensembles})
         return
-    print_table(
-        ("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"),
-        [tuple((row | {"size": _size(row["size"])}).values()) for row in models],
-    )
+    sized = [(row | {"size": _size(row["size"])}).values() for row in models]
+    print_table(("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"), map(tuple, sized))
+    for spec in config.models.values():
+        if (path := store.find(spec)) and (wrong := refusal(path)):
+            click.echo(f"{spec.name}: {path}: {wrong}", err=True)
     click.echo()
-    print_table(
-        ("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"),
-        [
-            (
-                f"{row['name']}{' (default)' if row['default'] else ''}",
-                row["here"],
-                " + ".join(row["members"]),
-                row["description"],
-            )
-            for row in ensembles
-        ],
-    )
+    rows = [
+        (
+            f"{row['name']}{' (default)' if row['default'] else ''}",
+            *(row["here"], " + ".join(row["members"]), row["description"]),
+        )
+        for row in ensembles
+    ]
+    print_table(("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"), rows)
 
 
 @click.command()
@@ -99,11 +89,20 @@ def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> N
     if name is not None and ensemble is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = load({"ensemble": ensemble})
-    facts = (
-        _model_facts(config.model(name))
-        if name is not None and name in config.models
-        else _ensemble_facts(config.ensemble(name))
-    )
+    if name is not None and name in config.models:
+        facts = _model_facts(config.model(name))
+    else:
+        spec = config.ensemble(name)
+        facts = {
+            "name": spec.name,
+            "description": spec.description,
+            "pivot": spec.pivot,
+            "fusion": asdict(spec.fusion),
+            **{k: v for k, v in asdict(spec.sampling).items() if k.startswith("thinking")},
+            "chat_template": spec.sampling.chat_template and "given",
+            "chat_template_kwargs": spec.sampling.chat_template_kwargs,
+            "members": [_model_facts(member) for member in spec.members],
+        }
     print_json(facts) if as_json else _print_facts(facts)
 
 
@@ -115,16 +114,15 @@ def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> N
 def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
     """Check the files that are here.
 
-    NAME is a model, an ensemble, or `all` for every model that is here, as without a NAME. The
+    NAME is a model or an ensemble; without one, every model that is here is checked. The
     checksum of each file is computed and compared with the one that is configured, or that
     `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
     missing.
     """
     config = load({"ensemble": ensemble})
-    named = _chosen(config, [name for name in names if name != "all"], ensemble)
-    others = config.models.values() if not named or "all" in names else ()
+    named = _chosen(config, names, ensemble)
     found = []
-    for spec in dict.fromkeys((*named, *others)):
+    for spec in named or config.models.values():
         with contextlib.closing(ProgressDisplay()) as progress:
             result = store.verify(spec, progress.count)
         if result.status != "missing" or spec in named:
@@ -143,110 +141,100 @@ def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bo
 @click.pass_obj
 def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""
+    from eva_local.models.header import read_header
+
     loaded = load(overrides)
+    # The n_ctx of the members that are here is at most what they were trained for.
+    contexts: dict[str, int] = {}
+    for member in loaded.members():
+        with contextlib.suppress(StoreError):
+            if path := store.find(member):
+                contexts[member.name] = member.load.context(read_header(path).n_ctx_train)
     file, cache = str(loaded.path.absolute()), str(store.cache_folder())
-    contexts = _contexts(loaded)
+    rows = [(setting.key, setting.value, setting.origin) for setting in loaded.settings]
     if as_json:
-        settings = {
-            setting.key: {"value": setting.value, "origin": setting.origin}
-            for setting in loaded.settings
-        }
+        settings: dict[str, Any] = {key: {"value": v, "origin": o} for key, v, o in rows}
         settings["n_ctx"]["members"] = contexts
         print_json({"file": file, "cache": cache, "settings": settings})
         return
     click.echo(f"file: {file}\ncache: {cache}\n")
-    print_table(("KEY", "VALUE", "FROM"), [(s.key, s.value, s.origin) for s in loaded.settings])
+    print_table(("KEY", "VALUE", "FROM"), rows)
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):
         click.echo(notice)
 
 
-def _contexts(config: Config) -> dict[str, int]:
-    """Return the n_ctx of the members that are here: at most what they were trained for."""
-    from eva_local.models.header import read_header
-
-    found = {}
-    for member in config.members():
-        path = store.find(member)
-        with contextlib.suppress(StoreError):
-            if path is not None:
-                found[member.name] = member.load.context(read_header(path).n_ctx_train)
-    return found
-
-
 def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[ModelSpec]:
-    """Return the models of all names; the name of an ensemble stands for its members."""
     wanted = [*names, *([ensemble] if ensemble is not None else [])]
     members = [member for name in wanted for member in config.members(name)]
     return list(dict.fromkeys(members))
 
 
 def _model_row(spec: ModelSpec) -> dict[str, Any]:
-    here = store.find(spec) is not None
     return {
         "name": spec.name,
-        "size": store.size(spec) if here else spec.size,
-        "here": here,
+        "size": store.size(spec) if store.find(spec) else spec.size,
+        "here": _is_here(spec),
         "licence": spec.licence,
         "description": spec.description,
     }
 
 
+def _is_here(spec: ModelSpec) -> bool:
+    path = store.find(spec)
+    return path is not None and not refusal(path)
+
+
 def _model_facts(spec: ModelSpec) -> dict[str, object]:
     from eva_local.models.header import read_header
 
-    path = store.find(spec)
-    header = None if path is None else read_header(path)
-    load = asdict(spec.load)
-    if header is not None:
+    path, load, file = store.find(spec), asdict(spec.load), None
+    template = spec.chat_template
+    if path is not None:
+        header = read_header(path)
         load["n_ctx"] = spec.load.context(header.n_ctx_train)
-    return {
-        **_model_row(spec),
-        "source": asdict(spec.source),
-        "sha256": spec.sha256,
-        "load": load,
-        "path": path,
-        "file": None if header is None else asdict(header),
+        template = template or header.chat_template
+        file = asdict(header)
+        del file["chat_template"]
+    known = {"source": asdict(spec.source), "sha256": spec.sha256, "load": load}
+    told = {key: found for key in ("system", "prefix") if (found := getattr(spec, key, ""))} | {
+        "chat_template": spec.chat_template and "given",
+        "chat_template_kwargs": spec.chat_template_kwargs,
+        "thinking": _thinking(spec.name, template or ""),
     }
+    problem = None if path is None else refusal(path) or None
+    return {**_model_row(spec), **known, **told, "path": path, "problem": problem, "file": file}
 
 
-def _ensemble_facts(spec: EnsembleSpec) -> dict[str, object]:
-    return {
-        "name": spec.name,
-        "description": spec.description,
-        "pivot": spec.pivot,
-        "fusion": asdict(spec.fusion),
-        "members": [_model_facts(member) for member in spec.members],
-    }
+def _thinking(name: str, template: str) -> dict[str, object] | None:
+    from eva_local.llama.chat_template import ChatTemplate
+    from eva_local.llama.thinking import Thinker
+
+    with contextlib.suppress(PromptError):
+        thinker = Thinker(ChatTemplate(template, name, {"bos_token": "", "eos_token": ""}))
+        if thinker.marks is not None:
+            marks = (thinker.marks.begin.strip(), thinker.marks.end)
+            told_by = tuple(thinker.arguments("on"))
+            return {"marks": marks, "told_by": told_by, "thinks_untold": thinker.thinks}
+    return None
 
 
 def _verdict(result: store.Verification, spec: ModelSpec) -> str:
     is_own = isinstance(spec.source, PathSource)
-    match result.status:
-        case "ok":
-            return "ok"
-        case "missing":
-            if is_own:
-                return store.local_problem(spec)
-            lacks = "" if result.path is None else f" whole: {result.path} is missing"
-            return f"not here{lacks}; run: eva-local pull {result.name}"
-        case "mismatch":
-            if is_own and spec.size not in (None, store.size(spec)):
-                return store.local_problem(spec)
-            return (
-                f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
-                f"{result.expected}; {_remedy(spec)}"
-            )
-        case "unverified":
-            return f"unverified: no sha256 is configured; the file has {result.sha256}"
-        case "invalid":
-            return f"NOT a GGUF file: {result.path}; {_remedy(spec)}"
-
-
-def _remedy(spec: ModelSpec) -> str:
-    if isinstance(spec.source, PathSource):
-        return f"mend the file, or models.{spec.name}"
-    return f"run: eva-local pull --force {spec.name}"
+    is_sized = spec.size in (None, store.size(spec))
+    if is_own and (result.status == "missing" or (result.status == "mismatch" and not is_sized)):
+        return store.local_problem(spec)
+    lacks = "" if result.path is None else f" whole: {result.path} is missing"
+    again = f"run: eva-local pull --force {spec.name}"
+    remedy = f"mend the file, or models.{spec.name}" if is_own else again
+    return {
+        "ok": "ok",
+        "missing": f"not here{lacks}; run: eva-local pull {spec.name}",
+        "mismatch": f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
+        f"{result.expected}; {remedy}",
+        "unverified": f"unverified: no sha256 is configured; the file has {result.sha256}",
+        "invalid": f"NOT a GGUF file: {result.path}; {remedy}",
+    }[result.status]
 
 
 def _print_facts(facts: dict[str, object], indent: str = "") -> None:
@@ -254,7 +242,7 @@ def _print_facts(facts: dict[str, object], indent: str = "") -> None:
         if isinstance(value, dict):
             click.echo(f"{indent}{key}:")
             _print_facts(value, indent + "  ")
-        elif isinstance(value, list):
+        elif key == "members" and isinstance(value, list):
             for item in value:
                 click.echo(f"{indent}{key.removesuffix('s')}:")
                 _print_facts(item, indent + "  ")

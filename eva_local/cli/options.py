@@ -1,8 +1,8 @@
 """Options that commands share, and the configuration that they change, read when asked for."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +34,7 @@ HELP = {
     "kv_type": "Type of the cached keys and values: f16, q8_0, q4_0 or f32.",
     "swa_full": "Keep all of a sliding window, so that text can be taken back.",
     "batch_invariant": "Compute each text on the CPU as if no other were beside it.",
+    "snapshots": "Saved states of a text that a recurrent model can go back to; 0 is none.",
     "max_tokens": "Write at most this many tokens.",
     "temperature": "0 always takes the likeliest token.",
     "top_k": "Draw from this many tokens; 0 is off.",
@@ -44,6 +45,11 @@ HELP = {
     "presence_penalty": "Taken from the log-probability of what was written; 0 is off.",
     "frequency_penalty": "The same, for each time that it was written.",
     "seed": "Start of the random numbers, or random.",
+    "thinking": "Think before the answer: on, off, apart (each member for itself) or auto.",
+    "thinking_temperature": "Temperature of thoughts apart, if not that of the answer.",
+    "thinking_budget": "Tokens of a thought at most; -1 is as many as of the answer.",
+    "thinking_mark": "What ends a thought apart of a model that has no marks for it.",
+    "thinking_instruction": "What such a model is told, with {mark} for the mark.",
     "space": "The space in which votes are added up: pivot or bytes.",
     "mapping": "surface, surface-refined, eva or eva-paper.",
     "combine": "mean or geometric.",
@@ -51,11 +57,12 @@ HELP = {
     "filter": "Which members take part in a step: top-n or off.",
     "filter_n": "The n of the filter top-n.",
     "candidates": "Tokens that a member votes with; 0 is all.",
-    "weights": "equal, running, prompt-perplexity, or numbers, such as 2,1.",
+    "weights": "equal, running, prompt-perplexity, thought, or numbers, such as 2,1.",
     "weight_temperature": "Weights that follow the text: the higher, the more equal.",
     "weight_decay": "Running weights: what is left of the past after each byte.",
     "prompt_evidence": "Bytes at the end of a prompt that weights begin with; 0 is none.",
     "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
+    "drafter": "Who goes ahead so that answers come sooner: auto, off, ngram or a member.",
 }
 
 
@@ -65,40 +72,27 @@ def written(text: str) -> str:
 
 
 system_option = click.option(
-    *("-s", "--system"),
-    metavar="TEXT",
-    type=written,
-    help="What the system message says.",
-)
-stop_option = click.option(
-    "--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."
+    "-s", "--system", metavar="TEXT", type=written, help="What the system message says."
 )
 ensemble_option = click.option("-e", "--ensemble", metavar="NAME", help="All members of NAME.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _number_of_texts(text: str) -> int | None:
-    """Read --parallel; None is auto."""
-    if text == _AUTO:
-        return None
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not number > 0:
-        raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
-    return number
-
-
 def parallel_option(things: str) -> Callable[[Command], Command]:
     """Add --parallel to a command that writes `things`; it gets an int, or None for auto."""
+
+    def number_of_texts(text: str) -> int | None:
+        if text != _AUTO and not (text.isdecimal() and int(text)):
+            raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
+        return None if text == _AUTO else int(text)
+
     return click.option(
         "--parallel",
         metavar="N",
         default=_AUTO,
         show_default=True,
-        type=_number_of_texts,
-        help=f"Write N {things} side by side; auto measures what is fastest.",
+        type=number_of_texts,
+        help=f"Write N {things} side by side; auto asks memory.",
     )
 
 
@@ -111,47 +105,48 @@ def count_option(
 
 
 def setting_options(*keys: str) -> Callable[[Command], Command]:
-    """Add an option for each setting; the command gets those as `overrides: dict[str, str]`.
+    """Add an option for each setting; the command gets those, unread, as `overrides`."""
 
-    Their values stay text: the configuration checks them as it checks the environment.
-    """
+    def note(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        context.params.setdefault("overrides", {})[option.name] = value
 
-    def decorate(function: Command) -> Command:
-        @functools.wraps(function)
-        def command(*arguments: Any, **options: Any) -> Any:
-            overrides = {key: options.pop(key) for key in chosen}
-            return function(*arguments, overrides=overrides, **options)
+    how: dict[str, Any] = {"metavar": "VALUE", "expose_value": False, "callback": note}
 
-        wrapped: Any = command
-        for key in reversed(chosen):
+    def decorate(command: Command) -> Command:
+        for key in reversed(keys or DEFAULT_KEYS):
             names = [*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]
-            wrapped = click.option(*names, metavar="VALUE", help=HELP[key])(wrapped)
-        return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+            command = click.option(*names, help=HELP[key], **how)(command)
+        return command
 
-    chosen = keys or DEFAULT_KEYS
     return decorate
 
 
 def _bias(text: str) -> tuple[str, float]:
     token, equals, value = text.rpartition("=")
-    try:
+    with contextlib.suppress(ValueError):
         if equals:
             return token, -math.inf if value.lower() == "false" else float(value)
-    except ValueError:
-        pass
     raise InputError(f"--logit-bias {text!r}: give TEXT=NUMBER, or TEXT=false to forbid it")
 
 
+def _object(text: str) -> dict[str, Any]:
+    found = None
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+    if not isinstance(found, dict):
+        raise InputError(f"--chat-template-kwargs {text!r}: give an object of JSON")
+    return found
+
+
 def _text_option(name: str, text: str) -> Callable[[Command], Command]:
-    """Add an option that names a file; the command gets what is written there."""
     read = functools.partial(read_text, where=name)
     return click.option(name, metavar="FILE", type=lambda file: read(Path(file)), help=text)
 
 
+_DRAWN = ("stop", "logit_bias", "grammar", "json_schema", "chat_template", "chat_template_kwargs")
 _DRAWING = (
     setting_options(),
-    click.option("--greedy", is_flag=True, help="Always take the likeliest token: temperature 0."),
-    stop_option,
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."),
     click.option(
         "--logit-bias",
         multiple=True,
@@ -161,42 +156,40 @@ _DRAWING = (
     ),
     _text_option("--grammar", "Write only what this grammar allows (GBNF)."),
     _text_option("--json-schema", "Write only JSON that obeys this schema."),
+    _text_option("--chat-template", "Put conversations to all members as this file says (Jinja)."),
+    click.option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        type=_object,
+        default="{}",
+        help='Tell this to the chat templates, such as \'{"reasoning_effort": "low"}\'.',
+    ),
 )
 
 
 def drawing_options(function: Command) -> Command:
-    """Add the options; the command gets `config` and the `sampling` of its ensemble.
-
-    What was given takes the place of the ensemble's own; all is checked before any model is
-    opened.
-    """
+    """Add the options; the command gets `config`, and the `sampling` of its ensemble with them."""
 
     @functools.wraps(function)
-    def command(
-        load: Load,
-        overrides: dict[str, object],
-        greedy: bool,
-        stop: tuple[str, ...],
-        logit_bias: tuple[tuple[str, float], ...],
-        grammar: str | None,
-        json_schema: str | None,
-        **options: Any,
-    ) -> Any:
-        if greedy and overrides["temperature"] is not None:
-            raise InputError("give --greedy or --temperature, not both")
-        config = load(overrides | ({"temperature": "0"} if greedy else {}))
-        lists = {"stop": stop, "logit_bias": logit_bias}
-        given: dict[str, Any] = {key: value for key, value in lists.items() if value}
-        if grammar is not None or json_schema is not None:
-            given |= {"grammar": grammar, "json_schema": json_schema}
-        sampling = replace(config.sampling, **given)
+    def command(load: Load, overrides: dict[str, object], **options: Any) -> Any:
+        config = load(overrides)
+        drawn = {key: options.pop(key) for key in _DRAWN}
+        given = {key: value for key, value in drawn.items() if value not in (None, (), {})}
+        if "grammar" in given or "json_schema" in given:
+            # One takes the place of the other.
+            given = {"grammar": None, "json_schema": None} | given
+        from eva_local.openai.request import read_options
+
+        told = given.pop("chat_template_kwargs", {})
+        asked = {"thinking": overrides["thinking"], "chat_template_kwargs": told}
+        sampling = replace(read_options(asked, config.sampling), **given)
         if sampling.grammar is not None or sampling.json_schema is not None:
             from eva_local.engine.grammar import check
 
             check(sampling)
         return function(config=config, sampling=sampling, **options)
 
-    wrapped: Any = click.pass_obj(command)
+    made: Any = click.pass_obj(command)
     for option in reversed(_DRAWING):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+        made = option(made)
+    return made  # type: ignore[no-any-return]  # click keeps the type of what it wraps

@@ -1,4 +1,4 @@
-"""What commands print and write, and the standard streams, of which some may be closed."""
+"""What commands print and write, how far they are, and the standard streams, perhaps closed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +22,16 @@ from eva_local.errors import InputError, refusing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
+    from rich.progress import Progress as Bar
+
+    from eva_local.api import Ensemble
+    from eva_local.config.specs import EnsembleSpec
+    from eva_local.types import Sampling
 
 STDOUT = Path("-")
+# Nothing is shown of what takes less; then a bar on a terminal, a line every few seconds else.
+PATIENCE_S = 2.0
+LINE_EVERY_S = 10.0
 
 
 def print_json(value: object) -> None:
@@ -39,36 +49,27 @@ def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None
 
 
 def shown(value: object, form: str = "") -> str:
-    """Word a value in one line; it may come from a file: a terminal obeys none of it."""
+    """Word a value in one line, a float in a `form`; a terminal obeys none of it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
         value = ",".join(map(str, value)) or None
-    return "-" if value is None else harmless_line(format(value, form))
+    text = format(value, form) if isinstance(value, float) else str(value)
+    return "-" if value is None else harmless_line(text)
 
 
 def output_options(command: Command) -> Command:
     """Add --json and --html, as `json_out` and `html_out`."""
-    path = click.Path(path_type=Path)
-    html = click.option(
-        "--html", "html_out", metavar="OUT", type=path, help="Write a report with plots."
-    )
-    figures = click.option(
-        *("--json", "json_out"),
-        is_flag=False,
-        flag_value="-",
-        metavar="OUT",
-        type=path,
-        help="Write all figures as JSON; - is stdout.",
-    )
-    return figures(html(command))
+    how: dict[str, Any] = {"metavar": "OUT", "type": click.Path(path_type=Path)}
+    page = click.option("--html", "html_out", help="Write a report with plots.", **how)
+    # Without a value, it is stdout.
+    how |= {"is_flag": False, "flag_value": "-"}
+    text = "Write all figures as JSON; - is stdout."
+    return click.option("--json", "json_out", help=text, **how)(page(command))
 
 
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
-    """Find out before long work what cannot be written, or would write over what is read.
-
-    `outputs` are named by their options.
-    """
+    """Find out before long work which of `outputs` (by option) cannot be written, or is read."""
     read = {path.resolve() for path in inputs}
     for name, path in outputs.items():
         if path is None or path == STDOUT:
@@ -102,14 +103,76 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-class _Notes(io.FileIO):
-    """Standard error, of which a write never fails: no answer depends on who reads the notes.
+class ProgressDisplay:
+    """A bar, or lines where stderr is no terminal; both only after `patience` seconds."""
 
-    What a full disk or a broken pipe does not take is lost, for all who write to `sys.stderr`.
-    """
+    def __init__(self, patience: float = PATIENCE_S, every: float = LINE_EVERY_S) -> None:
+        self._patience = patience
+        self._every = every
+        self._started = self._last_line = time.monotonic()
+        self._last_what = ""
+        self._bar: Bar | None = None
+
+    def __call__(self, what: str, share: float | None = None, text: str = "") -> None:
+        """Say which share of `what` is done, from 0 to 1, or `text` in place of that."""
+        now = time.monotonic()
+        if now - self._started < self._patience:
+            return
+        if sys.stderr.isatty():
+            self._show_bar(what, share, text)
+        elif what != self._last_what or now - self._last_line >= self._every:
+            self._last_line = now
+            percent = "" if share is None else f" {round(1000 * share) // 10}%"
+            click.echo(text or f"{what}{percent}", err=True)
+        self._last_what = what
+
+    def count(self, what: str, done: int, total: int | None) -> None:
+        """Say how many bytes of `what` are done."""
+        self(what, done / total if total else None)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show_bar(self, what: str, share: float | None, text: str) -> None:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import Progress
+
+        told = escape(text or what)
+        if self._bar is None:
+            # A text tells the time that is left, as the last column does.
+            columns = Progress.get_default_columns()[: 3 if text else 4]
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._bar.add_task(told)
+        task, total = self._bar.task_ids[0], None if share is None else 1.0
+        if what != self._last_what:
+            self._bar.reset(task)
+        self._bar.update(task, completed=share or 0.0, total=total, description=told)
+
+
+def open_shown(
+    spec: EnsembleSpec,
+    sampling: Sampling | None = None,
+    parallel: int | None = 1,
+    *,
+    most: int | None = None,
+) -> Ensemble:
+    """Open an ensemble for `parallel` texts, None for the best number, at most `most`."""
+    from eva_local.opening import MOST, open_ensemble, open_widest
+
+    with closing(ProgressDisplay()) as progress:
+        if parallel is None:
+            return open_widest(spec, sampling, progress, most=min(most or MOST, MOST))
+        return open_ensemble(spec, sampling, progress, parallel=min(parallel, most or parallel))
+
+
+class _Notes(io.FileIO):
+    """Standard error, of which no write fails: no answer depends on who reads the notes."""
 
     def write(self, data: Buffer, /) -> int:
-        """Write what can be written, and say that all was."""
         size = memoryview(data).nbytes
         try:
             written = super().write(data)
@@ -120,16 +183,7 @@ class _Notes(io.FileIO):
 
 
 def open_streams() -> None:
-    """Let no note on stderr fail, and put something in the place of a stream that is closed."""
-    _open_closed()
-    # Not where a test has put a stand-in there.
-    if sys.stderr is sys.__stderr__:
-        notes = io.BufferedWriter(_Notes(2, "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(notes, "utf-8", "replace", line_buffering=True)
-
-
-def _open_closed() -> None:
-    """Put something in the place of each standard stream that is closed.
+    """Let no note on stderr fail, and put something in the place of a stream that is closed.
 
     Else the next file that is opened would get its number, and answers would be written into it.
     Who reads from or writes to what was closed gets an error, but for the notes on stderr.
@@ -144,6 +198,10 @@ def _open_closed() -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    # Not where a test has put a stand-in there.
+    if sys.stderr is sys.__stderr__:
+        notes = io.BufferedWriter(_Notes(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(notes, "utf-8", "replace", line_buffering=True)
 
 
 def give_up_output() -> None:

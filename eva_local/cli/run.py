@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.cli.options import drawing_options, json_option, system_option, written
-from eva_local.cli.outputs import give_up_output, input_is_closed
-from eva_local.cli.progress import ProgressDisplay, open_shown
+from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
 from eva_local.types import Message, Sampling, Step
@@ -51,7 +51,7 @@ def run(
     """Write one answer to PROMPT.
 
     Without a PROMPT, or beside one, standard input is read; it goes after the PROMPT. The
-    answer is streamed to stdout, and nothing else is written there.
+    answer alone is streamed to stdout, and a thought before it to stderr, if that is a terminal.
     """
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
@@ -66,7 +66,6 @@ def run(
 
 
 def _text(prompt: str | None) -> str:
-    """Return the prompt with standard input after it, unless that is a terminal."""
     if prompt is not None and (sys.stdin.isatty() or input_is_closed()):
         return prompt
     if input_is_closed():
@@ -104,23 +103,18 @@ def answer(
     """Stream an answer to stdout; return the exit code: 130 where it was interrupted."""
     steps: list[Step] = []
     code = 0
-    reading = ProgressDisplay()
-    try:
-        for step in ensemble.stream(prompt, sampling, trace=trace is not None, report=reading):
-            reading.close()
-            steps.append(step)
-            if trace is not None:
-                trace.write(step)
-            if not as_json:
-                _write(step.text)
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        # Whoever read the answer has enough of it.
-        give_up_output()
-        return 0
-    finally:
-        reading.close()
+    with contextlib.closing(ProgressDisplay()) as reading, _thoughts(as_json) as think:
+        try:
+            for step in ensemble.stream(prompt, sampling, trace=trace is not None, report=reading):
+                reading.close()
+                steps.append(step)
+                if trace is not None:
+                    trace.write(step)
+                think(step)
+                if not as_json:
+                    _write(step.text)
+        except KeyboardInterrupt:
+            code = 130
     text = "".join(step.text for step in steps)
     usage = steps[-1].usage if steps else None
     reason = (steps[-1].finish_reason if steps else None) or "cancelled"
@@ -128,14 +122,31 @@ def answer(
         from eva_local.jsonl import json_line
 
         cost = None if usage is None else asdict(usage)
-        click.echo(json_line({"text": text, "finish_reason": reason, "usage": cost}), nl=False)
+        thought = "".join(step.reasoning or "" for step in steps)
+        said = {"text": text, "reasoning": thought, "finish_reason": reason, "usage": cost}
+        click.echo(json_line(said), nl=False)
     elif not text.endswith("\n"):
         _write("\n")
+    if reason == "length" and steps[-1].reasoning is not None:
+        problem = "the thought left no room for an answer; raise -n, or lower --thinking-budget"
+        click.echo(f"eva-local: {problem}", err=True)
     if stats:
         from eva_local.chat.votes import usage_line
 
         click.echo(f"{usage_line(usage)} | finish: {reason}", err=True)
     return code
+
+
+@contextlib.contextmanager
+def _thoughts(as_json: bool) -> Iterator[Callable[[Step], None]]:
+    if as_json or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from eva_local.chat.terminal import Screen
+
+    screen = Screen(interactive=False, folds=False)
+    yield screen.think
+    screen.end_thought()
 
 
 def _write(text: str) -> None:

@@ -1,22 +1,19 @@
 """The command `serve`: a local server in the shape of OpenAI's API."""
 
-from __future__ import annotations
-
 import signal
 from functools import partial
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
+from typing import Any
 
 import click
 
 from eva_local.cli.options import Load, parallel_option, setting_options
-from eva_local.cli.progress import open_shown
+from eva_local.cli.outputs import open_shown
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
-PORT = 8080
-QUEUE = 64
 _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -36,18 +33,18 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     "--port",
     metavar="N",
     type=click.IntRange(0, 65535),
-    default=PORT,
+    default=8080,
     show_default=True,
     help="Listen on this port; 0 takes a free one.",
 )
-@click.option("--api-key", metavar="KEY", help="Ask for this key. Others can see it with ps.")
 @click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
 @parallel_option("answers")
 @click.option(
     "--queue",
+    "n_waiting",
     metavar="N",
     type=click.IntRange(0),
-    default=QUEUE,
+    default=64,
     show_default=True,
     help="Let N more answers wait; beyond that, clients are told to come again.",
 )
@@ -58,19 +55,21 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     metavar="ORIGIN",
     help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
 )
+@click.option(
+    "--trust-templates",
+    is_flag=True,
+    help="Take chat templates from clients: programs, which can take all time and memory.",
+)
 @setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
 @click.pass_obj
 def serve(
     load: Load,
+    /,
     names: tuple[str, ...],
-    host: str,
-    port: int,
-    api_key: str | None,
     api_key_file: str | None,
     parallel: int | None,
-    queue: int,
-    origins: tuple[str, ...],
     overrides: dict[str, object],
+    **where: Any,
 ) -> int:
     """Answer over HTTP, as OpenAI's API does.
 
@@ -78,19 +77,23 @@ def serve(
     http://127.0.0.1:8080/v1, and a page to chat with is at http://127.0.0.1:8080. Without a key,
     only this machine can ask. Ctrl-C ends it.
     """
-    keys = _keys(api_key, api_key_file)
+    keys = _keys(api_key_file)
     config = load(overrides)
     specs = [config.ensemble(name) for name in names or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")
-    server = _serving().Server(
+    try:
+        from eva_local.server.serve import Server
+    except ImportError as error:
+        raise InputError(
+            f"the server needs {error.name}, which is not installed: "
+            "pip install 'eva-local[server]'"
+        ) from error
+    server = Server(
         [partial(open_shown, spec, None, parallel) for spec in specs],
-        host=host,
-        port=port,
         keys=keys,
-        origins=origins,
-        n_waiting=queue,
-        told=lambda line: click.echo(line, err=True),
+        told=partial(click.echo, err=True),
+        **where,
     )
     import asyncio
 
@@ -107,24 +110,10 @@ def serve(
     return 0
 
 
-def _keys(key: str | None, file: str | None) -> tuple[str, ...]:
-    if key is not None and file is not None:
-        raise InputError("give --api-key or --api-key-file, not both")
+def _keys(file: str | None) -> tuple[str, ...]:
     if file is None:
-        return () if key is None else (key,)
-    lines = read_text(Path(file), "--api-key-file").splitlines()
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if not keys:
-        raise InputError(f"--api-key-file: {file} holds no key")
-    return keys
-
-
-def _serving() -> ModuleType:
-    try:
-        from eva_local.server import serve
-    except ImportError as error:
-        raise InputError(
-            f"the server needs {error.name}, which is not installed: "
-            "pip install 'eva-local[server]'"
-        ) from error
-    return serve
+        return ()
+    lines = map(str.strip, read_text(Path(file), "--api-key-file").splitlines())
+    if keys := tuple(filter(None, lines)):
+        return keys
+    raise InputError(f"--api-key-file: {file} holds no key")

@@ -1,15 +1,15 @@
 """The tables [models.NAME] and [ensembles.NAME] of models.toml -> specs."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
+from eva_local.config import specs
 from eva_local.config.settings import (
     REQUEST_KEYS,
     Setting,
@@ -21,19 +21,8 @@ from eva_local.config.settings import (
     refuse_unknown,
     user_path,
 )
-from eva_local.config.specs import (
-    Count,
-    EnsembleSpec,
-    FusionSettings,
-    HubSource,
-    LoadSettings,
-    ModelSpec,
-    PathSource,
-    Source,
-    WheelSource,
-)
 from eva_local.errors import ConfigError, InputError
-from eva_local.reading import ReadError, Words, did_you_mean, read
+from eva_local.reading import Number, ReadError, Words, did_you_mean, read
 from eva_local.types import Sampling
 
 T = TypeVar("T", bound=Struct)
@@ -55,23 +44,41 @@ class _Model(Struct, kw_only=True):
     revision: Words = "main"
     wheel: Words = ""
     file: Words = ""
-    parts: Count = 1
+    parts: specs.Count = 1
     sha256: Annotated[str, Meta(pattern=_SHA256, description="64 hexadecimal digits")] = ""
-    size: Count = 0
+    size: specs.Count = 0
     licence: Words = ""
     description: Words = ""
+    chat_template: Words = ""
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class _Member(Struct, kw_only=True):
+    """What [[ensembles.NAME.members]] says: a model, its role, and how many there are of it."""
+
+    model: Words
+    name: Words = ""
+    system: Words = ""
+    prefix: Words = ""
+    chat_template: Words = ""
+    chat_template_kwargs: dict[str, Any] = {}
+    weight: Number | None = None
+    n: Annotated[int, Meta(ge=1, le=256)] = 1  # llama.cpp has no more sequences.
 
 
 class _Ensemble(Struct, kw_only=True):
     """What [ensembles.NAME] says beside FusionSettings and Sampling."""
 
     members: Annotated[
-        list[Any], Meta(min_length=1, description="a list of at least one model name")
+        list[str | dict[str, Any]],
+        Meta(min_length=1, description="a list of at least one model name, or table of a member"),
     ]
     pivot: Words = ""
     description: Words = ""
     grammar: Words = ""
     json_schema: Words = ""
+    chat_template: Words = ""
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 # What goes with each kind of source.
@@ -80,33 +87,30 @@ _SOURCE_KEYS = {
     "hub": ("hub", "file", "revision"),
     "wheel": ("wheel", "file", "parts"),
 }
-_ENSEMBLE_KEYS = (*keys_of(FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
+_ENSEMBLE_KEYS = (*keys_of(specs.FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
 
 
 def read_models(
     path: Path, tables: object, among: Callable[[Settings], Settings]
-) -> tuple[dict[str, ModelSpec], dict[str, Settings]]:
-    """Read every [models.NAME], and what it says itself, by the name.
-
-    `among` adds the settings of other places: those that its own ones beat, or that beat them.
-    """
+) -> tuple[dict[str, specs.ModelSpec], dict[str, Settings]]:
+    """Read every [models.NAME], and what it says itself; `among` adds what other places say."""
     models, owns = {}, {}
     for name, place, values in _named(path, "models", tables):
-        table = _read(place, values, _Model, keys_of(LoadSettings))
-        own = read_settings([LoadSettings], values, _under(place))
+        table = _read(place, values, _Model, keys_of(specs.LoadSettings))
+        own = read_settings([specs.LoadSettings], values, f"{place}.".__add__)
         source = _source(path, place, values, table)
-        if isinstance(source, WheelSource) and not table.sha256:
-            raise ConfigError(
-                f"{place}.sha256: is missing; a wheel's file must be checked against it"
-            )
-        models[name] = ModelSpec(
+        if isinstance(source, specs.WheelSource) and not table.sha256:
+            raise ConfigError(f"{place}.sha256: is missing; a wheel's file is checked against it")
+        models[name] = specs.ModelSpec(
             name=name,
             source=source,
             sha256=table.sha256.lower() or None,
             size=table.size or None,
             licence=table.licence,
             description=table.description,
-            load=build(LoadSettings, among(own)),
+            load=build(specs.LoadSettings, among(own)),
+            chat_template=_template(path, table.chat_template, f"{place}.chat_template"),
+            chat_template_kwargs=table.chat_template_kwargs,
         )
         owns[name] = own
     return models, owns
@@ -115,38 +119,83 @@ def read_models(
 def read_ensembles(
     path: Path,
     tables: object,
-    models: Mapping[str, ModelSpec],
+    models: Mapping[str, specs.ModelSpec],
     among: Callable[[Settings], Settings],
-) -> tuple[dict[str, EnsembleSpec], dict[str, Settings]]:
+) -> tuple[dict[str, specs.EnsembleSpec], dict[str, Settings]]:
     """Read every [ensembles.NAME] whose members are among `models`, as `read_models` does."""
     ensembles, owns = {}, {}
     for name, place, values in _named(path, "ensembles", tables):
         table = _read(place, values, _Ensemble, _ENSEMBLE_KEYS)
         if name in models:
             raise ConfigError(f"{place}: a model has this name already; choose another")
-        for member in table.members:
-            if not isinstance(member, str) or member not in models:
-                hint = did_you_mean(str(member), models)
-                raise ConfigError(f"{place}.members: there is no model {member!r}; {hint}")
-        pivot = table.pivot or table.members[0]
-        if pivot not in table.members:
-            hint = did_you_mean(pivot, table.members)
+        members, weights = _members(path, f"{place}.members", table.members, models)
+        names = [member.name for member in members]
+        pivot = table.pivot or names[0]
+        if pivot not in names:
+            hint = did_you_mean(pivot, names)
             raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
-        ordered = _in_order(place, values, table.members)
-        own = read_settings((FusionSettings, Sampling), ordered, _under(place))
+        if weights is not None and "weights" in values:
+            raise ConfigError(f"{place}.weights: the members have weights of their own; remove it")
+        told = values if weights is None else {**values, "weights": weights}
+        own = read_settings((specs.FusionSettings, Sampling), told, f"{place}.".__add__)
         if "weights" in own:
-            check_weights(own["weights"], len(table.members))
+            check_weights(own["weights"], len(names))
         settings = among(own)
-        ensembles[name] = EnsembleSpec(
-            name=name,
-            members=tuple(models[member] for member in table.members),
-            pivot=pivot,
-            fusion=build(FusionSettings, settings),
-            sampling=_sampling(path, place, values, build(Sampling, settings)),
-            description=table.description,
-        )
+        try:
+            ensembles[name] = specs.EnsembleSpec(
+                name=name,
+                members=tuple(members),
+                pivot=pivot,
+                fusion=build(specs.FusionSettings, settings),
+                sampling=_sampling(path, place, values, build(Sampling, settings)),
+                description=table.description,
+            )
+        except InputError as error:
+            raise placed(ReadError("", str(error)), place) from error
         owns[name] = own
     return ensembles, owns
+
+
+def _members(
+    path: Path,
+    place: str,
+    written: Sequence[str | dict[str, Any]],
+    models: Mapping[str, specs.ModelSpec],
+) -> tuple[list[specs.MemberSpec], list[float] | None]:
+    members: list[specs.MemberSpec] = []
+    weights: list[float | None] = []
+    for number, each in enumerate(written):
+        where = f"{place}[{number}]"
+        if isinstance(each, dict):
+            table = _read(where, each, _Member, ())
+        else:
+            where, table = place, _Member(model=each)
+        if table.model not in models:
+            hint = did_you_mean(table.model, models)
+            raise ConfigError(f"{where}: there is no model {table.model!r}; {hint}")
+        if table.name and not _NAME.fullmatch(table.name):
+            raise ConfigError(f"{where}.name: a name is letters, digits, '.', '_' and '-'")
+        model = models[table.model]
+        template = _template(path, table.chat_template, f"{where}.chat_template")
+        for _ in range(table.n):
+            member = specs.MemberSpec.of(
+                model,
+                name=_free_name(table.name or table.model, [one.name for one in members]),
+                system=table.system,
+                prefix=table.prefix,
+                chat_template=template or model.chat_template,
+                chat_template_kwargs={**model.chat_template_kwargs, **table.chat_template_kwargs},
+            )
+            members.append(member)
+            weights.append(table.weight)
+    if all(weight is None for weight in weights):
+        return members, None
+    return members, [1.0 if weight is None else weight for weight in weights]
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain([name], numbered) if each not in taken)
 
 
 def check_weights(setting: Setting, members: int) -> None:
@@ -159,7 +208,6 @@ def check_weights(setting: Setting, members: int) -> None:
 
 
 def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield the name, place and values of each table of a section."""
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: {section}: must be tables [{section}.NAME]")
     for name, values in tables.items():
@@ -171,12 +219,7 @@ def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str,
         yield name, place, values
 
 
-def _under(place: str) -> Callable[[str], str]:
-    return lambda key: f"{place}.{key}"
-
-
 def _read(place: str, values: Mapping[str, object], kind: type[T], settings: tuple[str, ...]) -> T:
-    """Read what a table says beside `settings`."""
     keys = kind.__struct_fields__
     refuse_unknown(values, (*keys, *settings), f"{place}.")
     try:
@@ -185,7 +228,7 @@ def _read(place: str, values: Mapping[str, object], kind: type[T], settings: tup
         raise placed(error, f"{place}.") from error
 
 
-def _source(path: Path, place: str, values: Mapping[str, object], table: _Model) -> Source:
+def _source(path: Path, place: str, values: Mapping[str, object], table: _Model) -> specs.Source:
     given = [key for key in _SOURCE_KEYS if key in values]
     if len(given) != 1:
         found = f"has {' and '.join(given)}" if given else "has no source"
@@ -195,16 +238,16 @@ def _source(path: Path, place: str, values: Mapping[str, object], table: _Model)
         if key in values and key not in _SOURCE_KEYS[kind]:
             raise ConfigError(f"{place}.{key}: does not go with {kind}")
     if kind == "path":
-        return PathSource(_beside(path, table.path, f"{place}.path"))
+        return specs.PathSource(_beside(path, table.path, f"{place}.path"))
     if not table.file:
         raise ConfigError(f"{place}.file: is missing; it names the GGUF file inside the {kind}")
     if kind == "hub":
         _refuse_outside(place, table.file)
-        return HubSource(table.hub, table.file, table.revision)
-    return _wheel_source(place, WheelSource(table.wheel, table.file, table.parts))
+        return specs.HubSource(table.hub, table.file, table.revision)
+    return _wheel_source(place, specs.WheelSource(table.wheel, table.file, table.parts))
 
 
-def _wheel_source(place: str, source: WheelSource) -> WheelSource:
+def _wheel_source(place: str, source: specs.WheelSource) -> specs.WheelSource:
     try:
         parts = [source.part(i) for i in range(source.parts)]
     except (ValueError, LookupError, AttributeError, TypeError) as error:
@@ -216,9 +259,7 @@ def _wheel_source(place: str, source: WheelSource) -> WheelSource:
             raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
         _refuse_outside(place, file)
     if len(set(parts)) != source.parts:
-        raise ConfigError(
-            f"{place}.parts: needs {{n}} or {{i}} in wheel or file, or all parts are the same"
-        )
+        raise ConfigError(f"{place}.parts: needs {{n}} or {{i}} in wheel or file to differ")
     return source
 
 
@@ -228,23 +269,14 @@ def _refuse_outside(place: str, file: str) -> None:
         raise ConfigError(f"{place}.file: must be a relative path, not {file!r}")
 
 
-def _in_order(place: str, values: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """Return a table in which weights that stand by name are in the order of the members."""
-    weights = values.get("weights")
-    if not isinstance(weights, dict):
-        return values
-    refuse_unknown(weights, names, f"{place}.weights.")
-    if missing := [name for name in names if name not in weights]:
-        raise ConfigError(f"{place}.weights: has no weight for {', '.join(missing)}")
-    return {**values, "weights": [weights[name] for name in names]}
-
-
 def _sampling(path: Path, place: str, values: Mapping[str, Any], settings: Sampling) -> Sampling:
-    """Return how an ensemble's answers are drawn: by `settings`, and what its table has beside."""
     request = {key: values[key] for key in REQUEST_KEYS if key in values}
     for key in filter(request.__contains__, ("grammar", "json_schema")):
         where = f"{place}.{key}"
         request[key] = read_text(_beside(path, request[key], where), where)
+    if "chat_template" in request:
+        where = f"{place}.chat_template"
+        request["chat_template"] = _template(path, request["chat_template"], where)
     try:
         return replace(settings, **request)
     except ReadError as error:
@@ -253,6 +285,11 @@ def _sampling(path: Path, place: str, values: Mapping[str, Any], settings: Sampl
         raise ConfigError(f"{place}: {error}") from error
 
 
+def _template(path: Path, written: str, where: str) -> str | None:
+    if not written or "{" in written:
+        return written or None
+    return read_text(_beside(path, written, where), where)
+
+
 def _beside(path: Path, written: str, where: str) -> Path:
-    """Return a path; one that is not absolute begins at the folder of the file."""
     return path.resolve().parent / user_path(written, where)

@@ -1,13 +1,12 @@
 """models.toml, the environment and the command line -> frozen specs of models and ensembles."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eva_local.config import specs
 from eva_local.config.catalogue import check_weights, read_ensembles, read_models
 from eva_local.config.settings import (
     Setting,
@@ -17,8 +16,7 @@ from eva_local.config.settings import (
     refuse_unknown,
     user_path,
 )
-from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec
-from eva_local.errors import ConfigError, refusing
+from eva_local.errors import ConfigError, InputError, refusing
 from eva_local.reading import Words, did_you_mean, settle
 from eva_local.types import Sampling
 
@@ -35,48 +33,54 @@ class Config:
     """Everything that was configured, from every place, with `settings` telling which."""
 
     path: Path
-    models: Mapping[str, ModelSpec]
-    ensembles: Mapping[str, EnsembleSpec]
+    models: Mapping[str, specs.ModelSpec]
+    ensembles: Mapping[str, specs.EnsembleSpec]
     default_ensemble: str
     defaults: Sampling
-    fusion: FusionSettings
+    fusion: specs.FusionSettings
     settings: tuple[Setting, ...]
     weights: Setting | None = None
+    drafter: Setting | None = None
 
     @property
     def sampling(self) -> Sampling:
         """How the ensemble that is run draws its answers."""
         return self._ensemble_of_file(None).sampling
 
-    def model(self, name: str) -> ModelSpec:
+    def model(self, name: str) -> specs.ModelSpec:
         """Return a model by name; ConfigError names the nearest."""
         if name not in self.models:
-            raise ConfigError(
-                f"{self.path}: there is no model {name!r}; {did_you_mean(name, self.models)}"
-            )
+            hint = did_you_mean(name, self.models)
+            raise ConfigError(f"{self.path}: there is no model {name!r}; {hint}")
         return self.models[name]
 
-    def members(self, name: str | None = None) -> tuple[ModelSpec, ...]:
+    def members(self, name: str | None = None) -> tuple[specs.ModelSpec, ...]:
         """Return the models that an ensemble's name, or a model's, stands for."""
         return self._ensemble_of_file(name).members
 
-    def ensemble(self, name: str | None = None) -> EnsembleSpec:
+    def ensemble(self, name: str | None = None) -> specs.EnsembleSpec:
         """Return an ensemble by name, or the default one; a model's name is that model alone."""
         spec = self._ensemble_of_file(name)
-        if self.weights is None:
+        # Weights and a drafter from outside the file are meant for the one ensemble that is run, so
+        # they are measured against its members here and not for every ensemble of the file.
+        if self.weights is not None:
+            check_weights(self.weights, len(spec.members))
+        if self.drafter is None:
             return spec
-        # Weights from outside the file are meant for the one ensemble that is run, so they are
-        # measured against its members here and not for every ensemble of the file.
-        check_weights(self.weights, len(spec.members))
-        weights = build(FusionSettings, {"weights": self.weights}).weights
-        return replace(spec, fusion=replace(spec.fusion, weights=weights))
+        try:
+            fusion = replace(spec.fusion, drafter=str(self.drafter.value))
+            return replace(spec, fusion=fusion)
+        except InputError as error:
+            raise ConfigError(f"{self.drafter.origin}: {error}") from error
 
-    def _ensemble_of_file(self, name: str | None) -> EnsembleSpec:
+    def _ensemble_of_file(self, name: str | None) -> specs.EnsembleSpec:
         name = self.default_ensemble if name is None else name
         if name in self.ensembles:
             return self.ensembles[name]
         if name in self.models:
-            return EnsembleSpec(name, (self.models[name],), name, self.fusion, self.defaults)
+            return specs.EnsembleSpec(
+                name, (specs.MemberSpec.of(self.models[name]),), name, self.fusion, self.defaults
+            )
         hint = did_you_mean(name, (*self.ensembles, *self.models))
         raise ConfigError(f"{self.path}: there is no ensemble or model {name!r}; {hint}")
 
@@ -88,11 +92,10 @@ class _Defaults:
     ensemble: Words = "demo"
 
     def __post_init__(self) -> None:
-        """Raise InputError for what is no name."""
         settle(self)
 
 
-_KINDS: tuple[type, ...] = (_Defaults, LoadSettings, Sampling, FusionSettings)
+_KINDS: tuple[type, ...] = (_Defaults, specs.LoadSettings, Sampling, specs.FusionSettings)
 DEFAULT_KEYS = tuple(key for kind in _KINDS for key in keys_of(kind))
 
 
@@ -111,31 +114,33 @@ def load_config(
     path = find_config(path, environ)
     document = _read_document(path)
     defaults = _read_defaults(path, document.get("defaults", {}))
+    drafter = given.pop("drafter", None)
     effective = {**defaults, **given}
-    # Weights from outside are meant for one ensemble; `Config.ensemble` measures and adds them.
-    outside = {key: setting for key, setting in given.items() if key != "weights"}
 
     def among(own: Mapping[str, Setting]) -> dict[str, Setting]:
-        return {**defaults, **own, **outside}
+        return {**defaults, **own, **given}
 
     models, own = read_models(path, document.get("models", {}), among)
     ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, among)
     chosen = _default_ensemble(path, effective, [*ensembles, *models])
     default = str(chosen.value)
     shown = {**defaults, **{**own, **more}[default], **given, "ensemble": chosen}
+    if drafter is not None:
+        shown["drafter"] = drafter
     return Config(
         path=path,
         models=models,
         ensembles=ensembles,
         default_ensemble=default,
         defaults=build(Sampling, effective),
-        fusion=build(FusionSettings, among({})),
+        fusion=build(specs.FusionSettings, effective),
         settings=tuple(
             shown.get(key, Setting(key, getattr(kind(), key), "default"))
             for kind in _KINDS
             for key in keys_of(kind)
         ),
         weights=given.get("weights"),
+        drafter=drafter,
     )
 
 
@@ -166,8 +171,8 @@ def shipped(name: str) -> Path:
 def _read_overrides(overrides: Mapping[str, object]) -> dict[str, Setting]:
     given = {key: value for key, value in overrides.items() if value is not None}
     refuse_unknown(given, DEFAULT_KEYS, "command line: ")
-    where = "command line --{}".format
-    return read_settings(_KINDS, given, lambda key: where(key.replace("_", "-")), text=True)
+    named = {key: f"command line --{key.replace('_', '-')}" for key in given}
+    return read_settings(_KINDS, given, named.__getitem__, text=True)
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
@@ -178,9 +183,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
         if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and text
     }
     refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
-    table = {key: given[name] for name, key in variables.items() if name in given}
-    where = f"environment {PREFIX}{{}}".format
-    return read_settings(_KINDS, table, lambda key: where(key.upper()), text=True)
+    table = {variables[name]: text for name, text in given.items() if name in variables}
+    return read_settings(_KINDS, table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -205,11 +209,13 @@ def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
     if not isinstance(values, dict):
         raise ConfigError(f"{place}: must be a table")
     refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
-    defaults = read_settings(_KINDS, values, lambda key: f"{place}.{key}")
+    defaults = read_settings(_KINDS, values, f"{place}.".__add__)
     if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
-        raise ConfigError(
-            f"{place}.weights: can be no list here; give the list in [ensembles.NAME]"
-        )
+        problem = "can be no list here; give the list in [ensembles.NAME]"
+        raise ConfigError(f"{place}.weights: {problem}")
+    if "drafter" in defaults and defaults["drafter"].value not in specs.NO_MEMBER:
+        problem = f"must be one of {', '.join(specs.NO_MEMBER)}; name a member in [ensembles.NAME]"
+        raise ConfigError(f"{place}.drafter: {problem}")
     return defaults
 
 

@@ -1,7 +1,5 @@
 """Settings: values from outside, checked by their dataclass, each with where it came from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +11,10 @@ from eva_local.reading import ReadError, did_you_mean, meant
 T = TypeVar("T")
 
 # What has options of its own form, and in models.toml a place with an ensemble only.
-REQUEST_KEYS = ("stop", "logit_bias", "grammar", "json_schema")
+REQUEST_KEYS = (
+    *("stop", "logit_bias", "grammar", "json_schema"),
+    *("chat_template", "chat_template_kwargs"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,7 @@ def refuse_unknown(table: Mapping[str, object], known: Iterable[str], where: str
 
 
 def user_path(written: str | Path, where: str) -> Path:
-    """Return the path that a user wrote, `~` at its beginning taken for a home folder.
-
-    Raises ConfigError, naming `where` it was written, for what can be no path.
-    """
+    """Return a path that a user wrote, `~` for a home folder; raise ConfigError, naming `where`."""
     if "\0" in str(written):
         raise ConfigError(f"{where}: must be a path, not {str(written)!r}")
     try:
@@ -70,10 +68,7 @@ def read_settings(
     *,
     text: bool = False,
 ) -> dict[str, Setting]:
-    """Read the fields of some dataclasses that `table` holds; with `text`, texts are parsed.
-
-    `where` turns a key into the place that errors and `Setting.origin` name.
-    """
+    """Read fields of dataclasses; `where` names a key's place, and with `text` texts are parsed."""
     found: dict[str, Setting] = {}
     for kind in kinds:
         for key in filter(table.__contains__, keys_of(kind)):

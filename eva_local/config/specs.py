@@ -1,21 +1,33 @@
 """Frozen specs: what a model is, where its file comes from, what an ensemble is made of."""
 
-from __future__ import annotations
-
 import math
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from eva_local.errors import InputError
-from eva_local.reading import Amount, ReadError, Scale, Whole, settle, shown
+from eva_local.reading import (
+    Amount,
+    Number,
+    ReadError,
+    Scale,
+    Whole,
+    Words,
+    did_you_mean,
+    settle,
+    shown,
+)
 from eva_local.types import Sampling
 
 Count = Annotated[int, Meta(ge=1)]
+WeightRule = Literal["equal", "running", "prompt-perplexity", "thought"]
 Share = Annotated[float, Meta(gt=0, le=1)]
+# What a drafter may be that is no member's name.
+NO_MEMBER = ("auto", "off", "ngram")
 # llama.cpp opens the first part of a model, and finds the others by this ending.
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 
@@ -28,7 +40,7 @@ class LoadSettings:
     is the one GPU that is used; with -1 the layers are shared out among all, as tensor_split says
     or, where that is (), as llama.cpp thinks best. With batch_invariant a CPU
     computes each row of a batch as it would alone, so that a text does not depend on the texts
-    beside it.
+    beside it. A recurrent model keeps at most so many snapshots of a text, to go back to.
     """
 
     n_ctx: Count = 4096
@@ -41,9 +53,9 @@ class LoadSettings:
     kv_type: Literal["f16", "q8_0", "q4_0", "f32"] = "f16"
     swa_full: bool = True
     batch_invariant: bool = False
+    snapshots: Whole = 4
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range."""
         settle(self)
 
     def context(self, n_ctx_train: int | None) -> int:
@@ -57,13 +69,18 @@ class FusionSettings:
 
     In the space of bytes no mapping is needed, and mapping and candidates have no effect.
     candidates 0 takes every token of a member. weights are equal, or numbers in the order of
-    the members, or follow the members' likelihood of the text so far (running) or of the
-    prompt (prompt-perplexity): the softmax of nats per byte over weight_temperature, where
-    running forgets by weight_decay per byte. Both begin with what the last prompt_evidence
-    bytes of a prompt say. A geometric mean is raised to the power of sharpness: members err in
-    part independently, so what they agree on is likelier than each of them says. Where the
-    pivot's likeliest symbol has at least the probability gate, the others are not asked; 1 asks
-    them always.
+    the members, or follow the members' likelihood of the text so far (running), of the prompt
+    (prompt-perplexity) or of what each thought apart (thought): the softmax of nats per byte over
+    weight_temperature, where running forgets by weight_decay per byte. The first two begin with
+    what the last prompt_evidence bytes of a prompt say. Numbers may be negative with the geometric
+    mean: what such a member thinks likely is made less likely. A geometric mean is raised to the
+    power of sharpness: members err in part independently, so what they agree on is likelier than
+    each of them says. Where the pivot's likeliest symbol has at least the probability gate, the
+    others are not asked; 1 asks them always.
+
+    The drafter proposes what may come next, which changes how soon an answer is there and nothing
+    of it: ngram copies what followed before, a member's name lets that one go first, auto takes
+    what is quickest.
     """
 
     space: Literal["pivot", "bytes"] = "pivot"
@@ -73,21 +90,18 @@ class FusionSettings:
     filter: Literal["top-n", "off"] = "off"
     filter_n: Count = 3
     candidates: Whole = 320
-    weights: Literal["equal", "running", "prompt-perplexity"] | tuple[Amount, ...] = "running"
+    weights: WeightRule | tuple[Number, ...] = "running"
     weight_temperature: Scale = 0.13
     weight_decay: Share = 0.99
     prompt_evidence: Whole = 1000
     gate: Share = 1.0
+    drafter: Words = "auto"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range."""
         settle(self)
-        if not isinstance(self.weights, str):
-            if not any(self.weights):
-                raise ReadError("weights", "must not all be zero")
-            # Each is divided by it.
-            if not math.isfinite(sum(self.weights)):
-                raise ReadError("weights", "must have a sum that is finite")
+        # Each is divided by their sum.
+        if not isinstance(self.weights, str) and not 0 < sum(self.weights) < math.inf:
+            raise ReadError("weights", "must have a sum that is finite and above 0")
 
     def evidence_bytes(self, *, conversation: bool) -> int:
         """Return how many bytes at the end of a prompt are evidence before the answer begins.
@@ -95,10 +109,8 @@ class FusionSettings:
         Most of a conversation is the templates' own words and what was answered before, which
         would have to be read again: there running weights begin with nothing.
         """
-        follows = self.weights == "prompt-perplexity" or (
-            self.weights == "running" and not conversation
-        )
-        return self.prompt_evidence if follows else 0
+        following = ("prompt-perplexity",) if conversation else ("prompt-perplexity", "running")
+        return self.prompt_evidence if self.weights in following else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,7 @@ class HubSource:
     revision: str = "main"
 
     @property
-    def parts(self) -> tuple[HubSource, ...]:
+    def parts(self) -> "tuple[HubSource, ...]":
         """Return the source of each file of the model, the first one first."""
         folder, slash, name = self.file.rpartition("/")
         names = part_names(name)
@@ -126,10 +138,7 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """A file inside a wheel, or in `parts` pieces inside as many wheels.
-
-    In both templates `{n}` counts the parts from 1 and `{i}` from 0.
-    """
+    """A file inside `parts` wheels; in both templates `{n}` counts them from 1 and `{i}` from 0."""
 
     wheel: str
     file: str
@@ -148,9 +157,8 @@ def part_names(name: str) -> tuple[str, ...]:
     found = _PART.fullmatch(name)
     if found is None or not 0 < int(found[2]) <= int(found[3]):
         return (name,)
-    return tuple(
-        f"{found[1]}-{place:05}-of-{found[3]}{found[4]}" for place in range(1, int(found[3]) + 1)
-    )
+    name, _, count, ending = found.groups()
+    return tuple(f"{name}-{i:05}-of-{count}{ending}" for i in range(1, int(count) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,8 @@ class ModelSpec:
     """One model: where its GGUF file comes from and how it is loaded.
 
     `size` is that of all its files together. `sha256` is that of its file; of a model in several
-    files, it is that of the files' checksums, one a line.
+    files, it is that of the files' checksums, one a line. A `chat_template` stands in place of
+    the file's own, and `chat_template_kwargs` are told to it.
     """
 
     name: str
@@ -168,33 +177,75 @@ class ModelSpec:
     licence: str = ""
     description: str = ""
     load: LoadSettings = field(default_factory=LoadSettings)
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def shortened(self, n_ctx: int) -> str:
         """Say that a context of `n_ctx` tokens is less than was asked for; "" where it is not."""
         if n_ctx >= self.load.n_ctx:
             return ""
-        return (
-            f"{self.name}: n_ctx is {n_ctx}, not {self.load.n_ctx}: the model was trained for no "
-            "longer texts"
-        )
+        why = "the model was trained for no longer texts"
+        return f"{self.name}: n_ctx is {n_ctx}, not {self.load.n_ctx}: {why}"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec(ModelSpec):
+    """A model and the role that it plays in an ensemble, under a name of the member's own.
+
+    `system` comes before the system message of a conversation, `prefix` before the first message
+    of its user, and before a plain text.
+    """
+
+    system: str = ""
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, model: ModelSpec, **role: Any) -> "MemberSpec":
+        """Return a model in a role; what is not said is as the model has it."""
+        if isinstance(model, MemberSpec) and not role:
+            return model
+        return cls(**{each.name: getattr(model, each.name) for each in fields(model)} | role)
+
+    @property
+    def role(self) -> tuple[object, ...]:
+        """What sets it apart from other members of its model."""
+        return self.system, self.prefix, self.chat_template, self.chat_template_kwargs
+
+    @property
+    def opened(self) -> object:
+        """What is opened for it: members that have it in common share it."""
+        return self.source, self.load
+
+    def is_of(self, other: "MemberSpec") -> bool:
+        """Return whether both are roles of one opened model."""
+        return self.opened == other.opened
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleSpec:
-    """Models that write one answer together; `pivot` names the member with the shared space."""
+    """Members that write one answer together; `pivot` names the one with the shared space."""
 
     name: str
-    members: tuple[ModelSpec, ...]
+    members: tuple[MemberSpec, ...]
     pivot: str
     fusion: FusionSettings = field(default_factory=FusionSettings)
     sampling: Sampling = field(default_factory=Sampling)
     description: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError where the members are no models."""
         if not all(isinstance(member, ModelSpec) for member in self.members):
             raise InputError(f"members must be a sequence of ModelSpec, not {shown(self.members)}")
-        object.__setattr__(self, "members", tuple(self.members))
+        object.__setattr__(self, "members", tuple(map(MemberSpec.of, self.members)))
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names) or not set(names).isdisjoint(NO_MEMBER):
+            told = f"give each its own name, none of {', '.join(NO_MEMBER)}"
+            raise InputError(f"members of {self.name}: {', '.join(names)}: {told}")
+        if self.fusion.drafter not in (*NO_MEMBER, *names):
+            hint = did_you_mean(self.fusion.drafter, (*NO_MEMBER, *names))
+            raise InputError(f"drafter {self.fusion.drafter} is no member of {self.name}; {hint}")
+        weights = () if isinstance(self.fusion.weights, str) else self.fusion.weights
+        if self.fusion.combine == "mean" and any(weight < 0 for weight in weights):
+            raise InputError("a negative weight needs combine = geometric")
 
     @property
     def pivot_index(self) -> int:

@@ -1,7 +1,5 @@
 """Runs of several texts through one model, so that what cannot be decoded hinders no other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from eva_local.errors import ModelError, RoomError
@@ -28,7 +26,7 @@ def _decode_alone(model: Model, run: Run, error: ModelError) -> Outcome:
     """Decode a run after `error`: whole, then in ever smaller parts while there is no room."""
     size = len(run.tokens)
     # A part of it may have been decoded.
-    while size and model.remove(run.seq_id, run.start):
+    while size and model.remove(run.seq_id, run.start) == run.start:
         try:
             return _decode_in_parts(model, run, size)
         except RoomError as full:
@@ -40,11 +38,12 @@ def _decode_alone(model: Model, run: Run, error: ModelError) -> Outcome:
 
 def _decode_in_parts(model: Model, run: Run, size: int) -> Logits | None:
     logits = None
+    size = max(size, run.logits)
     for first in range(0, len(run.tokens), size):
         part = run.tokens[first : first + size]
         last = first + size >= len(run.tokens)
         (logits,) = model.decode(
-            [Run(run.seq_id, run.start + first, part, logits=last and run.logits)]
+            [Run(run.seq_id, run.start + first, part, run.logits if last else 0)]
         )
     # llama.cpp writes over them when it decodes the next run.
     return None if logits is None else logits.copy()

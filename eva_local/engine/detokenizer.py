@@ -1,7 +1,5 @@
 """Bytes to text that is safe to show: whole characters only, and no part of a stop string."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Sequence
@@ -48,7 +46,6 @@ class TextStream:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        """Look for any of the `stop` strings."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(stop)
         self._waiting = ""
@@ -59,10 +56,12 @@ class TextStream:
         if self.stopped:
             return ""
         self._waiting += self._decoder.decode(piece)
-        found = [at for at in map(self._waiting.find, self._stop) if at >= 0]
+        starts = ((self._waiting.find(stop), len(stop)) for stop in self._stop)
+        # The first that is complete, however the text came in pieces.
+        found = [(start + length, start) for start, length in starts if start >= 0]
         if found:
             self.stopped = True
-            shown, self._waiting = self._waiting[: min(found)], ""
+            shown, self._waiting = self._waiting[: min(found)[1]], ""
             return shown
         return self._release(len(self._waiting) - self._undecided())
 

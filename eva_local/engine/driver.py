@@ -1,7 +1,5 @@
 """A thread that takes the steps for answers that event loops await."""
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import functools
@@ -21,7 +19,6 @@ class Driver:
     """Steps a scheduler in a thread of its own, from the first answer that somebody awaits on."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        """Drive `scheduler`, later."""
         self._scheduler = scheduler
         self._changed = threading.Condition()
         self._asked: set[Ticket] = set()
@@ -29,10 +26,7 @@ class Driver:
         self._closed = False
 
     async def run(self, tickets: Mapping[int, Ticket]) -> AsyncGenerator[tuple[int, Told], None]:
-        """Submit tickets, and yield what is told of each by its number, in the running loop.
-
-        Closing the iterator, or cancelling the task that awaits it, cancels them all.
-        """
+        """Submit tickets, and yield what is told of each by its number; closing cancels all."""
         loop = asyncio.get_running_loop()
         heard: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
 
@@ -81,28 +75,24 @@ class Driver:
                 atexit.register(self.close)
 
     def _run(self) -> None:
-        while self._wait():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._awaited())
+                if self._closed:
+                    return
             try:
                 self._scheduler.step()
-            except EvaError as error:
-                self._fail(error)
             except Exception as error:
                 # Nobody may wait for ever, whatever it was.
-                log.exception("a step failed")
-                self._fail(passed_on(error))
-
-    def _wait(self) -> bool:
-        """Wait until somebody awaits an answer; return False where all is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._awaited())
-            return not self._closed
+                if not isinstance(error, EvaError):
+                    log.exception("a step failed")
+                self._fail(error)
 
     def _awaited(self) -> bool:
         self._asked = {ticket for ticket in self._asked if not ticket.done}
         return bool(self._asked)
 
-    def _fail(self, error: EvaError) -> None:
-        """Tell all who await an answer what went wrong."""
+    def _fail(self, error: Exception) -> None:
         with self._changed:
             failed, self._asked = self._asked, set()
         for ticket in failed:

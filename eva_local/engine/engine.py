@@ -1,23 +1,25 @@
 """The step loop over many texts: decode for all of them, then advance each."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
+from eva_local.cache.context import common
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.apart import ApartSequence, thinker_of
 from eva_local.engine.decoding import decode_all
+from eva_local.engine.grammar import Grammar
+from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
 from eva_local.engine.request import Panel, Ticket
 from eva_local.engine.sampling import Samplers
 from eva_local.engine.scoring import ScoredSequence
-from eva_local.engine.sequence import TextSequence
+from eva_local.engine.sequence import Follower, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
 from eva_local.llama.model import Logits, Model, Run
@@ -32,6 +34,8 @@ CHUNK = 128
 # sequences, which costs about as much as decoding this share of a context.
 _WORTH_COPYING = 1 / 256
 _LEAST_COPIED = 16
+# Larger batches, of prompts, say nothing of how long drafts will take.
+_PACED = 8 * (1 + MOST)
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
@@ -71,6 +75,9 @@ class Engine:
         self._n_takers = min(cores(), _MOST_TAKERS)
         self._takers = ThreadPoolExecutor(self._n_takers)
         self._states: dict[int, Sequence[MemberState]] = {}
+        self._times = DecodeTimes()
+        #: Who drafts the answers that begin from now on; see `FusionSettings`.
+        self.drafter = fusion.drafter
 
     @property
     def n_symbols(self) -> int:
@@ -101,22 +108,93 @@ class Engine:
         grammar = None
         if ticket.symbols is None:
             sampler = (ticket.sampler or panel.samplers.prepare(ticket.sampling))()
-            grammar = sampler.grammar
+            # It binds the answer, and not the thought before it.
+            grammar = None if ticket.thoughts else sampler.grammar
         try:
             for member, prompt in ticket.prompt_of.items():
                 self._copy_beginning(member, held[member], prompt)
             if panel is not self._all:
                 states = panel.space.over(states)
-            for state, prompt in zip(states, ticket.prompts, strict=True):
-                state.start(prompt, ticket.scored_bytes, grammar)
+            readers = states
+            if ticket.alone:
+                pairs = zip(ticket.alone, states, strict=True)
+                readers = [own.space.over([state])[0] for own, state in pairs]
+            followers = self._start(ticket, readers, grammar)
         except BaseException:
             # Cut off in the middle, they do not know what their caches hold.
             for state in states:
                 state.clear()
             raise
         if ticket.symbols is not None:
-            return ScoredSequence(ticket, states)
-        return TextSequence(ticket, states, sampler)
+            return ScoredSequence(ticket, states, followers)
+        if not ticket.alone:
+            sequence = TextSequence(ticket, states, sampler, followers)
+            return self._looking_ahead(ticket, sequence)
+        contexts = [self._models[member].n_ctx for member in panel.members]
+        thinkers = [
+            thinker_of(ticket, index, state, n_ctx)
+            for index, (state, n_ctx) in enumerate(zip(readers, contexts, strict=True))
+        ]
+        apart = ApartSequence(ticket, states, sampler, thinkers, contexts, followers)
+        return self._looking_ahead(ticket, apart)
+
+    def drafter_for(self, panel: Panel) -> str | int | None:
+        """Return who drafts for a panel, its own members by their index; None for nobody."""
+        drafter = self.drafter
+        if panel.fusion.gate < 1:
+            return None
+        if drafter in panel.names:
+            return panel.names.index(drafter)
+        if drafter == "auto" and len({self._models[member] for member in panel.members}) == 1:
+            return None  # One model writes as llama.cpp alone does, near-ties and all.
+        return drafter if drafter in DRAFTERS else None
+
+    def _looking_ahead(self, ticket: Ticket, sequence: TextSequence) -> TextSequence:
+        if (drafter := self.drafter_for(ticket.panel)) is not None:
+            models = [self._models[member] for member in ticket.panel.members]
+            sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
+        return sequence
+
+    def _start(
+        self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
+    ) -> dict[int, Follower]:
+        """Begin the texts of the members of a ticket; return who is still to begin."""
+        members = ticket.panel.members
+        followers = self._followers(members, readers, ticket.prompts)
+        ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
+        for index, (state, prompt, end) in enumerate(
+            zip(readers, ticket.prompts, ends, strict=True)
+        ):
+            copied = [each.n_tokens for each in followers.values() if each.leader == index]
+            shared = max([ticket.shared.get(members[index], 0), *copied])
+            start = functools.partial(
+                state.start, prompt, ticket.scored_bytes, grammar, end, shared
+            )
+            if index in followers:
+                followers[index].start = start
+            else:
+                start()
+        return followers
+
+    def _followers(
+        self,
+        members: Sequence[int],
+        states: Sequence[MemberState],
+        prompts: Sequence[Sequence[int]],
+    ) -> dict[int, Follower]:
+        """Return who waits for another member of its model to have read what both begin with."""
+        followers: dict[int, Follower] = {}
+        for index, member in enumerate(members):
+            model, prompt = self._models[member], prompts[index]
+            found = [
+                (min(common(prompts[other], prompt), len(prompt) - 1), -other)
+                for other in range(index)
+                if other not in followers and self._models[members[other]] is model
+            ]
+            n_tokens, leader = max(found, default=(0, 0))
+            if n_tokens - states[index].holds(prompt) >= self.worth_copying(member):
+                followers[index] = Follower(-leader, n_tokens)
+        return followers
 
     def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
@@ -134,23 +212,34 @@ class Engine:
             for member, prompt in prompts.items()
         }
 
+    def _readers_of(self, member: int) -> Iterator[MemberState]:
+        model = self._models[member]
+        for states in self._states.values():
+            yield from (
+                each for each, its in zip(states, self._models, strict=True) if its is model
+            )
+
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
         for state, other in zip(self._states_of(slot), self._states_of(free), strict=True):
             state.trade(other)
         self._states[slot], self._states[free] = self._states[free], self._states[slot]
 
+    def needs_snapshots(self, member: int) -> bool:
+        """Return whether a beginning of a prompt can be copied only where a snapshot was taken."""
+        return not self._models[member].can_roll_back
+
     def worth_copying(self, member: int) -> float:
         """Return how long a beginning of a prompt must be to be copied rather than decoded."""
-        if not self._models[member].can_roll_back:
+        if self.needs_snapshots(member) and not self._models[member].n_snapshots:
             return math.inf
         return max(_LEAST_COPIED, int(self._models[member].n_ctx * _WORTH_COPYING))
 
-    def step(self, sequences: Sequence[TextSequence]) -> list[Step | Score | None]:
-        """Take every text a step further, all of them in one batch per member.
+    def step(self, sequences: Sequence[TextSequence]) -> list[list[Step | Score]]:
+        """Take every text a step further, all of them in one batch per model.
 
         Long prompts are decoded in parts, a batch at a time; a text that is still at its prompt
-        gets None. What goes wrong with a text is its own `error` and nobody else's; what its
+        gets nothing. What goes wrong with a text is its own `error` and nobody else's; what its
         members' caches held of it is given up.
         """
         try:
@@ -180,14 +269,15 @@ class Engine:
 
     def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        others = (states[member] for states in self._states.values())
-        best = max(others, key=lambda other: other.holds(prompt))
+        best = max(self._readers_of(member), key=lambda other: other.holds(prompt))
         if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
             state.adopt(best)
 
     def _decode(self, sequences: Sequence[TextSequence]) -> None:
         """Let members decode what is pending; where the pivot is sure, the others are not asked."""
         members = list(range(len(self._models)))
+        if len(sequences) == 1:
+            self._look_ahead(sequences[0])
         if self._all.fusion.gate < 1 and len(members) > 1:
             pivot = self._all.space.pivot
             members.remove(pivot)
@@ -198,52 +288,90 @@ class Engine:
             sequences = [sequence for sequence in sequences if not sequence.sure]
         self._decode_members(members, sequences)
 
+    def _look_ahead(self, sequence: TextSequence) -> None:
+        """Draft what may come next, where that pays, for members who must decode anyway."""
+        ahead = sequence.ahead
+        length = ahead.plan() if ahead is not None and sequence.wants_draft else 0
+        if ahead is None or not length:
+            return
+        if (index := ahead.foreseer) is not None:
+            member, state = sequence.panel.members[index], sequence.states[index]
+            self._decode_members([member], [sequence])
+            for run in ahead.foresee(state, length):
+                decoded: list[Decoded] = []
+                self._run(self._models[member], [(sequence, index, run)], decoded, drafted=True)
+                self._take(decoded)
+                if sequence.finished or not decoded:
+                    return
+        # Others may need more tokens than a member for what it foresaw.
+        most = length if ahead.foreseer is None else ahead.most
+        for state in sequence.states if ahead.draft else ():
+            if not state.ready:
+                state.propose(ahead.draft, most)
+
     def _decode_members(self, members: Iterable[int], sequences: Sequence[TextSequence]) -> None:
         decoded: list[Decoded] = []
-        decode = functools.partial(self._decode_member, sequences=sequences, decoded=decoded)
+        decode = functools.partial(self._decode_model, sequences=sequences, decoded=decoded)
+        by_model: dict[Model, list[int]] = {}
+        for member in members:
+            by_model.setdefault(self._models[member], []).append(member)
         try:
             if self._pool is None:
-                for member in members:
-                    decode(member)
+                for each in by_model.values():
+                    decode(each)
             else:
-                _await([self._pool.submit(decode, member) for member in members])
+                _await([self._pool.submit(decode, each) for each in by_model.values()])
         finally:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
 
-    def _decode_member(
-        self, member: int, sequences: Sequence[TextSequence], decoded: list[Decoded]
+    def _decode_model(
+        self, members: Sequence[int], sequences: Sequence[TextSequence], decoded: list[Decoded]
     ) -> None:
-        """Decode what all texts want of a member, in one batch."""
-        model = self._models[member]
-        work = self._work(member, sequences)
-        if not work:
-            return
+        if work := self._work(members, sequences):
+            self._run(self._models[members[0]], work, decoded)
+
+    def _run(
+        self,
+        model: Model,
+        work: Sequence[tuple[TextSequence, int, Run]],
+        decoded: list[Decoded],
+        *,
+        drafted: bool = False,
+    ) -> None:
         began = time.perf_counter()
         found = decode_all(model, [run for _, _, run in work])
-        each_token = (time.perf_counter() - began) / sum(len(run.tokens) for _, _, run in work)
+        seconds, n_tokens = time.perf_counter() - began, sum(len(run.tokens) for _, _, run in work)
+        each_token = seconds / n_tokens
+        first = work[0][0]
+        if first.steps and n_tokens <= _PACED and all(sequence is first for sequence, _, _ in work):
+            self._times.note(model, n_tokens, seconds)
         for (sequence, index, run), row in zip(work, found, strict=True):
             sequence.count(index, run, each_token * len(run.tokens))
-            if isinstance(row, ModelError):
-                sequence.fail(row)
-            else:
+            if not isinstance(row, ModelError):
                 decoded.append((sequence, index, run, row))
+            elif sequence.ahead is not None and (drafted or run.logits > 1):
+                # What must be decoded may fit, or have numbers for logits, by itself.
+                sequence.ahead.give_up()
+                sequence.states[index].propose(b"", 0)
+            else:
+                sequence.fail(row, index)
 
     def _work(
-        self, member: int, sequences: Sequence[TextSequence]
+        self, members: Sequence[int], sequences: Sequence[TextSequence]
     ) -> list[tuple[TextSequence, int, Run]]:
         """Return what fits into a batch; runs that score a prompt are decoded here."""
-        model = self._models[member]
+        model = self._models[members[0]]
         work: list[tuple[TextSequence, int, Run]] = []
         room = model.n_batch
         writing = any(sequence.steps for sequence in sequences)
         prompt_room = (self.chunk or room) if writing else room
-        for sequence in sequences:
+        for sequence, member in product(sequences, members):
             index = sequence.panel.index(member)
             limit = room if sequence.steps else min(room, prompt_room)
             if index is None or limit <= 0:
                 continue
-            with sequence.own_end():
+            with sequence.own_end(index):
                 for run in sequence.pending(index, limit):
                     prompt_room -= 0 if sequence.steps else len(run.tokens)
                     if run.every:
@@ -293,7 +421,6 @@ def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:
 
 
 def _await(asked: Sequence[Future[None]]) -> None:
-    """Wait for all of them; raise what one of them raised."""
     try:
         for each in asked:
             each.result()

@@ -1,22 +1,25 @@
 """The members as readers: what is asked of them, in tokens and symbols."""
 
-from __future__ import annotations
-
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from eva_local.config.specs import MemberSpec
 from eva_local.engine.engine import Engine, too_long
 from eva_local.engine.request import AnyPrompt
 from eva_local.errors import ClosedError, InputError
 from eva_local.llama.model import Model
-from eva_local.llama.prompt import Prompt, PromptWriter
-from eva_local.types import Message
+from eva_local.llama.prompt import PLAIN_STOP, Prompt, PromptWriter, Thought
+from eva_local.types import Message, Sampling, Thinking
 
 log = logging.getLogger("eva_local")
 
 # A character has no more in UTF-8.
 _MOST_BYTES = 4
+# Chat templates of requests that are kept compiled.
+_TEMPLATES = 8
 # Fewer bytes are read in no time, and then each member's exact number can be told.
 _QUICKLY_READ = 1 << 18
 
@@ -28,14 +31,15 @@ class Readers:
     raises ClosedError after `close`.
     """
 
-    def __init__(self, models: Sequence[Model], engine: Engine) -> None:
-        """Read for the members of `engine`, which are `models`."""
+    def __init__(
+        self, models: Sequence[Model], engine: Engine, members: Sequence[MemberSpec]
+    ) -> None:
         self._models = tuple(models)
         self._engine = engine
-        self._writers = [
-            PromptWriter(model, name) for model, name in zip(models, engine.names, strict=True)
-        ]
-        self._untaught = {i for i, model in enumerate(models) if not model.chat_template}
+        self._roles = tuple(members)
+        self._writer = functools.lru_cache(_TEMPLATES * len(models))(self._new_writer)
+        # What was said once, of whom.
+        self._said: set[tuple[str, str]] = set()
         # Held while tokenisers are at work, so that nobody frees them meanwhile.
         self._at_work = threading.Lock()
         self._closed = False
@@ -46,10 +50,15 @@ class Readers:
             self._closed = True
             free()
 
-    def tokens(
-        self, prompt: AnyPrompt, only: int | None = None, *, fitting: bool = False
-    ) -> list[list[int]]:
-        """Return a prompt as each member reads it.
+    def read(
+        self,
+        prompt: AnyPrompt,
+        sampling: Sampling,
+        only: int | None = None,
+        *,
+        fitting: bool = False,
+    ) -> list[tuple[list[int], Thought | None]]:
+        """Return a prompt as each member reads it, and the thought that it leaves open, if any.
 
         Raises InputError and PromptError where it cannot be put to a member. With `fitting` it
         raises ContextError, before anybody has read it, for a prompt whose bytes alone prove
@@ -57,13 +66,57 @@ class Readers:
         """
         plain = self._plain(prompt, only)
         members = self._members(only)
+        thinking = sampling.thinking
+        if thinking == "auto" and len(members) > 1:
+            thinking = "off"
+        if sampling.thinking_budget == 0:
+            thinking = "off"
         with self._at_work:
             self._refuse_closed()
-            if not isinstance(plain, str | bytes):
-                self._say_untaught(members)
+            writers = {member: self._writer(member, sampling.chat_template) for member in members}
+            said = {member: self._in_role(member, plain) for member in members}
             if fitting:
-                self._refuse_long(plain, members)
-            return [self._writers[member].tokens(plain) for member in members]
+                self._say_untold(plain, writers, thinking)
+            unmarked: set[int] = set()
+            if thinking == "apart":
+                thinking, unmarked = "on", self._instruct(said, writers, sampling)
+            arguments = sampling.chat_template_kwargs
+            if fitting:
+                self._refuse_long(said, writers, arguments, thinking)
+            found = []
+            for member, writer in writers.items():
+                tokens, thought = writer.read(said[member], arguments, thinking)
+                if member in unmarked:
+                    is_text = isinstance(plain, str | bytes)
+                    thought = writer.marked(sampling.thinking_mark, is_text=is_text)
+                found.append((tokens, thought))
+            return found
+
+    def _instruct(
+        self,
+        said: dict[int, Prompt | bytes],
+        writers: Mapping[int, PromptWriter],
+        sampling: Sampling,
+    ) -> set[int]:
+        """Tell members whose templates know no thoughts how to think; return which these are."""
+        mark = sampling.thinking_mark
+        instruction = sampling.thinking_instruction.replace("{mark}", mark)
+        unmarked: set[int] = set()
+        for member, prompt in said.items():
+            if isinstance(prompt, str | bytes):
+                unmarked.add(member)
+            elif not writers[member].can_think and prompt[-1].role == "user":
+                unmarked.add(member)
+                text = f"{prompt[-1].content}\n\n{instruction}"
+                said[member] = [*prompt[:-1], replace(prompt[-1], content=text)]
+        return unmarked
+
+    def stops(self, prompt: AnyPrompt, sampling: Sampling, only: int | None = None) -> Sampling:
+        """Return how to write, where a member that reads a dialogue would go on with the user."""
+        if isinstance(prompt, str) or not isinstance(prompt[0], Message):
+            return sampling
+        plain = any(self._writer(m, sampling.chat_template).is_plain for m in self._members(only))
+        return replace(sampling, stop=(*sampling.stop, PLAIN_STOP)) if plain else sampling
 
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
@@ -83,50 +136,88 @@ class Readers:
         return b"".join(map(space.piece, symbols))
 
     def writable(self, text: str | Sequence[int], only: int | None = None) -> Sequence[int]:
-        """Return the symbols of a text; raise InputError where a member cannot write it.
-
-        Raises ContextError where its bytes alone prove that it does not fit.
-        """
+        """Return the symbols of a text; raise InputError or ContextError where it cannot be."""
         data = (
             text.encode("utf-8", "replace") if isinstance(text, str) else self.bytes_of(text, only)
         )
         readers = {member: self._models[member].tokenizer for member in self._members(only)}
-        self._refuse(
-            "text to be scored",
-            {member: tokenizer.least(len(data)) for member, tokenizer in readers.items()},
-        )
+        least = {member: tokenizer.least(len(data)) for member, tokenizer in readers.items()}
+        self._refuse("text to be scored", least)
         if any(not each.missing_bytes.isdisjoint(data) for each in readers.values()):
             raise InputError("a member has no token for a character of the text to be scored")
         return self.spell(data, only) if isinstance(text, str) else text
 
-    def _say_untaught(self, members: Sequence[int]) -> None:
-        """Say once of each member that has never seen a conversation what it is given."""
-        for member in self._untaught.intersection(members):
-            self._untaught.remove(member)
-            log.warning(
+    def _new_writer(self, member: int, template: str | None) -> PromptWriter:
+        role = self._roles[member]
+        return PromptWriter(
+            self._models[member],
+            role.name,
+            template or role.chat_template,
+            role.chat_template_kwargs,
+        )
+
+    def _in_role(self, member: int, plain: Prompt | bytes) -> Prompt | bytes:
+        role = self._roles[member]
+        if isinstance(plain, str | bytes):
+            prefix = role.prefix
+            return prefix + plain if isinstance(plain, str) else prefix.encode() + plain
+        messages = list(plain)
+        for who, text in (("user", role.prefix), ("system", f"{role.system}\n\n")):
+            at = next((n for n, each in enumerate(messages) if each.role == who), None)
+            if at is not None and text.strip():
+                messages[at] = replace(messages[at], content=text + messages[at].content)
+            elif who == "system" and role.system:
+                messages.insert(0, Message("system", role.system))
+        return messages
+
+    def _say_untold(
+        self, plain: Prompt | bytes, writers: Mapping[int, PromptWriter], thinking: Thinking
+    ) -> None:
+        """Say once of each member what it does not do, or know, of what is asked for."""
+        for member, writer in writers.items():
+            problems: dict[str, object] = {
                 "%s has no chat template: it is given conversations as a plain dialogue "
-                "(User: … Assistant: …)",
-                self._engine.names[member],
-            )
+                "(User: … Assistant: …)": writer.is_plain,
+                "%s cannot think by itself: its chat template knows no thoughts, so it reads them "
+                "as the beginning of its answer": thinking == "on" and not writer.can_think,
+            }
+            if isinstance(plain, str | bytes):
+                # Who gives symbols means them.
+                system = isinstance(plain, str) and self._roles[member].system
+                problems = {
+                    "%s: its system message is not told: a plain text has none": system,
+                    "%s does not think: a plain text is gone on with": thinking == "on",
+                }
+            for problem in filter(problems.get, problems):
+                self._say(problem, writer.name)
+
+    def _say(self, problem: str, name: str) -> None:
+        if (problem, name) not in self._said:
+            self._said.add((problem, name))
+            log.warning(problem, name)
 
     def _members(self, only: int | None) -> Sequence[int]:
         return range(len(self._models)) if only is None else [only]
 
-    def _refuse_long(self, plain: Prompt | bytes, members: Sequence[int]) -> None:
-        texts = [plain] if isinstance(plain, str | bytes) else [each.content for each in plain]
-        most = _MOST_BYTES * sum(map(len, texts))
+    def _refuse_long(
+        self,
+        said: Mapping[int, Prompt | bytes],
+        writers: Mapping[int, PromptWriter],
+        arguments: Mapping[str, object],
+        thinking: Thinking,
+    ) -> None:
+        most = _MOST_BYTES * max(map(_length, said.values()))
         if most < _QUICKLY_READ:
             return
         # Only what may be too long is put into a template once more.
-        doubtful = [
-            member
-            for member in members
+        least = {
+            member: writer.least(said[member], arguments, thinking)
+            for member, writer in writers.items()
             if self._models[member].tokenizer.least(most) >= self._models[member].n_ctx
-        ]
-        self._refuse("prompt", {member: self._writers[member].least(plain) for member in doubtful})
+        }
+        self._refuse("prompt", least)
 
     def _refuse(self, what: str, least: Mapping[int, int]) -> None:
-        """Raise ContextError where a text has at least more tokens than a member can hold."""
         found = [
             (self._engine.names[member], count, self._models[member].n_ctx)
             for member, count in least.items()
@@ -136,7 +227,6 @@ class Readers:
             raise too_long(what, found, "at least ")
 
     def _plain(self, prompt: AnyPrompt, only: int | None) -> Prompt | bytes:
-        """Return a prompt with the bytes that symbols stand for."""
         if isinstance(prompt, str):
             return prompt
         if not prompt:
@@ -152,3 +242,8 @@ class Readers:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise ClosedError()
+
+
+def _length(prompt: Prompt | bytes) -> int:
+    texts = [prompt] if isinstance(prompt, str | bytes) else [each.content for each in prompt]
+    return sum(map(len, texts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -11,7 +11,7 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.fuser import Observer
-from eva_local.llama.prompt import Prompt
+from eva_local.llama.prompt import Prompt, Thought
 from eva_local.spaces.base import Space
 from eva_local.types import Sampling, Score, Step
 
@@ -75,7 +75,6 @@ class Panel:
     _index: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Let members be found by their number."""
         numbers = {member: index for index, member in enumerate(self.members)}
         object.__setattr__(self, "_index", numbers)
 
@@ -91,7 +90,10 @@ class Ticket:
     `prompts` are each member's own tokens, for the members of `panel`. The last `scored_bytes`
     of them say how well each member predicts; to know that costs a row of logits for each of
     their tokens. What `sampler` makes chooses; None is made from `sampling` when it begins.
-    `symbols` are a text to be scored. For the other fields see `Request`.
+    `symbols` are a text to be scored. `thoughts`, one of each member or none, are what the
+    prompts leave open: the answer comes when the thought has ended. With `alone`, the panels
+    of the members by themselves, each has a thought of its own. For the other fields see
+    `Request`. `said` is the prompt as the pivot reads it, in bytes, for drafts.
     """
 
     panel: Panel
@@ -106,7 +108,12 @@ class Ticket:
     weights: Weights | None = None
     observe: Observer | None = None
     scored_bytes: int = 0
+    thoughts: Sequence[Thought] = ()
+    alone: Sequence[Panel] = ()
+    said: bytes = b""
     sequence: TextSequence | None = None
+    #: How many tokens others will begin with, for members who keep a snapshot there.
+    shared: Mapping[int, int] = field(default_factory=dict)
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.
     done: bool = False
 

@@ -1,10 +1,8 @@
 """Many requests of one caller: drawn as slots become free, and told of with their numbers."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from eva_local.engine.request import Request, Ticket, Told
@@ -14,10 +12,16 @@ from eva_local.types import Step
 
 # Where there is no request at the moment, and none under way.
 _PAUSE_S = 0.005
+# More that wait where all are known, and members must know what prompts share before they read it.
+_AHEAD = 8
 
 
 class Runner:
-    """Takes requests, each with its number in their order, through a scheduler."""
+    """Takes requests, drawn as there are slots and numbered in their order, through a scheduler.
+
+    None among them stands for none at the moment, and has no number. `ticket_of` says why one
+    cannot be answered.
+    """
 
     def __init__(
         self,
@@ -25,12 +29,11 @@ class Runner:
         requests: Iterable[Request | None],
         ticket_of: Callable[[Request], Ticket | EvaError],
     ) -> None:
-        """Draw from `requests` as there are slots; `ticket_of` says why one cannot be answered.
-
-        None among them stands for none at the moment, and has no number.
-        """
         self._scheduler = scheduler
         self._requests = iter(requests)
+        engine, known = scheduler.engine, scheduler.gapless or isinstance(requests, Sequence)
+        is_shared = known and any(map(engine.needs_snapshots, engine.panel().members))
+        self._ahead = _AHEAD if is_shared else 0
         self._count = 0
         self._ticket_of = ticket_of
         self._running: dict[int, Ticket] = {}
@@ -46,13 +49,14 @@ class Runner:
     @property
     def reading(self) -> bool:
         """Whether a request under way has no slot yet, or is still at its prompt."""
-        tickets = list(self._running.values())
+        tickets = list(self._running.values())[: self._scheduler.n_slots]
         return any(not each.done and (each.sequence is None or each.reads) for each in tickets)
 
     @property
     def share_read(self) -> float:
         """The share that is read of the prompts under way, from 0 to 1."""
-        shares = [ticket.share_read for ticket in self._running.values()]
+        tickets = list(self._running.values())[: self._scheduler.n_slots]
+        shares = [ticket.share_read for ticket in tickets]
         return sum(shares) / len(shares) if shares else 1.0
 
     def step(self) -> list[tuple[int, Told]]:
@@ -78,11 +82,11 @@ class Runner:
         self._drawn = True
 
     def draw(self) -> None:
-        """Queue as many requests as slots are free, or one where others have them all."""
+        """Queue as many requests as slots are free, or one; and some ahead, see `_AHEAD`."""
         if self._drawn:
             return
         free = self._scheduler.n_slots - self._scheduler.n_running - self._scheduler.n_waiting
-        for _ in range(max(free, 0 if self._running else 1)):
+        for _ in range(max(free + self._ahead, 0 if self._running else 1)):
             try:
                 request = next(self._requests)
             except StopIteration:

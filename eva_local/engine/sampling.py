@@ -3,8 +3,6 @@
 The order is llama.cpp's: logit bias, penalties, grammar, top-k, top-p, min-p, temperature.
 """
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +20,6 @@ class Sampler:
     """Draws the pieces of one answer, and remembers what its settings ask to be remembered."""
 
     def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
-        """Begin an answer; a `grammar` is at its beginning."""
         self._sampling = sampling
         self.grammar = grammar
         self._generator = np.random.default_rng(sampling.seed)
@@ -54,7 +51,6 @@ class Sampler:
         return chosen
 
     def _shaped(self, vote: Vote, candidates: Candidates) -> Vote:
-        """Apply bias and penalties."""
         if not (self._biases or self._sampling.penalises or self.grammar) or not len(vote):
             return vote
         logs = np.log(vote.probabilities)
@@ -97,7 +93,6 @@ class Samplers:
     """Makes the samplers of answers in one shared space."""
 
     def __init__(self, space: Space[Any], missing: frozenset[int] = frozenset()) -> None:
-        """Choose among the pieces of `space`, never those with a byte of `missing`."""
         self._space = space
         self._grammars = Grammars(space, missing)
 

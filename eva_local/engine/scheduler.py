@@ -1,10 +1,7 @@
 """Many texts over one engine: a ticket waits, takes a slot, and leaves it to the next."""
 
-from __future__ import annotations
-
 import logging
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +15,12 @@ from eva_local.llama.calls import calling
 
 log = logging.getLogger("eva_local")
 
+# Prompts that wait among which a common beginning is looked for.
+_LOOKED_AT = 32
+
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A thread's time to step."""
-
     ended: bool = False
     error: Exception | None = None
 
@@ -51,12 +49,6 @@ class Scheduler:
         self._changed = threading.Condition()
         self._turn: _Turn | None = None
         self._closed = False
-
-    @property
-    def n_places(self) -> int:
-        """The old name of `n_slots`."""
-        warnings.warn("n_places is now n_slots", DeprecationWarning, stacklevel=2)
-        return self.n_slots
 
     @property
     def n_waiting(self) -> int:
@@ -92,15 +84,30 @@ class Scheduler:
         """
         mine = _Turn()
         try:
-            if self._takes(mine, unless):
+            with self._changed:
+                if unless():
+                    return
+                theirs = self._turn
+                if theirs is None:
+                    self._refuse_closed()
+                    self._turn = mine
+                else:
+                    self._changed.wait_for(lambda: theirs.ended)
+            if theirs is None:
                 # A signal in the middle would take a step from another text, or its slot.
                 with calling():
                     self._advance()
+            elif theirs.error is not None:
+                raise passed_on(theirs.error)
         except Exception as error:
             mine.error = error
             raise
         finally:
-            self._end(mine)
+            with self._changed:
+                mine.ended = True
+                if self._turn is mine:
+                    self._turn = None
+                    self._changed.notify_all()
 
     def close(self) -> None:
         """Wait for the end of a step, and end all requests, whose sinks are told ClosedError."""
@@ -114,28 +121,6 @@ class Scheduler:
             if not ticket.done:
                 ticket.sink(ClosedError())
                 ticket.done = True
-
-    def _takes(self, mine: _Turn, unless: Callable[[], bool]) -> bool:
-        """Return whether the turn was taken; where another has it, wait until it ends."""
-        with self._changed:
-            if unless():
-                return False
-            theirs = self._turn
-            if theirs is None:
-                self._refuse_closed()
-                self._turn = mine
-                return True
-            self._changed.wait_for(lambda: theirs.ended)
-        if theirs.error is not None:
-            raise passed_on(theirs.error)
-        return False
-
-    def _end(self, mine: _Turn) -> None:
-        with self._changed:
-            mine.ended = True
-            if self._turn is mine:
-                self._turn = None
-                self._changed.notify_all()
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -153,16 +138,18 @@ class Scheduler:
         # What a sink may raise leaves the slots in order.
         at_work = zip(running, sequences, strict=True)
         self._running = {slot: held for (slot, held), text in at_work if not text.finished}
-        for (_, ticket), sequence, step in zip(running, sequences, steps, strict=True):
-            told = sequence.error or step
-            if told is not None and not ticket.done:
-                _tell(ticket, told, last=sequence.finished)
+        for (_, ticket), sequence, steps_of_it in zip(running, sequences, steps, strict=True):
+            told = [sequence.error] if sequence.error else steps_of_it
+            for number, each in enumerate(told, 1):
+                if not ticket.done:
+                    _tell(ticket, each, last=sequence.finished and number == len(told))
 
     def _admit(self) -> None:
         free = [slot for slot in range(self.n_slots) if slot not in self._running]
         while free and (ticket := self._next()) is not None:
             try:
                 slot = self._best(free, ticket)
+                ticket.shared = self._shared(ticket)
                 ticket.sequence = self.engine.begin(ticket, slot)
             except EvaError as error:
                 _tell(ticket, error, last=True)
@@ -174,28 +161,23 @@ class Scheduler:
                 continue
             free.remove(slot)
             self._running[slot] = ticket
-            lengths = {member: len(prompt) for member, prompt in ticket.prompt_of.items()}
-            self._read[slot] = self._read.get(slot, {}) | lengths
+            for member, prompt in ticket.prompt_of.items():
+                self._read.setdefault(slot, {})[member] = len(prompt)
 
     def _close_gap(self) -> None:
-        """Move the text in the highest slot into the lowest free one."""
         highest = max(self._running, default=-1)
         if not self.gapless or self._waiting or highest < len(self._running):
             return
         free = next(slot for slot in range(highest) if slot not in self._running)
         self.engine.move(highest, free)
-        self._running = {
-            free if slot == highest else slot: held for slot, held in self._running.items()
-        }
+        self._running[free] = self._running.pop(highest)
 
     def _best(self, free: Sequence[int], ticket: Ticket) -> int:
         """Return the slot whose text is missed least; the lowest of several.
 
-        That is one whose text goes on, or is written anew: the prompts begin with all of its
-        own. Else it is an empty one; else one that holds more of the prompts than it would lose,
-        and loses least; else the one that was not in use for longest. A beginning that another
-        slot holds is copied. Low slots keep the sequences in use together, which llama.cpp
-        decodes fastest; where all texts move together, nobody comes back to what they leave.
+        A beginning that another slot holds is copied. Low slots keep the sequences in use
+        together, which llama.cpp decodes fastest; where all texts move together, nobody comes
+        back to what they leave.
         """
         if len(free) == 1:
             return free[0]
@@ -213,10 +195,10 @@ class Scheduler:
         return min(free, key=lambda slot: self._used.get(slot, -1))
 
     def _goes_on(self, slot: int, prompts: Mapping[int, Sequence[int]]) -> bool:
-        """Return whether prompts begin with those that were last read in a slot."""
+        # The last token of a prompt is decoded again, for its logits.
         before = self._read.get(slot, {})
         held = self.engine.held(prompts, [slot])
-        return all(held[member] >= before.get(member, 0) for member in prompts)
+        return all(held[member] + 1 >= before.get(member, 0) for member in prompts)
 
     def _next(self) -> Ticket | None:
         """Take the first ticket that gains nothing by waiting for what is being read."""
@@ -235,12 +217,32 @@ class Scheduler:
                 self._waiting.remove(ticket)
             return waits
 
+    def _shared(self, ticket: Ticket) -> dict[int, int]:
+        """Return the beginning of a prompt that saves those who wait most, where it must be told.
+
+        In tokens, 0 for none, by the members who will hold it only where they took a snapshot.
+        """
+        with self._changed:
+            others = [each.prompt_of for each in islice(self._waiting, _LOOKED_AT)]
+        found: dict[int, int] = {}
+        for member, prompt in ticket.prompt_of.items():
+            if self.engine.needs_snapshots(member):
+                begun = prompt[:-1]
+                same = [common(begun, each[member]) for each in others if member in each]
+                same = [length for length in same if length >= self.engine.worth_copying(member)]
+                saved = {length: length * sum(each >= length for each in same) for length in same}
+                found[member] = max(saved, key=saved.__getitem__, default=0)
+        return found
+
     def _is_being_read(self, prompts: Mapping[int, Sequence[int]]) -> bool:
         """Return whether the beginning of the prompts will soon be there to copy."""
-        readers = [ticket.prompt_of for ticket in self._running.values() if ticket.reads]
+        readers = [ticket for ticket in self._running.values() if ticket.reads]
         for member, prompt in prompts.items():
-            theirs = (reader[member] for reader in readers if member in reader)
-            soon = max((common(each, prompt) for each in theirs), default=0)
+            soon = 0
+            for reader in readers:
+                same = common(reader.prompt_of.get(member, ()), prompt)
+                will_be_held = reader.shared.get(member, same)
+                soon = max(soon, will_be_held if will_be_held <= same else 0)
             worth = self.engine.worth_copying(member)
             if soon < worth:
                 continue

@@ -1,12 +1,10 @@
 """How likely a given text is: under the ensemble, and under each member."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
-from eva_local.engine.sequence import TextSequence
+from eva_local.engine.sequence import Follower, TextSequence
 from eva_local.errors import ContextError
 from eva_local.fusion.fuser import Decision
 from eva_local.spaces.base import Candidates, MemberState
@@ -16,9 +14,13 @@ from eva_local.types import Candidate, Score, ScoredSymbol
 class ScoredSequence(TextSequence):
     """A text that is given: its symbols are committed one by one, by `Vote.likelihood`."""
 
-    def __init__(self, ticket: Ticket, states: Sequence[MemberState]) -> None:
-        """Put the symbols of the ticket behind each member's own prompt."""
-        super().__init__(ticket, states, Sampler(ticket.sampling))
+    def __init__(
+        self,
+        ticket: Ticket,
+        states: Sequence[MemberState],
+        followers: Mapping[int, Follower] | None = None,
+    ) -> None:
+        super().__init__(ticket, states, Sampler(ticket.sampling), followers)
         self._symbols = tuple(ticket.symbols or ())
         self._log_likelihood = 0.0
         self._unseen = 0
@@ -27,7 +29,6 @@ class ScoredSequence(TextSequence):
         self._told: list[ScoredSymbol] = []
 
     def _advance(self) -> Score | None:
-        """Commit symbols until a member must decode, or all are scored."""
         while self.ready:
             candidates = self._vote()
             decision = self._fuse(candidates)

@@ -1,17 +1,16 @@
 """One text in progress: what was chosen, who voted for it, and what it cost."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.detokenizer import TextStream
+from eva_local.engine.lookahead import LookAhead
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
 from eva_local.errors import EvaError, passed_on
@@ -29,41 +28,72 @@ _TRACED = 8
 _LONGEST_PIECE = 64
 
 
+@dataclass(slots=True)
+class Follower:
+    """A member that begins when `leader`, another one of its model, has read `n_tokens`."""
+
+    leader: int
+    n_tokens: int
+    start: Callable[[], None] = lambda: None
+
+
 class TextSequence:
     """A text in progress, in one slot of every member of its panel.
 
     Nobody else writes what is here. A fault of its own ends it, and no other text.
     """
 
-    def __init__(self, ticket: Ticket, states: Sequence[MemberState], sampler: Sampler) -> None:
-        """Begin after prompts that `states`, those of the panel's members, have started."""
+    def __init__(
+        self,
+        ticket: Ticket,
+        states: Sequence[MemberState],
+        sampler: Sampler,
+        followers: Mapping[int, Follower] | None = None,
+    ) -> None:
+        """Begin after prompts that `states`, those of the panel's members, have started.
+
+        The `followers`, by their index, are still to do so.
+        """
         self.panel = ticket.panel
         self.states = states
         self.fuser = Fuser(_rule(ticket), len(states))
-        self.steps = 0
+        self.steps = self._reasoning_steps = 0
         self.finished = False
         # What ended the answer before its time.
         self.error: EvaError | None = None
         self._ticket = ticket
+        self._followers = dict(followers or {})
         self._sampler = sampler
         self._text = TextStream(ticket.sampling.stop)
+        # The bytes of the thought that is under way, and the answer's grammar meanwhile.
+        self._thought: bytearray | None = None
+        self._grammar = sampler.grammar
+        ends = ticket.sampling.stop if any(each.is_text for each in ticket.thoughts) else ()
+        self._ends = [*(each.end for each in ticket.thoughts if each.end), *ends]
+        if ticket.thoughts:
+            self._thought = bytearray()
+            self._text = TextStream(self._ends)
+            sampler.grammar = None
         # Candidates on which the pivot alone is asked: it is sure.
         self._sure: Candidates | None = None
+        #: What is drafted of the text, where drafts are of use.
+        self.ahead: LookAhead | None = None
         self._begun = False
-        self._steps_alone = 0
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
-        self._read_tokens = 0
+        self._steps_alone = self._read_tokens = 0
         self._filtered = np.zeros(len(states), dtype=np.int64)
-        self._decode_seconds = np.zeros(len(states))
-        self._prompt_seconds = np.zeros(len(states))
-        self._last_seconds = np.zeros(len(states))
+        self._passes, self._decoded = np.zeros((2, len(states)), dtype=np.int64)
+        seconds = np.zeros((3, len(states)))
+        self._decode_seconds, self._prompt_seconds, self._last_seconds = seconds
         self._started = time.perf_counter()
         self._first_seconds = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether all who are asked can vote."""
+        if self._followers:
+            return False
         return self._sure is not None or all(state.ready for state in self.states)
 
     @property
@@ -72,37 +102,54 @@ class TextSequence:
         return self._sure is not None
 
     @property
+    def wants_draft(self) -> bool:
+        """Whether members must decode, and what may come next could go along with it."""
+        return self.ahead is not None and self.steps > 0 and not (self.finished or self.ready)
+
+    @property
     def share_read(self) -> float:
         """The share of the prompts that all members together have read, from 0 to 1."""
         known = sum(count or 0 for count in self._cached_tokens) + self._read_tokens
         return min(known / sum(self._prompt_tokens), 1.0)
 
-    def fail(self, error: Exception) -> None:
-        """End with an error, the first of several."""
+    def fail(self, error: Exception, _index: int | None = None) -> None:
+        """End with an error, the first of several, maybe of one member's part of the text."""
         self.error = self.error or passed_on(error)
         self.finished = True
 
     @contextlib.contextmanager
-    def own_end(self) -> Iterator[None]:
-        """Let what goes wrong be the end of this text, and of no other."""
+    def own_end(self, index: int | None = None) -> Iterator[None]:
+        """Let what goes wrong, maybe in one member's part, end this text and no other."""
         try:
             yield
         except EvaError as error:
-            self.fail(error)
+            self.fail(error, index)
         except Exception as error:
             log.exception("an answer failed")
-            self.fail(error)
+            self.fail(error, index)
 
     def pending(self, index: int, limit: int) -> list[Run]:
         """Return what a member, by its index in the panel, must decode before it can vote."""
         state = self.states[index]
-        return [] if self.finished or state.ready else state.pending(limit)
+        if self.finished:
+            return []
+        if (follower := self._followers.get(index)) is not None:
+            leader = self.states[follower.leader]
+            if leader.n_cached < follower.n_tokens:
+                return []
+            state.adopt(leader)
+            follower.start()
+            del self._followers[index]
+        return [] if state.ready else state.pending(limit)
 
     def count(self, index: int, run: Run, seconds: float) -> None:
         """Record that a run of a member was decoded in `seconds`."""
         if self._cached_tokens[index] is None:
             self._cached_tokens[index] = run.start
         self._read_tokens += len(run.tokens)
+        if self._first_seconds:
+            self._passes[index] += 1
+            self._decoded[index] += len(run.tokens)
         self._decode_seconds[index] += seconds
         self._last_seconds[index] += seconds
 
@@ -118,10 +165,13 @@ class TextSequence:
         Each member must have read its prompt first, so that all have something to go on from.
         """
         space, gate = self.panel.space, self.panel.fusion.gate
-        if self.finished or gate == 1 or self.steps == 0 or not self.states[space.pivot].ready:
+        begun = self.steps > self._reasoning_steps or self._thought
+        if self.finished or gate == 1 or not begun or not self.states[space.pivot].ready:
             return
         # Who has not read for a while must find out in time that its context is full.
-        if any(state.room - state.unread <= _LONGEST_PIECE for state in self.states):
+        is_full = any(state.room - state.unread <= _LONGEST_PIECE for state in self.states)
+        # And what others are held against is not what is wanted.
+        if is_full or self.fuser.weights[space.pivot] < 0:
             return
         candidates = self._candidates(space.pivot)
         vote = candidates.votes[space.pivot]
@@ -131,12 +181,13 @@ class TextSequence:
         if len(vote) and vote.top(1)[0][1] >= gate:
             self._sure = candidates
 
-    def step(self) -> Step | Score | None:
-        """Go a step further if all who are asked can vote; None where nothing is to be told."""
-        told: Step | Score | None = None
+    def step(self) -> list[Step | Score]:
+        """Go a step further if all who are asked can vote; return what is to be told."""
+        told: list[Step | Score] = []
         with self.own_end():
             if not self.finished and self.ready:
-                told = self._advance()
+                step = self._advance()
+                told = [] if step is None else [step]
         if self.error is not None:
             self.give_up()
         return told
@@ -156,23 +207,28 @@ class TextSequence:
         return self._emit(candidates, decision, chosen)
 
     def _vote(self) -> Candidates:
-        """Return the votes: the pivot's alone where it is sure."""
         if not self._begun:
-            self._begun = True
-            self._first_seconds = time.perf_counter() - self._started
-            self._prompt_seconds = self._decode_seconds.copy()
-            if self._ticket.scored_bytes:
-                self.fuser.begin([state.prompt_log_likelihood() for state in self.states])
+            self._begin()
         candidates, self._sure = self._sure, None
         self._steps_alone += candidates is not None
         return candidates or self._candidates()
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._note_first()
+        if self._ticket.scored_bytes:
+            self.fuser.begin([state.prompt_log_likelihood() for state in self.states])
+
+    def _note_first(self) -> None:
+        if not self._first_seconds:
+            self._first_seconds = time.perf_counter() - self._started
+            self._prompt_seconds = self._decode_seconds.copy()
 
     def _candidates(self, only: int | None = None) -> Candidates:
         grammar = self._sampler.grammar
         return self.panel.space.candidates(self.states, self.fuser.weights, grammar, only)
 
     def _fuse(self, candidates: Candidates) -> Decision:
-        """Fuse the votes, and count who was filtered."""
         decision = self.fuser.decide(candidates.votes, candidates.allowed)
         self._filtered += [
             vote is not None and not stays
@@ -188,47 +244,68 @@ class TextSequence:
             self._ticket.observe(decision, chosen, n_bytes)
         if chosen != candidates.end:
             self.panel.space.commit(self.states, candidates, chosen)
+        if self.ahead is not None:
+            self.ahead.chosen(candidates.piece(chosen))
 
     @property
     def _is_full(self) -> bool:
-        """Whether a member has no room for what it must still read."""
         return any(state.room < state.unread for state in self.states)
+
+    @property
+    def _is_spent(self) -> bool:
+        return self.steps >= self._ticket.sampling.max_tokens
 
     def _emit(self, candidates: Candidates, decision: Decision, chosen: int) -> Step:
         """Return the step, the last one if it ends the text."""
         ticket, piece = self._ticket, candidates.piece(chosen)
         ended = chosen == candidates.end
         self.steps += not ended
-        text = self._text.push(piece)
-        reason: FinishReason | None = None
-        if ended or self._sampler.complete or self._text.stopped:
-            reason = "stop"
-        elif self._is_full or self.steps >= ticket.sampling.max_tokens:
+        shown = self._text.push(piece)
+        is_over = ended or self._sampler.complete or self._text.stopped
+        thought = self._thought
+        if thought is not None:
+            thought += piece
+            self._reasoning_steps = self.steps
+            is_over |= self.steps == ticket.sampling.thinking_budget
+        reason: FinishReason | None = "stop" if is_over and thought is None else None
+        if reason is None and (self._is_full or self._is_spent):
             reason = "length"
-        if reason is not None:
-            text += self._text.finish()
-            self.finished = True
+        if is_over or reason is not None:
+            shown += self._text.finish()
+        if thought is not None and is_over and reason is None and not self._answer(bytes(thought)):
+            reason = "length"
+        self.finished = reason is not None
         n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
         top = _shown(decision.fused, n_top, candidates)
         step = Step(
             piece=piece,
-            text=text,
+            text=shown if thought is None else "",
             probability=decision.fused.probability(chosen),
             stayed=decision.stayed,
             finish_reason=reason,
             usage=None if reason is None else self._usage(),
             trace=self._trace(candidates, decision, chosen, top) if ticket.trace else None,
             top=top[: ticket.n_top],
+            reasoning=None if thought is None else shown,
         )
         self._last_seconds = np.zeros(len(self.states))
         return step
 
+    def _answer(self, thought: bytes) -> bool:
+        """Let each member end the thought in its own marks, and answer; False without room."""
+        thoughts = self._ticket.thoughts
+        thought = cut(thought, self._ends)
+        pairs = list(zip(self.states, [each.behind(thought) for each in thoughts], strict=True))
+        if any(state.room - state.unread <= len(tokens) for state, tokens in pairs):
+            return False
+        for state, tokens in pairs:
+            state.start([*state.tokens(thought), *tokens], 0, self._grammar)
+        self._thought, self._sampler.grammar = None, self._grammar
+        self._text = TextStream(self._ticket.sampling.stop)
+        return True
+
     def _trace(
-        self,
-        candidates: Candidates,
-        decision: Decision,
-        chosen: int,
-        top: tuple[Candidate, ...],
+        self, candidates: Candidates, decision: Decision, chosen: int, top: tuple[Candidate, ...]
     ) -> Trace:
         ballots = (
             Ballot(
@@ -254,13 +331,23 @@ class TextSequence:
             prompt_seconds=tuple(self._prompt_seconds.tolist()),
             steps=self.steps,
             steps_alone=self._steps_alone,
+            reasoning_steps=self._reasoning_steps,
+            passes=tuple(self._passes.tolist()),
+            decoded=tuple(self._decoded.tolist()),
+            drafted=self.ahead.drafted if self.ahead else 0,
+            accepted=self.ahead.accepted if self.ahead else 0,
             seconds=time.perf_counter() - self._started,
             first_seconds=self._first_seconds,
         )
 
 
+def cut(text: bytes, ends: Iterable[str]) -> bytes:
+    """Return a text up to the first of its `ends`."""
+    found = [text.find(end.encode("utf-8", "surrogatepass")) for end in ends]
+    return text[: min((at for at in found if at >= 0), default=None)]
+
+
 def _rule(ticket: Ticket) -> FusionSettings:
-    """Return the rule of the panel, with the weights that were asked for."""
     fusion, weights = ticket.panel.fusion, ticket.weights
     if weights is None:
         return fusion

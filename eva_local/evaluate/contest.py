@@ -1,52 +1,48 @@
 """Let members and ensembles answer the same rows, one contestant after the other."""
 
-from __future__ import annotations
-
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 
-from eva_local.api import Ensemble, Report
-from eva_local.config.specs import EnsembleSpec, ModelSpec
+from eva_local.api import Ensemble, Report, completion_of
+from eva_local.config.specs import EnsembleSpec, MemberSpec, ModelSpec
 from eva_local.engine.request import Request
-from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of
-from eva_local.evaluate.lanes import answer_each
-from eva_local.evaluate.replay import Replay, heard_by, hearing, judging
+from eva_local.errors import ContextError, EvaError, InputError
+from eva_local.evaluate import forms
+from eva_local.evaluate.replay import JUDGING, Replay, heard_by, hearing
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
-from eva_local.types import Completion, Score
+from eva_local.types import Completion, Score, Step
+
+#: The temperature at which samples are drawn for a vote.
+DRAWN = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """An ensemble, or one member of it alone, under the name that it has in the report."""
-
-    name: str
-    spec: EnsembleSpec
-
-    @property
-    def alone(self) -> bool:
-        """Return whether this is one model."""
-        return len(self.spec.members) == 1
-
-
-def alone(member: ModelSpec) -> Contestant:
+def alone(member: ModelSpec) -> EnsembleSpec:
     """Return a member as a contestant of its own."""
-    return Contestant(member.name, EnsembleSpec(member.name, (member,), member.name))
+    return EnsembleSpec(member.name, (MemberSpec.of(member),), member.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The results of one contestant on the rows of one task, in their order."""
+    """The results of an ensemble, or of a model alone, on the rows of one task, in their order.
+
+    `samples` has all samples of each row where several were drawn, for a vote; then each of
+    `results` is the first. `rival` says that it is no member of the ensembles, but what the same
+    time may buy otherwise.
+    """
 
     task: Task
-    contestant: Contestant
+    spec: EnsembleSpec
     results: tuple[Result, ...]
+    samples: tuple[tuple[Result, ...], ...] = ()
+    rival: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,7 @@ class Contest:
 
     models: Mapping[str, Model]
     results: Results
-    conditions: Conditions = PLAIN
+    conditions: forms.Conditions = forms.PLAIN
     parallel: int = 1
     report: Report = lambda _what, _share: None
 
@@ -68,42 +64,41 @@ class Contest:
         """Return what is scored of each row, each text with the prompt before it."""
         tokenizers = (model.tokenizer for model in self.models.values())
         unspelled = frozenset[int]().union(*(each.missing_bytes for each in tokenizers))
-        return [scored_of(row, task, unspelled, self.conditions) for row in task.rows]
+        return [forms.scored_of(row, task, unspelled, self.conditions) for row in task.rows]
 
     def scorable(self, task: Task) -> Task:
-        """Leave out texts of which nothing can be scored.
-
-        Raises InputError where that is all, and where a choice cannot be spelled.
-        """
-        if task.kind not in ("choice", "bpb"):
+        """Leave out texts without anything to score; InputError for all, or an unspelled choice."""
+        if not task.scored:
             return task
-        asked = list(zip(task.rows, self.asked(task), strict=True))
-        if task.kind == "choice":
-            for row, texts in asked:
-                if not all(text.strip() for _, text in texts):
-                    raise InputError(
-                        f"{task.name}, row {row.name}: some member cannot spell one of its "
-                        "choices; leave the row out"
-                    )
-            return task
-        rows = tuple(row for row, texts in asked if texts)
+        rows = []
+        for row, texts in zip(task.rows, self.asked(task), strict=True):
+            if task.kind == "choice" and not all(text.strip() for _, text in texts):
+                raise InputError(
+                    f"{task.name}, row {row.name}: some member cannot spell one of its choices; "
+                    "leave the row out"
+                )
+            rows += [row] if texts else []
         if not rows:
             raise InputError(f"{task.name}: no text is longer than its prompt")
-        return replace(task, rows=rows)
+        return replace(task, rows=tuple(rows))
 
-    def run(self, tasks: Sequence[Task], contestants: Sequence[Contestant]) -> list[Entry]:
+    def run(
+        self, tasks: Sequence[Task], contestants: Sequence[EnsembleSpec], samples: int = 0
+    ) -> list[Entry]:
         """Return what all contestants made of all tasks; what is known already is not done again.
 
+        With `samples`, so many answers to each row are drawn, and not one greedy one given.
         Raises ContextError, naming contestant and task, where a prompt does not fit.
         """
-        jobs = [_Job(contestant, task, self) for contestant in contestants for task in tasks]
+        jobs = [_Job(spec, task, self, samples) for spec in contestants for task in tasks]
         total = max(sum(len(job.missing) for job in jobs), 1)
         done = 0
         # One ensemble does all of one writer, or of one set of votes.
         for group in _grouped([job for job in jobs if job.missing], lambda job: job.voters):
             spec = group[0].voters
-            if group[0].scored and any(job.judges for job in group):
-                spec = replace(spec, fusion=judging(spec.fusion))
+            # Some votes may be weighed by how well the members predict the prompt.
+            if group[0].task.scored and any(job.evidence_bytes for job in group):
+                spec = replace(spec, fusion=replace(spec.fusion, weights=JUDGING))
             models = [self.models[member.name] for member in spec.members]
             with ensemble_of(spec, models, parallel=self.parallel) as ensemble:
                 for rivals in _grouped(group, lambda job: job.task.name):
@@ -115,93 +110,86 @@ class Contest:
         return [job.entry() for job in jobs]
 
 
-def _grouped(jobs: Sequence[_Job], key: Callable[[_Job], object]) -> list[list[_Job]]:
-    """Group jobs of one key; groups and jobs stay in their order."""
-    groups: dict[object, list[_Job]] = {}
+def _grouped(jobs: "Sequence[_Job]", key: "Callable[[_Job], object]") -> "list[list[_Job]]":
+    groups: defaultdict[object, list[_Job]] = defaultdict(list)
     for job in jobs:
-        groups.setdefault(key(job), []).append(job)
+        groups[key(job)].append(job)
     return list(groups.values())
 
 
-def _work(rivals: Sequence[_Job], ensemble: Ensemble) -> Iterator[int]:
-    """Do what is missing of one task, a row at a time; yield for how many contestants."""
-    rows = sorted(set().union(*(job.missing for job in rivals)))
-    asking = [[job for job in rivals if row in job.missing] for row in rows]
-    # Of each row, for each of its texts, the replay of each contestant.
-    replays = [
-        [[job.replay(ensemble) for job in jobs] for _ in rivals[0].texts[row]]
-        for row, jobs in zip(rows, asking, strict=True)
-    ]
-    requests = [
-        [heard_by(request, each) for request, each in zip(rivals[0].texts[row], heard, strict=True)]
-        for row, heard in zip(rows, replays, strict=True)
-    ]
+def _work(rivals: "Sequence[_Job]", ensemble: Ensemble) -> Iterator[int]:
+    asking = []
+    requests = []
+    for row in sorted(set().union(*(job.missing for job in rivals))):
+        jobs = [job for job in rivals if row in job.missing]
+        texts = rivals[0].texts[row]
+        # Of each text, the replay of each contestant.
+        replays = [[job.replay(ensemble) for job in jobs] for _ in texts]
+        asking.append((row, jobs, replays))
+        requests.append([heard_by(*each) for each in zip(texts, replays, strict=True)])
     began = time.perf_counter()
     try:
         for at, told in answer_each(ensemble, requests):
             # Rows may be worked on side by side: what counts is how fast they come.
             now = time.perf_counter()
-            for job, heard in zip(asking[at], zip(*replays[at], strict=True), strict=True):
-                job.keep(rows[at], told, heard, now - began)
+            row, jobs, replays = asking[at]
+            for job, heard in zip(jobs, zip(*replays, strict=True), strict=True):
+                job.keep(row, told, heard, now - began)
             began = now
-            yield len(asking[at])
+            yield len(jobs)
     except ContextError as error:
         raise ContextError(f"{rivals[0].label}: {error}") from error
 
 
 class _Job:
-    """One contestant on one task."""
-
-    def __init__(self, contestant: Contestant, task: Task, contest: Contest) -> None:
-        self.contestant = contestant
-        self.label = f"{contestant.name}: {task.name}"
-        self.scored = task.kind in ("choice", "bpb")
+    def __init__(self, spec: EnsembleSpec, task: Task, contest: Contest, samples: int = 0) -> None:
+        spec = forms.with_shots(spec, task, contest.conditions)
+        self.spec = spec
+        self.label = f"{spec.name}: {task.name}"
         self.task = task
         self._chat = contest.conditions.chat and task.kind != "bpb"
+        self.evidence_bytes = spec.fusion.evidence_bytes(conversation=self._chat)
         self._results = contest.results
+        self._n_samples = samples
         #: What is scored of each row, or the one answer that is asked for.
         self.texts: list[list[Request]]
-        if self.scored:
+        if task.scored:
             asked = contest.asked(task)
             self.texts = [[Request(p, continuation=text) for p, text in texts] for texts in asked]
-            matter = [_matter(texts) for texts in asked]
+            matter = [[_matter(texts)] for texts in asked]
         else:
-            sampling = sampling_of(task, contest.conditions)
-            prompts = [prompt_of(row, task, contest.conditions) for row in task.rows]
-            self.texts = [[Request(prompt, sampling)] for prompt in prompts]
+            how = forms.sampling_of(task, contest.conditions, spec.sampling)
+            drawn = [replace(how, seed=n, temperature=DRAWN) for n in range(samples)] or [how]
+            prompts = [forms.prompt_of(row, task, contest.conditions) for row in task.rows]
+            self.texts = [[Request(prompt, each) for each in drawn] for prompt in prompts]
             # An answer ends where some member's context is full.
-            sizes = [member.load.n_ctx for member in contestant.spec.members]
-            matter = [(prompt, [sampling, sizes]) for prompt in prompts]
-        who = identity(contestant.spec)
-        self._keys = [key_of(who, task.kind, *each) for each in matter]
-        # In their order.
-        self.missing = {i: None for i, key in enumerate(self._keys) if not self._results.get(key)}
+            sizes = [member.load.n_ctx for member in spec.members]
+            matter = [[(prompt, [each, sizes]) for each in drawn] for prompt in prompts]
+        who = identity(spec)
+        # Of each row, those of its samples.
+        self._keys = [[key_of(who, task.kind, *each) for each in row] for row in matter]
+        known = contest.results.known
+        self.missing = {i for i, keys in enumerate(self._keys) if not known.keys() >= {*keys}}
 
     def entry(self) -> Entry:
-        """Return all results."""
-        found = [self._results.get(key) for key in self._keys]
-        return Entry(self.task, self.contestant, tuple(filter(None, found)))
+        found = [tuple(self._results.known[key] for key in keys) for keys in self._keys]
+        samples = tuple(found) if self._n_samples else ()
+        rival = bool(samples)
+        return Entry(self.task, self.spec, tuple(first for first, *_ in found), samples, rival)
 
     @property
     def voters(self) -> EnsembleSpec:
         """The ensemble that writes, or whose votes are heard: jobs of equal ones share it."""
-        spec = self.contestant.spec
-        if not self.scored:
+        spec = self.spec
+        if not self.task.scored:
             return spec
         return EnsembleSpec("", spec.members, spec.pivot, hearing(spec.fusion))
 
-    @property
-    def judges(self) -> bool:
-        """Whether the votes are weighed by how well the members predict the prompt."""
-        return self.contestant.spec.fusion.evidence_bytes(conversation=self._chat) > 0
-
     def replay(self, ensemble: Ensemble) -> Replay:
-        """Return what finds the likelihood of one text from the votes of an ensemble."""
-        fusion = self.contestant.spec.fusion
-        if self.contestant.alone:
-            # Nobody is weighed against one model.
-            fusion = hearing(fusion)
-        n_members, pivot = len(ensemble.members), ensemble.spec.pivot_index
+        fusion, n_members = self.spec.fusion, len(ensemble.members)
+        # Nobody is weighed against one model.
+        fusion = hearing(fusion) if n_members == 1 else fusion
+        pivot = ensemble.spec.pivot_index
         return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
 
     def keep(
@@ -212,52 +200,86 @@ class _Job:
         seconds: float,
     ) -> None:
         """Keep what the contestant wrote, or thinks of choices, or of the parts of one text."""
-        about = {
-            "task": self.task.name,
-            "row": self.task.rows[row].name,
-            "contestant": self.contestant.name,
-        }
-        if isinstance(told[0], Completion):
-            usage = told[0].usage
-            result = Result(usage.steps, usage.filtered, seconds, text=told[0].text)
-        else:
-            scores = [score for score in told if isinstance(score, Score)]
+        about = {"task": self.task.name, "row": self.task.rows[row].name}
+        about["contestant"] = self.spec.name
+        written = [each for each in told if isinstance(each, Completion)]
+        for key, each in zip(self._keys[row] if written else (), written, strict=True):
+            usage, share = each.usage, seconds / len(written)
+            result = Result(usage.steps, usage.filtered, share, text=each.text)
+            self._results.add(key, result, about)
+        if scores := [each for each in told if isinstance(each, Score)]:
             likelihoods = tuple(replay.log_likelihood for replay in replays)
             sizes = tuple(score.n_bytes for score in scores)
             if self.task.kind == "bpb":
                 likelihoods, sizes = (sum(likelihoods),), (sum(sizes),)
+            steps = sum(score.n_symbols for score in scores)
             dropped = zip(*(replay.filtered for replay in replays), strict=True)
-            result = Result(
-                steps=sum(score.n_symbols for score in scores),
-                filtered=tuple(map(sum, dropped)),
-                seconds=seconds,
-                log_likelihoods=likelihoods,
-                n_bytes=sizes,
-            )
-        self._results.add(self._keys[row], result, about)
+            result = Result(steps, tuple(map(sum, dropped)), seconds, "", likelihoods, sizes)
+            self._results.add(self._keys[row][0], result, about)
 
 
 def _matter(asked: Sequence[tuple[Prompt, str]]) -> tuple[object, object]:
-    """Return what scores depend on beside the contestant: the prompt, or prompts, and texts."""
     prompts, texts = [prompt for prompt, _ in asked], [text for _, text in asked]
     alike = all(prompt == prompts[0] for prompt in prompts)
     return prompts[0] if prompts and alike else prompts, texts
 
 
 def identity(spec: EnsembleSpec) -> object:
-    """Return what the answers of an ensemble depend on, beside the prompt and the sampling."""
-    files = [_file(member) for member in spec.members]
-    return [files, spec.pivot_index, spec.fusion] if len(files) > 1 else files
+    """Return what the answers of an ensemble depend on, beside the prompt and the sampling.
 
-
-def _file(member: ModelSpec) -> object:
-    """Name a model by its hash, or by its file and that one's size and age where none is known.
-
+    A model is known by its hash, or by its file and that one's size and age where none is known.
     What is kept of a window is what a model can be rolled back to, and so how it is read.
     """
-    load = [member.load.kv_type, member.load.swa_full]
-    if member.sha256:
-        return [member.sha256, *load]
-    path = locate(member).resolve()
-    known = path.stat()
-    return [str(path), known.st_size, known.st_mtime_ns, *load]
+    files = []
+    for member in spec.members:
+        file: list[object] = [member.sha256]
+        if not member.sha256:
+            path = locate(member).resolve()
+            file = [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        role = [str(each) for each in member.role if each]
+        files.append([*file, member.load.kv_type, member.load.swa_full, *role])
+    # The drafter changes nothing of the answers.
+    fusion = {key: value for key, value in asdict(spec.fusion).items() if key != "drafter"}
+    return [files, spec.pivot_index, fusion] if len(files) > 1 else files
+
+
+def answer_each(
+    ensemble: Ensemble, rows: Sequence[Sequence[Request]]
+) -> Iterator[tuple[int, list[Completion | Score]]]:
+    """Answer the requests of each row; yield rows as they end, by their numbers.
+
+    Rows go side by side, the requests of one row after each other, so that a prompt that they
+    have in common is read once.
+    """
+    found: list[list[Completion | Score]] = [[] for _ in rows]
+    others = iter(range(len(rows)))
+    # Rows that can go on, the row of each request, and how many rows are not done.
+    ready: deque[int] = deque()
+    asked: list[int] = []
+    left = len(rows)
+
+    def requests() -> Iterator[Request | None]:
+        while left:
+            row = ready.popleft() if ready else next(others, None)
+            if row is None:
+                yield None
+            else:
+                asked.append(row)
+                yield rows[row][len(found[row])]
+
+    steps: defaultdict[int, list[Step]] = defaultdict(list)
+    with closing(ensemble.run_many(requests())) as all_told:
+        for number, told in all_told:
+            if isinstance(told, EvaError):
+                raise told
+            if isinstance(told, Step):
+                steps[number].append(told)
+                if told.finish_reason is None:
+                    continue
+            row = asked[number]
+            found[row].append(completion_of(steps.pop(number)) if isinstance(told, Step) else told)
+            if len(found[row]) < len(rows[row]):
+                ready.append(row)
+            else:
+                left -= 1
+                yield row, found[row]

@@ -1,18 +1,16 @@
-"""What an evaluation came to, as tables, the report and the JSON have it."""
-
-from __future__ import annotations
+"""What an evaluation came to, for tables, the report and JSON, and what follows for a user."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from eva_local.evaluate.advice import advice, comparison, warning
-from eva_local.evaluate.contest import Contestant
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.metrics import lower_is_better
-from eva_local.evaluate.significance import Estimate, mean_of
-from eva_local.evaluate.summary import Standing, TaskSummary
+from eva_local.evaluate.summary import FAR_APART, Estimate, Standing, TaskSummary, mean_of
 
 _INTERVAL = "95% interval"
+# Where some member is right so much more often than the best, better weights may find it.
+_WORTH_TUNING = 10.0
+# Who takes up to this share of a time takes no longer: times differ by so much from run to run.
+_AS_QUICK = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class Evaluation:
 
     @property
     def ensembles(self) -> tuple[str, ...]:
-        """Return the names of the ensembles, the one that was asked for first."""
+        """The names of the ensembles, the one that was asked for first."""
         return tuple(standing.name for standing in self.tasks[0].ensembles)
 
     def overall(self, name: str) -> Estimate | None:
@@ -39,7 +37,7 @@ class Evaluation:
 
         Tasks in points only; None where there are fewer than two. A best member is 0 ahead.
         """
-        counted = [summary for summary in self.tasks if not lower_is_better(summary.metric)]
+        counted = [summary for summary in self.tasks if not summary.scale.in_bits]
         if len(counted) < 2 or not all(summary.best for summary in counted):
             return None
         standings = [summary.standing(name) for summary in counted]
@@ -51,8 +49,19 @@ class Evaluation:
             "ensemble": self.ensemble,
             "pivot": self.pivot,
             "setting": asdict(self.conditions),
-            "contestants": [_contestant(one.contestant) for one in self.tasks[0].standings],
-            "tasks": [_task(summary) for summary in self.tasks],
+            "contestants": [
+                {
+                    "name": one.name,
+                    "members": [member.name for member in one.spec.members],
+                    "pivot": one.spec.pivot,
+                    "settings": None if one.alone else asdict(one.spec.fusion),
+                }
+                for one in self.tasks[0].standings
+            ],
+            "tasks": [
+                _task(summary) | {"examples": self.conditions.shots_of(summary.task)}
+                for summary in self.tasks
+            ],
             "overall": {name: _estimate(self.overall(name)) for name in self.ensembles},
             "tuned": self.tuned or None,
         }
@@ -71,8 +80,8 @@ def headings(summary: TaskSummary, style: Callable[[str], str] = str) -> tuple[s
 def cells(summary: TaskSummary, standing: Standing) -> tuple[str, ...]:
     """Return a contestant's figures, in the order of the headings after the first."""
     return (
-        format(standing.score.value, summary.form),
-        standing.score.interval(summary.form),
+        format(standing.score.value, summary.scale.form),
+        standing.score.interval(summary.scale.form),
         *_difference(summary, standing.ahead),
         *(_difference(summary, standing.change) if summary.base else ()),
         "" if standing.filtered is None else f"{standing.filtered:.0%}",
@@ -82,19 +91,8 @@ def cells(summary: TaskSummary, standing: Standing) -> tuple[str, ...]:
 
 
 def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
-    """Return a difference between contestants, in points or in percent, and its interval."""
-    sign = "%" if summary.step == "%" else ""
-    return ("", "") if found is None else (f"{found.value:+.1f}{sign}", found.interval())
-
-
-def _contestant(contestant: Contestant) -> dict[str, object]:
-    spec = contestant.spec
-    return {
-        "name": contestant.name,
-        "members": [member.name for member in spec.members],
-        "pivot": spec.pivot,
-        "settings": None if contestant.alone else asdict(spec.fusion),
-    }
+    unit = "%" if summary.scale.in_bits else ""
+    return ("", "") if found is None else (f"{found.value:+.1f}{unit}", found.interval())
 
 
 def _task(summary: TaskSummary) -> dict[str, object]:
@@ -103,9 +101,8 @@ def _task(summary: TaskSummary) -> dict[str, object]:
         "task": task.name,
         "kind": task.kind,
         "metric": summary.metric,
-        "unit": summary.unit,
+        "unit": summary.scale.unit,
         "rows": len(task.rows),
-        "examples": len(task.shots),
         "best": summary.best,
         "gap": summary.gap,
         "oracle": summary.oracle,
@@ -113,7 +110,19 @@ def _task(summary: TaskSummary) -> dict[str, object]:
         "warning": warning(summary),
         "advice": {one.name: advice(summary, one) for one in summary.ensembles},
         "comparison": comparison(summary),
-        "standings": [_standing(one) for one in summary.standings],
+        "bought": bought(summary),
+        "standings": [
+            {
+                "name": one.name,
+                "score": _estimate(one.score),
+                "ahead": _estimate(one.ahead),
+                "change": _estimate(one.change),
+                **one.more,
+                "filtered": one.filtered,
+                "seconds_per_row": one.seconds,
+            }
+            for one in summary.standings
+        ],
         "answers": [
             {
                 "row": row.name,
@@ -127,17 +136,104 @@ def _task(summary: TaskSummary) -> dict[str, object]:
     }
 
 
-def _standing(standing: Standing) -> dict[str, object]:
-    return {
-        "name": standing.name,
-        "score": _estimate(standing.score),
-        "ahead": _estimate(standing.ahead),
-        "change": _estimate(standing.change),
-        **standing.more,
-        "filtered": standing.filtered,
-        "seconds_per_row": standing.seconds,
-    }
-
-
 def _estimate(found: Estimate | None) -> dict[str, float] | None:
     return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
+
+
+def verdict(summary: TaskSummary) -> list[str]:
+    """Return what follows for the ensemble that was asked for, and from other settings of it."""
+    first = [advice(summary, standing) for standing in summary.ensembles[:1]]
+    return [said for said in (*first, comparison(summary), bought(summary)) if said]
+
+
+def warning(summary: TaskSummary) -> str:
+    """Say so where members are too far apart for equal votes; empty where they are not."""
+    if summary.gap <= FAR_APART:
+        return ""
+    worst = min(summary.members, key=lambda one: one.ahead.value if one.ahead else 0.0)
+    return (
+        f"the members differ by {_amount(summary.gap, summary)}, more than {FAR_APART:g}: an "
+        f"equal vote for {worst.name} may cost more than it brings"
+    )
+
+
+def advice(summary: TaskSummary, standing: Standing) -> str:
+    """Say whether to use an ensemble or its best member. The interval decides."""
+    ahead, best = standing.ahead, summary.best
+    if ahead is None:
+        return ""
+    if len(standing.marks) < 2:
+        amount = _amount(ahead.value, summary, "+")
+        return f"One row cannot tell {standing.name} from {best} alone ({amount})."
+    amount = _amount(abs(ahead.value), summary)
+    interval = f"95% interval {ahead.interval()}"
+    if ahead.low > 0:
+        return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
+    if ahead.high < 0:
+        return (
+            f"Use {best} alone: {standing.name} is {amount} worse ({interval}).{_way_out(summary)}"
+        )
+    told = (
+        f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
+        f"({_amount(ahead.value, summary, '+')}, {interval})"
+    )
+    rest = "more rows may tell"
+    if standing.seconds > (quick := summary.standing(best).seconds) > 0:
+        rest = f"use {best} alone, which is {standing.seconds / quick:.1f} times as fast"
+    return f"{told}: {rest}."
+
+
+def comparison(summary: TaskSummary) -> str:
+    """Say which of the settings that were compared did best; empty where there was one."""
+    if not summary.base:
+        return ""
+    first, *others = summary.ensembles
+    leader = max(others, key=lambda one: one.change.value if one.change else 0.0)
+    change = leader.change
+    if change is None or change.value <= 0:
+        return f"None of the settings compared with {first.name} does better."
+    amount = _amount(change.value, summary, "+")
+    told = f"{amount} against {first.name}, 95% interval {change.interval()}"
+    rows = len(leader.marks)
+    if change.low <= 0:
+        return (
+            f"Of the settings compared {leader.name} does best, but {rows} rows cannot tell it "
+            f"from {first.name} ({told})."
+        )
+    luck = "; the best of many owes some of it to luck" if len(others) > 1 else ""
+    return f"Of the settings compared {leader.name} does best ({told}{luck})."
+
+
+def bought(summary: TaskSummary) -> str:
+    """Say what scores most of all that takes no more time than the ensemble that was asked for.
+
+    Empty where nothing beside members and ensembles was measured.
+    """
+    if not summary.ensembles or not any(one.rival for one in summary.standings):
+        return ""
+    mine = summary.ensembles[0]
+    sign = -1 if summary.scale.in_bits else 1
+    as_quick = [one for one in summary.standings if one.seconds <= _AS_QUICK * mine.seconds]
+    most = max(as_quick, key=lambda one: sign * one.score.value)
+    if most is mine:
+        return f"Nothing as quick as {mine.name} ({mine.seconds:.2f} s a row) does better."
+    gain, form = most.score - mine.score, f"+{summary.scale.form}"
+    return (
+        f"In the time of {mine.name} ({mine.seconds:.2f} s a row) {most.name} scores most: "
+        f"{gain.value:{form}}, 95% interval {gain.interval(form)}, in {most.seconds:.2f} s."
+    )
+
+
+def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
+    return f"{value:{sign}.1f}{'%' if summary.scale.in_bits else ' points'}"
+
+
+def _way_out(summary: TaskSummary) -> str:
+    score = summary.standing(summary.best).score.value
+    apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
+    if not summary.scale.in_bits and apart > _WORTH_TUNING:
+        return (
+            f" Picking the best member row by row would score {apart:.1f} points more than "
+            f"{summary.best}: --tune looks for settings that come nearer."
+        )
+    return ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from statistics import median
 from string import punctuation
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eva_local.errors import InputError
 from eva_local.evaluate.rows import Metric, Task
@@ -16,13 +16,25 @@ from eva_local.evaluate.rows import Metric, Task
 if TYPE_CHECKING:
     from types import ModuleType
 
-# What a task counts in, and whether more of it is better.
-UNITS: dict[Metric, str] = {
-    "exact": "% exact match",
-    "number": "% right numbers",
-    "choice": "% right choices",
-    "chrF": "chrF",
-    "bits": "bits per byte",
+
+class Scale(NamedTuple):
+    """What a task counts in; of bits less is better, and their differences are in percent.
+
+    `form` is the format of a score. An answer may be right or wrong, and nothing between.
+    """
+
+    unit: str
+    form: str = ".1f"
+    in_bits: bool = False
+    right_or_wrong: bool = True
+
+
+SCALES: dict[Metric, Scale] = {
+    "exact": Scale("% exact match"),
+    "number": Scale("% right numbers"),
+    "choice": Scale("% right choices"),
+    "chrF": Scale("chrF", right_or_wrong=False),
+    "bits": Scale("bits per byte", ".4f", in_bits=True, right_or_wrong=False),
 }
 # Answers of more words than this are sentences: how close one comes is what counts.
 _WORDS_OF_A_NAME = 5
@@ -62,16 +74,8 @@ def metric_of(task: Task) -> Metric:
     return "chrF" if median(shortest) > _WORDS_OF_A_NAME else "exact"
 
 
-def lower_is_better(metric: Metric) -> bool:
-    """Return whether less is better."""
-    return metric == "bits"
-
-
 def first_lines(text: str, answers: Sequence[str] = ("",)) -> str:
-    """Return as many lines as the longest answer has, but one at least.
-
-    Blank lines do not count: models begin with blank ones, or go on and on.
-    """
+    """Return as many lines as the longest answer has, one at least; blank ones do not count."""
     count = max(len(_lines(answer)) for answer in answers)
     return "\n".join(_lines(text)[: max(count, 1)])
 
@@ -138,24 +142,21 @@ def corpus_scores(
 
 
 def _is_number(text: str) -> bool:
-    text = _signed(text.strip()).lstrip("+$").rstrip("%. ")
-    return bool(_NUMBER.fullmatch(text))
+    return bool(_NUMBER.fullmatch(_signed(text.strip()).lstrip("+$").rstrip("%. ")))
 
 
 def _numbers(text: str) -> list[Decimal]:
-    return list(map(_value, _NUMBER.finditer(_signed(text))))
-
-
-def _value(found: re.Match[str]) -> Decimal:
-    if plain := found["plain"]:
-        value = Decimal(plain.replace(",", ""))
-    else:
-        value = Decimal(found["whole"] or 0) + Decimal(found["over"]) / Decimal(found["under"])
-    return -value if found["sign"] else value
+    numbers = []
+    for found in _NUMBER.finditer(_signed(text)):
+        if plain := found["plain"]:
+            value = Decimal(plain.replace(",", ""))
+        else:
+            value = Decimal(found["whole"] or 0) + Decimal(found["over"]) / Decimal(found["under"])
+        numbers.append(-value if found["sign"] else value)
+    return numbers
 
 
 def _signed(text: str) -> str:
-    """Return text in which every minus is the one of a keyboard."""
     return text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
 
 

@@ -1,9 +1,8 @@
 """Votes on a given text, heard once and fused under many settings without asking again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.request import Request
@@ -12,10 +11,15 @@ from eva_local.fusion.votes import Vote
 
 # What an observer is told: a decision, the symbol that came, and how many bytes that stands for.
 Heard = tuple[Decision, int, int]
+# Weights under which there is evidence of the prompt, whatever it is.
+JUDGING: Literal["prompt-perplexity"] = "prompt-perplexity"
 
 
 class Replay:
-    """How likely a given text is under some settings, from the members' votes on it."""
+    """How likely a given text is under some settings, from the members' votes on it.
+
+    The space has `n_symbols`; `conversation` says that the text's prompt is one.
+    """
 
     def __init__(
         self,
@@ -26,7 +30,6 @@ class Replay:
         *,
         conversation: bool = False,
     ) -> None:
-        """Begin a text, in a space of `n_symbols`; `conversation` says that its prompt is one."""
         self.fusion = fusion
         self._pivot = pivot
         self._n_symbols = n_symbols
@@ -55,11 +58,10 @@ class Replay:
     def _asked(self, votes: Sequence[Vote]) -> Sequence[Vote | None]:
         """Leave out, as the engine does, who a sure pivot would not have asked."""
         own = votes[self._pivot]
-        if self.fusion.gate == 1 or self._first or not len(own):
+        gated = self.fusion.gate < 1 and not self._first and len(own)
+        if not gated or own.probabilities.max() < self.fusion.gate:
             return votes
-        if own.top(1)[0][1] < self.fusion.gate:
-            return votes
-        return [vote if member == self._pivot else None for member, vote in enumerate(votes)]
+        return [own if member == self._pivot else None for member in range(len(votes))]
 
 
 def heard_by(request: Request, listeners: Sequence[Replay]) -> Request:
@@ -78,12 +80,7 @@ def heard_by(request: Request, listeners: Sequence[Replay]) -> Request:
 def recording(fusion: FusionSettings) -> FusionSettings:
     """Return settings under which is heard all that other settings may need."""
     candidates = fusion.candidates or FusionSettings().candidates
-    return replace(judging(hearing(fusion)), candidates=candidates)
-
-
-def judging(fusion: FusionSettings) -> FusionSettings:
-    """Return settings under which there is evidence of the prompt, whatever it is."""
-    return replace(fusion, weights="prompt-perplexity")
+    return replace(hearing(fusion), candidates=candidates, weights=JUDGING)
 
 
 def hearing(fusion: FusionSettings) -> FusionSettings:

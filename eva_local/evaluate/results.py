@@ -1,7 +1,5 @@
 """What each contestant made of each row, kept in a file of JSON lines so that runs go on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from eva_local.errors import refusing
-from eva_local.jsonl import JsonlFile
+from eva_local.jsonl import JsonlFile, checked_lines
 from eva_local.reading import Number, Whole
-from eva_local.trace.checked import checked_lines
 
 # Results that were made in another way have another key: by other software, or by other rules
 # within a version, which the number tells.
@@ -43,41 +40,30 @@ class _Key(Struct):
 
 
 class Results(JsonlFile):
-    """A file of results, each under the key of what it depends on.
+    """A file of results, each under the key of what it depends on; `fresh` does all again.
 
-    Every result is written at once, by as many processes as there are.
+    Every result is written at once, by as many processes as there are; what is there stays.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        """Open the file, or begin it; `fresh` does all again, and leaves the old lines there."""
         refusal = f"the results {path} cannot be kept"
         with refusing(refusal):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
-        # Of several results of one key the last counts.
-        self._known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
+        #: Of several results of one key the last counts.
+        self.known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
         super().__init__(path, refusal)
-
-    def get(self, key: str) -> Result | None:
-        """Return the result of a key, if it is known."""
-        return self._known.get(key)
 
     def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
         """Keep a result; `about` says in words what it is of."""
-        self._known[key] = result
+        self.known[key] = result
         self.append({"key": key, **about, **asdict(result)})
 
 
 def key_of(*parts: object) -> str:
     """Return a short name of everything that a result depends on."""
-    text = json.dumps([*_MADE_BY, *parts], sort_keys=True, default=_plain)
+    text = json.dumps([*_MADE_BY, *parts], sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    return asdict(value)  # type: ignore[call-overload]  # a record is the only other value
 
 
 def votes_filtered(results: Sequence[Result]) -> float | None:

@@ -1,23 +1,26 @@
 """Rows of a task: a prompt with what would be right, choices with the right one, or a text."""
 
-from __future__ import annotations
-
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from msgspec import Struct, structs
 
 from eva_local.engine.detokenizer import refuse_utf16
-from eva_local.errors import InputError
+from eva_local.errors import InputError, refusing
+from eva_local.jsonl import Checked, checked_lines
 from eva_local.reading import Whole
-from eva_local.trace.checked import Checked, checked_lines
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Metric = Literal["exact", "number", "choice", "chrF", "bits"]
+_NEEDED: dict[Kind, tuple[str, ...]] = {
+    "choice": ("prompt", "choices"),
+    "bpb": ("text",),
+    "generate": ("prompt", "answers"),
+    "translate": ("prompt", "answers"),
+}
 # Where rows are texts whatever else they are, the field that holds the text: the first there is.
 _TEXT_FIELDS = ("text", "question", "prompt")
 
@@ -62,6 +65,11 @@ class Task:
     shots: tuple[TaskRow, ...] = ()
     metric: Metric | None = None
 
+    @property
+    def scored(self) -> bool:
+        """Whether given texts are scored, and none is written."""
+        return self.kind in ("choice", "bpb")
+
 
 def read_tasks(
     files: Sequence[Path],
@@ -102,8 +110,7 @@ def read_rows(path: Path) -> tuple[TaskRow, ...]:
 def read_texts(path: Path) -> tuple[TaskRow, ...]:
     """Read texts: one from each row of JSON lines, or a whole file of another name."""
     if path.suffix == ".jsonl":
-        lines = enumerate(_lines(path), 1)
-        return tuple(_text(line, number) for number, line in lines)
+        return tuple(_text(line, number) for number, line in enumerate(_lines(path), 1))
     try:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
@@ -112,17 +119,14 @@ def read_texts(path: Path) -> tuple[TaskRow, ...]:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with refusing(f"{path}: cannot be read"):
         data = path.read_bytes().removeprefix(BOM_UTF8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     refuse_utf16(data, str(path))
     return data
 
 
 def _lines(path: Path) -> list[Checked]:
-    data = _read(path).strip()
-    lines, torn = checked_lines(path, data)
+    lines, torn = checked_lines(path, _read(path).strip())
     if torn:
         raise InputError(f"{path}, line {len(lines) + 1} is no JSON")
     if not lines:
@@ -130,14 +134,10 @@ def _lines(path: Path) -> list[Checked]:
     return lines
 
 
-def _named(row: TaskRow, number: int) -> TaskRow:
-    return row if isinstance(row.name, str) else structs.replace(row, name=str(number))
-
-
 def _text(line: Checked, number: int) -> TaskRow:
     values = line.read(_Text)
     texts = (getattr(values, key) for key in _TEXT_FIELDS if key in line.values)
-    return _named(TaskRow(values.id, text=next(texts, "")), number)
+    return TaskRow(_name(values.id, number), text=next(texts, ""))
 
 
 def _row(line: Checked, number: int) -> TaskRow:
@@ -146,7 +146,11 @@ def _row(line: Checked, number: int) -> TaskRow:
         raise line.problem(f"has label {row.label} of {len(row.choices)} choices")
     if row.choices and not ("label" in line.values and all(row.choices)):
         raise line.problem("needs a label beside its choices, none of which is empty")
-    return _named(row, number)
+    return structs.replace(row, name=_name(row.name, number))
+
+
+def _name(given: object, number: int) -> str:
+    return given if isinstance(given, str) else str(number)
 
 
 def _kind(row: TaskRow) -> Kind:
@@ -158,13 +162,7 @@ def _kind(row: TaskRow) -> Kind:
 
 
 def _refuse_unfit(row: TaskRow, kind: Kind, where: str) -> None:
-    needed = {
-        "choice": ("prompt", "choices"),
-        "bpb": ("text",),
-        "generate": ("prompt", "answers"),
-        "translate": ("prompt", "answers"),
-    }
-    for field in needed[kind]:
+    for field in _NEEDED[kind]:
         if not getattr(row, field):
             raise InputError(f"{where}: has no {field}, which a task of kind {kind} needs")
 

@@ -1,34 +1,53 @@
-"""From results to the numbers of a report: scores, differences, oracle, agreement."""
+"""From results to the numbers of a report: scores, differences, and how sure they are."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eva_local.evaluate.contest import Contestant, Entry
-from eva_local.evaluate.metrics import (
-    UNITS,
-    chrf,
-    corpus_scores,
-    exact_match,
-    first_lines,
-    lower_is_better,
-    metric_of,
-    normalised,
-    number_in,
-    numeric_match,
-)
+from eva_local.config.specs import EnsembleSpec
+from eva_local.evaluate import metrics
+from eva_local.evaluate.contest import Entry
 from eva_local.evaluate.results import Result, votes_filtered
 from eva_local.evaluate.rows import Metric, Task, TaskRow
-from eva_local.evaluate.significance import Estimate, estimate
 
 _BITS_PER_NAT = 1.4426950408889634
-# Metrics by which an answer is right or wrong.
-_ANSWERS: tuple[Metric, ...] = ("exact", "number", "choice")
 # Members further apart than this hurt an ensemble in which they have equal votes (UniTE).
 FAR_APART = 10.0
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+# Resamples that are held in memory at once.
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """A weighted mean over rows, and what it came to in resamples of the rows.
+
+    `low` and `high` bound the middle 95% of `resamples: (RESAMPLES,)`. A difference of two
+    contestants on the same rows, drawn by the same seed, is the paired bootstrap.
+    """
+
+    value: float
+    resamples: NDArray[np.float64]
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95% interval."""
+        return float(np.quantile(self.resamples, (1 - CONFIDENCE) / 2))
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95% interval."""
+        return float(np.quantile(self.resamples, (1 + CONFIDENCE) / 2))
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        return Estimate(self.value - other.value, self.resamples - other.resamples)
+
+    def interval(self, form: str = "+.1f") -> str:
+        """Return the 95% interval in words."""
+        return f"{self.low:{form}} to {self.high:{form}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +70,34 @@ class Standing:
     `ahead` is its difference to the best member, positive where it is better, and None for the
     best member itself. `change` is that of an ensemble to the one that was asked for, which
     itself has None, like members. `more` are further figures of the task, `filtered` is the
-    share of votes that were dropped, `seconds` the time that a row took.
+    share of votes that were dropped, `seconds` the time that a row took. A `rival` is neither a
+    member nor an ensemble of them.
     """
 
-    contestant: Contestant
+    spec: EnsembleSpec
     score: Estimate
-    ahead: Estimate | None
-    change: Estimate | None
     marks: tuple[Mark, ...]
     more: dict[str, float]
     filtered: float | None
     seconds: float
+    rival: bool = False
+    ahead: Estimate | None = None
+    change: Estimate | None = None
 
     @property
     def name(self) -> str:
-        """Return the contestant's name."""
-        return self.contestant.name
+        """The contestant's name."""
+        return self.spec.name
+
+    @property
+    def alone(self) -> bool:
+        """Whether the contestant is one model."""
+        return len(self.spec.members) == 1
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is a member alone."""
+        return self.alone and not self.rival
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,43 +119,28 @@ class TaskSummary:
 
     @property
     def members(self) -> tuple[Standing, ...]:
-        """Return the members' standings."""
-        return tuple(standing for standing in self.standings if standing.contestant.alone)
+        """The members' standings."""
+        return tuple(standing for standing in self.standings if standing.is_member)
 
     @property
     def ensembles(self) -> tuple[Standing, ...]:
-        """Return the ensembles' standings, the one that was asked for first."""
-        return tuple(standing for standing in self.standings if not standing.contestant.alone)
+        """The ensembles' standings, the one that was asked for first."""
+        return tuple(standing for standing in self.standings if not standing.alone)
 
     @property
     def gap(self) -> float:
-        """Return how far behind the best member the worst one is."""
+        """How far behind the best member the worst one is."""
         return max((-one.ahead.value for one in self.members if one.ahead), default=0.0)
 
     @property
     def base(self) -> str:
-        """Return the name of the ensemble that others are compared with; "" without others."""
+        """The name of the ensemble that others are compared with; "" without others."""
         return self.ensembles[0].name if len(self.ensembles) > 1 else ""
 
     @property
-    def right_or_wrong(self) -> bool:
-        """Return whether an answer is one or the other, and nothing between."""
-        return self.metric in _ANSWERS
-
-    @property
-    def unit(self) -> str:
-        """Return what scores are in."""
-        return UNITS[self.metric]
-
-    @property
-    def form(self) -> str:
-        """Return how scores are written, as a format."""
-        return ".4f" if self.metric == "bits" else ".1f"
-
-    @property
-    def step(self) -> str:
-        """Return what differences are in."""
-        return "%" if lower_is_better(self.metric) else "points"
+    def scale(self) -> metrics.Scale:
+        """What scores are in."""
+        return metrics.SCALES[self.metric]
 
     def standing(self, name: str) -> Standing:
         """Return the standing of a contestant."""
@@ -133,51 +149,65 @@ class TaskSummary:
 
 def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
     """Return the numbers of one task; `entries` are all contestants' on it."""
-    metric = metric_of(entries[0].task)
+    task = entries[0].task
+    metric = metrics.metric_of(task)
+    pick = min if metric == "bits" else max
     found = [_standing(entry, metric, seed) for entry in entries]
-    members = [one for one in found if one.contestant.alone]
-    base = next((one for one in found if not one.contestant.alone), None)
-    pick = min if lower_is_better(metric) else max
+    members = [one for one in found if one.is_member]
     best = pick(members, key=lambda one: one.score.value, default=None)
-    standings = tuple(
-        replace(
-            one,
-            ahead=_ahead(one, best, metric),
-            change=None if one.contestant.alone else _ahead(one, base, metric),
-        )
-        for one in found
-    )
-    return TaskSummary(
-        task=entries[0].task,
-        metric=metric,
-        standings=standings,
-        best=best.name if best else "",
-        oracle=_oracle(members, pick) if len(members) > 1 else None,
-        agreement=_agreement(members) if len(members) > 1 and metric in _ANSWERS else None,
-    )
+    base = next((one for one in found if not one.alone), None)
+    oracle, agreement = None, None
+    if len(members) > 1:
+        rows = list(zip(*(one.marks for one in members), strict=True))
+        picked = [pick(mark.value for mark in row) for row in rows]
+        oracle = float(np.average(picked, weights=[row[0].weight for row in rows]))
+        if metrics.SCALES[metric].right_or_wrong:
+            agreement = float(np.mean([len({mark.answer for mark in row}) == 1 for row in rows]))
+    standings = []
+    for one in found:
+        change = None if one.alone else _ahead(one, base, metric)
+        standings.append(replace(one, ahead=_ahead(one, best, metric), change=change))
+    name = best.name if best else ""
+    return TaskSummary(task, metric, tuple(standings), name, oracle, agreement)
 
 
 def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
-    """Return how a contestant did, held against nobody yet."""
-    rows = zip(entry.task.rows, entry.results, strict=True)
+    samples = entry.samples or [(result,) for result in entry.results]
+    rows = [
+        (row, _voted(row, drawn, metric))
+        for row, drawn in zip(entry.task.rows, samples, strict=True)
+    ]
     marks = tuple(mark(row, result, metric) for row, result in rows)
+    more = {}
+    if metric == "choice":
+        right = [choice(result, per_byte=False) == row.label for row, result in rows]
+        more = {"% right, raw": 100 * sum(right) / len(right)}
+    if metric == "chrF":
+        texts = [metrics.first_lines(result.text, row.answers) for row, result in rows]
+        more = metrics.corpus_scores(texts, [row.answers for row, _ in rows], rows[0][0].language)
     return Standing(
-        contestant=entry.contestant,
-        score=estimate([mark.value for mark in marks], [mark.weight for mark in marks], seed),
-        ahead=None,
-        change=None,
+        spec=entry.spec,
+        score=estimate([one.value for one in marks], [one.weight for one in marks], seed),
         marks=marks,
-        more=_more(entry, metric),
+        more=more,
         filtered=votes_filtered(entry.results),
-        seconds=sum(result.seconds for result in entry.results) / len(entry.results),
+        seconds=sum(result.seconds for drawn in samples for result in drawn) / len(samples),
+        rival=entry.rival,
     )
 
 
+def _voted(row: TaskRow, samples: Sequence[Result], metric: Metric) -> Result:
+    """Return the first sample with the answer that most samples have (Wang et al. 2023)."""
+    if len(samples) == 1:
+        return samples[0]
+    answers = [mark(row, each, metric).answer for each in samples]
+    return samples[max(range(len(answers)), key=lambda n: answers.count(answers[n]))]
+
+
 def _ahead(mine: Standing, theirs: Standing | None, metric: Metric) -> Estimate | None:
-    """Return how much better one is than another; None against oneself or nobody."""
     if theirs is None or mine is theirs:
         return None
-    if not lower_is_better(metric):
+    if metric != "bits":
         return mine.score - theirs.score
     less, base = theirs.score - mine.score, theirs.score
     return Estimate(100 * less.value / base.value, 100 * less.resamples / base.resamples)
@@ -192,13 +222,13 @@ def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
         chosen = choice(result, per_byte=True)
         return Mark(100.0 * (chosen == row.label), 1.0, str(chosen), row.choices[chosen])
     if metric == "number":
-        right, number = numeric_match(result.text, row.answers), number_in(result.text)
-        said = result.text.strip()
+        right, said = metrics.numeric_match(result.text, row.answers), result.text.strip()
+        number = metrics.number_in(said)
         return Mark(100.0 * right, 1.0, said if number is None else str(number.normalize()), said)
-    text = first_lines(result.text, row.answers)
+    text = metrics.first_lines(result.text, row.answers)
     if metric == "chrF":
-        return Mark(chrf(text, row.answers), 1.0, text, text)
-    return Mark(100.0 * exact_match(text, row.answers), 1.0, normalised(text), text)
+        return Mark(metrics.chrf(text, row.answers), 1.0, text, text)
+    return Mark(100.0 * metrics.exact_match(text, row.answers), 1.0, metrics.normalised(text), text)
 
 
 def choice(result: Result, *, per_byte: bool) -> int:
@@ -207,24 +237,37 @@ def choice(result: Result, *, per_byte: bool) -> int:
     return int(np.argmax(np.array(result.log_likelihoods) / sizes))
 
 
-def _more(entry: Entry, metric: Metric) -> dict[str, float]:
-    rows = list(zip(entry.task.rows, entry.results, strict=True))
-    if metric == "choice":
-        right = [choice(result, per_byte=False) == row.label for row, result in rows]
-        return {"% right, raw": 100 * sum(right) / len(right)}
-    if metric == "chrF":
-        texts = [first_lines(result.text, row.answers) for row, result in rows]
-        return corpus_scores(texts, [row.answers for row, _ in rows], rows[0][0].language)
-    return {}
+def estimate(
+    values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0
+) -> Estimate:
+    """Estimate the weighted mean of `values: (rows,)`.
+
+    Rows are resampled with replacement, each value together with its weight (Efron 1979). One
+    row alone has no spread: its interval is the value. The same `seed` draws the same rows.
+    """
+    from scipy.stats import bootstrap
+
+    marks = np.asarray(values, dtype=np.float64)
+    shares = np.ones(len(marks)) if weights is None else np.asarray(weights, dtype=np.float64)
+    value = float((marks * shares).sum() / shares.sum())
+    if len(marks) < 2:
+        return Estimate(value, np.full(RESAMPLES, value))
+    found = bootstrap(
+        (marks * shares, shares),
+        lambda masses, weights, axis: masses.sum(axis=axis) / weights.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=_BATCH,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Estimate(value, np.asarray(found.bootstrap_distribution))
 
 
-def _oracle(members: Sequence[Standing], pick: Callable[[Iterable[float]], float]) -> float:
-    rows = list(zip(*(one.marks for one in members), strict=True))
-    weights = [row[0].weight for row in rows]
-    picked = [pick(mark.value for mark in row) for row in rows]
-    return float(np.average(picked, weights=weights))
-
-
-def _agreement(members: Sequence[Standing]) -> float:
-    rows = list(zip(*(one.marks for one in members), strict=True))
-    return sum(len({mark.answer for mark in row}) == 1 for row in rows) / len(rows)
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the plain mean of estimates on different rows."""
+    return Estimate(
+        float(np.mean([each.value for each in estimates])),
+        np.mean([each.resamples for each in estimates], axis=0),
+    )

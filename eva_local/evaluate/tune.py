@@ -5,8 +5,6 @@ settings are then sought, one after the other, under which these answers are lik
 no model. The best few of different kinds do the rows for real, and the best score wins.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -20,9 +18,8 @@ from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.request import Request
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Contestant
+from eva_local.evaluate.contest import Contest, answer_each
 from eva_local.evaluate.forms import Conditions, scored_of
-from eva_local.evaluate.lanes import answer_each
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.replay import Heard, Replay, recording
 from eva_local.evaluate.rows import Task
@@ -35,8 +32,6 @@ _BYTES = 12_000
 _LEAST_BYTES = 200
 # Settings that do the rows for real, beside those that the ensemble has.
 _FINALISTS = 3
-# A gate may cost this share of the loss, for the time that it saves.
-_GATE_MAY_COST = 0.001
 _LEAST_LOSS = 1e-6
 _ROUNDS = 3
 _USUAL_TRIALS = 100
@@ -45,16 +40,12 @@ _FILTERS = (1, 2, 3, 5, 10)
 _TEMPERATURES = (0.03, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
 _SHARPNESSES = (1.0, 1.05, 1.1)
 _DECAYS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
-_GATES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 # Fixed weights are so many parts, shared out among the members; every member gets one.
 _PARTS = {2: 10, 3: 6}
 
 
 def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
-    """Return the block of models.toml that makes an ensemble which was tuned on some tasks.
-
-    It says every setting: what it left out would be what `[defaults]` says.
-    """
+    """Return the block of models.toml that makes an ensemble which was tuned on some tasks."""
     rows = sum(len(task.rows) for task in tasks)
     on = f"tuned on {rows} rows of {', '.join(task.name for task in tasks)}"
     lines = [
@@ -63,6 +54,7 @@ def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
         f"members = {_toml([member.name for member in spec.members])}",
         f"pivot = {_toml(spec.pivot)}",
     ]
+    # What it left out would be what `[defaults]` says.
     settings = asdict(spec.fusion).items()
     return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
 
@@ -83,23 +75,23 @@ def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
 
 
 def tune(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> EnsembleSpec:
-    """Fit combine, filter, weights and gate of an ensemble on the rows of some tasks."""
+    """Fit combine, filter and weights of an ensemble on the rows of some tasks."""
     search = _Search(spec.fusion, listen(contest, tasks, spec), contest.report)
     name = f"{spec.name}-tuned"
     entrants = [
-        Contestant(f"{name}-{number}", replace(spec, fusion=fusion))
+        replace(spec, name=f"{name}-{number}", fusion=fusion)
         for number, fusion in enumerate(dict.fromkeys([spec.fusion, *search.finalists()]))
     ]
     entries = contest.run(tasks, entrants)
     found = [summarize([entry for entry in entries if entry.task is task]) for task in tasks]
 
-    def gain(entrant: Contestant) -> float:
+    def gain(entrant: EnsembleSpec) -> float:
         changes = (summary.standing(entrant.name).change for summary in found)
         return sum(change.value for change in changes if change)
 
     # Of equal ones the first: the ensemble's own settings, then the likeliest.
     best = max(entrants, key=gain)
-    return replace(best.spec, name=name)
+    return replace(best, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +109,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What was heard of one task, in a space of `n_symbols`.
-
-    `conversation` says that its prompts were conversations.
-    """
+    """What was heard of one task, whose prompts were conversations, in a space of `n_symbols`."""
 
     examples: tuple[Example, ...]
     pivot: int
@@ -132,26 +121,21 @@ class Lesson:
         nats = [[self._nats(text, fusion) for text in one.texts] for one in self.examples]
         if len(nats[0]) == 1:
             return -sum(value for (value,) in nats) / sum(one.sizes[0] for one in self.examples)
-        losses = map(_choice_loss, nats, self.examples)
+        losses = []
+        for each, example in zip(nats, self.examples, strict=True):
+            # Choices compare per byte.
+            sizes = np.array(example.sizes)
+            logs = np.array(each) / sizes * sizes.mean()
+            losses.append(float(np.logaddexp.reduce(logs) - logs[example.label]))
         # Losses are compared by their ratios.
-        return max(sum(losses) / len(self.examples), _LEAST_LOSS)
+        return max(sum(losses) / len(losses), _LEAST_LOSS)
 
     def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
-        """Return the log-likelihood that a text would have had under `fusion`."""
-        n_members = len(text[0][0].votes)
-        replay = Replay(
-            fusion, n_members, self.pivot, self.n_symbols, conversation=self.conversation
-        )
+        n_members, chat = len(text[0][0].votes), self.conversation
+        replay = Replay(fusion, n_members, self.pivot, self.n_symbols, conversation=chat)
         for heard in text:
             replay.hear(*heard)
         return replay.log_likelihood
-
-
-def _choice_loss(nats: Sequence[float], example: Example) -> float:
-    """Return minus the log of the right choice's share, when choices compare per byte."""
-    sizes = np.array(example.sizes)
-    logs = np.array(nats) / sizes * sizes.mean()
-    return float(np.logaddexp.reduce(logs) - logs[example.label])
 
 
 def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[Lesson]:
@@ -181,7 +165,6 @@ def _listened(prompt: Prompt, text: str, heard: list[Heard]) -> Request:
 def _few(
     task: Task, conditions: Conditions, missing: frozenset[int]
 ) -> Iterator[tuple[list[Request], Example]]:
-    """Yield the requests to listen to, and what is heard of them, until it is enough."""
     left = _BYTES
     for row in task.rows:
         size = max(_BYTES // len(task.rows), _LEAST_BYTES)
@@ -198,8 +181,6 @@ def _few(
 
 
 class _Search:
-    """Looks for the settings under which what was heard is likeliest."""
-
     def __init__(self, start: FusionSettings, lessons: Sequence[Lesson], report: Report) -> None:
         self._start = replace(start, gate=1.0)
         self._lessons = lessons
@@ -215,14 +196,13 @@ class _Search:
         self._losses: dict[FusionSettings, float] = {}
 
     def finalists(self) -> list[FusionSettings]:
-        """Return the best settings of each kind of weights, the best first."""
         for combine in ("mean", "geometric"):
             self._descend(replace(self._start, combine=combine))
         best: dict[str, FusionSettings] = {}
         for fusion in sorted(self._losses, key=self.loss):
             kind = fusion.weights if isinstance(fusion.weights, str) else "fixed"
             best.setdefault(kind, fusion)
-        return [self._gated(fusion) for fusion in list(best.values())[:_FINALISTS]]
+        return list(best.values())[:_FINALISTS]
 
     def loss(self, fusion: FusionSettings) -> float:
         """Return the mean over the tasks of the log of the loss: tasks compare by ratios."""
@@ -233,7 +213,6 @@ class _Search:
         return self._losses[fusion]
 
     def _descend(self, best: FusionSettings) -> None:
-        """Change one setting at a time for the better, until nothing gets better."""
         for _ in range(_ROUNDS):
             before = best
             for axis in range(len(self._changes(best))):
@@ -243,7 +222,6 @@ class _Search:
                 return
 
     def _changes(self, now: FusionSettings) -> list[list[dict[str, Any]]]:
-        """Return what can be tried in place of what is now, one list for each setting."""
         follows = now.weights in ("running", "prompt-perplexity")
         return [
             [{"combine": one} for one in ("mean", "geometric")],
@@ -253,14 +231,3 @@ class _Search:
             [{"weight_temperature": one} for one in _TEMPERATURES if follows],
             [{"weight_decay": one} for one in _DECAYS if now.weights == "running"],
         ]
-
-    def _gated(self, fusion: FusionSettings) -> FusionSettings:
-        """Return the settings with the gate that saves most time at nearly no cost.
-
-        In the space of bytes a gate decides over several at once, which is not replayed.
-        """
-        if fusion.space == "bytes":
-            return fusion
-        bound = self.loss(fusion) + math.log(1 + _GATE_MAY_COST)
-        gated = (replace(fusion, gate=gate) for gate in _GATES)
-        return next((one for one in gated if self.loss(one) <= bound), fusion)

@@ -1,7 +1,6 @@
 """How the votes of one step become one distribution: the filter, the weights, the fusion."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,17 +35,21 @@ class Fuser:
     """Fuses the votes of one text, step by step.
 
     `evidence: (members,)` is each member's mean log-likelihood in nats per byte, of the prompt
-    or of the text so far; weights that follow it are its softmax.
+    or of the text so far, 0 at first; weights that follow it are its softmax. It is -inf of one
+    that is left out.
     """
 
     def __init__(self, fusion: FusionSettings, n_members: int) -> None:
-        """Begin a text with no evidence for any member."""
         self._fusion = fusion
         self.evidence: Floats = np.zeros(n_members)
 
     def begin(self, evidence: Sequence[float]) -> None:
         """Take in how well each member predicts its prompt, in nats per byte."""
         self.evidence = np.array(evidence, dtype=np.float64)
+
+    def leave_out(self, member: int) -> None:
+        """Let a member, who will not vote, count for nothing."""
+        self.evidence[member] = -math.inf
 
     def decide(
         self,
@@ -59,13 +62,21 @@ class Fuser:
         Where a grammar says which symbols are `allowed`, members are filtered by what they say of
         those: its text need not be what anyone likes best. The votes are fused whole.
         """
-        heard = [_within(vote, allowed) for vote in votes]
-        stay = iter(self._filter([vote for vote in heard if vote is not None]))
-        stayed = tuple(vote is not None and next(stay) for vote in votes)
+        heard = votes if allowed is None else [vote and vote.within(allowed) for vote in votes]
+        # Those of negative weight propose nothing that could be unfaithful.
+        proposes = (self.weights >= 0).tolist()
+        rated = [vote for vote, rates in zip(heard, proposes, strict=True) if vote and rates]
+        filtered = self._fusion.filter != "off" and len(rated) > 1
+        stay = iter(faithful(rated, self._fusion.filter_n) if filtered else [True] * len(rated))
+        pairs = zip(heard, proposes, strict=True)
+        stayed = tuple(bool(vote) and (not rates or next(stay)) for vote, rates in pairs)
         weights = self.weights * stayed
+        if weights.sum() <= 0:
+            # Nobody is left whom the others could be held against.
+            weights = np.maximum(weights, 0)
         if weights.sum() == 0:
             # Only members of weight 0 stayed: they are what there is.
-            weights = np.asarray(stayed, dtype=np.float64)
+            weights = np.multiply(stayed, proposes, dtype=np.float64)
         shares = tuple((weights / (weights.sum() or 1.0)).tolist())
         known = {} if known is None else known
         rule = shares, self._fusion.combine, self._fusion.sharpness
@@ -76,8 +87,8 @@ class Fuser:
             votes=tuple(votes),
             stayed=stayed,
             reasons=tuple(
-                "" if stays else self._reason(vote)
-                for vote, stays in zip(heard, stayed, strict=True)
+                "" if stays else self._reason(member, vote)
+                for member, (vote, stays) in enumerate(zip(heard, stayed, strict=True))
             ),
             weights=shares,
             evidence=tuple(self.evidence.tolist()),
@@ -87,33 +98,28 @@ class Fuser:
         """Take in how likely each member thought the chosen symbol of `n_bytes` bytes."""
         if self._fusion.weights != "running" or not n_bytes:
             return
-        if any(vote is None or not len(vote) for vote in decision.votes):
+        present = np.isfinite(self.evidence)
+        votes = [vote for vote, is_in in zip(decision.votes, present, strict=True) if is_in]
+        if any(vote is None or not len(vote) for vote in votes):
             # Evidence compares members: a step in which not all spoke says nothing.
             return
-        likelihood = np.log([v.at_least(symbol) for v in decision.votes if v is not None])
+        likelihood = np.log([vote.at_least(symbol) for vote in votes if vote is not None])
         decay = self._fusion.weight_decay
-        self.evidence = follow(self.evidence, likelihood, n_bytes, decay)
-
-    def _filter(self, votes: Sequence[Vote]) -> list[bool]:
-        if self._fusion.filter == "off" or len(votes) < 2:
-            return [len(vote) > 0 for vote in votes]
-        return faithful(votes, self._fusion.filter_n)
+        self.evidence[present] = follow(self.evidence[present], likelihood, n_bytes, decay)
 
     @property
     def weights(self) -> Floats:
         """What each member counts as long as the filter keeps it; not scaled."""
         weights = self._fusion.weights
         if isinstance(weights, tuple):
-            return np.asarray(weights)
+            return np.where(np.isfinite(self.evidence), weights, 0.0)
         return softmax(self.evidence, self._fusion.weight_temperature)
 
-    def _reason(self, vote: Vote | None) -> str:
+    def _reason(self, member: int, vote: Vote | None) -> str:
+        if not np.isfinite(self.evidence[member]):
+            return "left out of this answer: its thought failed"
         if vote is None:
             return "not asked: the pivot was sure"
         if not len(vote):
             return "proposes nothing that can be written here"
         return f"its first choice is in no other member's top {self._fusion.filter_n}"
-
-
-def _within(vote: Vote | None, allowed: Marks | None) -> Vote | None:
-    return vote if vote is None or allowed is None else vote.within(allowed)

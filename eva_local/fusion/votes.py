@@ -4,8 +4,6 @@ Nothing here knows of models or texts. A vote is sparse: its symbols ascend, its
 probabilities sum to 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from eva_local.alignment.mapping import Mapping
 
 # Symbols are dense where they are at least this part of all up to the highest.
 _DENSE = 8
+# Of what those it is held for think likely, a member of negative weight lowers some.
+_PLAUSIBLE = 0.1
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -36,7 +36,6 @@ class Vote:
     probabilities: Floats
 
     def __len__(self) -> int:
-        """Return the number of symbols."""
         return len(self.symbols)
 
     def probability(self, symbol: int) -> float:
@@ -50,13 +49,10 @@ class Vote:
         return self.probability(symbol) or float(self.probabilities.min(initial=1.0))
 
     def likelihood(self, symbol: int, n_symbols: int) -> float:
-        """Return the log-probability of a symbol in nats; of one that was cut off, a bound above.
-
-        Who abstains holds all `n_symbols` equally likely.
-        """
+        """Return a log-probability or a bound above, in nats; of who abstains 1 / n_symbols."""
         return math.log(self.at_least(symbol) if len(self) else 1 / n_symbols)
 
-    def within(self, marks: NDArray[np.bool_]) -> Vote:
+    def within(self, marks: NDArray[np.bool_]) -> "Vote":
         """Return the symbols that are marked, (symbols,), with their probabilities as they are."""
         kept = marks[self.symbols]
         return self if kept.all() else Vote(self.symbols[kept], self.probabilities[kept])
@@ -113,14 +109,10 @@ def highest(values: NDArray[np.floating[Any]], count: int) -> Ids:
 
 
 def reaching(mapping: Mapping, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return (member tokens,): which tokens may send mass to a marked symbol.
-
-    `marks: (symbols,)`.
-    """
+    """Return (member tokens,): which may send mass to a symbol of `marks: (symbols,)`."""
     tokens = np.zeros(len(mapping.indptr) - 1, dtype=np.bool_)
-    filled = np.diff(mapping.indptr) > 0
-    if filled.any():
-        tokens[filled] = np.logical_or.reduceat(marks[mapping.indices], mapping.indptr[:-1][filled])
+    rows = np.repeat(np.arange(len(tokens)), np.diff(mapping.indptr))
+    tokens[rows[marks[mapping.indices]]] = True
     if len(mapping.first):
         first = mapping.first[marks]
         tokens[first[first >= 0]] = True
@@ -141,7 +133,7 @@ def normalised(symbols: Ids, masses: Floats) -> Vote:
 
 
 def _are_dense(symbols: Ids) -> bool:
-    """Return whether an array of all symbols is quicker than sorting these."""
+    # An array of all symbols is then quicker than sorting these.
     return len(symbols) > 0 and _DENSE * len(symbols) > int(symbols.max())
 
 
@@ -236,14 +228,18 @@ def combine(
 ) -> Vote:
     """Fuse votes into one distribution.
 
-    `weights` are non-negative; a vote of weight 0 has no influence, and where no vote is left
-    the result abstains. "mean" is the weighted arithmetic mean. "geometric" is the normalised
-    weighted geometric mean to the power of `sharpness`; a symbol that a truncated vote does not
-    hold counts there with its smallest probability, which bounds the true one from above. One
-    vote that is left alone is the result as it is.
+    A vote of weight 0 has no influence, and where no vote is left the result abstains. "mean" is
+    the weighted arithmetic mean. "geometric" is the normalised weighted geometric mean to the
+    power of `sharpness`; a symbol that a truncated vote does not hold counts there with its
+    smallest probability, which bounds the true one from above. One vote that is left alone is
+    the result as it is. In a geometric mean weights may be negative: of what members of positive
+    weight give at least `_PLAUSIBLE` of their most, what the others think likely is less likely
+    (Li et al. 2023, "Contrastive Decoding").
     """
     pairs = zip(votes, weights, strict=True)
-    present = [(vote, weight) for vote, weight in pairs if vote is not None and weight > 0]
+    present = [(vote, weight) for vote, weight in pairs if vote is not None and weight]
+    if sum(weight for _, weight in present) <= 0:
+        present = [(vote, weight) for vote, weight in present if weight > 0]
     if not present:
         return NOBODY
     if len(present) == 1:
@@ -255,11 +251,17 @@ def combine(
             np.concatenate([vote.probabilities * (weight / total) for vote, weight in present]),
         )
     symbols, indices = _united([vote.symbols for vote, _ in present])
-    logs = np.zeros(len(symbols))
+    liked, disliked = np.zeros(len(symbols)), np.zeros(len(symbols))
     for (vote, weight), index in zip(present, indices, strict=True):
         spread = np.full(len(symbols), vote.probabilities.min())
         spread[index] = vote.probabilities
-        logs += (sharpness * weight / total) * np.log(spread)
+        part = liked if weight > 0 else disliked
+        part += (sharpness * weight / total) * np.log(spread)
+    logs = liked + disliked
+    if len(present) > sum(weight > 0 for _, weight in present):
+        believed = sharpness * sum(weight for _, weight in present if weight > 0) / total
+        kept = liked >= liked.max() + believed * math.log(_PLAUSIBLE)
+        symbols, logs = symbols[kept], logs[kept]
     return normalised(symbols, np.exp(logs - logs.max()))
 
 

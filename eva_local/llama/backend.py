@@ -1,7 +1,5 @@
 """The llama.cpp library: imported once, its messages kept from stderr, and what it can use."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os
@@ -16,11 +14,20 @@ log = logging.getLogger("eva_local")
 
 # llama.cpp keeps only the pointer: the object must live as long as the process.
 _callbacks: list[Any] = []
+_ERROR = 4  # ggml's GGML_LOG_LEVEL_ERROR: not all errors have such a word
+# How long threads that wait for each other keep a core busy, in GNU's OpenMP (turns of a loop) and
+# LLVM's (ms). Without any such time small models take twice as long on an idle machine; with the
+# usual, longer one, many times as long on a busy one (docs/bench.md).
+_WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 @functools.cache
 def library() -> ModuleType:
     """Import llama_cpp once, with its messages sent to our log instead of stderr."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # They are read when the library is loaded.
+        for key, value in _WAITING.items():
+            os.environ.setdefault(key, value)
     import llama_cpp.llama_cpp as llama
 
     callback = llama.llama_log_callback(_keep_line)
@@ -53,7 +60,7 @@ def reason(lines: Sequence[str]) -> str:
     return re.sub(r"^(\w+: )+", "", complaints[0]).strip()
 
 
-def _keep_line(_level: int, text: bytes, _data: object) -> None:
-    line = text.decode("utf-8", "replace").rstrip()
+def _keep_line(level: int, text: bytes, _data: object) -> None:
+    line = ("error: " if level == _ERROR else "") + text.decode("utf-8", "replace").rstrip()
     if line.strip("."):
         hear(lambda line: log.debug("llama.cpp: %s", line), line)

@@ -4,8 +4,6 @@ ctypes drops what a callback raises. A signal that comes while C code runs is ha
 instruction of the next callback, before any `try` there, so its handler must wait.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 
-_under_way: list[NativeCall] = []
+_under_way: "list[NativeCall]" = []
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -22,7 +20,6 @@ class NativeCall:
     """A call of C code; `lines` are what the library says in the meantime."""
 
     def __init__(self) -> None:
-        """Begin, in this thread."""
         self.lines: list[str] = []
         self.thread = threading.get_ident()
         self._signals: deque[Callable[[], object]] = deque()

@@ -5,8 +5,6 @@ made for. Where that would leave a message out, or refuse the order of the roles
 conversation is told in a way that the template takes.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import functools
 import json
@@ -15,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,7 +35,7 @@ class ChatTemplate:
     """A compiled template; whatever goes wrong in it is a PromptError that names its owner.
 
     `literals` are the strings in its code that are more than a word: what it may look for in
-    messages, and take out of them.
+    messages, and take out of them. `variables` are what it asks for by name.
     """
 
     def __init__(self, source: str, owner: str, names: Mapping[str, str]) -> None:
@@ -45,17 +43,19 @@ class ChatTemplate:
 
         Templates come with the model file and are not trusted: they run in jinja2's sandbox.
         """
+        self.source = source
         self._owner = owner
         self._names = names
         environment = self._environment()
         try:
             tree = environment.parse(source)
             self.literals = frozenset(_literals(tree))
+            self.variables = meta.find_undeclared_variables(tree)
             self._template = environment.from_string(tree)
         except Exception as error:
             raise PromptError(
                 f"{owner}: its chat template cannot be read: {_reason(error)}; "
-                "use another file of the model, or plain text instead of messages"
+                "give another as chat_template, or plain text instead of messages"
             ) from error
         self._cuts = Words(self.literals)
 
@@ -84,7 +84,6 @@ class ChatTemplate:
 
     @functools.cached_property
     def _wants_parts(self) -> bool:
-        """Whether it only writes messages whose content is a list of parts."""
 
         def writes(*, parts: bool) -> bool:
             try:
@@ -118,7 +117,6 @@ class ChatTemplate:
         return self._opened(text) if is_open else text
 
     def _opened(self, text: str) -> str:
-        """Return the text up to the end of a last answer."""
         at = text.rfind(_OPEN_END.rstrip())
         if at < 0:
             raise PromptError(f"{self._owner}: its chat template leaves out the last answer")
@@ -148,7 +146,6 @@ class ChatTemplate:
         return all(word in text for message, word in said if message.content.strip())
 
     def _parts(self, message: Message) -> Sequence[str]:
-        """Return what a template must leave of a message."""
         if message.role != "assistant":
             return list(self._cuts.split(message.content))
         parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
@@ -156,7 +153,6 @@ class ChatTemplate:
         return [part for part in parts if part.strip()][-1:]
 
     def _environment(self) -> ImmutableSandboxedEnvironment:
-        """Return what transformers gives to templates."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -176,7 +172,6 @@ class _Generation(Extension):
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return what is inside."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -191,11 +186,7 @@ def _to_json(
 ) -> str:
     """Stand in for jinja2's filter, which writes HTML."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
@@ -224,12 +215,10 @@ def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 def _by_user(messages: Sequence[Message]) -> list[Message]:
-    """Let the user say what the system says."""
     return [replace(each, role="user") if each.role == "system" else each for each in messages]
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:
-    """Make one message of neighbours with one role."""
     joined: list[Message] = []
     for message in messages:
         if joined and joined[-1].role == message.role:
@@ -245,7 +234,6 @@ def _solid(text: str, guard: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong in a template."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"line {error.lineno}: {_one_line(error.message or '')}"
     return _one_line(f"{type(error).__name__}: {error}")

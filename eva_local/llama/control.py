@@ -1,9 +1,8 @@
 """The tokens that a member may want and no text can hold: control tokens that are not END."""
 
-from __future__ import annotations
-
 import logging
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,15 +15,24 @@ class ControlTokens:
     """Control, unused and unknown tokens of one member; votes leave out what it gives to them."""
 
     def __init__(self, model: Model) -> None:
-        """Listen to what `model` says, for all of its texts and in any thread."""
         vocabulary = model.vocabulary
         is_dropped = ~vocabulary.speakable
         is_dropped[list(vocabulary.end_ids)] = False
         self._ids = np.flatnonzero(is_dropped)
+        self._end_id = min(vocabulary.end_ids, default=None)
         self._vocabulary = vocabulary
         self._name = model.path.name
         self._lock = threading.Lock()
         self._warned = False
+
+    def ended(self, logits: Logits, thought_end: int | None) -> Logits:
+        """Return logits in which the token that ends a thought, if there is one, counts as END."""
+        if thought_end is None or self._end_id is None or thought_end == self._end_id:
+            return logits
+        logits = logits.copy()
+        logits[self._end_id] = np.logaddexp(logits[self._end_id], logits[thought_end])
+        logits[thought_end] = -np.inf
+        return logits
 
     def hear(self, logits: Logits) -> None:
         """Warn, the first time that such tokens have more than half of the probability.
@@ -56,3 +64,9 @@ class ControlTokens:
             self._vocabulary.spelled(token_id) or f"token {token_id}",
             100 * share,
         )
+
+
+def listeners(models: Sequence[Model]) -> list[ControlTokens]:
+    """Return who listens to each member: one for all members of a model."""
+    found = {model: ControlTokens(model) for model in models}
+    return [found[model] for model in models]

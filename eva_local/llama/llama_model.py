@@ -1,7 +1,5 @@
 """One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ from eva_local.errors import ModelError, RoomError
 from eva_local.llama.backend import cores, library, reason
 from eva_local.llama.calls import calling
 from eva_local.llama.memory import Memory
-from eva_local.llama.model import Logits, Run
+from eva_local.llama.model import LOGIT_ROWS, Logits, Run
 from eva_local.llama.model_file import ModelFile
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import read_vocabulary
 
-# Rows of logits that one call may ask for: few, since a row is n_vocab floats.
-_LOGIT_ROWS = 32
 SPARE_CELLS = 256
 # Sequences that one context can have, in llama.cpp.
 MOST_SEQUENCES = 256
@@ -30,7 +26,13 @@ _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
 class LlamaModel:
-    """A GGUF file opened by llama.cpp, with `n_sequences` independent texts; see `Model`."""
+    """A GGUF file opened by llama.cpp, with `n_sequences` independent texts; see `Model`.
+
+    With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one text
+    after the other, which share one cache; and some more for its snapshots, where it needs them.
+    With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is told the
+    share of the weights that is loaded. Raises ModelError where llama.cpp cannot open `path`.
+    """
 
     def __init__(
         self,
@@ -42,27 +44,22 @@ class LlamaModel:
         vocabulary_only: bool = False,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Open `path`; raise ModelError where llama.cpp cannot.
-
-        With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one
-        text after the other, which share one cache. With `vocabulary_only` no weights are read
-        and nothing can be decoded. `progress` is told the share of the weights that is loaded.
-        """
         settings = settings or LoadSettings()
         self._llama = library()
         self._context: Any = None
         self._batch: Any = None
         self.path = path
-        self.n_batch = max(settings.n_batch, n_sequences * n_branches)
+        self.n_batch = settings.n_batch
         self.n_sequences = n_sequences
         self.n_branches = n_branches
         self.n_ctx = 0
+        self.n_snapshots = 0
         self.can_roll_back = True
         self._file = ModelFile(path)
         try:
             told = progress or (lambda _share: None)
             self._file.load(settings, told, vocabulary_only=vocabulary_only)
-            self.vocabulary = read_vocabulary(self._llama, self._file.vocab, path)
+            self.vocabulary = read_vocabulary(self._llama, self._file)
             self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
             self.chat_template = self._file.chat_template()
             if not vocabulary_only:
@@ -71,16 +68,13 @@ class LlamaModel:
             self.close()
             raise
 
-    def __enter__(self) -> LlamaModel:
-        """Return the open model."""
+    def __enter__(self) -> "LlamaModel":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the memory."""
         self.close()
 
     def close(self) -> None:
-        """Free the memory; the model cannot be used afterwards."""
         with calling():
             if self._batch is not None:
                 self._llama.llama_batch_free(self._batch)
@@ -90,7 +84,6 @@ class LlamaModel:
             self._file.close()
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        """Decode all runs together, in as few batches as n_batch allows; see `Model.decode`."""
         long = [run for run in runs if len(run.tokens) > _LONGEST_ANSWER]
         if not self._apart or not long or len(runs) == 1:
             return self._decode_together(runs)
@@ -102,8 +95,7 @@ class LlamaModel:
         return [found[id(run)] for run in runs]
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Decode one run and yield blocks (m, n_vocab); see `Model.decode_every`."""
-        size = min(_LOGIT_ROWS, self.n_batch)
+        size = min(LOGIT_ROWS, self.n_batch)
         for first in range(0, len(run.tokens), size):
             part = Run(run.seq_id, run.start + first, run.tokens[first : first + size])
             at = self._fill(0, part, every=True)
@@ -111,17 +103,17 @@ class LlamaModel:
             pointer = self._llama.llama_get_logits(self._context)
             yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
 
-    def holds(self, seq_id: int, start: int) -> bool:
-        """Return whether the cache has all that a token at `start` looks back on."""
+    def holds(self, seq_id: int, start: int) -> int:
         return self._memory.holds(seq_id, start)
 
-    def remove(self, seq_id: int, start: int) -> bool:
-        """Forget positions from `start` on; see `Model.remove`."""
+    def remove(self, seq_id: int, start: int) -> int:
         return self._memory.remove(seq_id, start)
 
-    def copy(self, source: int, target: int, length: int = -1) -> bool:
-        """Let `target` begin as a copy of `source`; see `Model.copy`."""
+    def copy(self, source: int, target: int, length: int = -1) -> int:
         return self._memory.copy(source, target, length)
+
+    def snapshot(self, seq_id: int, *, lasting: bool) -> None:
+        self._memory.snapshot(seq_id, lasting=lasting)
 
     def _start(self, settings: LoadSettings) -> None:
         """Make room for the texts: a context, its memory and a batch."""
@@ -132,6 +124,14 @@ class LlamaModel:
         recurrent = bool(
             llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle)
         )
+        # Texts that share a cache would write over each other's windows.
+        swa_full = settings.swa_full or self.n_branches > 1
+        self.can_roll_back = not (recurrent or (window and not swa_full))
+        if recurrent:
+            self.n_snapshots = settings.snapshots
+            # There a snapshot is a sequence that nobody goes on in.
+            self.n_branches += self.n_snapshots if self.n_branches > 1 else 0
+        self.n_batch = max(self.n_batch, self.n_sequences * self.n_branches)
         parameters = llama.llama_context_default_params()
         self.n_ctx = settings.context(llama.llama_model_n_ctx_train(handle))
         parameters.n_ctx = self.n_ctx * self.n_sequences
@@ -141,17 +141,17 @@ class LlamaModel:
             parameters.kv_unified = True
         parameters.n_batch = self.n_batch
         parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
-        guard, n_seq = self._numbered(guarded=window > 0 and settings.swa_full)
+        guard, n_seq = self._numbered(guarded=window > 0)
         if guard is not None:
             # What llama.cpp decodes first in a batch of several parts, nothing guards.
             self.n_batch = parameters.n_batch = parameters.n_ubatch
         parameters.n_seq_max = n_seq
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
-        parameters.n_outputs_max = max(_LOGIT_ROWS, n_seq)
+        self._n_rows = parameters.n_outputs_max = max(LOGIT_ROWS, n_seq)
         parameters.n_threads = parameters.n_threads_batch = settings.threads or cores()
         parameters.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
         parameters.type_k = parameters.type_v = _KV_TYPES[settings.kv_type]
-        parameters.swa_full = settings.swa_full
+        parameters.swa_full = swa_full
         parameters.no_perf = True
         with calling() as call:
             self._context = llama.llama_init_from_model(handle, parameters) or None
@@ -164,9 +164,14 @@ class LlamaModel:
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
-        memory = llama.llama_get_memory(self._context)
-        self._memory = Memory(memory, self.path, window, is_recurrent=recurrent, guard=guard)
-        self.can_roll_back = not (recurrent or (window and not settings.swa_full))
+        self._memory = Memory(
+            self._context,
+            self.path,
+            window,
+            is_recurrent=recurrent,
+            guard=guard,
+            n_snapshots=self.n_snapshots,
+        )
 
     def _numbered(self, *, guarded: bool) -> tuple[int | None, int]:
         """Return the sequence that guards a window, if one must, and how many there are in all."""
@@ -176,11 +181,14 @@ class LlamaModel:
         if count > MOST_SEQUENCES:
             raise ModelError(
                 f"{self.path}: {self.n_sequences} texts side by side need {count} sequences, "
-                f"and llama.cpp has {MOST_SEQUENCES}; use fewer (--parallel)"
+                f"and llama.cpp has {MOST_SEQUENCES}; use fewer (--parallel), members or snapshots"
             )
         return guard, count
 
     def _decode_together(self, runs: Sequence[Run]) -> list[Logits | None]:
+        if len(runs) > 1 and sum(run.logits for run in runs) > self._n_rows:
+            # llama.cpp would end the process.
+            raise RoomError(f"{self.path}: more logits than {self._n_rows} rows have room for")
         if sum(len(run.tokens) for run in runs) > self.n_batch:
             runs = [self._all_but_last(run) for run in runs]
         rows: dict[int, int] = {}
@@ -190,16 +198,17 @@ class LlamaModel:
             at = self._fill(at, runs[index], every=False)
             rows[index] = at - 1
         self._decode_batch(at)
-        return [self._row(rows[i]) if run.logits else None for i, run in enumerate(runs)]
+        return [self._rows(rows[i], run.logits) for i, run in enumerate(runs)]
 
     def _all_but_last(self, run: Run) -> Run:
-        """Decode a run up to its last token, without logits; return what is left."""
-        *head, last = run.tokens
+        """Decode a run up to its last tokens, without logits; return what is left."""
+        last = max(1, run.logits)
+        head = run.tokens[:-last]
         for first in range(0, len(head), self.n_batch):
             part = head[first : first + self.n_batch]
-            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=False), every=False)
+            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=0), every=False)
             self._decode_batch(at)
-        return Run(run.seq_id, run.start + len(head), [last], run.logits)
+        return Run(run.seq_id, run.start + len(head), run.tokens[-last:], run.logits)
 
     def _fill(self, at: int, run: Run, *, every: bool) -> int:
         """Write a run into the batch from row `at` on; return the row after it."""
@@ -212,9 +221,8 @@ class LlamaModel:
             batch.pos[at] = run.start + offset
             batch.n_seq_id[at] = 1
             batch.seq_id[at][0] = run.seq_id
-            batch.logits[at] = every
+            batch.logits[at] = every or len(run.tokens) - offset <= run.logits
             at += 1
-        batch.logits[at - 1] = every or run.logits
         return at
 
     def _decode_batch(self, size: int) -> None:
@@ -225,6 +233,11 @@ class LlamaModel:
             raise RoomError(f"{self.path}: no room left in the context; raise n_ctx")
         if status:
             raise ModelError(f"{self.path}: llama.cpp failed to decode: {reason(call.lines)}")
+
+    def _rows(self, last: int, count: int) -> Logits | None:
+        if count > 1:
+            return np.stack([self._row(row) for row in range(last - count + 1, last + 1)])
+        return self._row(last) if count else None
 
     def _row(self, row: int) -> Logits:
         pointer = self._llama.llama_get_logits_ith(self._context, row)
@@ -243,5 +256,4 @@ class LlamaModel:
 
 
 def _kept(logits: Logits | None) -> Logits | None:
-    """Copy what llama.cpp is going to write over."""
     return None if logits is None else logits.copy()

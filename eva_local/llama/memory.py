@@ -1,7 +1,5 @@
 """llama.cpp's cache of one context, which it calls its memory: what it holds of each sequence."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,24 +7,30 @@ from typing import Any
 from eva_local.errors import ModelError
 from eva_local.llama.backend import library
 from eva_local.llama.model import ALL
+from eva_local.llama.snapshots import Snapshots
 
 
 class Memory:
     """The cells of a context, asked before llama.cpp is believed.
 
     llama.cpp agrees to forget the end of a sequence also where a cache with a window no longer
-    has what comes before that end, and then computes other logits.
+    has what comes before that end, and then computes other logits. Layers of the model look back
+    over `window` tokens, 0: over all. Sequence `guard`, if any, guards a window that texts share.
     """
 
     def __init__(
-        self, memory: Any, path: Path, window: int, *, is_recurrent: bool, guard: int | None
+        self,
+        context: Any,
+        path: Path,
+        window: int,
+        *,
+        is_recurrent: bool,
+        guard: int | None,
+        n_snapshots: int,
     ) -> None:
-        """Use llama.cpp's pointer `memory`, of a model whose layers look back over `window`.
-
-        Without a window that is 0. Sequence `guard`, if any, guards one that texts share.
-        """
         self._llama = library()
-        self._memory = memory
+        self._memory = self._llama.llama_get_memory(context)
+        self._snapshots = Snapshots(context, n_snapshots)
         self._path = path
         self._window = window
         self._is_recurrent = is_recurrent
@@ -34,8 +38,12 @@ class Memory:
         # From which position on the guard must be told again what there is to guard.
         self._unguarded = 0
 
-    def holds(self, seq_id: int, start: int) -> bool:
-        """Return whether it has all that a token at `start` may look back on."""
+    def holds(self, seq_id: int, start: int) -> int:
+        """Return the last position, at most `start`, from which a text can go on."""
+        return start if self._reaches(seq_id, start) else self._snapshots.best(seq_id, start)
+
+    def _reaches(self, seq_id: int, start: int) -> bool:
+        """Return whether there is all that a token at `start` may look back on."""
         if start == 0:
             return True
         newest = self._llama.llama_memory_seq_pos_max(self._memory, seq_id)
@@ -45,7 +53,7 @@ class Memory:
         needed = max(0, start - self._window + 1) if self._window else 0
         return bool(0 <= oldest <= needed and newest >= start - 1)
 
-    def remove(self, seq_id: int, start: int) -> bool:
+    def remove(self, seq_id: int, start: int) -> int:
         """Forget positions from `start` on, of one sequence or of `ALL`; see `Model.remove`.
 
         Raises ModelError where llama.cpp refuses to forget a whole sequence.
@@ -53,29 +61,41 @@ class Memory:
         if seq_id == ALL:
             assert start == 0
             self._llama.llama_memory_clear(self._memory, False)
-            return True
-        if start and not self.holds(seq_id, start):
-            return False
-        # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
-        removed = bool(self._llama.llama_memory_seq_rm(self._memory, seq_id, start or -1, -1))
-        if not start and not removed:
+            self._snapshots.clear()
+            return 0
+        kept = self.holds(seq_id, start)
+        if self._reaches(seq_id, kept) or self._snapshots.restore(seq_id, kept):
+            # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
+            removed = self._llama.llama_memory_seq_rm(self._memory, seq_id, kept or -1, -1)
+        else:
+            removed = False
+        if not removed and not kept:
             raise ModelError(f"{self._path}: llama.cpp does not let go of a text; open it again")
-        self.touch(start)
-        return removed
+        self.touch(kept)
+        self._snapshots.cut(seq_id, kept)
+        return kept if removed else self.remove(seq_id, 0)
 
-    def copy(self, source: int, target: int, length: int) -> bool:
+    def copy(self, source: int, target: int, length: int) -> int:
         """Let `target` begin as a copy of `source`; see `Model.copy`.
 
         Between texts, llama.cpp copies whole sequences only; among the branches of one text the
         cache is shared and nothing is copied.
         """
         self.remove(target, 0)
-        if length >= 0 and not self.holds(source, length):
-            return False
+        if length < 0:
+            length = self._llama.llama_memory_seq_pos_max(self._memory, source) + 1
+        kept = self.holds(source, length)
         # Of a recurrent model, llama.cpp would copy all there is of nothing.
+        if kept:
+            self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self._snapshots.copy(source, target)
+        return self.remove(target, kept)
+
+    def snapshot(self, seq_id: int, *, lasting: bool) -> None:
+        """Save what a sequence holds; see `Model.snapshot`."""
+        length = self._llama.llama_memory_seq_pos_max(self._memory, seq_id) + 1
         if length:
-            self._llama.llama_memory_seq_cp(self._memory, source, target, -1, length)
-        return True
+            self._snapshots.take(seq_id, length, lasting=lasting)
 
     def touch(self, start: int) -> None:
         """Note that what stands at `start` and after it changes."""

@@ -1,7 +1,5 @@
 """What the rest of the program asks of a model, whoever answers: llama.cpp, or a fake in tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +15,22 @@ Logits = NDArray[np.float32]
 
 # Stands for every sequence of a model, as llama.cpp has it.
 ALL = -1
+# Rows of logits that one call may ask for: few, since a row is n_vocab floats.
+LOGIT_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Tokens to append to one sequence of llama.cpp, of which the first has position `start`.
 
-    `logits` says whether the distribution after the last token is wanted, `every` that it is
-    after each of them.
+    `logits` says after how many of the last tokens the distribution is wanted, `every` that it
+    is after each of them, however many.
     """
 
     seq_id: int
     start: int
     tokens: Sequence[int]
-    logits: bool = True
+    logits: int = 1
     every: bool = False
 
 
@@ -43,14 +43,18 @@ class Model(Protocol):
     chat_template: str | None
     n_ctx: int
     n_batch: int
+    #: Sequences of each text, and snapshots that it can have: 0 where they are not needed.
+    n_branches: int
+    n_snapshots: int
     can_roll_back: bool
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         """Decode all runs together; return one entry per run.
 
-        That is a read-only view (n_vocab,), valid until the next call, or None where no logits
-        are wanted. Raises ModelError where decoding fails or the logits are no numbers, RoomError
-        where there is no room for all of them; any part of them may then have been decoded.
+        That is a read-only view (n_vocab,), valid until the next call; a copy (m, n_vocab) where
+        those after m tokens are wanted, above 1; None where none are. Raises ModelError where
+        decoding fails or the logits are no numbers, RoomError where there is no room for all of
+        them; any part of them may then have been decoded.
         """
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
@@ -59,20 +63,26 @@ class Model(Protocol):
         A block is valid until the next one is asked for.
         """
 
-    def holds(self, seq_id: int, start: int) -> bool:
-        """Return whether the cache has all that a token at position `start` may look back on."""
+    def holds(self, seq_id: int, start: int) -> int:
+        """Return the last position, at most `start`, with all that a token there looks back on.
 
-    def remove(self, seq_id: int, start: int) -> bool:
-        """Forget positions from `start` on, of one sequence or of `ALL`.
-
-        False, with nothing removed, where the past of `start` is gone; from 0 it always goes.
+        That is `start` itself, or where a snapshot stands, or 0.
         """
 
-    def copy(self, source: int, target: int, length: int = -1) -> bool:
-        """Let `target` begin as a copy of the first `length` positions of `source` (-1: all).
+    def remove(self, seq_id: int, start: int) -> int:
+        """Forget positions from what it `holds` of `start` on; return that position.
 
-        False, with an empty `target`, where `source` no longer holds them.
+        Of `ALL` sequences, only all can be forgotten.
         """
+
+    def copy(self, source: int, target: int, length: int = -1) -> int:
+        """Let `target` begin as a copy of what `source` holds of `length` positions (-1: all).
+
+        Returns how many these are.
+        """
+
+    def snapshot(self, seq_id: int, *, lasting: bool) -> None:
+        """Save what a sequence holds, to go back to; see `retained` for how long."""
 
     def close(self) -> None:
         """Free the memory; the model cannot be used afterwards."""

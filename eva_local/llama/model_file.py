@@ -1,7 +1,5 @@
 """A GGUF file that llama.cpp has loaded: its weights, its metadata, its tokeniser."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Callable
@@ -14,14 +12,13 @@ from eva_local.config.specs import LoadSettings, part_names
 from eva_local.errors import ModelError
 from eva_local.llama.backend import can_offload, library, reason
 from eva_local.llama.calls import calling
-from eva_local.models.header import is_gguf
+from eva_local.models.header import TEMPLATES, is_gguf
 
 
 class ModelFile:
     """What llama.cpp holds of a file; `handle` and `vocab` are its pointers."""
 
     def __init__(self, path: Path) -> None:
-        """Stand for the file at `path`, which is not loaded yet."""
         self.path = path
         self.handle: Any = None
         self.vocab: Any = None
@@ -59,7 +56,11 @@ class ModelFile:
             # Of several files llama.cpp need not name the one that is wrong.
             parts = map(self.path.with_name, part_names(self.path.name))
             wrong = next((part for part in parts if not is_gguf(part)), self.path)
-            raise ModelError(f"{wrong}: {reason(call.lines)}; pull or convert the file again")
+            why = reason(call.lines)
+            remedy = "pull or convert the file again"
+            if "unknown model architecture" in why:
+                remedy = "it needs a newer llama.cpp than this version of eva-local has"
+            raise ModelError(f"{wrong}: {why}; {remedy}")
         self.vocab = llama.llama_model_get_vocab(self.handle)
 
     def close(self) -> None:
@@ -80,9 +81,7 @@ class ModelFile:
 
     def chat_template(self) -> str | None:
         """Return the chat template; of several, the one that is for conversations without tools."""
-        names = ("", ".default", ".tool_use")
-        found = (self.metadata(f"tokenizer.chat_template{name}") for name in names)
-        return next(filter(None, found), None)
+        return next(filter(None, map(self.metadata, TEMPLATES)), None)
 
     def tokenize(self, text: bytes) -> list[int]:
         """Return llama.cpp's tokens of valid UTF-8: no BOS, control tokens not parsed."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from eva_local.errors import PromptError
 from eva_local.llama.model import Model
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Vocabulary
 from eva_local.llama.words import LookAlikes, Words
-from eva_local.types import Message
+from eva_local.types import Message, Thinking
 
 if TYPE_CHECKING:
     from eva_local.llama.chat_template import ChatTemplate
+    from eva_local.llama.thinking import Thinker
 
 log = logging.getLogger("eva_local")
 
@@ -24,6 +26,14 @@ Prompt = str | Sequence[Message]
 
 # What a model without a chat template is given: a dialogue that it can go on with.
 _PLAIN_NAMES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+#: What such a model writes where it has answered and goes on with the dialogue.
+PLAIN_STOP = "\nUser:"
+# Or what many models know, where the vocabulary has its marks (OpenAI's ChatML).
+_CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 # Templates look for these in messages, so they are what they are there too.
 _THOUGHT = ("<think>", "</think>")
 # Characters that mean nothing; one that no message has guards what looks like a control token.
@@ -32,32 +42,72 @@ _PRIVATE = range(0xF0000, 0xFFFFE)
 _WHITE = " \t\n\v\f\r"
 
 
-class PromptWriter:
-    """Turn prompts into the tokens of one member."""
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A thought that is left open at the end of a prompt: what ends it, and what then follows it.
 
-    def __init__(self, model: Model, name: str = "") -> None:
-        """Write for `model`; errors give its `name`, or else that of its file."""
-        self._name = name or model.path.name
+    `end` is the text that ends it and `end_id` the token, where there is one. The tokens
+    `closing` lead to the answer; where the thought does not end a line, `line` comes first.
+    With `is_text` what ends the answer ends it, too.
+    """
+
+    end: str
+    end_id: int | None
+    line: Sequence[int]
+    closing: Sequence[int]
+    is_text: bool = False
+
+    def behind(self, text: bytes) -> list[int]:
+        """Return the tokens that end a thought of `text`, and lead to the answer."""
+        return [*(() if text.endswith(b"\n") else self.line), *self.closing]
+
+
+class PromptWriter:
+    """Turn prompts into the tokens of one member.
+
+    Errors give its `name`, or else that of its file. `template` stands in place of the model's
+    own chat template, and is told `arguments`; `is_plain` where there is none, so that
+    conversations are dialogues.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str = "",
+        template: str | None = None,
+        arguments: Mapping[str, object] | None = None,
+    ) -> None:
+        self.name = name or model.path.name
         self._vocabulary = model.vocabulary
         self._tokenizer = model.tokenizer
-        self._source = model.chat_template or ""
+        self._given = arguments or {}
+        self._source = template or model.chat_template or ""
+        if not self._source and all(mark in model.vocabulary.markers for mark in _CHATML_MARKS):
+            self._source = _CHATML
+        self.is_plain = not self._source
         self._control = _control(model.vocabulary, self._source)
         self._finder = Words(self._control)
         speakable = model.vocabulary.speakable
         # Tokenisers find these in any text.
-        self._typable = Words(
-            [
-                word
-                for word, token_id in self._control.items()
-                if speakable[token_id] and word not in _THOUGHT
-            ]
-        )
+        found = (word for word, token_id in self._control.items() if speakable[token_id])
+        self._typable = Words([word for word in found if word not in _THOUGHT])
 
     def tokens(
         self, prompt: Prompt | bytes, arguments: Mapping[str, object] | None = None
     ) -> list[int]:
+        """Return the tokens of a prompt as its template writes it; see `read`."""
+        return self.read(prompt, arguments)[0]
+
+    def read(
+        self,
+        prompt: Prompt | bytes,
+        arguments: Mapping[str, object] | None = None,
+        thinking: Thinking | None = None,
+    ) -> tuple[list[int], Thought | None]:
         """Return the tokens of a conversation (opened for the answer) or of a plain text.
 
+        With them goes the thought that they leave open, where the answer begins with one. Where
+        `thinking` is None nothing stands behind what the template writes.
         `arguments` are keyword arguments of the chat template. Where the last message is an
         answer, that is left open. A text in bytes may begin or end within a character.
         Exactly one BOS stands in front where the model wants one. Control tokens come from
@@ -65,19 +115,28 @@ class PromptWriter:
         Raises PromptError where the template refuses the conversation or fails at it.
         """
         if isinstance(prompt, bytes):
-            return self._with_bos(self._tokenizer.encode(_expressible(prompt, self._tokenizer)))
-        ids: list[int] = []
-        for segment in self._segments(prompt, arguments or {}):
-            ids += [segment] if isinstance(segment, int) else self._encode(segment)
-        return self._with_bos(ids)
+            ids = self._tokenizer.encode(_expressible(prompt, self._tokenizer))
+            return self._with_bos(ids), None
+        segments, is_open = self._segments(prompt, thinking, arguments or {})
+        return self._with_bos(self._ids(segments)), self._thought() if is_open else None
 
-    def least(self, prompt: Prompt | bytes, arguments: Mapping[str, object] | None = None) -> int:
+    @property
+    def can_think(self) -> bool:
+        """Whether its chat template knows thoughts."""
+        return not self.is_plain and self._thinker.marks is not None
+
+    def least(
+        self,
+        prompt: Prompt | bytes,
+        arguments: Mapping[str, object] | None = None,
+        thinking: Thinking | None = None,
+    ) -> int:
         """Return how many tokens a prompt has at least, by its control tokens and its bytes."""
         n_control, said = 0, b""
         if isinstance(prompt, bytes):
             said = prompt
         else:
-            segments = list(self._segments(prompt, arguments or {}))
+            segments = list(self._segments(prompt, thinking, arguments or {})[0])
             n_control = sum(isinstance(segment, int) for segment in segments)
             texts = (segment for segment in segments if isinstance(segment, str))
             # SentencePiece reads U+2581, three bytes, as a space.
@@ -86,12 +145,25 @@ class PromptWriter:
         n_bytes = len(said) // (1 if self._tokenizer.missing_bytes.isdisjoint(said) else 4)
         return n_control + self._tokenizer.least(n_bytes)
 
-    def _segments(self, prompt: Prompt, arguments: Mapping[str, object]) -> Iterator[int | str]:
-        """Yield a prompt as the control tokens of its template and the texts between them."""
-        if isinstance(prompt, str) or not self._source:
-            yield prompt if isinstance(prompt, str) else _plain(prompt)
-            return
-        text, guard = self._render(prompt, arguments)
+    def _segments(
+        self, prompt: Prompt, thinking: Thinking | None, arguments: Mapping[str, object]
+    ) -> tuple[Iterator[int | str], bool]:
+        """Return control tokens and the texts between them, and whether a thought is open."""
+        if isinstance(prompt, str):
+            return iter([prompt]), False
+        if self.is_plain:
+            return iter([_plain(prompt)]), thinking == "on" and prompt[-1].role != "assistant"
+        told = {} if thinking is None else self._thinker.arguments(thinking)
+        # Who says that there is to be a thought says it to the template too.
+        free = {k: v for k, v in arguments.items() if k not in told or not isinstance(v, bool)}
+        text, guard = self._render(prompt, {**self._given, **told, **free})
+        if thinking is None or prompt[-1].role == "assistant":
+            return self._split(text, guard), False
+        text, is_open = self._thinker.ended(text, thinking)
+        return self._split(text, guard), is_open or thinking == "on"
+
+    def _split(self, text: str, guard: str = "") -> Iterator[int | str]:
+        """Yield the control tokens of what a template wrote, and the texts between them."""
         vocabulary = self._vocabulary
         at, before = 0, None
         for start, end in [*self._finder.find(text), (len(text), len(text))]:
@@ -105,22 +177,49 @@ class PromptWriter:
                 yield after
             at, before = end, after
 
+    def _thought(self) -> Thought:
+        """Return how an open thought ends; who knows none reads it as part of its answer."""
+        marks = None if self.is_plain else self._thinker.marks
+        if marks is None:
+            return Thought("", None, (), self._encode("\n\n", begins=False))
+        first = self._control.get(marks.end)
+        line = self._encode("\n", begins=False) if marks.begin.endswith("\n") else ()
+        closing = self._ids(self._split(marks.end + marks.answer), begins=False)
+        return Thought(marks.end, first, line, closing)
+
+    def marked(self, mark: str, *, is_text: bool) -> Thought:
+        """Return a thought that ends where a text says so, in words that are no marks.
+
+        In a conversation the mark has a line of its own.
+        """
+        line = "" if is_text else "\n"
+        encode = functools.partial(self._encode, begins=False)
+        return Thought(mark, None, encode(line), encode(mark + line), is_text)
+
+    def _ids(self, segments: Iterator[int | str], *, begins: bool = True) -> list[int]:
+        ids: list[int] = []
+        for segment in segments:
+            begins |= bool(ids)
+            ids += [segment] if isinstance(segment, int) else self._encode(segment, begins=begins)
+        return ids
+
     def _render(
         self, messages: Sequence[Message], arguments: Mapping[str, object]
     ) -> tuple[str, str]:
-        """Return a conversation as its template writes it, and the guard that stands in it."""
         look_alikes = self._look_alikes
-        known = [self._source, *(message.content for message in messages)]
-        guard = next(
-            character
-            for character in map(chr, _PRIVATE)
-            if not any(character in text for text in known)
-        )
+        known = "".join([self._source, *(message.content for message in messages)])
+        guard = next(each for each in map(chr, _PRIVATE) if each not in known)
+        # What a prompt ends in says whether there is a thought, but where a message says it.
+        marks = self._thinker.marks
+        ends = (marks.begin.rstrip(), marks.end) if marks else ()
         guarded = [
-            replace(message, content=look_alikes.guarded(message.content, guard))
+            replace(message, content=look_alikes.guarded(message.content, guard, ends))
             for message in messages
         ]
-        given = look_alikes.broken(arguments, guard)
+        try:
+            given = look_alikes.broken(arguments, guard)
+        except (RecursionError, TypeError) as error:
+            raise PromptError(f"{self.name}: chat_template_kwargs: {error}") from error
         return self._template.write(guarded, given, guard), guard
 
     @functools.cached_property
@@ -131,7 +230,13 @@ class PromptWriter:
         spelled, vocabulary = self._vocabulary.spelled, self._vocabulary
         tokens = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id}
         names = {name: spelled(i) for name, i in tokens.items() if i is not None}
-        return ChatTemplate(self._source, self._name, names)
+        return ChatTemplate(self._source, self.name, names)
+
+    @functools.cached_property
+    def _thinker(self) -> Thinker:
+        from eva_local.llama.thinking import Thinker
+
+        return Thinker(self._template, self._given)
 
     @functools.cached_property
     def _look_alikes(self) -> LookAlikes:
@@ -139,8 +244,8 @@ class PromptWriter:
         words = [word for word in self._control if word not in _THOUGHT]
         return LookAlikes(words, self._template.literals)
 
-    def _encode(self, text: str) -> list[int]:
-        """Encode text between control tokens in one go, as llama.cpp does.
+    def _encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """Encode text that `begins` behind a control token, or goes on, in one go as llama.cpp.
 
         It is cut within every word that would be read as a token of the template.
         """
@@ -151,7 +256,7 @@ class PromptWriter:
             _expressible(text[start:end].encode("utf-8", "replace"), self._tokenizer)
             for start, end in pairwise(starts)
         )
-        ids = self._tokenizer.read(first)
+        ids = self._tokenizer.read(first) if begins else self._tokenizer.encode(first)
         for part in rest:
             ids += self._tokenizer.encode(part)
         return ids
@@ -198,10 +303,6 @@ def _expressible(data: bytes, tokenizer: Tokenizer) -> bytes:
     if not missing.isdisjoint(mark):
         mark = b"?"
     log.warning("a member has no token for a character of the prompt; it reads %r there", mark)
-    return b"".join(
-        piece if missing.isdisjoint(piece) else mark
-        for piece in (
-            character.encode("utf-8", "surrogateescape")
-            for character in data.decode("utf-8", "surrogateescape")
-        )
-    )
+    characters = data.decode("utf-8", "surrogateescape")
+    pieces = (each.encode("utf-8", "surrogateescape") for each in characters)
+    return b"".join(piece if missing.isdisjoint(piece) else mark for piece in pieces)

@@ -1,7 +1,5 @@
 """Bytes to tokens of one member, exact to the byte whatever the bytes are."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -30,7 +28,6 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary, raw: Callable[[bytes], list[int]]) -> None:
-        """Wrap `raw`, the tokeniser of the model that `vocabulary` belongs to."""
         self.vocabulary = vocabulary
         self._raw = raw
         self._longest = max(map(len, vocabulary.pieces_to_ids()), default=0)
@@ -67,7 +64,6 @@ class Tokenizer:
         return -(-n_bytes // max(self._longest, 1))
 
     def _word(self, data: bytes) -> tuple[int, ...]:
-        """Return what `encode` does, for bytes that will come again."""
         return tuple(self.encode(data))
 
     def _may_follow(self, left: int, right: int) -> bool:

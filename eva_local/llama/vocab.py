@@ -1,12 +1,9 @@
 """A member's vocabulary: which bytes each token stands for, and what kind of token it is."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eva_local.errors import ModelError
+from eva_local.llama.model_file import ModelFile
 
 
 class Kind(IntEnum):
@@ -57,7 +55,6 @@ class Vocabulary:
         strips_left: Iterable[int] = (),
         strips_right: Iterable[int] = (),
     ) -> None:
-        """Make a vocabulary of tokens, in the order of their ids."""
         self.pieces = tuple(pieces)
         self.kinds = np.asarray(kinds, dtype=np.uint8)
         self.end_ids = frozenset(end_ids)
@@ -73,7 +70,6 @@ class Vocabulary:
         self._ids = _ids_by_piece(self.pieces, self.kinds, self.speakable)
 
     def __len__(self) -> int:
-        """Return the number of tokens."""
         return len(self.pieces)
 
     def id_of(self, piece: bytes) -> int | None:
@@ -118,26 +114,29 @@ def _ids_by_piece(
     return ids
 
 
-def read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
-    """Read the vocabulary that `vocab`, a pointer of llama.cpp's, stands for.
-
-    Raises ModelError where the file at `path` has none.
-    """
+def read_vocabulary(llama: ModuleType, file: ModelFile) -> Vocabulary:
+    """Read the vocabulary of a loaded file; raise ModelError where it has none."""
+    vocab = file.vocab
     count = llama.llama_vocab_n_tokens(vocab)
     if count <= 0:
-        raise ModelError(f"{path}: holds no vocabulary; use a language model")
+        raise ModelError(f"{file.path}: holds no vocabulary; use a language model")
     attributes = np.fromiter(
         (llama.llama_vocab_get_attr(vocab, i) for i in range(count)), dtype=np.int32, count=count
     )
     kinds = _kinds(llama, attributes)
-    bos_id, eos_id = llama.llama_vocab_bos(vocab), llama.llama_vocab_eos(vocab)
+    guess = llama.llama_vocab_eos(vocab)
+    bos_id = _named(file, "bos", llama.llama_vocab_bos(vocab), kinds)
+    eos_id = _named(file, "eos", guess, kinds)
+    ends = {i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)}
+    if eos_id is None and guess >= 0 and kinds[guess] != Kind.CONTROL:
+        ends.discard(guess)
     return Vocabulary(
         list(_pieces(llama, vocab, count)),
         kinds,
-        [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)],
-        bos_id=None if bos_id < 0 else bos_id,
-        eos_id=None if eos_id < 0 else eos_id,
-        add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id >= 0,
+        ends,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        add_bos=bool(llama.llama_vocab_get_add_bos(vocab)) and bos_id is not None,
         markers={
             llama.llama_vocab_get_text(vocab, i).decode("utf-8", "replace"): i
             for i in np.flatnonzero(np.isin(kinds, _SPELLED)).tolist()
@@ -145,6 +144,16 @@ def read_vocabulary(llama: ModuleType, vocab: Any, path: Path) -> Vocabulary:
         strips_left=np.flatnonzero(attributes & llama.LLAMA_TOKEN_ATTR_LSTRIP).tolist(),
         strips_right=np.flatnonzero(attributes & llama.LLAMA_TOKEN_ATTR_RSTRIP).tolist(),
     )
+
+
+def _named(file: ModelFile, name: str, token_id: int, kinds: NDArray[np.uint8]) -> int | None:
+    """Return a special token that the file names, or that llama.cpp rightly supposes.
+
+    Of a file that names none it takes 1 and 2 for them, which is SentencePiece's custom, or, where
+    tokens are byte-level, 11: that is a comma.
+    """
+    told = file.metadata(f"tokenizer.ggml.{name}_token_id") == str(token_id)
+    return token_id if told or (token_id in (1, 2) and kinds[token_id] == Kind.CONTROL) else None
 
 
 def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -162,7 +171,6 @@ def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8
 
 
 def _pieces(llama: ModuleType, vocab: Any, count: int) -> Iterator[bytes]:
-    """Yield what each token stands for, in the order of the ids."""
     size = 64
     buffer = ctypes.create_string_buffer(size)
     for token_id in range(count):

@@ -1,7 +1,5 @@
 """Words in a text: control tokens as they are spelled, and what looks like them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +12,6 @@ class Words:
     """
 
     def __init__(self, words: Collection[str]) -> None:
-        """Take the words to find; the empty one is none."""
         self._words = frozenset(words) - {""}
         lengths: dict[str, set[int]] = {}
         for word in self._words:
@@ -48,12 +45,11 @@ class LookAlikes:
     """Puts a guard into whatever would be read as a control token in a rendered text.
 
     That is a word as it stands, and a part of one where the rest may come to stand beside it: at
-    the ends of a message, and beside what a template may take out of it. So each word that is
-    found in the text was written by the template.
+    the ends of a message, and beside what a template may take out of it (`removable`). So each
+    word that is found in the text was written by the template.
     """
 
     def __init__(self, words: Collection[str], removable: Collection[str]) -> None:
-        """Guard against `words`, also where any of `removable` is taken out of a text."""
         self._words = Words(words)
         self._longest = max(map(len, words), default=1)
         self._beginnings = frozenset(word[:n] for word in words for n in range(1, len(word)))
@@ -63,9 +59,11 @@ class LookAlikes:
         self._all = "\0".join(words)
         self._cuts = Words([each for each in removable if each not in self._all])
 
-    def guarded(self, text: str, guard: str) -> str:
-        """Return a message with guards in it."""
+    def guarded(self, text: str, guard: str, marks: tuple[str, ...] = ()) -> str:
+        """Return a message with guards in it, and one behind `marks` in which it ends."""
         text = self.broken(text, guard)
+        if (said := text.rstrip()).endswith(marks):
+            text = said + guard + text[len(said) :]
         guarded, at = "", 0
         for start, end in self._cuts.find(text):
             guarded += self._guard_ends(text[at:start], guard) + text[start:end]
@@ -81,7 +79,8 @@ class LookAlikes:
                 at = end
             return broken + value[at:]
         if isinstance(value, Mapping):
-            return {key: self.broken(each, guard) for key, each in value.items()}
+            pairs = value.items()
+            return {self.broken(key, guard): self.broken(each, guard) for key, each in pairs}
         if isinstance(value, Sequence):
             return [self.broken(each, guard) for each in value]
         return value

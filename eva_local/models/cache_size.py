@@ -4,8 +4,6 @@ Attention keeps keys and values of every token, a recurrent layer one state of a
 its length. Which layer is what, llama.cpp knows by the architecture and by these keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # llama.cpp has no model with more layers.
@@ -15,8 +13,18 @@ _RECURRENT = frozenset(("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwk
 _BOTH = "falcon-h1"
 # Each Nth layer is attention, where the file does not say otherwise.
 _INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-# Each Nth layer is not windowed, where the file does not say otherwise.
-_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "olmo2": 4}
+# Each Nth layer is not windowed, where the file does not say otherwise: the last, or the first.
+_PATTERNS = {
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "gpt-oss": 2,
+    "cohere2": 4,
+    "olmo2": 4,
+    "plamo3": 8,
+    **dict.fromkeys(("afmoe", "exaone-moe", "mellum", "muse-glimmer"), 4),
+    **dict.fromkeys(_FULL_FIRST := ("cohere2moe", "laguna", "smallthinker"), 4),
+}
 _STATE_BYTES = 4  # f32, whatever the type of the cache
 
 
@@ -46,8 +54,6 @@ def cache_size(values: Mapping[str, object], architecture: str) -> dict[str, int
 
 
 class _Layers:
-    """The keys of an architecture: numbers, and numbers for each layer."""
-
     def __init__(self, values: Mapping[str, object], architecture: str) -> None:
         self._values = values
         self._architecture = architecture
@@ -74,12 +80,10 @@ class _Layers:
         value = self.number("attention.value_length", head)
         if self.number("attention.key_length_mla") and self.number("attention.value_length_mla"):
             return key  # which the values are computed from
-        return self.number(f"attention.key_length{ending}", key) + self.number(
-            f"attention.value_length{ending}", value
-        )
+        value = self.number(f"attention.value_length{ending}", value)
+        return self.number(f"attention.key_length{ending}", key) + value
 
     def windowed(self) -> list[bool]:
-        """Return which layers look back over a window."""
         pattern = self._value("attention.sliding_window_pattern")
         if not self.number("attention.sliding_window"):
             return [False] * self.count
@@ -87,10 +91,10 @@ class _Layers:
             return [bool(each) for each in self.each("attention.sliding_window_pattern")]
         default = _PATTERNS.get(self._architecture, 1)
         every = self.number("attention.sliding_window_pattern", default)
-        return [every == 0 or i % every < every - 1 for i in range(self.count)]
+        full = 0 if self._architecture in _FULL_FIRST else every - 1
+        return [every == 0 or i % every != full for i in range(self.count)]
 
     def recurrent(self) -> list[bool]:
-        """Return which layers hold a state, in a model that has such layers."""
         if self._architecture in (*_RECURRENT, _BOTH):
             return [True] * self.count
         if self._value("attention.recurrent_layers") is not None:

@@ -1,7 +1,5 @@
 """A file that is brought here: checksums, room on the disk, and what a pull is told of it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -4,8 +4,6 @@ gguf.GGUFReader does this too, but takes seconds for a large vocabulary, of whic
 is wanted here.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import struct
@@ -23,6 +21,25 @@ _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # Value types of the GGUF specification, as struct knows them.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_TOKENS = "tokenizer.ggml.tokens"
+# Of several, the one that is for conversations without tools.
+TEMPLATES = [f"tokenizer.chat_template{name}" for name in ("", ".default", ".tool_use")]
+_GIVE = "give the file of a language model"
+_ENCODER = f"an embedding model or another encoder, which predicts no next token; {_GIVE}"
+_DRAFTER = "a drafter, which only works beside a model; give the model's own file"
+_PART = "the part of a model that sees or hears; give the language model beside it"
+# What else such a file can hold, by the type or the architecture that it names.
+_OTHERS = {
+    "adapter": "a LoRA adapter; merge it into its model (llama-export-lora) and give that file",
+    "controlvector": "a control vector, which only steers a model; give the model's own file",
+    "imatrix": "an importance matrix for quantising a model; give the model's own file",
+    "t5": f"an encoder with a decoder, which goes on with no text; {_GIVE}",
+    **dict.fromkeys(("mmproj", "clip"), _PART),
+    **dict.fromkeys(("t5encoder", "gemma-embedding", "llama-embed"), _ENCODER),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), f"a diffusion model; {_GIVE}"),
+    **dict.fromkeys(("wavtokenizer-dec", "qwen3tts", "pockettts"), f"a speech model; {_GIVE}"),
+    **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), _DRAFTER),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,7 @@ class Header:
     n_windowed: int = 0
     window: int = 0
     state_bytes: int = 0
+    chat_template: str | None = None
 
 
 def is_gguf(path: Path) -> bool:
@@ -60,10 +78,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of the GGUF file at `path`; StoreError where there is none.
-
-    Of a model in several files, `path` is the first one, and the others lie beside it.
-    """
+    """Read the header of a GGUF file, the first of a model's; StoreError where there is none."""
     values, parameters = _read(path)
     n_files = _value(values, "split.count", int) or 1
     if n_files > 1:
@@ -81,21 +96,47 @@ def read_header(path: Path) -> Header:
         licence=_value(values, "general.license", str),
         parameters=parameters,
         n_ctx_train=_value(values, f"{architecture}.context_length", int),
-        n_vocab=_value(values, "tokenizer.ggml.tokens", int),
+        n_vocab=_value(values, _TOKENS, int),
         tokenizer=_value(values, "tokenizer.ggml.model", str),
         quantisation=_quantisation(_value(values, "general.file_type", int)),
         # Of several, some have names of their own behind that.
         has_chat_template=any(key.startswith("tokenizer.chat_template") for key in values),
         n_files=n_files,
+        chat_template=next(filter(None, (_value(values, key, str) for key in TEMPLATES)), None),
         **cache_size(values, architecture),
     )
 
 
-def _read(path: Path) -> tuple[dict[str, object], int]:
-    """Return the values of one file, and how many parameters lie in it."""
+def refusal(path: Path) -> str:
+    """Say of a GGUF file that is no language model what it is and what to give; else "".
+
+    What stands before its vocabulary is enough, and takes no time. Of a file that cannot be read
+    this says nothing.
+    """
+    try:
+        values, n_tensors = _read(path, beginning=True)
+    except StoreError:
+        return ""
+    architecture = _value(values, "general.architecture", str) or ""
+    found = _OTHERS.get(_value(values, "general.type", str) or "") or _OTHERS.get(architecture, "")
+    is_causal = values.get(f"{architecture}.attention.causal") is not False
+    is_pooled = _value(values, f"{architecture}.pooling_type", int)
+    if not found and (is_pooled or not is_causal or "bert" in architecture):
+        return _ENCODER
+    # Of a model in several files, the first may hold no weights.
+    if not found and not n_tensors and len(part_names(path.name)) == 1:
+        return "a vocabulary without weights; give the file of the whole model"
+    return found
+
+
+def _read(path: Path, *, beginning: bool = False) -> tuple[dict[str, object], int]:
+    """Return the values of one file, and how many parameters lie in it.
+
+    Of its beginning alone: those before the vocabulary, and how many tensors there are.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).read()
+            return _Reader(data).read(beginning=beginning)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, struct.error, KeyError, RecursionError) as error:
@@ -121,7 +162,7 @@ class _Reader:
         self._data = data
         self._at = 0
 
-    def read(self) -> tuple[dict[str, object], int]:
+    def read(self, *, beginning: bool) -> tuple[dict[str, object], int]:
         if self._data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("it does not begin with GGUF")
         self._at = len(_MAGIC)
@@ -132,7 +173,11 @@ class _Reader:
         values = {}
         for _ in range(keys):
             key = self._string().decode()
+            if beginning and key == _TOKENS:
+                break
             values[key] = self._value(self._unpack("I"))
+        if beginning:
+            return values, tensors
         return values, sum(self._tensor_size() for _ in range(tensors))
 
     def _unpack(self, form: str) -> Any:

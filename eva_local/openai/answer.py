@@ -1,7 +1,5 @@
 """Answers as OpenAI's API writes them: whole, or in the parts of a stream."""
 
-from __future__ import annotations
-
 import codecs
 import math
 from collections.abc import Iterable, Sequence
@@ -21,10 +19,7 @@ Body = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One symbol of an answer; `start` is its place in the text, in characters.
-
-    The `logprob` is in nats; the first symbol of a text that was given has none.
-    """
+    """One symbol of an answer: its place in the text, in characters, and its logprob in nats."""
 
     piece: bytes
     start: int
@@ -45,12 +40,11 @@ class Answer:
     """One answer as it is written; `tokens` are there where probabilities are `told`.
 
     A symbol is among them once its beginning is shown: so those of a stop string, which is never
-    shown, are left out, and so is END. Behind an echo all are told, whatever is shown: evaluation
-    harnesses rely on one for each that was chosen.
+    shown, are left out, and so are END and the thought. Behind an echo all are told, whatever is
+    shown: evaluation harnesses rely on one for each that was chosen.
     """
 
     def __init__(self, *, told: bool = False) -> None:
-        """Begin an answer."""
         self.echo: Echo | None = None
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
@@ -68,7 +62,7 @@ class Answer:
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
         self.steps.append(step)
-        if not self._told:
+        if not self._told or step.reasoning is not None:
             return []
         is_all = self.echo is not None
         if step.piece or is_all:
@@ -86,6 +80,11 @@ class Answer:
     def text(self) -> str:
         """What was written, behind the echo."""
         return "".join([self.echo.text if self.echo else "", *(step.text for step in self.steps)])
+
+    @property
+    def reasoning(self) -> str:
+        """The thought before the answer."""
+        return "".join(step.reasoning or "" for step in self.steps)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -107,10 +106,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """What all bodies about a request begin with, whole ones and the parts of a stream.
-
-    `counted` where the last part of a stream tells what the answers cost.
-    """
+    """What all bodies about a request begin with; `counted` where a stream tells its cost."""
 
     endpoint: str
     name: str
@@ -121,24 +117,23 @@ class Letterhead:
     def whole(
         self, answers: Sequence[Answer], n: int = 1, *, told: bool, traced: bool = False
     ) -> Body:
-        """Return the body with `n` answers to each prompt.
-
-        `told` adds logprobs, `traced` why each symbol was chosen.
-        """
+        """Return `n` answers to each prompt; `told` adds logprobs, `traced` why each was chosen."""
         choices = []
         for index, answer in enumerate(answers):
-            said: Body = {"text": answer.text}
+            thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+            said: Body = {"text": answer.text, **thought}
             if self.endpoint == CHAT:
-                said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+                message = {"role": "assistant", "content": answer.text, "refusal": None}
+                said = {"message": {**message, **thought}}
             tokens = answer.tokens if told else None
             choices.append(self._choice(index, said, tokens, answer.finish_reason))
             if traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        return self._body("chat.completion", choices) | {"usage": _counts_of(answers, n)}
+        return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
 
-    def opening(self, index: int) -> Body:
-        """Return what comes before the text of a chat's answer."""
-        delta = {"role": "assistant", "content": "", "refusal": None}
+    def opening(self, index: int, *, thinks: bool = False) -> Body:
+        """Return what comes before a chat's answer; where it `thinks` first, no content begins."""
+        delta = {"role": "assistant", "content": None if thinks else "", "refusal": None}
         return self._part(self._choice(index, {"delta": delta}))
 
     def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
@@ -150,17 +145,32 @@ class Letterhead:
         self, index: int, step: Step, tokens: Sequence[Token] = (), *, traced: bool = False
     ) -> Body | None:
         """Return what a step says; None where there is nothing to say yet."""
-        if not (step.text or tokens or traced or step.finish_reason):
+        if not (step.text or step.reasoning or tokens or traced or step.finish_reason):
             return None
-        said: Body = {"text": step.text}
+        thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
+        said: Body = {"text": step.text, **thought}
         if self.endpoint == CHAT:
-            said = {"delta": {"content": step.text} if step.text else {}}
+            said = {"delta": {**thought, "content": step.text} if step.text else thought}
         more: Body = {"eva": trace_of(step)} if traced else {}
         return self._part(self._choice(index, said, tokens or None, step.finish_reason, **more))
 
     def last(self, answers: Sequence[Answer], n: int) -> Body:
         """Return the part that tells what the answers cost."""
-        return self._part() | {"usage": _counts_of(answers, n)}
+        return self._part() | {"usage": self._counts(answers, n)}
+
+    def _counts(self, answers: Sequence[Answer], n: int) -> Body:
+        usages = [answer.usage for answer in answers if answer.usage]
+        read, written = sum(each.n_read for each in answers[::n]), sum(u.steps for u in usages)
+        n_thought = sum(usage.reasoning_steps for usage in usages)
+        details: Body = {"reasoning_tokens": n_thought}
+        if drafted := sum(usage.drafted for usage in usages):
+            accepted = sum(usage.accepted for usage in usages)
+            details["accepted_prediction_tokens"] = accepted
+            details["rejected_prediction_tokens"] = drafted - accepted
+        counts = {"prompt_tokens": read, "completion_tokens": written}
+        is_told = self.endpoint == CHAT or n_thought
+        told = {"completion_tokens_details": details} if is_told else {}
+        return {**counts, "total_tokens": read + written, **told}
 
     def _choice(
         self,
@@ -214,6 +224,8 @@ def trace_of(step: Step) -> Body:
         "bytes": list(step.piece),
         "probability": _number(step.probability),
         "text": step.text,
+        # The text of a step of the thought; null in the answer.
+        "reasoning": step.reasoning,
         "top": _top(trace.top) if trace else [],
         "members": [
             {
@@ -230,18 +242,7 @@ def trace_of(step: Step) -> Body:
     }
 
 
-def _counts_of(answers: Sequence[Answer], n: int) -> dict[str, int]:
-    """Return what `n` answers to each prompt cost, in tokens.
-
-    A prompt counts once: OpenAI's shape has one number.
-    """
-    read = sum(answer.n_read for answer in answers[::n])
-    written = sum(answer.usage.steps for answer in answers if answer.usage)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
 def _text_logprobs(tokens: Sequence[Token]) -> Body:
-    """Return tokens as a plain completion tells them."""
     return {
         "tokens": [_shown(token.piece) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
@@ -266,7 +267,6 @@ def _log_of(probability: float) -> float:
 
 
 def _shown(piece: bytes) -> str:
-    r"""Return a piece as text; half characters as \x escapes, as OpenAI shows them."""
     return piece.decode("utf-8", "backslashreplace")
 
 

@@ -1,23 +1,13 @@
 """What one call asks of a server: several answers, perhaps streamed, scored or explained."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
-from eva_local.openai.request import CHAT, TEXT_BIAS, conversation, n_top, read_request, said
-from eva_local.openai.shapes import (
-    MOST_ANSWERS,
-    SEVERAL,
-    WEIGHTS,
-    AnswerRequest,
-    Biases,
-    ChatRequest,
-    CompletionRequest,
-)
+from eva_local.openai import shapes
+from eva_local.openai.request import CHAT, conversation, read_request, said
 from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
 
@@ -31,28 +21,28 @@ LONGEST_GRAMMAR = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`n` answers to each of the prompts; with `echo` they begin with the prompt itself.
+    """A request, with `request.n` answers to each of the prompts.
 
-    `n_top` as in `Asked`. Where `scored` nothing is written: the prompt alone is echoed.
-    `trace` asks why each token was chosen, `weights` weighs the members otherwise than the
-    ensemble does.
+    Where `scored` nothing is written: the prompt alone is echoed. `weights` weighs the members
+    otherwise than the ensemble does.
     """
 
+    request: shapes.ChatRequest | shapes.CompletionRequest
     prompts: tuple[AnyPrompt, ...]
     sampling: Sampling
-    n_top: int | None = None
-    n: int = 1
-    echo: bool = False
     scored: bool = False
-    stream: bool = False
-    include_usage: bool = False
-    trace: bool = False
     weights: Weights | None = None
 
     @property
     def n_answers(self) -> int:
         """How many answers are asked for."""
-        return len(self.prompts) * self.n
+        return len(self.prompts) * self.request.n
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the last part of a stream tells what the answers cost."""
+        options = self.request.stream_options
+        return options is not None and options.include_usage
 
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
@@ -69,11 +59,7 @@ def read_call(
     piece_of: Callable[[int], bytes],
     members: Sequence[str],
 ) -> Call:
-    """Read the body of a call to an endpoint; `defaults` are what it does not say.
-
-    `piece_of` returns the bytes of a token, and raises InputError where it has no text.
-    Raises InputError where it asks for something that cannot be done.
-    """
+    """Read the body of a call; `piece_of` gives a token's bytes. Raises InputError."""
     body = said(body)
     if endpoint == CHAT and body.get("echo"):
         raise InputError("echo: a conversation is not repeated; leave it out")
@@ -81,29 +67,21 @@ def read_call(
     if scored:
         del body["max_tokens"]
     request, sampling = read_request(body, endpoint, defaults)
-    if request.logit_bias is not None or request.text_bias is not None:
-        sampling = replace(sampling, logit_bias=_text_biases(request, piece_of))
+    if request.logit_bias is not None:
+        sampling = replace(sampling, logit_bias=_text_biases(request.logit_bias, piece_of))
     _refuse_too_much(sampling)
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream true")
-    call = Call(
-        prompts=(
-            (conversation(request.messages),)
-            if isinstance(request, ChatRequest)
-            else texts_of(request.prompt, "prompt")
-        ),
-        sampling=sampling,
-        n_top=n_top(request),
-        n=request.n,
-        echo=isinstance(request, CompletionRequest) and request.echo,
-        scored=scored,
-        stream=request.stream,
-        include_usage=request.stream_options is not None and request.stream_options.include_usage,
-        trace=request.trace,
-        weights=weights_of(request.weights, members),
-    )
-    if call.n_answers > MOST_ANSWERS:
-        raise InputError(f"n: {call.n_answers} answers are asked for, and {MOST_ANSWERS} can be")
+    prompts: tuple[AnyPrompt, ...]
+    if isinstance(request, shapes.ChatRequest):
+        prompts = (conversation(request.messages),)
+    else:
+        prompts = texts_of(request.prompt, "prompt")
+    call = Call(request, prompts, sampling, scored, weights_of(request.weights, members))
+    if call.n_answers > shapes.MOST_ANSWERS:
+        raise InputError(
+            f"n: {call.n_answers} answers are asked for, and {shapes.MOST_ANSWERS} can be"
+        )
     return call
 
 
@@ -118,7 +96,7 @@ def texts_of(
     if not texts:
         return (ids,)
     if ids:
-        raise ReadError(key, f"must be {SEVERAL}, not {shown(value)}")
+        raise ReadError(key, f"must be {shapes.SEVERAL}, not {shown(value)}")
     return tuple(each if isinstance(each, str) else tuple(each) for each in texts)
 
 
@@ -131,30 +109,27 @@ def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str])
         weights = tuple(value[name] for name in members)
     if isinstance(weights, dict) or len(weights) != len(members) or not 0 < sum(weights) < math.inf:
         given = list(value) if isinstance(value, tuple) else value
-        raise InputError(f"weights must be {WEIGHTS} of {', '.join(members)}; not {shown(given)}")
+        raise InputError(
+            f"weights must be {shapes.WEIGHTS} of {', '.join(members)}; not {shown(given)}"
+        )
     return weights
 
 
-def _text_biases(request: AnswerRequest, piece_of: Callable[[int], bytes]) -> Biases:
-    """Return all biases as biases of texts, for token ids of those that they stand for."""
-    biases = dict(request.text_bias or {})
-    for key, bias in (request.logit_bias or {}).items():
+def _text_biases(biases: shapes.Biases, piece_of: Callable[[int], bytes]) -> shapes.Biases:
+    found: shapes.Biases = {}
+    for key, bias in biases.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise InputError(
-                f"logit_bias {shown(key)} is no token id (see /tokenize); {TEXT_BIAS} takes texts"
-            )
+            raise InputError(f"logit_bias {shown(key)} is no token id (see /tokenize)")
         try:
             text = piece_of(int(key)).decode()
         except (InputError, UnicodeDecodeError):
             text = ""
         if not text:
             raise InputError(f"logit_bias {key}: no token, or one that is no whole text of its own")
-        other = biases.get(text, bias)
-        # False forbids, which 0 does not.
-        if (other, other is False) != (bias, bias is False):
-            raise InputError(f"logit_bias {key}: {shown(text)} has another bias, too: give one")
-        biases[text] = bias
-    return biases
+        if text in found:
+            raise InputError(f"logit_bias {key}: {shown(text)} has a bias already: give one")
+        found[text] = bias
+    return found
 
 
 def _refuse_too_much(sampling: Sampling) -> None:
@@ -164,6 +139,6 @@ def _refuse_too_much(sampling: Sampling) -> None:
         )
     if len(sampling.logit_bias) > MOST_BIASES:
         raise InputError(f"logit_bias: at most {MOST_BIASES} tokens can be biased")
-    for key in ("grammar", "json_schema"):
+    for key in ("grammar", "json_schema", "chat_template"):
         if len(getattr(sampling, key) or "") > LONGEST_GRAMMAR:
             raise InputError(f"{key}: at most {LONGEST_GRAMMAR} characters can be obeyed")

@@ -1,7 +1,5 @@
 """What a request asks for, in the shape of OpenAI's API, and options as JSON writes them."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter
@@ -12,33 +10,29 @@ from typing import Any, Literal, TypeVar, get_args
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai.shapes import (
-    ChatMessage,
-    ChatMessages,
-    ChatRequest,
-    CompletionRequest,
-    ObjectFormat,
-    Options,
-    SchemaFormat,
-)
+from eva_local.openai import shapes
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
-from eva_local.types import Message, Sampling
+from eva_local.types import Message, Sampling, Thinking
 
-Known = TypeVar("Known", bound=Options)
+Known = TypeVar("Known", bound=shapes.Options)
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
 
 OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
-ALIASES = {"max_completion_tokens": "max_tokens"}
+ALIASES = {
+    "max_completion_tokens": "max_tokens",
+    # Those of llama-server, of its requests, and of vLLM.
+    "reasoning_budget": "thinking_budget",
+    "thinking_budget_tokens": "thinking_budget",
+    "thinking_token_budget": "thinking_budget",
+}
 #: What says nothing about the answer.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 )
-# OpenAI's `logit_bias` names tokens by number; this is ours for texts.
-TEXT_BIAS = "text_bias"
 # What nobody can do, beside the value that asks for nothing.
 _REFUSED: Mapping[str, object] = {
     "best_of": 1,
@@ -57,18 +51,14 @@ _SERVED: Mapping[str, object] = {
     "trace": False,
     "weights": None,
 }
-_ASKS_NOTHING: Mapping[str, object] = {
-    **_REFUSED,
-    **_SERVED,
-    "logprobs": False,
-    "top_logprobs": 0,
-    TEXT_BIAS: {},
-}
+_ASKS_NOTHING: Mapping[str, object] = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
 #: What `read_options` reads.
-OPTION_KEYS = (*OPTIONS, *ALIASES, "response_format")
-_ENDPOINTS: Mapping[str, type[ChatRequest | CompletionRequest]] = {
-    CHAT: ChatRequest,
-    COMPLETION: CompletionRequest,
+OPTION_KEYS = tuple(dict.fromkeys((*OPTIONS, *ALIASES, *shapes.Options.__struct_fields__)))
+# The arguments by which chat templates are told to think.
+_SWITCHES = ("enable_thinking", "thinking")
+_ENDPOINTS: Mapping[str, type[shapes.ChatRequest | shapes.CompletionRequest]] = {
+    CHAT: shapes.ChatRequest,
+    COMPLETION: shapes.CompletionRequest,
 }
 #: What the body of a request can say.
 KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
@@ -76,10 +66,7 @@ KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked for: an answer, and for each symbol the `n_top` likeliest ones.
-
-    With `n_top` None nothing is told of probabilities.
-    """
+    """An answer that is asked for; `n_top` likeliest symbols are told with each, if not None."""
 
     prompt: Prompt
     sampling: Sampling
@@ -87,35 +74,24 @@ class Asked:
 
 
 def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> Asked:
-    """Read the body of a request to an endpoint; `defaults` are what it does not say.
-
-    Raises InputError where it asks for something that cannot be done.
-    """
+    """Read the body of a request; raise InputError where it asks for what cannot be done."""
     for key in _SERVED:
         refuse_undone(key, body.get(key))
     request, sampling = read_request(body, endpoint, defaults)
     if request.logit_bias:
-        raise InputError(
-            f"logit_bias names tokens by number, which differ from model to model; {TEXT_BIAS} "
-            "names them by their text"
-        )
-    if request.text_bias is not None:
-        sampling = replace(sampling, logit_bias=request.text_bias)
-    if isinstance(request, ChatRequest):
-        return Asked(conversation(request.messages), sampling, n_top(request))
+        raise InputError("logit_bias names tokens by number, which differ from model to model")
+    if isinstance(request, shapes.ChatRequest):
+        return Asked(conversation(request.messages), sampling, request.n_top)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if len(prompts) != 1 or not isinstance(prompts[0], str):
         raise InputError("prompt must be one text")
-    return Asked(prompts[0], sampling, n_top(request))
+    return Asked(prompts[0], sampling, request.n_top)
 
 
 def read_request(
     body: Mapping[str, object], endpoint: str, defaults: Sampling
-) -> tuple[ChatRequest | CompletionRequest, Sampling]:
-    """Read a body, and how its answers are to be drawn but for biases.
-
-    Raises InputError where it asks for something that cannot be done.
-    """
+) -> tuple[shapes.ChatRequest | shapes.CompletionRequest, Sampling]:
+    """Read a body, and how its answers are drawn but for biases; raise InputError."""
     values = said(body)
     kind = _ENDPOINTS[endpoint]
     for key, value in values.items():
@@ -126,15 +102,14 @@ def read_request(
         elif value and key not in (*kind.__struct_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = _own(values, kind)
+    if isinstance(request, shapes.ChatRequest) and request.top_logprobs and not request.logprobs:
+        raise ReadError("top_logprobs", "needs logprobs true")
     values.pop("logit_bias", None)
-    return request, _drawn(values, request, defaults)
+    return request, _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
 
 
 def said(body: Mapping[str, object]) -> dict[str, object]:
-    """Return what a body says, by our names.
-
-    Raises InputError where two names contradict, and for half a character, which JSON can name.
-    """
+    """Return what a body says, by our names; raise InputError for contradictory or half text."""
     values = given(body)
     for key, value in values.items():
         try:
@@ -152,10 +127,10 @@ def said(body: Mapping[str, object]) -> dict[str, object]:
 
 def read_messages(value: object) -> list[Message]:
     """Read a conversation; raise InputError for what is none."""
-    return conversation(read(lean(value, ChatMessages), ChatMessages, "messages"))
+    return conversation(read(lean(value, shapes.ChatMessages), shapes.ChatMessages, "messages"))
 
 
-def conversation(turns: list[ChatMessage]) -> list[Message]:
+def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
     return [
         Message(
@@ -168,23 +143,36 @@ def conversation(turns: list[ChatMessage]) -> list[Message]:
     ]
 
 
-def read_options(values: Mapping[str, object], defaults: Sampling) -> Sampling:
-    """Put those of `values` that are options of sampling in place of the defaults.
+def read_options(
+    values: Mapping[str, object], defaults: Sampling, *, told: bool = True
+) -> Sampling:
+    """Put the options of sampling among `values` in place of the defaults; raise InputError.
 
-    Raises InputError for values that cannot be used.
+    `told` says whether they go with messages, or else with a text to be gone on with.
     """
     values = said(values)
-    return _drawn(values, _own(values, Options), defaults)
+    return _drawn(values, _own(values, shapes.Options), defaults, told=told)
 
 
 def _own(values: Mapping[str, object], kind: type[Known]) -> Known:
-    """Return those of `values` that are fields of a `kind`."""
     known = {key: values[key] for key in kind.__struct_fields__ if key in values}
     return read(lean(known, kind), kind)
 
 
-def _drawn(values: Mapping[str, object], own: Options, defaults: Sampling) -> Sampling:
+def _drawn(
+    values: Mapping[str, object], own: shapes.Options, defaults: Sampling, *, told: bool
+) -> Sampling:
     changed: dict[str, Any] = {key: values[key] for key in OPTIONS if key in values}
+    modes = _modes(own, defaults)
+    asking = ["chat_template"] if "chat_template" in changed else []
+    asking += [k for k, m in modes.items() if m == "on" or (m == "apart" and k != "thinking")]
+    asking += ["chat_template_kwargs"] if own.chat_template_kwargs.keys() - _SWITCHES else []
+    if asking and not told:
+        raise InputError(
+            f"{asking[0]} is for messages: a text that is gone on with has no chat template, and "
+            "no thought; leave it out"
+        )
+    changed |= _thought(own, modes, defaults)
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
@@ -196,11 +184,41 @@ def _drawn(values: Mapping[str, object], own: Options, defaults: Sampling) -> Sa
     if own.response_format is not None:
         # Plain text is asked for, too: no grammar or schema of the defaults is to be obeyed.
         changed |= {"grammar": None, "json_schema": None}
-    if isinstance(own.response_format, ObjectFormat):
+    if isinstance(own.response_format, shapes.ObjectFormat):
         changed["json_schema"] = json.dumps(own.response_format.schema or {"type": "object"})
-    elif isinstance(own.response_format, SchemaFormat):
+    elif isinstance(own.response_format, shapes.SchemaFormat):
         changed["json_schema"] = json.dumps(own.response_format.json_schema.schema)
     return replace(defaults, **changed) if changed else defaults
+
+
+def _modes(own: shapes.Options, defaults: Sampling) -> dict[str, Thinking]:
+    says: dict[str, object] = {
+        "enable_thinking": own.enable_thinking,
+        "reasoning_effort": own.reasoning_effort and own.reasoning_effort != "none",
+    }
+    for name in _SWITCHES:
+        says[f"chat_template_kwargs.{name}"] = own.chat_template_kwargs.get(name)
+    modes: dict[str, Thinking] = {} if own.thinking is None else {"thinking": own.thinking}
+    how: Thinking = "apart" if (own.thinking or defaults.thinking) == "apart" else "on"
+    modes |= {name: how if on else "off" for name, on in says.items() if isinstance(on, bool)}
+    if len(set(modes.values())) > 1:
+        raise InputError(f"{' and '.join(modes)} contradict each other: give one")
+    return modes
+
+
+def _thought(
+    own: shapes.Options, modes: Mapping[str, Thinking], defaults: Sampling
+) -> dict[str, Any]:
+    given = dict(own.chat_template_kwargs)
+    if own.reasoning_effort is not None:
+        if given.setdefault("reasoning_effort", own.reasoning_effort) != own.reasoning_effort:
+            raise InputError("reasoning_effort and that of chat_template_kwargs differ: give one")
+        if own.reasoning_effort == "none":
+            del given["reasoning_effort"]
+    dropped = (*(_SWITCHES if modes else ()), own.reasoning_effort and "reasoning_effort")
+    kept = {k: v for k, v in defaults.chat_template_kwargs.items() if k not in dropped}
+    thinking = next(iter(modes.values()), defaults.thinking)
+    return {"thinking": thinking, "chat_template_kwargs": {**kept, **given}}
 
 
 @lru_cache(maxsize=1024)
@@ -217,15 +235,6 @@ def refuse_undone(key: str, value: object) -> None:
         raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 
 
-def n_top(request: ChatRequest | CompletionRequest) -> int | None:
-    """Return how many likely symbols are to be named; None where nothing is told of them."""
-    if isinstance(request, CompletionRequest):
-        return request.logprobs
-    if not request.logprobs and request.top_logprobs:
-        raise ReadError("top_logprobs", "needs logprobs true")
-    return request.top_logprobs if request.logprobs else None
-
-
 def given(body: Mapping[str, object]) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
@@ -234,10 +243,7 @@ def given(body: Mapping[str, object]) -> dict[str, object]:
 def parsed(
     text: str, parse_constant: Callable[[str], object] | None = None
 ) -> tuple[object, list[str]]:
-    """Return a value of JSON, and the keys that come twice in an object of it.
-
-    Raises ValueError and RecursionError for what is no JSON.
-    """
+    """Return a value of JSON, and the keys that come twice; raise ValueError or RecursionError."""
     twice: list[str] = []
 
     def noted(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:

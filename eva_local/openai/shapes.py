@@ -3,13 +3,12 @@
 Plain options of sampling are not among them; they are fields of Sampling.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 from eva_local.reading import Amount, Whole, Words
+from eva_local.types import Thinking
 
 #: Answers that one call can ask for at most.
 MOST_ANSWERS = 128
@@ -41,11 +40,16 @@ class TextPart(Struct, forbid_unknown_fields=True):
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True):
-    """A message. No chat template writes who of several users speaks: `name` says nothing."""
+    """A message, with what says nothing: no chat template writes who of several users speaks.
+
+    A thought comes back from clients with the answer, and is told to no later turn.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: Any = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 ChatMessages = Annotated[
@@ -88,6 +92,13 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
         TextFormat | ObjectFormat | SchemaFormat | None,
         Meta(description="of type text, json_object, or json_schema with a schema"),
     ] = None
+    thinking: Thinking | None = None
+    enable_thinking: bool | None = None
+    #: none is without a thought, any other with one.
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -98,7 +109,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class AnswerRequest(Options, kw_only=True):
-    """What both endpoints that write know; `logit_bias` names tokens by id, `text_bias` by text."""
+    """What both endpoints that write know; `logit_bias` names tokens by id."""
 
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MOST_ANSWERS)] = 1
@@ -109,9 +120,6 @@ class AnswerRequest(Options, kw_only=True):
     logit_bias: Annotated[
         Biases | None, Meta(description="an object of token ids with a number each, or false")
     ] = None
-    text_bias: Annotated[
-        Biases | None, Meta(description="an object of texts with a number each, or false")
-    ] = None
 
 
 class ChatRequest(AnswerRequest, kw_only=True):
@@ -120,6 +128,12 @@ class ChatRequest(AnswerRequest, kw_only=True):
     messages: ChatMessages
     logprobs: bool = False
     top_logprobs: Top = 0
+    echo: ClassVar[bool] = False
+
+    @property
+    def n_top(self) -> int | None:
+        """How many likely symbols are to be named; None where nothing is told of them."""
+        return self.top_logprobs if self.logprobs else None
 
 
 class CompletionRequest(AnswerRequest, kw_only=True):
@@ -128,6 +142,11 @@ class CompletionRequest(AnswerRequest, kw_only=True):
     prompt: Several
     echo: bool = False
     logprobs: Top | None = None
+
+    @property
+    def n_top(self) -> int | None:
+        """How many likely symbols are to be named; None where nothing is told of them."""
+        return self.logprobs
 
 
 class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -1,25 +1,27 @@
-"""The frame of a page that needs nothing else: its style, and what a browser may run of it."""
+"""Pages that need nothing else: their style, what a browser may run of them, the axis of a plot."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from functools import partial
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 # The colours of palette.css, one a member.
 _N_COLOURS = 8
 
 
-def shipped(package: str, name: str) -> str:
-    """Return a file that lies in a package."""
-    return files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def palette() -> str:
-    """Return the style of all pages: colours for light and dark, a pair for each member, fonts."""
-    return shipped("eva_local.pages", "palette.css")
+def shipped(name: str) -> str:
+    """Return a file of this package: `pages/palette.css` has the colours and fonts of all pages."""
+    return files("eva_local").joinpath(name).read_text(encoding="utf-8")
 
 
 def member_class(number: int) -> str:
@@ -27,33 +29,56 @@ def member_class(number: int) -> str:
     return f"m{number % _N_COLOURS}"
 
 
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """Return a template with the part for each `@@NAME@@` in it."""
-    # Cut first and filled once, so that text of a model is never taken for a placeholder.
-    cut = template.split("@@")
-    return "".join(parts[name] if i % 2 else name for i, name in enumerate(cut))
-
-
-def report(template: str, **values: object) -> str:
-    """Return a page without script, made by a Jinja template of this package.
-
-    Text in `values` is escaped; the template says where something is HTML already.
-    """
+@cache
+def template(name: str) -> Template:
+    """Return a Jinja template of this package; it escapes text, and says what is HTML already."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(partial(shipped, "eva_local")),
+        loader=FunctionLoader(shipped),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    style = palette() + shipped("eva_local.pages", "report.css")
-    page = environment.get_template(template)
-    return page.render(style=style, hash=source_hash(style), **values)
+    environment.globals["axis"] = axis
+    return environment.get_template(name)
+
+
+def report(name: str, **values: object) -> str:
+    """Return a page without script, made by a template."""
+    style = shipped("pages/palette.css") + shipped("pages/report.css")
+    return template(name).render(style=style, hash=source_hash(style), **values)
 
 
 def source_hash(source: str) -> str:
     """Return what a content security policy calls this source, and no other, by."""
     digest = hashlib.sha256(source.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+class Line(NamedTuple):
+    """A value with its interval, drawn in the colour of the class `css`, and said as `text`."""
+
+    label: str
+    css: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+def axis(
+    lines: Sequence[Line], mark: tuple[float, str] | None, start: float, end: float
+) -> tuple[list[float], Callable[[float], float]]:
+    """Return round numbers around all values, and what says where from `start` to `end` one is."""
+    values = [mark[0]] if mark else []
+    values += [end for line in lines for end in (line.low, line.high, line.value)]
+    low, high = min(values), max(values)
+    if high - low < 1e-9:
+        low, high = low - 1, high + 1
+    rough = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * times for times in (1, 2, 5, 10) if size * times >= rough)
+    ticks = [step * n for n in range(math.floor(low / step), math.ceil(high / step) + 1)]
+    return ticks, partial(np.interp, xp=[ticks[0], ticks[-1]], fp=[start, end])

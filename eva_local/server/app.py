@@ -1,43 +1,45 @@
 """The application: what answers at which path, and what every request goes through."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
+from functools import cache
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import EvaError
 from eva_local.openai.answer import Body
-from eva_local.openai.problem import is_of_caller, problem, problem_of
 from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.pages.frame import source_hash, template
 from eva_local.server.completions import complete
 from eva_local.server.guard import Guard, Intake
-from eva_local.server.models import ServedModel
 from eva_local.server.openapi import document
-from eva_local.server.page import chat_page
-from eva_local.server.refusal import RefusedError
-from eva_local.server.scores import score
-from eva_local.server.service import Service, service_of
-from eva_local.server.tokens import detokenize, tokenize, tokenizer_info
+from eva_local.server.refusal import RefusedError, is_of_caller, problem, problem_of
+from eva_local.server.service import ServedModel, Service, service_of
+from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
+from eva_local.trace.page import sources
 
 log = logging.getLogger("eva_local")
+
+# The rules of a browser for the page: its own two sources, its own server, an icon in the tab. No
+# text can become markup, not even by a mistake of ours.
+_POLICY = (
+    "default-src 'none'; style-src '{style}'; script-src '{script}'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
 
 
 def make_app(
     service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = ()
 ) -> Starlette:
-    """Return the application of a service.
-
-    It asks for one of `keys`, and lets web pages from `origins` read its answers.
-    """
+    """Return the application: asks for one of `keys`, lets pages from `origins` read answers."""
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(origins),
@@ -47,9 +49,8 @@ def make_app(
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(_counted, service=service),
             *([cors] if origins else []),
-            Middleware(_rescued),
+            Middleware(_watched, service=service),
             Middleware(Guard, keys=keys, origins=origins),
             Middleware(Intake),
         ],
@@ -62,8 +63,26 @@ def make_app(
 
 
 async def page(_request: Request) -> Response:
-    """Return the chat page."""
+    """Show the chat page."""
     return chat_page()
+
+
+@cache
+def chat_page() -> Response:
+    """Return what `GET /` answers with; it holds no secret, so it asks for no key."""
+    style, script = sources("server")
+    html = template("server/page.html").render(style=style, script=script)
+    policy = _POLICY.format(style=source_hash(style), script=source_hash(script))
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        # A newer eva-local on the same port brings a newer page.
+        "Cache-Control": "no-cache",
+    }
+    return HTMLResponse(html, headers=headers)
 
 
 async def health(request: Request) -> Response:
@@ -85,14 +104,15 @@ async def model(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Return the counters."""
+    """Count for Prometheus."""
     return service_of(request).measures.response()
 
 
 async def description(request: Request) -> Response:
-    """Return the description of all endpoints, as OpenAPI."""
+    """Describe all endpoints, as OpenAPI."""
     service = service_of(request)
-    return JSONResponse(document([m.name for m in service.models] if service.is_ready else ()))
+    names = [each.name for each in service.models] if service.is_ready else ()
+    return JSONResponse(document(ROUTES, names))
 
 
 ROUTES = (
@@ -122,24 +142,8 @@ def _described(model: ServedModel) -> Body:
     }
 
 
-def _counted(app: ASGIApp, service: Service) -> ASGIApp:
-    """Count the answers to requests by path and status."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                known = any(scope["path"] == route.path for route in ROUTES)
-                path = scope["path"] if known else "other"
-                service.measures.answered(path, message["status"])
-            await send(message)
-
-        await app(scope, receive, counted)
-
-    return answer
-
-
-def _rescued(app: ASGIApp) -> ASGIApp:
-    """Tell of a fault of ours; the stack trace goes to the log alone.
+def _watched(app: ASGIApp, service: Service) -> ASGIApp:
+    """Count the answers by path and status, and tell of a fault of ours, which the log alone names.
 
     A handler of Starlette's would answer outside all middleware: uncounted, and unseen by pages
     from elsewhere.
@@ -150,7 +154,11 @@ def _rescued(app: ASGIApp) -> ASGIApp:
 
         async def noted(message: Message) -> None:
             nonlocal started
-            started = True
+            if message["type"] == "http.response.start":
+                started = True
+                known = any(scope["path"] == route.path for route in ROUTES)
+                path = scope["path"] if known else "other"
+                service.measures.answered(path, message["status"])
             await send(message)
 
         try:
@@ -161,7 +169,7 @@ def _rescued(app: ASGIApp) -> ASGIApp:
                 # The connection must break off, or half an answer would look whole.
                 raise
             body = problem("the server failed; its log says why", "server_error")
-            await JSONResponse(body, 500)(scope, receive, send)
+            await JSONResponse(body, 500)(scope, receive, noted)
 
     return answer
 

@@ -1,7 +1,5 @@
 """The endpoints that write: chats and plain completions, whole or streamed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import secrets
@@ -14,13 +12,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from eva_local.engine.request import AnyPrompt, Request
+from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.request import CHAT
 from eva_local.server.events import event_stream
 from eva_local.server.measures import Measures
-from eva_local.server.models import ServedModel
-from eva_local.server.service import asked, service_of
+from eva_local.server.service import ServedModel, asked, service_of
 from eva_local.types import Step
 
 # The number of an answer, what it says next, and the tokens that are told by it.
@@ -31,6 +29,11 @@ async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
     endpoint = request.scope["path"]
     model, body = await asked(request)
+    if body.get("chat_template") is not None and not service_of(request).trust_templates:
+        raise InputError(
+            "chat_template: this server takes no programs from clients (--trust-templates); "
+            "chat_template_kwargs can be sent"
+        )
     call = read_call(
         body,
         endpoint,
@@ -42,32 +45,31 @@ async def complete(request: HttpRequest) -> ASGIApp:
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
     head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
-    told = call.n_top is not None
+    told = call.request.n_top is not None
     answers = [Answer(told=told) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
-    if call.stream:
+    if call.request.stream:
         return await event_stream(_parts(written, call, head, answers))
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(head.whole(answers, call.n, told=told, traced=call.trace))
+    return JSONResponse(head.whole(answers, call.request.n, told=told, traced=call.request.trace))
 
 
 async def _parts(
     written: AsyncGenerator[Said, None], call: Call, head: Letterhead, answers: Sequence[Answer]
 ) -> AsyncGenerator[Body, None]:
-    """Yield what is streamed."""
     async with contextlib.aclosing(written):
         async for index, said, tokens in written:
             if isinstance(said, Echo):
                 yield head.echo(index, said, last=call.scored)
                 continue
             if head.endpoint == CHAT and len(answers[index].steps) == 1:
-                yield head.opening(index)
-            if (part := head.step(index, said, tokens, traced=call.trace)) is not None:
+                yield head.opening(index, thinks=said.reasoning is not None)
+            if (part := head.step(index, said, tokens, traced=call.request.trace)) is not None:
                 yield part
     if call.include_usage:
-        yield head.last(answers, call.n)
+        yield head.last(answers, call.request.n)
 
 
 async def _written(
@@ -79,8 +81,8 @@ async def _written(
     Raises RefusedError where there is no slot, and the first error that an answer meets.
     """
     with model.slots.take(call.n_answers):
-        for number, echo in enumerate(await _echoes(model, call) if call.echo else ()):
-            for index in range(number * call.n, (number + 1) * call.n):
+        for number, echo in enumerate(await _echoes(model, call) if call.request.echo else ()):
+            for index in range(number * call.request.n, (number + 1) * call.request.n):
                 answers[index].repeat(echo)
                 yield index, echo, echo.tokens
         if call.scored:
@@ -89,13 +91,13 @@ async def _written(
             Request(
                 prompt,
                 call.seeded(sample),
-                trace=call.trace,
-                n_top=call.n_top or 0,
+                trace=call.request.trace,
+                n_top=call.request.n_top or 0,
                 alone=model.alone,
                 weights=call.weights,
             )
             for prompt in call.prompts
-            for sample in range(call.n)
+            for sample in range(call.request.n)
         ]
         async with contextlib.aclosing(model.run(requests)) as all_told:
             async for index, told in all_told:
@@ -105,11 +107,10 @@ async def _written(
 
 
 async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
-    """Return what stands in front of the answers to each prompt."""
     read = await asyncio.to_thread(lambda: [_read(model, prompt) for prompt in call.prompts])
-    if call.n_top is None:
+    if call.request.n_top is None:
         return [Echo(text, len(ids)) for text, ids in read]
-    scores = await model.score([("", ids) for _, ids in read], call.weights, call.n_top)
+    scores = await model.score([("", ids) for _, ids in read], call.weights, call.request.n_top)
     echoes = []
     for (text, ids), score in zip(read, scores, strict=True):
         first, *others = tokens_of(score.symbols)
@@ -119,7 +120,6 @@ async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
 
 
 def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
-    """Return a prompt as text and as tokens."""
     if isinstance(prompt, str):
         return prompt, model.tokenize(prompt)
     ids = [each for each in prompt if isinstance(each, int)]

@@ -1,7 +1,5 @@
 """Parts of an answer as server-sent events, with signs of life while there are none."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -12,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from eva_local.errors import EvaError
 from eva_local.openai.answer import Body
-from eva_local.openai.problem import problem_of
+from eva_local.server.refusal import problem_of
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
@@ -28,7 +26,7 @@ _END: Body = {}
 Paced = AsyncGenerator[Body | None, None]
 
 
-async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> EventStream:
+async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> "EventStream":
     """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
 
     Waits that long for the first part, so that what is refused at once has its status: raises
@@ -44,7 +42,6 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, first: Body | None, others: Paced) -> None:
-        """Send parts."""
         super().__init__(_written(first, others), headers=_HEADERS)
         self._others = others
 

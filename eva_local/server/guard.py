@@ -1,7 +1,5 @@
 """Who may ask, and how much: with a key, or as a program on this machine, but no web page."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import ipaddress
@@ -24,9 +22,7 @@ PATIENCE_S = 60.0
 def refuse_open_door(host: str, keys: Sequence[str]) -> None:
     """Raise InputError where other machines could ask without a key, and for keys that are none."""
     if not keys and not is_loopback(host):
-        raise InputError(
-            f"--host {host} can be reached from other machines: give --api-key-file, too"
-        )
+        raise InputError(f"--host {host} can be reached from other machines: give --api-key-file")
     for key in keys:
         if not key.isascii() or not key.isprintable() or " " in key or not key:
             raise InputError("an API key must be of printable ASCII characters, without spaces")
@@ -43,10 +39,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Lets in who may ask."""
+    """Lets in who has one of `keys`; without any, this machine and pages from `origins`."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
-        """Ask for one of `keys`; without any, trust this machine and pages from `origins`."""
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._origins = frozenset(origins)
@@ -89,7 +84,6 @@ class Intake:
     """Hands a request on with its whole body, and ends the work on it when who asked is gone."""
 
     def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
-        """Refuse bodies of more than `most_bytes`."""
         self._app = app
         self._most_bytes = most_bytes
 
@@ -107,7 +101,6 @@ class Intake:
                 await self._answer(body, scope, receive, send)
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """Return the body; None where who asked is gone."""
         body = bytearray()
         while True:
             message = await receive()
@@ -141,6 +134,5 @@ def _without_port(host: str) -> str:
 
 
 async def _departure(receive: Receive) -> None:
-    """Return when who asked is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

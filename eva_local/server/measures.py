@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -15,28 +17,28 @@ from prometheus_client import (
 )
 from starlette.responses import Response
 
-from eva_local.server.models import ServedModel
 from eva_local.types import Step
 
+if TYPE_CHECKING:
+    from eva_local.server.service import ServedModel
+
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_GAUGES: Mapping[str, tuple[str, Callable[[ServedModel], float]]] = {
+    "taken": ("Answers under way, those that wait among them.", lambda model: model.slots.taken),
+    "running": ("Answers being written.", lambda model: model.ensemble.scheduler.n_running),
+    "waiting": ("Answers that wait for a place.", lambda model: model.ensemble.scheduler.n_waiting),
+    "places": ("Answers that can be written side by side.", lambda model: model.ensemble.n_slots),
+}
 
 
 class Measures:
     """The counters of one server."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         counter = partial(Counter, registry=registry)
         histogram = partial(Histogram, buckets=_SECONDS, registry=registry)
-        gauge = partial(
-            Gauge,
-            namespace="eva_local",
-            subsystem="answers",
-            labelnames=("model",),
-            registry=registry,
-        )
         self._requests = counter("eva_local_requests", "Requests answered.", ("path", "status"))
         self._written = counter("eva_local_tokens", "Tokens written.", ("model",))
         self._read = counter(
@@ -44,24 +46,26 @@ class Measures:
             "Tokens of prompts of answers that came to their end, as each member reads them.",
             ("model", "member"),
         )
+        self._drafted = counter(
+            "eva_local_drafted_tokens",
+            "Tokens decoded before they were chosen, by whether these came.",
+            ("model", "came"),
+        )
         self._first = histogram(
             "eva_local_first_token_seconds", "From a place to the first token.", ("model",)
         )
         self._whole = histogram(
             "eva_local_answer_seconds", "From a place to the end of an answer.", ("model",)
         )
-        self._taken = gauge("taken", "Answers under way, those that wait among them.")
-        self._running = gauge("running", "Answers that are being written.")
-        self._waiting = gauge("waiting", "Answers that wait for a place.")
-        self._places = gauge("places", "Answers that can be written side by side.")
+        self._gauges = {
+            name: (Gauge(f"eva_local_answers_{name}", what, ("model",), registry=registry), count)
+            for name, (what, count) in _GAUGES.items()
+        }
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
-        ensemble, slots = model.ensemble, model.slots
-        self._taken.labels(model.name).set_function(lambda: slots.taken)
-        self._running.labels(model.name).set_function(lambda: ensemble.n_running)
-        self._waiting.labels(model.name).set_function(lambda: ensemble.n_waiting)
-        self._places.labels(model.name).set_function(lambda: ensemble.n_slots)
+        for gauge, count in self._gauges.values():
+            gauge.labels(model.name).set_function(partial(count, model))
 
     def answered(self, path: str, status: int) -> None:
         """Count a request."""
@@ -74,6 +78,8 @@ class Measures:
         if (usage := step.usage) is not None:
             for member, count in zip(usage.members, usage.prompt_tokens, strict=True):
                 self._read.labels(name, member).inc(count)
+            self._drafted.labels(name, "yes").inc(usage.accepted)
+            self._drafted.labels(name, "no").inc(usage.drafted - usage.accepted)
             self._first.labels(name).observe(usage.first_seconds)
             self._whole.labels(name).observe(usage.seconds)
 

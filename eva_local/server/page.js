@@ -1,5 +1,5 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, swatch, describe, vertical } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, swatch, describe, vertical, moved } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
@@ -138,11 +138,13 @@
     return [...system, ...told];
   }
   function body() {
+    const thinking = $("thinking").value;
     const settings = SETTINGS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
     return JSON.stringify({
       model: $("model").value,
       messages: messages(),
       ...Object.fromEntries(settings),
+      ...(thinking === "auto" ? {} : { thinking }),
       stream: true,
       trace: true,
     });
@@ -197,10 +199,12 @@
   function end(turn, note, stopped) {
     turn.node.classList.remove("running");
     turn.waiting.remove();
+    turn.thought?.fold.classList.remove("thinking");
     if (note) notice(turn, note, "note");
     else if (stopped) notice(turn, "Stopped.", "note calm");
     else if (turn.finish === "length") {
-      notice(turn, "Cut off: max tokens are reached, or the members have no room for more.", "note calm");
+      const where = turn.thought && !turn.content ? " while thinking" : "";
+      notice(turn, `Cut off${where}: max tokens are reached, or the members have no room for more.`, "note calm");
     }
     turn.again.textContent = note && !turn.content ? "Try again" : "Regenerate";
     turn.copy.hidden = !turn.content;
@@ -236,7 +240,7 @@
 
   function newAnswer(model) {
     const turn = {
-      steps: [], tokens: [], carried: [], filtered: 0, count: 0, content: "", finish: "",
+      steps: [], tokens: [], thought: null, carried: [], filtered: 0, count: 0, content: "", finish: "",
       began: performance.now(), first: 0, last: 0, shares: [],
       node: make("article", "turn running"), text: make("div", "text"), foot: make("div", "foot"),
       waiting: make("span", "waiting", "reading the prompt…"),
@@ -257,19 +261,38 @@
     add(turn.tools, turn.copy, turn.again, turn.facts);
     add(turn.foot, turn.bar, turn.legend, turn.tools);
     add(turn.node, glyphs(make("h2", "eyebrow"), model, true), turn.text, turn.foot);
-    listen(turn);
+    listen(turn, turn.text);
     return turn;
+  }
+  /** Return where tokens go: those of a thought into a fold of their own, before the answer. */
+  function boxOf(turn, isThought) {
+    if (!isThought) {
+      turn.thought?.fold.classList.remove("thinking");
+      return turn.text;
+    }
+    if (!turn.thought) {
+      const [fold, summary, box] = [make("details", "thought thinking"), make("summary"), make("div", "text")];
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-label", "Thought: arrow keys go from token to token");
+      turn.text.before(add(fold, summary, box));
+      turn.thought = { fold, summary, box, count: 0 };
+      listen(turn, box);
+    }
+    return turn.thought.box;
   }
   function receive(turn, chunk) {
     if (chunk.error) throw new Trouble(`The server gave up: ${chunk.error.message}`);
     const choice = chunk.choices?.[0];
     if (!choice) return;
+    const thought = choice.delta?.reasoning_content ?? "";
     const written = choice.delta?.content ?? "";
     turn.content += written;
     turn.finish = choice.finish_reason ?? turn.finish;
-    if (choice.eva) count(turn, stepOf(choice.eva, written));
-    else if (written) turn.text.append(glyphs(make("span"), written, true));
-    if (written || choice.eva) paint(turn);
+    const said = thought || written;
+    if (choice.eva) count(turn, stepOf(choice.eva, said));
+    else if (said) boxOf(turn, thought !== "").append(glyphs(make("span"), said, true));
+    if (said || choice.eva) paint(turn);
   }
   /** Return a traced step as `eva` describes it. */
   function stepOf(vote, written) {
@@ -279,6 +302,7 @@
     };
     return {
       shown: written,
+      thought: vote.reasoning !== null,
       hex: vote.bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" "),
       probability: vote.probability,
       carrier: vote.decided_by ? place(vote.decided_by) : -1,
@@ -300,7 +324,8 @@
     turn.last = performance.now();
     turn.first ||= turn.last;
     const filtered = step.ballots.some((ballot) => ballot.verdict === "filtered");
-    const before = turn.steps.at(-1);
+    const box = boxOf(turn, step.thought);
+    const before = box.lastChild === turn.tokens.at(-1) ? turn.steps.at(-1) : undefined;
     const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
     node.classList.toggle("filtered", filtered);
     // A character that several tokens make is shown by the last of them.
@@ -309,9 +334,10 @@
     node.dataset.index = String(turn.steps.length);
     turn.steps.push(step);
     turn.tokens.push(node);
-    turn.text.append(node);
+    box.append(node);
     if (step.hex === "") return;
     turn.count += 1;
+    if (step.thought) turn.thought.count += 1;
     turn.filtered += filtered;
     for (const ballot of step.ballots) turn.carried[ballot.member] ??= 0;
     if (step.carrier >= 0) turn.carried[step.carrier] = (turn.carried[step.carrier] ?? 0) + 1;
@@ -356,6 +382,10 @@
       fill.style.width = `${100 * share}%`;
       much.textContent = percent(share);
     });
+    if (turn.thought) {
+      const is = turn.thought.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
+      turn.thought.summary.textContent = `${is} ${plural(turn.thought.count, "token")}`;
+    }
     turn.bar.hidden = !turn.count;
     turn.dotted.hidden = !turn.filtered;
     turn.dotted.textContent = `${plural(turn.filtered, "token")} with a filtered vote`;
@@ -413,33 +443,34 @@
     kept = NONE;
     show(NONE);
   }
-  function listen(turn) {
+  function listen(turn, box) {
     const at = (event) => {
       const node = event.target.closest?.(".token");
       return node ? Number(node.dataset.index) : -1;
     };
-    turn.text.addEventListener("pointerover", (event) => {
+    box.addEventListener("pointerover", (event) => {
       // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
-      if (event.pointerType === "touch" || narrow.matches) return;
+      if (event.pointerType === "touch" || narrow.matches || !moved(event)) return;
       show(at(event) < 0 ? kept : { turn, index: at(event) });
     });
-    turn.text.addEventListener("pointerleave", () => show(kept));
-    turn.text.addEventListener("click", (event) => keep(turn, at(event)));
-    turn.text.addEventListener("keydown", (event) => {
+    box.addEventListener("pointerleave", () => show(kept));
+    box.addEventListener("click", (event) => keep(turn, at(event)));
+    box.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
       event.preventDefault();
-      const here = kept.turn === turn ? kept.index : -1;
-      keep(turn, KEYS[event.key](turn, here));
+      const all = [...box.querySelectorAll(".token")];
+      const here = kept.turn === turn ? all.indexOf(turn.tokens[kept.index]) : -1;
+      keep(turn, Number(all[KEYS[event.key](all, here)]?.dataset.index ?? -1));
       if (kept.turn === turn) say(label(turn.steps[kept.index]));
     });
   }
   const KEYS = {
     ArrowRight: (_, here) => here + 1,
     ArrowLeft: (_, here) => here - 1,
-    ArrowDown: (turn, here) => (here < 0 ? 0 : vertical(turn.tokens, here, 1)),
-    ArrowUp: (turn, here) => (here < 0 ? 0 : vertical(turn.tokens, here, -1)),
+    ArrowDown: (all, here) => (here < 0 ? 0 : vertical(all, here, 1)),
+    ArrowUp: (all, here) => (here < 0 ? 0 : vertical(all, here, -1)),
     Home: () => 0,
-    End: (turn) => turn.tokens.length - 1,
+    End: (all) => all.length - 1,
   };
   function label(step) {
     const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;

@@ -1,7 +1,5 @@
 """The server itself: it listens, opens the models meanwhile, answers, and ends cleanly."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -21,7 +19,12 @@ GRACE_S = 2
 
 
 class Server(uvicorn.Server):
-    """One server, from its port to its end; `url` is where it listens, once it does."""
+    """One server, from its port to its end; `url` is where it listens, once it does.
+
+    Each of the `openers` opens an ensemble, before which `n_waiting` answers wait for a slot. Port
+    0 takes one that is free. `told` hears where it listens, and when it can answer. InputError is
+    raised for a server that is open to everyone.
+    """
 
     def __init__(
         self,
@@ -32,17 +35,11 @@ class Server(uvicorn.Server):
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
         n_waiting: int,
+        trust_templates: bool = False,
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Listen nowhere yet; `told` hears where it listens, and when it can answer.
-
-        Each of the `openers` opens an ensemble, in a thread of its own. Port 0 takes one that is
-        free. At most `n_waiting` answers wait for a slot before each ensemble.
-
-        Raises InputError for a server that is open to everyone.
-        """
         refuse_open_door(host, keys)
-        self.service = Service()
+        self.service = Service(trust_templates)
         self.url = ""
         self._openers = openers
         self._n_waiting = n_waiting
@@ -67,10 +64,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def serve(self, sockets: list[Any] | None = None) -> None:
-        """Answer until `stop`.
-
-        Raises InputError where it cannot listen there, and what the openers raise.
-        """
+        """Answer until `stop`; raise InputError where it cannot listen, and what openers raise."""
         with self._resources:
             await super().serve(sockets)
             if self._loading is not None:
@@ -101,7 +95,6 @@ class Server(uvicorn.Server):
         yield
 
     async def _load(self) -> None:
-        """Open the ensembles, which the resources will close, and offer them."""
         ensembles = []
         try:
             for opener in self._openers:
@@ -119,7 +112,6 @@ class Server(uvicorn.Server):
 
 
 def _reason(end: SystemExit) -> str:
-    """Return why uvicorn wanted to end the process."""
     cause = end.__context__
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)

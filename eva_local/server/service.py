@@ -1,26 +1,118 @@
-"""What all endpoints share: the models, once they are open, what is measured, and bodies read."""
+"""What all endpoints share: the models that a request can name, their slots, and bodies read."""
 
-from __future__ import annotations
-
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 
 from eva_local.api import Ensemble
-from eva_local.errors import InputError
+from eva_local.engine.request import AnyPrompt, Request, Weights
+from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.measures import Measures
-from eva_local.server.models import ServedModel, Slots
 from eva_local.server.refusal import RefusedError, come_again
+from eva_local.types import Score, Step
+
+
+class Slots:
+    """Counts the answers of one ensemble, for one thread: that of the event loop."""
+
+    def __init__(self, n_slots: int, n_waiting: int) -> None:
+        self._most = n_slots + n_waiting
+        self.taken: int = 0
+
+    @contextlib.contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Let `count` answers in for a `with` block; refuse where all is full, or ever would be."""
+        if count > self._most:
+            raise RefusedError(
+                400, f"{count} answers are asked for at once, and {self._most} can be; ask for less"
+            )
+        if self.taken + count > self._most:
+            raise come_again("too many answers are asked for at this moment", "queue_full")
+        self.taken += count
+        try:
+            yield
+        finally:
+            self.taken -= count
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a request can name: an ensemble, or with `alone` one member of it."""
+
+    name: str
+    ensemble: Ensemble
+    slots: Slots
+    alone: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who writes."""
+        return self.ensemble.members if self.alone is None else (self.alone,)
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens of the shared space fit at most, prompt and answer together."""
+        sizes = dict(zip(self.ensemble.members, self.ensemble.n_ctx, strict=True))
+        return min(sizes[name] for name in self.members)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids that a text has."""
+        return self.ensemble.tokenize(text, alone=self.alone)
+
+    def piece(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes that ids stand for."""
+        return self.ensemble.detokenize(ids, alone=self.alone)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text that ids stand for."""
+        return self.piece(ids).decode("utf-8", "replace")
+
+    async def run(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Step | Score]]:
+        """Yield what is told of each request, with its number; raise the first error of one."""
+        async with contextlib.aclosing(self.ensemble.arun_many(requests)) as all_told:
+            async for number, told in all_told:
+                if isinstance(told, EvaError):
+                    raise told
+                yield number, told
+
+    async def score(
+        self,
+        texts: Sequence[tuple[AnyPrompt, str | Sequence[int]]],
+        weights: Weights | None,
+        n_top: int | None,
+    ) -> list[Score]:
+        """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
+        requests = [
+            Request(
+                prompt,
+                continuation=text,
+                symbols=n_top is not None,
+                n_top=n_top or 0,
+                alone=self.alone,
+                weights=weights,
+            )
+            for prompt, text in texts
+        ]
+        async with contextlib.aclosing(self.run(requests)) as all_told:
+            scores = {number: told async for number, told in all_told if isinstance(told, Score)}
+        return [scores[number] for number in range(len(requests))]
 
 
 class Service:
-    """One server's models, in the order of the command line, and measures."""
+    """One server's models, in the order of the command line, and measures.
 
-    def __init__(self) -> None:
-        """Begin without models."""
+    Where it may `trust_templates`, requests can bring chat templates of their own.
+    """
+
+    def __init__(self, trust_templates: bool = False) -> None:
+        self.trust_templates = trust_templates
         self.measures = Measures()
         self._models: dict[str, ServedModel] = {}
 
@@ -67,18 +159,15 @@ class Service:
         self._models = {model.name: model for model in models}
 
 
-def service_of(request: Request) -> Service:
+def service_of(request: HttpRequest) -> Service:
     """Return the service that a request came to."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
-async def asked(request: Request) -> tuple[ServedModel, dict[str, object]]:
-    """Return the model that a request names, and what the JSON object says that its body is.
-
-    Raises InputError for any other body.
-    """
+async def asked(request: HttpRequest) -> tuple[ServedModel, dict[str, object]]:
+    """Return the model that a request names, and its body's JSON object; raise InputError."""
     data = await request.body()
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.

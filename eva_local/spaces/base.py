@@ -4,8 +4,6 @@ A space hands out member states. A member state is one member's part in one text
 must be decoded, takes the logits, votes, and is told which symbols were chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
@@ -13,7 +11,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 
 from eva_local.fusion.votes import Floats, Ids, Marks, Vote
-from eva_local.llama.model import Logits, Run
+from eva_local.llama.model import Logits, Model, Run
 
 
 class Constraint(Protocol):
@@ -118,25 +116,66 @@ class MemberState(Protocol):
         """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
 
     def start(
-        self, prompt: Sequence[int], scored: int = 0, grammar: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        scored: int = 0,
+        grammar: Constraint | None = None,
+        thought_end: int | None = None,
+        shared: int = 0,
     ) -> None:
         """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
 
         The log-likelihood of the last `scored` bytes of the prompt says how well the member
         predicts it. Where only some tokens are voted on, what a `grammar` allows is among them.
+        The token `thought_end` counts as END. Other texts are about to begin with the first
+        `shared` tokens of the prompt.
         """
+
+    def tokens(self, text: bytes) -> Sequence[int]:
+        """Return the tokens of the prompt and of `text`, with which the text begins."""
 
     def pending(self, limit: int | None) -> list[Run]:
         """Return what must be decoded before the next vote, at most `limit` tokens of it."""
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        """Take the result of a run from `pending`."""
+        """Take the result of a run from `pending` or `foresee`."""
+
+    def propose(self, data: bytes, most: int) -> None:
+        """Have what may come next decoded along with what is pending, at most so many tokens.
+
+        As far as just that is committed, the member is ready at once. Who cannot take tokens
+        back does nothing.
+        """
+
+    @property
+    def ahead(self) -> bytes:
+        """What may come next and was decoded, or will be with what is pending."""
+
+    def guess(self) -> tuple[bytes, float]:
+        """Return what the member itself thinks comes after what is `ahead`, and how likely.
+
+        That is one token; where it knows of none, nothing.
+        """
+
+    def foresee(self) -> Run | None:
+        """Return the run of what it has guessed, which is `ahead` then; None where it cannot."""
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
         """Take the logits after every token of a run, and remember how likely each was."""
 
     def prompt_log_likelihood(self) -> float:
         """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
+
+
+def seats(models: Sequence[Model], slot: int) -> list[tuple[Model, int]]:
+    """Return each member's model and which of its texts is that of a slot.
+
+    A model may have several members: the texts that they write in one slot are neighbours.
+    """
+    return [
+        (model, slot * models.count(model) + models[:number].count(model))
+        for number, model in enumerate(models)
+    ]
 
 
 S = TypeVar("S", bound=MemberState)

@@ -1,7 +1,5 @@
 """The pivot's tokens and END as the shared space, as in EVA."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
@@ -13,13 +11,16 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.cache.context import Context
 from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
-from eva_local.llama.control import ControlTokens
+from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Candidates, Constraint
+from eva_local.spaces.base import Candidates, Constraint, seats
 
 
 class PivotState:
-    """A member that speaks in the pivot's tokens."""
+    """A member that speaks in the pivot's tokens.
+
+    `mapping` carries the likeliest tokens of its model over; `control` are those that it cannot.
+    """
 
     def __init__(
         self,
@@ -29,10 +30,6 @@ class PivotState:
         n_candidates: int,
         control: ControlTokens,
     ) -> None:
-        """Write in a context; `mapping` carries the likeliest tokens of its model over.
-
-        `control` are those of its tokens that it cannot.
-        """
         self.context = context
         self._mapping = mapping
         self._pieces = symbol_pieces
@@ -40,81 +37,122 @@ class PivotState:
         self._control = control
         self._native = mapping.member == mapping.pivot
         self._likeliest: tuple[Ids, Floats] | None = None
+        # Logits after rows that may come next, by the length of the row.
+        self._foreseen: dict[int, Logits] = {}
+        self._guess = 0
         self._grammar: Constraint | None = None
+        self._thought_end: int | None = None
 
     @property
     def room(self) -> int:
-        """How many more tokens fit into the member's context; negative when it is full."""
         return self.context.room
 
     @property
     def unread(self) -> int:
-        """0: `room` counts all tokens, decoded or not."""
         return 0
 
     @property
     def ready(self) -> bool:
-        """Whether it can vote; else something is pending."""
         return self._likeliest is not None
 
     @property
     def n_cached(self) -> int:
-        """How many tokens of a text the cache holds."""
         return self.context.cached
 
     def holds(self, prompt: Sequence[int]) -> int:
-        """Return how many leading tokens of a prompt the cache holds."""
         return self.context.holds(prompt)
 
     def clear(self) -> None:
-        """Hold nothing: what the cache holds after a failure is unknown."""
-        self._likeliest = None
+        self._likeliest, self._foreseen = None, {}
         self.context.clear()
 
-    def adopt(self, other: PivotState) -> None:
-        """Hold what another state of the same member holds; the text that was here ends."""
+    def adopt(self, other: "PivotState") -> None:
         self.context.adopt(other.context)
 
-    def trade(self, other: PivotState) -> None:
-        """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
+    def trade(self, other: "PivotState") -> None:
         self.context.trade(other.context)
 
     def start(
-        self, prompt: Sequence[int], scored: int = 0, grammar: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        scored: int = 0,
+        grammar: Constraint | None = None,
+        thought_end: int | None = None,
+        shared: int = 0,
     ) -> None:
-        """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
-        self._likeliest = None
+        self._likeliest, self._foreseen = None, {}
         self._grammar = grammar
-        self.context.start(prompt, scored)
+        self._thought_end = thought_end
+        self.context.start(prompt, scored, shared)
+
+    def tokens(self, text: bytes) -> Sequence[int]:
+        return self.context.spelled(text)
 
     def pending(self, limit: int | None = None) -> list[Run]:
-        """Return the one run of tokens that llama.cpp has not seen."""
         return [self.context.pending(limit)]
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        """Keep the likeliest tokens, since the logits are llama.cpp's until it decodes again."""
         self.context.decoded(run)
-        if logits is not None:
-            self._control.hear(logits)
-            marks = None
-            if self._grammar is not None and self._n_candidates:
-                marks = reaching(self._mapping, self._grammar.allowed)
-            self._likeliest = top_k(logits, self._n_candidates, marks)
+        end = run.start + len(run.tokens)
+        if run.logits > 1:
+            assert logits is not None
+            self._foreseen = dict(enumerate(logits, end - run.logits + 1))
+        elif end > len(self.context.tokens):
+            assert logits is not None
+            self._foreseen[end] = logits.copy()
+        elif logits is not None:
+            self._hear(logits)
+        self._look()
+
+    def propose(self, data: bytes, most: int) -> None:
+        self.context.propose(data, most)
+
+    @property
+    def ahead(self) -> bytes:
+        return self.context.ahead
+
+    def guess(self) -> tuple[bytes, float]:
+        likeliest, count = self._likeliest, self.context.n_ahead
+        if count:
+            logits = self._foreseen.get(len(self.context.tokens) + count)
+            likeliest = None if logits is None else top_k(logits, self._n_candidates)
+        if likeliest is None:
+            return b"", 0.0
+        best = int(likeliest[1].argmax())
+        self._guess = int(likeliest[0][best])
+        return self.context.piece(self._guess), float(likeliest[1][best])
+
+    def foresee(self) -> Run | None:
+        return self.context.foresee(self._guess)
 
     def commit(self, symbol: int) -> None:
-        """Append the chosen symbol: as a token where the vocabularies are equal, else as bytes."""
         self._likeliest = None
         if self._native:
             self.context.append_token(symbol)
         else:
             self.context.append(self._pieces[symbol])
+        self._look()
+
+    def _look(self) -> None:
+        length = len(self.context.tokens)
+        logits = self._foreseen.pop(length, None)
+        if self.context.cached < length:
+            self._foreseen = {}
+        elif logits is not None:
+            self._hear(logits)
+
+    def _hear(self, logits: Logits) -> None:
+        logits = self._control.ended(logits, self._thought_end)
+        self._control.hear(logits)
+        marks = None
+        if self._grammar is not None and self._n_candidates:
+            marks = reaching(self._mapping, self._grammar.allowed)
+        self._likeliest = top_k(logits, self._n_candidates, marks)
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        """Take the logits after every token of a run, and remember how likely each was."""
         self.take(run, self.context.read(run, blocks))
 
     def prompt_log_likelihood(self) -> float:
-        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
         return self.context.log_likelihood_per_byte()
 
     def vote(self, pivot: Vote | None) -> Vote:
@@ -128,7 +166,9 @@ class PivotSpace:
     """The pivot's tokens and END as the shared space, as in EVA.
 
     Symbols that some member cannot spell (a few vocabularies lack a byte) are never chosen,
-    so that every member can follow.
+    so that every member can follow. `mappings[i]` carries member i's tokens into those of
+    `models[pivot]`. `control` are the members' control tokens, where another space listens to
+    them too.
     """
 
     def __init__(
@@ -140,10 +180,6 @@ class PivotSpace:
         n_candidates: int = 320,
         control: Sequence[ControlTokens] | None = None,
     ) -> None:
-        """Use `models[pivot]`'s tokens; `mappings[i]` carries member i's tokens into them.
-
-        `control` are the members' control tokens, where another space listens to them too.
-        """
         vocabulary = models[pivot].vocabulary
         self._models = tuple(models)
         self._speakable = vocabulary.speakable
@@ -153,28 +189,23 @@ class PivotSpace:
         self._mappings = tuple(mappings)
         self.pivot = pivot
         self._n_candidates = n_candidates
-        self._control = control or [ControlTokens(model) for model in models]
+        self._control = control or listeners(models)
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
         self._spelled = _without(self._pieces, missing) if missing else None
 
     def piece(self, symbol: int) -> bytes:
-        """Return the bytes of a symbol; END has none."""
         return b"" if symbol == self.end else self._pieces[symbol]
 
     def spell(self, text: bytes) -> list[int]:
-        """Return the pivot's own tokens of `text`."""
         return self._tokenizer.encode(text)
 
     def is_text(self, symbol: int) -> bool:
-        """Return whether there is such a symbol and it stands for text: no END, no control."""
         return 0 <= symbol < self.end and bool(self._speakable[symbol])
 
     def states(self, slot: int) -> list[PivotState]:
-        """Return a state of every member for the text in a slot."""
-        return self._states([Context(model, slot) for model in self._models])
+        return self._states([Context(*seat) for seat in seats(self._models, slot)])
 
-    def alone(self, member: int) -> PivotSpace:
-        """Return the space of a member's own tokens."""
+    def alone(self, member: int) -> "PivotSpace":
         model = self._models[member]
         return PivotSpace(
             [model],
@@ -184,7 +215,6 @@ class PivotSpace:
         )
 
     def over(self, states: Sequence[PivotState]) -> list[PivotState]:
-        """Return states of this space in the sequences of others, of the same models."""
         return self._states([state.context for state in states])
 
     def candidates(
@@ -194,7 +224,6 @@ class PivotSpace:
         grammar: Constraint | None = None,
         only: int | None = None,
     ) -> Candidates:
-        """Return every member's vote on the pivot's tokens; see `Space.candidates`."""
         return Candidates(
             votes=self._votes(states, only),
             pieces=self._pieces,
@@ -204,16 +233,13 @@ class PivotSpace:
         )
 
     def symbols(self, states: Sequence[PivotState], only: int | None = None) -> Candidates:
-        """Return every member's vote on the next token; see `Space.symbols`."""
         return self.candidates(states, np.empty(0), only=only)
 
     def commit(self, states: Sequence[PivotState], _candidates: Candidates, chosen: int) -> None:
-        """Append a chosen token to the text of every member."""
         for state in states:
             state.commit(chosen)
 
     def may_offer(self, piece: bytes) -> bool:
-        """Return whether a token has exactly these bytes."""
         return piece in self._by_piece
 
     @functools.cached_property
@@ -245,8 +271,8 @@ class PivotSpace:
             )
         ]
 
-    def _spellable(self, vote: Vote) -> Vote:
-        if self._spelled is None:
+    def _spellable(self, vote: Vote | None) -> Vote | None:
+        if vote is None or self._spelled is None:
             return vote
         kept = self._spelled[vote.symbols]
         if kept.all():

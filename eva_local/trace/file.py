@@ -1,30 +1,16 @@
-"""The trace file: JSON Lines, a header, one line a step, and an end.
-
-Every line is written at once, so an interrupted run leaves a file that can be read.
-"""
-
-from __future__ import annotations
+"""The trace file: JSON Lines, a header, one line a step, written at once, and an end."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs, to_builtins
 
 from eva_local.errors import InputError, refusing
-from eva_local.jsonl import JsonlFile
+from eva_local.jsonl import Checked, JsonlFile, checked_lines
 from eva_local.reading import Number, shown
-from eva_local.trace.checked import Checked, checked_lines
-from eva_local.types import (
-    Ballot,
-    Candidate,
-    FinishReason,
-    Message,
-    Step,
-    Trace,
-    Usage,
-)
+from eva_local.types import Ballot, Candidate, FinishReason, Message, Step, Trace, Usage
 
 SCHEMA = 1
 # Enough for every number in a trace, and half the file.
@@ -64,9 +50,7 @@ class TraceFile:
         }
 
 
-class _CandidateLine(Struct, kw_only=True):
-    # For people; the hexadecimal is exact.
-    piece: str = ""
+class _CandidateLine(Struct):
     hex: Hexadecimal
     probability: Probability
 
@@ -77,18 +61,17 @@ class _BallotLine(Struct):
     chosen: Probability
     stayed: bool
     reason: str
-    weight: Probability
+    weight: Number
     seconds: Number
 
 
-class _StepLine(Struct, kw_only=True, tag_field="kind", tag="step"):
-    piece: str = ""
+class _StepLine(Struct, tag_field="kind", tag="step"):
     hex: Hexadecimal
     text: str
     probability: Probability
-    carrier: str | None = None
     top: list[_CandidateLine]
     ballots: list[_BallotLine]
+    reasoning: str | None = None
 
 
 class _EndLine(Struct, tag_field="kind", tag="end"):
@@ -97,10 +80,9 @@ class _EndLine(Struct, tag_field="kind", tag="end"):
 
 
 class TraceWriter(JsonlFile):
-    """A trace file that is being written."""
+    """A trace file that is written anew, with the header of `trace`; InputError if it cannot be."""
 
     def __init__(self, path: Path, trace: TraceFile) -> None:
-        """Begin the file anew with the header of `trace`; InputError where that cannot be done."""
         super().__init__(
             path,
             f"the trace {path} cannot be written",
@@ -112,49 +94,32 @@ class TraceWriter(JsonlFile):
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
-        lines: list[Struct] = [_line_of(step)]
-        if step.finish_reason is not None:
-            lines.append(_EndLine(step.finish_reason, step.usage))
-        self.append(*map(to_builtins, lines))
+        trace = step.trace or Trace((), ())
+        line = {
+            "piece": step.piece,
+            "text": step.text,
+            "reasoning": step.reasoning,
+            "probability": step.probability,
+            "carrier": trace.carrier if trace.ballots else None,
+            **asdict(trace),
+        }
+        end = {"kind": "end", "finish_reason": step.finish_reason, "usage": to_builtins(step.usage)}
+        self.append({"kind": "step", **_filed(line)}, *([end] if step.finish_reason else []))
 
 
-def _line_of(step: Step) -> _StepLine:
-    trace = step.trace or Trace((), ())
-    ballots = [
-        _BallotLine(
-            ballot.member,
-            _lines_of(ballot.top),
-            _number(ballot.chosen),
-            bool(ballot.stayed),
-            ballot.reason,
-            _number(ballot.weight),
-            _number(ballot.seconds),
-        )
-        for ballot in trace.ballots
-    ]
-    return _StepLine(
-        **_spelled(step.piece),
-        text=step.text,
-        probability=_number(step.probability),
-        carrier=trace.carrier if ballots else None,
-        top=_lines_of(trace.top),
-        ballots=ballots,
-    )
-
-
-def _lines_of(candidates: Sequence[Candidate]) -> list[_CandidateLine]:
-    return [
-        _CandidateLine(**_spelled(each.piece), probability=_number(each.probability))
-        for each in candidates
-    ]
-
-
-def _spelled(piece: bytes) -> dict[str, str]:
-    return {"piece": piece.decode("utf-8", "backslashreplace"), "hex": piece.hex()}
-
-
-def _number(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+def _filed(value: Any) -> Any:
+    """Return plain data with numbers rounded, and pieces as text for people and in hexadecimal."""
+    match value:
+        case {"piece": bytes(piece), **others}:
+            text = piece.decode("utf-8", "backslashreplace")
+            return _filed({"piece": text, "hex": piece.hex(), **others})
+        case dict():
+            return {key: _filed(each) for key, each in value.items()}
+        case list() | tuple():
+            return list(map(_filed, value))
+        case float():
+            return float(f"{value:.{_DIGITS}g}")
+    return value
 
 
 def read_trace(path: Path) -> TraceFile:
@@ -170,7 +135,7 @@ def read_trace(path: Path) -> TraceFile:
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
     first, *others = parsed
-    first.refuse_other_header("trace", SCHEMA)
+    first.kind("trace", schema=SCHEMA)
     header = first.read(TraceFile)
     _refuse_strangers(first, [header.pivot], header.members)
     steps: list[Step] = []
@@ -212,6 +177,7 @@ def _step(line: _StepLine) -> Step:
         probability=line.probability,
         stayed=tuple(ballot.stayed for ballot in ballots),
         trace=Trace(_candidates(line.top), ballots) if ballots else None,
+        reasoning=line.reasoning,
     )
 
 

@@ -1,9 +1,13 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical, moved } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { steps, members, summary } = data;
   const BINS = 300;
   const $ = (id) => document.getElementById(id);
+  const main = document.querySelector("main");
+  // The thought's tokens, and the answer's.
+  const thoughts = steps.filter((step) => step.thought && step.hex).length;
+  const boxes = [$("thought").querySelector(".text"), $("text")];
 
   function header() {
     document.title = `${data.ensemble}: trace`;
@@ -15,10 +19,12 @@
       `mean fused probability ${fixed(summary.probability, 2)}`,
     ];
     const usage = data.usage;
+    if (thoughts) facts.splice(1, 0, `${thoughts} of them thought`);
     if (usage) {
       const rate = usage.steps / Math.max(usage.seconds - usage.first_seconds, 1e-9);
       if (usage.steps > 1) facts.push(`${fixed(rate, 1)} tokens/s`);
       facts.push(`first after ${fixed(usage.first_seconds, 2)} s`);
+      if (usage.drafted) facts.push(`${usage.accepted} of ${usage.drafted} drafted tokens came`);
       if (usage.steps_alone) facts.push(`${usage.steps_alone} by the pivot alone`);
     }
     $("facts").textContent = facts.join(" · ");
@@ -61,7 +67,7 @@
     const on = button.getAttribute("aria-pressed") !== "true";
     for (const other of $("members").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-pressed", String(on));
-    $("text").classList.toggle("spotlit", on);
+    main.classList.toggle("spotlit", on);
     tokens.forEach((node, i) => node.classList.toggle("lit", on && steps[i].carrier === member));
   }
 
@@ -69,7 +75,7 @@
   const tokens = [];
   function text() {
     let whole = true;
-    const all = document.createDocumentFragment();
+    const all = boxes.map(() => document.createDocumentFragment());
     steps.forEach((step, index) => {
       const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
       const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
@@ -87,9 +93,11 @@
       node.tabIndex = -1;
       node.dataset.index = String(index);
       tokens.push(node);
-      all.append(node);
+      all[step.thought ? 0 : 1].append(node);
     });
-    $("text").append(all);
+    boxes.forEach((box, i) => box.append(all[i]));
+    $("thought").hidden = !boxes[0].children.length;
+    $("thought").querySelector("summary").textContent = `Thought, ${plural(thoughts, "token")}`;
   }
 
   function card(index) {
@@ -122,6 +130,7 @@
   function go(index) {
     if (index < 0 || index >= steps.length) return;
     keep(index);
+    if (steps[index].thought) $("thought").open = true;
     tokens[index].focus({ preventScroll: true });
     tokens[index].scrollIntoView({ block: "nearest" });
   }
@@ -132,12 +141,12 @@
     return undefined;
   }
   const KEYS = {
-    ArrowRight: () => kept + 1,
-    ArrowLeft: () => kept - 1,
-    ArrowDown: () => vertical(tokens, kept, 1),
-    ArrowUp: () => vertical(tokens, kept, -1),
+    ArrowRight: (_, here) => here + 1,
+    ArrowLeft: (_, here) => here - 1,
+    ArrowDown: (all, here) => vertical(all, here, 1),
+    ArrowUp: (all, here) => vertical(all, here, -1),
     Home: () => 0,
-    End: () => steps.length - 1,
+    End: (all) => all.length - 1,
   };
 
   function listen() {
@@ -145,15 +154,18 @@
       const node = event.target.closest?.(".token");
       return node ? Number(node.dataset.index) : -1;
     };
-    $("text").addEventListener("pointerover", (event) => show(at(event) < 0 ? kept : at(event)));
-    $("text").addEventListener("pointerleave", () => show(kept));
-    $("text").addEventListener("focusin", (event) => at(event) >= 0 && keep(at(event)));
-    $("text").addEventListener("click", (event) => at(event) >= 0 && go(at(event)));
-    $("text").addEventListener("keydown", (event) => {
-      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      go(KEYS[event.key]());
-    });
+    for (const box of boxes) {
+      box.addEventListener("pointerover", (event) => moved(event) && show(at(event) < 0 ? kept : at(event)));
+      box.addEventListener("pointerleave", () => show(kept));
+      box.addEventListener("focusin", (event) => at(event) >= 0 && keep(at(event)));
+      box.addEventListener("click", (event) => at(event) >= 0 && go(at(event)));
+      box.addEventListener("keydown", (event) => {
+        if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+        event.preventDefault();
+        const all = [...box.children];
+        go(Number(all[KEYS[event.key](all, all.indexOf(tokens[kept]))]?.dataset.index ?? -1));
+      });
+    }
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "n") dispute(1);
@@ -163,7 +175,7 @@
     $("previous").addEventListener("click", () => dispute(-1));
     $("next").disabled = $("previous").disabled = summary.disputed === 0;
     $("mono").addEventListener("click", () => {
-      const on = $("text").classList.toggle("mono");
+      const on = main.classList.toggle("mono");
       $("mono").setAttribute("aria-pressed", String(on));
     });
     const place = (event) => {
@@ -171,7 +183,7 @@
       const index = Math.floor((steps.length * (event.clientX - box.left)) / box.width);
       return Math.max(0, Math.min(steps.length - 1, index));
     };
-    $("course").addEventListener("pointermove", (event) => show(place(event)));
+    $("course").addEventListener("pointermove", (event) => moved(event) && show(place(event)));
     $("course").addEventListener("pointerleave", () => show(kept));
     $("course").addEventListener("click", (event) => go(place(event)));
   }
@@ -222,7 +234,9 @@
   if (steps.length) {
     course();
     listen();
-    keep(Math.max(0, steps.findIndex((step) => step.disputed)));
+    // Where there is an answer, the thought stays folded.
+    const begin = boxes[1].children.length ? boxes[0].children.length : 0;
+    keep(Math.max(begin, steps.findIndex((step, i) => step.disputed && i >= begin)));
   } else {
     $("text").textContent = "No token was written.";
   }

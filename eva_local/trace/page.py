@@ -1,26 +1,24 @@
 """A trace as one HTML file that needs nothing else: no network, no other file."""
 
-from __future__ import annotations
-
 import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Literal
 
-from eva_local.pages.frame import filled, palette, shipped, source_hash
+from eva_local.pages.frame import shipped, source_hash, template
 from eva_local.trace.file import TraceFile
-from eva_local.types import Ballot, Candidate, Step
+from eva_local.types import Ballot, Candidate, Step, Trace
 
 
 @dataclass(frozen=True, slots=True)
 class MemberSummary:
     """A member's part in an answer.
 
-    `carried` counts the tokens to which it gave the largest part of their probability,
-    `filtered` those where its vote was dropped, `weight` and `decode_ms` are means over the
-    steps in which it was asked; the first step, which reads the prompt, is left out of
-    `decode_ms` where there are others.
+    `carried` counts the tokens to which it gave the largest part of their probability, `filtered`
+    those where its vote was dropped. `weight` and `decode_ms` are means over the steps in which
+    it was asked; the first, which reads the prompt, is left out of `decode_ms` if there are more.
     """
 
     name: str
@@ -46,34 +44,24 @@ class Summary:
 
 def trace_page(trace: TraceFile) -> str:
     """Return the page of a trace, as HTML."""
-    style, script = sources("eva_local.trace")
-    parts = {
-        "STYLE_HASH": source_hash(style),
-        "SCRIPT_HASH": source_hash(script),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": _embedded(page_data(trace)),
-    }
-    return filled(shipped("eva_local.trace", "page.html"), parts)
+    style, script = sources("trace")
+    # An HTML parser takes ASCII without `<` for nothing but text.
+    data = json.dumps(page_data(trace), separators=(",", ":"), allow_nan=False)
+    return template("trace/page.html").render(
+        style=style,
+        script=script,
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
+        data=data.replace("<", "\\u003c"),
+    )
 
 
 def sources(package: str) -> tuple[str, str]:
-    """Return style and script of a page with tokens: what all have, and page.css and page.js.
-
-    What all have is the palette, tokens, what a card says of one, and the object `eva`.
-    """
-    style = palette() + shipped("eva_local.trace", "shared.css")
-    script = shipped("eva_local.trace", "shared.js")
-    return style + shipped(package, "page.css"), script + shipped(package, "page.js")
-
-
-def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
-    """Return the numbers of an answer."""
-    return Summary(
-        tokens=sum(bool(step.piece) for step in steps),
-        disputed=sum(map(disputed, steps)),
-        probability=_mean([step.probability for step in steps]),
-        members=tuple(_member(name, steps) for name in members),
+    """Return style and script of a page with tokens: what all such pages have, and its own."""
+    style = shipped("pages/palette.css") + shipped("trace/shared.css")
+    return (
+        style + shipped(f"{package}/page.css"),
+        shipped("trace/shared.js") + shipped(f"{package}/page.js"),
     )
 
 
@@ -86,56 +74,52 @@ def page_data(trace: TraceFile) -> dict[str, object]:
         "notes": trace.notes,
         "text": "".join(step.text for step in trace.steps),
         "summary": asdict(summarize(trace.members, trace.steps)),
-        "steps": [
-            _step_data(step, shown, whole, trace.members)
-            for step, (shown, whole) in zip(trace.steps, _readable(trace.steps), strict=True)
-        ],
+        "steps": list(_steps_data(trace)),
     }
 
 
-def _step_data(step: Step, shown: str, whole: bool, members: Sequence[str]) -> dict[str, object]:
-    trace = step.trace
-    return {
-        "shown": shown,
-        "whole": whole,
-        "hex": step.piece.hex(" "),
-        "probability": step.probability,
-        "carrier": members.index(trace.carrier) if trace else -1,
-        "disputed": disputed(step),
-        "top": _candidates_data(trace.top if trace else (), step.piece),
-        "ballots": [
-            {
-                "member": members.index(ballot.member),
-                "top": _candidates_data(ballot.top, step.piece),
-                "chosen": ballot.chosen,
-                "verdict": verdict(ballot),
-                "reason": ballot.reason,
-                "weight": ballot.weight,
-                "ms": 1000 * ballot.seconds,
-            }
-            for ballot in (trace.ballots if trace else ())
-        ],
-    }
+def _steps_data(trace: TraceFile) -> Iterator[dict[str, object]]:
+    # Bytes that are no UTF-8 become lone surrogates, which the page shows as hexadecimal.
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for step, after in zip(trace.steps, [*trace.steps[1:], None], strict=False):
+        # Thought and answer are two texts, and so are thoughts of members by themselves.
+        last = after is None or _text(step) != _text(after)
+        why = step.trace or Trace((), ())
+        yield {
+            # A character that several pieces make is shown by the last of them, the whole one.
+            "shown": decoder.decode(step.piece, final=last),
+            "whole": not decoder.getstate()[0],
+            "hex": step.piece.hex(" "),
+            "thought": step.reasoning is not None,
+            "probability": step.probability,
+            "carrier": trace.members.index(why.carrier) if why.ballots else -1,
+            "disputed": disputed(step),
+            "top": _candidates_data(why.top, step.piece),
+            "ballots": [
+                {
+                    "member": trace.members.index(ballot.member),
+                    "top": _candidates_data(ballot.top, step.piece),
+                    "chosen": ballot.chosen,
+                    "verdict": verdict(ballot),
+                    "reason": ballot.reason,
+                    "weight": ballot.weight,
+                    "ms": 1000 * ballot.seconds,
+                }
+                for ballot in why.ballots
+            ],
+        }
+
+
+def _text(step: Step) -> tuple[bool, object]:
+    voters = [ballot.member for ballot in step.trace.ballots] if step.trace else []
+    return step.reasoning is None, voters[0] if len(voters) == 1 else None
 
 
 def _candidates_data(candidates: Sequence[Candidate], chosen: bytes) -> list[list[object]]:
-    """Return each candidate's text, probability, and whether it is the chosen one."""
     return [
         [one.piece.decode("utf-8", "surrogateescape"), one.probability, one.piece == chosen]
         for one in candidates
     ]
-
-
-def _readable(steps: Sequence[Step]) -> Iterator[tuple[str, bool]]:
-    """Yield what each piece shows, and whether it ends with a whole character.
-
-    A character that several pieces make is shown by the last of them. Bytes that are no
-    UTF-8 become lone surrogates, which the page shows as hexadecimal.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for number, step in enumerate(steps, 1):
-        shown = decoder.decode(step.piece, final=number == len(steps))
-        yield shown, not decoder.getstate()[0]
 
 
 def verdict(ballot: Ballot) -> Literal["stayed", "filtered", "absent"]:
@@ -154,24 +138,30 @@ def disputed(step: Step) -> bool:
     )
 
 
-def _member(name: str, steps: Sequence[Step]) -> MemberSummary:
+def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
+    """Return the numbers of an answer."""
     traces = [step.trace for step in steps if step.trace is not None]
-    votes = [one for trace in traces for one in trace.ballots if one.member == name]
-    asked = [vote for vote in votes if verdict(vote) != "absent"]
-    seconds = [vote.seconds for vote in asked]
-    return MemberSummary(
-        name=name,
-        carried=sum(trace.carrier == name for trace in traces),
-        filtered=sum(not vote.stayed for vote in asked),
-        weight=_mean([vote.weight for vote in asked]),
-        decode_ms=1000 * _mean(seconds[1:] or seconds),
+    parts = []
+    for name in members:
+        votes = [one for trace in traces for one in trace.ballots if one.member == name]
+        asked = [vote for vote in votes if verdict(vote) != "absent"]
+        seconds = [vote.seconds for vote in asked]
+        parts.append(
+            MemberSummary(
+                name=name,
+                carried=sum(trace.carrier == name for trace in traces),
+                filtered=sum(not vote.stayed for vote in asked),
+                weight=_mean([vote.weight for vote in asked]),
+                decode_ms=1000 * _mean(seconds[1:] or seconds),
+            )
+        )
+    return Summary(
+        tokens=sum(bool(step.piece) for step in steps),
+        disputed=sum(map(disputed, steps)),
+        probability=_mean([step.probability for step in steps]),
+        members=tuple(parts),
     )
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _embedded(data: object) -> str:
-    """Return data as JSON that an HTML parser takes for nothing but text: ASCII without `<`."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return fmean(values) if values else 0.0

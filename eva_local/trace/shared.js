@@ -66,7 +66,7 @@ const eva = (() => {
     return glyphs(node, step.shown, broken);
   }
   const spoken = (step) =>
-    step.hex === "" ? "end of the answer"
+    step.hex === "" ? `end of the ${step.thought ? "thought" : "answer"}`
       : step.shown === "" ? "part of a character"
       : step.shown.replace(/\n/g, " line break ").trim() || "space";
 
@@ -142,5 +142,10 @@ const eva = (() => {
     return best;
   }
 
-  return { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical };
+  // Where the page moves under a pointer that rests, nobody points at what comes to lie there.
+  let rests = "";
+  const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
+  document.addEventListener("pointermove", moved);
+
+  return { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical, moved };
 })();

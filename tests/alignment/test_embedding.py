@@ -10,12 +10,18 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from laws import check_law_3, check_twins
 
 from eva_local.alignment.csls import Neighbours, nearest
-from eva_local.alignment.embedding import eva, eva_paper, trusted
-from eva_local.alignment.overlay import anchors_by_bytes, anchors_by_spelling, overlay
-from eva_local.alignment.quality import held_out
+from eva_local.alignment.embedding import (
+    anchors_by_bytes,
+    anchors_by_spelling,
+    eva,
+    eva_paper,
+    overlay,
+    trusted,
+)
 from eva_local.alignment.vecmap import normalise, supervised, transforms
 from eva_local.errors import MappingError
 from eva_local.llama.vocab import Vocabulary
+from tools.mapping_quality import held_out
 
 METHODS = {"eva": eva, "eva-paper": eva_paper}
 

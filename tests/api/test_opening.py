@@ -8,13 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from headers import write_other
 
 import eva_local
 from eva_local.batch.results import FileResults
 from eva_local.batch.rows import Wishes
 from eva_local.batch.source import form_of
 from eva_local.config.specs import EnsembleSpec
-from eva_local.errors import InputError
+from eva_local.errors import InputError, StoreError
 from eva_local.evaluate.results import Result, Results
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.opening import ensemble_of
@@ -70,6 +71,14 @@ def test_nothing_stays_open_where_an_ensemble_does_not_come_about(
     # At once, and not when the error is forgotten.
     assert opened.left == 0
     del raised
+
+
+def test_no_model_is_loaded_where_another_member_is_none(opened: Opened, models: Path) -> None:
+    write_other(models / "none.gguf", "llama", {"general.type": "adapter"})
+    with pytest.raises(StoreError, match=r"none\.gguf: a LoRA adapter"):
+        eva_local.load("broken", config=models / "models.toml")
+    (models / "none.gguf").unlink()
+    assert not opened.models
 
 
 def test_the_threads_over_models_of_others_end_and_the_models_stay(

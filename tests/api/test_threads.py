@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import ENDLESS, PROMPTS, Endless, alone, open_shared
+from shared import ENDLESS, PROMPTS, Endless, alone, open_shared, submit
 from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.api import Ensemble
@@ -44,8 +44,7 @@ def waiting_threads(ensemble: Ensemble) -> Callable[[], int]:
 
 @settings(max_examples=15)
 @given(
-    prompts=st.lists(st.sampled_from(PROMPTS), min_size=2, max_size=8),
-    parallel=st.integers(1, 4),
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=2, max_size=8), parallel=st.integers(1, 4)
 )
 def test_threads_get_the_texts_that_they_would_get_alone(prompts, parallel) -> None:
     sampling = Sampling(max_tokens=9)
@@ -119,7 +118,7 @@ def test_closing_an_iterator_frees_its_place_within_a_step() -> None:
     with open_shared(1) as ensemble:
         endless = ensemble.stream("the", LONG)
         next(endless)
-        late = ensemble.submit(" a", Sampling(max_tokens=1), lambda _: None)
+        late = submit(ensemble, " a", Sampling(max_tokens=1), lambda _: None)
         endless.close()
         assert ensemble.scheduler.n_running == 0
         ensemble.scheduler.step()

@@ -72,7 +72,7 @@ def test_a_job_says_what_it_did(eva, tmp_path) -> None:
     assert done.returncode == 0
     assert done.stdout == b""
     assert re.search(
-        rb"6 of 6 rows in 0:0\d, 3 side by side: \d+ tokens, [\d.]+ tokens/s", done.stderr
+        rb"6 of 6 rows in 0:00:0\d, 3 side by side: \d+ tokens, [\d.]+ tokens/s", done.stderr
     )
     assert set(texts(tmp_path / "out.jsonl")) == {f"r{n}" for n in range(6)}
     again = eva("in.jsonl", "out.jsonl", "-e", "pair", "-n", "4")

@@ -8,7 +8,7 @@ import pytest
 
 from eva_local.cli import main
 
-SMALL = ("--context", "20", "--parallel", "3", "--rounds", "4")
+SMALL = ("--context", "20", "--parallel", "3", "--rounds", "4", "--questions", "2")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_table_and_all_figures_as_json(bench, tmp_path) -> None:
     assert "20 tokens of context, 3 texts" in shown
     assert "step / sum of the members, same tokens" in shown
     html = page.read_text()
-    assert html.count("<svg ") == html.count("</svg>") == 5
+    assert html.count("<svg ") == html.count("</svg>") == 6
     assert "<script" not in html
     found = json.loads(out.read_text())
     assert [(one["context"], one["texts"]) for one in found["trials"]] == [(20, 1), (20, 3)]
@@ -43,8 +43,18 @@ def test_a_table_and_all_figures_as_json(bench, tmp_path) -> None:
         assert 0 < writing["bookkeeping"]["median"] < 1
         assert [member["name"] for member in writing["members"]] == ["one", "two"]
         assert writing["members"][0]["n_tokens"] >= trial["texts"]
-    assert found["trials"][0]["reading"]["over_sum"]["count"] >= 1
-    assert found["trials"][1]["reading"] is None
+    assert found["trials"][0]["first_seconds"] > 0
+    assert found["trials"][1]["first_seconds"] is None
+    how = [("off", 0), ("auto", 0), ("off", 0.7), ("auto", 0.7)]
+    assert [(one["drafter"], one["temperature"]) for one in found["answers"]] == how
+    for one in found["answers"]:
+        assert one["over_sum"]["count"] == 2
+        assert one["by_kind"] == {"chat": pytest.approx(one["total"])}
+        assert len(one["passes"]) == len(one["decoded"]) == 2
+        assert one["accepted"] <= one["drafted"]
+        assert sorted(one["elsewhere"]) == list(one["elsewhere"])
+    assert found["answers"][0]["drafted"] == 0
+    assert shown.count("passes a token one") == 2
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from batches import ensemble_of_models, fake_spec
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import submit
 
 from eva_local.bench.meter import Decoding, Meter, busy
 from eva_local.bench.pace import MemberPart, Round, Spread, pace
 from eva_local.bench.passage import passage
-from eva_local.bench.trial import Bench
+from eva_local.bench.trial import Bench, measure
+from eva_local.config.config import load_config
+from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ContextError
 from eva_local.llama.model import ALL, Run
 from eva_local.types import Sampling
@@ -52,18 +55,17 @@ def test_a_spread_is_the_median_with_its_quartiles() -> None:
 
 
 def test_the_ratios_of_a_round() -> None:
-    parts = (MemberPart(2, 3, 0.31, 0.3, 0.2), MemberPart(2, 2, 0.11, 0.1, 0.1))
+    parts = (MemberPart(3, 0.31, 0.3), MemberPart(2, 0.11, 0.1))
     found = pace(["a", "b"], [Round(0.5, 0.42, 2, parts)])
     assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(0.5 / 0.4)] * 3, 1)
     assert found.over_slowest == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
-    assert found.over_single == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
     assert found.inside_over_alone == Spread(*[pytest.approx(0.42 / 0.4)] * 3, 1)
     assert found.bookkeeping == Spread(*[pytest.approx(0.16)] * 3, 1)
 
 
 @pytest.mark.parametrize(
-    "parts", [(MemberPart(1, 1, 0.3, 0.3), MemberPart(1, 1, 0.1)), (MemberPart(0, 0, 0.0, 0.0),)]
+    "parts", [(MemberPart(1, 0.3, 0.3), MemberPart(1, 0.1)), (MemberPart(0, 0.0, 0.0),)]
 )
 def test_a_ratio_needs_what_every_member_took(parts) -> None:
     found = pace("ab"[: len(parts)], [Round(0.5, 0.4, 1, parts)])
@@ -75,10 +77,10 @@ def test_a_ratio_needs_what_every_member_took(parts) -> None:
 def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
     # The machine is three times slower in the last round: the ratio stays.
     rounds = [
-        Round(0.44 * slow, 0.42 * slow, 2, (MemberPart(2, 4, 0.42 * slow, 0.4 * slow, 0.2 * slow),))
+        Round(0.44 * slow, 0.42 * slow, 2, (MemberPart(4, 0.42 * slow, 0.4 * slow),))
         for slow in (1, 1, 3)
     ]
-    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(2, 4, 0.42),))])
+    found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(4, 0.42),))])
     assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(1.1)] * 3, 3)
     assert found.step.median == pytest.approx(0.44)
@@ -86,7 +88,6 @@ def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
     (member,) = found.members
     assert member.n_tokens == 4
     assert member.rate == pytest.approx(10)
-    assert member.single_rate == pytest.approx(10)
     assert pace(["m"], []) is None
 
 
@@ -95,7 +96,7 @@ def test_what_overlaps_is_busy_once() -> None:
     meters[0].decodings = [Decoding(0, 2, []), Decoding(5, 6, [])]
     meters[1].decodings = [Decoding(1, 3, []), Decoding(1.5, 2.5, [])]
     assert busy(meters) == 4
-    assert meters[1].part(alone=False, single=False).inside == 3
+    assert meters[1].part().inside == 3
 
 
 def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> None:
@@ -103,16 +104,16 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     meter.decode([Run(0, 0, [1, 9, 8]), Run(1, 0, [1])])
-    assert meter.part(alone=True, single=True) == MemberPart(2, 4, 2.0, 2.0, 1.0)
-    assert meter.part(alone=False, single=False).inside == 2.0
+    assert meter.part() == MemberPart(4, 2.0, 2.0)
+    assert meter.part().inside == 2.0
     assert model.cache == {0: [1, 9, 8], 1: [1]}
     meter.reset()
     meter.remove(0, 2)
     meter.decode([Run(0, 2, [7, 7])])
-    assert meter.part(alone=True, single=True) == MemberPart(1, 2, 1.0, 1.0, 0.5)
+    assert meter.part() == MemberPart(2, 1.0, 1.0)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1]}
     meter.copy(0, 1, 3)
-    assert math.isnan(meter.part(alone=True, single=False).alone)
+    assert math.isnan(meter.part().alone)
     assert model.cache == {0: [1, 9, 7, 7], 1: [1, 9, 7]}
     meter.remove(ALL, 0)
     assert not model.cache
@@ -121,9 +122,8 @@ def test_a_meter_repeats_what_was_decoded_and_leaves_the_cache_as_it_was() -> No
 def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     meter = Meter(FakeModel(can_roll_back=False))
     meter.decode([Run(0, 0, [1, 2])])
-    part = meter.part(alone=True, single=True)
+    part = meter.part()
     assert math.isnan(part.alone)
-    assert math.isnan(part.single)
     assert part.inside > 0
 
 
@@ -132,7 +132,7 @@ def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> N
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
     assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
-    assert meter.part(alone=True, single=True) == MemberPart(1, 3, 1.5, 1.5, 0.5)
+    assert meter.part() == MemberPart(3, 1.5, 1.5)
     assert model.cache == {0: [1, 2, 3]}
 
 
@@ -184,26 +184,36 @@ def test_rounds_on_fake_models_by_a_made_clock(tmp_path) -> None:
             1 / (1 - trial.writing.bookkeeping.median), rel=1e-6
         )
         assert trial.peak_memory > 1e6
-    assert one.reading is not None
-    assert [m.rate for m in one.reading.members] == [pytest.approx(100), pytest.approx(50)]
 
 
 def test_decoding_again_changes_no_text(tmp_path) -> None:
     ensemble, meters = metered(tmp_path, Clock(), 1)
     plain, _ = metered(tmp_path, Clock(), 1)
+    # Each step is to decode something.
+    ensemble.drafter = plain.drafter = "off"
     pieces: list[list[bytes]] = [[], []]
     sampling = Sampling(max_tokens=30, temperature=1.0, seed=5)
     for each, told in zip((ensemble, plain), pieces, strict=True):
-        request = each.submit("the light", sampling, lambda step, t=told: t.append(step.piece))
+        request = submit(each, "the light", sampling, lambda step, t=told: t.append(step.piece))
         while not request.done:
             for meter in meters:
                 meter.reset()
             each.scheduler.step()
             for meter in meters if each is ensemble else ():
-                part = meter.part(alone=True, single=True)
+                part = meter.part()
                 assert part.alone > 0
-                assert part.single > 0
     assert pieces[0] == pieces[1]
+
+
+def test_members_of_one_model_are_measured_as_the_batch_that_they_are(models) -> None:
+    model = load_config(models / "models.toml", {}).ensemble("one").members[0]
+    twins = tuple(MemberSpec.of(model, name=name, prefix=name) for name in "ab")
+    spec = EnsembleSpec("twins", twins, "a")
+    (trial,) = measure(spec, [20], 1, 3, 1, silent).trials
+    (both,) = trial.writing.members
+    assert both.name == "a and 1 more"
+    assert both.n_tokens >= 2
+    assert trial.writing.over_sum is not None
 
 
 def test_an_error_of_a_text_is_raised_by_the_bench(tmp_path) -> None:

@@ -22,10 +22,10 @@ def decode(model: FakeModel, context: Context) -> np.ndarray:
 
 
 @pytest.mark.parametrize("words", [WORDS_A, WORDS_B])
-@pytest.mark.parametrize("can_roll_back", [True, False])
+@pytest.mark.parametrize("snapshots", [None, 0, 3])
 @given(pieces=cut())
-def test_law_1_tokens_join_to_the_text_after_every_commit(words, can_roll_back, pieces) -> None:
-    model = FakeModel(words, can_roll_back=can_roll_back)
+def test_law_1_tokens_join_to_the_text_after_every_commit(words, snapshots, pieces) -> None:
+    model = FakeModel(words, can_roll_back=snapshots is None, snapshots=snapshots or 0)
     context = Context(model)
     context.start([1, 7])
     text = b""
@@ -103,6 +103,45 @@ def test_a_prompt_that_is_wholly_cached_decodes_its_last_token_again() -> None:
     run = context.pending()
     assert (run.start, list(run.tokens)) == (2, [9])
     assert np.array_equal(model.decode([run])[0], first)
+
+
+def test_a_model_with_snapshots_goes_back_to_them() -> None:
+    model = FakeModel(can_roll_back=False, snapshots=4)
+    context = Context(model)
+    end = model.vocabulary.eos_id
+    prompt = [1, 8, 9, end, 10, 11, 12]
+    context.start(prompt)
+    decode(model, context)
+    context.append(b" the un")
+    decode(model, context)
+    # An answer is written again, and a turn goes on otherwise than its answer began.
+    assert context.holds(prompt) == len(prompt)
+    assert context.holds([1, 8, 9, end, 10, 13]) == 4
+    assert context.holds([1, 8, 13]) == 0
+    before = model.decoded
+    context.start([1, 8, 9, end, 10, 13])
+    decode(model, context)
+    assert model.cache[0] == [1, 8, 9, end, 10, 13]
+    assert model.decoded == before + 2
+    # Others will begin with two tokens.
+    context.start([1, 8, 14, 15], shared=2)
+    decode(model, context)
+    assert context.holds([1, 8, 16]) == 2
+
+
+def test_a_word_is_read_whole_also_where_tokens_cannot_be_taken_back() -> None:
+    model = FakeModel(can_roll_back=False, snapshots=2)
+    context = Context(model)
+    context.start([1, 7])
+    decode(model, context)
+    before = model.decoded
+    for piece in (b" the", b" un", b"belie", b"va", b"ble"):
+        context.append(piece)
+        decode(model, context)
+    pieces = [model.vocabulary.pieces[i] for i in context.generated]
+    assert pieces == [b" the", b" unb", b"elie", b"vable"]
+    assert model.cache[0] == list(context.tokens)
+    assert model.decoded - before < 20
 
 
 def test_a_model_without_rollback_begins_anew() -> None:

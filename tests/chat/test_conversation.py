@@ -41,7 +41,7 @@ def saved(chat: Chat) -> Conversation:
 
 def resume(chat: Chat, left: log.Saved) -> None:
     file, left = log.Log.resume(left)
-    chat.resume(file, left.conversation)
+    chat.take_over(left.conversation, file)
 
 
 def new_tokens(chat: Chat) -> tuple[int, ...]:

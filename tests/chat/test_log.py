@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from strategies import awkward_text
 from eva_local.chat import log
 from eva_local.chat.conversation import Conversation, Event, Turn
 from eva_local.errors import InputError
+from eva_local.jsonl import json_line
 from eva_local.types import Message
 
 
@@ -30,7 +30,8 @@ def histories(draw: st.DrawFn) -> list[Event]:
         if conversation.turns:
             kinds += ["answer", "undo"]
         kind = draw(st.sampled_from(kinds))
-        event = Event(kind, "" if kind == "undo" else draw(awkward_text))
+        thought = draw(awkward_text) if kind == "answer" else ""
+        event = Event(kind, "" if kind == "undo" else draw(awkward_text), thought)
         conversation = conversation.after(event)
         events.append(event)
     return events
@@ -160,7 +161,9 @@ def test_links_that_lead_nowhere_are_no_conversations(tmp_path) -> None:
 def test_a_name_is_never_a_path(tmp_path, name) -> None:
     folder = tmp_path / "chats"
     log.Log.begin(folder, "demo", Conversation()).close()
-    (tmp_path / "secret.jsonl").write_bytes(log.saved_form("demo", Conversation()))
+    (tmp_path / "secret.jsonl").write_bytes(
+        b"".join(map(json_line, log.records("demo", Conversation())))
+    )
     with pytest.raises(InputError, match="there is no conversation"):
         log.find(folder, name)
 
@@ -193,47 +196,3 @@ def test_what_is_no_conversation_names_its_line(tmp_path, lines, problem) -> Non
     path.write_text("".join(f"{line}\n" for line in spelled))
     with pytest.raises(InputError, match=problem):
         log.read(path)
-
-
-def test_an_export_can_be_read_and_takes_the_place_of_nothing_else(tmp_path) -> None:
-    conversation = Conversation("Be brief.", (Turn("two\nlines", " an answer\n"), Turn("q")))
-    path = tmp_path / "chat.jsonl"
-    log.export(path, "demo", conversation)
-    log.export(path, "demo", conversation)
-    assert log.read(path).conversation == conversation
-
-    document = tmp_path / "chat.md"
-    log.export(document, "demo", conversation)
-    assert document.read_text() == "*Be brief.*\n\n> two\n> lines\n\nan answer\n\n> q\n"
-    notes = tmp_path / "notes.txt"
-    notes.write_text("mine")
-    for mine in (document, notes, tmp_path):
-        with pytest.raises(InputError, match="stays as it is"):
-            log.export(mine, "demo", conversation)
-    assert notes.read_text() == "mine"
-    with pytest.raises(InputError, match="cannot be saved: No such file"):
-        log.export(tmp_path / "absent" / "chat.jsonl", "demo", conversation)
-    with pytest.raises(InputError, match="cannot be saved: File name too long"):
-        log.export(tmp_path / f"{'a' * 300}.md", "demo", conversation)
-    with pytest.raises(InputError, match="stays as it is"):
-        log.export(Path(), "demo", conversation)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "chat.jsonl",
-        "chat.md",
-        "notes.txt",
-    ]
-
-
-def test_an_export_takes_the_place_of_no_conversation_that_is_held(tmp_path) -> None:
-    conversation = Conversation("", (Turn("q", "a"),))
-    held = log.Log.begin(tmp_path, "demo", conversation)
-    link = tmp_path / "link.jsonl"
-    link.symlink_to(held.path)
-    for path in (held.path, link):
-        with pytest.raises(InputError, match="the file of an open chat and stays as it is"):
-            log.export(path, "demo", Conversation("", (Turn("other"),)))
-    held.save(Event("user", "more"))
-    held.close()
-    assert [turn.question for turn in log.read(held.path).conversation.turns] == ["q", "more"]
-    log.export(held.path, "demo", conversation)
-    assert log.read(held.path).conversation == conversation

@@ -44,15 +44,6 @@ with orderly_end(), interruption_noted() as interrupted, typing_unseen():
         time.sleep(0.02)
 print("STOPPED", input())
 """
-# Shows an answer of three rows on 30 columns, and then as Markdown.
-MARKDOWN = """
-from eva_local.chat.terminal import Screen
-screen = Screen(interactive=True)
-for text in ("\\n ", "one **two** three ", "four five", " six\\n", "中" * 15, "\\n\\n"):
-    screen.write(text)
-screen.end(markdown=True)
-print("DONE")
-"""
 PASTE = "\x1b[200~", "\x1b[201~"
 Spawn = Callable[..., pexpect.spawn]
 
@@ -153,7 +144,6 @@ def test_tab_completes_commands_settings_and_files(spawn, tmp_path) -> None:
     for begun, rest in (
         ("/reg", "en"),
         ("/set min", "_p"),
-        ("/show c", "hat"),
         (f"/read {tmp_path}/notes", "-of-today.txt"),
     ):
         child.send(begun)
@@ -200,15 +190,6 @@ def test_the_terminal_is_as_before_when_an_answer_is_told_to_end(spawn) -> None:
     child.kill(signal.SIGTERM)
     child.expect(pexpect.EOF)
     assert termios.tcgetattr(child.child_fd) == before
-
-
-def test_an_answer_is_taken_back_and_shown_as_markdown(spawn) -> None:
-    child = spawn(MARKDOWN, COLUMNS="30")
-    child.expect("DONE")
-    streamed, _, rendered = child.before.partition(b"\x1b[3A\r\x1b[J")
-    assert streamed.decode() == f"one **two** three four five six\r\n{'中' * 15}\r\n"
-    assert b"**" not in rendered
-    assert b"two" in rendered
 
 
 def test_colours_are_left_out_where_no_color_says_so(spawn) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import gguf
 import pytest
 from click.testing import CliRunner
-from headers import write_gguf
+from headers import write_gguf, write_other
 from model_sources import make_parts, sha256
 
 from eva_local import cli
-from eva_local.cli import main, progress
+from eva_local.cli import main, outputs
 from eva_local.cli.options import HELP
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.errors import EvaError
@@ -93,7 +93,6 @@ def test_pull_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith("own: unverified: no sha256 is configured; the file has")
     assert out.splitlines()[1] == "far: ok"
-    assert run(capsys, "verify", "all")[1] == out
 
 
 def test_pull_that_fails_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +178,22 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         "default": True,
         "description": "the two",
     }
+
+
+def test_what_is_no_language_model_is_told_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_other(folder / "own.gguf", "clip", {"general.type": "mmproj"})
+    told = "the part of a model that sees or hears; give the language model beside it"
+    code, out, err = run(capsys, "list")
+    assert (code, err) == (0, f"own: {path}: {told}\n")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1][:4] == ["own", "0", "MB", "no"]
+    assert rows[6] == ["alone", "no", "own"]
+    facts = json.loads(run(capsys, "show", "own", "--json")[1])
+    assert (facts["here"], facts["problem"]) == (False, told)
+    for command in ("pull", "bench"):
+        assert run(capsys, command, "-e", "own") == (2, "", f"eva-local: {path}: {told}\n")
 
 
 def test_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,8 +395,8 @@ def test_progress_stays_quiet_for_a_while_then_writes_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with contextlib.closing(progress.ProgressDisplay()) as show:
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: now[0])
+    with contextlib.closing(outputs.ProgressDisplay()) as show:
         for second in range(26):
             now[0] = float(second)
             show("m: downloading" if second < 24 else "m: checking", second / 50)
@@ -399,7 +414,7 @@ def test_progress_is_a_bar_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with contextlib.closing(progress.ProgressDisplay(patience=0.0)) as show:
+    with contextlib.closing(outputs.ProgressDisplay(patience=0.0)) as show:
         show("m [part]: downloading", 0.5)
         show("m: checking")
     assert capsys.readouterr().out == ""

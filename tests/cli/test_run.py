@@ -28,7 +28,8 @@ class Ensemble:
 def test_json_is_one_line_that_is_harmless_to_print(capsys) -> None:
     assert answer(Ensemble(), "a", Sampling(), as_json=True) == 0
     out = capsys.readouterr().out
-    assert json.loads(out) == {"text": EVIL, "finish_reason": "stop", "usage": None}
+    told = {"text": EVIL, "reasoning": "", "finish_reason": "stop", "usage": None}
+    assert json.loads(out) == told
     assert harmless(out) == out
     assert len(out.splitlines()) == 1
     assert "caf\u00e9" in out

@@ -42,7 +42,7 @@ sha256 = "{SHA}"
 size = 12
 """
 
-RULES = '"equal" or "prompt-perplexity" or "running"'
+RULES = '"equal" or "prompt-perplexity" or "running" or "thought"'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -99,7 +99,7 @@ def test_ensemble_with_all_its_keys(tmp_path: Path) -> None:
         mapping = "eva"
         filter = "off"
         candidates = 99
-        weights = { b = 1, a = 2.5 }
+        weights = [2.5, 1]
         """,
     ).ensemble("e")
     assert [member.name for member in ensemble.members] == ["a", "b"]
@@ -118,7 +118,9 @@ def test_pivot_is_the_first_member_and_weights_may_be_a_list(tmp_path: Path) -> 
 
 def test_one_model_may_be_a_member_twice(tmp_path: Path) -> None:
     ensemble = load(tmp_path, '[ensembles.e]\nmembers = ["a", "a"]').ensemble("e")
-    assert [member.name for member in ensemble.members] == ["a", "a"]
+    assert [member.name for member in ensemble.members] == ["a", "a-2"]
+    one, other = ensemble.members
+    assert one.is_of(other)
     assert ensemble.pivot_index == 0
 
 
@@ -154,6 +156,11 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ("[defaults]\nseed = {}", 'defaults.seed: must be a whole number or "random", not {}'),
         ("[defaults]\nfilter_n = 0", "defaults.filter_n: must be at least 1, not 0"),
         ("[defaults]\nweights = [1]", "defaults.weights: can be no list here"),
+        ('[defaults]\ndrafter = "a"', "defaults.drafter: must be one of auto, off, ngram; name a"),
+        (
+            '[ensembles.e]\nmembers = ["a"]\ndrafter = "b"',
+            "ensembles.e: drafter b is no member of e; known are: a, auto, ngram, off",
+        ),
         ("[models.d]", "models.d: has no source; give exactly one of path, hub or wheel"),
         ('[models.d]\npath = "x"\nhub = "o/r"', "models.d: has path and hub; give exactly one"),
         ('[models.d]\npath = "x"\nparts = 2', "models.d.parts: does not go with path"),
@@ -182,14 +189,17 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ("[ensembles.e]", "ensembles.e.members: is missing"),
         ("[ensembles.e]\nmembers = []", "ensembles.e.members: must be a list of at least one"),
         ('[ensembles.e]\nmembers = ["z"]', "ensembles.e.members: there is no model 'z'; known are"),
-        ("[ensembles.e]\nmembers = [1]", "ensembles.e.members: there is no model 1"),
+        (
+            "[ensembles.e]\nmembers = [1]",
+            "ensembles.e.members[0]: must be a text or an object, not 1",
+        ),
         ('[ensembles.a]\nmembers = ["a"]', "ensembles.a: a model has this name already"),
         ('[ensembles.e]\nmembers = ["a"]\npivot = "b"', "ensembles.e.pivot: 'b' is no member"),
         ('[ensembles.e]\nmembers = ["a"]\nspace = "x"', 'ensembles.e.space: must be "bytes" or'),
         ('[ensembles.e]\nmembers = ["a"]\nmap = "x"', "ensembles.e.map: unknown key; did you mean"),
-        ('[ensembles.e]\nmembers = ["a"]\nweights = [-1]', "ensembles.e.weights[0]: must be at"),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = [-1]', "ensembles.e.weights: must have a sum"),
         ('[ensembles.e]\nmembers = ["a"]\nweights = [nan]', "ensembles.e.weights[0]: must be "),
-        ('[ensembles.e]\nmembers = ["a"]\nweights = [0]', "ensembles.e.weights: must not"),
+        ('[ensembles.e]\nmembers = ["a"]\nweights = [0]', "ensembles.e.weights: must have a sum"),
         (
             '[ensembles.e]\nmembers = ["a", "b"]\nweights = [1e308, 1e308]',
             "ensembles.e.weights: must have a sum that is finite",
@@ -202,10 +212,9 @@ def test_default_ensemble(tmp_path: Path) -> None:
             '[ensembles.e]\nmembers = ["a"]\nweights = "x"',
             'ensembles.e.weights: must be "equal" or',
         ),
-        ('[ensembles.e]\nmembers = ["a"]\nweights = {b=1}', "ensembles.e.weights.b: unknown key"),
         (
-            '[ensembles.e]\nmembers = ["a"]\nweights = {}',
-            "ensembles.e.weights: has no weight for a",
+            '[ensembles.e]\nmembers = ["a"]\nweights = {a=1}',
+            f"ensembles.e.weights: must be {RULES} or a list of numbers, not ",
         ),
         ("[models.d]\npath = 3", "models.d.path: must be a text that is not empty, not 3"),
         ('[models.d]\npath = "x"\nsize = "1"', "models.d.size: must be a whole number, not '1'"),
@@ -295,7 +304,7 @@ def test_what_the_chosen_ensemble_or_model_says_itself_is_shown(tmp_path: Path) 
     path = write(
         tmp_path,
         MODELS + '[defaults]\ngate = 0.9\n[ensembles.e]\nmembers = ["a", "b"]\ncandidates = 2\n'
-        "space = 'bytes'\ntemperature = 0.5\nweights = {b = 1, a = 2}",
+        "space = 'bytes'\ntemperature = 0.5\nweights = [2, 1]",
     )
 
     def shown(**overrides: object) -> dict[str, tuple[object, str]]:
@@ -335,6 +344,9 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "weights": "2",
         "weight_decay": "0.5",
         "gate": "0.5",
+        "drafter": "ngram",
+        "thinking": "on",
+        "thinking_instruction": "7 {mark}",
     }
     environ = {f"EVA_LOCAL_{key.upper()}": texts.get(key, "7") for key in DEFAULT_KEYS}
     config = load_config(write(tmp_path, MODELS), environ)
@@ -350,10 +362,18 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         weight_decay=0.5,
         prompt_evidence=7,
         gate=0.5,
+        drafter="ngram",
     )
-    assert config.sampling == Sampling(7, 0.5, 7, 0.5, 0.5, 7, 7, 7, 7, 7)
+    assert config.sampling == Sampling(
+        *(7, 0.5, 7, 0.5, 0.5, 7, 7, 7, 7, 7),
+        thinking="on",
+        thinking_temperature=7.0,
+        thinking_budget=7,
+        thinking_mark="7",
+        thinking_instruction="7 {mark}",
+    )
     assert config.model("b").load == LoadSettings(
-        7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False, True
+        7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False, True, 7
     )
     assert {setting.origin for setting in config.settings} == {
         f"environment {name}" for name in environ
@@ -396,8 +416,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expecte
         ("seed", "-1", "must be 0 or more, not -1"),
         ("sharpness", "0", "must be above 0, not 0.0"),
         ("gate", "2", "must be in (0, 1], not 2.0"),
-        ("weights", "0,0", "must not all be zero"),
-        ("weights", "2,-1", "[1]: must be at least 0, not -1.0"),
+        ("weights", "0,0", "must have a sum that is finite and above 0"),
         ("weights", "2,x", f"must be {RULES} or a list of numbers, not '2,x'"),
         ("ensemble", "z", "there is no ensemble 'z'; known are: a, b, c"),
     ],
@@ -438,6 +457,22 @@ def test_weights_from_outside_are_measured_against_the_ensemble_that_is_run(tmp_
     with pytest.raises(ConfigError, match="command line --weights: needs 1 weights"):
         config.ensemble("a")
     assert load(tmp_path, weights="equal").ensemble("a").fusion.weights == "equal"
+
+
+def test_a_drafter_from_outside_is_meant_for_the_ensemble_that_is_run(tmp_path: Path) -> None:
+    tables = '[ensembles.e]\nmembers = ["a", "b"]\ndrafter = "off"\n[ensembles.f]\nmembers = ["b"]'
+    config = load(tmp_path, tables, drafter="a")
+    assert [config.ensemble(name).fusion.drafter for name in ("e", "a")] == ["a", "a"]
+    assert config.ensembles["e"].fusion.drafter == "off"
+    for name in ("f", "b"):
+        with pytest.raises(
+            ConfigError, match=rf"command line --drafter: drafter \S+ is no member of {name}; "
+        ):
+            config.ensemble(name)
+    shown = {each.key: (each.value, each.origin) for each in config.settings}
+    assert shown["drafter"] == ("a", "command line --drafter")
+    config = load(tmp_path, f'[defaults]\ndrafter = "ngram"\n{tables}')
+    assert [config.ensemble(name).fusion.drafter for name in ("e", "f")] == ["off", "ngram"]
 
 
 def test_unknown_override(tmp_path: Path) -> None:

@@ -13,18 +13,18 @@ from eva_local.errors import ConfigError
 
 def test_a_path_may_begin_at_home(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert user_path("~/x.md", "/save") == Path("/home/me/x.md")
-    assert user_path(Path("~/x.md"), "/save") == Path("/home/me/x.md")
-    assert user_path("a b/~/x", "/save") == Path("a b/~/x")
+    assert user_path("~/x.md", "/read") == Path("/home/me/x.md")
+    assert user_path(Path("~/x.md"), "/read") == Path("/home/me/x.md")
+    assert user_path("a b/~/x", "/read") == Path("a b/~/x")
 
 
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ("~nosuchuser/x", "/save: ~nosuchuser/x: there is no such home folder; write"),
-        ("a\0b", r"/save: must be a path, not 'a\x00b'"),
+        ("~nosuchuser/x", "/read: ~nosuchuser/x: there is no such home folder; write"),
+        ("a\0b", r"/read: must be a path, not 'a\x00b'"),
     ],
 )
 def test_what_can_be_no_path_names_where_it_was_written(written, problem) -> None:
     with pytest.raises(ConfigError, match=re.escape(problem)):
-        user_path(written, "/save")
+        user_path(written, "/read")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engines import MEAN, begin, run, text_of, ticket
+from engines import CASTS, MEAN, begin, roles, run, text_of, ticket
 from engines import pivot_engine as ensemble
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
@@ -21,19 +21,20 @@ from eva_local.errors import ContextError, ModelError
 from eva_local.types import Sampling
 
 
+@pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("build", [surface, surface_refined])
 @given(seed=st.integers(0, 10**6), pivot=st.integers(0, 1), temperature=st.sampled_from([0, 1]))
-def test_law_1_every_member_holds_the_shared_text(build, seed, pivot, temperature) -> None:
-    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    engine = ensemble(models, pivot=pivot, build=build)
+def test_law_1_every_member_holds_the_shared_text(cast, build, seed, pivot, temperature) -> None:
+    models, prefixes, fusion = cast()
+    engine = ensemble(models, fusion, pivot=pivot, build=build)
     sampling = Sampling(
         max_tokens=25, temperature=temperature, top_k=0, top_p=1, min_p=0, seed=seed
     )
-    sequence = begin(engine, models, b"the %d" % seed, sampling)
+    sequence = begin(engine, models, b"the %d" % seed, sampling, prefixes=prefixes)
     shared = b""
     while not sequence.finished:
-        (step,) = engine.step([sequence])
-        shared += step.piece if step else b""
+        (told,) = engine.step([sequence])
+        shared += b"".join(step.piece for step in told)
         for model, state in zip(models, sequence.states, strict=True):
             assert state.context.text == shared
             assert model.vocabulary.join(state.context.generated) == shared
@@ -60,8 +61,11 @@ def allowed(model: FakeModel) -> np.ndarray:
 @pytest.mark.parametrize("copies", [1, 2, 3])
 @pytest.mark.parametrize("combine", ["mean", "geometric"])
 @pytest.mark.parametrize("text", [b"", b"the", b" unbelievable \xf0\x9f"])
-def test_law_2_copies_of_one_model_write_what_it_writes_alone(copies, combine, text) -> None:
-    models = [FakeModel() for _ in range(copies)]
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_law_2_copies_of_one_model_write_what_it_writes_alone(
+    copies, combine, text, is_shared
+) -> None:
+    models = [FakeModel()] * copies if is_shared else [FakeModel() for _ in range(copies)]
     engine = ensemble(models, FusionSettings(combine=combine))
     sequence = begin(engine, models, text, Sampling(max_tokens=40))
     (steps,) = run(engine, sequence)
@@ -87,12 +91,26 @@ def test_law_4_the_order_of_members_does_not_matter(order) -> None:
     assert texts[0] == texts[1]
 
 
+@given(order=st.permutations(range(3)))
+def test_law_4_nor_does_that_of_members_of_one_model(order) -> None:
+    texts = []
+    for places in (range(3), order):
+        models, prefixes, fusion = roles()
+        fusion = replace(fusion, weights=tuple(fusion.weights[i] for i in places))
+        models, prefixes = ([each[i] for i in places] for each in (models, prefixes))
+        engine = ensemble(models, fusion, pivot=list(places).index(0))
+        sequence = begin(engine, models, b"the", Sampling(max_tokens=20), prefixes=prefixes)
+        texts.append(text_of(run(engine, sequence)[0]))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("cast", CASTS)
 @given(seed=st.integers(0, 10**6))
-def test_law_5_streamed_text_is_the_whole_text(seed) -> None:
-    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    engine = ensemble(models)
+def test_law_5_streamed_text_is_the_whole_text(cast, seed) -> None:
+    models, prefixes, fusion = cast()
+    engine = ensemble(models, fusion)
     sampling = Sampling(max_tokens=30, temperature=1, seed=seed, stop=("th", "e "))
-    (steps,) = run(engine, begin(engine, models, b"the", sampling))
+    (steps,) = run(engine, begin(engine, models, b"the", sampling, prefixes=prefixes))
     shown = "".join(step.text for step in steps)
     whole = text_of(steps).decode("utf-8", "replace")
     assert whole.startswith(shown.rstrip("\ufffd")[: len(shown)])
@@ -100,31 +118,51 @@ def test_law_5_streamed_text_is_the_whole_text(seed) -> None:
     assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
 
 
-def test_law_6_same_seed_same_text() -> None:
+@pytest.mark.parametrize("cast", CASTS)
+def test_law_6_same_seed_same_text(cast) -> None:
     def write(seed: int | None) -> bytes:
-        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-        engine = ensemble(models)
+        models, prefixes, fusion = cast()
+        engine = ensemble(models, fusion)
         sampling = Sampling(max_tokens=30, temperature=1.5, top_p=1, min_p=0, top_k=0, seed=seed)
-        return text_of(run(engine, begin(engine, models, b"the", sampling))[0])
+        return text_of(run(engine, begin(engine, models, b"the", sampling, prefixes=prefixes))[0])
 
     assert write(7) == write(7)
     assert len({write(seed) for seed in range(5)}) == 5
 
 
+@pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("n_batch", [3, 64])
-def test_many_texts_side_by_side_read_as_each_alone(n_batch) -> None:
+def test_many_texts_side_by_side_read_as_each_alone(cast, n_batch) -> None:
     starts = [b"the", b" a", b"Paris", b"un"]
-    models = [FakeModel(WORDS_A, n_batch=n_batch), FakeModel(WORDS_B, n_batch=n_batch)]
-    engine = ensemble(models)
-    sampling = Sampling(max_tokens=12)
-    sequences = [begin(engine, models, s, sampling, slot) for slot, s in enumerate(starts)]
+    models, prefixes, fusion = cast()
+    for model in models:
+        model.n_batch = n_batch
+    engine = ensemble(models, fusion)
+    how, roles = Sampling(max_tokens=12), {"prefixes": prefixes}
+    sequences = [begin(engine, models, s, how, slot, **roles) for slot, s in enumerate(starts)]
     together = [text_of(steps) for steps in run(engine, *sequences)]
     alone = []
     for start in starts:
-        fresh = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-        one = ensemble(fresh)
-        alone.append(text_of(run(one, begin(one, fresh, start, sampling))[0]))
+        fresh = cast()[0]
+        one = ensemble(fresh, fusion)
+        alone.append(text_of(run(one, begin(one, fresh, start, how, **roles))[0]))
     assert together == alone
+
+
+def test_law_10_members_of_one_model_read_no_more_late_than_early() -> None:
+    models, prefixes, fusion = roles()
+    for model in models:
+        model._endless = True
+    engine, counts = ensemble(models, fusion), []
+    how = Sampling(max_tokens=300, temperature=1, seed=1)
+    sequence = begin(engine, models, b"the", how, prefixes=prefixes)
+    while not sequence.finished:
+        before = models[0].decoded
+        engine.step([sequence])
+        counts.append(models[0].decoded - before)
+    assert len(counts) == 300
+    assert max(counts[200:]) <= max(counts[:100])
+    assert sum(counts[200:]) <= 1.2 * sum(counts[:100])
 
 
 def test_side_by_side_decoding_gives_the_same_text() -> None:
@@ -171,7 +209,7 @@ def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.Monke
 
     models[0].decode = fail
     gate.let(0)
-    assert engine.step([sequence]) == [None]
+    assert engine.step([sequence]) == [[]]
     assert str(sequence.error) == "no room left"
     assert models[1].at_work == 0
     models[0].decode = decode

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from engines import CASTS, RUNNING, Cast, pair, roles, run, text_of, ticket
 from engines import bytes_engine as ensemble
-from engines import run, text_of, ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,26 +26,41 @@ from eva_local.types import Sampling, Step
 
 
 def begin(
-    engine: Engine, models: list[FakeModel], sampling: Sampling, text: bytes = b"the", slot: int = 0
+    engine: Engine,
+    models: list[FakeModel],
+    sampling: Sampling,
+    text: bytes = b"the",
+    slot: int = 0,
+    prefixes: Sequence[bytes] = (),
 ) -> TextSequence:
-    prompts = [[1, *model.tokenizer.encode(text)] for model in models]
+    pairs = zip(models, prefixes or [b""] * len(models), strict=True)
+    prompts = [[1, *model.tokenizer.encode(prefix + text)] for model, prefix in pairs]
     return engine.begin(ticket(engine, prompts, sampling, trace=True), slot)
 
 
+def in_bytes(cast: Callable[[], Cast]) -> Cast:
+    models, prefixes, fusion = cast()
+    return models, prefixes, RUNNING if cast is pair else replace(fusion, space="bytes")
+
+
+@pytest.mark.parametrize("cast", CASTS)
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0, 1]))
-def test_law_1_every_row_of_every_member_is_the_shared_text(seed: int, temperature: float) -> None:
-    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    engine = ensemble(*models)
-    sequence = begin(engine, models, Sampling(max_tokens=12, temperature=temperature, seed=seed))
+def test_law_1_every_row_of_every_member_is_the_shared_text(
+    cast: Callable[[], Cast], seed: int, temperature: float
+) -> None:
+    models, prefixes, fusion = in_bytes(cast)
+    engine = ensemble(*models, fusion=fusion)
+    how = Sampling(max_tokens=12, temperature=temperature, seed=seed)
+    sequence = begin(engine, models, how, prefixes=prefixes)
     shared = b""
     while not sequence.finished:
-        (step,) = engine.step([sequence])
-        shared += step.piece if step else b""
-        for model, state in zip(models, sequence.states, strict=True):
+        (told,) = engine.step([sequence])
+        shared += b"".join(step.piece for step in told)
+        for model, prefix, state in zip(models, prefixes, sequence.states, strict=True):
             assert state.text.startswith(shared)
             assert shared.startswith(state.text[: len(shared)])
-            prompt = len(model.tokenizer.encode(b"the")) + 1
+            prompt = len(model.tokenizer.encode(prefix + b"the")) + 1
             for row in state.rows():
                 assert state.text.startswith(model.vocabulary.join(row[prompt:]))
 
@@ -61,6 +77,20 @@ def test_law_4_the_order_of_members_does_not_matter(order: list[int]) -> None:
     shortest = min(map(len, texts))
     # The borders of steps depend on who leads; the bytes do not.
     assert texts[0][:shortest] == texts[1][:shortest]
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(3)))
+def test_law_4_nor_does_that_of_members_of_one_model(order: list[int]) -> None:
+    texts = []
+    for places in (range(3), order):
+        models, prefixes, fusion = in_bytes(roles)
+        fusion = replace(fusion, weights=tuple(fusion.weights[i] for i in places))
+        models, prefixes = [models[i] for i in places], [prefixes[i] for i in places]
+        engine = ensemble(*models, fusion=fusion)
+        sequence = begin(engine, models, Sampling(max_tokens=8), prefixes=prefixes)
+        texts.append(text_of(run(engine, sequence)[0]))
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("weights", ["equal", "running"])
@@ -83,13 +113,14 @@ def test_law_4_holds_for_members_of_one_vocabulary_too(weights: str, grammar: st
         assert len(texts) == 1
 
 
+@pytest.mark.parametrize("cast", CASTS)
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
-def test_law_5_streamed_text_is_the_whole_text(seed: int) -> None:
-    models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-    engine = ensemble(*models)
+def test_law_5_streamed_text_is_the_whole_text(cast: Callable[[], Cast], seed: int) -> None:
+    models, prefixes, fusion = in_bytes(cast)
+    engine = ensemble(*models, fusion=fusion)
     sampling = Sampling(max_tokens=20, temperature=1, seed=seed, stop=("th", "e "))
-    (steps,) = run(engine, begin(engine, models, sampling))
+    (steps,) = run(engine, begin(engine, models, sampling, prefixes=prefixes))
     shown = "".join(step.text for step in steps)
     whole = text_of(steps).decode("utf-8", "replace")
     assert whole.startswith(shown.rstrip("\ufffd")[: len(shown)])
@@ -97,29 +128,36 @@ def test_law_5_streamed_text_is_the_whole_text(seed: int) -> None:
     assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
 
 
-def test_law_6_same_seed_same_text() -> None:
+@pytest.mark.parametrize("cast", CASTS)
+def test_law_6_same_seed_same_text(cast: Callable[[], Cast]) -> None:
     def write(seed: int) -> bytes:
-        models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-        engine = ensemble(*models)
+        models, prefixes, fusion = in_bytes(cast)
+        engine = ensemble(*models, fusion=fusion)
         sampling = Sampling(max_tokens=12, temperature=1.5, top_p=1, min_p=0, top_k=0, seed=seed)
-        return text_of(run(engine, begin(engine, models, sampling))[0])
+        return text_of(run(engine, begin(engine, models, sampling, prefixes=prefixes))[0])
 
     assert write(7) == write(7)
     assert len({write(seed) for seed in range(5)}) == 5
 
 
-def test_texts_side_by_side_read_as_each_alone() -> None:
+@pytest.mark.parametrize("cast", CASTS)
+def test_texts_side_by_side_read_as_each_alone(cast: Callable[[], Cast]) -> None:
     starts = [b"the", b" a", b"Paris", b"un"]
-    sampling = Sampling(max_tokens=8)
-    models = [FakeModel(WORDS_A, n_batch=256), FakeModel(WORDS_B, n_batch=256)]
-    engine = ensemble(*models)
-    sequences = [begin(engine, models, sampling, start, slot) for slot, start in enumerate(starts)]
+    how = Sampling(max_tokens=8)
+    models, prefixes, fusion = in_bytes(cast)
+    for model in models:
+        model.n_batch = 256
+    engine = ensemble(*models, fusion=fusion)
+    sequences = [
+        begin(engine, models, how, start, slot, prefixes) for slot, start in enumerate(starts)
+    ]
     together = [text_of(steps) for steps in run(engine, *sequences)]
     alone = []
     for start in starts:
-        fresh = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-        one = ensemble(*fresh)
-        alone.append(text_of(run(one, begin(one, fresh, sampling, start))[0]))
+        fresh = in_bytes(cast)[0]
+        one = ensemble(*fresh, fusion=fusion)
+        sequence = begin(one, fresh, how, start, prefixes=prefixes)
+        alone.append(text_of(run(one, sequence)[0]))
     assert together == alone
 
 

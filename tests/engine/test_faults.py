@@ -283,9 +283,9 @@ def test_llama_decodes_what_there_is_room_for(tmp_path) -> None:
         assert isinstance(full, RoomError)
         assert isinstance(fits, np.ndarray)
         assert isinstance(short, np.ndarray)
-        assert model.remove(2, 0)
+        assert model.remove(2, 0) == 0
         for sequence, logits in ((0, fits), (1, short)):
-            assert model.remove(sequence, 0)
+            assert model.remove(sequence, 0) == 0
             (fresh,) = model.decode([Run(sequence, 0, rows[sequence])])
             assert fresh is not None
             assert np.allclose(logits, fresh, atol=1e-4)

@@ -15,7 +15,7 @@ from engines import pivot_engine as ensemble
 from fakes import WORDS_A, WORDS_B, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
-from shared import open_shared
+from shared import open_shared, submit
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.surface import surface, surface_refined
@@ -163,6 +163,11 @@ def test_gbnf(gbnf, inside, outside) -> None:
         {"grammar": 'other ::= "a"'},
         {"grammar": 'root ::= "a'},
         {"grammar": 'root ::= "\\'},
+        {"grammar": r'root ::= "\q"'},
+        {"grammar": r'root ::= "\ud800"'},
+        {"grammar": 'root ::= "a")'},
+        {"grammar": "root ::= *"},
+        {"grammar": 'start: "a"'},
         {"grammar": 'root ::= "a"{99999999999}'},
         {"grammar": "root ::= [z-a]"},
         {"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000},
@@ -224,13 +229,7 @@ UNICODE = "root ::= [^\\x00-\\U0010FFFF]"
             "the part #/anyOf/1:",
         ),
         (schema(allOf=[{"$ref": "#"}, {"type": "object"}]), "the part #:"),
-        (required(patternProperties={"^a$": {"$ref": "#"}}), "the part #:"),
-        (
-            required(patternProperties={"^b$": {}}, additionalProperties={"$ref": ""}),
-            "the part #:",
-        ),
-        (required(patternProperties={"^[a-z]+$": {"$ref": "#"}, "1": {}}), "the part #:"),
-        (required(additionalProperties={"$ref": "#"}), "the part #:"),
+        (required(additionalProperties={"$ref": ""}), "the part #:"),
         (required(properties={"a": {"$ref": "s"}}, **{"$id": "http://e.x/s"}), "the part #:"),
         (required(properties={"a": {"$ref": "/s#"}}, **{"$id": "http://e.x/s#"}), "the part #:"),
         (schema(type="array", items={"type": "null"}, minItems=3, maxItems=2), "minItems"),
@@ -263,8 +262,7 @@ def test_what_no_text_completes_is_refused_at_the_check_in_one_line(endless, nam
         (schema(type="array", items={"$ref": "#"}), b"[[], [[]]]"),
         (
             required(
-                patternProperties={"^[a-z]$": {"type": "null"}},
-                additionalProperties={"$ref": "#"},
+                patternProperties={"^[a-z]$": {"type": "null"}}, additionalProperties={"$ref": "#"}
             ),
             b'{"a": null, "bc": {"a": null}}',
         ),
@@ -317,6 +315,8 @@ def test_what_leads_back_to_itself_and_ends_is_followed(settings, text: bytes) -
         ({"grammar": 'root ::= "a"{1000000}'}, b"a"),
         (schema(type="array", items={"type": "null"}, minItems=10**9), b"[null, null"),
         (schema(type="string", minLength=10**6), b'"aaaa'),
+        # Nobody looks which pattern a name has: such an answer ends with its last token.
+        (required(patternProperties={"^a$": {"$ref": "#"}}), b'{"a": {"a": {'),
     ],
 )
 def test_what_is_only_long_is_begun(settings, text: bytes) -> None:
@@ -555,7 +555,7 @@ def test_a_mask_marks_each_symbol_that_may_come_next_and_no_other(settings, data
     try:
         grammar = FORMS.open(Sampling(**settings))
     except InputError:
-        # Two repetitions of one thing are not possible.
+        # It may ask for text that the vocabulary cannot write.
         return
     assert grammar is not None
     for _ in range(6):
@@ -676,8 +676,8 @@ def test_a_grammar_is_compiled_once_by_who_asks_and_not_in_a_step(calls) -> None
     sampling = Sampling(max_tokens=3, grammar="root ::= [a-z]+")
     told: list[Step | EvaError] = []
     with open_shared() as asked:
-        requests = [asked.submit("the", sampling, told.append) for _ in range(3)]
-        requests.append(asked.submit("the", sampling, told.append, alone="b"))
+        requests = [submit(asked, "the", sampling, told.append) for _ in range(3)]
+        requests.append(submit(asked, "the", sampling, told.append, alone="b"))
         # Once for the ensemble, and once for the tokens of the member alone.
         assert calls["compiled"] == 2
         while not all(request.done for request in requests):
@@ -685,7 +685,7 @@ def test_a_grammar_is_compiled_once_by_who_asks_and_not_in_a_step(calls) -> None
         assert calls["compiled"] == 2
         for wrong in ({"grammar": "root ::= ("}, {"logit_bias": {"no such piece": 1}}):
             with pytest.raises(InputError, match=next(iter(wrong))):
-                asked.submit("the", Sampling(**wrong), told.append)
+                submit(asked, "the", Sampling(**wrong), told.append)
     assert len([step for step in told if step.finish_reason]) == 4
 
 
@@ -700,7 +700,7 @@ def test_pieces_are_looked_through_once_for_biases_and_not_in_a_step(monkeypatch
     monkeypatch.setattr(PivotSpace._by_piece, "func", counted)
     sampling = Sampling(max_tokens=3, logit_bias={" the": 2.0})
     with open_shared() as asked:
-        requests = [asked.submit("the", sampling, lambda _: None) for _ in range(3)]
+        requests = [submit(asked, "the", sampling, lambda _: None) for _ in range(3)]
         assert len(built) == 1
         while not all(request.done for request in requests):
             asked.scheduler.step()

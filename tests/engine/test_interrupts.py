@@ -95,9 +95,10 @@ def test_ctrl_c_while_a_request_is_admitted_does_not_lose_it(monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
-@pytest.mark.parametrize("can_roll_back", [True, False])
-def test_a_prompt_that_was_cut_off_is_read_anew(bytewise, can_roll_back, monkeypatch) -> None:
-    model = FakeModel(WORDS_A, can_roll_back=can_roll_back, n_batch=16)
+@pytest.mark.parametrize("snapshots", [None, 0, 4])
+def test_a_prompt_that_was_cut_off_is_read_anew(bytewise, snapshots, monkeypatch) -> None:
+    rolls_back = snapshots is None
+    model = FakeModel(WORDS_A, can_roll_back=rolls_back, snapshots=snapshots or 0, n_batch=16)
     shared = scheduler([model], bytewise=bytewise)
     request, told = ask(shared, 40, 3)
     decode, calls = model.decode, []

@@ -85,7 +85,7 @@ def test_a_context_that_is_cut_names_the_member_and_both_numbers(folder, caplog)
 @pytest.mark.parametrize(
     ("name", "one", "other"),
     [
-        ("twice", "one", "one"),
+        ("twice", "one", "one-2"),
         ("renamed", "one", "again"),
         ("linked", "one", "link"),
         ("copied", "one", "copy"),
@@ -94,7 +94,7 @@ def test_a_context_that_is_cut_names_the_member_and_both_numbers(folder, caplog)
 def test_members_that_are_one_model_are_named(folder, caplog, name, one, other) -> None:
     (said,) = opened(folder, name, caplog)
     assert said[1] == (
-        f"{name}: members {one} and {other} are the same model, which is decoded twice and has two "
+        f"{name}: members {one} and {other} are the same model in the same role, which has two "
         "votes"
     )
 
@@ -113,6 +113,10 @@ def test_a_member_without_a_chat_template_is_named_at_the_first_conversation(
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert record.getMessage().startswith(PLAIN.format("two"))
+    caplog.clear()
+    with open_ensemble(spec) as ensemble:
+        ensemble.complete(CONVERSATION, Sampling(max_tokens=1, thinking="apart"))
+    assert [record.getMessage()[:20] for record in caplog.records] == [PLAIN.format("two")[:20]]
 
 
 def test_the_command_line_says_each_once(folder, capsys, monkeypatch) -> None:
@@ -122,7 +126,7 @@ def test_the_command_line_says_each_once(folder, capsys, monkeypatch) -> None:
     code = main([*command, "run", "-e", "twice", "-n", "1", "the light"])
     err = capsys.readouterr().err
     assert code == 0, err
-    for said in (LONG, "twice: members one and one are", PLAIN.format("one")):
+    for said in (LONG, "twice: members one and one-2 are", PLAIN.format("one")):
         assert err.count(f"eva-local: WARNING: {said}") == 1
     log = logging.getLogger("eva_local")
     for _ in range(3):

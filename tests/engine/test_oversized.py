@@ -10,7 +10,7 @@ import pytest
 from fakes import WORDS_A, FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
-from shared import open_shared
+from shared import open_shared, submit
 from strategies import awkward_bytes, awkward_text
 
 from eva_local.api import Ensemble
@@ -57,7 +57,7 @@ def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers(
     for ask in (
         lambda: ensemble.complete(prompt, few),
         lambda: ensemble.complete(prompt, few, alone="b"),
-        lambda: ensemble.submit(prompt, few, lambda _: None),
+        lambda: submit(ensemble, prompt, few, lambda _: None),
     ):
         with pytest.raises(ContextError, match=r"b needs at least \d+ tokens of 4096; shorten"):
             ask()

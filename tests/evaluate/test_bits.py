@@ -17,7 +17,7 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Contestant, Entry, alone
+from eva_local.evaluate.contest import Contest, Entry, alone
 from eva_local.evaluate.forms import Conditions, cut, pieces
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow, read_tasks
@@ -59,7 +59,7 @@ def measured(
     """What each member alone, and all under each setting, made of texts; the first is the pivot."""
     whole = spec("all", tuple(models))
     them = {one.name: alone(one) for one in whole.members}
-    them |= {one: Contestant(repr(one), replace(whole, fusion=one)) for one in settings}
+    them |= {one: replace(whole, name=repr(one), fusion=one) for one in settings}
     with Results(folder / "results.jsonl") as results:
         contest = Contest(models, results, Conditions(prompt_bytes=prompt_bytes), parallel=2)
         entries = contest.run([contest.scorable(task)], list(them.values()))

@@ -24,7 +24,7 @@ from eva_local.evaluate.metrics import (
     numeric_match,
 )
 from eva_local.evaluate.rows import Task, TaskRow
-from eva_local.evaluate.significance import estimate, mean_of
+from eva_local.evaluate.summary import estimate, mean_of
 
 TEXTS = ["The cat sat on the mat.", "He ate a fish, quickly", "", "Nothing like it at all"]
 ANSWERS = [

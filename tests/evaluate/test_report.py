@@ -13,7 +13,7 @@ from msgspec import structs
 
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.report import report_page
-from eva_local.pages.plots import Bar, Line, bars, intervals, waterfall
+from eva_local.pages.frame import Line, template
 
 
 @pytest.fixture
@@ -122,13 +122,14 @@ def test_one_row_and_one_member_are_shown(page, members) -> None:
 
 
 def test_plots_are_drawn_to_scale() -> None:
-    plot = intervals([Line("a", "m0", 0, -10, 10, "0")], "t", "points", (0.0, "zero"))
+    plots = template("pages/plots.html").module
+    plot = plots.intervals([Line("a", "m0", 0, -10, 10, "0")], "t", "points", (0.0, "zero"))
     whisker = plot[plot.index('class="whisker"') :]
     left, right = (float(whisker.split(f'{end}="')[1].split('"')[0]) for end in ("x1", "x2"))
     middle = float(plot.split('cx="')[1].split('"')[0])
     assert middle - left == pytest.approx(right - middle)
-    drawn = bars([Bar("a", "m0", 10, 5), Bar("b", "m1", 0, 0)], "t")
+    drawn = plots.bars([("a", "m0", 10, 5), ("b", "m1", 0, 0)], "t")
     whole, half = (float(part.split('"')[0]) for part in drawn.split('width="')[1:3])
     assert whole == pytest.approx(2 * half)
-    assert waterfall([1.0, -2.0, 0.0], "t", "u").count("<rect") == 3
-    assert intervals([Line("same", "m0", 3, 3, 3, "3")], "t", "u").count("circle") == 1
+    assert plots.waterfall([1.0, -2.0, 0.0], "t", "u").count("<rect") == 3
+    assert plots.intervals([Line("same", "m0", 3, 3, 3, "3")], "t", "u").count("circle") == 1

@@ -9,9 +9,9 @@ import pytest
 from evaluations import ANSWER, ASKED, SHOT, write
 
 from eva_local.errors import InputError
-from eva_local.evaluate.forms import Conditions, prompt_of, sampling_of, scored_of, solution
+from eva_local.evaluate.forms import PLAIN, Conditions, prompt_of, sampling_of, scored_of, solution
 from eva_local.evaluate.rows import Task, TaskRow, read_rows, read_tasks, read_texts
-from eva_local.types import Message
+from eva_local.types import Message, Sampling
 
 CHAT = Conditions(chat=True)
 CHOICE = {"task": "tests", "prompt": "Question: who?\nAnswer:", "choices": ["he", "she"]}
@@ -122,6 +122,10 @@ def test_answers_end_where_they_should() -> None:
     assert sampling_of(Task("t", "translate", (ASKED,))).max_tokens == 100
     assert sampling_of(bare, Conditions(max_tokens=5)).max_tokens == 5
     assert sampling_of(bare).temperature == 0
+    given = Sampling(thinking="apart", thinking_mark="So:", temperature=0.7, max_tokens=7)
+    drawn = sampling_of(bare, PLAIN, given)
+    assert (drawn.thinking, drawn.thinking_mark, drawn.seed) == ("apart", "So:", 0)
+    assert (drawn.temperature, drawn.max_tokens) == (0, sampling_of(bare).max_tokens)
 
 
 def test_what_is_scored_of_a_row() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from evaluations import contestants, entry, outcome, task
 
-from eva_local.evaluate.advice import advice, comparison, warning
+from eva_local.evaluate.evaluation import advice, comparison, warning
 from eva_local.evaluate.results import Result, votes_filtered
 from eva_local.evaluate.rows import TaskRow
 from eva_local.evaluate.summary import choice, mark, summarize
@@ -41,10 +41,7 @@ def hand_made(*right: tuple[bool, ...]) -> list:
         return Result(2, (0,) * size, 0.1 * size, log_likelihoods=nats, n_bytes=(1, 1, 1))
 
     return [
-        replace(
-            entry(of, one, 1, 1),
-            results=tuple(result(won, len(one.spec.members)) for won in mine),
-        )
+        replace(entry(of, one, 1, 1), results=tuple(result(won, len(one.members)) for won in mine))
         for one, mine in zip(them, right, strict=True)
     ]
 
@@ -91,7 +88,7 @@ ROWS = 60
     [
         (20, 18, 50, "Use trio: it is 50.0 points better than a alone"),
         (50, 45, 20, "Use a alone: trio is 50.0 points worse"),
-        (30, 29, 30, "60 rows cannot tell trio from a alone .* gate it"),
+        (30, 29, 30, "60 rows cannot tell trio from a alone .* use a alone, which is 2.0 times"),
         (29, 30, 30, "60 rows cannot tell trio from b alone .* use b alone, which is 2.0 times"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -18,11 +19,13 @@ from eva_local.cli.options import Load
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.contest import Contest, Contestant, alone
-from eva_local.evaluate.forms import Conditions, scored_of
+from eva_local.evaluate.contest import Contest, Entry, alone
+from eva_local.evaluate.forms import Conditions, prompt_of, scored_of, with_shots
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Task, TaskRow
+from eva_local.evaluate.summary import summarize
 from eva_local.opening import ensemble_of
+from tools.tiny_gguf import write_tiny_gguf
 
 MEMBERS = ("one", "two")
 
@@ -33,9 +36,9 @@ def models(tmp_path, monkeypatch) -> dict[str, FakeModel]:
     return {"one": FakeModel(WORDS_A), "two": FakeModel(WORDS_B)}
 
 
-def players() -> list[Contestant]:
+def players() -> list[EnsembleSpec]:
     both = spec("both", MEMBERS)
-    return [*map(alone, both.members), Contestant("both", both)]
+    return [*map(alone, both.members), both]
 
 
 TASKS = [
@@ -93,7 +96,7 @@ def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
     def written(*specs: EnsembleSpec) -> list[list[Result]]:
         with Results(tmp_path / "results.jsonl", fresh=True) as results:
             contest = Contest(models, results, Conditions(max_tokens=6))
-            entries = contest.run(TASKS, [Contestant(one.name, one) for one in specs])
+            entries = contest.run(TASKS, specs)
         return [without_time(entry.results) for entry in entries]
 
     other = spec("both", MEMBERS, combine="geometric", weights="equal")
@@ -116,9 +119,7 @@ def test_a_member_that_is_always_dropped_is_a_third_of_three_votes(tmp_path, spa
     odd = spec("odd", tuple(models), space=space, filter="top-n", filter_n=1, weights="equal")
     task = Task("t", "generate", (TaskRow("1", prompt="the", answers=("x",)),))
     with Results(tmp_path / "results.jsonl") as results:
-        (entry,) = Contest(models, results, Conditions(max_tokens=8)).run(
-            [task], [Contestant("odd", odd)]
-        )
+        (entry,) = Contest(models, results, Conditions(max_tokens=8)).run([task], [odd])
     assert votes_filtered(entry.results) == pytest.approx(1 / 3)
 
 
@@ -155,7 +156,7 @@ def test_texts_that_are_heard_once_score_as_if_each_contestant_had_heard_them(
         for weights in ("equal", "running", "prompt-perplexity", (0.3, 0.7))
         for filter_, gate in (("off", 1.0), ("top-n", 1.0), ("off", 0.5))
     ] + [{"mapping": "surface"}]
-    them = [Contestant(str(n), spec(str(n), MEMBERS, **one)) for n, one in enumerate(settings)]
+    them = [spec(str(n), MEMBERS, **one) for n, one in enumerate(settings)]
     decoded = sum(model.decoded for model in models.values())
     with Results(tmp_path / "r.jsonl") as results:
         entries = Contest(models, results).run(TASKS[1:], them[:1])
@@ -163,8 +164,8 @@ def test_texts_that_are_heard_once_score_as_if_each_contestant_had_heard_them(
         entries = Contest(models, results).run(TASKS[1:], them)
     assert sum(model.decoded for model in models.values()) - decoded < 5 * once
     for one in entries:
-        fusion = replace(one.contestant.spec.fusion, candidates=0)
-        alone_ = replace(one.contestant.spec, fusion=fusion)
+        fusion = replace(one.spec.fusion, candidates=0)
+        alone_ = replace(one.spec, fusion=fusion)
         with ensemble_of(alone_, [models[name] for name in MEMBERS]) as ensemble:
             for row, result in zip(one.task.rows, one.results, strict=True):
                 asked = scored_of(row, one.task, ensemble.missing_bytes)
@@ -184,6 +185,77 @@ def test_a_prompt_that_does_not_fit_says_whose_it_is(tmp_path, models) -> None:
         Contest(models, results).run(TASKS[:1], players())
     # What was done before is kept.
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 3
+
+
+def test_of_several_samples_the_answer_that_most_give_counts(tmp_path, models) -> None:
+    path = tmp_path / "r.jsonl"
+    one = alone(spec("both", MEMBERS).members[0])
+    with Results(path) as results:
+        contest = Contest(models, results, Conditions(max_tokens=4), 2)
+        (entry,) = contest.run(TASKS[:1], [one], 3)
+        assert entry.rival
+        assert [len(drawn) for drawn in entry.samples] == [3, 3, 3]
+        assert len({each.text for each in entry.samples[0]}) > 1
+        decoded = models["one"].decoded
+        # Fewer of them are known already.
+        (fewer,) = contest.run(TASKS[:1], [one], 2)
+        assert fewer.samples == tuple(drawn[:2] for drawn in entry.samples)
+        assert models["one"].decoded == decoded
+    row = structs.replace(ASKED, answers=("7",))
+    task = Task("sums", "generate", (row,))
+    said = [Result(3, (0,), 0.5, text) for text in (" 8", " so 7", " 7.", " 8, no 9", " it is 7")]
+    summary = summarize(
+        [Entry(task, one, tuple(said[:1])), Entry(task, one, (said[0],), (tuple(said),), True)]
+    )
+    assert [standing.score.value for standing in summary.standings] == [0, 100]
+    assert [standing.is_member for standing in summary.standings] == [True, False]
+    assert [standing.seconds for standing in summary.standings] == [0.5, 2.5]
+    assert summary.best == "one"
+
+
+def test_members_have_examples_of_their_own(tmp_path, models) -> None:
+    shots = tuple(TaskRow(str(n), prompt=f"the {n}?", answers=(f"{n}",)) for n in range(4))
+    task = replace(TASKS[0], shots=shots)
+    conditions = Conditions(max_tokens=4, own_shots=2)
+    mine = with_shots(spec("both", MEMBERS), task, conditions)
+    assert [member.prefix for member in mine.members] == [
+        "the 0? 0\n\nthe 2? 2\n\n",
+        "the 1? 1\n\nthe 3? 3\n\n",
+    ]
+    assert prompt_of(task.rows[0], task, conditions) == task.rows[0].prompt.rstrip()
+    assert conditions.shots_of(task) == 2
+    with Results(tmp_path / "r.jsonl") as results:
+        entries = Contest(models, results, conditions).run([task], players())
+        shared = Contest(models, results, Conditions(max_tokens=4)).run([task], players())
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 18
+    assert len(entries) == len(shared) == 3
+
+
+def test_what_the_same_time_buys_is_told(tmp_path, load, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    for seed, name in enumerate(("one", "two", "three")):
+        write_tiny_gguf(tmp_path / f"{name}.gguf", n_layers=1, seed=seed)
+    rows = write(
+        tmp_path / "rows.jsonl", *({"prompt": f"Q: {n}\nA:", "answers": ["1"]} for n in range(3))
+    )
+    shots = write(
+        tmp_path / "shots.jsonl",
+        *({"prompt": f"Q: {n}\nA:", "answers": [str(n)]} for n in range(4)),
+    )
+    out = tmp_path / "out.json"
+    arguments = [str(rows), "-e", "both", "--few-shot", str(shots), "--shots", "2", "--own-shots"]
+    arguments += ["--samples", "3", "--compare", "three", "--compare", "other", "--max-tokens", "4"]
+    command = ["--config", str(load.args[0]), "eval", *arguments, "--json", str(out)]
+    assert main(command) == 0
+    (task,) = json.loads(out.read_text())["tasks"]
+    names = [one["name"] for one in task["standings"]]
+    assert names[:4] == ["one", "two", "both", "three"]
+    assert names[4] == "other"
+    assert names[5] in ("one, vote of 3", "two, vote of 3")
+    assert task["bought"]
+    assert task["bought"] in capsys.readouterr().out
+    assert main([*command[:-2], "--compare", "turned", "--html", str(tmp_path / "p.html")]) == 0
+    assert "vote of 3" in (tmp_path / "p.html").read_text()
 
 
 def test_a_file_of_something_else_is_no_file_of_results(tmp_path) -> None:
@@ -239,7 +311,6 @@ def test_other_settings_to_compare(load) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("other", "has members that both has not"),
         ("pivot=three", "is no member"),
         ("wieghts=equal", "did you mean weights"),
         ("weights=1,2,3", "2 weights"),

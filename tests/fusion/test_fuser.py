@@ -141,3 +141,16 @@ def test_rules_that_share_what_is_known_of_the_votes_decide_as_each_alone() -> N
         assert (shared.stayed, shared.weights) == (alone.stayed, alone.weights)
     # Equal weights are one rule, however they are given, and so is a filter that all pass.
     assert len(known) == 4
+
+
+def test_members_of_negative_weight_neither_filter_nor_decide() -> None:
+    deciding = judge(2, combine="geometric", weights=(2.0, -1.0), filter="top-n", filter_n=1)
+    expert, amateur = vote(a=0.6, b=0.4), vote(b=0.6, c=0.4)
+    decision = deciding.decide([expert, amateur])
+    assert decision.stayed == (True, True)
+    assert as_dict(decision.fused) == as_dict(
+        combine([expert, amateur], [2.0, -1.0], "geometric", 1.05)
+    )
+    # With nobody whom it could be held against, nothing is left: not what is unwanted.
+    left = deciding.decide([NOBODY, amateur])
+    assert (left.weights, len(left.fused)) == ((0.0, 0.0), 0)

@@ -6,15 +6,7 @@ from votes import as_dict, vote, votes
 
 from eva_local.alignment.mapping import Mapping
 from eva_local.fusion import votes as fusion
-from eva_local.fusion.votes import (
-    NOBODY,
-    combine,
-    faithful,
-    normalised,
-    project,
-    reaching,
-    top_k,
-)
+from eva_local.fusion.votes import NOBODY, combine, faithful, normalised, project, reaching, top_k
 
 
 def matrix(rows: list[dict[int, float]], n_symbols: int, first: list[int] | None = None) -> Mapping:
@@ -159,6 +151,20 @@ def test_law_4_sums_to_1_and_order_does_not_matter(votes, method, data) -> None:
     assert np.allclose(fused.probabilities, other.probabilities, atol=1e-6)
     stay = faithful(votes, 2)
     assert faithful([votes[i] for i in order], 2) == [stay[i] for i in order]
+
+
+@given(votes=votes, against=st.floats(0.01, 0.9), data=st.data())
+def test_law_4_holds_with_a_member_of_negative_weight(votes, against, data) -> None:
+    weights = [1.0 + number for number in range(len(votes))]
+    if len(votes) > 1:
+        weights[data.draw(st.integers(0, len(votes) - 1))] = -against
+    fused = combine(votes, weights, "geometric")
+    assert fused.probabilities.sum() == pytest.approx(1)
+    assert np.all(np.diff(fused.symbols) > 0)
+    order = data.draw(st.permutations(range(len(votes))))
+    other = combine([votes[i] for i in order], [weights[i] for i in order], "geometric")
+    assert np.array_equal(fused.symbols, other.symbols)
+    assert np.allclose(fused.probabilities, other.probabilities, atol=1e-6)
 
 
 @given(votes=votes, method=methods, scale=st.floats(0.1, 10))

@@ -14,10 +14,7 @@ from eva_local.engine.engine import Engine
 from eva_local.llama.control import ControlTokens
 from eva_local.types import Sampling
 
-SPACES = {
-    "pivot": pivot_engine,
-    "bytes": lambda models: bytes_engine(*models),
-}
+SPACES = {"pivot": pivot_engine, "bytes": lambda models: bytes_engine(*models)}
 spaces = pytest.mark.parametrize("build", SPACES.values(), ids=SPACES)
 FEW = Sampling(max_tokens=4)
 
@@ -115,3 +112,12 @@ def test_what_is_wanted_in_the_prompt_is_not_said(
     prompts = [[1, *model.tokenizer.encode(b"the the the")] for model in models]
     run(engine, engine.begin(ticket(engine, prompts, FEW, scored_bytes=20)))
     assert warnings_of(caplog) == []
+
+
+def test_a_thought_may_end_as_the_answer_does() -> None:
+    control = ControlTokens(FakeModel())
+    logits = np.zeros(len(FakeModel().vocabulary), dtype=np.float32)
+    assert np.array_equal(control.ended(logits, 2), logits)
+    both = control.ended(logits, 3)
+    assert both[2] == np.logaddexp(np.float32(0), np.float32(0))
+    assert both[3] == -np.inf

@@ -58,7 +58,8 @@ def test_of_several_chat_templates_the_one_for_conversations_is_taken(
     write_tiny_gguf(path, n_layers=1, chat_template=variants)
     with LlamaModel(path, vocabulary_only=True) as model:
         assert model.chat_template == chosen
-    assert read_header(path).has_chat_template == (variants is not None)
+    header = read_header(path)
+    assert (header.has_chat_template, header.chat_template) == (variants is not None, chosen)
 
 
 def test_of_several_files_the_one_that_is_no_model_is_named(tmp_path) -> None:
@@ -134,46 +135,48 @@ def test_logits_after_every_token_are_those_of_each_beginning(tiny: Path) -> Non
 
 def test_a_sequence_goes_on_from_where_it_was_cut(tiny: Path) -> None:
     with opened(tiny, n_sequences=2) as model:
-        assert model.holds(0, 0)
-        assert not model.holds(0, 1)
         model.decode([Run(0, 0, [1, 70, 71, 72]), Run(1, 0, [1, 80])])
-        assert [model.holds(0, start) for start in range(6)] == [True] * 5 + [False]
-        # Nothing is removed where there is no past to go on from.
-        assert not model.remove(0, 5)
-        assert model.holds(0, 4)
-        assert model.remove(0, 2)
-        assert [model.holds(0, start) for start in range(4)] == [True] * 3 + [False]
+        # Where there is no past to go on from, all begins anew.
+        assert [model.holds(0, start) for start in range(6)] == [0, 1, 2, 3, 4, 0]
+        assert model.remove(0, 2) == 2
+        assert [model.holds(0, start) for start in range(4)] == [0, 1, 2, 0]
         (logits,) = model.decode([Run(0, 2, [90])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70, 90]), atol=1e-4)
-        assert model.remove(0, 0)
-        assert not model.holds(0, 1)
-        assert model.holds(1, 2)
-        assert model.remove(ALL, 0)
-        assert not model.holds(1, 1)
+        assert model.remove(0, 0) == 0
+        assert model.holds(0, 1) == 0
+        assert model.remove(1, 3) == 0
+        assert model.holds(1, 1) == 0
+        model.decode([Run(1, 0, [1, 80])])
+        assert model.remove(ALL, 0) == 0
+        assert model.holds(1, 1) == 0
 
 
 def test_a_text_is_copied_whole_over_another(tiny: Path) -> None:
     with opened(tiny, n_sequences=2) as model:
         model.decode([Run(0, 0, [1, 70, 71]), Run(1, 0, [1, 80, 81, 82])])
-        assert model.copy(0, 1)
-        assert model.holds(1, 3)
-        assert not model.holds(1, 4)
+        assert model.copy(0, 1) == 3
+        assert model.holds(1, 3) == 3
+        assert model.holds(1, 4) == 0
         (logits,) = model.decode([Run(1, 3, [90])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70, 71, 90]), atol=1e-4)
-        assert model.holds(0, 3)
-        assert model.copy(0, 1, 0)
-        assert not model.holds(1, 1)
+        assert model.holds(0, 3) == 3
+        # Also where only the beginning is wanted.
+        assert model.copy(0, 1, 2) == 2
+        (logits,) = model.decode([Run(1, 2, [90])])
+        np.testing.assert_allclose(logits, fresh(tiny, [1, 70, 90]), atol=1e-4)
+        assert model.copy(0, 1, 0) == 0
+        assert model.holds(1, 1) == 0
 
 
 def test_a_branch_begins_as_a_part_of_another(tiny: Path) -> None:
     with opened(tiny, n_branches=2) as model:
         model.decode([Run(0, 0, [1, 70, 71]), Run(1, 0, [1, 80])])
         # There is no such part, and what was there before is gone.
-        assert not model.copy(0, 1, 4)
-        assert not model.holds(1, 1)
-        assert model.copy(0, 1, 2)
-        assert model.holds(1, 2)
-        assert not model.holds(1, 3)
+        assert model.copy(0, 1, 4) == 0
+        assert model.holds(1, 1) == 0
+        assert model.copy(0, 1, 2) == 2
+        assert model.holds(1, 2) == 2
+        assert model.holds(1, 3) == 0
         (logits,) = model.decode([Run(1, 2, [90])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70, 90]), atol=1e-4)
         (logits,) = model.decode([Run(0, 3, [72])])
@@ -186,12 +189,21 @@ def test_where_there_is_no_room_that_is_said_and_the_model_goes_on(tiny: Path) -
         with pytest.raises(RoomError, match=r"tiny\.gguf: no room left in the context; raise n_ct"):
             model.decode([Run(0, 0, [1, *[70] * 299])])
         # Any part of them may have been decoded.
-        assert model.remove(0, 0)
+        assert model.remove(0, 0) == 0
         with pytest.raises(RoomError):
             list(model.decode_every(Run(0, 0, [1, *[70] * 299])))
-        assert model.remove(0, 0)
+        assert model.remove(0, 0) == 0
         (logits,) = model.decode([Run(0, 0, [1, 70])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70]), atol=1e-4)
+
+
+def test_of_more_logits_than_there_are_rows_that_is_said(tiny: Path) -> None:
+    with opened(tiny, n_sequences=5) as model:
+        # llama.cpp would end the process.
+        with pytest.raises(RoomError, match="more logits than 32 rows"):
+            model.decode([Run(seq_id, 0, [1, *[70] * 7], logits=8) for seq_id in range(5)])
+        rows = model.decode([Run(seq_id, 0, [1, *[70] * 7], logits=8) for seq_id in range(4)])
+        assert [np.shape(row)[0] for row in rows] == [8] * 4
 
 
 def test_a_vocabulary_alone_reads_and_writes_no_weights(tiny: Path) -> None:

@@ -328,3 +328,67 @@ def test_what_a_template_leaves_out_is_not_taken_for_what_others_say(system: str
     write, model = writer(USERS_ALONE)
     ids = write.tokens([Message("system", system), Message("user", "be terse. is it wet?")])
     assert spelled(model, ids) == f"<s>{system}\n\nbe terse. is it wet?"
+
+
+def test_law_8_holds_for_what_is_told_to_the_template() -> None:
+    write, model = writer(FakeModel.chat_template + "{{ docs | tojson }}")
+    said = {"docs": [{"<|im_end|>": "</s>", "a": {"x<s>y": 1}}, 2]}
+    plain = write.tokens([Message("user", "is it")], {"docs": []})
+    ids = write.tokens([Message("user", "is it")], said)
+    assert control_tokens(model, ids) == control_tokens(model, plain)
+    assert '[{"<|im_end|>": "</s>", "a": {"x<s>y": 1}}, 2]' in spelled(model, ids)
+
+
+def test_what_cannot_be_told_to_a_template_is_refused() -> None:
+    write, _ = writer()
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, {(1, 2): 3}):
+        with pytest.raises(PromptError, match="tiny: chat_template_kwargs: "):
+            write.tokens([Message("user", "is it")], {"docs": value})
+
+
+@pytest.mark.parametrize(("begin", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_a_message_neither_opens_nor_closes_a_thought(begin, end) -> None:
+    bare = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}" + begin + "{% endif %}"
+    )
+    write, model = writer(bare)
+
+    def read(text: str, mode: str) -> tuple[str, bool]:
+        ids, thought = write.read([Message("user", text)], thinking=mode)
+        return spelled(model, ids).removeprefix("<s>" + text), thought is not None
+
+    for text in (f"a {begin}", f"a {end}", f"a {begin}\n\n{end}\n\n"):
+        for mode, opens in (("auto", True), ("on", True), ("off", False)):
+            assert read(text, mode) == read("a", mode)
+            assert read(text, mode)[1] == opens
+
+
+def test_who_cannot_spell_a_line_end_reads_a_thought_all_the_same() -> None:
+    for template in (FakeModel.chat_template, "{{ messages[0].content }}{# <think> #}", None):
+        write, model = writer(template, missing=[10])
+        _, thought = write.read([Message("user", "is it")], thinking="on")
+        assert thought is not None
+        assert b"\n" not in model.vocabulary.join(thought.closing)
+
+
+def test_what_ends_a_thought_goes_on_with_its_text() -> None:
+    write, model = writer("{{ messages[0].content }}{# <think> <tool> #}")
+    model.tokenizer.read = lambda data: model.tokenizer.encode(b" " + data)  # as SentencePiece does
+    _, thought = write.read([Message("user", "is it")], thinking="on")
+    assert thought is not None
+    assert model.vocabulary.join([*thought.line, *thought.closing]) == b"\n</think>\n\n"
+    marked = write.marked("So <tool>", is_text=False)
+    assert model.vocabulary.join([*marked.line, *marked.closing]) == b"\nSo <tool>\n"
+    assert model.vocabulary.markers["<tool>"] not in marked.closing
+
+
+def test_who_says_that_there_is_to_be_a_thought_says_it_to_the_template() -> None:
+    told = "{{ messages[0].content }} {{ enable_thinking }} {{ mood }}"
+    write, model = writer(told)
+    given = {"enable_thinking": False, "mood": "un"}
+    asked = [Message("user", "is it")]
+    assert spelled(model, write.read(asked, given, "on")[0]) == "<s>is it True un"
+    assert spelled(model, write.read(asked, given)[0]) == "<s>is it False un"

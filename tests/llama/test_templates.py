@@ -5,57 +5,34 @@ The templates and vocabularies are llama.cpp's, from the source that `make setup
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import llama_cpp.llama_cpp as llama
 import pytest
 from conversations import CONVERSATIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts import expected, llama_cpp_tokens, lost
 from strategies import awkward_text
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from eva_local.errors import PromptError
+from eva_local.llama.chat_template import ChatTemplate
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.prompt import PromptWriter
+from eva_local.llama.thinking import Thinker
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 from eva_local.types import Message
-from tools import build_llama
-from tools.recipe import REQUIREMENT, pinned
 
 ROOT = Path(__file__).parents[2]
 # Of a few hundred names in these templates; each must stay text where a person types it.
+MODES = ("auto", "off", "on")
+ASKED = [Message("user", "a question")]
 CONTROL = re.compile(r"<[|｜][^<>\s{}'\"]+[|｜]>|\[/?[A-Z_]{3,}\]|</?s>|<(?:start|end)_of_turn>")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama.cpp's folder `models`: chat templates, and vocabularies without weights."""
-    version, _ = pinned((ROOT / REQUIREMENT).read_text(encoding="utf-8"))
-    source = build_llama.kept_source(version, build_llama.wheels_folder(os.environ))
-    if not source.exists():
-        pytest.fail(f"{source} is missing: run `make setup`, which fetches it (77 MB)")
-    folder = tmp_path_factory.mktemp("llama.cpp")
-    with tarfile.open(source) as archive:
-        for file in archive:
-            if re.search(r"/vendor/llama.cpp/models/.*\.(jinja|gguf)$", file.name):
-                file.name = Path(file.name).name
-                archive.extract(file, folder, filter="data")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def templates(models: Path) -> dict[str, str]:
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(models.glob("*.jinja"))}
 
 
 def byte_model(template: str, control: Sequence[str] = ()) -> Any:
@@ -81,33 +58,6 @@ def told(writer: PromptWriter, vocabulary: Vocabulary, messages: Sequence[Messag
     """Return what a model is given, as text."""
     ids = writer.tokens(messages)
     return b"".join(vocabulary.pieces[i] or vocabulary.spelled(i).encode() for i in ids).decode()
-
-
-def expected(
-    template: str, messages: Sequence[Message], bos: str = "<s>", eos: str = "</s>", **named: Any
-) -> str | Exception:
-    """Return what transformers makes of it, as `apply_chat_template` calls its engine."""
-    is_open = messages[-1].role == "assistant"
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        texts, _ = render_jinja_template(
-            [turns],
-            chat_template=template,
-            continue_final_message=is_open,
-            add_generation_prompt=not is_open,
-            bos_token=bos,
-            eos_token=eos,
-            **named,
-        )
-    except Exception as problem:  # noqa: BLE001
-        return problem
-    return str(texts[0])
-
-
-def lost(text: str, messages: Sequence[Message]) -> bool:
-    """Whether a message is nowhere in a text, not even its last line."""
-    lines = (message.content.strip().rpartition("\n")[2] for message in messages)
-    return any(re.sub(r"\s*/(no_)?think|.*</?think>", "", line) not in text for line in lines)
 
 
 def outcome(ours: str | PromptError, theirs: str | Exception, messages: Sequence[Message]) -> str:
@@ -210,22 +160,13 @@ def test_law_8_what_looks_like_a_control_token_stays_text(templates: dict[str, s
 
 
 @pytest.fixture(scope="module")
-def vocabularies(models: Path) -> Iterator[dict[str, LlamaModel]]:
+def vocabularies(llama_models: Path) -> Iterator[dict[str, LlamaModel]]:
     """Those of models that predict a next token."""
-    names = [path for path in sorted(models.glob("*.gguf")) if "bert" not in path.stem]
+    names = [path for path in sorted(llama_models.glob("*.gguf")) if "bert" not in path.stem]
     opened = {path.stem: LlamaModel(path, vocabulary_only=True) for path in names}
     yield opened
     for model in opened.values():
         model.close()
-
-
-def llama_cpp_tokens(model: LlamaModel, text: str) -> list[int]:
-    data = text.encode()
-    buffer = (ctypes.c_int32 * (len(data) + 2))()
-    count = llama.llama_tokenize(
-        model._file.vocab, data, len(data), buffer, len(buffer), False, True
-    )
-    return buffer[:count]
 
 
 def test_law_12_a_prompt_has_the_tokens_of_llama_cpp(
@@ -278,3 +219,81 @@ def test_white_space_beside_tokens_of_phi_3_goes(vocabularies: dict[str, LlamaMo
     written = [markers.get(name) for name in ("<|user|>", "<|end|>", "<|assistant|>")]
     assert [i for i in ids if not model.vocabulary.speakable[i]][-3:] == written
     assert model.vocabulary.join(ids) == b" Hi"
+
+
+#: How a prompt of each ends: untold, told not to think, told to.
+ENDS = {
+    "Qwen3.5-4B": ("<think>\n", "<think>\n\n</think>\n\n", "<think>\n"),
+    "Qwen-Qwen3-0.6B": ("<think>\n", "<think>\n\n</think>\n\n", "<think>\n"),
+    "openai-gpt-oss-120b": (
+        "<|channel|>analysis<|message|>",
+        "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>analysis<|message|>",
+    ),
+    "llama-cpp-deepseek-r1": ("<think>\n", "<think>\n\n</think>\n\n", "<think>\n"),
+    "mistralai-Ministral-3-14B-Reasoning-2512": ("[THINK]", "[THINK][/THINK]", "[THINK]"),
+    "google-gemma-4-31B-it": (
+        "<|channel>thought\n<channel|>",
+        "<|channel>thought\n<channel|>",
+        "model\n<|channel>thought\n",
+    ),
+    "GLM-4.6": ("<|assistant|><think>\n", "<think></think>", "<|assistant|><think>\n"),
+    "GLM-4.7-Flash": ("<|assistant|><think>", "<|assistant|></think>", "<|assistant|><think>"),
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("<think>\n", "<think></think>", "<think>\n"),
+    "NVIDIA-Nemotron-Nano-v2": ("<think>\n", "<think>\n\n</think>\n\n", "<think>\n"),
+    "ByteDance-Seed-OSS": ("<seed:think>\n", "<seed:think>\n\n</seed:think>\n\n", "<seed:think>\n"),
+    "Kimi-K3": ("<|open|>think<|sep|>", "<|open|>response<|sep|>", "<|open|>think<|sep|>"),
+    "MiniMax-M3": ("ai\n", "ai\n</mm:think>", "ai\n<mm:think>"),
+    "tencent-Hy3": (
+        "<think:opensource></think:opensource>",
+        "<think:opensource></think:opensource>",
+        "<｜hy_Assistant:opensource｜><think:opensource>\n",
+    ),
+    "upstage-Solar-Open-100B": (
+        "<|think|>",
+        "<|think|><|end|><|begin|>assistant<|content|>",
+        "<|think|>",
+    ),
+    "deepseek-ai-DeepSeek-V3.1": ("<think></think>", "<think></think>", "<think>"),
+    "Qwen3-Coder": ("assistant\n", "assistant\n", "assistant\n"),
+}
+#: Those that know no thoughts, or take them out of what was said before and write none.
+THOUGHTLESS = 27
+
+
+def test_each_template_opens_a_thought_or_closes_it_as_its_model_was_taught(
+    templates: dict[str, str],
+) -> None:
+    found, thoughtless = {}, set()
+    for name, source in templates.items():
+        template = ChatTemplate(source, name, {"bos_token": "<s>", "eos_token": "</s>"})
+        thinker = Thinker(template)
+        if thinker.marks is None:
+            thoughtless.add(name)
+        for mode in MODES if thinker.marks else ():
+            text = template.write(ASKED, thinker.arguments(mode), "")
+            ended, is_open = thinker.ended(text, mode)
+            assert is_open == (mode == "on" or (mode == "auto" and thinker.thinks)), name
+            assert ended.rstrip().endswith(thinker.marks.begin.rstrip()) == is_open, name
+            found[name, mode] = ended
+    assert len(thoughtless) == THOUGHTLESS, sorted(thoughtless)
+    for name, ends in ENDS.items():
+        for mode, end in zip(MODES, ends, strict=True):
+            assert name in thoughtless or found[name, mode].endswith(end), (name, mode)
+
+
+def test_the_table_of_how_each_template_is_told_stands_in_docs(templates: dict[str, str]) -> None:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(templates, key=str.lower):
+        thinker = Thinker(
+            ChatTemplate(templates[name], name, {"bos_token": "<s>", "eos_token": "</s>"})
+        )
+        told = ", ".join(f"`{argument}`" for argument in thinker.arguments("on"))
+        kind = (told or "cannot be told", "thinks" if thinker.thinks else "does not think")
+        rows.setdefault(kind if thinker.marks else ("knows no thoughts", "–"), []).append(name)
+    table = "".join(
+        f"| {told} | {untold} | {len(names)} | {', '.join(names)} |\n"
+        for (told, untold), names in sorted(rows.items(), key=lambda row: (-len(row[1]), row))
+    )
+    # What failed shows the table as it must be.
+    assert table in (ROOT / "docs/models.md").read_text(encoding="utf-8")

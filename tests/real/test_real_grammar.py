@@ -79,7 +79,7 @@ def test_the_digit_is_the_likeliest_however_unlikely_digits_are(prompt: str) -> 
         digits = [model.tokenizer.encode(b"%d" % digit)[0] for digit in range(10)]
         with ensemble_of(spec, [model]) as one:
             found = one.complete(prompt, Sampling(grammar="root ::= [0-9]")).text
-            tokens = one._readers.tokens(prompt)[0]
+            tokens = one._readers.read(prompt, Sampling())[0][0]
         model.remove(ALL, 0)
         (logits,) = model.decode([Run(0, 0, tokens)])
         assert logits is not None

@@ -43,11 +43,11 @@ def llama_cpp_alone(name: str, prompt: str, count: int) -> list[int]:
 def ensemble_of(*names: str) -> EnsembleSpec:
     """Members that llama.cpp computes exactly as it does for llama-cpp-python's class."""
     members = []
-    for name in names:
-        one = spec(name)
+    for number, name in enumerate(names):
+        one = replace(spec(name), name=f"{name}-{number}")
         same = {"n_ctx": 512, "threads": 2, "flash_attention": "off", "batch_invariant": False}
         members.append(replace(one, load=replace(one.load, **same)))
-    return EnsembleSpec("laws", tuple(members), names[0], FusionSettings())
+    return EnsembleSpec("laws", tuple(members), f"{names[0]}-0", FusionSettings())
 
 
 @pytest.mark.parametrize("name", REAL_MODELS)
@@ -94,7 +94,7 @@ def test_law_7_what_was_rolled_back_leaves_no_trace(name) -> None:
         first, second = (model.tokenizer.encode(text.encode()) for text in PROMPTS[:2])
         model.decode([Run(0, 0, first)])
         model.decode([Run(0, len(first), second[::-1])])
-        assert model.remove(0, len(first))
+        assert model.remove(0, len(first)) == len(first)
         rolled = logits_of(model, [Run(0, len(first), second)])
         assert np.abs(rolled - fresh_logits(model, [first, second])).max() < 1e-3
 
@@ -105,7 +105,7 @@ def logits_of(model: LlamaModel, runs: list[Run]) -> np.ndarray:
 
 def fresh_logits(model: LlamaModel, parts: list[list[int]]) -> np.ndarray:
     """Return the logits after the joined parts, decoded one after the other."""
-    assert model.remove(0, 0)
+    assert model.remove(0, 0) == 0
     position = 0
     for part in parts:
         row = logits_of(model, [Run(0, position, part)])
@@ -120,7 +120,7 @@ def test_many_texts_in_one_batch_are_each_as_alone() -> None:
         runs = [Run(place, 0, tokens) for place, tokens in enumerate(texts)]
         together = [np.array(row) for row in model.decode(runs)]
         for place, tokens in enumerate(texts):
-            assert model.remove(place, 0)
+            assert model.remove(place, 0) == 0
             (alone,) = model.decode([Run(place, 0, tokens)])
             assert np.abs(together[place] - alone).max() < 0.02 * np.abs(alone).max()
         model.copy(0, 2)

@@ -107,9 +107,6 @@ def test_what_it_does_not_begin_with(models, tmp_path) -> None:
     assert "--host 0.0.0.0 can be reached from other machines" in refused(
         models, "-e", "one", "--host", "0.0.0.0"
     )
-    assert "give --api-key or --api-key-file, not both" in refused(
-        models, "--api-key", "a", "--api-key-file", "b"
-    )
     assert "cannot be read" in refused(models, "-e", "one", "--api-key-file", "/nowhere")
     empty = tmp_path / "empty"
     empty.write_text("\n")

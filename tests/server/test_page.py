@@ -9,20 +9,20 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from batches import fake_ensemble, fake_spec
 from browser import CONTRAST, HOSTILE, Browser
 from servers import serving
-from traces import LONG, MEMBERS, TEXT, made_steps, pieces
+from traces import LONG, MEMBERS, TEXT, made_steps, pieces, thinking_steps
 from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.openai.answer import Letterhead
-from eva_local.openai.problem import problem
 from eva_local.openai.request import CHAT
-from eva_local.server.page import chat_page
+from eva_local.server.app import chat_page
+from eva_local.server.refusal import problem
 from eva_local.types import Step
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
@@ -278,6 +278,60 @@ def test_an_answer_token_by_token(page, server) -> None:
         assert re.search(rf"{re.escape(name)}\s{share:.{0 if share >= 9.95 else 1}f}%", legend)
     assert f"{len(told)} tokens" in text(seen, ".turn:last-child .facts")
     assert seen.complaints() == []
+
+
+def test_a_thought_is_folded_and_dimmed_and_asked_for_by_a_switch(page, server) -> None:
+    server.steps = thinking_steps("Let me see.", "It is salt.")
+    n_thought = server.steps[-1].usage.reasoning_steps
+    server.pause = 2
+    seen = page()
+    seen.point("#fold", click=True)
+    assert seen.run("[...document.getElementById('thinking').options].map(o => o.value)") == [
+        *("auto", "off", "on")
+    ]
+    seen.run("document.getElementById('thinking').value = 'on'")
+    ask(seen, done=False)
+    seen.wait("document.querySelectorAll('details.thought .token').length === 2")
+    seen.settle()
+    assert text(seen, "details.thought summary") == "Thinking… 2 tokens"
+    assert not seen.run("document.querySelector('details.thought').open")
+    server.gate.set()
+    finished(seen)
+    assert text(seen, "details.thought summary") == f"Thought, {n_thought} tokens"
+    assert seen.run("document.querySelector('.turn > .text').textContent") == "It is salt."
+    seen.point("details.thought summary", click=True)
+    box = "document.querySelector('details.thought .text')"
+    assert seen.run(f"{box}.textContent") == "Let me see."
+    assert seen.run(f"getComputedStyle({box}).opacity") < "1"
+    # Keys go from token to token within it, and a token's card is there.
+    seen.point("details.thought .token", click=True)
+    seen.run(f"{box}.focus()")
+    seen.press("End")
+    assert current(seen) == n_thought - 1
+    seen.press("ArrowRight")
+    assert current(seen) == n_thought - 1
+    assert "All together" in text(seen, "#card")
+    # The next turn says nothing of it.
+    seen.run("document.getElementById('thinking').value = 'auto'")
+    ask(seen, "And then?")
+    assert [asked.get("thinking") for asked in server.asked] == ["on", None]
+    assert server.asked[1]["messages"] == [
+        {"role": "user", "content": "Why is the sea salty?"},
+        {"role": "assistant", "content": "It is salt."},
+        {"role": "user", "content": "And then?"},
+    ]
+    assert seen.complaints() == []
+
+
+def test_an_answer_that_ends_in_its_thought_says_so(page, server) -> None:
+    *steps, _ = (s for s in thinking_steps("Let me see.", "x") if s.reasoning is not None)
+    server.steps = [*steps[:-1], replace(steps[-1], finish_reason="length")]
+    seen = page()
+    ask(seen)
+    assert "Cut off while thinking: max tokens" in text(seen, ".turn:last-child .note")
+    assert text(seen, "details.thought summary") == f"Thought, {len(steps)} tokens"
+    # There is nothing to copy.
+    assert seen.run("document.querySelector('.turn:last-child .copy').hidden")
 
 
 def test_the_card_shows_what_each_member_proposed(page, server) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from batches import fake_ensemble, fake_spec
 from servers import serving
+from shared import submit
 from waiting import PATIENCE_S
 
 from eva_local.errors import StoreError
@@ -138,7 +139,11 @@ def test_the_stream_tells_usage_where_it_is_asked(client) -> None:
     parts = client.chat(max_tokens=3, stream=True, stream_options=options).parts
     assert all(part["usage"] is None for part in parts[:-1])
     assert parts[-1]["choices"] == []
-    assert parts[-1]["usage"] == client.chat(max_tokens=3).body["usage"]
+    told, whole = parts[-1]["usage"], client.chat(max_tokens=3).body["usage"]
+    for usage in (told, whole):
+        # How many drafted tokens came depends on how long decoding took before.
+        del usage["completion_tokens_details"]
+    assert told == whole
 
 
 def test_the_trace_tells_who_decided(client) -> None:
@@ -226,10 +231,10 @@ def test_scores(client, ensemble) -> None:
     assert alone["log_likelihood"] == pytest.approx(alone["members"]["b"])
 
 
-def test_biases_by_id_and_by_text(client, ensemble) -> None:
+def test_biases_by_id(client, ensemble) -> None:
     (paris,) = ensemble.tokenize(" Paris")
-    for bias in ({"logit_bias": {str(paris): 100}}, {"text_bias": {" Paris": 100}}):
-        assert client.complete(max_tokens=2, **bias).body["choices"][0]["text"] == " Paris Paris"
+    reply = client.complete(max_tokens=2, logit_bias={str(paris): 100})
+    assert reply.body["choices"][0]["text"] == " Paris Paris"
 
 
 def test_a_schema_is_obeyed(client) -> None:
@@ -282,13 +287,11 @@ BAD = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20"),
     ({"logit_bias": {"the": 1}}, "is no token id"),
     ({"logit_bias": {"99999": 1}}, "logit_bias 99999: no token"),
-    ({"text_bias": {"no symbol at all": 1}}, "no symbol of the shared space"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"suffix": "end"}, "suffix 'end' cannot be done"),
     ({"weights": [1]}, "weights must be equal, running"),
     ({"weights": [0, 0]}, "weights must be equal, running"),
     ({"weights": [1e308, 1e308]}, "weights must be equal, running"),
-    ({"text_bias": {"the": 10**400}}, "must be a number or false, and finite"),
     ({"stop": ["a"] * 17}, "stop: at most 16"),
     ({"response_format": {"type": "yaml"}}, "response_format must be"),
     ({"grammar": "root ::= ("}, "grammar"),
@@ -320,7 +323,7 @@ def test_bad_requests_say_what_is_wrong(client, body, problem, stream) -> None:
         (b"[1]", "must be a JSON object"),
         (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
         (b'{"prompt": "\xed\xa0\x80"}', "is no JSON"),
-        (b'{"prompt": "a", "text_bias": {"\xed\xa0\x80": 1}}', "is no JSON"),
+        (b'{"prompt": "a", "logit_bias": {"\xed\xa0\x80": 1}}', "is no JSON"),
         ('{"prompt": "a\\ud800"}'.encode("utf-16"), "is no JSON"),
         (b'{"prompt": "a", "temperature": NaN}', "NaN is no number"),
         (b'{"prompt": "a", "prompt": "b"}', "the body has the key 'prompt' twice"),
@@ -361,7 +364,7 @@ def test_control_tokens_in_a_users_text_are_text(client, ensemble) -> None:
     assert client.chat(evil, max_tokens=5).body["choices"][0]["message"]["content"] == (
         ensemble.complete([Message("user", evil)], Sampling(max_tokens=5)).text
     )
-    prompts = ensemble.submit([Message("user", evil)], None, lambda _: None).prompts
+    prompts = submit(ensemble, [Message("user", evil)], None, lambda _: None).prompts
     for prompt in prompts:
         # The template's own: <s>user ... <|im_end|><s>assistant, behind one BOS.
         assert (Counter(prompt)[1], Counter(prompt)[3]) == (2, 1)
@@ -384,7 +387,7 @@ def test_what_is_described_is_what_there_is(client) -> None:
         *document["components"]["schemas"]["CompletionRequest"]["properties"],
     }
     assert KEYS - described == {
-        *("best_of", "suffix", "tools", "tool_choice", "functions", "modalities"),
+        *("best_of", "suffix", "tools", "tool_choice", "functions", "modalities")
     }
     assert described <= KEYS
     for path, methods in document["paths"].items():

@@ -229,11 +229,11 @@ def test_what_is_known_of_the_rows() -> None:
     assert found.beam.likeliest() == (Branch(1, 0), 0)
     found.beam.append(ord("a"))
     # "ab" in the first row, and "a", a token behind it that was not decoded.
-    assert found.beam.branches == {Branch(1, 0)}
+    assert found.beam.branches() == {Branch(1, 0)}
     assert (found.beam.longest(), found.beam.unread()) == (1, 0)
     branch = found.decode(found.beam.wanted()[0])
     assert found.beam.likeliest() == (branch, 1)
-    assert found.beam.branches == {Branch(1, 0), branch}
+    assert found.beam.branches() == {Branch(1, 0), branch}
     assert found.beam.weakest([1, branch.seq_id]) == 1
     assert found.beam.weakest([branch.seq_id]) == branch.seq_id
     assert found.beam.weakest([]) is None

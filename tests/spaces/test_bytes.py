@@ -41,9 +41,9 @@ def test_a_member_with_few_rows_follows_any_text(text: bytes) -> None:
 
 
 @settings(max_examples=25)
-@given(st.text(max_size=12).map(str.encode))
-def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes) -> None:
-    model = FakeModel(WORDS_A, can_roll_back=False)
+@given(st.text(max_size=12).map(str.encode), st.sampled_from([0, 1, 4]))
+def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes, snapshots: int) -> None:
+    model = FakeModel(WORDS_A, can_roll_back=False, snapshots=snapshots)
     (state,) = ByteSpace([model]).states(0)
     state.start([1])
     for byte in text:

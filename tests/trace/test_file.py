@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cut
-from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces
+from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces, thinking_steps
 
 from eva_local import cli
 from eva_local.errors import InputError
@@ -72,19 +72,29 @@ def test_what_is_written_is_read_again(path) -> None:
 
 def test_the_file_is_what_the_documentation_says(path) -> None:
     head, first, *_, last = lines(path)
-    assert list(head) == [
-        *("schema", "kind", "ensemble", "members", "pivot", "prompt", "settings"),
-    ]
+    assert list(head) == [*("schema", "kind", "ensemble", "members", "pivot", "prompt", "settings")]
     assert list(first) == [
-        *("kind", "piece", "hex", "text", "probability", "carrier", "top", "ballots"),
+        *("kind", "piece", "hex", "text", "reasoning", "probability", "carrier", "top", "ballots")
     ]
     assert list(first["top"][0]) == ["piece", "hex", "probability"]
     assert list(first["ballots"][0]) == [
-        *("member", "top", "chosen", "stayed", "reason", "weight", "seconds"),
+        *("member", "top", "chosen", "stayed", "reason", "weight", "seconds")
     ]
     assert list(last) == ["kind", "finish_reason", "usage"]
     assert [line["kind"] for line in lines(path)] == ["trace", *["step"] * 13, "end"]
     assert bytes.fromhex(first["hex"]) == b"The"
+
+
+def test_a_thought_is_told_apart_and_older_files_know_none(path) -> None:
+    steps = thinking_steps("Let me see. 🌊", "It is salt.")
+    found = read_trace(written(path, steps))
+    assert [(step.reasoning, step.text) for step in found.steps] == [
+        (step.reasoning, step.text) for step in steps
+    ]
+    assert found.usage.reasoning_steps == sum(step.reasoning is not None for step in steps) > 0
+    older = [{k: v for k, v in line.items() if k != "reasoning"} for line in lines(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert all(step.reasoning is None for step in read_trace(path).steps)
 
 
 @given(cut())

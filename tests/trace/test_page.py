@@ -1,13 +1,15 @@
 """The page of a trace, in a real browser: what it shows, and that hostile text stays text."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browser import CONTRAST, HOSTILE, Browser
-from traces import LONG, MEMBERS, TEXT, made_trace, pieces
+from traces import LONG, MEMBERS, TEXT, made_steps, made_trace, pieces, thinking_steps
 
 from eva_local.trace import TraceFile, trace_page
+from eva_local.trace.page import page_data
 
 Opener = Callable[..., Browser]
 
@@ -97,13 +99,67 @@ def test_two_thousand_tokens_are_few_elements_and_show_their_candidates(page) ->
         "(() => { const card = document.getElementById('card');"
         "const noted = new MutationObserver(() => {});"
         "noted.observe(document.body, {childList: true, subtree: true});"
-        "for (const token of [...document.querySelectorAll('.token')].slice(0, 100))"
-        " token.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
+        "[...document.querySelectorAll('.token')].slice(0, 100).forEach((token, i) =>"
+        " token.dispatchEvent(new PointerEvent('pointerover', {bubbles: true, screenX: i})));"
         "const all = noted.takeRecords();"
         "return [all.length, all.filter(one => !card.contains(one.target)).length]; })()"
     )
     assert made[0] >= 100
     assert made[1] == 0
+
+
+def test_a_thought_is_folded_and_dimmed_before_the_answer(page) -> None:
+    steps = tuple(thinking_steps("Let me 🌊 see.\nWhy is it?", TEXT))
+    n_thought = steps[-1].usage.reasoning_steps
+    seen = page(replace(short(), steps=steps))
+    fold = "document.getElementById('thought')"
+    assert not seen.run(f"{fold}.open")
+    assert (
+        seen.run(f"{fold}.querySelector('summary').textContent") == f"Thought, {n_thought} tokens"
+    )
+    assert f"{n_thought} of them thought" in seen.run("document.getElementById('facts').innerText")
+    assert seen.run(f"{fold}.querySelector('.text').textContent") == (
+        "Let me 🌊 see.\nWhy is it?</think>"
+    )
+    assert seen.run("document.getElementById('text').textContent") == TEXT
+    assert seen.run("document.querySelector('#plain pre').textContent") == TEXT
+    box = f"getComputedStyle({fold}.querySelector('.text'))"
+    assert seen.run(f"{box}.opacity") < "1"
+    # The first that is shown is of the answer; keys stay in it.
+    seen.point("#text .token:nth-child(2)", click=True)
+    assert position(seen) == n_thought + 1
+    seen.press("Home")
+    seen.press("ArrowLeft")
+    assert position(seen) == n_thought
+    # Where the strip is clicked on the thought, it unfolds.
+    seen.run(
+        "document.getElementById('course').dispatchEvent(new MouseEvent('click', {clientX: 0}))"
+    )
+    assert seen.run(f"{fold}.open")
+    assert position(seen) == 0
+    seen.press("End")
+    assert position(seen) == n_thought - 1
+    assert seen.run("document.getElementById('card').innerText").startswith("</think>")
+
+
+def test_a_token_that_comes_to_lie_under_a_resting_pointer_is_not_pointed_at(page) -> None:
+    seen = page(short())
+
+    def card(number: int, x: int) -> str:
+        # What browsers send where the page has moved and the pointer has not.
+        seen.run(
+            f"document.querySelector('#text .token:nth-child({number})').dispatchEvent("
+            f"new PointerEvent('pointerover', {{bubbles: true, screenX: {x}, screenY: 9}}))"
+        )
+        return str(seen.run("document.getElementById('card').innerText"))
+
+    assert "step 2 of" in card(2, 50)
+    assert "step 2 of" in card(3, 50)
+    assert "step 3 of" in card(3, 51)
+
+
+def test_where_nothing_was_thought_there_is_no_fold(page) -> None:
+    assert not page(short()).run("document.getElementById('thought').checkVisibility()")
 
 
 def position(seen: Browser) -> int:
@@ -223,6 +279,19 @@ def test_a_character_in_parts_is_one_character(page) -> None:
     joined = [("begun" in name, "ended" in name) for name in tokens]
     assert joined == [(True, False), (True, True), (False, True), (False, False)]
     assert seen.run("document.getElementById('text').textContent") == "🌊"
+
+
+def test_half_a_character_of_a_thought_is_no_part_of_the_next_members() -> None:
+    wave = "🌊".encode()
+    steps = [
+        replace(step, reasoning="", member=member, finish_reason=None)
+        for member, piece in ((MEMBERS[0], wave[:2]), (MEMBERS[1], wave[2:]))
+        for step in made_steps([piece], [member])[:1]
+    ]
+    shown = [each["shown"] for each in page_data(replace(short(), steps=tuple(steps)))["steps"]]
+    # Bytes that are no character become lone surrogates.
+    assert "".join(shown).encode("utf-8", "surrogateescape") == wave
+    assert "🌊" not in "".join(shown)
 
 
 def test_light_and_dark_differ_and_both_can_be_read(page) -> None:

@@ -8,8 +8,6 @@ Tokenized Language Models"; Hayase et al. 2025, "Sampling from Your Language Mod
 Time".)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 
@@ -20,14 +18,7 @@ from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.spaces.base import Constraint
-from eva_local.spaces.bytes.boundary import (
-    ANY,
-    END,
-    BoundaryPrior,
-    border_kind,
-    found_before,
-    inside_kind,
-)
+from eva_local.spaces.bytes import boundary
 from eva_local.spaces.bytes.row import Border, Offer, OpenRow
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
@@ -48,7 +39,8 @@ class ByteBeam:
 
     Rows with open bytes cost no forward pass. A border costs one, and is decoded only
     where its share of the whole is at least `threshold`; else it waits, and is taken up when
-    the others become so unlikely that its share has grown.
+    the others become so unlikely that its share has grown. `before` is what follows borders in
+    other texts, if not what comes along.
     """
 
     def __init__(
@@ -58,11 +50,7 @@ class ByteBeam:
         threshold: float,
         before: Mapping[str, Floats] | None = None,
     ) -> None:
-        """Begin without a text; `trie` is that of the tokeniser's vocabulary.
-
-        `before` is what follows borders in other texts, if not what comes along.
-        """
-        self._before = found_before() if before is None else before
+        self._before = boundary.found_before() if before is None else before
         self._trie = trie
         self._pieces = tokenizer.vocabulary.pieces
         self._end_ids = sorted(tokenizer.vocabulary.end_ids)
@@ -78,7 +66,7 @@ class ByteBeam:
         # What was worked out of all this, until some of it changes.
         self._now: Floats | None = None
         self._shares: list[float] | None = None
-        self.boundary_prior = BoundaryPrior(self._before)
+        self.boundary_prior = boundary.BoundaryPrior(self._before)
 
     def begin(self, border: Border) -> None:
         """Forget everything but one row that covers all of the text there is."""
@@ -91,14 +79,14 @@ class ByteBeam:
         """Begin a new text."""
         self.text.clear()
         self._open, self._waiting = [], []
-        self.boundary_prior = BoundaryPrior(self._before)
+        self.boundary_prior = boundary.BoundaryPrior(self._before)
         self._fates = [0.0]
         self._change()
 
-    @property
-    def branches(self) -> set[Branch]:
-        """The rows that are still needed."""
-        return {h.branch for h in self._open} | {b.branch for b in self._waiting}
+    def branches(self, but: Border | None = None) -> set[Branch]:
+        """Return the rows that are still needed by others than a border."""
+        waiting = {border.branch for border in self._waiting if border is not but}
+        return {h.branch for h in self._open} | waiting
 
     def longest(self) -> int:
         """Return how many tokens the longest row has, with those that wait to be decoded."""
@@ -125,6 +113,10 @@ class ByteBeam:
         """Return the likeliest row that was decoded, and how many bytes it covers."""
         likeliest = max(self._open, key=self._weight, default=None)
         return None if likeliest is None else (likeliest.branch, likeliest.covers)
+
+    def likeliest_token(self) -> tuple[int, float]:
+        """Return the token that the likeliest row thinks comes next, and how likely that is."""
+        return max(self._open, key=self._weight).likeliest()
 
     def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
         """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
@@ -192,7 +184,7 @@ class ByteBeam:
         here = self._here()
         whole = self._live() + sum(map(self._share, here))
         for border in here:
-            border.kind = border_kind(byte, likely=self._share(border) >= whole / 2)
+            border.kind = boundary.border_kind(byte, likely=self._share(border) >= whole / 2)
         self._prune()
 
     def _merge(self) -> None:
@@ -223,13 +215,13 @@ class ByteBeam:
         return self._now
 
     def _summed(self) -> Floats:
-        masses = np.zeros(END + 1)
+        masses = np.zeros(boundary.END + 1)
         for h in self._open:
             weight = math.exp(h.log_weight - self._scale)
             # The labels of one node are all different.
             masses[h.labels] += weight * h.sums
             if h.node == ROOT:
-                masses[END] += weight * h.end
+                masses[boundary.END] += weight * h.end
         # Most of what waits is of one kind.
         kinds: dict[str, float] = {}
         inside = self._inside()
@@ -242,11 +234,9 @@ class ByteBeam:
         return masses / total if total > 0 else masses
 
     def _inside(self) -> str:
-        """Return the kind of a border inside a piece, where the text ends."""
-        return inside_kind(self.text[-1]) if self.text else ANY
+        return boundary.inside_kind(self.text[-1]) if self.text else boundary.ANY
 
     def _here(self) -> list[Border]:
-        """Return the borders that are where the text ends."""
         return [border for border in self._waiting if border.covers == len(self.text)]
 
     def pieces(self, count: int) -> Offer:
@@ -266,7 +256,6 @@ class ByteBeam:
         return masses
 
     def _follow(self, row: OpenRow, byte: int, covers: int) -> bool:
-        """Move a row on by a byte; what ends there becomes a border of its own."""
         node = self._trie.child(row.node, byte)
         if node < 0:
             return False
@@ -287,10 +276,9 @@ class ByteBeam:
         return self._may_follow(last, token)
 
     def _learn(self, kind: str, row: OpenRow) -> None:
-        """Learn how a border of a kind goes on, from one that was just decoded."""
-        masses = np.zeros(END + 1)
+        masses = np.zeros(boundary.END + 1)
         masses[row.labels] = row.sums
-        masses[END] = row.end
+        masses[boundary.END] = row.end
         self.boundary_prior.learn(kind, masses)
 
     def _weight(self, row: OpenRow) -> float:
@@ -300,13 +288,11 @@ class ByteBeam:
         return sum(map(self._weight, self._open))
 
     def _waiting_shares(self) -> list[float]:
-        """Return the shares of all that waits."""
         if self._shares is None:
             self._shares = [self._share(border) for border in self._waiting]
         return self._shares
 
     def _change(self) -> None:
-        """Forget what was worked out of what is no longer so."""
         self._now = self._shares = None
 
     def _share(self, border: Border) -> float:
@@ -322,7 +308,6 @@ class ByteBeam:
         return math.exp(min(log_weight - self._scale, _MOST_NATS))
 
     def _prune(self) -> None:
-        """Forget what is negligible, and take the scale from what is left."""
         if self.lost:
             return
         weights = [self._weight(h) for h in self._open]

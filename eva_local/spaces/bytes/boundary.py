@@ -1,7 +1,5 @@
 """What usually follows the end of a token: learned from texts, for each kind of end."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from importlib import resources
@@ -26,11 +24,11 @@ class BoundaryPrior:
     A border that waits is taken to go on like others of its kind: its last byte, and whether it
     was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
     the loss is several times as high (docs/bytes.md). A text begins with what was found in
-    others (`tools/boundary_prior.py`), which counts as few borders, so that it soon learns its own.
+    others (`tools/boundary_prior.py`), `means: (257,)` of kinds, which counts as few borders, so
+    that it soon learns its own.
     """
 
     def __init__(self, means: Mapping[str, Floats]) -> None:
-        """Begin with `means: (257,)` of kinds that are known."""
         self._means = dict(means)
         self._counts = dict.fromkeys(means, _PRIOR)
 

@@ -1,7 +1,5 @@
 """A row of tokens, before it is decoded and after: what it expects of the bytes that follow."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +41,8 @@ class OpenRow:
     The open bytes, those after `covers`, led to `node` of the trie: `labels: (m,)` are the bytes
     that may follow them, `sums: (m,)` how likely each is given the row, and `left` how likely all
     of them are, with END, of probability `end`, at a border. `log_weight` is the log-probability
-    of the row, in nats, and `last` its last token, where that is one of the text's.
+    of the row, in nats, and `last` its last token, where that is one of the text's. It begins at
+    a border whose row is now at `branch`, with `logits: (n_vocab,)` after it.
     """
 
     __slots__ = (
@@ -54,7 +53,6 @@ class OpenRow:
     def __init__(
         self, border: Border, branch: Branch, logits: Logits, trie: Trie, end_ids: Sequence[int]
     ) -> None:
-        """Stand at a border whose row is now at `branch`, with `logits: (n_vocab,)` after it."""
         self.log_weight = border.log_weight
         self.branch = branch
         self.covers = border.covers
@@ -72,6 +70,12 @@ class OpenRow:
         self.labels, masses = self._trie.going_on(self.node, self._masses, self._offset)
         self.sums: Floats = np.multiply(masses, self._scale, dtype=np.float64)
         self.left = float(self.sums.sum()) + (self.end if self.node == ROOT else 0.0)
+
+    def likeliest(self) -> tuple[int, float]:
+        """Return the likeliest token that may come next, and how likely it is; END is -1."""
+        best = int(self._masses.argmax())
+        mass = float(self._masses[best]) * self._scale
+        return int(self._trie.token_ids[best]) if mass > self.end else -1, mass
 
     def ending(self, node: int) -> tuple[int, float]:
         """Return the token whose piece ends at a node, and its mass: none is -1, and has none.

@@ -1,22 +1,17 @@
 """The 256 bytes and END as the shared space: no mapping between vocabularies is needed."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from eva_local.fusion.votes import Floats
-from eva_local.llama.control import ControlTokens
+from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Model
-from eva_local.spaces.base import Candidates, Constraint
+from eva_local.spaces.base import Candidates, Constraint, seats
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.row import Offer
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.spaces.bytes.trie import Trie
-
-log = logging.getLogger("eva_local")
 
 #: Sequences that a text may have in each member, for rows that are tried beside each other.
 BRANCHES = 8
@@ -30,7 +25,13 @@ _BYTES = (*(bytes([byte]) for byte in range(END)), b"")
 class ByteSpace:
     """The bytes as the shared space: each member's votes are exact, whatever its tokens are.
 
-    Bytes that some member cannot spell (a few vocabularies lack some) are never chosen.
+    Bytes that some member cannot spell (a few vocabularies lack some) are never chosen. Models
+    have BRANCHES sequences for a text or more. `models[pivot]` decides alone where it is sure, if
+    it may. `control` are the members' control tokens, where another space listens to them too.
+
+    A row of tokens whose share of a member's belief is under `threshold` is not decoded until
+    that share has grown; 0 decodes them all. `before` is what follows borders in other texts, if
+    not what comes along.
     """
 
     end = END
@@ -44,71 +45,50 @@ class ByteSpace:
         pivot: int = 0,
         control: Sequence[ControlTokens] | None = None,
     ) -> None:
-        """Use `models`, each of them opened with BRANCHES sequences for a text.
-
-        `models[pivot]` decides alone where it is sure, if it may. `control` are the members'
-        control tokens, where another space listens to them too.
-
-        A row of tokens whose share of a member's belief is under `threshold` is not decoded
-        until that share has grown; 0 decodes them all. `before` is what follows borders in
-        other texts, if not what comes along.
-        """
         self._before = before
         self._models = tuple(models)
         self.pivot = pivot
-        self._tries = [Trie(model.vocabulary) for model in models]
+        tries = {model: Trie(model.vocabulary) for model in models}
+        self._tries = [tries[model] for model in models]
         # Of equals the one with the most tokens leads, whatever the order of the members.
         self._ranks = [(len(m.vocabulary), m.vocabulary.fingerprint, str(m.path)) for m in models]
         self._threshold = threshold
-        self._control = control or [ControlTokens(model) for model in models]
-        for model in models:
-            if not model.can_roll_back:
-                log.warning(
-                    "%s cannot take tokens back, so it follows one row of tokens alone: "
-                    'its votes in space = "bytes" are less exact',
-                    model.path.name,
-                )
+        self._control = control or listeners(models)
         self._missing = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         self._symbols = np.asarray([s for s in range(END + 1) if s not in self._missing])
 
     def piece(self, symbol: int) -> bytes:
-        """Return the bytes of a symbol; END has none."""
         return b"" if symbol == END else bytes([symbol])
 
     def spell(self, text: bytes) -> list[int]:
-        """Return symbols whose pieces join to `text`."""
         return list(text)
 
     def is_text(self, symbol: int) -> bool:
-        """Return whether it is a byte."""
         return 0 <= symbol < END
 
     def states(self, slot: int) -> list[ByteState]:
-        """Return a state of every member for the text in a slot."""
-        first = slot * BRANCHES
         return [
             ByteState(
                 model,
-                range(first, first + (BRANCHES if model.can_roll_back else 1)),
+                range(seat * model.n_branches, (seat + 1) * model.n_branches),
                 trie,
-                self._threshold if model.can_roll_back else 0.5,
+                self._threshold,
                 self._before,
                 control,
             )
-            for model, trie, control in zip(self._models, self._tries, self._control, strict=True)
+            for (model, seat), trie, control in zip(
+                seats(self._models, slot), self._tries, self._control, strict=True
+            )
         ]
 
-    def alone(self, member: int) -> ByteSpace:
-        """Return the space in which one member speaks alone."""
+    def alone(self, member: int) -> "ByteSpace":
         control = [self._control[member]]
         return ByteSpace([self._models[member]], self._threshold, self._before, control=control)
 
     def over(self, states: Sequence[ByteState]) -> list[ByteState]:
-        """Return the states as they are: the symbols are the same."""
         return list(states)
 
     def may_offer(self, _piece: bytes) -> bool:
-        """Return True: which pieces there are depends on the member that puts them forward."""
         return True
 
     def candidates(
@@ -148,7 +128,6 @@ class ByteSpace:
         )
 
     def _spellable(self, offer: Offer) -> Offer:
-        """Return the pieces of an offer that all members can spell; all where none is."""
         pieces, shares, ends = offer
         spelled = [i for i, piece in enumerate(pieces) if self._missing.isdisjoint(piece)]
         if len(spelled) in (0, len(pieces)):
@@ -156,7 +135,6 @@ class ByteSpace:
         return [pieces[i] for i in spelled], shares[spelled], ends[spelled]
 
     def symbols(self, states: Sequence[ByteState], only: int | None = None) -> Candidates:
-        """Return every member's vote on the next byte, exact; see `Space.symbols`."""
         votes = [
             state.vote(self._symbols) if only in (None, member) else None
             for member, state in enumerate(states)
@@ -164,12 +142,13 @@ class ByteSpace:
         return Candidates(votes=votes, pieces=_BYTES, end=END)
 
     def commit(self, states: Sequence[ByteState], candidates: Candidates, chosen: int) -> None:
-        """Append a chosen piece; the member that put it forward takes it as whole."""
         for state in states:
             for byte in candidates.piece(chosen):
                 state.commit(byte)
         if candidates.proposer is not None:
             states[candidates.proposer].settle()
+            for state in states:
+                state.look()
 
     def _heaviest(self, weights: Floats) -> int:
         ranked = range(len(weights))

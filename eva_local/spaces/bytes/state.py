@@ -1,12 +1,12 @@
 """One member's part in one text in the space of bytes: its rows of tokens, and its votes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from eva_local.cache.branches import Branch, Branches
+from eva_local.cache.context import TAIL, marks
 from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
@@ -23,7 +23,10 @@ _SPACE = 0x20
 
 
 class ByteState:
-    """A member that says how likely each next byte is, whatever its tokens are."""
+    """A member that says how likely each next byte is, whatever its tokens are.
+
+    It follows rows in some sequences of `model`; `trie` is that of its vocabulary.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,6 @@ class ByteState:
         before: Mapping[str, Floats] | None = None,
         control: ControlTokens | None = None,
     ) -> None:
-        """Use some sequences of `model`; `trie` is that of its vocabulary."""
         self._model = model
         self._control = control or ControlTokens(model)
         self._seq_ids = seq_ids
@@ -43,25 +45,29 @@ class ByteState:
         self._likelihood = PromptLikelihood(model.vocabulary.pieces)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
+        self._marks: Sequence[int] = ()
+        self._thought_end: int | None = None
         self._read = Branch(seq_ids[0], 0)
         self._running: dict[int, tuple[Border, Branch]] = {}
+        # What may come next, and how many tokens of it to decode along with what is pending.
+        self._draft = b"", 0
+        # Logits after rows that may come next.
+        self._foreseen: dict[Branch, Logits] = {}
+        self._guess = -1
         # The text before this byte is in the tokeniser's own tokens.
         self._mended = 0
         self.forwarded = 0
 
     @property
     def room(self) -> int:
-        """How many more tokens fit into the member's context; negative when it is full."""
         return self._model.n_ctx - self._beam.longest() - 1
 
     @property
     def unread(self) -> int:
-        """How many bytes of the text the member has not read; each may be a token."""
         return self._beam.unread()
 
     @property
     def ready(self) -> bool:
-        """Whether the member can vote."""
         return self._read.length == len(self._prompt) and not self._beam.wanted()
 
     @property
@@ -76,56 +82,64 @@ class ByteState:
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(branch) for branch in self._beam.branches]
+        return [self._branches.row(branch) for branch in self._beam.branches()]
 
     def holds(self, prompt: Sequence[int]) -> int:
-        """Return how many leading tokens of a prompt the cache holds."""
         return self._branches.holds(prompt)
 
     @property
     def n_cached(self) -> int:
-        """How many tokens of a text the cache holds."""
         return self._branches.n_cached
 
     def clear(self) -> None:
-        """Hold nothing: what the cache holds after a failure is unknown."""
         self._branches.clear()
         self._likelihood.begin((), 0, 0)
 
-    def adopt(self, other: ByteState) -> None:
-        """Hold what another state of the same member holds; the text that was here ends."""
+    def adopt(self, other: "ByteState") -> None:
         self._branches.adopt(other._branches)
         self._likelihood.adopt(other._likelihood)
 
-    def trade(self, other: ByteState) -> None:
+    def trade(self, other: "ByteState") -> None:
         """Stay: all texts share one cache, in which no place is better than another."""
 
     def start(
-        self, prompt: Sequence[int], scored: int = 0, _grammar: Constraint | None = None
+        self,
+        prompt: Sequence[int],
+        scored: int = 0,
+        _grammar: Constraint | None = None,
+        thought_end: int | None = None,
+        shared: int = 0,
     ) -> None:
-        """Begin a new text after the tokens of a prompt; see `MemberState.start`."""
         self._prompt = list(prompt)
+        self._thought_end = thought_end
+        self._marks = marks(self._model, prompt, shared, self.rows(), scored)
         self._read = self._branches.begin(prompt)
         kept = self._likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
             self._read = self._branches.begin(prompt[: kept + 1])
         self._beam.clear()
-        self._running = {}
+        self._running, self._foreseen, self._draft = {}, {}, (b"", 0)
         self._mended = 0
 
+    def tokens(self, text: bytes) -> Sequence[int]:
+        return [*self._prompt, *self._model.tokenizer.encode(text)]
+
     def pending(self, limit: int | None = None) -> list[Run]:
-        """Return what must be decoded before the next vote, at most `limit` tokens of it."""
+        draft, self._draft = self._draft, (b"", 0)
         if self._read.length < len(self._prompt):
             return [self._rest_of_prompt(limit)]
-        self._running = {}
+        self._running, left = {}, limit
         runs: list[Run] = []
-        left = limit
-        for border in self._beam.wanted():
+        for border in (wanted := self._beam.wanted()):
+            self._enter(border, self._where(border))
             if not self._beam.holds(border):
                 continue
+            tokens: Sequence[int] = []
+            if border is wanted[0]:
+                self._foreseen, tokens = {}, self._drafted(wanted, *draft, left)
             # The first goes whatever its length: nothing else can be done before it.
             fits = not runs or left is None or len(border.tokens) <= left
-            run = self._grow(border) if fits else None
+            run = self._grow(border, tokens) if fits else None
             if run is None:
                 break
             runs.append(run)
@@ -133,34 +147,109 @@ class ByteState:
         return runs
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        """Take the result of a run from `pending`."""
         self.forwarded += len(run.tokens)
         decoded = self._branches.decoded(run)
         if self._read.length < len(self._prompt):
             self._read = decoded
+            if decoded.length in self._marks:
+                self._branches.save(decoded, lasting=True)
             if logits is None:
                 return
             border, branch = Border(0.0, self._read, [], 0), self._read
             self._beam.begin(border)
+        elif run.seq_id not in self._running:
+            assert logits is not None
+            self._foreseen[decoded] = logits.copy()
+            return
         else:
             border, branch = self._running.pop(run.seq_id)
+            if run.logits > 1:
+                assert logits is not None
+                for length, row in enumerate(logits[1:], branch.length + 1):
+                    self._foreseen[Branch(run.seq_id, length)] = row
+                logits = logits[0]
         assert logits is not None
+        self._enter(border, branch, logits)
+
+    def _enter(self, border: Border, branch: Branch | None, logits: Logits | None = None) -> None:
+        if branch is None or not self._beam.holds(border):
+            return
+        logits = self._foreseen[branch] if logits is None else logits
+        logits = self._control.ended(logits, self._thought_end)
         self._beam.decoded(border, branch, logits)
         # What follows an unlikely row, or came before the newest byte, is not what it wants.
         if self._beam.likeliest() == (branch, len(self._beam.text)):
             self._control.hear(logits)
+        self._save()
         self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        """Take the logits after every token of a run, and remember how likely each was."""
         self.take(run, self._likelihood.read(self._prompt, run, blocks))
 
+    def propose(self, data: bytes, most: int) -> None:
+        self._draft = data, most
+
+    @property
+    def ahead(self) -> bytes:
+        here, tip = self._line()
+        return self._model.vocabulary.join(self._branches.row(tip)[here.length :])
+
+    def guess(self) -> tuple[bytes, float]:
+        here, tip = self._line()
+        logits = self._foreseen.get(tip)
+        token_id, share = -1, 0.0
+        if logits is not None:
+            token_id = int(logits.argmax())
+            share = 1 / float(np.exp(logits - logits[token_id]).sum())
+        elif here.length:
+            token_id, share = self._beam.likeliest_token()
+        self._guess = token_id
+        vocabulary = self._model.vocabulary
+        is_text = token_id >= 0 and vocabulary.speakable[token_id]
+        return vocabulary.pieces[token_id] if is_text else b"", share
+
+    def foresee(self) -> Run | None:
+        _, tip = self._line()
+        longer = any(b.seq_id == tip.seq_id and b.length > tip.length for b in self._needed())
+        if longer or not self._model.can_roll_back or self._model.n_ctx <= tip.length + 1:
+            return None
+        return self._branches.grow(tip, [self._guess], ())
+
+    def _line(self) -> tuple[Branch, Branch]:
+        """Return the row that the text ends with, and how far it goes on by what is foreseen."""
+        likeliest = self._beam.likeliest()
+        if likeliest is None or likeliest[1] < len(self._beam.text):
+            return (nowhere := Branch(self._seq_ids[0], 0)), nowhere
+        tip = here = likeliest[0]
+        while (longer := replace(tip, length=tip.length + 1)) in self._foreseen:
+            tip = longer
+        return here, tip
+
+    def _drafted(self, wanted: list[Border], data: bytes, most: int, n: int | None) -> list[int]:
+        """Return what to draft behind the first border; `n` tokens hold what is wanted, too."""
+        border, tokenizer = wanted[0], self._model.tokenizer
+        can = self._model.can_roll_back and tokenizer.missing_bytes.isdisjoint(data)
+        if not can or border.covers < len(self._beam.text):
+            return []
+        size, whole = len(border.tokens), sum(len(each.tokens) for each in wanted)
+        most = min(most + 1 - size, self.room - 1, most if n is None else n - whole)
+        return list(tokenizer.encode(data)[: max(most, 0)])
+
+    def _where(self, border: Border) -> Branch | None:
+        """Return where a border's row is if it was foreseen."""
+        branch = self._branches.ahead(border.branch, border.tokens)
+        return branch if branch in self._foreseen else None
+
+    def look(self) -> None:
+        """Take what was foreseen of the text, where nothing else must be decoded."""
+        while self._foreseen and (wanted := self._beam.wanted()) and all(map(self._where, wanted)):
+            for border in wanted:
+                self._enter(border, self._where(border))
+
     def prompt_log_likelihood(self) -> float:
-        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
         return self._likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
-        """Append a byte."""
         self._beam.append(symbol)
         self._recover()
         if symbol == _SPACE and self._mends:
@@ -203,42 +292,35 @@ class ByteState:
         return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
-        if not self._branches.reached(self._read):
-            # Cut off in the middle, a model that cannot go back has lost what it had read.
-            self._read = self._branches.begin(self._prompt[: self._read.length + 1])
         start = self._read.length
         end, every = self._likelihood.stretch(start)
+        end = min([end, *(mark for mark in self._marks if mark > start)])
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
         run = self._branches.grow(self._read, tokens, ())
         assert run is not None
         whole = start + len(tokens) == len(self._prompt)
-        return Run(run.seq_id, run.start, tokens, whole, every)
+        return replace(run, logits=int(whole), every=every)
 
-    def _grow(self, border: Border) -> Run | None:
+    def _grow(self, border: Border, draft: Sequence[int]) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""
-        if not self._model.can_roll_back:
-            # One row alone, since nothing that was decoded can be taken back.
-            self._beam.begin(border)
-        if not self._branches.reached(border.branch):
-            if self._running:
-                return None
-            row = [*self._branches.row(border.branch), *border.tokens]
-            border = self._restart(row, border.covers)
-        run = self._branches.grow(border.branch, border.tokens, self._needed())
+        tokens = [*border.tokens, *draft]
+        run = self._branches.grow(border.branch, tokens, self._needed(border))
         if run is None:
             if not self._make_room(border):
                 return None
-            run = self._branches.grow(border.branch, border.tokens, self._needed())
+            run = self._branches.grow(border.branch, tokens, self._needed(border))
         assert run is not None
-        self._running[run.seq_id] = (border, Branch(run.seq_id, run.start + len(run.tokens)))
-        return run
+        length = run.start + len(run.tokens) - len(draft)
+        self._running[run.seq_id] = (border, Branch(run.seq_id, length))
+        self._foreseen = {b: row for b, row in self._foreseen.items() if b.seq_id != run.seq_id}
+        return replace(run, logits=1 + len(draft))
 
-    def _needed(self) -> set[Branch]:
-        return self._beam.branches | {branch for _, branch in self._running.values()}
+    def _needed(self, border: Border | None = None) -> set[Branch]:
+        return self._beam.branches(border) | {branch for _, branch in self._running.values()}
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
-        kept = {border.branch.seq_id, *self._running}
+        kept = {border.branch.seq_id, *self._running, *self._branches.saved}
         kept |= {running.branch.seq_id for running, _ in self._running.values()}
         weakest = self._beam.weakest([s for s in self._seq_ids if s not in kept])
         if weakest is not None:
@@ -249,7 +331,17 @@ class ByteState:
         """Where all rows were given up too early, go on with the tokeniser's own row."""
         if self._beam.lost:
             text = bytes(self._beam.text)
-            self._restart([*self._prompt, *self._model.tokenizer.encode(text)], len(text))
+            row = [*self._prompt, *self._model.tokenizer.encode(text)]
+            branch = self._branches.begin(row)
+            self._beam.begin(Border(0.0, branch, row[branch.length :], len(text)))
+            self._mended = len(text)
+
+    def _save(self) -> None:
+        """Keep the likeliest row where what was mended ends: from there the next word may be."""
+        if self._model.n_snapshots and (likeliest := self._beam.likeliest()) is not None:
+            branch, covers = likeliest
+            if covers == self._mended:
+                self._branches.save(branch, lasting=False)
 
     def _mend(self) -> None:
         """Write the likeliest row as the tokeniser would, as far as later text cannot change it.
@@ -272,13 +364,9 @@ class ByteState:
         if left < 0:
             return
         self._mended = end
-        if tuple(row[len(row) - count :]) != tokens:
-            self._beam.rewrite(branch, len(row) - count, tokens)
-
-    def _restart(self, row: Sequence[int], covers: int) -> Border:
-        """Begin again with one row of tokens, prompt included, for all of the text."""
-        branch = self._branches.begin(row)
-        border = Border(0.0, branch, row[branch.length :], covers)
-        self._beam.begin(border)
-        self._mended = covers
-        return border
+        kept = len(row) - count
+        # To go far back would cost more than the usual tokens are worth.
+        odd = tuple(row[kept:]) != tokens
+        if odd and self._branches.behind(replace(branch, length=kept)) <= TAIL:
+            self._beam.rewrite(branch, kept, tokens)
+        self._save()

@@ -1,7 +1,5 @@
 """The pieces of a vocabulary as a trie: which of them begin with given bytes, and their mass."""
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np
@@ -29,7 +27,6 @@ class Trie:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Sort the pieces and number the nodes."""
         pieces = vocabulary.pieces
         ids = sorted(np.flatnonzero(vocabulary.speakable).tolist(), key=pieces.__getitem__)
         self.token_ids = np.asarray(ids, dtype=np.int64)

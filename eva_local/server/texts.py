@@ -1,10 +1,9 @@
-"""The endpoint that scores: how likely texts are, under the ensemble and under each member.
+"""The endpoints for texts that are there: their tokens, and how likely they are.
 
-OpenAI's API has nothing like it.
+OpenAI's API has nothing like these.
 """
 
-from __future__ import annotations
-
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
@@ -15,9 +14,9 @@ from eva_local.errors import InputError
 from eva_local.openai.answer import Body, chat_tokens, tokens_of
 from eva_local.openai.call import texts_of, weights_of
 from eva_local.openai.request import given, read_messages
-from eva_local.openai.shapes import MOST_ANSWERS, ScoreRequest
+from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
-from eva_local.server.service import asked
+from eva_local.server.service import asked, service_of
 
 
 async def score(request: Request) -> Response:
@@ -48,10 +47,7 @@ async def score(request: Request) -> Response:
 def read_score_call(
     body: Mapping[str, object], members: Sequence[str]
 ) -> tuple[list[tuple[AnyPrompt, str | Sequence[int]]], Weights | None, int | None]:
-    """Read a body: texts, each with its prompt, weights and `n_top`, as `ServedModel.score` has it.
-
-    Raises InputError where it asks for what cannot be done.
-    """
+    """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
     body = given(body)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
@@ -65,3 +61,33 @@ def read_score_call(
         (messages or prompt, each) for each in continuations
     ]
     return texts, weights_of(request.weights, members), request.logprobs
+
+
+async def tokenize(request: Request) -> Response:
+    """Return the ids that a text has."""
+    model, body = await asked(request)
+    wanted = read(body, TokenizeRequest)
+    for key in ("add_special_tokens", "parse_special"):
+        # Nothing is ever put in front of a text.
+        if getattr(wanted, key):
+            raise InputError(f"{key} true cannot be done here; leave it out")
+    texts = [each for each in (wanted.prompt, wanted.content, wanted.text) if each is not None]
+    if len(texts) != 1:
+        raise InputError("prompt must be one text")
+    ids = await asyncio.to_thread(model.tokenize, texts[0])
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
+
+
+async def detokenize(request: Request) -> Response:
+    """Return the text that ids stand for."""
+    model, body = await asked(request)
+    text = model.text(read(body, DetokenizeRequest).tokens)
+    return JSONResponse({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
+    model = service_of(request).named(None)
+    return JSONResponse(
+        {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
+    )

@@ -1,0 +1,123 @@
+"""A grammar in GBNF -> the same in llguidance's own language, and what its rules need.
+
+llguidance's own translation takes words for terminals, of which it follows the longest: of a word
+before a comma and a word after it, nothing would be left for the second. Here characters are the
+only terminals.
+"""
+
+import json
+import re
+
+from eva_local.engine.endless import Ways
+
+_TOKEN = re.compile(
+    r"\s+|#[^\n]*"
+    r'|(?P<text>"(?:\\.|[^"\\])*")|(?P<members>\[(?:\\.|[^\]\\])*\])|(?P<any>\.)'
+    r"|(?P<rule>[\w-]+)[ \t]*::=|(?P<name>[\w-]+)|(?P<open>\()|(?P<close>\))|(?P<or>\|)"
+    r"|(?P<times>[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\})|(?P<end>\Z)|(?P<wrong>.)",
+    re.DOTALL,
+)
+_HEX = "[0-9a-fA-F]"
+_UNIT = re.compile(rf"\\x{_HEX}{{2}}|\\u{_HEX}{{4}}|\\U{_HEX}{{8}}|\\.|[^\\]", re.DOTALL)
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", **{each: each for each in '"\\[]'}}
+# What matches in any case, as a part of a rule.
+_TEXT = ""
+# Otherwise a mask would admit one spelling only of what is forced.
+OPTIONS = '%llguidance {"no_forcing": true}'
+
+
+def read_gbnf(gbnf: str) -> tuple[str, Ways[str]]:
+    """Return a grammar in Lark, and what its rules need, groups among them; raise ValueError."""
+    reader = _Reader()
+    for match in _TOKEN.finditer(gbnf):
+        if match.lastgroup is not None:
+            reader.take(match, match.lastgroup)
+    for name in reader.names:
+        if name not in reader.rules:
+            raise ValueError(f"there is no rule {name}")
+    rules = [f"{name}: {reader.rules[each]}" for each, name in reader.names.items()]
+    return "\n".join([OPTIONS, *rules]), reader.ways
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.ways: Ways[str] = {_TEXT: [[]]}
+        self.names = {"root": "start"}
+        self.rules: dict[str, str] = {}
+        self._head = ""
+        # Of the rule, and of its groups that are open, the ways: each a row of terms and heads.
+        self._groups: list[list[list[tuple[str, str]]]] = []
+
+    def take(self, match: re.Match[str], kind: str) -> None:
+        token, inner = match[0], f"({match.start()}"
+        if kind in ("rule", "end"):
+            self._begin(match["rule"])
+        elif not self._groups or kind == "wrong" or (kind == "close" and len(self._groups) == 1):
+            before = match.string[: match.start()][-20:]
+            raise ValueError(f"{token!r} is not expected behind {before!r}")
+        elif kind == "open":
+            self._groups.append([[]])
+        elif kind == "or":
+            self._groups[-1].append([])
+        elif kind == "close":
+            self._put(f"({self._closed(inner)})", inner)
+        elif kind == "times":
+            self._repeat(token, inner)
+        elif kind == "name":
+            self._put(self.names.setdefault(token, f"r{len(self.names)}"), token)
+        else:
+            self._put(_terminal(kind, token), _TEXT)
+
+    def _begin(self, head: str) -> None:
+        if len(self._groups) > 1:
+            raise ValueError(f"a bracket in the rule {self._head} is not closed")
+        if self._groups:
+            self.rules[self._head] = self._closed(self._head)
+        self._head = head
+        self._groups.append([[]])
+
+    def _put(self, term: str, head: str) -> None:
+        self._groups[-1][-1].append((term, head))
+
+    def _closed(self, head: str) -> str:
+        group = self._groups.pop()
+        self.ways[head] = [[needed for _, needed in way] for way in group]
+        return " | ".join(" ".join(term for term, _ in way) or '""' for way in group)
+
+    def _repeat(self, times: str, optional: str) -> None:
+        if not self._groups[-1][-1]:
+            raise ValueError(f"{times} has nothing to repeat in the rule {self._head}")
+        term, needed = self._groups[-1][-1].pop()
+        self.ways[optional] = [[], [needed]]
+        is_optional = times in ("*", "?") or re.match(r"\{\s*0+\b", times)
+        self._put(f"({term}{times})", optional if is_optional else needed)
+
+
+def _terminal(kind: str, token: str) -> str:
+    if kind == "any":
+        return "/(?s:.)/"
+    start = 2 if token.startswith("[^") else 1
+    units = _UNIT.findall(token[start:-1])
+    characters = [_character(unit) for unit in units]
+    if kind == "text":
+        return "({})".format(" ".join(map(json.dumps, characters)) or '""')
+    # By their numbers, for in Rust some of them are operators beside each other.
+    written, at = token[:start], 0
+    while at < len(units):
+        is_range = at + 2 < len(units) and units[at + 1] == "-"
+        ends = characters[at : at + 3 : 2] if is_range else characters[at : at + 1]
+        written += "-".join(f"\\x{{{ord(end):x}}}" for end in ends)
+        at += 3 if is_range else 1
+    return f"/{written}]/"
+
+
+def _character(unit: str) -> str:
+    if not unit.startswith("\\"):
+        return unit
+    escape, digits = unit[1:], unit[2:]
+    try:
+        character = _ESCAPES.get(escape) or chr(int(digits, 16))
+        character.encode()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{unit} is no character") from error
+    return character
