@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
@@ -23,6 +23,7 @@ from eva_local.types import Completion, Message, Sampling, Score, Step
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
 T = TypeVar("T")
+_DRAWN = frozenset(field.name for field in fields(Sampling))
 
 
 class Ensemble:
@@ -62,6 +63,11 @@ class Ensemble:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        members = " + ".join(self.members)
+        return f"<Ensemble {spec.name}: {members}, {spec.fusion.space}, pivot {spec.pivot}>"
+
     def close(self) -> None:
         """Free the memory; who still waits for an answer gets a ClosedError."""
         self._driver.close()
@@ -94,7 +100,7 @@ class Ensemble:
 
     def prompt_tokens(self, prompt: AnyPrompt, sampling: Sampling | None = None) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
-        read = self._readers.read(prompt, sampling or self._sampling)
+        read = self._readers.read(Request(prompt).prompt, sampling or self._sampling)
         return tuple(len(tokens) for tokens, _ in read)
 
     @property
@@ -135,13 +141,14 @@ class Ensemble:
 
         A `str` is text to go on with, and so are symbols as `tokenize` returns them; messages
         are a conversation, put to each member in its own chat template. `sampling` defaults to
-        that of models.toml, and for the `options` see `Request`. The last step carries the finish
+        that of models.toml; the `options` are fields of `Request`, and of `Sampling` such as
+        max_tokens=5, which change it. The last step carries the finish
         reason and the usage. What the members have read before is not read again; `report` is
         told how far they are with the rest, which is read a batch at a time.
 
         Raises ContextError, with the numbers, and InputError for what cannot be used.
         """
-        request = Request(prompt, sampling, **options)
+        request = self._asked(prompt, sampling, options)
         with contextlib.closing(self.run_many([request], report)) as told:
             for _, step in told:
                 yield _raised(step, Step)
@@ -153,10 +160,19 @@ class Ensemble:
 
         Closing the iterator, or cancelling the task that awaits it, ends the answer.
         """
-        request = Request(prompt, sampling, **options)
+        request = self._asked(prompt, sampling, options)
         async with contextlib.aclosing(self.arun_many([request])) as told:
             async for _, step in told:
                 yield _raised(step, Step)
+
+    def _asked(
+        self, prompt: AnyPrompt, sampling: Sampling | None, options: Mapping[str, Any]
+    ) -> Request:
+        drawn = {key: value for key, value in options.items() if key in _DRAWN}
+        others = {key: value for key, value in options.items() if key not in _DRAWN}
+        if drawn:
+            sampling = replace(sampling or self._sampling, **drawn)
+        return Request(prompt, sampling, **others)
 
     def run_many(
         self, requests: Iterable[Request | None], report: Report | None = None
@@ -331,7 +347,7 @@ class Ensemble:
         Raises InputError where there is no continuation or a member cannot spell it,
         ContextError where the text does not fit.
         """
-        request = Request(prompt, continuation=continuation, **options)
+        request = replace(self._asked(prompt, None, options), continuation=continuation)
         ((_, told),) = self.run_many([request])
         return _raised(told, Score)
 
@@ -342,7 +358,7 @@ class Ensemble:
         **options: Unpack[RequestOptions],
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
-        request = Request(prompt, continuation=continuation, **options)
+        request = replace(self._asked(prompt, None, options), continuation=continuation)
         async with contextlib.aclosing(self.arun_many([request])) as told:
             return _raised([each async for _, each in told][-1], Score)
 

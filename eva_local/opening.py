@@ -15,9 +15,9 @@ from pathlib import Path
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
 from eva_local.config.config import load_config
-from eva_local.config.specs import EnsembleSpec, LoadSettings
+from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
-from eva_local.errors import ModelError
+from eva_local.errors import InputError, ModelError
 from eva_local.llama.backend import can_offload
 from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS, LlamaModel
 from eva_local.llama.model import ALL, Model
@@ -40,23 +40,36 @@ _CELLS, _DECODED_AT_ONCE = 256, 512
 
 
 def load(
-    ensemble: str | None = None,
+    ensemble: str | Path | Sequence[str | Path] | None = None,
     *,
+    members: Sequence[str | Path] = (),
+    pivot: str | None = None,
     config: str | Path | None = None,
     report: Report | None = None,
     parallel: int = 1,
     **settings: object,
 ) -> Ensemble:
-    """Open an ensemble (or one model) by its name in models.toml.
+    """Open an ensemble (or one model) by its name in models.toml, or a GGUF file.
 
-    `config` names another models.toml; `settings` override keys of its [defaults]. `parallel`
+    Several names or files, here or as `members`, are an ensemble of them, whose `pivot` is the
+    first unless it is named. `config` names a further models.toml; `settings` override keys of
+    [defaults]. `parallel`
     answers are written side by side at most, each with memory of its own. Use the result in a
     `with` block, which frees the memory.
 
     Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
     """
-    effective = load_config(Path(config) if config else None, overrides=settings)
-    return open_ensemble(effective.ensemble(ensemble), report=report, parallel=parallel)
+    effective = load_config(Path(config) if config else None, overrides=settings, of_python=True)
+    if isinstance(ensemble, Path) or (isinstance(ensemble, str) and pivot):
+        ensemble = [ensemble]
+    if isinstance(ensemble, Sequence) and not isinstance(ensemble, str):
+        members, ensemble = [*ensemble, *members], None
+    if members and ensemble is not None:
+        raise InputError("give an ensemble or members, not both")
+    spec = effective.ensemble(ensemble)
+    if members:
+        spec = effective.together([str(member) for member in members], pivot)
+    return open_ensemble(spec, report=report, parallel=parallel)
 
 
 def open_ensemble(
@@ -199,7 +212,7 @@ def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     free = free_memory()
     if not on_cpu or free is None:
         return most
-    needed = sum(_bytes_of_text(locate(member), member.load, bytewise) for member in on_cpu)
+    needed = sum(bytes_of_text(member, bytewise=bytewise) for member in on_cpu)
     # Weights are there once for all members of a model.
     weights = {member.opened: size(member) or 0 for member in on_cpu}
     free -= sum(weights.values())
@@ -223,8 +236,9 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     return min(limits, default=None)
 
 
-def _bytes_of_text(path: Path, settings: LoadSettings, bytewise: bool) -> int:
-    header = read_header(path)
+def bytes_of_text(member: MemberSpec, *, bytewise: bool) -> int:
+    """Return how much memory a member's caches need for one text, weights aside."""
+    header, settings = read_header(locate(member)), member.load
     n_ctx = settings.context(header.n_ctx_train)
     short = header.window + min(settings.n_batch, _DECODED_AT_ONCE)
     short, cells = (-(-each // _CELLS) * _CELLS for each in (short, n_ctx))

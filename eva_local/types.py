@@ -87,7 +87,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot be; make stop and biases tuples."""
-        if str(self.seed) == "random":
+        if str(self.seed) in ("random", "-1"):
             object.__setattr__(self, "seed", None)
         settle(self)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

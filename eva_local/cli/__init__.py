@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli import batch, bench, chat, evaluate, models, run, serve
+from eva_local.cli import batch, bench, chat, check, evaluate, models, run, serve, setup
 from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
@@ -31,9 +31,14 @@ COMMANDS: tuple[click.Command, ...] = (
     models.show,
     models.verify,
     models.config,
+    check.check,
     evaluate.evaluate,
     bench.bench,
     run.trace,
+    setup.add,
+    setup.completion,
+    setup.help_,
+    setup.version,
 )
 INTERRUPTED = 130
 

@@ -27,7 +27,7 @@ _FIRST_WORDS = 28
 @click.command()
 @setting_options()
 @system_option
-@click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
 @click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
 @click.pass_obj

@@ -268,7 +268,7 @@ def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
 
 def _show(evaluation: Evaluation) -> None:
     for summary in evaluation.tasks:
-        _show_task(summary, evaluation.conditions.shots_of(summary.task))
+        show_task(summary, evaluation.conditions.shots_of(summary.task))
         click.echo()
     rows = [
         (name, f"{mean.value:+.1f}", mean.interval())
@@ -283,7 +283,8 @@ def _show(evaluation: Evaluation) -> None:
         click.echo(evaluation.tuned)
 
 
-def _show_task(summary: TaskSummary, n_shots: int) -> None:
+def show_task(summary: TaskSummary, n_shots: int) -> None:
+    """Print how all contestants did on a task."""
     from eva_local.evaluate.evaluation import cells, headings, verdict, warning
 
     task = summary.task

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, ensemble_option, json_option, setting_options
+from eva_local.cli.options import Load, json_option, setting_options
 from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
 from eva_local.config.config import Config
 from eva_local.config.specs import ModelSpec, PathSource
@@ -18,17 +18,17 @@ from eva_local.models.header import refusal
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@ensemble_option
+@setting_options("ensemble")
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
 @click.pass_obj
-def pull(load: Load, names: tuple[str, ...], ensemble: str | None, force: bool) -> None:
+def pull(load: Load, names: tuple[str, ...], overrides: dict[str, str | None], force: bool) -> None:
     """Fetch models and check them.
 
     NAME is a model or an ensemble; without one, the default ensemble is fetched. What was
     interrupted is continued. No other command uses the network.
     """
-    config = load({"ensemble": ensemble})
-    for spec in _chosen(config, names, ensemble) or config.members():
+    config = load(overrides)
+    for spec in _chosen(config, names, overrides["ensemble"]) or config.members():
         state = "pulled"
         if isinstance(spec.source, PathSource):
             state = "your own file"
@@ -77,18 +77,18 @@ def list_models(load: Load, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@ensemble_option
+@setting_options("ensemble")
 @json_option
 @click.pass_obj
-def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> None:
+def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json: bool) -> None:
     """Show what is known of a model or ensemble.
 
     Its settings, its file, and what the file says of itself; without a NAME, of the default
     ensemble.
     """
-    if name is not None and ensemble is not None:
+    if name is not None and overrides["ensemble"] is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
-    config = load({"ensemble": ensemble})
+    config = load(overrides)
     if name is not None and name in config.models:
         facts = _model_facts(config.model(name))
     else:
@@ -108,10 +108,12 @@ def show(load: Load, name: str | None, ensemble: str | None, as_json: bool) -> N
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@ensemble_option
+@setting_options("ensemble")
 @json_option
 @click.pass_obj
-def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bool) -> int:
+def verify(
+    load: Load, names: tuple[str, ...], overrides: dict[str, str | None], as_json: bool
+) -> int:
     """Check the files that are here.
 
     NAME is a model or an ensemble; without one, every model that is here is checked. The
@@ -119,8 +121,8 @@ def verify(load: Load, names: tuple[str, ...], ensemble: str | None, as_json: bo
     `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
     missing.
     """
-    config = load({"ensemble": ensemble})
-    named = _chosen(config, names, ensemble)
+    config = load(overrides)
+    named = _chosen(config, names, overrides["ensemble"])
     found = []
     for spec in named or config.models.values():
         with contextlib.closing(ProgressDisplay()) as progress:
@@ -150,14 +152,14 @@ def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
         with contextlib.suppress(StoreError):
             if path := store.find(member):
                 contexts[member.name] = member.load.context(read_header(path).n_ctx_train)
-    file, cache = str(loaded.path.absolute()), str(store.cache_folder())
+    files, cache = [str(path.absolute()) for path in loaded.paths], str(store.cache_folder())
     rows = [(setting.key, setting.value, setting.origin) for setting in loaded.settings]
     if as_json:
         settings: dict[str, Any] = {key: {"value": v, "origin": o} for key, v, o in rows}
         settings["n_ctx"]["members"] = contexts
-        print_json({"file": file, "cache": cache, "settings": settings})
+        print_json({"files": files, "cache": cache, "settings": settings})
         return
-    click.echo(f"file: {file}\ncache: {cache}\n")
+    click.echo("".join(f"file: {file}\n" for file in files) + f"cache: {cache}\n")
     print_table(("KEY", "VALUE", "FROM"), rows)
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):
@@ -200,13 +202,14 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
     told = {key: found for key in ("system", "prefix") if (found := getattr(spec, key, ""))} | {
         "chat_template": spec.chat_template and "given",
         "chat_template_kwargs": spec.chat_template_kwargs,
-        "thinking": _thinking(spec.name, template or ""),
+        "thinking": thinking_of(spec.name, template or ""),
     }
     problem = None if path is None else refusal(path) or None
     return {**_model_row(spec), **known, **told, "path": path, "problem": problem, "file": file}
 
 
-def _thinking(name: str, template: str) -> dict[str, object] | None:
+def thinking_of(name: str, template: str) -> dict[str, object] | None:
+    """Return how a chat template thinks; None where it does not, or cannot be read."""
     from eva_local.llama.chat_template import ChatTemplate
     from eva_local.llama.thinking import Thinker
 

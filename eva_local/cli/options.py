@@ -4,26 +4,34 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from eva_local.config.config import DEFAULT_KEYS, Config
+from eva_local.config.config import DEFAULT_KEYS, Config, load_config
 from eva_local.config.settings import read_text
-from eva_local.errors import InputError
+from eva_local.errors import EvaError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # Reads the configuration, over which the options go that it is given.
 Load = Callable[..., Config]
 
 _AUTO = "auto"
-_SHORT = {"ensemble": ("-e",), "max_tokens": ("-n",)}
+_SHORT = {
+    "ensemble": ("-e",),
+    "n_ctx": ("-c", "--ctx-size"),
+    "threads": ("-t",),
+    "n_gpu_layers": ("-ngl",),
+    "max_tokens": ("-n",),
+    "temperature": ("--temp",),
+}
 
 HELP = {
-    "ensemble": "Run this ensemble, or one model alone.",
+    "ensemble": "Run this ensemble, one model alone, or a,b,c: models or files together.",
     "n_ctx": "Tokens of context of each member.",
     "n_gpu_layers": "Layers on the GPU; -1 is all.",
     "main_gpu": "The one GPU to use, from 0; -1 is all.",
@@ -44,7 +52,7 @@ HELP = {
     "repeat_last_n": "Penalties look at this many tokens back; -1 is all, 0 is off.",
     "presence_penalty": "Taken from the log-probability of what was written; 0 is off.",
     "frequency_penalty": "The same, for each time that it was written.",
-    "seed": "Start of the random numbers, or random.",
+    "seed": "Start of the random numbers; -1 or random is another one each time.",
     "thinking": "Think before the answer: on, off, apart (each member for itself) or auto.",
     "thinking_temperature": "Temperature of thoughts apart, if not that of the answer.",
     "thinking_budget": "Tokens of a thought at most; -1 is as many as of the answer.",
@@ -74,8 +82,32 @@ def written(text: str) -> str:
 system_option = click.option(
     "-s", "--system", metavar="TEXT", type=written, help="What the system message says."
 )
-ensemble_option = click.option("-e", "--ensemble", metavar="NAME", help="All members of NAME.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def completed(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the name of a model or ensemble, or a file."""
+    with contextlib.suppress(EvaError):
+        config = load_config()
+        if names := [
+            name for name in (*config.ensembles, *config.models) if name.startswith(begun)
+        ]:
+            return [CompletionItem(name) for name in names]
+    return [CompletionItem(begun, type="file")]
+
+
+MODEL = ("-m", "--model")
+MODEL_HOW: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "MODEL",
+    "shell_complete": completed,
+    "help": "A member: a GGUF file or a model's name; repeat it. The first is the pivot.",
+}
+
+
+def together(models: Sequence[str]) -> str:
+    """Return the name of an ensemble of models that were named one by one."""
+    return ",".join(model.replace(",", "\\,") for model in models)
 
 
 def parallel_option(things: str) -> Callable[[Command], Command]:
@@ -107,15 +139,24 @@ def count_option(
 def setting_options(*keys: str) -> Callable[[Command], Command]:
     """Add an option for each setting; the command gets those, unread, as `overrides`."""
 
-    def note(context: click.Context, option: click.Parameter, value: str | None) -> None:
-        context.params.setdefault("overrides", {})[option.name] = value
+    def note(context: click.Context, option: click.Parameter, value: Any) -> None:
+        given = context.params.setdefault("overrides", {})
+        key = "ensemble" if option.name == "model" else option.name
+        value = (together(value) or None) if option.name == "model" else value
+        if value is not None and given.get(key) is not None:
+            raise InputError("give the members with -e or with -m, not both")
+        if value is not None or key not in given:
+            given[key] = value
 
     how: dict[str, Any] = {"metavar": "VALUE", "expose_value": False, "callback": note}
 
     def decorate(command: Command) -> Command:
         for key in reversed(keys or DEFAULT_KEYS):
             names = [*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]
-            command = click.option(*names, help=HELP[key], **how)(command)
+            told = how | ({"shell_complete": completed} if key == "ensemble" else {})
+            command = click.option(*names, help=HELP[key], **told)(command)
+            if key == "ensemble":
+                command = click.option(*MODEL, **how | MODEL_HOW)(command)
         return command
 
     return decorate

@@ -13,6 +13,7 @@ import click
 
 from eva_local.cli.options import drawing_options, json_option, system_option, written
 from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
+from eva_local.config.settings import read_text
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
 from eva_local.types import Message, Sampling, Step
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False, type=written)
+@click.option(
+    "-f", "--file", metavar="FILE", type=click.Path(path_type=Path), help="Read PROMPT there."
+)
 @drawing_options
 @system_option
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
@@ -42,6 +46,7 @@ def run(
     config: Config,
     sampling: Sampling,
     prompt: str | None,
+    file: Path | None,
     system: str | None,
     raw: bool,
     trace: Path | None,
@@ -55,7 +60,13 @@ def run(
     """
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
+    if file is not None:
+        if prompt is not None:
+            raise InputError("give PROMPT or --file, not both")
+        prompt = read_text(file, "--file")
     text = _text(prompt)
+    if not text.strip():
+        raise InputError("the prompt is empty")
     before = [Message("system", system)] if system else []
     asked: Prompt = text if raw else [*before, Message("user", text)]
     spec = config.ensemble()

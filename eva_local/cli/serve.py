@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, parallel_option, setting_options
+from eva_local.cli.options import (
+    MODEL,
+    MODEL_HOW,
+    Load,
+    completed,
+    parallel_option,
+    setting_options,
+    together,
+)
 from eva_local.cli.outputs import open_shown
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
@@ -24,8 +32,10 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     "names",
     multiple=True,
     metavar="NAME",
+    shell_complete=completed,
     help="Offer this ensemble or model; may be repeated. The first is the default.",
 )
+@click.option(*MODEL, "models", **MODEL_HOW)
 @click.option(
     "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Listen here."
 )
@@ -66,6 +76,7 @@ def serve(
     load: Load,
     /,
     names: tuple[str, ...],
+    models: tuple[str, ...],
     api_key_file: str | None,
     parallel: int | None,
     overrides: dict[str, object],
@@ -79,7 +90,8 @@ def serve(
     """
     keys = _keys(api_key_file)
     config = load(overrides)
-    specs = [config.ensemble(name) for name in names or (None,)]
+    asked = [*names, *([together(models)] if models else [])]
+    specs = [config.ensemble(name) for name in asked or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")
     try:

@@ -180,7 +180,7 @@ def _members(
         for _ in range(table.n):
             member = specs.MemberSpec.of(
                 model,
-                name=_free_name(table.name or table.model, [one.name for one in members]),
+                name=free_name(table.name or table.model, [one.name for one in members]),
                 system=table.system,
                 prefix=table.prefix,
                 chat_template=template or model.chat_template,
@@ -193,7 +193,8 @@ def _members(
     return members, [1.0 if weight is None else weight for weight in weights]
 
 
-def _free_name(name: str, taken: Sequence[str]) -> str:
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """Return a name, with a number where it is taken."""
     numbered = (f"{name}-{number}" for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
 

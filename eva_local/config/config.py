@@ -1,13 +1,15 @@
 """models.toml, the environment and the command line -> frozen specs of models and ensembles."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eva_local.config import specs
-from eva_local.config.catalogue import check_weights, read_ensembles, read_models
+from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
 from eva_local.config.settings import (
     Setting,
     build,
@@ -20,24 +22,33 @@ from eva_local.errors import ConfigError, InputError, refusing
 from eva_local.reading import Words, did_you_mean, settle
 from eva_local.types import Sampling
 
+log = logging.getLogger("eva_local")
+
 SCHEMA = 1
 FILE_NAME = "models.toml"
 PREFIX = "EVA_LOCAL_"
 # Variables that are not settings: where files are, and switches of the test suite.
 OTHER_VARIABLES = ("EVA_LOCAL_CONFIG", "EVA_LOCAL_CACHE")
 TEST_PREFIX = "EVA_LOCAL_TEST_"
+_SECTIONS = ("schema", "defaults", "models", "ensembles")
+# Names of members stand in a list like this; a comma of a file's own has a backslash before it.
+_BETWEEN = re.compile(r"(?<!\\),")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that was configured, from every place, with `settings` telling which."""
+    """Everything that was configured, from every place, with `settings` telling which.
 
-    path: Path
+    `paths` are the files that were read, the later the stronger.
+    """
+
+    paths: tuple[Path, ...]
     models: Mapping[str, specs.ModelSpec]
     ensembles: Mapping[str, specs.EnsembleSpec]
     default_ensemble: str
     defaults: Sampling
     fusion: specs.FusionSettings
+    load: specs.LoadSettings
     settings: tuple[Setting, ...]
     weights: Setting | None = None
     drafter: Setting | None = None
@@ -51,7 +62,7 @@ class Config:
         """Return a model by name; ConfigError names the nearest."""
         if name not in self.models:
             hint = did_you_mean(name, self.models)
-            raise ConfigError(f"{self.path}: there is no model {name!r}; {hint}")
+            raise ConfigError(f"there is no model {name!r}; {hint}")
         return self.models[name]
 
     def members(self, name: str | None = None) -> tuple[specs.ModelSpec, ...]:
@@ -59,8 +70,20 @@ class Config:
         return self._ensemble_of_file(name).members
 
     def ensemble(self, name: str | None = None) -> specs.EnsembleSpec:
-        """Return an ensemble by name, or the default one; a model's name is that model alone."""
-        spec = self._ensemble_of_file(name)
+        """Return an ensemble by name, or the default one; a model's name is that model alone.
+
+        So is a GGUF file, and `a,b` stands for an ensemble of both; see `together`.
+        """
+        return self._as_asked(self._ensemble_of_file(name))
+
+    def together(self, members: Sequence[str], pivot: str | None = None) -> specs.EnsembleSpec:
+        """Return an ensemble of models, by name or file; its pivot is the first, if none is named.
+
+        A name may be that of another program on this machine for a model that it holds.
+        """
+        return self._as_asked(self._made(members, pivot))
+
+    def _as_asked(self, spec: specs.EnsembleSpec) -> specs.EnsembleSpec:
         # Weights and a drafter from outside the file are meant for the one ensemble that is run, so
         # they are measured against its members here and not for every ensemble of the file.
         if self.weights is not None:
@@ -81,8 +104,39 @@ class Config:
             return specs.EnsembleSpec(
                 name, (specs.MemberSpec.of(self.models[name]),), name, self.fusion, self.defaults
             )
-        hint = did_you_mean(name, (*self.ensembles, *self.models))
-        raise ConfigError(f"{self.path}: there is no ensemble or model {name!r}; {hint}")
+        return self._made([each.replace("\\,", ",") for each in _BETWEEN.split(name)])
+
+    def _made(self, named: Sequence[str], pivot: str | None = None) -> specs.EnsembleSpec:
+        members: list[specs.MemberSpec] = []
+        for model in map(self._found, named):
+            name = free_name(model.name, [member.name for member in members])
+            members.append(specs.MemberSpec.of(model, name=name))
+        names = [member.name for member in members]
+        if (pivot := pivot or names[0]) not in names:
+            raise ConfigError(f"pivot: {pivot!r} is no member; {did_you_mean(pivot, names)}")
+        return specs.EnsembleSpec(
+            "+".join(names), tuple(members), pivot, self.fusion, self.defaults
+        )
+
+    def _found(self, named: str) -> specs.ModelSpec:
+        """Return a model that is configured, or of a file: the user's, or another program's."""
+        if named in self.models:
+            return self.models[named]
+        path = user_path(named, "model")
+        if not path.is_file():
+            from eva_local.models.elsewhere import held_as
+
+            known = held_as(named, os.environ, Path.home()) if named not in self.ensembles else []
+            if not known:
+                hint = did_you_mean(named, (*self.ensembles, *self.models))
+                if named in self.ensembles:
+                    hint = "an ensemble is no member of another"
+                elif path.suffix == ".gguf" or path.is_dir():
+                    hint = f"{path} is no file"
+                raise ConfigError(f"there is no ensemble or model {named!r}; {hint}")
+            path = known[0]
+        name = name_of(Path(named))
+        return specs.ModelSpec(name, specs.PathSource(path.absolute()), load=self.load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,37 +157,60 @@ def load_config(
     path: Path | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
+    *,
+    of_python: bool = False,
 ) -> Config:
-    """Read the configuration: `overrides` > environment > file > defaults.
+    """Read the configuration: `overrides` > environment > files > defaults.
 
-    path: the file; None looks for it (see `find_config`). overrides: keys of [defaults]; an
-    entry that is None is as good as absent. Raises ConfigError naming the file and the key.
+    Of a model or ensemble that several files have, and of a key of [defaults], the last one holds:
+    the shipped file, the user's, ./models.toml, and `path` or the one that EVA_LOCAL_CONFIG names.
+    overrides: keys of [defaults], from the command line or arguments of Python; an entry that is
+    None is as good as absent. Raises ConfigError naming the file and the key.
     """
     environ = os.environ if environ is None else environ
-    given = {**_read_environment(environ), **_read_overrides(overrides or {})}
-    path = find_config(path, environ)
-    document = _read_document(path)
-    defaults = _read_defaults(path, document.get("defaults", {}))
+    given = {**_read_environment(environ), **_read_overrides(overrides or {}, of_python)}
+    layers = _layers(path, environ)
+    defaults: dict[str, Setting] = {}
+    for path, document in layers:
+        defaults |= _read_defaults(path, document.get("defaults", {}))
     drafter = given.pop("drafter", None)
     effective = {**defaults, **given}
 
     def among(own: Mapping[str, Setting]) -> dict[str, Setting]:
         return {**defaults, **own, **given}
 
-    models, own = read_models(path, document.get("models", {}), among)
-    ensembles, more = read_ensembles(path, document.get("ensembles", {}), models, among)
-    chosen = _default_ensemble(path, effective, [*ensembles, *models])
+    models: dict[str, specs.ModelSpec] = {}
+    ensembles: dict[str, specs.EnsembleSpec] = {}
+    owns: dict[str, dict[str, Setting]] = {}
+    chosen = Setting("ensemble", "", "default")
+    new: list[list[str]] = []
+    for path, document in layers:
+        more, own = read_models(path, document.get("models", {}), among)
+        new.append([name for name in more if name not in models])
+        models, owns = models | more, owns | own
+    for number, (path, document) in enumerate(layers):
+        tables = document.get("ensembles", {})
+        # A model takes the place of an ensemble of an earlier file.
+        taken = {name for names in new[number + 1 :] for name in names}
+        if isinstance(tables, dict):
+            tables = {name: table for name, table in tables.items() if name not in taken}
+        made, own = read_ensembles(path, tables, models, among)
+        if found := [*(name for name in made if name not in ensembles), *new[number]]:
+            chosen = replace(chosen, value=found[0])
+        ensembles, owns = ensembles | made, owns | own
+    chosen = effective.get("ensemble", chosen)
     default = str(chosen.value)
-    shown = {**defaults, **{**own, **more}[default], **given, "ensemble": chosen}
+    shown = {**defaults, **owns.get(default, {}), **given, "ensemble": chosen}
     if drafter is not None:
         shown["drafter"] = drafter
-    return Config(
-        path=path,
+    config = Config(
+        paths=tuple(path for path, _ in layers),
         models=models,
         ensembles=ensembles,
         default_ensemble=default,
         defaults=build(Sampling, effective),
         fusion=build(specs.FusionSettings, effective),
+        load=build(specs.LoadSettings, effective),
         settings=tuple(
             shown.get(key, Setting(key, getattr(kind(), key), "default"))
             for kind in _KINDS
@@ -142,21 +219,41 @@ def load_config(
         weights=given.get("weights"),
         drafter=drafter,
     )
+    if default not in ensembles and default not in models:
+        try:
+            config.members()
+        except ConfigError as error:
+            raise ConfigError(f"{chosen.origin}: {error}") from error
+    return config
 
 
-def find_config(path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Choose the file: `path`, EVA_LOCAL_CONFIG, ./models.toml, the user's, the shipped one."""
-    if path is not None:
-        return user_path(path, "configuration")
-    if environ.get(f"{PREFIX}CONFIG"):
-        return user_path(environ[f"{PREFIX}CONFIG"], f"environment {PREFIX}CONFIG")
-    import platformdirs  # only needed where nobody named a file
+def name_of(file: Path) -> str:
+    """Return a name for a model, from that of its file."""
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.name.removesuffix(".gguf"))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
 
-    user = Path(platformdirs.user_config_dir("eva-local", appauthor=False)) / FILE_NAME
-    for candidate in (Path(FILE_NAME), user):
-        if candidate.is_file():
-            return candidate
-    return shipped(FILE_NAME)
+
+def user_file() -> Path:
+    """Return where the user's own models.toml is, or would be."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("eva-local", appauthor=False)) / FILE_NAME
+
+
+def _layers(path: Path | None, environ: Mapping[str, str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files that are read, the last the strongest, and what they say."""
+    named = [] if path is None else [user_path(path, "configuration")]
+    if path is None and (written := environ.get(f"{PREFIX}CONFIG")):
+        named = [user_path(written, f"environment {PREFIX}CONFIG")]
+    others = [file for file in (user_file(), Path(FILE_NAME)) if file.is_file()]
+    found: dict[Path, tuple[Path, dict[str, Any]]] = {}
+    for file in (shipped(FILE_NAME), *others, *named):
+        document = _read_document(file, strict=file in named)
+        if document is not None:
+            # What is named twice counts where it counts most.
+            found.pop(file.resolve(), None)
+            found[file.resolve()] = file, document
+    return list(found.values())
 
 
 def shipped(name: str) -> Path:
@@ -168,10 +265,12 @@ def shipped(name: str) -> Path:
     raise ConfigError(f"{name}: not in this installation of eva-local; install it again")
 
 
-def _read_overrides(overrides: Mapping[str, object]) -> dict[str, Setting]:
+def _read_overrides(overrides: Mapping[str, object], of_python: bool) -> dict[str, Setting]:
     given = {key: value for key, value in overrides.items() if value is not None}
-    refuse_unknown(given, DEFAULT_KEYS, "command line: ")
+    refuse_unknown(given, DEFAULT_KEYS, "argument " if of_python else "command line: ")
     named = {key: f"command line --{key.replace('_', '-')}" for key in given}
+    if of_python:
+        named = {key: f"argument {key}" for key in given}
     return read_settings(_KINDS, given, named.__getitem__, text=True)
 
 
@@ -187,7 +286,8 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     return read_settings(_KINDS, table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def _read_document(path: Path, *, strict: bool) -> dict[str, Any] | None:
+    """Return what a file says; None where nobody named it, and it is another program's."""
     import tomllib
 
     names = {tomllib.TOMLDecodeError: "not valid TOML", UnicodeDecodeError: "not UTF-8 text"}
@@ -198,8 +298,11 @@ def _read_document(path: Path) -> dict[str, Any]:
         # Else it is a whole number of thousands of digits.
         problem = names.get(type(error), "cannot be read")
         raise ConfigError(f"{path}: {problem}: {error}") from error
-    refuse_unknown(document, ("schema", "defaults", "models", "ensembles"), f"{path}: ")
-    if document.get("schema") != SCHEMA:
+    if not strict and document and not any(key in _SECTIONS for key in document):
+        log.warning("%s is another program's, and is not read: it has no [models]", path)
+        return None
+    refuse_unknown(document, _SECTIONS, f"{path}: ")
+    if document.get("schema", SCHEMA) != SCHEMA:
         raise ConfigError(f"{path}: schema: must be {SCHEMA}, the form of file that is read here")
     return document
 
@@ -217,18 +320,3 @@ def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
         problem = f"must be one of {', '.join(specs.NO_MEMBER)}; name a member in [ensembles.NAME]"
         raise ConfigError(f"{place}.drafter: {problem}")
     return defaults
-
-
-def _default_ensemble(
-    path: Path, effective: Mapping[str, Setting], names: Sequence[str]
-) -> Setting:
-    if not names:
-        raise ConfigError(f"{path}: models: has no model; add one as [models.NAME]")
-    default = Setting("ensemble", _Defaults().ensemble, "default")
-    chosen = effective.get("ensemble", default)
-    if chosen.value not in names:
-        if chosen is default:
-            return Setting("ensemble", names[0], "default")
-        hint = did_you_mean(str(chosen.value), names)
-        raise ConfigError(f"{chosen.origin}: there is no ensemble {chosen.value!r}; {hint}")
-    return chosen

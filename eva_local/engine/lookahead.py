@@ -23,8 +23,9 @@ SURE, SURER = 0.2, 0.6
 # Without a measurement, what each further token of a batch costs, as a share of the first: low
 # enough that it is tried.
 _FURTHER = 0.15
-# What a new measurement counts, and how quickly those of larger batches are forgotten meanwhile.
-_NEWEST, _RELAXED = 0.2, 0.004
+# What a new measurement says of the machine now, and of such a batch, and how quickly what is known
+# of larger batches is forgotten meanwhile.
+_NOW, _NEWEST, _RELAXED = 0.3, 0.1, 0.004
 # What is left of what is known of drafts after another one, and after a step without.
 _KEPT, _FORGOTTEN = 0.95, 0.998
 # A draft must promise to save so much of the time, as forecasts are wrong by so much.
@@ -41,23 +42,29 @@ _BYTES = 5
 
 
 class DecodeTimes:
-    """How long models take for batches of one text, by their tokens, as far as was seen."""
+    """How long models take for batches of one text, by their tokens, as far as was seen.
+
+    Other work makes all batches slower for a while: that is told apart, so that a batch which was
+    last seen in a slow moment is not thought dear, nor others cheap beside it.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[Model, dict[int, float]] = {}
+        self._slowness = 1.0
 
     def note(self, model: Model, n_tokens: int, seconds: float) -> None:
         """Take in that a batch took so long."""
-        known = self._seconds.setdefault(model, {})
-        before = known.get(n_tokens, seconds)
-        # Something else may have had the machine meanwhile.
-        known[n_tokens] = before + _NEWEST * (min(seconds, 2 * before) - before)
+        known, seconds = self._seconds.setdefault(model, {}), max(seconds, 1e-6)
+        usual = known.setdefault(n_tokens, seconds / self._slowness)
+        against = min(max(seconds / (usual * self._slowness), 0.5), 2.0)
+        self._slowness *= against**_NOW
+        known[n_tokens] = usual * against**_NEWEST
         for size in [each for each in known if each > n_tokens]:
             # What it cost in a slow hour must not keep it from being tried for ever.
             known[size] += _RELAXED * (_usual(known[n_tokens], n_tokens, size) - known[size])
 
     def seconds(self, model: Model, n_tokens: int) -> float:
-        """Return how long a batch will take; 0 where nothing is known of a model."""
+        """Return how long a batch takes without other work; 0 where nothing is known of it."""
         known = self._seconds.get(model)
         if not known:
             return 0.0

@@ -12,8 +12,9 @@ from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt, Thought
+from eva_local.reading import read
 from eva_local.spaces.base import Space
-from eva_local.types import Sampling, Score, Step
+from eva_local.types import Message, Sampling, Score, Step, Thinking
 
 if TYPE_CHECKING:
     from eva_local.engine.sequence import TextSequence
@@ -31,11 +32,12 @@ Weights = Literal["equal", "running"] | tuple[float, ...]
 class Request:
     """An answer, or a score, that is asked for.
 
-    `sampling` None is that of models.toml. With `continuation`, a text or symbols, nothing is
-    written: it is told how likely exactly that is after the prompt, and with `symbols` how
-    likely each symbol is. With `trace` every step says why its piece was chosen, with `n_top` it
-    names as many of the likeliest. The member named by `alone` writes or is scored by itself.
-    `weights` stand in place of the ensemble's, and `observe` hears of every decision.
+    Messages may be mappings, as OpenAI's API has them. `sampling` None is that of models.toml. With
+    `continuation`, a text or symbols, nothing is written: it is told how likely exactly that is
+    after the prompt, and with `symbols` how likely each symbol is. With `trace` every step says why
+    its piece was chosen, with `n_top` it names as many of the likeliest. The member named by
+    `alone` writes or is scored by itself. `weights` stand in place of the ensemble's, and `observe`
+    hears of every decision.
     """
 
     prompt: AnyPrompt
@@ -48,10 +50,26 @@ class Request:
     observe: Observer | None = None
     symbols: bool = False
 
+    def __post_init__(self) -> None:
+        said: Any = self.prompt
+        if isinstance(said, Sequence) and any(isinstance(each, Mapping) for each in said):
+            plain = [dict(each) if isinstance(each, Mapping) else each for each in said]
+            object.__setattr__(self, "prompt", read(plain, list[Message], "messages"))
+
 
 class RequestOptions(TypedDict, total=False):
-    """The fields of a request that few callers need, as keywords."""
+    """What may be asked of an answer as keywords: fields of a request, and any of `Sampling`."""
 
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    grammar: str | None
+    json_schema: str | None
+    thinking: Thinking
     trace: bool
     n_top: int
     alone: str | None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.config.config import DEFAULT_KEYS, Config, find_config, load_config, shipped
+from eva_local.config.config import DEFAULT_KEYS, Config, load_config, shipped, user_file
 from eva_local.config.specs import (
     EnsembleSpec,
     FusionSettings,
@@ -68,7 +68,7 @@ def problem(folder: Path, text: str) -> str:
 
 def test_sources_and_fields(tmp_path: Path) -> None:
     config = load(tmp_path)
-    a, b, c = config.models.values()
+    a, b, c = (config.model(name) for name in "abc")
     assert a.source == PathSource(tmp_path / "a.gguf")
     assert a.load == LoadSettings()
     assert b.source == HubSource("owner/repository", "sub/b.gguf", "abc")
@@ -134,7 +134,8 @@ def test_default_ensemble(tmp_path: Path) -> None:
     one = '[ensembles.e]\nmembers = ["b"]\n'
     assert load(tmp_path, one).default_ensemble == "e"
     assert load(tmp_path, one + '[defaults]\nensemble = "c"').ensemble().name == "c"
-    assert load(tmp_path, one + '[ensembles.demo]\nmembers = ["b"]').default_ensemble == "demo"
+    # That of the shipped file, made anew, is no new one.
+    assert load(tmp_path, '[ensembles.demo]\nmembers = ["b"]\n' + one).default_ensemble == "e"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ),
         ('[ensembles.e]\nmembers = ["a"]\nstop = [1]', "ensembles.e.stop[0]: must be a text"),
         ("models = ", "not valid TOML: Invalid value (at end of document)"),
-        ('[defaults]\nensemble = "z"', "defaults.ensemble: there is no ensemble 'z'; known are: a"),
+        ('[defaults]\nensemble = "z"', "defaults.ensemble: there is no ensemble or model 'z'; kno"),
         ("[[ensembles]]", "ensembles: must be tables [ensembles.NAME]"),
     ],
 )
@@ -244,9 +245,7 @@ def test_a_mistake_is_one_line_with_file_and_key(tmp_path: Path, more: str, expe
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "schema: must be 1"),
         ("schema = 2", "schema: must be 1"),
-        ("schema = 1", "models: has no model"),
         ("schema = 1\nmodels = 1", "models: must be tables [models.NAME]"),
         ("schema = 1\n[models]\na = 1", "models.a: must be a table"),
         ("schema = 1\ndefaults = 1", "defaults: must be a table"),
@@ -269,14 +268,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_the_nearest(tmp_path: Path) -> None:
-    config = load(tmp_path, '[ensembles.demo]\nmembers = ["a"]\n[ensembles.demos]\nmembers = ["a"]')
+    config = load(tmp_path, '[ensembles.demos]\nmembers = ["a"]')
     with pytest.raises(
         ConfigError, match="no ensemble or model 'demoo'; did you mean demo or demos"
     ):
         config.ensemble("demoo")
-    with pytest.raises(ConfigError, match="no model 'demo'; known are: a, b, c"):
+    with pytest.raises(ConfigError, match="no model 'demo'; known are: a, b, c, "):
         config.model("demo")
-    with pytest.raises(ConfigError, match="command line --ensemble: there is no ensemble 'x'"):
+    with pytest.raises(
+        ConfigError, match="command line --ensemble: there is no ensemble or model 'x'"
+    ):
         load(tmp_path, ensemble="x")
 
 
@@ -388,7 +389,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         ("MIN_P", "nan", "environment EVA_LOCAL_MIN_P: must be a number, not nan"),
         ("SWA_FULL", "maybe", "environment EVA_LOCAL_SWA_FULL: must be true or false, not 'maybe'"),
         ("N_CTXX", "1", "environment EVA_LOCAL_N_CTXX: unknown key; did you mean EVA_LOCAL_N_CTX"),
-        ("ENSEMBLE", "z", "environment EVA_LOCAL_ENSEMBLE: there is no ensemble 'z'"),
+        ("ENSEMBLE", "z", "environment EVA_LOCAL_ENSEMBLE: there is no ensemble or model 'z'"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expected: str) -> None:
@@ -413,12 +414,12 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expecte
         ("repeat_penalty", "0", "must be in (0, 100], not 0.0"),
         ("presence_penalty", "101", "must be in [-100, 100], not 101.0"),
         ("seed", "x", "must be a whole number or \"random\", not 'x'"),
-        ("seed", "-1", "must be 0 or more, not -1"),
+        ("seed", "-2", "must be 0 or more, not -2"),
         ("sharpness", "0", "must be above 0, not 0.0"),
         ("gate", "2", "must be in (0, 1], not 2.0"),
         ("weights", "0,0", "must have a sum that is finite and above 0"),
         ("weights", "2,x", f"must be {RULES} or a list of numbers, not '2,x'"),
-        ("ensemble", "z", "there is no ensemble 'z'; known are: a, b, c"),
+        ("ensemble", "z", "there is no ensemble or model 'z'; known are: a, b, c"),
     ],
 )
 def test_a_wrong_value_is_told_with_where_it_came_from(
@@ -484,25 +485,101 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    assert find_config(None, {}) == shipped("models.toml")
-    import platformdirs
-
-    user = Path(platformdirs.user_config_dir("eva-local", appauthor=False), "models.toml")
+    first = shipped("models.toml")
+    assert load_config(None, {}).paths == (first,)
+    user, here = user_file(), Path("models.toml")
     user.parent.mkdir(parents=True)
-    user.touch()
-    assert find_config(None, {}) == user
-    Path("models.toml").touch()
-    assert find_config(None, {}) == Path("models.toml")
-    assert find_config(None, {"EVA_LOCAL_CONFIG": "~/x.toml"}) == tmp_path / "x.toml"
-    assert find_config(Path("y.toml"), {"EVA_LOCAL_CONFIG": "x.toml"}) == Path("y.toml")
+    for path in (user, here, tmp_path / "x.toml", Path("y.toml")):
+        path.touch()
+    assert load_config(None, {}).paths == (first, user, here)
+    named = {"EVA_LOCAL_CONFIG": "~/x.toml"}
+    assert load_config(None, named).paths == (first, user, here, tmp_path / "x.toml")
+    assert load_config(Path("y.toml"), named).paths == (first, user, here, Path("y.toml"))
+    # What is named counts where it was named.
+    assert load_config(user, {}).paths == (first, here, user)
+
+
+def test_of_one_name_the_last_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    user = user_file()
+    user.parent.mkdir(parents=True)
+    user.write_text(
+        "[defaults]\nn_ctx = 1000\ntop_k = 7\n[models.gemma3-270m]\npath = 'mine.gguf'\n"
+        "[models.extra]\npath = 'extra.gguf'\n"
+    )
+    config = load_config(None, {})
+    assert config.model("gemma3-270m").source == PathSource(user.parent / "mine.gguf")
+    assert config.model("smollm2-135m").load.n_ctx == 1000
+    assert {each.name: each for each in config.members("trio")}["gemma3-270m"].source == PathSource(
+        user.parent / "mine.gguf"
+    )
+    # An ensemble is preferred, but a file of models alone is one too.
+    assert config.default_ensemble == "extra"
+    Path("models.toml").write_text(
+        "[defaults]\nn_ctx = 500\n[models.demo]\npath = 'demo.gguf'\n"
+        "[ensembles.both]\nmembers = ['demo', 'extra']\n"
+    )
+    config = load_config(None, {})
+    assert (config.default_ensemble, config.sampling.top_k) == ("both", 7)
+    assert config.model("extra").load.n_ctx == 500
+    # It took the place of the ensemble of this name.
+    assert [member.name for member in config.members("demo")] == ["demo"]
+    (setting,) = (each for each in config.settings if each.key == "n_ctx")
+    assert setting.origin == "models.toml: defaults.n_ctx"
+
+
+def test_another_program_s_models_toml_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models.toml").write_text('[[model]]\nname = "x"\n')
+    assert load_config(None, {}).paths == (shipped("models.toml"),)
+    assert "models.toml is another program's, and is not read" in caplog.text
+    with pytest.raises(ConfigError, match="model: unknown key"):
+        load_config(Path("models.toml"), {})
+
+
+def gguf(path: Path) -> str:
+    path.write_bytes(b"GGUF")
+    return str(path)
+
+
+def test_files_are_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = (gguf(tmp_path / name) for name in ("Some Model, v2.Q4_K_M.gguf", "b.gguf"))
+    config = load_config(None, {}, {"n_ctx": 99, "top_k": 3})
+    spec = config.ensemble("b.gguf")
+    assert (spec.name, spec.members[0].source) == ("b", PathSource(tmp_path / "b.gguf"))
+    assert (spec.members[0].load.n_ctx, spec.sampling.top_k) == (99, 3)
+    spec = config.ensemble(f"smollm2-135m,{one.replace(',', chr(92) + ',')},b.gguf,b.gguf")
+    assert spec.name == "smollm2-135m+Some-Model-v2.Q4_K_M+b+b-2"
+    assert [each.load.n_ctx for each in spec.members] == [99] * 4
+    assert spec.pivot == "smollm2-135m"
+    spec = config.together([one, other], pivot="b")
+    assert (spec.name, spec.pivot) == ("Some-Model-v2.Q4_K_M+b", "b")
+    assert load_config(None, {}, {"ensemble": "b.gguf,smollm2-135m"}).ensemble().pivot == "b"
+    for wrong, told in {
+        "smollm2-135n": "there is no ensemble or model 'smollm2-135n'; did you mean smollm2-135m?",
+        "c.gguf": "there is no ensemble or model 'c.gguf'; c.gguf is no file",
+        "demo,b.gguf": "there is no ensemble or model 'demo'; an ensemble is no member of another",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            config.ensemble(wrong)
+        assert str(caught.value) == told
+    with pytest.raises(ConfigError, match="pivot: 'x' is no member; known are: b"):
+        config.together([other], pivot="x")
+    with pytest.raises(ConfigError, match=r"^command line --ensemble: there is no"):
+        load_config(None, {}, {"ensemble": "none.gguf"})
 
 
 def test_a_file_in_no_home_folder_is_one_line(tmp_path: Path) -> None:
     problem = "~nosuchuser/x: there is no such home folder"
     with pytest.raises(ConfigError, match=f"configuration: {problem}"):
-        find_config(Path("~nosuchuser/x"), {})
+        load_config(Path("~nosuchuser/x"), {})
     with pytest.raises(ConfigError, match=f"environment EVA_LOCAL_CONFIG: {problem}"):
-        find_config(None, {"EVA_LOCAL_CONFIG": "~nosuchuser/x"})
+        load_config(None, {"EVA_LOCAL_CONFIG": "~nosuchuser/x"})
 
 
 def test_shipped_file_is_valid_and_complete() -> None:

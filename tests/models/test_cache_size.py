@@ -14,7 +14,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.errors import StoreError
 from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
 from eva_local.models.header import read_header
-from eva_local.opening import _bytes_of_text, slots_that_fit
+from eva_local.opening import bytes_of_text, slots_that_fit
 from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf
 
 MIB = 2**20

@@ -1,0 +1,254 @@
+"""Whether an ensemble of some models is worth it: what they are, what they cost, a short test.
+
+The test is of texts that come with the package: questions with the right answer among wrong ones,
+and prose, code and letters. Members write nothing, but say how likely each text is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from eva_local.api import Report
+from eva_local.bench.trial import measure
+from eva_local.config.specs import EnsembleSpec, MemberSpec
+from eva_local.errors import ModelError
+from eva_local.evaluate.contest import Contest, alone
+from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.forms import Conditions
+from eva_local.evaluate.results import Results
+from eva_local.evaluate.rows import Task, read_tasks
+from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, summarize
+from eva_local.llama.backend import can_offload
+from eva_local.llama.model import Model
+from eva_local.models.header import read_header
+from eva_local.models.store import locate, size
+from eva_local.opening import bytes_of_text, free_memory, open_models
+
+# Rows go so many side by side.
+_PARALLEL = 4
+# Questions that are answered to see how quick the members are.
+_ASKED = 2
+# A standing as quick as another, but for the noise of a machine.
+_AS_QUICK = 1.05
+SPACES: tuple[Literal["pivot", "bytes"], ...] = ("pivot", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What is known of a member.
+
+    `n_vocab` counts its tokens, `shared` is the share of the pivot's that it has too. `weights` and
+    `cache` are bytes of memory: of a model that several members share, once, and of one text.
+    """
+
+    name: str
+    path: Path
+    architecture: str
+    quantisation: str | None
+    n_vocab: int
+    shared: float
+    has_chat_template: bool
+    takes_back: bool
+    weights: int
+    cache: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of a token: each member decoding by itself, and the ensemble's answers."""
+
+    alone: tuple[float, ...]
+    together: float
+    ahead: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was found of an ensemble. `free` is the memory that was free before it was opened.
+
+    `winner` is who should be used: the ensemble in one of its spaces, or a member alone.
+    """
+
+    spec: EnsembleSpec
+    facts: tuple[Fact, ...]
+    free: int | None
+    pace: Pace | None
+    evaluation: Evaluation
+    winner: EnsembleSpec
+    verdict: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return all of it, and every contestant's answer to every row."""
+        return {
+            "ensemble": self.spec.name,
+            "pivot": self.spec.pivot,
+            "members": [asdict(fact) for fact in self.facts],
+            "memory": {"needed": needed(self.facts), "free": self.free},
+            "seconds_per_token": self.pace and asdict(self.pace),
+            "use": {"name": self.winner.name, "space": self.winner.fusion.space},
+            "verdict": self.verdict,
+            "test": self.evaluation.as_json(),
+        }
+
+
+def built_in() -> list[Task]:
+    """Return the tasks that come with the package."""
+    folder = Path(__file__).parent / "rows"
+    return read_tasks([folder / "questions.jsonl", folder / "text.jsonl"])
+
+
+def needed(facts: Sequence[Fact]) -> int:
+    """Return the bytes of memory that all members need for one text."""
+    return sum(fact.weights + fact.cache for fact in facts)
+
+
+def check(spec: EnsembleSpec, results: Results, report: Report, *, paced: bool = True) -> Check:
+    """Open the members of an ensemble, look at them, and let them and the ensemble do the test.
+
+    Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
+    """
+    free = free_memory()
+    _refuse_too_large(spec, free)
+    timed = None
+    if paced and len(spec.members) > 1:
+        greedy = replace(spec, sampling=replace(spec.sampling, thinking="off"))
+        answers = measure(greedy, (), 1, 0, _ASKED, report).answers
+        off, on = answers[0], answers[min(1, len(answers) - 1)]
+        each = (off.step.median / share for share in off.over_each)
+        timed = Pace(tuple(each), off.step.median, on.step.median)
+    with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
+        facts = tuple(_facts(spec, models))
+        evaluation = _tested(spec, models, results, report)
+    best = _best(evaluation)
+    return Check(spec, facts, free, timed, evaluation, best[0], best[1])
+
+
+def _refuse_too_large(spec: EnsembleSpec, free: int | None) -> None:
+    on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
+    weights = {member.opened: size(member) or 0 for member in on_cpu}
+    caches = sum(_cache(spec, member) for member in on_cpu)
+    needed = sum(weights.values()) + caches
+    if free is not None and needed > free:
+        largest = max(on_cpu, key=lambda member: weights[member.opened])
+        raise ModelError(
+            f"{spec.name} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"lower --ctx-size (now {largest.load.n_ctx}, for which {caches / 1e9:.1f} GB are), "
+            f"leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or take smaller "
+            "quantisations"
+        )
+
+
+def _cache(spec: EnsembleSpec, member: MemberSpec) -> int:
+    return bytes_of_text(member, bytewise=spec.fusion.space == "bytes")
+
+
+def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> list[Fact]:
+    pivot = set(models[spec.pivot_index].vocabulary.pieces_to_ids())
+    facts, seen = [], set[object]()
+    for member, model in zip(spec.members, models, strict=True):
+        path = locate(member)
+        header = read_header(path)
+        facts.append(
+            Fact(
+                name=member.name,
+                path=path,
+                architecture=header.architecture,
+                quantisation=header.quantisation,
+                n_vocab=len(model.vocabulary),
+                shared=len(pivot & set(model.vocabulary.pieces_to_ids())) / max(len(pivot), 1),
+                has_chat_template=bool(member.chat_template) or header.has_chat_template,
+                takes_back=model.can_roll_back,
+                weights=0 if member.opened in seen else size(member) or 0,
+                cache=_cache(spec, member),
+            )
+        )
+        seen.add(member.opened)
+    return facts
+
+
+def _tested(
+    spec: EnsembleSpec, models: Sequence[Model], results: Results, report: Report
+) -> Evaluation:
+    named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
+    contest = Contest(named, results, Conditions(), _PARALLEL, report)
+    kinds: dict[object, MemberSpec] = {}
+    for member in spec.members:
+        kinds.setdefault((member.opened, str(member.role)), member)
+    contestants = [alone(member) for member in kinds.values()]
+    n_members = len(contestants)
+    if len(spec.members) > 1:
+        own = spec.fusion.space
+        for space in sorted(SPACES, key=lambda each: each != own):
+            fusion = replace(spec.fusion, space=space)
+            name = spec.name if space == own else f"{spec.name}, {space}"
+            contestants.append(replace(spec, name=name, fusion=fusion))
+    tasks = [contest.scorable(task) for task in built_in()]
+    entries = contest.run(tasks, contestants)
+    summaries = [
+        summarize([entry for entry in entries if entry.task is task], seed, n_members)
+        for seed, task in enumerate(tasks)
+    ]
+    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries))
+
+
+def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
+    """Return who should be used and why, in one sentence.
+
+    Who is best is told by points of the questions and, of the texts, percent of the bits of the
+    best member, added up. Who cannot be told from the best and is quicker is to be preferred.
+    """
+    worth = {one.name: _worth(evaluation.tasks, one.name) for one in evaluation.tasks[0].standings}
+    seconds = {
+        name: sum(task.standing(name).seconds for task in evaluation.tasks) for name in worth
+    }
+    leader = max(worth, key=lambda name: worth[name].value)
+    tied = [name for name in worth if (worth[leader] - worth[name]).low <= 0]
+    chosen = min(tied, key=seconds.__getitem__)
+    # Of those as quick, the better.
+    chosen = max(
+        (name for name in tied if seconds[name] <= _AS_QUICK * seconds[chosen]),
+        key=lambda name: worth[name].value,
+    )
+    found = evaluation.tasks[0].standing(chosen)
+    return found.spec, _sentence(evaluation, found, leader, worth, seconds)
+
+
+def _worth(tasks: Sequence[TaskSummary], name: str) -> Estimate:
+    parts = []
+    for task in tasks:
+        score, best = task.standing(name).score, task.standing(task.best).score.value
+        factor = -100 / best if task.scale.in_bits and best else 1.0
+        parts.append(Estimate(factor * score.value, factor * score.resamples))
+    first, *others = parts
+    for other in others:
+        first = Estimate(first.value + other.value, first.resamples + other.resamples)
+    return first
+
+
+def _sentence(
+    evaluation: Evaluation,
+    chosen: Standing,
+    leader: str,
+    worth: dict[str, Estimate],
+    seconds: dict[str, float],
+) -> str:
+    n_rows = sum(len(task.task.rows) for task in evaluation.tasks)
+    if len(worth) == 1:
+        return f"{chosen.name} is one model; give several to see what they are worth together."
+    space = "" if chosen.alone else f" in the space {chosen.spec.fusion.space}"
+    told = f"Use {chosen.name}{' alone' if chosen.alone else space}"
+    if leader != chosen.name:
+        lead = worth[leader] - worth[chosen.name]
+        times = seconds[leader] / max(seconds[chosen.name], 1e-9)
+        return (
+            f"{told}: {n_rows} rows cannot tell it from {leader} ({lead.value:+.1f} points, 95% "
+            f"interval {lead.interval()}), which takes {times:.1f} times as long."
+        )
+    second = max((name for name in worth if name != leader), key=lambda name: worth[name].value)
+    lead = worth[leader] - worth[second]
+    sure = "surely" if lead.low > 0 else "as it seems"
+    return (
+        f"{told}: it is {sure} the best, {lead.value:.1f} points before {second} (95% interval "
+        f"{lead.interval()}, {n_rows} rows)."
+    )
