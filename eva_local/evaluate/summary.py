@@ -17,8 +17,6 @@ _BITS_PER_NAT = 1.4426950408889634
 FAR_APART = 10.0
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Resamples that are held in memory at once.
-_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -245,24 +243,12 @@ def estimate(
     Rows are resampled with replacement, each value together with its weight (Efron 1979). One
     row alone has no spread: its interval is the value. The same `seed` draws the same rows.
     """
-    from scipy.stats import bootstrap
-
     marks = np.asarray(values, dtype=np.float64)
     shares = np.ones(len(marks)) if weights is None else np.asarray(weights, dtype=np.float64)
-    value = float((marks * shares).sum() / shares.sum())
-    if len(marks) < 2:
-        return Estimate(value, np.full(RESAMPLES, value))
-    found = bootstrap(
-        (marks * shares, shares),
-        lambda masses, weights, axis: masses.sum(axis=axis) / weights.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return Estimate(value, np.asarray(found.bootstrap_distribution))
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(len(marks), size=len(marks)) for _ in range(RESAMPLES))
+    means = [np.average(marks[rows], weights=shares[rows]) for rows in draws]
+    return Estimate(float(np.average(marks, weights=shares)), np.array(means))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
