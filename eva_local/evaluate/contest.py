@@ -252,20 +252,18 @@ def answer_each(
     have in common is read once.
     """
     found: list[list[Completion | Score]] = [[] for _ in rows]
-    others = iter(range(len(rows)))
-    # Rows that can go on, the row of each request, and how many rows are not done.
-    ready: deque[int] = deque()
+    # Rows that can go on, or begin; the row of each request; and how many rows are not done.
+    ready = deque(range(len(rows)))
     asked: list[int] = []
     left = len(rows)
 
     def requests() -> Iterator[Request | None]:
         while left:
-            row = ready.popleft() if ready else next(others, None)
-            if row is None:
-                yield None
+            if ready:
+                asked.append(ready.popleft())
+                yield rows[asked[-1]][len(found[asked[-1]])]
             else:
-                asked.append(row)
-                yield rows[row][len(found[row])]
+                yield None
 
     steps: defaultdict[int, list[Step]] = defaultdict(list)
     with closing(ensemble.run_many(requests())) as all_told:
@@ -279,7 +277,7 @@ def answer_each(
             row = asked[number]
             found[row].append(completion_of(steps.pop(number)) if isinstance(told, Step) else told)
             if len(found[row]) < len(rows[row]):
-                ready.append(row)
+                ready.appendleft(row)
             else:
                 left -= 1
                 yield row, found[row]
