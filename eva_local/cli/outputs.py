@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,12 +174,10 @@ class _Notes(io.FileIO):
 
     def write(self, data: Buffer, /) -> int:
         size = memoryview(data).nbytes
-        try:
-            written = super().write(data)
-        except OSError:
-            return size
-        # None: it would have to wait.
-        return size if written is None else written
+        with suppress(OSError):
+            # None: it would have to wait.
+            return super().write(data) or size
+        return size
 
 
 def open_streams() -> None:
@@ -194,10 +192,8 @@ def open_streams() -> None:
         except OSError:
             # The lowest free number is taken.
             os.set_inheritable(os.open(os.devnull, mode), True)
-    if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     # Not where a test has put a stand-in there.
     if sys.stderr is sys.__stderr__:
         notes = io.BufferedWriter(_Notes(2, "w", closefd=False))
