@@ -136,7 +136,8 @@ class Bench:
         self.ensemble.n_slots = 1
         for number, prompt in enumerate(prompts):
             self.report(f"{label}: reading", number / len(prompts))
-            firsts.append(self._read(prompt, number))
+            with closing(self._texts(prompt, number)) as runner:
+                firsts.append(self._begin(runner, 1))
         for width in widths:
             self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
@@ -152,21 +153,18 @@ class Bench:
                 peak_memory=peak_memory(),
             )
 
-    def _read(self, prompt: str, seed: int) -> float:
-        with closing(self._texts(prompt, seed)) as runner:
-            began = self.clock()
-            while not _steps(runner):
-                pass
-            return self.clock() - began
+    def _begin(self, runner: Runner, width: int) -> float:
+        """Return the seconds until so many texts have their first token."""
+        began = self.clock()
+        begun: set[int] = set()
+        while len(begun) < width:
+            begun |= {number for number, _ in _steps(runner)}
+        return self.clock() - began
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
         rounds = []
         with closing(self._texts(prompt)) as runner:
-            began = self.clock()
-            begun: set[int] = set()
-            while len(begun) < width:
-                begun |= {number for number, _ in _steps(runner)}
-            first = self.clock() - began
+            first = self._begin(runner, width)
             for number in range(_WARM_UP + self.rounds):
                 self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
