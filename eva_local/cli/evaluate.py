@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -53,12 +54,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
 @click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
-@click.option(
-    "--prompt-bytes",
-    type=click.IntRange(0),
-    default=0,
-    help="Read so much of each text as a prompt, and do not score it.",
-)
+@count_option("--prompt-bytes", default=0, least=0, text="Read, not score, so much of each text.")
 @click.option("--members/--no-members", default=True, help="Measure each member alone too.")
 @click.option(
     "--compare",
@@ -212,22 +208,15 @@ def _held(
 def variant(
     load: Load, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
 ) -> EnsembleSpec:
-    """Return the ensemble under other settings, `KEY=VALUE,…`, or another ensemble or model.
-
-    A part without `=` goes on with the value before it, so that weights can be listed.
-    """
+    """Return the ensemble under other settings, `KEY=VALUE,…`, or another ensemble or model."""
     if "=" not in text:
         other = load().ensemble(text)
         if len(other.members) == 1 and any(other.members[0].is_of(one) for one in spec.members):
             raise InputError(f"--compare {text}: is one model; members are measured alone anyway")
         return replace(other, name=text)
-    given: dict[str, str] = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if equals:
-            given[key.strip().replace("-", "_")] = value.strip()
-        elif given:
-            given[next(reversed(given))] += f",{part.strip()}"
+    # A comma before what has no `=` is part of the value, so that weights can be listed.
+    pairs = [part.partition("=") for part in re.split(",(?=[^,]*=)", text)]
+    given = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
     known = ("pivot", *keys_of(FusionSettings), *THINKING_KEYS)
     for key in given:
         if key not in known:
@@ -249,9 +238,7 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
                 raise InputError(f"--compare {spec.name}: another member is called {member.name}")
             needed = sum(member.is_of(one) for one in spec.members[: number + 1])
             if sum(member.is_of(one) for one in found) < needed:
-                names = [one.name for one in found]
-                free = (f"{member.name} ({n})" if n > 1 else member.name for n in count(1))
-                found.append(replace(member, name=next(n for n in free if n not in names)))
+                found.append(replace(member, name=_free(member.name, [one.name for one in found])))
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
@@ -259,11 +246,13 @@ def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
     """Return the ensembles' names, with a number where one was there before."""
     names: list[str] = []
     for spec in specs:
-        name, numbers = spec.name, count(2)
-        while name in names:
-            name = f"{spec.name} ({next(numbers)})"
-        names.append(name)
+        names.append(_free(spec.name, names))
     return names
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    numbered = (f"{name} ({n})" if n > 1 else name for n in count(1))
+    return next(one for one in numbered if one not in taken)
 
 
 def _show(evaluation: Evaluation) -> None:
