@@ -229,11 +229,10 @@ def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
 
 
 def _way_out(summary: TaskSummary) -> str:
-    score = summary.standing(summary.best).score.value
-    apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
-    if not summary.scale.in_bits and apart > _WORTH_TUNING:
-        return (
-            f" Picking the best member row by row would score {apart:.1f} points more than "
-            f"{summary.best}: --tune looks for settings that come nearer."
-        )
-    return ""
+    more = (summary.oracle or 0.0) - summary.standing(summary.best).score.value
+    if summary.scale.in_bits or more <= _WORTH_TUNING:
+        return ""
+    return (
+        f" Picking the best member row by row would score {more:.1f} points more than "
+        f"{summary.best}: --tune looks for settings that come nearer."
+    )
