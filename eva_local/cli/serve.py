@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, parallel_option, setting_options
+from eva_local.cli.options import Load, count_option, parallel_option, setting_options
 from eva_local.cli.outputs import open_shown
 from eva_local.config.config import DEFAULT_KEYS
 from eva_local.config.settings import read_text
@@ -39,14 +39,8 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 )
 @click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
 @parallel_option("answers")
-@click.option(
-    "--queue",
-    "n_waiting",
-    metavar="N",
-    type=click.IntRange(0),
-    default=64,
-    show_default=True,
-    help="Let N more answers wait; beyond that, clients are told to come again.",
+@count_option(
+    "--queue", "n_waiting", default=64, least=0, text="Let so many more wait, and refuse the rest."
 )
 @click.option(
     "--cors",
