@@ -190,7 +190,7 @@ class _Job:
         # Nobody is weighed against one model.
         fusion = hearing(fusion) if n_members == 1 else fusion
         pivot = ensemble.spec.pivot_index
-        return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
+        return Replay(fusion, n_members, pivot, ensemble.n_symbols, self._chat)
 
     def keep(
         self,

@@ -131,8 +131,8 @@ class Lesson:
         return max(sum(losses) / len(losses), _LEAST_LOSS)
 
     def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
-        n_members, chat = len(text[0][0].votes), self.conversation
-        replay = Replay(fusion, n_members, self.pivot, self.n_symbols, conversation=chat)
+        n_members = len(text[0][0].votes)
+        replay = Replay(fusion, n_members, self.pivot, self.n_symbols, self.conversation)
         for heard in text:
             replay.hear(*heard)
         return replay.log_likelihood
