@@ -53,14 +53,14 @@ class Meter:
         return MemberPart(
             n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=self._repeat([each.runs for each in self.decodings]),
+            alone=self._repeat(),
         )
 
-    def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
+    def _repeat(self) -> float:
         if not self._can_repeat:
             return UNKNOWN
         seconds = 0.0
-        for runs in batches:
+        for runs in (each.runs for each in self.decodings):
             if not all(self._model.remove(run.seq_id, run.start) == run.start for run in runs):
                 return UNKNOWN
             began = self._clock()

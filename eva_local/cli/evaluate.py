@@ -278,9 +278,7 @@ def _show_task(summary: TaskSummary, n_shots: int) -> None:
     task = summary.task
     shots = f", {n_shots} examples before each" if n_shots else ""
     click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
-    rows: list[tuple[str, ...]] = [
-        (standing.name, *cells(summary, standing)) for standing in summary.standings
-    ]
+    rows = [(one.name, *cells(summary, one)) for one in summary.standings]
     if summary.oracle is not None:
         rows.append(("best of members", format(summary.oracle, summary.scale.form)))
     outputs.print_table(headings(summary, str.upper), rows)
