@@ -230,10 +230,9 @@ def local_problem(spec: ModelSpec) -> str:
     if here is not None:
         wanted = f"models.{spec.name}.size says {spec.size}"
         return f"{paths[0]}: has {here} bytes, {wanted}; mend one of them"
-    path = next(path for path in paths if _stat(path) is None)
-    if _missing_part(spec):
-        return f"{path}: no such file, and it is a part of the same model as others there; add it"
-    return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
+    if part := _missing_part(spec):
+        return f"{part}: no such file, and it is a part of the same model as others there; add it"
+    return f"{paths[0]}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 
 @contextmanager
