@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from eva_local.evaluate.rows import Kind, Task
     from eva_local.evaluate.summary import TaskSummary
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command("eval")
-@click.argument("files", metavar="FILE...", nargs=-1, type=_PATH)
+@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--task",
     "kind",
@@ -41,13 +39,11 @@ _PATH = click.Path(path_type=Path)
     help="What the rows are; auto looks at their fields.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Take the first rows of each FILE.")
-@click.option(
+@outputs.file_option(
     "--few-shot",
     "shot_files",
     multiple=True,
-    metavar="FILE",
-    type=_PATH,
-    help="Put solved rows before each prompt; repeat it for several tasks.",
+    text="Put solved rows before each prompt; repeat it for several tasks.",
 )
 @count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
 @click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
@@ -69,12 +65,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
 @count_option("--parallel", default=4, text="Do so many rows side by side.")
-@click.option(
-    "--results",
-    type=_PATH,
-    metavar="FILE",
-    help="Keep each answer there, so that the same command goes on.",
-)
+@outputs.file_option("--results", text="Keep each answer there: the same command goes on.")
 @click.option("--fresh", is_flag=True, help="Do again what is kept already.")
 @outputs.output_options
 @setting_options(

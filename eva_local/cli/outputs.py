@@ -58,14 +58,18 @@ def shown(value: object, form: str = "") -> str:
     return "-" if value is None else harmless_line(text)
 
 
+def file_option(*names: str, text: str, **how: Any) -> Callable[[Command], Command]:
+    """Add an option for a file."""
+    return click.option(*names, metavar="FILE", type=click.Path(path_type=Path), help=text, **how)
+
+
 def output_options(command: Command) -> Command:
     """Add --json and --html, as `json_out` and `html_out`."""
-    how: dict[str, Any] = {"metavar": "OUT", "type": click.Path(path_type=Path)}
-    page = click.option("--html", "html_out", help="Write a report with plots.", **how)
+    page = file_option("--html", "html_out", text="Write a report with plots.")
     # Without a value, it is stdout.
-    how |= {"is_flag": False, "flag_value": "-"}
     text = "Write all figures as JSON; - is stdout."
-    return click.option("--json", "json_out", help=text, **how)(page(command))
+    json_ = file_option("--json", "json_out", text=text, is_flag=False, flag_value="-")
+    return json_(page(command))
 
 
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
