@@ -179,19 +179,16 @@ def _held(
     if len(spec.members) > 1:
         pairs = zip(names_of(specs), specs, strict=True)
         contestants += [replace(one, name=name) for name, one in pairs]
-    entries = [
-        # What is one model and no member is there for comparison.
-        replace(entry, rival=entry.spec in contestants[n_members:] and len(entry.spec.members) == 1)
-        for entry in contest.run(tasks, contestants)
-    ]
+    entries = contest.run(tasks, contestants)
     summaries = []
     for seed, task in enumerate(tasks):
         found = [entry for entry in entries if entry.task is task]
-        summary = summarize(found, seed)
+        summary = summarize(found, seed, n_members)
         if n_samples and summary.best and not task.scored:
             best = summary.standing(summary.best).spec
             drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
-            summary = summarize([*found, *contest.run([task], [drawn], n_samples)], seed)
+            found += contest.run([task], [drawn], n_samples)
+            summary = summarize(found, seed, n_members)
         summaries.append(summary)
     return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 

@@ -34,15 +34,13 @@ class Entry:
     """The results of an ensemble, or of a model alone, on the rows of one task, in their order.
 
     `samples` has all samples of each row where several were drawn, for a vote; then each of
-    `results` is the first. `rival` says that it is no member of the ensembles, but what the same
-    time may buy otherwise.
+    `results` is the first.
     """
 
     task: Task
     spec: EnsembleSpec
     results: tuple[Result, ...]
     samples: tuple[tuple[Result, ...], ...] = ()
-    rival: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +172,7 @@ class _Job:
     def entry(self) -> Entry:
         found = [tuple(self._results.known[key] for key in keys) for keys in self._keys]
         samples = tuple(found) if self._n_samples else ()
-        rival = bool(samples)
-        return Entry(self.task, self.spec, tuple(first for first, *_ in found), samples, rival)
+        return Entry(self.task, self.spec, tuple(first for first, *_ in found), samples)
 
     @property
     def voters(self) -> EnsembleSpec:

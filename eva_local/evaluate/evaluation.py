@@ -209,7 +209,8 @@ def bought(summary: TaskSummary) -> str:
 
     Empty where nothing beside members and ensembles was measured.
     """
-    if not summary.ensembles or not any(one.rival for one in summary.standings):
+    n_known = len(summary.members) + len(summary.ensembles)
+    if not summary.ensembles or n_known == len(summary.standings):
         return ""
     mine = summary.ensembles[0]
     sign = -1 if summary.scale.in_bits else 1

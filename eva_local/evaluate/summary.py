@@ -68,8 +68,7 @@ class Standing:
     `ahead` is its difference to the best member, positive where it is better, and None for the
     best member itself. `change` is that of an ensemble to the one that was asked for, which
     itself has None, like members. `more` are further figures of the task, `filtered` is the
-    share of votes that were dropped, `seconds` the time that a row took. A `rival` is neither a
-    member nor an ensemble of them.
+    share of votes that were dropped, `seconds` the time that a row took.
     """
 
     spec: EnsembleSpec
@@ -78,7 +77,6 @@ class Standing:
     more: dict[str, float]
     filtered: float | None
     seconds: float
-    rival: bool = False
     ahead: Estimate | None = None
     change: Estimate | None = None
 
@@ -92,11 +90,6 @@ class Standing:
         """Whether the contestant is one model."""
         return len(self.spec.members) == 1
 
-    @property
-    def is_member(self) -> bool:
-        """Whether it is a member alone."""
-        return self.alone and not self.rival
-
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
@@ -105,7 +98,8 @@ class TaskSummary:
     `best` is the best member's name. `oracle` is the score of picking the best member for every
     row, `agreement` the share of rows to which all members gave the same answer, where answers can
     be the same; both are None without two members. Differences are in points, for bits per byte in
-    percent of the best member.
+    percent of the best member. Of those who are one model, the first `n_members` are members, and
+    the others rivals: what the same time may buy otherwise.
     """
 
     task: Task
@@ -114,11 +108,12 @@ class TaskSummary:
     best: str
     oracle: float | None
     agreement: float | None
+    n_members: int | None
 
     @property
     def members(self) -> tuple[Standing, ...]:
         """The members' standings."""
-        return tuple(standing for standing in self.standings if standing.is_member)
+        return tuple(one for one in self.standings[: self.n_members] if one.alone)
 
     @property
     def ensembles(self) -> tuple[Standing, ...]:
@@ -145,13 +140,13 @@ class TaskSummary:
         return next(standing for standing in self.standings if standing.name == name)
 
 
-def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
-    """Return the numbers of one task; `entries` are all contestants' on it."""
+def summarize(entries: Sequence[Entry], seed: int = 0, n_members: int | None = None) -> TaskSummary:
+    """Return the numbers of one task; `entries` are all contestants' on it, members' first."""
     task = entries[0].task
     metric = metrics.metric_of(task)
     pick = min if metric == "bits" else max
     found = [_standing(entry, metric, seed) for entry in entries]
-    members = [one for one in found if one.is_member]
+    members = [one for one in found[:n_members] if one.alone]
     best = pick(members, key=lambda one: one.score.value, default=None)
     base = next((one for one in found if not one.alone), None)
     oracle, agreement = None, None
@@ -166,7 +161,7 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
         change = None if one.alone else _ahead(one, base, metric)
         standings.append(replace(one, ahead=_ahead(one, best, metric), change=change))
     name = best.name if best else ""
-    return TaskSummary(task, metric, tuple(standings), name, oracle, agreement)
+    return TaskSummary(task, metric, tuple(standings), name, oracle, agreement, n_members)
 
 
 def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
@@ -190,7 +185,6 @@ def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
         more=more,
         filtered=votes_filtered(entry.results),
         seconds=sum(result.seconds for drawn in samples for result in drawn) / len(samples),
-        rival=entry.rival,
     )
 
 
