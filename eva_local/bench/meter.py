@@ -1,7 +1,7 @@
 """A member whose decoding is timed, and can be done once more to time it alone."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.bench.pace import UNKNOWN, MemberPart
@@ -96,7 +96,7 @@ class Meter:
         """Leave the model open: it is its owner's."""
 
 
-def busy(meters: Sequence[Meter]) -> float:
+def busy(meters: Iterable[Meter]) -> float:
     """Return the seconds in which some member decoded: what overlaps counts once."""
     spans = sorted((each.began, each.ended) for meter in meters for each in meter.decodings)
     total, until = 0.0, float("-inf")

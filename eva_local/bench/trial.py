@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -89,8 +89,8 @@ def measure(
         meters = {model: Meter(model) for model in models}
         metered = [meters[model] for model in models]
         with ensemble_of(spec, metered, _sampling(spec), report, parallel=parallel) as ensemble:
-            names = [_named(spec, metered, meter) for meter in meters.values()]
-            bench = Bench(ensemble, list(meters.values()), rounds, report, names=names)
+            named = {_named(spec, metered, meter): meter for meter in meters.values()}
+            bench = Bench(ensemble, named, rounds, report)
             # What does not fit is found before minutes of work.
             prompts = {size: _prompts(ensemble, size, rounds) for size in sorted(set(contexts))}
             answered = tuple(answers(ensemble, n_asked, report))
@@ -120,12 +120,10 @@ class Bench:
     """An ensemble of metered members, of which `rounds` steps are measured in each trial."""
 
     ensemble: Ensemble
-    meters: Sequence[Meter]
+    meters: Mapping[str, Meter]
     rounds: int
     report: Report
     clock: Clock = time.perf_counter
-    #: Of what each meter measures, where members share one.
-    names: Sequence[str] = ()
 
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
@@ -141,7 +139,7 @@ class Bench:
         for width in widths:
             self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(self.names or self.ensemble.members, rounds)
+            written = pace(list(self.meters), rounds)
             assert written is not None
             yield Trial(
                 context=n_tokens,
@@ -176,15 +174,15 @@ class Bench:
         return self.ensemble.runner(Request(prompt, replace(own, seed=n)) for n in count(seed))
 
     def _round(self, runner: Runner) -> Round:
-        for meter in self.meters:
+        for meter in self.meters.values():
             meter.reset()
         began = self.clock()
         told = len(_steps(runner))
         return Round(
             seconds=self.clock() - began,
-            busy=busy(self.meters),
+            busy=busy(self.meters.values()),
             told=told,
-            parts=tuple(meter.part() for meter in self.meters),
+            parts=tuple(meter.part() for meter in self.meters.values()),
         )
 
 
