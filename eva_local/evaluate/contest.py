@@ -20,6 +20,7 @@ from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
 from eva_local.types import Completion, Score, Step
 
+Answer = Completion | Score
 #: The temperature at which samples are drawn for a vote.
 DRAWN = 0.5
 
@@ -190,11 +191,7 @@ class _Job:
         return Replay(fusion, n_members, pivot, ensemble.n_symbols, self._chat)
 
     def keep(
-        self,
-        row: int,
-        told: Sequence[Completion | Score],
-        replays: Sequence[Replay],
-        seconds: float,
+        self, row: int, told: Sequence[Answer], replays: Sequence[Replay], seconds: float
     ) -> None:
         """Keep what the contestant wrote, or thinks of choices, or of the parts of one text."""
         about = {"task": self.task.name, "row": self.task.rows[row].name}
@@ -242,13 +239,13 @@ def identity(spec: EnsembleSpec) -> object:
 
 def answer_each(
     ensemble: Ensemble, rows: Sequence[Sequence[Request]]
-) -> Iterator[tuple[int, list[Completion | Score]]]:
+) -> Iterator[tuple[int, list[Answer]]]:
     """Answer the requests of each row; yield rows as they end, by their numbers.
 
     Rows go side by side, the requests of one row after each other, so that a prompt that they
     have in common is read once.
     """
-    found: list[list[Completion | Score]] = [[] for _ in rows]
+    found: list[list[Answer]] = [[] for _ in rows]
     # Rows that can go on, or begin; the row of each request; and how many rows are not done.
     ready = deque(range(len(rows)))
     asked: list[int] = []
