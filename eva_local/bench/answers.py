@@ -1,7 +1,7 @@
 """Answers to what people ask, with look-ahead and without it, in turns."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,30 +51,26 @@ class Answers:
 def answers(ensemble: Ensemble, count: int, report: Report) -> Iterator[Answers]:
     """Yield what the first `count` of `ASKED` cost, without and with the ensemble's drafter."""
     asked, drafter = ASKED[:count], ensemble.drafter
-    modes = list(dict.fromkeys(["off", drafter]))
     for temperature in _TEMPERATURES if asked else ():
-        found: dict[str, list[Usage]] = {mode: [] for mode in modes}
+        found: dict[str, list[Usage]] = {mode: [] for mode in ("off", drafter)}
         sampling = replace(
             ensemble.spec.sampling, temperature=temperature, max_tokens=_TOKENS, seed=0, stop=()
         )
         for number, (_, text) in enumerate(asked):
             report(f"answers at temperature {temperature}", number / len(asked))
-            for mode in modes if number % 2 else reversed(modes):
+            for mode in found if number % 2 else reversed(found):
                 ensemble.drafter = mode
                 told = ensemble.complete([Message("user", text)], sampling)
                 found[mode].append(told.usage)
-        for mode, usages in found.items():
-            yield _summed(mode, temperature, [kind for kind, _ in asked], usages, found["off"])
+        for mode in found:
+            yield _summed(mode, temperature, [kind for kind, _ in asked], found)
     ensemble.drafter = drafter
 
 
 def _summed(
-    drafter: str,
-    temperature: float,
-    kinds: Sequence[str],
-    usages: Sequence[Usage],
-    plain: Sequence[Usage],
+    drafter: str, temperature: float, kinds: Sequence[str], found: Mapping[str, Sequence[Usage]]
 ) -> Answers:
+    usages, plain = found[drafter], found["off"]
     # Of each answer: its time, its tokens, and the decoding of each member without look-ahead.
     seconds = np.array([each.seconds - each.first_seconds for each in usages])
     steps = np.array([max(each.steps, 1) for each in usages])

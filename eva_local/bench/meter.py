@@ -1,7 +1,7 @@
 """A member whose decoding is timed, and can be done once more to time it alone."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.bench.pace import UNKNOWN, MemberPart
@@ -53,14 +53,14 @@ class Meter:
         return MemberPart(
             n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
             inside=sum(each.ended - each.began for each in self.decodings),
-            alone=self._repeat([each.runs for each in self.decodings]),
+            alone=self._repeat(),
         )
 
-    def _repeat(self, batches: Sequence[Sequence[Run]]) -> float:
+    def _repeat(self) -> float:
         if not self._can_repeat:
             return UNKNOWN
         seconds = 0.0
-        for runs in batches:
+        for runs in (each.runs for each in self.decodings):
             if not all(self._model.remove(run.seq_id, run.start) == run.start for run in runs):
                 return UNKNOWN
             began = self._clock()
@@ -96,7 +96,7 @@ class Meter:
         """Leave the model open: it is its owner's."""
 
 
-def busy(meters: Sequence[Meter]) -> float:
+def busy(meters: Iterable[Meter]) -> float:
     """Return the seconds in which some member decoded: what overlaps counts once."""
     spans = sorted((each.began, each.ended) for meter in meters for each in meter.decodings)
     total, until = 0.0, float("-inf")

@@ -96,8 +96,7 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
     busy = np.array([each.busy for each in rounds])
     # In the space of bytes a step writes a token of some texts only, now of more, now of fewer.
     told = sum(each.told for each in rounds) / max(len(rounds), 1)
-    step, rate = Spread.of(seconds), Spread.of(told / seconds)
-    bookkeeping = Spread.of(1 - busy / seconds)
+    step, rate, bookkeeping = map(Spread.of, (seconds, told / seconds, 1 - busy / seconds))
     if step is None or rate is None or bookkeeping is None:
         return None
     # Each (members, rounds).

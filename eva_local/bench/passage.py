@@ -1,7 +1,9 @@
 """English text of any length that does not repeat itself, for measurements."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 _WHO = ("The keeper", "A young teacher", "The old captain", "My neighbour", "The mayor", "A guest")
 _DID = ("wrote down", "remembered", "described", "forgot to mention", "wondered about", "counted")
@@ -24,9 +26,7 @@ def passage(n_tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
     source = words(seed)
     found = [next(source)]
     while count(" ".join(found)) <= n_tokens:
-        found += [next(source) for _ in found]
-    low, high = 1, len(found)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(" ".join(found[:middle])) <= n_tokens else (low, middle)
-    return " ".join(found[:low])
+        found += islice(source, len(found))
+    texts = range(len(found))
+    longer = bisect_right(texts, n_tokens, lo=2, key=lambda n: count(" ".join(found[:n])))
+    return " ".join(found[: longer - 1])

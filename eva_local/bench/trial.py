@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -89,8 +89,8 @@ def measure(
         meters = {model: Meter(model) for model in models}
         metered = [meters[model] for model in models]
         with ensemble_of(spec, metered, _sampling(spec), report, parallel=parallel) as ensemble:
-            names = [_named(spec, metered, meter) for meter in meters.values()]
-            bench = Bench(ensemble, list(meters.values()), rounds, report, names=names)
+            named = {_named(spec, metered, meter): meter for meter in meters.values()}
+            bench = Bench(ensemble, named, rounds, report)
             # What does not fit is found before minutes of work.
             prompts = {size: _prompts(ensemble, size, rounds) for size in sorted(set(contexts))}
             answered = tuple(answers(ensemble, n_asked, report))
@@ -120,12 +120,10 @@ class Bench:
     """An ensemble of metered members, of which `rounds` steps are measured in each trial."""
 
     ensemble: Ensemble
-    meters: Sequence[Meter]
+    meters: Mapping[str, Meter]
     rounds: int
     report: Report
     clock: Clock = time.perf_counter
-    #: Of what each meter measures, where members share one.
-    names: Sequence[str] = ()
 
     def run(self, n_tokens: int, prompts: Sequence[str], widths: Sequence[int]) -> Iterator[Trial]:
         """Read all prompts, which are `n_tokens` long, and go on with the last of them."""
@@ -136,11 +134,12 @@ class Bench:
         self.ensemble.n_slots = 1
         for number, prompt in enumerate(prompts):
             self.report(f"{label}: reading", number / len(prompts))
-            firsts.append(self._read(prompt, number))
+            with closing(self._texts(prompt, number)) as runner:
+                firsts.append(self._begin(runner, 1))
         for width in widths:
             self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(self.names or self.ensemble.members, rounds)
+            written = pace(list(self.meters), rounds)
             assert written is not None
             yield Trial(
                 context=n_tokens,
@@ -152,21 +151,18 @@ class Bench:
                 peak_memory=peak_memory(),
             )
 
-    def _read(self, prompt: str, seed: int) -> float:
-        with closing(self._texts(prompt, seed)) as runner:
-            began = self.clock()
-            while not _steps(runner):
-                pass
-            return self.clock() - began
+    def _begin(self, runner: Runner, width: int) -> float:
+        """Return the seconds until so many texts have their first token."""
+        began = self.clock()
+        begun: set[int] = set()
+        while len(begun) < width:
+            begun |= {number for number, _ in _steps(runner)}
+        return self.clock() - began
 
     def _write(self, prompt: str, width: int, label: str) -> tuple[list[Round], float]:
         rounds = []
         with closing(self._texts(prompt)) as runner:
-            began = self.clock()
-            begun: set[int] = set()
-            while len(begun) < width:
-                begun |= {number for number, _ in _steps(runner)}
-            first = self.clock() - began
+            first = self._begin(runner, width)
             for number in range(_WARM_UP + self.rounds):
                 self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
@@ -178,15 +174,15 @@ class Bench:
         return self.ensemble.runner(Request(prompt, replace(own, seed=n)) for n in count(seed))
 
     def _round(self, runner: Runner) -> Round:
-        for meter in self.meters:
+        for meter in self.meters.values():
             meter.reset()
         began = self.clock()
         told = len(_steps(runner))
         return Round(
             seconds=self.clock() - began,
-            busy=busy(self.meters),
+            busy=busy(self.meters.values()),
             told=told,
-            parts=tuple(meter.part() for meter in self.meters),
+            parts=tuple(meter.part() for meter in self.meters.values()),
         )
 
 

@@ -84,21 +84,13 @@ def _show(benchmark: Benchmark) -> None:
 
 
 def _show_answers(members: Sequence[str], answers: Sequence[Answers]) -> None:
-    kinds = list(answers[0].by_kind)
-    outputs.print_table(
-        ("ANSWERS", "DRAFTER", "MS/TOKEN", "TIME / SUM OF MEMBERS", "ALL", *map(str.upper, kinds)),
-        [
-            (
-                _how(one),
-                one.drafter,
-                _ms(one.step),
-                _spread(one.over_sum),
-                outputs.shown(one.total, ".2f"),
-                *(outputs.shown(one.by_kind[kind], ".2f") for kind in kinds),
-            )
-            for one in answers
-        ],
-    )
+    kinds = map(str.upper, answers[0].by_kind)
+    rows = []
+    for one in answers:
+        ratios = (f"{ratio:.2f}" for ratio in (one.total, *one.by_kind.values()))
+        rows.append((_how(one), one.drafter, _ms(one.step), _spread(one.over_sum), *ratios))
+    head = ("ANSWERS", "DRAFTER", "MS/TOKEN", "TIME / SUM OF MEMBERS", "ALL", *kinds)
+    outputs.print_table(head, rows)
     for one in answers:
         if one.drafter == "off":
             continue
@@ -122,14 +114,12 @@ def _show_trial(trial: Trial) -> None:
     texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
     click.echo(f"{trial.context} tokens of context, {texts}")
     writing = trial.writing
-    head = ("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S")
-    rows: list[tuple[object, ...]] = []
-    for one in writing.members:
-        same = (_ms(one.alone), outputs.shown(one.n_tokens, ".2f"), outputs.shown(one.rate, ".1f"))
-        rows.append((one.name, *same))
-    outputs.print_table(
-        head, [*rows, ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"))]
-    )
+    rows = [
+        (one.name, _ms(one.alone), f"{one.n_tokens:.2f}", outputs.shown(one.rate, ".1f"))
+        for one in writing.members
+    ]
+    whole = ("ensemble", _ms(writing.step), "", _spread(writing.rate, ".1f"))
+    outputs.print_table(("WRITING", "MS/STEP", "TOKENS/STEP", "TOKENS/S"), [*rows, whole])
     ratios = {
         "step / sum of the members, same tokens": _spread(writing.over_sum),
         "step / slowest member, same tokens": _spread(writing.over_slowest),

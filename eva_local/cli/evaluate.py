@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     from eva_local.evaluate.rows import Kind, Task
     from eva_local.evaluate.summary import TaskSummary
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command("eval")
-@click.argument("files", metavar="FILE...", nargs=-1, type=_PATH)
+@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--task",
     "kind",
@@ -40,25 +39,18 @@ _PATH = click.Path(path_type=Path)
     help="What the rows are; auto looks at their fields.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Take the first rows of each FILE.")
-@click.option(
+@outputs.file_option(
     "--few-shot",
     "shot_files",
     multiple=True,
-    metavar="FILE",
-    type=_PATH,
-    help="Put solved rows before each prompt; repeat it for several tasks.",
+    text="Put solved rows before each prompt; repeat it for several tasks.",
 )
 @count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
 @click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
 @click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
-@click.option(
-    "--prompt-bytes",
-    type=click.IntRange(0),
-    default=0,
-    help="Read so much of each text as a prompt, and do not score it.",
-)
+@count_option("--prompt-bytes", default=0, least=0, text="Read, not score, so much of each text.")
 @click.option("--members/--no-members", default=True, help="Measure each member alone too.")
 @click.option(
     "--compare",
@@ -73,12 +65,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
 @count_option("--parallel", default=4, text="Do so many rows side by side.")
-@click.option(
-    "--results",
-    type=_PATH,
-    metavar="FILE",
-    help="Keep each answer there, so that the same command goes on.",
-)
+@outputs.file_option("--results", text="Keep each answer there: the same command goes on.")
 @click.option("--fresh", is_flag=True, help="Do again what is kept already.")
 @outputs.output_options
 @setting_options(
@@ -192,19 +179,16 @@ def _held(
     if len(spec.members) > 1:
         pairs = zip(names_of(specs), specs, strict=True)
         contestants += [replace(one, name=name) for name, one in pairs]
-    entries = [
-        # What is one model and no member is there for comparison.
-        replace(entry, rival=entry.spec in contestants[n_members:] and len(entry.spec.members) == 1)
-        for entry in contest.run(tasks, contestants)
-    ]
+    entries = contest.run(tasks, contestants)
     summaries = []
     for seed, task in enumerate(tasks):
         found = [entry for entry in entries if entry.task is task]
-        summary = summarize(found, seed)
+        summary = summarize(found, seed, n_members)
         if n_samples and summary.best and not task.scored:
             best = summary.standing(summary.best).spec
             drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
-            summary = summarize([*found, *contest.run([task], [drawn], n_samples)], seed)
+            found += contest.run([task], [drawn], n_samples)
+            summary = summarize(found, seed, n_members)
         summaries.append(summary)
     return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 
@@ -212,22 +196,15 @@ def _held(
 def variant(
     load: Load, overrides: Mapping[str, object], spec: EnsembleSpec, text: str
 ) -> EnsembleSpec:
-    """Return the ensemble under other settings, `KEY=VALUE,…`, or another ensemble or model.
-
-    A part without `=` goes on with the value before it, so that weights can be listed.
-    """
+    """Return the ensemble under other settings, `KEY=VALUE,…`, or another ensemble or model."""
     if "=" not in text:
         other = load().ensemble(text)
         if len(other.members) == 1 and any(other.members[0].is_of(one) for one in spec.members):
             raise InputError(f"--compare {text}: is one model; members are measured alone anyway")
         return replace(other, name=text)
-    given: dict[str, str] = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if equals:
-            given[key.strip().replace("-", "_")] = value.strip()
-        elif given:
-            given[next(reversed(given))] += f",{part.strip()}"
+    # A comma before what has no `=` is part of the value, so that weights can be listed.
+    pairs = [part.partition("=") for part in re.split(",(?=[^,]*=)", text)]
+    given = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
     known = ("pivot", *keys_of(FusionSettings), *THINKING_KEYS)
     for key in given:
         if key not in known:
@@ -249,9 +226,7 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
                 raise InputError(f"--compare {spec.name}: another member is called {member.name}")
             needed = sum(member.is_of(one) for one in spec.members[: number + 1])
             if sum(member.is_of(one) for one in found) < needed:
-                names = [one.name for one in found]
-                free = (f"{member.name} ({n})" if n > 1 else member.name for n in count(1))
-                found.append(replace(member, name=next(n for n in free if n not in names)))
+                found.append(replace(member, name=_free(member.name, [one.name for one in found])))
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
@@ -259,11 +234,13 @@ def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
     """Return the ensembles' names, with a number where one was there before."""
     names: list[str] = []
     for spec in specs:
-        name, numbers = spec.name, count(2)
-        while name in names:
-            name = f"{spec.name} ({next(numbers)})"
-        names.append(name)
+        names.append(_free(spec.name, names))
     return names
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    numbered = (f"{name} ({n})" if n > 1 else name for n in count(1))
+    return next(one for one in numbered if one not in taken)
 
 
 def _show(evaluation: Evaluation) -> None:
@@ -290,9 +267,7 @@ def show_task(summary: TaskSummary, n_shots: int) -> None:
     task = summary.task
     shots = f", {n_shots} examples before each" if n_shots else ""
     click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
-    rows: list[tuple[str, ...]] = [
-        (standing.name, *cells(summary, standing)) for standing in summary.standings
-    ]
+    rows = [(one.name, *cells(summary, one)) for one in summary.standings]
     if summary.oracle is not None:
         rows.append(("best of members", format(summary.oracle, summary.scale.form)))
     outputs.print_table(headings(summary, str.upper), rows)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,18 @@ def shown(value: object, form: str = "") -> str:
     return "-" if value is None else harmless_line(text)
 
 
+def file_option(*names: str, text: str, **how: Any) -> Callable[[Command], Command]:
+    """Add an option for a file."""
+    return click.option(*names, metavar="FILE", type=click.Path(path_type=Path), help=text, **how)
+
+
 def output_options(command: Command) -> Command:
     """Add --json and --html, as `json_out` and `html_out`."""
-    how: dict[str, Any] = {"metavar": "OUT", "type": click.Path(path_type=Path)}
-    page = click.option("--html", "html_out", help="Write a report with plots.", **how)
+    page = file_option("--html", "html_out", text="Write a report with plots.")
     # Without a value, it is stdout.
-    how |= {"is_flag": False, "flag_value": "-"}
     text = "Write all figures as JSON; - is stdout."
-    return click.option("--json", "json_out", help=text, **how)(page(command))
+    json_ = file_option("--json", "json_out", text=text, is_flag=False, flag_value="-")
+    return json_(page(command))
 
 
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
@@ -174,12 +178,10 @@ class _Notes(io.FileIO):
 
     def write(self, data: Buffer, /) -> int:
         size = memoryview(data).nbytes
-        try:
-            written = super().write(data)
-        except OSError:
-            return size
-        # None: it would have to wait.
-        return size if written is None else written
+        with suppress(OSError):
+            # None: it would have to wait.
+            return super().write(data) or size
+        return size
 
 
 def open_streams() -> None:
@@ -194,10 +196,8 @@ def open_streams() -> None:
         except OSError:
             # The lowest free number is taken.
             os.set_inheritable(os.open(os.devnull, mode), True)
-    if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     # Not where a test has put a stand-in there.
     if sys.stderr is sys.__stderr__:
         notes = io.BufferedWriter(_Notes(2, "w", closefd=False))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.cli.options import drawing_options, json_option, system_option, written
-from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
+from eva_local.cli.outputs import ProgressDisplay, file_option, input_is_closed, open_shown
 from eva_local.config.settings import read_text
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
@@ -34,12 +34,7 @@ if TYPE_CHECKING:
 @drawing_options
 @system_option
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
-@click.option(
-    "--trace",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write to FILE why each token was chosen; see: eva-local trace --help.",
-)
+@file_option("--trace", text="Write why each token was chosen; see: eva-local trace --help.")
 @click.option("--stats", is_flag=True, help="Say on stderr what the answer cost.")
 @json_option
 def run(

@@ -13,6 +13,7 @@ from eva_local.cli.options import (
     MODEL_HOW,
     Load,
     completed,
+    count_option,
     parallel_option,
     setting_options,
     together,
@@ -49,14 +50,8 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 )
 @click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
 @parallel_option("answers")
-@click.option(
-    "--queue",
-    "n_waiting",
-    metavar="N",
-    type=click.IntRange(0),
-    default=64,
-    show_default=True,
-    help="Let N more answers wait; beyond that, clients are told to come again.",
+@count_option(
+    "--queue", "n_waiting", default=64, least=0, text="Let so many more wait, and refuse the rest."
 )
 @click.option(
     "--cors",

@@ -20,6 +20,7 @@ from eva_local.models.store import locate
 from eva_local.opening import ensemble_of
 from eva_local.types import Completion, Score, Step
 
+Answer = Completion | Score
 #: The temperature at which samples are drawn for a vote.
 DRAWN = 0.5
 
@@ -34,15 +35,13 @@ class Entry:
     """The results of an ensemble, or of a model alone, on the rows of one task, in their order.
 
     `samples` has all samples of each row where several were drawn, for a vote; then each of
-    `results` is the first. `rival` says that it is no member of the ensembles, but what the same
-    time may buy otherwise.
+    `results` is the first.
     """
 
     task: Task
     spec: EnsembleSpec
     results: tuple[Result, ...]
     samples: tuple[tuple[Result, ...], ...] = ()
-    rival: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +173,7 @@ class _Job:
     def entry(self) -> Entry:
         found = [tuple(self._results.known[key] for key in keys) for keys in self._keys]
         samples = tuple(found) if self._n_samples else ()
-        rival = bool(samples)
-        return Entry(self.task, self.spec, tuple(first for first, *_ in found), samples, rival)
+        return Entry(self.task, self.spec, tuple(first for first, *_ in found), samples)
 
     @property
     def voters(self) -> EnsembleSpec:
@@ -190,14 +188,10 @@ class _Job:
         # Nobody is weighed against one model.
         fusion = hearing(fusion) if n_members == 1 else fusion
         pivot = ensemble.spec.pivot_index
-        return Replay(fusion, n_members, pivot, ensemble.n_symbols, conversation=self._chat)
+        return Replay(fusion, n_members, pivot, ensemble.n_symbols, self._chat)
 
     def keep(
-        self,
-        row: int,
-        told: Sequence[Completion | Score],
-        replays: Sequence[Replay],
-        seconds: float,
+        self, row: int, told: Sequence[Answer], replays: Sequence[Replay], seconds: float
     ) -> None:
         """Keep what the contestant wrote, or thinks of choices, or of the parts of one text."""
         about = {"task": self.task.name, "row": self.task.rows[row].name}
@@ -245,27 +239,25 @@ def identity(spec: EnsembleSpec) -> object:
 
 def answer_each(
     ensemble: Ensemble, rows: Sequence[Sequence[Request]]
-) -> Iterator[tuple[int, list[Completion | Score]]]:
+) -> Iterator[tuple[int, list[Answer]]]:
     """Answer the requests of each row; yield rows as they end, by their numbers.
 
     Rows go side by side, the requests of one row after each other, so that a prompt that they
     have in common is read once.
     """
-    found: list[list[Completion | Score]] = [[] for _ in rows]
-    others = iter(range(len(rows)))
-    # Rows that can go on, the row of each request, and how many rows are not done.
-    ready: deque[int] = deque()
+    found: list[list[Answer]] = [[] for _ in rows]
+    # Rows that can go on, or begin; the row of each request; and how many rows are not done.
+    ready = deque(range(len(rows)))
     asked: list[int] = []
     left = len(rows)
 
     def requests() -> Iterator[Request | None]:
         while left:
-            row = ready.popleft() if ready else next(others, None)
-            if row is None:
-                yield None
+            if ready:
+                asked.append(ready.popleft())
+                yield rows[asked[-1]][len(found[asked[-1]])]
             else:
-                asked.append(row)
-                yield rows[row][len(found[row])]
+                yield None
 
     steps: defaultdict[int, list[Step]] = defaultdict(list)
     with closing(ensemble.run_many(requests())) as all_told:
@@ -279,7 +271,7 @@ def answer_each(
             row = asked[number]
             found[row].append(completion_of(steps.pop(number)) if isinstance(told, Step) else told)
             if len(found[row]) < len(rows[row]):
-                ready.append(row)
+                ready.appendleft(row)
             else:
                 left -= 1
                 yield row, found[row]

@@ -209,7 +209,8 @@ def bought(summary: TaskSummary) -> str:
 
     Empty where nothing beside members and ensembles was measured.
     """
-    if not summary.ensembles or not any(one.rival for one in summary.standings):
+    n_known = len(summary.members) + len(summary.ensembles)
+    if not summary.ensembles or n_known == len(summary.standings):
         return ""
     mine = summary.ensembles[0]
     sign = -1 if summary.scale.in_bits else 1
@@ -229,11 +230,10 @@ def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
 
 
 def _way_out(summary: TaskSummary) -> str:
-    score = summary.standing(summary.best).score.value
-    apart = 0.0 if summary.oracle is None else abs(summary.oracle - score)
-    if not summary.scale.in_bits and apart > _WORTH_TUNING:
-        return (
-            f" Picking the best member row by row would score {apart:.1f} points more than "
-            f"{summary.best}: --tune looks for settings that come nearer."
-        )
-    return ""
+    more = (summary.oracle or 0.0) - summary.standing(summary.best).score.value
+    if summary.scale.in_bits or more <= _WORTH_TUNING:
+        return ""
+    return (
+        f" Picking the best member row by row would score {more:.1f} points more than "
+        f"{summary.best}: --tune looks for settings that come nearer."
+    )

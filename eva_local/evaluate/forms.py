@@ -1,7 +1,7 @@
 """How a row is put to models: the prompt, its examples, where an answer ends, parts of texts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.config.specs import EnsembleSpec
@@ -154,13 +154,11 @@ def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     return data[:place], data[place:]
 
 
-def pieces(data: bytes) -> list[bytes]:
+def pieces(data: bytes) -> Iterator[bytes]:
     """Cut UTF-8 text into parts that are short enough for a context."""
-    found = []
     while data:
         part, data = cut(data, _LONGEST)
-        found.append(part)
-    return found
+        yield part
 
 
 def without(text: bytes, missing: frozenset[int]) -> bytes:

@@ -21,8 +21,6 @@ _NEEDED: dict[Kind, tuple[str, ...]] = {
     "generate": ("prompt", "answers"),
     "translate": ("prompt", "answers"),
 }
-# Where rows are texts whatever else they are, the field that holds the text: the first there is.
-_TEXT_FIELDS = ("text", "question", "prompt")
 
 
 class TaskRow(Struct, frozen=True, rename={"family": "task", "language": "tgt_lang", "name": "id"}):
@@ -135,9 +133,8 @@ def _lines(path: Path) -> list[Checked]:
 
 
 def _text(line: Checked, number: int) -> TaskRow:
-    values = line.read(_Text)
-    texts = (getattr(values, key) for key in _TEXT_FIELDS if key in line.values)
-    return TaskRow(_name(values.id, number), text=next(texts, ""))
+    found = line.read(_Text)
+    return TaskRow(_name(found.id, number), text=found.text or found.question or found.prompt)
 
 
 def _row(line: Checked, number: int) -> TaskRow:

@@ -17,8 +17,6 @@ _BITS_PER_NAT = 1.4426950408889634
 FAR_APART = 10.0
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Resamples that are held in memory at once.
-_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +68,7 @@ class Standing:
     `ahead` is its difference to the best member, positive where it is better, and None for the
     best member itself. `change` is that of an ensemble to the one that was asked for, which
     itself has None, like members. `more` are further figures of the task, `filtered` is the
-    share of votes that were dropped, `seconds` the time that a row took. A `rival` is neither a
-    member nor an ensemble of them.
+    share of votes that were dropped, `seconds` the time that a row took.
     """
 
     spec: EnsembleSpec
@@ -80,7 +77,6 @@ class Standing:
     more: dict[str, float]
     filtered: float | None
     seconds: float
-    rival: bool = False
     ahead: Estimate | None = None
     change: Estimate | None = None
 
@@ -94,11 +90,6 @@ class Standing:
         """Whether the contestant is one model."""
         return len(self.spec.members) == 1
 
-    @property
-    def is_member(self) -> bool:
-        """Whether it is a member alone."""
-        return self.alone and not self.rival
-
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
@@ -107,7 +98,8 @@ class TaskSummary:
     `best` is the best member's name. `oracle` is the score of picking the best member for every
     row, `agreement` the share of rows to which all members gave the same answer, where answers can
     be the same; both are None without two members. Differences are in points, for bits per byte in
-    percent of the best member.
+    percent of the best member. Of those who are one model, the first `n_members` are members, and
+    the others rivals: what the same time may buy otherwise.
     """
 
     task: Task
@@ -116,11 +108,12 @@ class TaskSummary:
     best: str
     oracle: float | None
     agreement: float | None
+    n_members: int | None
 
     @property
     def members(self) -> tuple[Standing, ...]:
         """The members' standings."""
-        return tuple(standing for standing in self.standings if standing.is_member)
+        return tuple(one for one in self.standings[: self.n_members] if one.alone)
 
     @property
     def ensembles(self) -> tuple[Standing, ...]:
@@ -147,13 +140,13 @@ class TaskSummary:
         return next(standing for standing in self.standings if standing.name == name)
 
 
-def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
-    """Return the numbers of one task; `entries` are all contestants' on it."""
+def summarize(entries: Sequence[Entry], seed: int = 0, n_members: int | None = None) -> TaskSummary:
+    """Return the numbers of one task; `entries` are all contestants' on it, members' first."""
     task = entries[0].task
     metric = metrics.metric_of(task)
     pick = min if metric == "bits" else max
     found = [_standing(entry, metric, seed) for entry in entries]
-    members = [one for one in found if one.is_member]
+    members = [one for one in found[:n_members] if one.alone]
     best = pick(members, key=lambda one: one.score.value, default=None)
     base = next((one for one in found if not one.alone), None)
     oracle, agreement = None, None
@@ -168,7 +161,7 @@ def summarize(entries: Sequence[Entry], seed: int = 0) -> TaskSummary:
         change = None if one.alone else _ahead(one, base, metric)
         standings.append(replace(one, ahead=_ahead(one, best, metric), change=change))
     name = best.name if best else ""
-    return TaskSummary(task, metric, tuple(standings), name, oracle, agreement)
+    return TaskSummary(task, metric, tuple(standings), name, oracle, agreement, n_members)
 
 
 def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
@@ -192,7 +185,6 @@ def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
         more=more,
         filtered=votes_filtered(entry.results),
         seconds=sum(result.seconds for drawn in samples for result in drawn) / len(samples),
-        rival=entry.rival,
     )
 
 
@@ -245,24 +237,12 @@ def estimate(
     Rows are resampled with replacement, each value together with its weight (Efron 1979). One
     row alone has no spread: its interval is the value. The same `seed` draws the same rows.
     """
-    from scipy.stats import bootstrap
-
     marks = np.asarray(values, dtype=np.float64)
     shares = np.ones(len(marks)) if weights is None else np.asarray(weights, dtype=np.float64)
-    value = float((marks * shares).sum() / shares.sum())
-    if len(marks) < 2:
-        return Estimate(value, np.full(RESAMPLES, value))
-    found = bootstrap(
-        (marks * shares, shares),
-        lambda masses, weights, axis: masses.sum(axis=axis) / weights.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return Estimate(value, np.asarray(found.bootstrap_distribution))
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(len(marks), size=len(marks)) for _ in range(RESAMPLES))
+    means = [np.average(marks[rows], weights=shares[rows]) for rows in draws]
+    return Estimate(float(np.average(marks, weights=shares)), np.array(means))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:

@@ -48,15 +48,11 @@ def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
     """Return the block of models.toml that makes an ensemble which was tuned on some tasks."""
     rows = sum(len(task.rows) for task in tasks)
     on = f"tuned on {rows} rows of {', '.join(task.name for task in tasks)}"
-    lines = [
-        f"[ensembles.{_toml(spec.name)}]",
-        f"description = {_toml(on)}",
-        f"members = {_toml([member.name for member in spec.members])}",
-        f"pivot = {_toml(spec.pivot)}",
-    ]
+    members = [member.name for member in spec.members]
     # What it left out would be what `[defaults]` says.
-    settings = asdict(spec.fusion).items()
-    return "\n".join([*lines, *(f"{name} = {_toml(value)}" for name, value in settings)])
+    values = {"description": on, "members": members, "pivot": spec.pivot, **asdict(spec.fusion)}
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join([f"[ensembles.{_toml(spec.name)}]", *lines])
 
 
 def _toml(value: object) -> str:
@@ -131,8 +127,8 @@ class Lesson:
         return max(sum(losses) / len(losses), _LEAST_LOSS)
 
     def _nats(self, text: Sequence[Heard], fusion: FusionSettings) -> float:
-        n_members, chat = len(text[0][0].votes), self.conversation
-        replay = Replay(fusion, n_members, self.pivot, self.n_symbols, conversation=chat)
+        n_members = len(text[0][0].votes)
+        replay = Replay(fusion, n_members, self.pivot, self.n_symbols, self.conversation)
         for heard in text:
             replay.hear(*heard)
         return replay.log_likelihood

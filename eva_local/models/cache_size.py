@@ -9,8 +9,7 @@ from collections.abc import Mapping
 # llama.cpp has no model with more layers.
 MOST_LAYERS = 512
 # All their layers are recurrent; in Falcon-H1 all are that, and attention too.
-_RECURRENT = frozenset(("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"))
-_BOTH = "falcon-h1"
+_RECURRENT = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "falcon-h1")
 # Each Nth layer is attention, where the file does not say otherwise.
 _INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
 # Each Nth layer is not windowed, where the file does not say otherwise: the last, or the first.
@@ -35,7 +34,7 @@ def cache_size(values: Mapping[str, object], architecture: str) -> dict[str, int
         return {}
     state = layers.state()
     recurrent = layers.recurrent() if state else [False] * layers.count
-    both = architecture == _BOTH
+    both = architecture == "falcon-h1"
     n_own = layers.count - layers.number("attention.shared_kv_layers")
     holds = [i < n_own and (both or not recurrent[i]) for i in range(layers.count)]
     full, short = layers.pair(""), layers.pair("_swa")
@@ -95,7 +94,7 @@ class _Layers:
         return [every == 0 or i % every != full for i in range(self.count)]
 
     def recurrent(self) -> list[bool]:
-        if self._architecture in (*_RECURRENT, _BOTH):
+        if self._architecture in _RECURRENT:
             return [True] * self.count
         if self._value("attention.recurrent_layers") is not None:
             return [bool(each) for each in self.each("attention.recurrent_layers")]

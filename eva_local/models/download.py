@@ -1,12 +1,9 @@
 """A file that is brought here: checksums, room on the disk, and what a pull is told of it."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from eva_local.errors import StoreError
 
@@ -17,14 +14,6 @@ Progress = Callable[[str, int, int | None], None]
 #: Bytes that are read at once.
 CHUNK = 1 << 20
 _RESERVE = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Download:
-    """A complete file in the work folder."""
-
-    path: Path
-    sha256: str
 
 
 def joined_checksum(checksums: Sequence[str]) -> str:
@@ -53,9 +42,3 @@ def check_space(folder: Path, needed: int) -> None:
             f"{folder.parent}: needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB free; make "
             "room, or set EVA_LOCAL_CACHE to a folder on a larger disk"
         )
-
-
-def sync(file: BinaryIO) -> None:
-    """Have what was written reach the disk."""
-    file.flush()
-    os.fsync(file.fileno())

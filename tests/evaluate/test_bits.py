@@ -228,7 +228,7 @@ def test_texts_are_cut_between_words_else_between_characters() -> None:
 
 @pytest.mark.parametrize("text", [b"word " * 2000, ("中" * 2000).encode()])
 def test_long_texts_are_cut_into_parts(text) -> None:
-    parts = pieces(text)
+    parts = list(pieces(text))
     assert b"".join(parts) == text
     assert max(map(len, parts)) <= 3000
     assert all(part.decode().startswith((" ", "中")) for part in parts[1:])

@@ -10,7 +10,14 @@ import pytest
 from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
 
 from eva_local.cli import main
-from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
+from eva_local.config.specs import (
+    EnsembleSpec,
+    FusionSettings,
+    LoadSettings,
+    MemberSpec,
+    ModelSpec,
+    PathSource,
+)
 from eva_local.errors import StoreError
 from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
 from eva_local.models.header import read_header
@@ -191,7 +198,8 @@ def test_a_text_is_counted_as_large_as_llama_cpp_makes_it(
     load = LoadSettings(n_ctx=n_ctx, n_batch=n_batch, threads=1, swa_full=swa_full, snapshots=0)
     with caplog.at_level(logging.DEBUG, logger="eva_local"), LlamaModel(path, load, n_sequences=8):
         pass
-    counted = 8 * _bytes_of_text(path, load, bytewise=False) / MIB
+    member = MemberSpec.of(ModelSpec("tiny", PathSource(path), load=load))
+    counted = 8 * bytes_of_text(member, bytewise=False) / MIB
     assert counted == pytest.approx(told(caplog, "KV") + told(caplog, "RS"), abs=3 * EXACT)
 
 
