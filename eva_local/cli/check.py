@@ -81,4 +81,4 @@ def _show(check: Check) -> None:
     for summary in check.evaluation.tasks:
         show_task(summary, 0)
         click.echo()
-    click.echo(check.verdict)
+    click.echo(f"VERDICT: {check.verdict}")

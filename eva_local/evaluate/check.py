@@ -27,8 +27,8 @@ from eva_local.opening import bytes_of_text, free_memory, open_models
 
 # Rows go so many side by side.
 _PARALLEL = 4
-# Questions that are answered to see how quick the members are.
-_ASKED = 2
+# Questions that are answered to see how quick the members are, and so much of each text is scored.
+_ASKED, _TEXT_BYTES = 1, 120
 # A standing as quick as another, but for the noise of a machine.
 _AS_QUICK = 1.05
 SPACES: tuple[Literal["pivot", "bytes"], ...] = ("pivot", "bytes")
@@ -171,7 +171,7 @@ def _tested(
     spec: EnsembleSpec, models: Sequence[Model], results: Results, report: Report
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
-    contest = Contest(named, results, Conditions(), _PARALLEL, report)
+    contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
     kinds: dict[object, MemberSpec] = {}
     for member in spec.members:
         kinds.setdefault((member.opened, str(member.role)), member)
