@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,12 @@ from eva_local.cli.models import thinking_of
 from eva_local.cli.options import Load, setting_options
 
 if TYPE_CHECKING:
-    from eva_local.evaluate.check import Check
+    from eva_local.api import Report
+    from eva_local.config.specs import EnsembleSpec
+    from eva_local.evaluate.check import Check, Pace
+
+# Questions that are answered to see how quick the members are.
+_ASKED = 1
 
 
 @click.command()
@@ -43,11 +49,24 @@ def check(
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})
     spec = load(overrides).ensemble()
+    checking.refuse_too_large(spec)
     path = cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:
-        found = checking.check(spec, kept, progress)
+        found = checking.check(spec, kept, progress, _pace(spec, progress))
     show, page = partial(_show, found), partial(report_page, found.evaluation)
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
+
+
+def _pace(spec: EnsembleSpec, report: Report) -> Pace | None:
+    from eva_local.bench.trial import measure
+    from eva_local.evaluate.check import Pace
+
+    if len(spec.members) == 1:
+        return None
+    greedy = replace(spec, sampling=replace(spec.sampling, thinking="off"))
+    off, *others = measure(greedy, (), 1, 0, _ASKED, report).answers
+    each = (off.step.median / share for share in off.over_each)
+    return Pace(tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1])))
 
 
 def _show(check: Check) -> None:

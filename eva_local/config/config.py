@@ -124,7 +124,7 @@ class Config:
             return self.models[named]
         path = user_path(named, "model")
         if not path.is_file():
-            from eva_local.models.elsewhere import held_as
+            from eva_local.config.elsewhere import held_as
 
             known = held_as(named, os.environ, Path.home()) if named not in self.ensembles else []
             if not known:

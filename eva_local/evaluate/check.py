@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from eva_local.api import Report
-from eva_local.bench.trial import measure
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ModelError
 from eva_local.evaluate.contest import Contest, alone
@@ -27,8 +26,8 @@ from eva_local.opening import bytes_of_text, free_memory, open_models
 
 # Rows go so many side by side.
 _PARALLEL = 4
-# Questions that are answered to see how quick the members are, and so much of each text is scored.
-_ASKED, _TEXT_BYTES = 1, 120
+# So much of each text is scored.
+_TEXT_BYTES = 120
 # A standing as quick as another, but for the noise of a machine.
 _AS_QUICK = 1.05
 SPACES: tuple[Literal["pivot", "bytes"], ...] = ("pivot", "bytes")
@@ -103,28 +102,22 @@ def needed(facts: Sequence[Fact]) -> int:
     return sum(fact.weights + fact.cache for fact in facts)
 
 
-def check(spec: EnsembleSpec, results: Results, report: Report, *, paced: bool = True) -> Check:
+def check(spec: EnsembleSpec, results: Results, report: Report, pace: Pace | None = None) -> Check:
     """Open the members of an ensemble, look at them, and let them and the ensemble do the test.
 
     Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
     """
     free = free_memory()
-    _refuse_too_large(spec, free)
-    timed = None
-    if paced and len(spec.members) > 1:
-        greedy = replace(spec, sampling=replace(spec.sampling, thinking="off"))
-        answers = measure(greedy, (), 1, 0, _ASKED, report).answers
-        off, on = answers[0], answers[min(1, len(answers) - 1)]
-        each = (off.step.median / share for share in off.over_each)
-        timed = Pace(tuple(each), off.step.median, on.step.median)
     with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
         facts = tuple(_facts(spec, models))
         evaluation = _tested(spec, models, results, report)
     best = _best(evaluation)
-    return Check(spec, facts, free, timed, evaluation, best[0], best[1])
+    return Check(spec, facts, free, pace, evaluation, best[0], best[1])
 
 
-def _refuse_too_large(spec: EnsembleSpec, free: int | None) -> None:
+def refuse_too_large(spec: EnsembleSpec) -> None:
+    """Raise ModelError, with what to change, where memory has no room for the members."""
+    free = free_memory()
     on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
     weights = {member.opened: size(member) or 0 for member in on_cpu}
     caches = sum(_cache(spec, member) for member in on_cpu)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eva_local.config.elsewhere import MAGIC
 from eva_local.config.specs import part_names
 from eva_local.errors import StoreError
 from eva_local.models.cache_size import MOST_LAYERS, cache_size
 
 _T = TypeVar("_T")
 
-_MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # Value types of the GGUF specification, as struct knows them.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -67,15 +67,6 @@ class Header:
     window: int = 0
     state_bytes: int = 0
     chat_template: str | None = None
-
-
-def is_gguf(path: Path) -> bool:
-    """Return whether a file begins as GGUF files do; one that cannot be read does not."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
 
 
 def read_header(path: Path) -> Header:
@@ -137,7 +128,7 @@ def _read(path: Path, *, beginning: bool = False) -> tuple[dict[str, object], in
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data.read(len(_MAGIC)) != _MAGIC:
+            if data.read(len(MAGIC)) != MAGIC:
                 raise ValueError("it does not begin with GGUF")
             if (version := _unpack(data, "I")) not in (2, 3):
                 raise ValueError(f"version {version} is not known")

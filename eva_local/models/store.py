@@ -11,11 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
 from eva_local.models.download import Progress, hash_file, joined_checksum
-from eva_local.models.header import is_gguf, refusal
+from eva_local.models.header import refusal
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
 

@@ -42,6 +42,9 @@ sha256 = "{SHA}"
 size = 12
 """
 
+# The names that can be run: those of the shipped file, and three of these tests.
+_SHIPPED = load_config(shipped("models.toml"), {})
+KNOWN = ", ".join(sorted({*_SHIPPED.models, *_SHIPPED.ensembles, "a", "b", "c"}))
 RULES = '"equal" or "prompt-perplexity" or "running" or "thought"'
 
 
@@ -419,7 +422,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expecte
         ("gate", "2", "must be in (0, 1], not 2.0"),
         ("weights", "0,0", "must have a sum that is finite and above 0"),
         ("weights", "2,x", f"must be {RULES} or a list of numbers, not '2,x'"),
-        ("ensemble", "z", "there is no ensemble or model 'z'; known are: a, b, c"),
+        ("ensemble", "z", f"there is no ensemble or model 'z'; known are: {KNOWN}"),
     ],
 )
 def test_a_wrong_value_is_told_with_where_it_came_from(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eva_local.models import elsewhere
-from eva_local.models.elsewhere import Held, held, held_as
+from eva_local.config import elsewhere
+from eva_local.config.elsewhere import Held, held, held_as
 
 DATA = b"GGUF\3\0\0\0"
 LAYER = "application/vnd.ollama.image"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eva_local.config.specs import part_names
-from eva_local.models.header import is_gguf
 
+MAGIC = b"GGUF"
 # Of ollama's service, as its installer sets it up and as distributions do.
 SERVICE_FOLDERS = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama", "/var/lib/ollama/models")
 _MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -31,6 +31,15 @@ class Held:
     name: str
     path: Path
     program: str
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a file begins as GGUF files do; one that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def held(environ: Mapping[str, str], home: Path) -> list[Held]:
