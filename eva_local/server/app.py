@@ -20,7 +20,7 @@ from eva_local.pages.frame import source_hash, template
 from eva_local.server.completions import complete
 from eva_local.server.guard import Guard, Intake
 from eva_local.server.openapi import document
-from eva_local.server.refusal import RefusedError, is_of_caller, problem, problem_of
+from eva_local.server.refusal import OF_CALLER, RefusedError, problem, problem_of
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
 from eva_local.trace.page import sources
@@ -178,9 +178,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, RefusedError):
         return error.response
     if isinstance(error, EvaError):
-        if not is_of_caller(error):
+        if not (of_caller := isinstance(error, OF_CALLER)):
             log.error("%s", error)
-        return JSONResponse(problem_of(error), 400 if is_of_caller(error) else 500)
+        return JSONResponse(problem_of(error), 400 if of_caller else 500)
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:60]
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import InputError
@@ -56,9 +57,9 @@ class Guard:
             refusal = RefusedError(
                 401,
                 "an API key is needed: Authorization: Bearer KEY",
-                "authentication_error",
+                {"WWW-Authenticate": "Bearer"},
+                kind="authentication_error",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
             )
         await (self._app if refusal is None else refusal.response)(scope, receive, send)
 
@@ -83,34 +84,26 @@ class Guard:
 class Intake:
     """Hands a request on with its whole body, and ends the work on it when who asked is gone."""
 
-    def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        body = bytearray()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                body = await self._body(receive)
+                async for part in Request(scope, receive).stream():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        raise RefusedError(413, f"the body has more than {MOST_BYTES} bytes")
         except TimeoutError:
             await RefusedError(408, "the body did not come in time").response(scope, receive, send)
         except RefusedError as error:
             await error.response(scope, receive, send)
+        except ClientDisconnect:
+            return
         else:
-            if body is not None:
-                await self._answer(body, scope, receive, send)
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._most_bytes:
-                raise RefusedError(413, f"the body has more than {self._most_bytes} bytes")
-            if not message.get("more_body", False):
-                return bytes(body)
+            await self._answer(bytes(body), scope, receive, send)
 
     async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         whole = asyncio.Queue[Message]()
