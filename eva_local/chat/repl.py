@@ -37,15 +37,8 @@ class Repl:
                     self.screen.gap()
             except EOFError:
                 return
-            except (EvaError, OSError) as error:
-                if isinstance(error, EvaError):
-                    problem = str(error)
-                elif error.filename is None:
-                    # It is no file that the person named: the screen itself may be gone.
-                    raise
-                else:
-                    problem = f"{error.filename}: {error.strerror or error}"
-                self.screen.say(problem, "red" if self.screen.interactive else "")
+            except EvaError as error:
+                self.screen.say(str(error), "red" if self.screen.interactive else "")
                 self.screen.gap()
             except KeyboardInterrupt:
                 if not self._reader.somebody:
@@ -84,15 +77,12 @@ class Repl:
             self.screen.note(note)
         count = len(self.chat.conversation.turns)
         self.screen.note(f"{saved.path.stem}: {counted(count, 'turn', 'turns')}")
-        self._show_last()
-        if self.chat.is_open:
-            self.screen.note("this message has no answer; /regen writes one")
-
-    def _show_last(self) -> None:
         for turn in self.chat.conversation.turns[-1:]:
             self.screen.gap()
             self.screen.note(f"{PROMPT}{first_words(turn.question, _ECHOED)}")
-            if turn.answer is not None:
+            if turn.answer is None:
+                self.screen.note("this message has no answer; /regen writes one")
+            else:
                 self.screen.say(turn.answer.strip())
 
     def _take(self, meant: Command | str) -> None:
