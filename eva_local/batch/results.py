@@ -3,6 +3,7 @@
 Beside a file, a manifest keeps what its answers rest on, so that a later run can go on or refuse.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -105,14 +106,12 @@ class FileResults(JsonlFile):
             replace_file(self._manifest, json.dumps(content, indent=1).encode() + b"\n")
 
     def _read_manifest(self) -> Grounds:
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             with refusing(f"{self._manifest}: cannot be read"):
                 content = json.loads(self._manifest.read_bytes())
             grounds = dict(content["grounds"])
             if content["schema"] == SCHEMA and content["sha256"] == _sha256(grounds):
                 return grounds
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
         raise InputError(f"{self._manifest}: is damaged; {_ANEW}")
 
     def _refuse_changes(self, earlier: Grounds, now: Grounds) -> None:
