@@ -75,7 +75,7 @@ class Form(ABC):
             "finish_reason": answer.finish_reason,
             "usage": asdict(answer.usage),
         }
-        if row.asked is not None and row.asked.n_top is not None:
+        if answer.told:
             result["logprobs"] = chat_tokens(answer.tokens)
         return result
 
@@ -163,11 +163,10 @@ class OpenAI(JsonLines):
 
     def answered(self, row: Row, answer: Answer, model: str) -> Result:
         """Return the row of output that answers a row."""
-        assert row.asked is not None
         kind = "chatcmpl" if row.endpoint == request.CHAT else "cmpl"
         head = Letterhead(row.endpoint, f"{kind}-{row.line}", int(time.time()), model)
-        body = head.whole([answer], told=row.asked.n_top is not None)
-        response = {"status_code": 200, "request_id": f"req_{row.line}", "body": body}
+        whole = head.whole([answer])
+        response = {"status_code": 200, "request_id": f"req_{row.line}", "body": whole}
         return self._result(row, response, None)
 
     def failed(self, row: Row, problem: str) -> Result:

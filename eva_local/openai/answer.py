@@ -48,7 +48,7 @@ class Answer:
         self.echo: Echo | None = None
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
-        self._told = told
+        self.told = told
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = self._at = self._start = 0
@@ -62,7 +62,7 @@ class Answer:
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
         self.steps.append(step)
-        if not self._told or step.reasoning is not None:
+        if not self.told or step.reasoning is not None:
             return []
         is_all = self.echo is not None
         if step.piece or is_all:
@@ -106,18 +106,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """What all bodies about a request begin with; `counted` where a stream tells its cost."""
+    """What all bodies about a request begin with; whether a stream tells its cost; reasons."""
 
     endpoint: str
     name: str
     created: int
     model: str
     counted: bool = False
+    traced: bool = False
 
-    def whole(
-        self, answers: Sequence[Answer], n: int = 1, *, told: bool, traced: bool = False
-    ) -> Body:
-        """Return `n` answers to each prompt; `told` adds logprobs, `traced` why each was chosen."""
+    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
+        """Return `n` answers to each prompt, with logprobs where they are told."""
         choices = []
         for index, answer in enumerate(answers):
             thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
@@ -125,9 +124,9 @@ class Letterhead:
             if self.endpoint == CHAT:
                 message = {"role": "assistant", "content": answer.text, "refusal": None}
                 said = {"message": {**message, **thought}}
-            tokens = answer.tokens if told else None
+            tokens = answer.tokens if answer.told else None
             choices.append(self._choice(index, said, tokens, answer.finish_reason))
-            if traced:
+            if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
         return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
 
@@ -141,17 +140,15 @@ class Letterhead:
         reason: FinishReason | None = "length" if last else None
         return self._part(self._choice(index, {"text": echo.text}, echo.tokens or None, reason))
 
-    def step(
-        self, index: int, step: Step, tokens: Sequence[Token] = (), *, traced: bool = False
-    ) -> Body | None:
+    def step(self, index: int, step: Step, tokens: Sequence[Token] = ()) -> Body | None:
         """Return what a step says; None where there is nothing to say yet."""
-        if not (step.text or step.reasoning or tokens or traced or step.finish_reason):
+        if not (step.text or step.reasoning or tokens or self.traced or step.finish_reason):
             return None
         thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
         said: Body = {"text": step.text, **thought}
         if self.endpoint == CHAT:
             said = {"delta": {**thought, "content": step.text} if step.text else thought}
-        more: Body = {"eva": trace_of(step)} if traced else {}
+        more: Body = {"eva": trace_of(step)} if self.traced else {}
         return self._part(self._choice(index, said, tokens or None, step.finish_reason, **more))
 
     def last(self, answers: Sequence[Answer], n: int) -> Body:

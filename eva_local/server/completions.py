@@ -44,16 +44,16 @@ async def complete(request: HttpRequest) -> ASGIApp:
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
-    told = call.request.n_top is not None
-    answers = [Answer(told=told) for _ in range(call.n_answers)]
+    now, counted, traced = int(time.time()), call.include_usage, call.request.trace
+    head = Letterhead(endpoint, name, now, model.name, counted, traced)
+    answers = [Answer(told=call.request.n_top is not None) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
         return await event_stream(_parts(written, call, head, answers))
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(head.whole(answers, call.request.n, told=told, traced=call.request.trace))
+    return JSONResponse(head.whole(answers, call.request.n))
 
 
 async def _parts(
@@ -66,7 +66,7 @@ async def _parts(
                 continue
             if head.endpoint == CHAT and len(answers[index].steps) == 1:
                 yield head.opening(index, thinks=said.reasoning is not None)
-            if (part := head.step(index, said, tokens, traced=call.request.trace)) is not None:
+            if (part := head.step(index, said, tokens)) is not None:
                 yield part
     if call.include_usage:
         yield head.last(answers, call.request.n)
