@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -37,28 +37,26 @@ class Measures:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        counter = partial(Counter, registry=registry)
-        histogram = partial(Histogram, buckets=_SECONDS, registry=registry)
-        self._requests = counter("eva_local_requests", "Requests answered.", ("path", "status"))
-        self._written = counter("eva_local_tokens", "Tokens written.", ("model",))
+        ours: dict[str, Any] = {"namespace": "eva_local", "registry": registry}
+        counter, gauge = partial(Counter, **ours), partial(Gauge, **ours)
+        histogram = partial(Histogram, buckets=_SECONDS, **ours)
+        self._requests = counter("requests", "Requests answered.", ("path", "status"))
+        self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
-            "eva_local_prompt_tokens",
+            "prompt_tokens",
             "Tokens of prompts of answers that came to their end, as each member reads them.",
             ("model", "member"),
         )
         self._drafted = counter(
-            "eva_local_drafted_tokens",
+            "drafted_tokens",
             "Tokens decoded before they were chosen, by whether these came.",
             ("model", "came"),
         )
-        self._first = histogram(
-            "eva_local_first_token_seconds", "From a place to the first token.", ("model",)
-        )
-        self._whole = histogram(
-            "eva_local_answer_seconds", "From a place to the end of an answer.", ("model",)
-        )
+        first, whole = "From a place to the first token.", "From a place to the end of an answer."
+        self._first = histogram("first_token_seconds", first, ("model",))
+        self._whole = histogram("answer_seconds", whole, ("model",))
         self._gauges = {
-            name: (Gauge(f"eva_local_answers_{name}", what, ("model",), registry=registry), count)
+            name: (gauge(f"answers_{name}", what, ("model",)), count)
             for name, (what, count) in _GAUGES.items()
         }
 
