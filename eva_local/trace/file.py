@@ -41,13 +41,8 @@ class TraceFile:
 
     def header(self) -> dict[str, object]:
         """Return what is known before the first step, as the file and the page have it."""
-        return {
-            "ensemble": self.ensemble,
-            "members": self.members,
-            "pivot": self.pivot,
-            "prompt": to_builtins(self.prompt),
-            "settings": self.settings,
-        }
+        keys = ("ensemble", "members", "pivot", "prompt", "settings")
+        return {key: to_builtins(getattr(self, key), enc_hook=str) for key in keys}
 
 
 class _CandidateLine(Struct):
@@ -154,13 +149,8 @@ def read_trace(path: Path) -> TraceFile:
                 raise line.problem("names other members in its usage than the header")
     if end is None:
         notes.append("the run was interrupted: the end of the answer is missing")
-    return replace(
-        header,
-        steps=tuple(steps),
-        finish_reason=None if end is None else end.finish_reason,
-        usage=None if end is None else end.usage,
-        notes=tuple(notes),
-    )
+    ending = {} if end is None else structs.asdict(end)
+    return replace(header, steps=tuple(steps), notes=tuple(notes), **ending)
 
 
 def _candidates(entries: Sequence[_CandidateLine]) -> tuple[Candidate, ...]:
