@@ -96,11 +96,9 @@ class Form(ABC):
     def _asked(self, values: Mapping[str, object]) -> request.Asked:
         options = {key: value for key, value in values.items() if key not in self._data}
         for key, value in options.items():
-            if key in _ROW_KEYS:
-                continue
             if key in _ELSEWHERE:
                 request.refuse_undone(key, value)
-            elif meant := request.misspelled(key, _ROW_KEYS):
+            elif key not in _ROW_KEYS and (meant := request.misspelled(key, _ROW_KEYS)):
                 raise InputError(f"has {key}, which is no option; did you mean {meant}?")
         told = not self._wishes.raw
         sampling = request.read_options(options, self._wishes.sampling, told=told)
