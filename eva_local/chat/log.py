@@ -6,7 +6,7 @@ A conversation that is being held is locked, so that two chats never write into 
 import contextlib
 import datetime as dt
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msgspec import Struct
@@ -140,10 +140,9 @@ def newest(folder: Path) -> Saved:
     for path in newest_first(folder):
         try:
             saved = read(path)
+            return replace(saved, notes=(*notes, *saved.notes))
         except InputError as error:
             notes.append(str(error))
-            continue
-        return Saved(path, saved.ensemble, saved.conversation, (*notes, *saved.notes))
     raise InputError(f"there is no conversation to continue in {folder}")
 
 
