@@ -73,7 +73,8 @@ class Guard:
     def _refusal_of_stranger(self, headers: Headers) -> RefusedError | None:
         """Refuse web pages: one whose name was made to point here, and one from elsewhere."""
         host = headers.get("host", "")
-        if not is_loopback(_without_port(host)):
+        name, colon, port = host.rpartition(":")
+        if not is_loopback(name if colon and port.isdigit() else host):
             return RefusedError(403, "the Host header must name this machine, such as localhost")
         origin = headers.get("origin")
         if origin is None or origin in self._origins or origin == f"http://{host}":
@@ -119,11 +120,6 @@ class Intake:
             await asyncio.gather(work, gone, return_exceptions=True)
         if not work.cancelled():
             work.result()
-
-
-def _without_port(host: str) -> str:
-    name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
 
 
 async def _departure(receive: Receive) -> None:
