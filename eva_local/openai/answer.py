@@ -106,7 +106,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """What all bodies about a request begin with; whether a stream tells its cost; reasons."""
+    """What all bodies about a request begin with, and whether they tell the cost and why."""
 
     endpoint: str
     name: str

@@ -176,14 +176,12 @@ def _drawn(
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
-    for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
-        if key in changed:
-            if own.response_format is not None:
-                raise InputError(f"{key} and response_format exclude each other: give one")
-            changed.setdefault(other, None)
-    if own.response_format is not None:
+    rules = [key for key in ("grammar", "json_schema") if key in changed]
+    if rules and own.response_format is not None:
+        raise InputError(f"{rules[0]} and response_format exclude each other: give one")
+    if rules or own.response_format is not None:
         # Plain text is asked for, too: no grammar or schema of the defaults is to be obeyed.
-        changed |= {"grammar": None, "json_schema": None}
+        changed = {"grammar": None, "json_schema": None, **changed}
     if isinstance(own.response_format, shapes.ObjectFormat):
         changed["json_schema"] = json.dumps(own.response_format.schema or {"type": "object"})
     elif isinstance(own.response_format, shapes.SchemaFormat):
