@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,6 +22,7 @@ from eva_local.types import Step
 if TYPE_CHECKING:
     from eva_local.server.service import ServedModel
 
+_NAMESPACE = "eva_local"
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _GAUGES: Mapping[str, tuple[str, Callable[[ServedModel], float]]] = {
     "taken": ("Answers under way, those that wait among them.", lambda model: model.slots.taken),
@@ -37,9 +38,9 @@ class Measures:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        ours: dict[str, Any] = {"namespace": "eva_local", "registry": registry}
-        counter, gauge = partial(Counter, **ours), partial(Gauge, **ours)
-        histogram = partial(Histogram, buckets=_SECONDS, **ours)
+        counter = partial(Counter, namespace=_NAMESPACE, registry=registry)
+        gauge = partial(Gauge, namespace=_NAMESPACE, registry=registry)
+        histogram = partial(Histogram, namespace=_NAMESPACE, registry=registry, buckets=_SECONDS)
         self._requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
