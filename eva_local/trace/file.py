@@ -78,11 +78,8 @@ class TraceWriter(JsonlFile):
     """A trace file that is written anew, with the header of `trace`; InputError if it cannot be."""
 
     def __init__(self, path: Path, trace: TraceFile) -> None:
-        super().__init__(
-            path,
-            f"the trace {path} cannot be written",
-            busy=f"the trace {path} is being written by another process",
-        )
+        busy = f"the trace {path} is being written by another process"
+        super().__init__(path, f"the trace {path} cannot be written", busy=busy)
         with self.closed_on_failure():
             self.restart()
             self.append({"schema": SCHEMA, "kind": "trace", **trace.header()})
@@ -161,14 +158,9 @@ def _step(line: _StepLine) -> Step:
     ballots = tuple(
         Ballot(**structs.asdict(each) | {"top": _candidates(each.top)}) for each in line.ballots
     )
-    return Step(
-        piece=bytes.fromhex(line.hex),
-        text=line.text,
-        probability=line.probability,
-        stayed=tuple(ballot.stayed for ballot in ballots),
-        trace=Trace(_candidates(line.top), ballots) if ballots else None,
-        reasoning=line.reasoning,
-    )
+    trace = Trace(_candidates(line.top), ballots) if ballots else None
+    piece, stayed = bytes.fromhex(line.hex), tuple(ballot.stayed for ballot in ballots)
+    return Step(piece, line.text, line.probability, stayed, trace=trace, reasoning=line.reasoning)
 
 
 def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:
