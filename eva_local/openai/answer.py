@@ -125,7 +125,7 @@ class Letterhead:
                 message = {"role": "assistant", "content": answer.text, "refusal": None}
                 said = {"message": {**message, **thought}}
             tokens = answer.tokens if answer.told else None
-            choices.append(self._choice(index, said, tokens, answer.finish_reason))
+            choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
             if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
         return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
@@ -137,8 +137,9 @@ class Letterhead:
 
     def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
         """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
-        reason: FinishReason | None = "length" if last else None
-        return self._part(self._choice(index, {"text": echo.text}, echo.tokens or None, reason))
+        reason = "length" if last else None
+        said: Body = {"text": echo.text}
+        return self._part(self._choice(index, said, echo.tokens or None, finish_reason=reason))
 
     def step(self, index: int, step: Step, tokens: Sequence[Token] = ()) -> Body | None:
         """Return what a step says; None where there is nothing to say yet."""
@@ -148,8 +149,10 @@ class Letterhead:
         said: Body = {"text": step.text, **thought}
         if self.endpoint == CHAT:
             said = {"delta": {**thought, "content": step.text} if step.text else thought}
-        more: Body = {"eva": trace_of(step)} if self.traced else {}
-        return self._part(self._choice(index, said, tokens or None, step.finish_reason, **more))
+        choice = self._choice(index, said, tokens or None, finish_reason=step.finish_reason)
+        if self.traced:
+            choice["eva"] = trace_of(step)
+        return self._part(choice)
 
     def last(self, answers: Sequence[Answer], n: int) -> Body:
         """Return the part that tells what the answers cost."""
@@ -170,19 +173,14 @@ class Letterhead:
         return {**counts, "total_tokens": read + written, **told}
 
     def _choice(
-        self,
-        index: int,
-        said: Body,
-        tokens: Sequence[Token] | None = None,
-        finish_reason: FinishReason | None = None,
-        **more: object,
+        self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object
     ) -> Body:
         told: Body | None = None
         if tokens is not None and self.endpoint == CHAT:
             told = {"content": chat_tokens(tokens), "refusal": None}
         elif tokens is not None:
             told = _text_logprobs(tokens)
-        return {"index": index, **said, "logprobs": told, **more, "finish_reason": finish_reason}
+        return {"index": index, **said, "logprobs": told, "finish_reason": None, **more}
 
     def _part(self, *choices: Body) -> Body:
         body = self._body("chat.completion.chunk", choices)

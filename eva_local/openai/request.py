@@ -132,15 +132,12 @@ def read_messages(value: object) -> list[Message]:
 
 def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
-    return [
-        Message(
-            "system" if turn.role == "developer" else turn.role,
-            turn.content
-            if isinstance(turn.content, str)
-            else "".join(part.text for part in turn.content),
-        )
-        for turn in turns
-    ]
+    messages = []
+    for turn in turns:
+        role, content = turn.role, turn.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        messages.append(Message("system" if role == "developer" else role, text))
+    return messages
 
 
 def read_options(
