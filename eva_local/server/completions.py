@@ -34,12 +34,9 @@ async def complete(request: HttpRequest) -> ASGIApp:
             "chat_template: this server takes no programs from clients (--trust-templates); "
             "chat_template_kwargs can be sent"
         )
+    defaults = model.ensemble.spec.sampling
     call = read_call(
-        body,
-        endpoint,
-        model.ensemble.spec.sampling,
-        piece_of=lambda token: model.piece([token]),
-        members=model.members,
+        body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)

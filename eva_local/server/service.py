@@ -17,6 +17,9 @@ from eva_local.server.measures import Measures
 from eva_local.server.refusal import RefusedError, come_again
 from eva_local.types import Score, Step
 
+# Texts that are to be scored, each behind its prompt.
+Texts = Sequence[tuple[AnyPrompt, str | Sequence[int]]]
+
 
 class Slots:
     """Counts the answers of one ensemble, for one thread: that of the event loop."""
@@ -82,12 +85,7 @@ class ServedModel:
                     raise told
                 yield number, told
 
-    async def score(
-        self,
-        texts: Sequence[tuple[AnyPrompt, str | Sequence[int]]],
-        weights: Weights | None,
-        n_top: int | None,
-    ) -> list[Score]:
+    async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
         requests = [
             Request(
