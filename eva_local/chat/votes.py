@@ -33,10 +33,8 @@ def summary_line(answer: Reply) -> str:
         written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
     parts = [written]
     if len(summary.members) > 1:
-        carried = [
-            f"{member.name} {member.carried / len(answer.steps):.0%}" for member in summary.members
-        ]
-        parts.append(", ".join(carried))
+        n_steps = len(answer.steps)
+        parts.append(", ".join(f"{m.name} {m.carried / n_steps:.0%}" for m in summary.members))
         parts.append(f"{sum(member.filtered for member in summary.members)} filtered")
     fullest = max(zip(answer.used, answer.limits, strict=True), key=lambda pair: pair[0] / pair[1])
     parts.append("context {}/{}".format(*fullest))
