@@ -96,8 +96,7 @@ def records(ensemble: str, conversation: Conversation) -> list[dict[str, object]
 def read(path: Path) -> Saved:
     """Read a saved conversation; raise InputError, with the line, for what is none."""
     with refusing(f"the conversation {path} cannot be read"):
-        data = path.read_bytes()
-    lines, torn = checked_lines(path, data)
+        lines, torn = checked_lines(path, path.read_bytes())
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines

@@ -121,8 +121,7 @@ def read_trace(path: Path) -> TraceFile:
     else that is not as `TraceWriter` writes it raises InputError with the line.
     """
     with refusing(f"the trace {path} cannot be read"):
-        data = path.read_bytes()
-    parsed, torn = checked_lines(path, data)
+        parsed, torn = checked_lines(path, path.read_bytes())
     notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
