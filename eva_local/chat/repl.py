@@ -45,12 +45,6 @@ class Repl:
                     raise
                 self.screen.note("Ctrl-D or /exit leaves")
 
-    def ask(self, text: str) -> None:
-        """Send a message, after the texts that were read for it."""
-        whole = "\n\n".join([*self.texts, text])
-        if self._answer(lambda report: self.chat.ask(whole, report)):
-            self.texts = []
-
     def regenerate(self) -> bool:
         """Write the last answer again; return whether there is one now."""
         return self._answer(self.chat.regenerate)
@@ -89,7 +83,10 @@ class Repl:
         if isinstance(meant, Command):
             commands.obey(self, meant)
         elif meant.strip():
-            self.ask(self.heed(meant))
+            # After the texts that were read for it.
+            whole = "\n\n".join([*self.texts, self.heed(meant)])
+            if self._answer(lambda report: self.chat.ask(whole, report)):
+                self.texts = []
 
     def _answer(self, begin: Callable[[Report], Steps]) -> bool:
         before = self.chat.last
