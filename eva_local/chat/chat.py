@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
@@ -142,8 +143,7 @@ class Chat:
 
     def check(self, text: str) -> None:
         """Raise ContextError, with the numbers, for a message that can never fit."""
-        alone = Conversation(self.conversation.system).after(Event("user", text))
-        first_turn(alone, 0, self._count, self.budget)
+        self._fitting(Conversation(self.conversation.system).after(Event("user", text)))
 
     def ask(self, text: str, report: Report | None = None) -> Steps:
         """Send a message and write its answer step by step.
@@ -151,13 +151,11 @@ class Chat:
         Closing the iterator keeps what was said; where nothing was said, all is as it was before.
         Raises ContextError, and changes nothing, where it cannot fit.
         """
-        answered = before = self.conversation
-        if self.is_open:
-            answered = answered.after(Event("undo"))
-        first = self._fitting(answered.after(Event("user", text)))
-        if self.is_open:
-            self._record(Event("undo"))
-        self._record(Event("user", text))
+        before = self.conversation
+        events = [*([Event("undo")] if self.is_open else []), Event("user", text)]
+        first = self._fitting(reduce(Conversation.after, events, before))
+        for event in events:
+            self._record(event)
         self._drop(first)
         yield from self._answer(before, report)
 
