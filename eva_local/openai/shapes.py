@@ -24,6 +24,8 @@ Several = Annotated[
     str | Annotated[list[Whole | str | Ids], Meta(min_length=1)], Meta(description=SEVERAL)
 ]
 Top = Annotated[int, Meta(ge=0, le=MOST_TOP)]
+#: none is without a thought, any other with one.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Biases = dict[str, int | float | bool]
 WEIGHTS = "equal, running, or numbers from 0 up, with a sum above 0 that is finite, one for each"
 MemberWeights = Annotated[
@@ -94,10 +96,7 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     thinking: Thinking | None = None
     enable_thinking: bool | None = None
-    #: none is without a thought, any other with one.
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] = {}
 
 
