@@ -7,7 +7,7 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 import contextlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from numbers import Integral, Real
@@ -129,9 +129,13 @@ def fields_of(kind: type) -> type[msgspec.Struct]:
 
 def meant(text: str, hint: Any) -> object:
     """Return what a text stands for as a `hint`, ranges aside; itself where it stands for none."""
-    for value in _senses(text):
-        with contextlib.suppress(ValidationError, UnicodeEncodeError):
-            return msgspec.convert(value, hint)
+    senses: tuple[Callable[[str], object], ...] = (
+        *(str, int, float, lambda text: _WORDS[text.lower()]),
+        lambda text: [float(each) for each in text.split(",")],
+    )
+    for sense in senses:
+        with contextlib.suppress(ValidationError, ValueError, KeyError):
+            return msgspec.convert(sense(text), hint)
     return text
 
 
@@ -152,17 +156,6 @@ def shown(value: object) -> str:
     """Return a value for a message, cut where it is long."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def _senses(text: str) -> Iterator[object]:
-    yield text
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            yield number(text)
-    if text.lower() in _WORDS:
-        yield _WORDS[text.lower()]
-    with contextlib.suppress(ValueError):
-        yield [float(each) for each in text.split(",")]
 
 
 def _plain(value: object) -> object:
