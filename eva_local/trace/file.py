@@ -135,10 +135,9 @@ def read_trace(path: Path) -> TraceFile:
         if end is not None:
             raise line.problem("stands after the end of the trace")
         if line.kind("step", "end") == "step":
-            step = _step(line.read(_StepLine))
-            ballots = step.trace.ballots if step.trace else ()
-            _refuse_strangers(line, [ballot.member for ballot in ballots], header.members)
-            steps.append(step)
+            said = line.read(_StepLine)
+            _refuse_strangers(line, [ballot.member for ballot in said.ballots], header.members)
+            steps.append(_step(said))
         else:
             end = line.read(_EndLine)
             if end.usage is not None and end.usage.members != header.members:
