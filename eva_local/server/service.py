@@ -159,8 +159,7 @@ class Service:
 
 def service_of(request: HttpRequest) -> Service:
     """Return the service that a request came to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
+    service: Service = request.app.state.service
     return service
 
 
