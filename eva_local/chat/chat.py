@@ -117,7 +117,6 @@ class Chat:
         """Give the file of the conversation free."""
         if self._log is not None:
             self._log.close()
-            self._log = None
 
     def take_over(self, conversation: Conversation, log: Log | None = None) -> None:
         """Go on with a conversation, in its `log` or a new one; the one before stays saved."""
