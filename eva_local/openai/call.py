@@ -38,12 +38,6 @@ class Call:
         """How many answers are asked for."""
         return len(self.prompts) * self.request.n
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether the last part of a stream tells what the answers cost."""
-        options = self.request.stream_options
-        return options is not None and options.include_usage
-
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
         if self.sampling.seed is None or not sample:

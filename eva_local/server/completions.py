@@ -41,8 +41,9 @@ async def complete(request: HttpRequest) -> ASGIApp:
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    now, counted, traced = int(time.time()), call.include_usage, call.request.trace
-    head = Letterhead(endpoint, name, now, model.name, counted, traced)
+    options = call.request.stream_options
+    counted = options is not None and options.include_usage
+    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
     answers = [Answer(told=call.request.n_top is not None) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
@@ -65,7 +66,7 @@ async def _parts(
                 yield head.opening(index, thinks=said.reasoning is not None)
             if (part := head.step(index, said, tokens)) is not None:
                 yield part
-    if call.include_usage:
+    if head.counted:
         yield head.last(answers, call.request.n)
 
 
