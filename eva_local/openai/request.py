@@ -99,7 +99,7 @@ def read_request(
             raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
             refuse_undone(key, value)
-        elif value and key not in (*kind.__struct_fields__, *OPTIONS, *IGNORED):
+        elif value and key not in (*kind.__struct_encode_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = _own(values, kind)
     if isinstance(request, shapes.ChatRequest) and request.top_logprobs and not request.logprobs:
@@ -152,7 +152,7 @@ def read_options(
 
 
 def _own(values: Mapping[str, object], kind: type[Known]) -> Known:
-    known = {key: values[key] for key in kind.__struct_fields__ if key in values}
+    known = {key: values[key] for key in kind.__struct_encode_fields__ if key in values}
     return read(lean(known, kind), kind)
 
 

@@ -5,7 +5,7 @@ Plain options of sampling are not among them; they are fields of Sampling.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from eva_local.reading import Amount, Whole, Words
 from eva_local.types import Thinking
@@ -140,12 +140,8 @@ class CompletionRequest(AnswerRequest, kw_only=True):
 
     prompt: Several
     echo: bool = False
-    logprobs: Top | None = None
-
-    @property
-    def n_top(self) -> int | None:
-        """How many likely symbols are to be named; None where nothing is told of them."""
-        return self.logprobs
+    #: As that of chats.
+    n_top: Top | None = field(default=None, name="logprobs")
 
 
 class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):
