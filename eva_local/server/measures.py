@@ -6,15 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from starlette.responses import Response
 
 from eva_local.types import Step
@@ -36,11 +28,13 @@ class Measures:
     """The counters of one server."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        counter = partial(Counter, namespace=_NAMESPACE, registry=registry)
-        gauge = partial(Gauge, namespace=_NAMESPACE, registry=registry)
-        histogram = partial(Histogram, namespace=_NAMESPACE, registry=registry, buckets=_SECONDS)
+        self._registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        counter = partial(prometheus.Counter, namespace=_NAMESPACE, registry=registry)
+        gauge = partial(prometheus.Gauge, namespace=_NAMESPACE, registry=registry)
+        histogram = partial(
+            prometheus.Histogram, namespace=_NAMESPACE, registry=registry, buckets=_SECONDS
+        )
         self._requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
@@ -84,4 +78,5 @@ class Measures:
 
     def response(self) -> Response:
         """Return all of it as text."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        text = prometheus.generate_latest(self._registry)
+        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
