@@ -11,16 +11,13 @@ from eva_local.reading import UnknownKeyError
 
 #: What the caller can put right. Other errors speak of the machine, and perhaps of its files.
 OF_CALLER = (ConfigError, ContextError, InputError, PromptError)
+_REQUEST_ERROR = "invalid_request_error"
 # What is wrong may be repeated in what is said of it, as long as it may be.
 _LONGEST = 500
 
 
 def problem(
-    message: str,
-    kind: str = "invalid_request_error",
-    *,
-    param: str | None = None,
-    code: str | None = None,
+    message: str, kind: str = _REQUEST_ERROR, *, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """Return the body that tells of an error."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
