@@ -139,7 +139,6 @@ def _detected(first: bytes, name: str, wishes: Wishes) -> str:
     # What does not name its columns well is refused as a table; as plain text, it is answered.
     with contextlib.suppress(csv.Error, StopIteration):
         columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True))
-    is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in [
-        column.strip().lower() for column in columns
-    ]
+    has_prompt = "prompt" in [column.strip().lower() for column in columns]
+    is_table = has_prompt or Path(name).suffix.lower() in (".csv", ".tsv")
     return Csv.name if is_table or wishes.template is not None else Text.name
