@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from eva_local.openai.request import CHAT
-from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Usage
+from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Trace, Usage
 
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
@@ -213,7 +213,7 @@ def chat_tokens(tokens: Iterable[Token]) -> list[Body]:
 
 def trace_of(step: Step) -> Body:
     """Return why the symbol of a traced step was chosen."""
-    trace = step.trace
+    trace = step.trace or Trace((), ())
     return {
         "piece": _shown(step.piece),
         "bytes": list(step.piece),
@@ -221,7 +221,7 @@ def trace_of(step: Step) -> Body:
         "text": step.text,
         # The text of a step of the thought; null in the answer.
         "reasoning": step.reasoning,
-        "top": _top(trace.top) if trace else [],
+        "top": _top(trace.top),
         "members": [
             {
                 "name": ballot.member,
@@ -231,9 +231,9 @@ def trace_of(step: Step) -> Body:
                 "chosen": _number(ballot.chosen),
                 "top": _top(ballot.top),
             }
-            for ballot in (trace.ballots if trace else ())
+            for ballot in trace.ballots
         ],
-        "decided_by": trace.carrier if trace and trace.ballots else None,
+        "decided_by": trace.carrier if trace.ballots else None,
     }
 
 
