@@ -196,9 +196,8 @@ def _joined(where: str, key: str) -> str:
 def _record(node: inspect.Type, value: Any) -> _Fields | None:
     """Return the type with fields that a value is of; of several, the one that its tag names."""
     for each in _options(node) if isinstance(value, Mapping) else ():
-        if isinstance(each, _Fields) and (
-            _tag_field(each) is None or value.get(_tag_field(each)) == getattr(each, "tag", None)
-        ):
+        # Without a tag, both are None.
+        if isinstance(each, _Fields) and value.get(_tag_field(each)) == getattr(each, "tag", None):
             return each
     return None
 
