@@ -18,7 +18,7 @@ from eva_local.openai.answer import Body
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.pages.frame import source_hash, template
 from eva_local.server.completions import complete
-from eva_local.server.guard import Guard, Intake
+from eva_local.server.guard import guarded, received
 from eva_local.server.openapi import document
 from eva_local.server.refusal import OF_CALLER, RefusedError, problem, problem_of
 from eva_local.server.service import ServedModel, Service, service_of
@@ -51,10 +51,10 @@ def make_app(
         middleware=[
             *([cors] if origins else []),
             Middleware(_watched, service=service),
-            Middleware(Guard, keys=keys, origins=origins),
-            Middleware(Intake),
+            Middleware(guarded, keys=keys, origins=origins),
+            Middleware(received),
         ],
-        exception_handlers=dict.fromkeys((RefusedError, EvaError, HTTPException), _refused),
+        exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
     )
     # A redirection would repeat the Host header.
     app.router.redirect_slashes = False
@@ -143,10 +143,10 @@ def _described(model: ServedModel) -> Body:
 
 
 def _watched(app: ASGIApp, service: Service) -> ASGIApp:
-    """Count the answers by path and status, and tell of a fault of ours, which the log alone names.
+    """Count the answers by path and status, and tell of refusals and of a fault of ours.
 
-    A handler of Starlette's would answer outside all middleware: uncounted, and unseen by pages
-    from elsewhere.
+    The log alone names the fault. A handler of Starlette's would answer outside all middleware:
+    uncounted, and unseen by pages from elsewhere.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,6 +163,8 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
 
         try:
             await app(scope, receive, noted)
+        except RefusedError as error:
+            await error.response(scope, receive, noted)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             if started:
@@ -174,9 +176,7 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
     return answer
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    if isinstance(error, RefusedError):
-        return error.response
+async def _wrong(request: Request, error: Exception) -> Response:
     if isinstance(error, EvaError):
         if not (of_caller := isinstance(error, OF_CALLER)):
             log.error("%s", error)

@@ -37,7 +37,7 @@ async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S
     response = StreamingResponse(events, headers=_HEADERS, media_type="text/event-stream")
 
     async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
-        # Whatever becomes of it, the parts are closed. `Intake` sees whether the client is there.
+        # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
         async with contextlib.aclosing(paced):
             await response.stream_response(send)
 
