@@ -36,9 +36,7 @@ _POLICY = (
 )
 
 
-def make_app(
-    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = ()
-) -> Starlette:
+def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
     """Return the application: asks for one of `keys`, lets pages from `origins` read answers."""
     cors = Middleware(
         CORSMiddleware,

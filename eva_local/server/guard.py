@@ -39,7 +39,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guarded(app: ASGIApp, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> ASGIApp:
+def guarded(app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> ASGIApp:
     """Let in who has one of `keys`; without any, this machine and pages from `origins`."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
         config = uvicorn.Config(
-            make_app(self.service, keys=keys, origins=origins),
+            make_app(self.service, keys, origins),
             host=host,
             port=port,
             http="h11",
