@@ -45,9 +45,21 @@ class Repl:
                     raise
                 self.screen.note("Ctrl-D or /exit leaves")
 
-    def regenerate(self) -> bool:
-        """Write the last answer again; return whether there is one now."""
-        return self._answer(self.chat.regenerate)
+    def answer(self, begin: Callable[[Report], Steps]) -> bool:
+        """Show the answer that `begin` begins as it comes; return whether there is one now."""
+        before = self.chat.last
+        self.screen.begin()
+        try:
+            with interruption_noted() as interrupted, typing_unseen():
+                self._stream(begin, interrupted)
+        finally:
+            self.screen.end()
+        answer = self.chat.last
+        if answer is None or answer is before:
+            self.screen.note("stopped before a word was said; all is as it was")
+            return False
+        self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
+        return True
 
     def heed(self, text: str) -> str:
         """Return text from outside with whole characters; say what was odd about it."""
@@ -85,23 +97,8 @@ class Repl:
         elif meant.strip():
             # After the texts that were read for it.
             whole = "\n\n".join([*self.texts, self.heed(meant)])
-            if self._answer(lambda report: self.chat.ask(whole, report)):
+            if self.answer(lambda report: self.chat.ask(whole, report)):
                 self.texts = []
-
-    def _answer(self, begin: Callable[[Report], Steps]) -> bool:
-        before = self.chat.last
-        self.screen.begin()
-        try:
-            with interruption_noted() as interrupted, typing_unseen():
-                self._stream(begin, interrupted)
-        finally:
-            self.screen.end()
-        answer = self.chat.last
-        if answer is None or answer is before:
-            self.screen.note("stopped before a word was said; all is as it was")
-            return False
-        self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
-        return True
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
         def report(_: str, share: float) -> None:
