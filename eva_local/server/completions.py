@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.engine.request import AnyPrompt, Request
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
@@ -85,15 +85,10 @@ async def _written(
                 yield index, echo, echo.tokens
         if call.scored:
             return
+        options: RequestOptions = {"alone": model.alone, "weights": call.weights}
+        options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
         requests = [
-            Request(
-                prompt,
-                call.seeded(sample),
-                trace=call.request.trace,
-                n_top=call.request.n_top or 0,
-                alone=model.alone,
-                weights=call.weights,
-            )
+            Request(prompt, call.seeded(sample), **options)
             for prompt in call.prompts
             for sample in range(call.request.n)
         ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request as HttpRequest
 
 from eva_local.api import Ensemble
-from eva_local.engine.request import AnyPrompt, Request, Weights
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
@@ -87,17 +87,9 @@ class ServedModel:
 
     async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
-        requests = [
-            Request(
-                prompt,
-                continuation=text,
-                symbols=n_top is not None,
-                n_top=n_top or 0,
-                alone=self.alone,
-                weights=weights,
-            )
-            for prompt, text in texts
-        ]
+        options: RequestOptions = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
+        options["symbols"] = n_top is not None
+        requests = [Request(prompt, continuation=text, **options) for prompt, text in texts]
         async with contextlib.aclosing(self.run(requests)) as all_told:
             scores = {number: told async for number, told in all_told if isinstance(told, Score)}
         return [scores[number] for number in range(len(requests))]
