@@ -87,14 +87,8 @@ class TraceWriter(JsonlFile):
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
         trace = step.trace or Trace((), ())
-        line = {
-            "piece": step.piece,
-            "text": step.text,
-            "reasoning": step.reasoning,
-            "probability": step.probability,
-            "carrier": trace.carrier if trace.ballots else None,
-            **asdict(trace),
-        }
+        said = {key: getattr(step, key) for key in ("piece", "text", "reasoning", "probability")}
+        line = {**said, "carrier": trace.carrier if trace.ballots else None, **asdict(trace)}
         end = {"kind": "end", "finish_reason": step.finish_reason, "usage": to_builtins(step.usage)}
         self.append({"kind": "step", **_filed(line)}, *([end] if step.finish_reason else []))
 
