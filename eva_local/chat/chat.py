@@ -33,19 +33,15 @@ class Budget:
 
     def holds(self, needs: Sequence[int], share: float = 1.0) -> bool:
         """Return whether every member has room for its prompt in `share` of its budget."""
-        return all(
-            need <= share * (limit - self._kept_free(limit))
-            for need, limit in zip(needs, self.limits, strict=True)
-        )
+        rooms = [limit - self._kept_free(limit) for limit in self.limits]
+        return all(need <= share * room for need, room in zip(needs, rooms, strict=True))
 
     def numbers(self, needs: Sequence[int]) -> str:
         """Word how many tokens the fullest member needs, and how many it has."""
-        member = max(range(len(needs)), key=lambda member: needs[member] / self.limits[member])
-        limit = self.limits[member]
-        return (
-            f"{self.members[member]} needs {needs[member]} tokens of {limit}, "
-            f"and {self._kept_free(limit)} are kept for the answer"
-        )
+        members = zip(self.members, needs, self.limits, strict=True)
+        name, need, limit = max(members, key=lambda member: member[1] / member[2])
+        kept_free = self._kept_free(limit)
+        return f"{name} needs {need} tokens of {limit}, and {kept_free} are kept for the answer"
 
     def _kept_free(self, limit: int) -> int:
         return min(self.max_tokens, limit // _ANSWER_SHARE)
@@ -208,11 +204,8 @@ class Chat:
     def _drop(self, first: int) -> None:
         if dropped := first - self.first:
             turns = "turn is" if dropped == 1 else f"{dropped} turns are"
-            needs = self._count(self.conversation.prompt(self.first))
-            self._tell(
-                f"the context is full ({self.budget.numbers(needs)}): the oldest {turns} left "
-                "out from here on"
-            )
+            numbers = self.budget.numbers(self._count(self.conversation.prompt(self.first)))
+            self._tell(f"the context is full ({numbers}): the oldest {turns} left out from here on")
             self.first = first
 
     def _take_back(self) -> None:
