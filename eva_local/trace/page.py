@@ -53,11 +53,9 @@ def trace_page(trace: TraceFile) -> str:
 
 def sources(package: str) -> tuple[str, str]:
     """Return style and script of a page with tokens: what all such pages have, and its own."""
-    style = shipped("pages/palette.css") + shipped("trace/shared.css")
-    return (
-        style + shipped(f"{package}/page.css"),
-        shipped("trace/shared.js") + shipped(f"{package}/page.js"),
-    )
+    styles = ("pages/palette.css", "trace/shared.css", f"{package}/page.css")
+    scripts = ("trace/shared.js", f"{package}/page.js")
+    return "".join(map(shipped, styles)), "".join(map(shipped, scripts))
 
 
 def page_data(trace: TraceFile) -> dict[str, object]:
