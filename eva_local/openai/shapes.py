@@ -144,6 +144,9 @@ class CompletionRequest(AnswerRequest, kw_only=True):
     n_top: Top | None = field(default=None, name="logprobs")
 
 
+AnyRequest = ChatRequest | CompletionRequest
+
+
 class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """Texts that are to be scored after a prompt."""
 
