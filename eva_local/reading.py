@@ -21,12 +21,12 @@ from eva_local.errors import InputError
 T = TypeVar("T")
 
 # A whole number of JSON has no end, and NaN is less than nothing.
-_MOST = sys.float_info.max
-Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
+MOST = sys.float_info.max
+Number = Annotated[float, Meta(ge=-MOST, le=MOST)]
 #: A number from 0 up.
-Amount = Annotated[float, Meta(ge=0, le=_MOST)]
+Amount = Annotated[float, Meta(ge=0, le=MOST)]
 #: A number above 0.
-Scale = Annotated[float, Meta(gt=0, le=_MOST)]
+Scale = Annotated[float, Meta(gt=0, le=MOST)]
 Whole = Annotated[int, Meta(ge=0)]
 Words = Annotated[str, Meta(min_length=1)]
 
@@ -256,7 +256,7 @@ def _fits(node: inspect.Type, value: object) -> bool:
     """Return whether a value is a number or text as the type is, though perhaps out of range."""
     for each in _options(node):
         if isinstance(each, inspect.FloatType) and type(value) in (int, float):
-            return -_MOST <= value <= _MOST  # type: ignore[operator]  # a number
+            return -MOST <= value <= MOST  # type: ignore[operator]  # a number
         if type(value) is {inspect.IntType: int, inspect.StrType: str}.get(type(each)):
             return True
     return False
@@ -265,7 +265,7 @@ def _fits(node: inspect.Type, value: object) -> bool:
 def _range(node: inspect.IntType | inspect.FloatType) -> str:
     least = node.gt if node.ge is None else node.ge
     most = node.lt if node.le is None else node.le
-    if least is None or most is None or most == _MOST:
+    if least is None or most is None or most == MOST:
         return f"at least {least}" if node.gt is None else f"above {least}"
     if isinstance(node, inspect.IntType):
         return f"from {least} to {most}"

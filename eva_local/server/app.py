@@ -154,8 +154,7 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                known = any(scope["path"] == route.path for route in ROUTES)
-                path = scope["path"] if known else "other"
+                path = next((r.path for r in ROUTES if r.path == scope["path"]), "other")
                 service.measures.answered(path, message["status"])
             await send(message)
 
