@@ -65,8 +65,7 @@ def replace_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
 class JsonlFile:
@@ -247,10 +246,9 @@ def checked_lines(path: Path, data: bytes) -> tuple[list[Checked], bool]:
     Raises InputError for any other line that is no JSON object.
     """
     lines = data.split(b"\n")
-    last = lines.pop()
-    torn = is_torn(last)
-    if last and not torn:
-        lines.append(last)
+    torn = is_torn(lines[-1])
+    if torn or not lines[-1]:
+        del lines[-1]
     found = []
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"

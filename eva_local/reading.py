@@ -7,7 +7,7 @@ Types, ranges and their words live in the annotations, as msgspec reads them. A 
 import contextlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from numbers import Integral, Real
@@ -21,12 +21,12 @@ from eva_local.errors import InputError
 T = TypeVar("T")
 
 # A whole number of JSON has no end, and NaN is less than nothing.
-_MOST = sys.float_info.max
-Number = Annotated[float, Meta(ge=-_MOST, le=_MOST)]
+MOST = sys.float_info.max
+Number = Annotated[float, Meta(ge=-MOST, le=MOST)]
 #: A number from 0 up.
-Amount = Annotated[float, Meta(ge=0, le=_MOST)]
+Amount = Annotated[float, Meta(ge=0, le=MOST)]
 #: A number above 0.
-Scale = Annotated[float, Meta(gt=0, le=_MOST)]
+Scale = Annotated[float, Meta(gt=0, le=MOST)]
 Whole = Annotated[int, Meta(ge=0)]
 Words = Annotated[str, Meta(min_length=1)]
 
@@ -129,9 +129,13 @@ def fields_of(kind: type) -> type[msgspec.Struct]:
 
 def meant(text: str, hint: Any) -> object:
     """Return what a text stands for as a `hint`, ranges aside; itself where it stands for none."""
-    for value in _senses(text):
-        with contextlib.suppress(ValidationError, UnicodeEncodeError):
-            return msgspec.convert(value, hint)
+    senses: tuple[Callable[[str], object], ...] = (
+        *(str, int, float, lambda text: _WORDS[text.lower()]),
+        lambda text: [float(each) for each in text.split(",")],
+    )
+    for sense in senses:
+        with contextlib.suppress(ValidationError, ValueError, KeyError):
+            return msgspec.convert(sense(text), hint)
     return text
 
 
@@ -152,17 +156,6 @@ def shown(value: object) -> str:
     """Return a value for a message, cut where it is long."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def _senses(text: str) -> Iterator[object]:
-    yield text
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            yield number(text)
-    if text.lower() in _WORDS:
-        yield _WORDS[text.lower()]
-    with contextlib.suppress(ValueError):
-        yield [float(each) for each in text.split(",")]
 
 
 def _plain(value: object) -> object:
@@ -203,9 +196,8 @@ def _joined(where: str, key: str) -> str:
 def _record(node: inspect.Type, value: Any) -> _Fields | None:
     """Return the type with fields that a value is of; of several, the one that its tag names."""
     for each in _options(node) if isinstance(value, Mapping) else ():
-        if isinstance(each, _Fields) and (
-            _tag_field(each) is None or value.get(_tag_field(each)) == getattr(each, "tag", None)
-        ):
+        # Without a tag, both are None.
+        if isinstance(each, _Fields) and value.get(_tag_field(each)) == getattr(each, "tag", None):
             return each
     return None
 
@@ -264,7 +256,7 @@ def _fits(node: inspect.Type, value: object) -> bool:
     """Return whether a value is a number or text as the type is, though perhaps out of range."""
     for each in _options(node):
         if isinstance(each, inspect.FloatType) and type(value) in (int, float):
-            return -_MOST <= value <= _MOST  # type: ignore[operator]  # a number
+            return -MOST <= value <= MOST  # type: ignore[operator]  # a number
         if type(value) is {inspect.IntType: int, inspect.StrType: str}.get(type(each)):
             return True
     return False
@@ -273,7 +265,7 @@ def _fits(node: inspect.Type, value: object) -> bool:
 def _range(node: inspect.IntType | inspect.FloatType) -> str:
     least = node.gt if node.ge is None else node.ge
     most = node.lt if node.le is None else node.le
-    if least is None or most is None or most == _MOST:
+    if least is None or most is None or most == MOST:
         return f"at least {least}" if node.gt is None else f"above {least}"
     if isinstance(node, inspect.IntType):
         return f"from {least} to {most}"

@@ -1,7 +1,6 @@
 """Frozen records that cross module borders."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -9,9 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from eva_local.errors import InputError
-from eva_local.reading import Number, ReadError, Whole, Words, settle
-
-_MOST = sys.float_info.max
+from eva_local.reading import MOST, Number, ReadError, Whole, Words, settle
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -122,7 +119,7 @@ def _checked_biases(biases: Mapping[str, int | float | bool]) -> tuple[tuple[str
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"logit_bias of {text!r}: half a surrogate pair is no text") from error
-        if isinstance(amount, bool) or not (-_MOST <= amount <= _MOST or amount == -math.inf):
+        if isinstance(amount, bool) or not (-MOST <= amount <= MOST or amount == -math.inf):
             raise InputError(f"logit_bias of {text!r} must be a number or false, and finite")
         checked[text] = float(amount)
     return tuple(checked.items())

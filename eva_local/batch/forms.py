@@ -75,7 +75,7 @@ class Form(ABC):
             "finish_reason": answer.finish_reason,
             "usage": asdict(answer.usage),
         }
-        if row.asked is not None and row.asked.n_top is not None:
+        if answer.told:
             result["logprobs"] = chat_tokens(answer.tokens)
         return result
 
@@ -96,11 +96,9 @@ class Form(ABC):
     def _asked(self, values: Mapping[str, object]) -> request.Asked:
         options = {key: value for key, value in values.items() if key not in self._data}
         for key, value in options.items():
-            if key in _ROW_KEYS:
-                continue
             if key in _ELSEWHERE:
                 request.refuse_undone(key, value)
-            elif meant := request.misspelled(key, _ROW_KEYS):
+            elif key not in _ROW_KEYS and (meant := request.misspelled(key, _ROW_KEYS)):
                 raise InputError(f"has {key}, which is no option; did you mean {meant}?")
         told = not self._wishes.raw
         sampling = request.read_options(options, self._wishes.sampling, told=told)
@@ -163,11 +161,10 @@ class OpenAI(JsonLines):
 
     def answered(self, row: Row, answer: Answer, model: str) -> Result:
         """Return the row of output that answers a row."""
-        assert row.asked is not None
         kind = "chatcmpl" if row.endpoint == request.CHAT else "cmpl"
         head = Letterhead(row.endpoint, f"{kind}-{row.line}", int(time.time()), model)
-        body = head.whole([answer], told=row.asked.n_top is not None)
-        response = {"status_code": 200, "request_id": f"req_{row.line}", "body": body}
+        whole = head.whole([answer])
+        response = {"status_code": 200, "request_id": f"req_{row.line}", "body": whole}
         return self._result(row, response, None)
 
     def failed(self, row: Row, problem: str) -> Result:

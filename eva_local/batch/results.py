@@ -3,6 +3,7 @@
 Beside a file, a manifest keeps what its answers rest on, so that a later run can go on or refuse.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,10 @@ Grounds = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an earlier run has written: rows in all, rows that failed, and which they are."""
+    """What an earlier run has written: rows in all, rows that failed, and the keys of all.
+
+    Of a row without an id, `line:` and its line is there beside its key.
+    """
 
     n_rows: int
     n_failed: int
@@ -39,11 +43,9 @@ class Done:
 
     def has(self, row: Row) -> bool:
         """Return whether a row needs no answer; InputError where one without an id has changed."""
-        if not row.mark:
-            return row.key in self.known
-        if _key(row.line, row.mark) in self.known:
+        if (row.key if not row.mark else f"{row.mark}:{row.line}") in self.known:
             return True
-        if _key(row.line, "line") in self.known:
+        if row.mark and f"line:{row.line}" in self.known:
             raise InputError(
                 f"line {row.line} of the input is not what was answered before: rows without an "
                 "id are known by their line; give them ids, or begin anew with --restart"
@@ -105,14 +107,12 @@ class FileResults(JsonlFile):
             replace_file(self._manifest, json.dumps(content, indent=1).encode() + b"\n")
 
     def _read_manifest(self) -> Grounds:
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             with refusing(f"{self._manifest}: cannot be read"):
                 content = json.loads(self._manifest.read_bytes())
             grounds = dict(content["grounds"])
             if content["schema"] == SCHEMA and content["sha256"] == _sha256(grounds):
                 return grounds
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
         raise InputError(f"{self._manifest}: is damaged; {_ANEW}")
 
     def _refuse_changes(self, earlier: Grounds, now: Grounds) -> None:
@@ -136,7 +136,7 @@ class FileResults(JsonlFile):
                     f"{self._form.name}; mend the line, or begin anew with --restart"
                 ) from error
             if not (failed and self._retry):
-                keys.update(_key(row_id, each) for each in (("line", mark) if mark else ("",)))
+                keys.update(f"{each}:{row_id}" for each in (("line", mark) if mark else ("",)))
                 n_rows += 1
                 n_failed += failed
         return Done(n_rows, n_failed, frozenset(keys))
@@ -221,7 +221,3 @@ def _changes(name: str, earlier: object, now: object) -> list[str]:
 
 def _sha256(grounds: object) -> str:
     return hashlib.sha256(json.dumps(grounds, sort_keys=True).encode()).hexdigest()
-
-
-def _key(row_id: str | int, mark: str) -> str:
-    return f"{mark}:{row_id}"

@@ -118,11 +118,10 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
         )
     if wishes.template is not None and found not in (JsonLines.name, Csv.name):
         raise InputError(f"--prompt-template goes with csv and jsonl, and {name} is {found}")
-    given = {"--system": wishes.system is not None, "--raw": wishes.raw}
-    given |= {"--logprobs": wishes.n_top is not None}
-    option = next((option for option, is_given in given.items() if is_given), None)
-    if found == OpenAI.name and option is not None:
-        raise InputError(f"{option} goes with csv, jsonl and text, and {name} is {found}")
+    given = {"--system": wishes.system, "--raw": wishes.raw or None, "--logprobs": wishes.n_top}
+    for option, value in given.items():
+        if found == OpenAI.name and value is not None:
+            raise InputError(f"{option} goes with csv, jsonl and text, and {name} is {found}")
     return FORMS[found](wishes)
 
 
@@ -140,7 +139,6 @@ def _detected(first: bytes, name: str, wishes: Wishes) -> str:
     # What does not name its columns well is refused as a table; as plain text, it is answered.
     with contextlib.suppress(csv.Error, StopIteration):
         columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True))
-    is_table = Path(name).suffix.lower() in (".csv", ".tsv") or "prompt" in [
-        column.strip().lower() for column in columns
-    ]
+    has_prompt = "prompt" in [column.strip().lower() for column in columns]
+    is_table = has_prompt or Path(name).suffix.lower() in (".csv", ".tsv")
     return Csv.name if is_table or wishes.template is not None else Text.name

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
@@ -32,19 +33,15 @@ class Budget:
 
     def holds(self, needs: Sequence[int], share: float = 1.0) -> bool:
         """Return whether every member has room for its prompt in `share` of its budget."""
-        return all(
-            need <= share * (limit - self._kept_free(limit))
-            for need, limit in zip(needs, self.limits, strict=True)
-        )
+        rooms = [limit - self._kept_free(limit) for limit in self.limits]
+        return all(need <= share * room for need, room in zip(needs, rooms, strict=True))
 
     def numbers(self, needs: Sequence[int]) -> str:
         """Word how many tokens the fullest member needs, and how many it has."""
-        member = max(range(len(needs)), key=lambda member: needs[member] / self.limits[member])
-        limit = self.limits[member]
-        return (
-            f"{self.members[member]} needs {needs[member]} tokens of {limit}, "
-            f"and {self._kept_free(limit)} are kept for the answer"
-        )
+        members = zip(self.members, needs, self.limits, strict=True)
+        name, need, limit = max(members, key=lambda member: member[1] / member[2])
+        kept_free = self._kept_free(limit)
+        return f"{name} needs {need} tokens of {limit}, and {kept_free} are kept for the answer"
 
     def _kept_free(self, limit: int) -> int:
         return min(self.max_tokens, limit // _ANSWER_SHARE)
@@ -116,7 +113,6 @@ class Chat:
         """Give the file of the conversation free."""
         if self._log is not None:
             self._log.close()
-            self._log = None
 
     def take_over(self, conversation: Conversation, log: Log | None = None) -> None:
         """Go on with a conversation, in its `log` or a new one; the one before stays saved."""
@@ -142,8 +138,7 @@ class Chat:
 
     def check(self, text: str) -> None:
         """Raise ContextError, with the numbers, for a message that can never fit."""
-        alone = Conversation(self.conversation.system).after(Event("user", text))
-        first_turn(alone, 0, self._count, self.budget)
+        self._fitting(Conversation(self.conversation.system).after(Event("user", text)))
 
     def ask(self, text: str, report: Report | None = None) -> Steps:
         """Send a message and write its answer step by step.
@@ -151,13 +146,11 @@ class Chat:
         Closing the iterator keeps what was said; where nothing was said, all is as it was before.
         Raises ContextError, and changes nothing, where it cannot fit.
         """
-        answered = before = self.conversation
-        if self.is_open:
-            answered = answered.after(Event("undo"))
-        first = self._fitting(answered.after(Event("user", text)))
-        if self.is_open:
-            self._record(Event("undo"))
-        self._record(Event("user", text))
+        before = self.conversation
+        events = [*([Event("undo")] if self.is_open else []), Event("user", text)]
+        first = self._fitting(reduce(Conversation.after, events, before))
+        for event in events:
+            self._record(event)
         self._drop(first)
         yield from self._answer(before, report)
 
@@ -211,11 +204,8 @@ class Chat:
     def _drop(self, first: int) -> None:
         if dropped := first - self.first:
             turns = "turn is" if dropped == 1 else f"{dropped} turns are"
-            needs = self._count(self.conversation.prompt(self.first))
-            self._tell(
-                f"the context is full ({self.budget.numbers(needs)}): the oldest {turns} left "
-                "out from here on"
-            )
+            numbers = self.budget.numbers(self._count(self.conversation.prompt(self.first)))
+            self._tell(f"the context is full ({numbers}): the oldest {turns} left out from here on")
             self.first = first
 
     def _take_back(self) -> None:

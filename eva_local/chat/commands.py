@@ -67,7 +67,7 @@ def _clear(repl: Repl, _: str) -> None:
 
 def _regen(repl: Repl, _: str) -> None:
     before = repl.chat.conversation
-    if repl.regenerate() and repl.chat.conversation == before:
+    if repl.answer(repl.chat.regenerate) and repl.chat.conversation == before:
         sampling = repl.chat.sampling
         if sampling.temperature == 0:
             repl.screen.note("the same again: temperature is 0; try /set temperature 0.8")

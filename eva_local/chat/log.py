@@ -6,7 +6,7 @@ A conversation that is being held is locked, so that two chats never write into 
 import contextlib
 import datetime as dt
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msgspec import Struct
@@ -96,8 +96,7 @@ def records(ensemble: str, conversation: Conversation) -> list[dict[str, object]
 def read(path: Path) -> Saved:
     """Read a saved conversation; raise InputError, with the line, for what is none."""
     with refusing(f"the conversation {path} cannot be read"):
-        data = path.read_bytes()
-    lines, torn = checked_lines(path, data)
+        lines, torn = checked_lines(path, path.read_bytes())
     if not lines:
         raise InputError(f"{path} holds no conversation")
     header, *events = lines
@@ -140,10 +139,9 @@ def newest(folder: Path) -> Saved:
     for path in newest_first(folder):
         try:
             saved = read(path)
+            return replace(saved, notes=(*notes, *saved.notes))
         except InputError as error:
             notes.append(str(error))
-            continue
-        return Saved(path, saved.ensemble, saved.conversation, (*notes, *saved.notes))
     raise InputError(f"there is no conversation to continue in {folder}")
 
 

@@ -37,30 +37,29 @@ class Repl:
                     self.screen.gap()
             except EOFError:
                 return
-            except (EvaError, OSError) as error:
-                if isinstance(error, EvaError):
-                    problem = str(error)
-                elif error.filename is None:
-                    # It is no file that the person named: the screen itself may be gone.
-                    raise
-                else:
-                    problem = f"{error.filename}: {error.strerror or error}"
-                self.screen.say(problem, "red" if self.screen.interactive else "")
+            except EvaError as error:
+                self.screen.say(str(error), "red" if self.screen.interactive else "")
                 self.screen.gap()
             except KeyboardInterrupt:
                 if not self._reader.somebody:
                     raise
                 self.screen.note("Ctrl-D or /exit leaves")
 
-    def ask(self, text: str) -> None:
-        """Send a message, after the texts that were read for it."""
-        whole = "\n\n".join([*self.texts, text])
-        if self._answer(lambda report: self.chat.ask(whole, report)):
-            self.texts = []
-
-    def regenerate(self) -> bool:
-        """Write the last answer again; return whether there is one now."""
-        return self._answer(self.chat.regenerate)
+    def answer(self, begin: Callable[[Report], Steps]) -> bool:
+        """Show the answer that `begin` begins as it comes; return whether there is one now."""
+        before = self.chat.last
+        self.screen.begin()
+        try:
+            with interruption_noted() as interrupted, typing_unseen():
+                self._stream(begin, interrupted)
+        finally:
+            self.screen.end()
+        answer = self.chat.last
+        if answer is None or answer is before:
+            self.screen.note("stopped before a word was said; all is as it was")
+            return False
+        self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
+        return True
 
     def heed(self, text: str) -> str:
         """Return text from outside with whole characters; say what was odd about it."""
@@ -84,37 +83,22 @@ class Repl:
             self.screen.note(note)
         count = len(self.chat.conversation.turns)
         self.screen.note(f"{saved.path.stem}: {counted(count, 'turn', 'turns')}")
-        self._show_last()
-        if self.chat.is_open:
-            self.screen.note("this message has no answer; /regen writes one")
-
-    def _show_last(self) -> None:
         for turn in self.chat.conversation.turns[-1:]:
             self.screen.gap()
             self.screen.note(f"{PROMPT}{first_words(turn.question, _ECHOED)}")
-            if turn.answer is not None:
+            if turn.answer is None:
+                self.screen.note("this message has no answer; /regen writes one")
+            else:
                 self.screen.say(turn.answer.strip())
 
     def _take(self, meant: Command | str) -> None:
         if isinstance(meant, Command):
             commands.obey(self, meant)
         elif meant.strip():
-            self.ask(self.heed(meant))
-
-    def _answer(self, begin: Callable[[Report], Steps]) -> bool:
-        before = self.chat.last
-        self.screen.begin()
-        try:
-            with interruption_noted() as interrupted, typing_unseen():
-                self._stream(begin, interrupted)
-        finally:
-            self.screen.end()
-        answer = self.chat.last
-        if answer is None or answer is before:
-            self.screen.note("stopped before a word was said; all is as it was")
-            return False
-        self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
-        return True
+            # After the texts that were read for it.
+            whole = "\n\n".join([*self.texts, self.heed(meant)])
+            if self.answer(lambda report: self.chat.ask(whole, report)):
+                self.texts = []
 
     def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
         def report(_: str, share: float) -> None:

@@ -33,10 +33,8 @@ def summary_line(answer: Reply) -> str:
         written += f" at {(len(answer.steps) - 1) / answer.seconds:.1f}/s"
     parts = [written]
     if len(summary.members) > 1:
-        carried = [
-            f"{member.name} {member.carried / len(answer.steps):.0%}" for member in summary.members
-        ]
-        parts.append(", ".join(carried))
+        n_steps = len(answer.steps)
+        parts.append(", ".join(f"{m.name} {m.carried / n_steps:.0%}" for m in summary.members))
         parts.append(f"{sum(member.filtered for member in summary.members)} filtered")
     fullest = max(zip(answer.used, answer.limits, strict=True), key=lambda pair: pair[0] / pair[1])
     parts.append("context {}/{}".format(*fullest))
@@ -116,11 +114,13 @@ def _step_lines(answer: Reply, number: int) -> Iterator[Text]:
     trace, chosen = step.trace, step.piece
     assert trace is not None
     text, earlier = (_is_thought(step), step.member), answer.steps[: number - 1]
-    before = b"".join(one.piece for one in earlier if (_is_thought(one), one.member) == text)
+    pieces = b"".join(one.piece for one in earlier if (_is_thought(one), one.member) == text)
+    before = repr(pieces.decode("utf-8", "replace"))[1:-1]
+    before = before if len(before) <= _BEFORE else f"…{before[-_BEFORE:]}"
     where = ", in the thought" if _is_thought(step) else ""
     yield Text.assemble(
         (f"\ntoken {number} of {len(answer.steps)}{where}  ", "bold"),
-        (f"{_end_of(before)} → ", "dim"),
+        (f"{before} → ", "dim"),
         (_shown(chosen), "bold"),
     )
     yield Text("together")
@@ -154,11 +154,6 @@ def _shown(piece: bytes) -> str:
         return repr(piece.decode())
     except UnicodeDecodeError:
         return f"<{piece.hex(' ')}>"
-
-
-def _end_of(before: bytes) -> str:
-    text = repr(before.decode("utf-8", "replace"))[1:-1]
-    return text if len(text) <= _BEFORE else f"…{text[-_BEFORE:]}"
 
 
 def _colour(member: int) -> str:

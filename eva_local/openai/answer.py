@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from eva_local.openai.request import CHAT
-from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Usage
+from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Trace, Usage
 
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
@@ -48,7 +48,7 @@ class Answer:
         self.echo: Echo | None = None
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
-        self._told = told
+        self.told = told
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = self._at = self._start = 0
@@ -62,7 +62,7 @@ class Answer:
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
         self.steps.append(step)
-        if not self._told or step.reasoning is not None:
+        if not self.told or step.reasoning is not None:
             return []
         is_all = self.echo is not None
         if step.piece or is_all:
@@ -106,18 +106,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """What all bodies about a request begin with; `counted` where a stream tells its cost."""
+    """What all bodies about a request begin with, and whether they tell the cost and why."""
 
     endpoint: str
     name: str
     created: int
     model: str
     counted: bool = False
+    traced: bool = False
 
-    def whole(
-        self, answers: Sequence[Answer], n: int = 1, *, told: bool, traced: bool = False
-    ) -> Body:
-        """Return `n` answers to each prompt; `told` adds logprobs, `traced` why each was chosen."""
+    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
+        """Return `n` answers to each prompt, with logprobs where they are told."""
         choices = []
         for index, answer in enumerate(answers):
             thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
@@ -125,9 +124,9 @@ class Letterhead:
             if self.endpoint == CHAT:
                 message = {"role": "assistant", "content": answer.text, "refusal": None}
                 said = {"message": {**message, **thought}}
-            tokens = answer.tokens if told else None
-            choices.append(self._choice(index, said, tokens, answer.finish_reason))
-            if traced:
+            tokens = answer.tokens if answer.told else None
+            choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
+            if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
         return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
 
@@ -138,21 +137,22 @@ class Letterhead:
 
     def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
         """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
-        reason: FinishReason | None = "length" if last else None
-        return self._part(self._choice(index, {"text": echo.text}, echo.tokens or None, reason))
+        reason = "length" if last else None
+        said: Body = {"text": echo.text}
+        return self._part(self._choice(index, said, echo.tokens or None, finish_reason=reason))
 
-    def step(
-        self, index: int, step: Step, tokens: Sequence[Token] = (), *, traced: bool = False
-    ) -> Body | None:
+    def step(self, index: int, step: Step, tokens: Sequence[Token] = ()) -> Body | None:
         """Return what a step says; None where there is nothing to say yet."""
-        if not (step.text or step.reasoning or tokens or traced or step.finish_reason):
+        if not (step.text or step.reasoning or tokens or self.traced or step.finish_reason):
             return None
         thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
         said: Body = {"text": step.text, **thought}
         if self.endpoint == CHAT:
             said = {"delta": {**thought, "content": step.text} if step.text else thought}
-        more: Body = {"eva": trace_of(step)} if traced else {}
-        return self._part(self._choice(index, said, tokens or None, step.finish_reason, **more))
+        choice = self._choice(index, said, tokens or None, finish_reason=step.finish_reason)
+        if self.traced:
+            choice["eva"] = trace_of(step)
+        return self._part(choice)
 
     def last(self, answers: Sequence[Answer], n: int) -> Body:
         """Return the part that tells what the answers cost."""
@@ -173,19 +173,14 @@ class Letterhead:
         return {**counts, "total_tokens": read + written, **told}
 
     def _choice(
-        self,
-        index: int,
-        said: Body,
-        tokens: Sequence[Token] | None = None,
-        finish_reason: FinishReason | None = None,
-        **more: object,
+        self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object
     ) -> Body:
         told: Body | None = None
         if tokens is not None and self.endpoint == CHAT:
             told = {"content": chat_tokens(tokens), "refusal": None}
         elif tokens is not None:
             told = _text_logprobs(tokens)
-        return {"index": index, **said, "logprobs": told, **more, "finish_reason": finish_reason}
+        return {"index": index, **said, "logprobs": told, "finish_reason": None, **more}
 
     def _part(self, *choices: Body) -> Body:
         body = self._body("chat.completion.chunk", choices)
@@ -218,7 +213,7 @@ def chat_tokens(tokens: Iterable[Token]) -> list[Body]:
 
 def trace_of(step: Step) -> Body:
     """Return why the symbol of a traced step was chosen."""
-    trace = step.trace
+    trace = step.trace or Trace((), ())
     return {
         "piece": _shown(step.piece),
         "bytes": list(step.piece),
@@ -226,7 +221,7 @@ def trace_of(step: Step) -> Body:
         "text": step.text,
         # The text of a step of the thought; null in the answer.
         "reasoning": step.reasoning,
-        "top": _top(trace.top) if trace else [],
+        "top": _top(trace.top),
         "members": [
             {
                 "name": ballot.member,
@@ -236,9 +231,9 @@ def trace_of(step: Step) -> Body:
                 "chosen": _number(ballot.chosen),
                 "top": _top(ballot.top),
             }
-            for ballot in (trace.ballots if trace else ())
+            for ballot in trace.ballots
         ],
-        "decided_by": trace.carrier if trace and trace.ballots else None,
+        "decided_by": trace.carrier if trace.ballots else None,
     }
 
 

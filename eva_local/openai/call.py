@@ -1,13 +1,13 @@
 """What one call asks of a server: several answers, perhaps streamed, scored or explained."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.openai import shapes
-from eva_local.openai.request import CHAT, conversation, read_request, said
+from eva_local.openai.request import CHAT, Values, conversation, read_request, said
 from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
 
@@ -17,6 +17,8 @@ LONGEST_STOP = 256
 MOST_BIASES = 1024
 #: Characters of a grammar or schema at most.
 LONGEST_GRAMMAR = 64 * 1024
+# The bytes of a token.
+PieceOf = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Call:
     otherwise than the ensemble does.
     """
 
-    request: shapes.ChatRequest | shapes.CompletionRequest
+    request: shapes.AnyRequest
     prompts: tuple[AnyPrompt, ...]
     sampling: Sampling
     scored: bool = False
@@ -38,12 +40,6 @@ class Call:
         """How many answers are asked for."""
         return len(self.prompts) * self.request.n
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether the last part of a stream tells what the answers cost."""
-        options = self.request.stream_options
-        return options is not None and options.include_usage
-
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
         if self.sampling.seed is None or not sample:
@@ -52,12 +48,7 @@ class Call:
 
 
 def read_call(
-    body: Mapping[str, object],
-    endpoint: str,
-    defaults: Sampling,
-    *,
-    piece_of: Callable[[int], bytes],
-    members: Sequence[str],
+    body: Values, endpoint: str, defaults: Sampling, *, piece_of: PieceOf, members: Sequence[str]
 ) -> Call:
     """Read the body of a call; `piece_of` gives a token's bytes. Raises InputError."""
     body = said(body)
@@ -115,7 +106,7 @@ def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str])
     return weights
 
 
-def _text_biases(biases: shapes.Biases, piece_of: Callable[[int], bytes]) -> shapes.Biases:
+def _text_biases(biases: shapes.Biases, piece_of: PieceOf) -> shapes.Biases:
     found: shapes.Biases = {}
     for key, bias in biases.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):

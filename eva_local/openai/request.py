@@ -15,6 +15,8 @@ from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling, Thinking
 
 Known = TypeVar("Known", bound=shapes.Options)
+# What a JSON object says.
+Values = Mapping[str, object]
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
@@ -34,7 +36,7 @@ IGNORED = (
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 )
 # What nobody can do, beside the value that asks for nothing.
-_REFUSED: Mapping[str, object] = {
+_REFUSED: Values = {
     "best_of": 1,
     "suffix": "",
     "tools": [],
@@ -43,7 +45,7 @@ _REFUSED: Mapping[str, object] = {
     "modalities": ["text"],
 }
 # The same of what a server can do, where nothing else can.
-_SERVED: Mapping[str, object] = {
+_SERVED: Values = {
     "n": 1,
     "stream": False,
     "stream_options": {},
@@ -51,12 +53,12 @@ _SERVED: Mapping[str, object] = {
     "trace": False,
     "weights": None,
 }
-_ASKS_NOTHING: Mapping[str, object] = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
+_ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
 #: What `read_options` reads.
 OPTION_KEYS = tuple(dict.fromkeys((*OPTIONS, *ALIASES, *shapes.Options.__struct_fields__)))
 # The arguments by which chat templates are told to think.
 _SWITCHES = ("enable_thinking", "thinking")
-_ENDPOINTS: Mapping[str, type[shapes.ChatRequest | shapes.CompletionRequest]] = {
+_ENDPOINTS: Mapping[str, type[shapes.AnyRequest]] = {
     CHAT: shapes.ChatRequest,
     COMPLETION: shapes.CompletionRequest,
 }
@@ -73,7 +75,7 @@ class Asked:
     n_top: int | None = None
 
 
-def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> Asked:
+def read_body(body: Values, endpoint: str, defaults: Sampling) -> Asked:
     """Read the body of a request; raise InputError where it asks for what cannot be done."""
     for key in _SERVED:
         refuse_undone(key, body.get(key))
@@ -89,8 +91,8 @@ def read_body(body: Mapping[str, object], endpoint: str, defaults: Sampling) -> 
 
 
 def read_request(
-    body: Mapping[str, object], endpoint: str, defaults: Sampling
-) -> tuple[shapes.ChatRequest | shapes.CompletionRequest, Sampling]:
+    body: Values, endpoint: str, defaults: Sampling
+) -> tuple[shapes.AnyRequest, Sampling]:
     """Read a body, and how its answers are drawn but for biases; raise InputError."""
     values = said(body)
     kind = _ENDPOINTS[endpoint]
@@ -99,7 +101,7 @@ def read_request(
             raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
             refuse_undone(key, value)
-        elif value and key not in (*kind.__struct_fields__, *OPTIONS, *IGNORED):
+        elif value and key not in (*kind.__struct_encode_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = _own(values, kind)
     if isinstance(request, shapes.ChatRequest) and request.top_logprobs and not request.logprobs:
@@ -108,7 +110,7 @@ def read_request(
     return request, _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
 
 
-def said(body: Mapping[str, object]) -> dict[str, object]:
+def said(body: Values) -> dict[str, object]:
     """Return what a body says, by our names; raise InputError for contradictory or half text."""
     values = given(body)
     for key, value in values.items():
@@ -132,20 +134,15 @@ def read_messages(value: object) -> list[Message]:
 
 def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
-    return [
-        Message(
-            "system" if turn.role == "developer" else turn.role,
-            turn.content
-            if isinstance(turn.content, str)
-            else "".join(part.text for part in turn.content),
-        )
-        for turn in turns
-    ]
+    messages = []
+    for turn in turns:
+        role, content = turn.role, turn.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        messages.append(Message("system" if role == "developer" else role, text))
+    return messages
 
 
-def read_options(
-    values: Mapping[str, object], defaults: Sampling, *, told: bool = True
-) -> Sampling:
+def read_options(values: Values, defaults: Sampling, *, told: bool = True) -> Sampling:
     """Put the options of sampling among `values` in place of the defaults; raise InputError.
 
     `told` says whether they go with messages, or else with a text to be gone on with.
@@ -154,14 +151,12 @@ def read_options(
     return _drawn(values, _own(values, shapes.Options), defaults, told=told)
 
 
-def _own(values: Mapping[str, object], kind: type[Known]) -> Known:
-    known = {key: values[key] for key in kind.__struct_fields__ if key in values}
+def _own(values: Values, kind: type[Known]) -> Known:
+    known = {key: values[key] for key in kind.__struct_encode_fields__ if key in values}
     return read(lean(known, kind), kind)
 
 
-def _drawn(
-    values: Mapping[str, object], own: shapes.Options, defaults: Sampling, *, told: bool
-) -> Sampling:
+def _drawn(values: Values, own: shapes.Options, defaults: Sampling, *, told: bool) -> Sampling:
     changed: dict[str, Any] = {key: values[key] for key in OPTIONS if key in values}
     modes = _modes(own, defaults)
     asking = ["chat_template"] if "chat_template" in changed else []
@@ -176,14 +171,12 @@ def _drawn(
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
-    for key, other in (("grammar", "json_schema"), ("json_schema", "grammar")):
-        if key in changed:
-            if own.response_format is not None:
-                raise InputError(f"{key} and response_format exclude each other: give one")
-            changed.setdefault(other, None)
-    if own.response_format is not None:
+    rules = [key for key in ("grammar", "json_schema") if key in changed]
+    if rules and own.response_format is not None:
+        raise InputError(f"{rules[0]} and response_format exclude each other: give one")
+    if rules or own.response_format is not None:
         # Plain text is asked for, too: no grammar or schema of the defaults is to be obeyed.
-        changed |= {"grammar": None, "json_schema": None}
+        changed = {"grammar": None, "json_schema": None, **changed}
     if isinstance(own.response_format, shapes.ObjectFormat):
         changed["json_schema"] = json.dumps(own.response_format.schema or {"type": "object"})
     elif isinstance(own.response_format, shapes.SchemaFormat):
@@ -235,7 +228,7 @@ def refuse_undone(key: str, value: object) -> None:
         raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
 
 
-def given(body: Mapping[str, object]) -> dict[str, object]:
+def given(body: Values) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
 

@@ -5,7 +5,7 @@ Plain options of sampling are not among them; they are fields of Sampling.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from eva_local.reading import Amount, Whole, Words
 from eva_local.types import Thinking
@@ -24,6 +24,8 @@ Several = Annotated[
     str | Annotated[list[Whole | str | Ids], Meta(min_length=1)], Meta(description=SEVERAL)
 ]
 Top = Annotated[int, Meta(ge=0, le=MOST_TOP)]
+#: none is without a thought, any other with one.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Biases = dict[str, int | float | bool]
 WEIGHTS = "equal, running, or numbers from 0 up, with a sum above 0 that is finite, one for each"
 MemberWeights = Annotated[
@@ -94,10 +96,7 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     thinking: Thinking | None = None
     enable_thinking: bool | None = None
-    #: none is without a thought, any other with one.
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] = {}
 
 
@@ -141,12 +140,11 @@ class CompletionRequest(AnswerRequest, kw_only=True):
 
     prompt: Several
     echo: bool = False
-    logprobs: Top | None = None
+    #: As that of chats.
+    n_top: Top | None = field(default=None, name="logprobs")
 
-    @property
-    def n_top(self) -> int | None:
-        """How many likely symbols are to be named; None where nothing is told of them."""
-        return self.logprobs
+
+AnyRequest = ChatRequest | CompletionRequest
 
 
 class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):

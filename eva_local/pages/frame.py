@@ -41,14 +41,14 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals["axis"] = axis
+    environment.globals |= {"axis": axis, "source_hash": source_hash}
     return environment.get_template(name)
 
 
 def report(name: str, **values: object) -> str:
     """Return a page without script, made by a template."""
     style = shipped("pages/palette.css") + shipped("pages/report.css")
-    return template(name).render(style=style, hash=source_hash(style), **values)
+    return template(name).render(style=style, **values)
 
 
 def source_hash(source: str) -> str:

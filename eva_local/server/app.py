@@ -18,9 +18,9 @@ from eva_local.openai.answer import Body
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.pages.frame import source_hash, template
 from eva_local.server.completions import complete
-from eva_local.server.guard import Guard, Intake
+from eva_local.server.guard import guarded, received
 from eva_local.server.openapi import document
-from eva_local.server.refusal import RefusedError, is_of_caller, problem, problem_of
+from eva_local.server.refusal import OF_CALLER, RefusedError, problem, problem_of
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
 from eva_local.trace.page import sources
@@ -36,9 +36,7 @@ _POLICY = (
 )
 
 
-def make_app(
-    service: Service, *, keys: Sequence[str] = (), origins: Sequence[str] = ()
-) -> Starlette:
+def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
     """Return the application: asks for one of `keys`, lets pages from `origins` read answers."""
     cors = Middleware(
         CORSMiddleware,
@@ -51,10 +49,10 @@ def make_app(
         middleware=[
             *([cors] if origins else []),
             Middleware(_watched, service=service),
-            Middleware(Guard, keys=keys, origins=origins),
-            Middleware(Intake),
+            Middleware(guarded, keys=keys, origins=origins),
+            Middleware(received),
         ],
-        exception_handlers=dict.fromkeys((RefusedError, EvaError, HTTPException), _refused),
+        exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
     )
     # A redirection would repeat the Host header.
     app.router.redirect_slashes = False
@@ -143,10 +141,10 @@ def _described(model: ServedModel) -> Body:
 
 
 def _watched(app: ASGIApp, service: Service) -> ASGIApp:
-    """Count the answers by path and status, and tell of a fault of ours, which the log alone names.
+    """Count the answers by path and status, and tell of refusals and of a fault of ours.
 
-    A handler of Starlette's would answer outside all middleware: uncounted, and unseen by pages
-    from elsewhere.
+    The log alone names the fault. A handler of Starlette's would answer outside all middleware:
+    uncounted, and unseen by pages from elsewhere.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,13 +154,14 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                known = any(scope["path"] == route.path for route in ROUTES)
-                path = scope["path"] if known else "other"
+                path = next((r.path for r in ROUTES if r.path == scope["path"]), "other")
                 service.measures.answered(path, message["status"])
             await send(message)
 
         try:
             await app(scope, receive, noted)
+        except RefusedError as error:
+            await error.response(scope, receive, noted)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             if started:
@@ -174,13 +173,11 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
     return answer
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    if isinstance(error, RefusedError):
-        return error.response
+async def _wrong(request: Request, error: Exception) -> Response:
     if isinstance(error, EvaError):
-        if not is_of_caller(error):
+        if not (of_caller := isinstance(error, OF_CALLER)):
             log.error("%s", error)
-        return JSONResponse(problem_of(error), 400 if is_of_caller(error) else 500)
+        return JSONResponse(problem_of(error), 400 if of_caller else 500)
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:60]
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"

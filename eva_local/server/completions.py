@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.engine.request import AnyPrompt, Request
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
@@ -34,26 +34,24 @@ async def complete(request: HttpRequest) -> ASGIApp:
             "chat_template: this server takes no programs from clients (--trust-templates); "
             "chat_template_kwargs can be sent"
         )
+    defaults = model.ensemble.spec.sampling
     call = read_call(
-        body,
-        endpoint,
-        model.ensemble.spec.sampling,
-        piece_of=lambda token: model.piece([token]),
-        members=model.members,
+        body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    head = Letterhead(endpoint, name, int(time.time()), model.name, counted=call.include_usage)
-    told = call.request.n_top is not None
-    answers = [Answer(told=told) for _ in range(call.n_answers)]
+    options = call.request.stream_options
+    counted = options is not None and options.include_usage
+    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
+    answers = [Answer(told=call.request.n_top is not None) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
         return await event_stream(_parts(written, call, head, answers))
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(head.whole(answers, call.request.n, told=told, traced=call.request.trace))
+    return JSONResponse(head.whole(answers, call.request.n))
 
 
 async def _parts(
@@ -66,9 +64,9 @@ async def _parts(
                 continue
             if head.endpoint == CHAT and len(answers[index].steps) == 1:
                 yield head.opening(index, thinks=said.reasoning is not None)
-            if (part := head.step(index, said, tokens, traced=call.request.trace)) is not None:
+            if (part := head.step(index, said, tokens)) is not None:
                 yield part
-    if call.include_usage:
+    if head.counted:
         yield head.last(answers, call.request.n)
 
 
@@ -87,15 +85,10 @@ async def _written(
                 yield index, echo, echo.tokens
         if call.scored:
             return
+        options: RequestOptions = {"alone": model.alone, "weights": call.weights}
+        options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
         requests = [
-            Request(
-                prompt,
-                call.seeded(sample),
-                trace=call.request.trace,
-                n_top=call.request.n_top or 0,
-                alone=model.alone,
-                weights=call.weights,
-            )
+            Request(prompt, call.seeded(sample), **options)
             for prompt in call.prompts
             for sample in range(call.request.n)
         ]

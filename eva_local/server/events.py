@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.errors import EvaError
 from eva_local.openai.answer import Body
@@ -26,30 +26,22 @@ _END: Body = {}
 Paced = AsyncGenerator[Body | None, None]
 
 
-async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> "EventStream":
+async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> ASGIApp:
     """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
 
     Waits that long for the first part, so that what is refused at once has its status: raises
     what the parts raise until then.
     """
     paced = _paced(parts, quiet)
-    return EventStream(await anext(paced, _END), paced)
+    events = _written(await anext(paced, _END), paced)
+    response = StreamingResponse(events, headers=_HEADERS, media_type="text/event-stream")
 
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
+        async with contextlib.aclosing(paced):
+            await response.stream_response(send)
 
-class EventStream(StreamingResponse):
-    """A response that sends each part as it comes, and closes them in any case."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, first: Body | None, others: Paced) -> None:
-        super().__init__(_written(first, others), headers=_HEADERS)
-        self._others = others
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all of it; `Intake` sees whether the client is still there."""
-        del scope, receive
-        async with contextlib.aclosing(self._others):
-            await self.stream_response(send)
+    return answer
 
 
 async def _written(part: Body | None, others: Paced) -> AsyncGenerator[bytes, None]:

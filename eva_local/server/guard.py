@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import InputError
@@ -38,84 +39,44 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Guard:
-    """Lets in who has one of `keys`; without any, this machine and pages from `origins`."""
+def guarded(app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> ASGIApp:
+    """Let in who has one of `keys`; without any, this machine and pages from `origins`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
-        self._app = app
-        self._keys = [key.encode() for key in keys]
-        self._origins = frozenset(origins)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        refusal = None
-        if not self._keys:
-            refusal = self._refusal_of_stranger(headers)
-        elif scope["path"] not in _OPEN and not self._has_key(headers):
-            refusal = RefusedError(
+        if not keys:
+            _refuse_stranger(headers, origins)
+        elif scope["path"] not in _OPEN and not _has_key(headers, keys):
+            raise RefusedError(
                 401,
                 "an API key is needed: Authorization: Bearer KEY",
-                "authentication_error",
+                {"WWW-Authenticate": "Bearer"},
+                kind="authentication_error",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
             )
-        await (self._app if refusal is None else refusal.response)(scope, receive, send)
+        await app(scope, receive, send)
 
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        key = given.strip().encode("latin-1")
-        # All are compared, whichever is right.
-        right = [hmac.compare_digest(key, each) for each in self._keys]
-        return scheme.lower() == "bearer" and any(right)
-
-    def _refusal_of_stranger(self, headers: Headers) -> RefusedError | None:
-        """Refuse web pages: one whose name was made to point here, and one from elsewhere."""
-        host = headers.get("host", "")
-        if not is_loopback(_without_port(host)):
-            return RefusedError(403, "the Host header must name this machine, such as localhost")
-        origin = headers.get("origin")
-        if origin is None or origin in self._origins or origin == f"http://{host}":
-            return None
-        return RefusedError(403, "pages from elsewhere are not answered; --cors ORIGIN allows one")
+    return answer
 
 
-class Intake:
-    """Hands a request on with its whole body, and ends the work on it when who asked is gone."""
+def received(app: ASGIApp) -> ASGIApp:
+    """Hand a request on with its whole body, and end the work on it when who asked is gone."""
 
-    def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
-        self._app = app
-        self._most_bytes = most_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        body = bytearray()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                body = await self._body(receive)
+                async for part in Request(scope, receive).stream():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        raise RefusedError(413, f"the body has more than {MOST_BYTES} bytes")
         except TimeoutError:
-            await RefusedError(408, "the body did not come in time").response(scope, receive, send)
-        except RefusedError as error:
-            await error.response(scope, receive, send)
-        else:
-            if body is not None:
-                await self._answer(body, scope, receive, send)
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self._most_bytes:
-                raise RefusedError(413, f"the body has more than {self._most_bytes} bytes")
-            if not message.get("more_body", False):
-                return bytes(body)
-
-    async def _answer(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+            raise RefusedError(408, "the body did not come in time") from None
+        except ClientDisconnect:
+            return
         whole = asyncio.Queue[Message]()
-        whole.put_nowait({"type": "http.request", "body": body, "more_body": False})
-        work = asyncio.ensure_future(self._app(scope, whole.get, send))
+        whole.put_nowait({"type": "http.request", "body": bytes(body), "more_body": False})
+        work = asyncio.ensure_future(app(scope, whole.get, send))
         gone = asyncio.create_task(_departure(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -127,10 +88,25 @@ class Intake:
         if not work.cancelled():
             work.result()
 
+    return answer
 
-def _without_port(host: str) -> str:
+
+def _has_key(headers: Headers, keys: Sequence[str]) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    key = given.strip().encode("latin-1")
+    # All are compared, whichever is right.
+    right = [hmac.compare_digest(key, each.encode()) for each in keys]
+    return scheme.lower() == "bearer" and any(right)
+
+
+def _refuse_stranger(headers: Headers, origins: Sequence[str]) -> None:
+    """Refuse web pages: one whose name was made to point here, and one from elsewhere."""
+    host, origin = headers.get("host", ""), headers.get("origin")
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    if not is_loopback(name if colon and port.isdigit() else host):
+        raise RefusedError(403, "the Host header must name this machine, such as localhost")
+    if origin not in (None, f"http://{host}", *origins):
+        raise RefusedError(403, "pages from elsewhere are not answered; --cors ORIGIN allows one")
 
 
 async def _departure(receive: Receive) -> None:

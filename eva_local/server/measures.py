@@ -6,15 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from starlette.responses import Response
 
 from eva_local.types import Step
@@ -22,6 +14,7 @@ from eva_local.types import Step
 if TYPE_CHECKING:
     from eva_local.server.service import ServedModel
 
+_NAMESPACE = "eva_local"
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _GAUGES: Mapping[str, tuple[str, Callable[[ServedModel], float]]] = {
     "taken": ("Answers under way, those that wait among them.", lambda model: model.slots.taken),
@@ -35,30 +28,30 @@ class Measures:
     """The counters of one server."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        counter = partial(Counter, registry=registry)
-        histogram = partial(Histogram, buckets=_SECONDS, registry=registry)
-        self._requests = counter("eva_local_requests", "Requests answered.", ("path", "status"))
-        self._written = counter("eva_local_tokens", "Tokens written.", ("model",))
+        self._registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        counter = partial(prometheus.Counter, namespace=_NAMESPACE, registry=registry)
+        gauge = partial(prometheus.Gauge, namespace=_NAMESPACE, registry=registry)
+        histogram = partial(
+            prometheus.Histogram, namespace=_NAMESPACE, registry=registry, buckets=_SECONDS
+        )
+        self._requests = counter("requests", "Requests answered.", ("path", "status"))
+        self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
-            "eva_local_prompt_tokens",
+            "prompt_tokens",
             "Tokens of prompts of answers that came to their end, as each member reads them.",
             ("model", "member"),
         )
         self._drafted = counter(
-            "eva_local_drafted_tokens",
+            "drafted_tokens",
             "Tokens decoded before they were chosen, by whether these came.",
             ("model", "came"),
         )
-        self._first = histogram(
-            "eva_local_first_token_seconds", "From a place to the first token.", ("model",)
-        )
-        self._whole = histogram(
-            "eva_local_answer_seconds", "From a place to the end of an answer.", ("model",)
-        )
+        first, whole = "From a place to the first token.", "From a place to the end of an answer."
+        self._first = histogram("first_token_seconds", first, ("model",))
+        self._whole = histogram("answer_seconds", whole, ("model",))
         self._gauges = {
-            name: (Gauge(f"eva_local_answers_{name}", what, ("model",), registry=registry), count)
+            name: (gauge(f"answers_{name}", what, ("model",)), count)
             for name, (what, count) in _GAUGES.items()
         }
 
@@ -85,4 +78,5 @@ class Measures:
 
     def response(self) -> Response:
         """Return all of it as text."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        text = prometheus.generate_latest(self._registry)
+        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)

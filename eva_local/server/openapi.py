@@ -55,15 +55,10 @@ def document(routes: Iterable[Route], models: Sequence[str] = ()) -> Schema:
 def _operation(route: Route) -> Schema:
     media, body = _MEDIA.get(route.path, _JSON), _BODIES.get(route.path)
     answer: Schema = {media: {"schema": {"type": "object" if media == _JSON else "string"}}}
+    error = {"description": "What is wrong, as OpenAI tells it.", "content": {_JSON: {}}}
     operation: Schema = {
         "summary": (route.endpoint.__doc__ or "").partition("\n")[0],
-        "responses": {
-            "200": {"description": "The answer.", "content": answer},
-            "default": {
-                "description": "What is wrong, as OpenAI tells it.",
-                "content": {_JSON: {}},
-            },
-        },
+        "responses": {"200": {"description": "The answer.", "content": answer}, "default": error},
     }
     if body is None:
         return {"get": operation}

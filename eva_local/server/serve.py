@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
         config = uvicorn.Config(
-            make_app(self.service, keys=keys, origins=origins),
+            make_app(self.service, keys, origins),
             host=host,
             port=port,
             http="h11",
@@ -100,9 +100,8 @@ class Server(uvicorn.Server):
             for opener in self._openers:
                 if self.should_exit:
                     return
-                ensemble = await asyncio.to_thread(opener)
-                self._resources.callback(ensemble.close)
-                ensembles.append(ensemble)
+                opened = await asyncio.to_thread(opener)
+                ensembles.append(self._resources.enter_context(opened))
         except BaseException:
             self.stop()
             raise

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from starlette.requests import Request as HttpRequest
 
 from eva_local.api import Ensemble
-from eva_local.engine.request import AnyPrompt, Request, Weights
+from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.measures import Measures
 from eva_local.server.refusal import RefusedError, come_again
 from eva_local.types import Score, Step
+
+# Texts that are to be scored, each behind its prompt.
+Texts = Sequence[tuple[AnyPrompt, str | Sequence[int]]]
 
 
 class Slots:
@@ -82,24 +85,11 @@ class ServedModel:
                     raise told
                 yield number, told
 
-    async def score(
-        self,
-        texts: Sequence[tuple[AnyPrompt, str | Sequence[int]]],
-        weights: Weights | None,
-        n_top: int | None,
-    ) -> list[Score]:
+    async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
-        requests = [
-            Request(
-                prompt,
-                continuation=text,
-                symbols=n_top is not None,
-                n_top=n_top or 0,
-                alone=self.alone,
-                weights=weights,
-            )
-            for prompt, text in texts
-        ]
+        options: RequestOptions = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
+        options["symbols"] = n_top is not None
+        requests = [Request(prompt, continuation=text, **options) for prompt, text in texts]
         async with contextlib.aclosing(self.run(requests)) as all_told:
             scores = {number: told async for number, told in all_told if isinstance(told, Score)}
         return [scores[number] for number in range(len(requests))]
@@ -161,8 +151,7 @@ class Service:
 
 def service_of(request: HttpRequest) -> Service:
     """Return the service that a request came to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
+    service: Service = request.app.state.service
     return service
 
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eva_local.engine.request import AnyPrompt, Weights
+from eva_local.engine.request import Weights
 from eva_local.errors import InputError
 from eva_local.openai.answer import Body, chat_tokens, tokens_of
 from eva_local.openai.call import texts_of, weights_of
 from eva_local.openai.request import given, read_messages
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
-from eva_local.server.service import asked, service_of
+from eva_local.server.service import Texts, asked, service_of
 
 
 async def score(request: Request) -> Response:
@@ -46,7 +46,7 @@ async def score(request: Request) -> Response:
 
 def read_score_call(
     body: Mapping[str, object], members: Sequence[str]
-) -> tuple[list[tuple[AnyPrompt, str | Sequence[int]]], Weights | None, int | None]:
+) -> tuple[Texts, Weights | None, int | None]:
     """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
     body = given(body)
     if "messages" in body and "prompt" in body:
@@ -57,9 +57,7 @@ def read_score_call(
     if len(continuations) > MOST_ANSWERS:
         raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
     (prompt,) = texts_of(request.prompt, "prompt")
-    texts: list[tuple[AnyPrompt, str | Sequence[int]]] = [
-        (messages or prompt, each) for each in continuations
-    ]
+    texts = [(messages or prompt, each) for each in continuations]
     return texts, weights_of(request.weights, members), request.logprobs
 
 

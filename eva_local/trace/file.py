@@ -41,13 +41,8 @@ class TraceFile:
 
     def header(self) -> dict[str, object]:
         """Return what is known before the first step, as the file and the page have it."""
-        return {
-            "ensemble": self.ensemble,
-            "members": self.members,
-            "pivot": self.pivot,
-            "prompt": to_builtins(self.prompt),
-            "settings": self.settings,
-        }
+        keys = ("ensemble", "members", "pivot", "prompt", "settings")
+        return {key: to_builtins(getattr(self, key), enc_hook=str) for key in keys}
 
 
 class _CandidateLine(Struct):
@@ -83,11 +78,8 @@ class TraceWriter(JsonlFile):
     """A trace file that is written anew, with the header of `trace`; InputError if it cannot be."""
 
     def __init__(self, path: Path, trace: TraceFile) -> None:
-        super().__init__(
-            path,
-            f"the trace {path} cannot be written",
-            busy=f"the trace {path} is being written by another process",
-        )
+        busy = f"the trace {path} is being written by another process"
+        super().__init__(path, f"the trace {path} cannot be written", busy=busy)
         with self.closed_on_failure():
             self.restart()
             self.append({"schema": SCHEMA, "kind": "trace", **trace.header()})
@@ -95,14 +87,8 @@ class TraceWriter(JsonlFile):
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
         trace = step.trace or Trace((), ())
-        line = {
-            "piece": step.piece,
-            "text": step.text,
-            "reasoning": step.reasoning,
-            "probability": step.probability,
-            "carrier": trace.carrier if trace.ballots else None,
-            **asdict(trace),
-        }
+        said = {key: getattr(step, key) for key in ("piece", "text", "reasoning", "probability")}
+        line = {**said, "carrier": trace.carrier if trace.ballots else None, **asdict(trace)}
         end = {"kind": "end", "finish_reason": step.finish_reason, "usage": to_builtins(step.usage)}
         self.append({"kind": "step", **_filed(line)}, *([end] if step.finish_reason else []))
 
@@ -129,8 +115,7 @@ def read_trace(path: Path) -> TraceFile:
     else that is not as `TraceWriter` writes it raises InputError with the line.
     """
     with refusing(f"the trace {path} cannot be read"):
-        data = path.read_bytes()
-    parsed, torn = checked_lines(path, data)
+        parsed, torn = checked_lines(path, path.read_bytes())
     notes = ["the last line is incomplete and was left out"] if torn else []
     if not parsed:
         raise InputError(f"{path} holds no trace; eva-local run --trace {path} writes one")
@@ -144,23 +129,17 @@ def read_trace(path: Path) -> TraceFile:
         if end is not None:
             raise line.problem("stands after the end of the trace")
         if line.kind("step", "end") == "step":
-            step = _step(line.read(_StepLine))
-            ballots = step.trace.ballots if step.trace else ()
-            _refuse_strangers(line, [ballot.member for ballot in ballots], header.members)
-            steps.append(step)
+            said = line.read(_StepLine)
+            _refuse_strangers(line, [ballot.member for ballot in said.ballots], header.members)
+            steps.append(_step(said))
         else:
             end = line.read(_EndLine)
             if end.usage is not None and end.usage.members != header.members:
                 raise line.problem("names other members in its usage than the header")
     if end is None:
         notes.append("the run was interrupted: the end of the answer is missing")
-    return replace(
-        header,
-        steps=tuple(steps),
-        finish_reason=None if end is None else end.finish_reason,
-        usage=None if end is None else end.usage,
-        notes=tuple(notes),
-    )
+    ending = {} if end is None else structs.asdict(end)
+    return replace(header, steps=tuple(steps), notes=tuple(notes), **ending)
 
 
 def _candidates(entries: Sequence[_CandidateLine]) -> tuple[Candidate, ...]:
@@ -171,14 +150,9 @@ def _step(line: _StepLine) -> Step:
     ballots = tuple(
         Ballot(**structs.asdict(each) | {"top": _candidates(each.top)}) for each in line.ballots
     )
-    return Step(
-        piece=bytes.fromhex(line.hex),
-        text=line.text,
-        probability=line.probability,
-        stayed=tuple(ballot.stayed for ballot in ballots),
-        trace=Trace(_candidates(line.top), ballots) if ballots else None,
-        reasoning=line.reasoning,
-    )
+    trace = Trace(_candidates(line.top), ballots) if ballots else None
+    piece, stayed = bytes.fromhex(line.hex), tuple(ballot.stayed for ballot in ballots)
+    return Step(piece, line.text, line.probability, stayed, trace=trace, reasoning=line.reasoning)
 
 
 def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Literal
 
-from eva_local.pages.frame import shipped, source_hash, template
+from eva_local.pages.frame import shipped, template
 from eva_local.trace.file import TraceFile
 from eva_local.types import Ballot, Candidate, Step, Trace
 
@@ -47,22 +47,15 @@ def trace_page(trace: TraceFile) -> str:
     style, script = sources("trace")
     # An HTML parser takes ASCII without `<` for nothing but text.
     data = json.dumps(page_data(trace), separators=(",", ":"), allow_nan=False)
-    return template("trace/page.html").render(
-        style=style,
-        script=script,
-        style_hash=source_hash(style),
-        script_hash=source_hash(script),
-        data=data.replace("<", "\\u003c"),
-    )
+    data = data.replace("<", "\\u003c")
+    return template("trace/page.html").render(style=style, script=script, data=data)
 
 
 def sources(package: str) -> tuple[str, str]:
     """Return style and script of a page with tokens: what all such pages have, and its own."""
-    style = shipped("pages/palette.css") + shipped("trace/shared.css")
-    return (
-        style + shipped(f"{package}/page.css"),
-        shipped("trace/shared.js") + shipped(f"{package}/page.js"),
-    )
+    styles = ("pages/palette.css", "trace/shared.css", f"{package}/page.css")
+    scripts = ("trace/shared.js", f"{package}/page.js")
+    return "".join(map(shipped, styles)), "".join(map(shipped, scripts))
 
 
 def page_data(trace: TraceFile) -> dict[str, object]:
@@ -146,15 +139,10 @@ def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
         votes = [one for trace in traces for one in trace.ballots if one.member == name]
         asked = [vote for vote in votes if verdict(vote) != "absent"]
         seconds = [vote.seconds for vote in asked]
-        parts.append(
-            MemberSummary(
-                name=name,
-                carried=sum(trace.carrier == name for trace in traces),
-                filtered=sum(not vote.stayed for vote in asked),
-                weight=_mean([vote.weight for vote in asked]),
-                decode_ms=1000 * _mean(seconds[1:] or seconds),
-            )
-        )
+        carried = sum(trace.carrier == name for trace in traces)
+        filtered = sum(not vote.stayed for vote in asked)
+        weight, decoding = _mean([vote.weight for vote in asked]), _mean(seconds[1:] or seconds)
+        parts.append(MemberSummary(name, carried, filtered, weight, 1000 * decoding))
     return Summary(
         tokens=sum(bool(step.piece) for step in steps),
         disputed=sum(map(disputed, steps)),

@@ -186,8 +186,8 @@ def answered(**how: bool) -> tuple[Letterhead, Answer]:
 
 
 def test_an_answer_tells_its_thought_apart() -> None:
-    head, answer = answered(told=True)
-    body = head.whole([answer], told=True, traced=True)
+    answer = answered(told=True)[1]
+    body = Letterhead(CHAT, "x", 0, "trio", traced=True).whole([answer])
     (choice,) = body["choices"]
     assert choice["message"]["content"] == "It is salt."
     assert choice["message"]["reasoning_content"] == "Let me see."
@@ -205,7 +205,7 @@ def test_an_answer_tells_its_thought_apart() -> None:
 
 def test_so_does_a_text_that_is_gone_on_with() -> None:
     answer, head = answered(told=True)[1], Letterhead(COMPLETION, "x", 0, "trio")
-    body = head.whole([answer], told=True)
+    body = head.whole([answer])
     (choice,) = body["choices"]
     assert (choice["text"], choice["reasoning_content"]) == ("It is salt.", "Let me see.")
     assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
@@ -219,7 +219,7 @@ def test_an_answer_without_a_thought_has_no_such_field() -> None:
     for step in STEPS:
         if step.reasoning is None:
             answer.push(step)
-    message = Letterhead(CHAT, "x", 0, "trio").whole([answer], told=False)["choices"][0]["message"]
+    message = Letterhead(CHAT, "x", 0, "trio").whole([answer])["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "It is salt.", "refusal": None}
 
 

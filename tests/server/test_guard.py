@@ -12,7 +12,8 @@ from servers import Reply, serving
 
 from eva_local.errors import InputError
 from eva_local.server import events, guard
-from eva_local.server.guard import MOST_BYTES, Intake, is_loopback, refuse_open_door
+from eva_local.server.guard import MOST_BYTES, is_loopback, received, refuse_open_door
+from eva_local.server.refusal import RefusedError
 
 KEY = "a-long-key"
 
@@ -170,16 +171,13 @@ def test_bodies_are_limited(client) -> None:
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch) -> None:
     monkeypatch.setattr(guard, "PATIENCE_S", 0.01)
-    sent = []
 
     async def receive():
         await asyncio.Event().wait()
 
-    async def send(message) -> None:
-        sent.append(message)
-
-    asyncio.run(Intake(lambda *_: None)({"type": "http"}, receive, send))
-    assert sent[0]["status"] == 408
+    with pytest.raises(RefusedError) as refused:
+        asyncio.run(received(lambda *_: None)({"type": "http"}, receive, lambda _: None))
+    assert refused.value.response.status_code == 408
 
 
 def test_what_fails_here_is_not_told_abroad(opener, monkeypatch, caplog) -> None:

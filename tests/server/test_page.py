@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        head = Letterhead(CHAT, "x", 0, model)
+        head = Letterhead(CHAT, "x", 0, model, traced=True)
         self._event(head.opening(0))
         for number, step in enumerate(told.steps):
             if number == told.pause:
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
                 if told.trouble != "break":
                     self._event(problem(told.trouble))
                 return
-            self._event(head.step(0, step, traced=True))
+            self._event(head.step(0, step))
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
