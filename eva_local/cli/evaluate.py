@@ -247,11 +247,8 @@ def _show(evaluation: Evaluation) -> None:
     for summary in evaluation.tasks:
         _show_task(summary, evaluation.conditions.shots_of(summary.task))
         click.echo()
-    rows = [
-        (name, f"{mean.value:+.1f}", mean.interval())
-        for name in evaluation.ensembles
-        if (mean := evaluation.overall(name)) is not None
-    ]
+    means = {name: evaluation.overall(name) for name in evaluation.ensembles}
+    rows = [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in means.items() if mean]
     if rows:
         click.echo("mean difference to the best member of each task, in points")
         outputs.print_table(("", "AHEAD", "95% INTERVAL"), rows)
