@@ -137,9 +137,8 @@ def evaluate(
             one.name: next(model for other, model in of if one.is_of(other))
             for one in chain.from_iterable(each.members for each in specs)
         }
-        contest = Contest(
-            models, kept, Conditions(**conditions, own_shots=sharing), parallel, progress
-        )
+        how = Conditions(**conditions, own_shots=sharing)
+        contest = Contest(models, kept, how, parallel, progress)
         try:
             evaluation = _held(contest, specs, tasks, samples, members=members, tuned=tune)
         except KeyboardInterrupt:
