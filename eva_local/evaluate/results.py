@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from msgspec import Struct
+
 from eva_local.errors import refusing
 from eva_local.jsonl import JsonlFile, checked_lines
 from eva_local.reading import Number, Whole
@@ -33,6 +35,10 @@ class Result:
     n_bytes: tuple[Whole, ...] = ()
 
 
+class _Key(Struct):
+    key: str
+
+
 class Results(JsonlFile):
     """A file of results, each under the key of what it depends on; `fresh` does all again.
 
@@ -45,7 +51,7 @@ class Results(JsonlFile):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines, _ = checked_lines(path, path.read_bytes() if path.exists() else b"")
         #: Of several results of one key the last counts.
-        self.known = {line.values.get("key"): line.read(Result) for line in lines if not fresh}
+        self.known = {} if fresh else {line.read(_Key).key: line.read(Result) for line in lines}
         super().__init__(path, refusal)
 
     def add(self, key: str, result: Result, about: Mapping[str, str]) -> None:
