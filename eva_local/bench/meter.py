@@ -50,11 +50,9 @@ class Meter:
         The cache ends up as it was. Unknown is what cannot be done again: tokens cannot be taken
         back, or were since then.
         """
-        return MemberPart(
-            n_tokens=sum(len(run.tokens) for each in self.decodings for run in each.runs),
-            inside=sum(each.ended - each.began for each in self.decodings),
-            alone=self._repeat(),
-        )
+        n_tokens = sum(len(run.tokens) for each in self.decodings for run in each.runs)
+        inside = sum(each.ended - each.began for each in self.decodings)
+        return MemberPart(n_tokens, inside, alone=self._repeat())
 
     def _repeat(self) -> float:
         if not self._can_repeat:

@@ -116,13 +116,8 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
                     n_tokens=float(n_tokens[i].mean()),
                     inside=Spread.of(inside[i]),
                     alone=Spread.of(alone[i]),
-                    rate=_median(n_tokens[i] / alone[i]),
+                    rate=rate.median if (rate := Spread.of(n_tokens[i] / alone[i])) else None,
                 )
                 for i, name in enumerate(names)
             ),
         )
-
-
-def _median(rates: ArrayLike) -> float | None:
-    found = Spread.of(rates)
-    return found.median if found else None

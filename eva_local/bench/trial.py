@@ -178,12 +178,9 @@ class Bench:
             meter.reset()
         began = self.clock()
         told = len(_steps(runner))
-        return Round(
-            seconds=self.clock() - began,
-            busy=busy(self.meters.values()),
-            told=told,
-            parts=tuple(meter.part() for meter in self.meters.values()),
-        )
+        seconds = self.clock() - began
+        parts = tuple(meter.part() for meter in self.meters.values())
+        return Round(seconds, busy(self.meters.values()), told, parts)
 
 
 def _named(spec: EnsembleSpec, metered: Sequence[Meter], meter: Meter) -> str:
@@ -229,11 +226,5 @@ def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:
 
 
 def _sampling(spec: EnsembleSpec) -> Sampling:
-    return replace(
-        spec.sampling,
-        temperature=spec.sampling.temperature or 1.0,
-        max_tokens=sys.maxsize,
-        stop=(),
-        grammar=None,
-        json_schema=None,
-    )
+    free = replace(spec.sampling, stop=(), grammar=None, json_schema=None)
+    return replace(free, temperature=free.temperature or 1.0, max_tokens=sys.maxsize)

@@ -137,9 +137,8 @@ def evaluate(
             one.name: next(model for other, model in of if one.is_of(other))
             for one in chain.from_iterable(each.members for each in specs)
         }
-        contest = Contest(
-            models, kept, Conditions(**conditions, own_shots=sharing), parallel, progress
-        )
+        how = Conditions(**conditions, own_shots=sharing)
+        contest = Contest(models, kept, how, parallel, progress)
         try:
             evaluation = _held(contest, specs, tasks, samples, members=members, tuned=tune)
         except KeyboardInterrupt:
@@ -247,11 +246,8 @@ def _show(evaluation: Evaluation) -> None:
     for summary in evaluation.tasks:
         show_task(summary, evaluation.conditions.shots_of(summary.task))
         click.echo()
-    rows = [
-        (name, f"{mean.value:+.1f}", mean.interval())
-        for name in evaluation.ensembles
-        if (mean := evaluation.overall(name)) is not None
-    ]
+    means = {name: evaluation.overall(name) for name in evaluation.ensembles}
+    rows = [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in means.items() if mean]
     if rows:
         click.echo("mean difference to the best member of each task, in points")
         outputs.print_table(("", "AHEAD", "95% INTERVAL"), rows)

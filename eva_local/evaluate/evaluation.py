@@ -170,9 +170,8 @@ def advice(summary: TaskSummary, standing: Standing) -> str:
     if ahead.low > 0:
         return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
     if ahead.high < 0:
-        return (
-            f"Use {best} alone: {standing.name} is {amount} worse ({interval}).{_way_out(summary)}"
-        )
+        worse = f"{standing.name} is {amount} worse ({interval})"
+        return f"Use {best} alone: {worse}.{_way_out(summary)}"
     told = (
         f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
         f"({_amount(ahead.value, summary, '+')}, {interval})"
@@ -192,16 +191,13 @@ def comparison(summary: TaskSummary) -> str:
     change = leader.change
     if change is None or change.value <= 0:
         return f"None of the settings compared with {first.name} does better."
+    best = f"Of the settings compared {leader.name} does best"
     amount = _amount(change.value, summary, "+")
     told = f"{amount} against {first.name}, 95% interval {change.interval()}"
-    rows = len(leader.marks)
     if change.low <= 0:
-        return (
-            f"Of the settings compared {leader.name} does best, but {rows} rows cannot tell it "
-            f"from {first.name} ({told})."
-        )
+        return f"{best}, but {len(leader.marks)} rows cannot tell it from {first.name} ({told})."
     luck = "; the best of many owes some of it to luck" if len(others) > 1 else ""
-    return f"Of the settings compared {leader.name} does best ({told}{luck})."
+    return f"{best} ({told}{luck})."
 
 
 def bought(summary: TaskSummary) -> str:

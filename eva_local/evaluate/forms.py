@@ -148,9 +148,7 @@ def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
         return data, b""
     place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
     if place < 0:
-        place = size
-        while data[place] & 0xC0 == 0x80:
-            place -= 1
+        place = len(data[:size].decode(errors="ignore").encode())
     return data[:place], data[place:]
 
 

@@ -11,7 +11,7 @@ from string import punctuation
 from typing import TYPE_CHECKING, NamedTuple
 
 from eva_local.errors import InputError
-from eva_local.evaluate.rows import Metric, Task
+from eva_local.evaluate.rows import Kind, Metric, Task
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -36,6 +36,7 @@ SCALES: dict[Metric, Scale] = {
     "chrF": Scale("chrF", right_or_wrong=False),
     "bits": Scale("bits per byte", ".4f", in_bits=True, right_or_wrong=False),
 }
+_METRICS: dict[Kind, Metric] = {"choice": "choice", "bpb": "bits", "translate": "chrF"}
 # Answers of more words than this are sentences: how close one comes is what counts.
 _WORDS_OF_A_NAME = 5
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -61,12 +62,8 @@ _TOKENISERS = {
 
 def metric_of(task: Task) -> Metric:
     """Return what a task counts in: by its kind, and by what its right answers look like."""
-    if task.metric:
-        return task.metric
-    if task.kind in ("choice", "bpb"):
-        return "choice" if task.kind == "choice" else "bits"
-    if task.kind == "translate":
-        return "chrF"
+    if known := task.metric or _METRICS.get(task.kind):
+        return known
     numbers = [all(map(_is_number, row.answers)) for row in task.rows]
     if sum(numbers) >= _MOST * len(numbers):
         return "number"

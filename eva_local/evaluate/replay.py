@@ -79,11 +79,5 @@ def recording(fusion: FusionSettings) -> FusionSettings:
 
 def hearing(fusion: FusionSettings) -> FusionSettings:
     """Return settings whose votes are those of `fusion`, all of them and with all candidates."""
-    return FusionSettings(
-        space=fusion.space,
-        mapping=fusion.mapping,
-        candidates=0,
-        weights="equal",
-        filter="off",
-        prompt_evidence=fusion.prompt_evidence,
-    )
+    kept = {key: getattr(fusion, key) for key in ("space", "mapping", "prompt_evidence")}
+    return FusionSettings(candidates=0, weights="equal", filter="off", **kept)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from eva_local.evaluate.evaluation import Evaluation, cells, headings, verdict, warning
+from eva_local.evaluate import evaluation as words
+from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.summary import Estimate, TaskSummary
 from eva_local.pages.frame import Line, member_class, report
 
@@ -26,10 +27,7 @@ def report_page(evaluation: Evaluation) -> str:
         n_shown=_SHOWN_ROWS,
         furthest=_furthest,
         asdict=asdict,
-        verdict=verdict,
-        warning=warning,
-        headings=headings,
-        cells=cells,
+        words=words,
     )
 
 
@@ -77,9 +75,8 @@ def _furthest(gains: list[float]) -> list[int]:
 def _patterns(summary: TaskSummary, css: dict[str, str]) -> list[tuple[str, str, int, int]]:
     names = [member.name for member in summary.members]
     alone = {f"only {name}": css[name] for name in names}
-    found: dict[str, list[bool]] = {
-        label: [] for label in ("all members", *alone, "some members", "no member")
-    }
+    labels = ("all members", *alone, "some members", "no member")
+    found: dict[str, list[bool]] = {label: [] for label in labels}
     for place, mark in enumerate(summary.ensembles[0].marks if summary.ensembles else ()):
         right = [one.name for one in summary.members if one.marks[place].value > 0]
         known = {0: "no member", 1: f"only {''.join(right)}", len(names): "all members"}

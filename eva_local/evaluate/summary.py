@@ -247,7 +247,5 @@ def estimate(
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """Return the plain mean of estimates on different rows."""
-    return Estimate(
-        float(np.mean([each.value for each in estimates])),
-        np.mean([each.resamples for each in estimates], axis=0),
-    )
+    value = float(np.mean([each.value for each in estimates]))
+    return Estimate(value, np.mean([each.resamples for each in estimates], axis=0))

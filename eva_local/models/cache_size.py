@@ -14,14 +14,11 @@ _RECURRENT = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "falc
 _INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
 # Each Nth layer is not windowed, where the file does not say otherwise: the last, or the first.
 _PATTERNS = {
-    "gemma2": 2,
-    "gemma3": 6,
+    **dict.fromkeys(("gemma2", "gpt-oss"), 2),
+    **dict.fromkeys(("afmoe", "cohere2", "exaone-moe", "mellum", "muse-glimmer", "olmo2"), 4),
     "gemma3n": 5,
-    "gpt-oss": 2,
-    "cohere2": 4,
-    "olmo2": 4,
+    "gemma3": 6,
     "plamo3": 8,
-    **dict.fromkeys(("afmoe", "exaone-moe", "mellum", "muse-glimmer"), 4),
     **dict.fromkeys(_FULL_FIRST := ("cohere2moe", "laguna", "smallthinker"), 4),
 }
 _STATE_BYTES = 4  # f32, whatever the type of the cache

@@ -34,8 +34,7 @@ class Verification:
 
 def cache_folder() -> Path:
     """Return the folder that eva-local keeps files in: EVA_LOCAL_CACHE, else the user's cache."""
-    if os.environ.get("EVA_LOCAL_CACHE"):
-        written = os.environ["EVA_LOCAL_CACHE"]
+    if written := os.environ.get("EVA_LOCAL_CACHE"):
         return user_path(written, "environment EVA_LOCAL_CACHE").absolute()
     import platformdirs  # only needed where the variable is not set
 
