@@ -4,6 +4,7 @@ A command is a click command in a module of this package; one line in COMMANDS a
 module imports at its top nothing that is slow, because `eva-local --help` reads them all.
 """
 
+import errno
 import io
 import logging
 import os
@@ -125,7 +126,8 @@ def _log_to_stderr(level: int) -> None:
 
 
 def _refusal(error: OSError) -> str:
-    where = error.filename
+    # Only the streams are written without a name, and a closed one takes nothing.
+    where = error.filename or ("standard output" if error.errno == errno.EBADF else None)
     try:
         sys.stdout.flush()
     except OSError:

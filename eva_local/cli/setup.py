@@ -25,7 +25,7 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.option("-e", "--ensemble", metavar="NAME", help="Make an ensemble of them, the first pivot.")
 @click.pass_context
 def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -> None:
-    """Write GGUF files into your models.toml, by name.
+    """Add GGUF files to your models.toml.
 
     Of a DIR, all that are in it. The files stay where they are. With `eva-local --config FILE add`
     it is FILE that is written, else the models.toml of your configuration folder.
@@ -64,7 +64,7 @@ def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -
 @click.argument("shell", required=False, type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str | None) -> None:
-    """Print what lets a SHELL complete commands, options, names of models, and files.
+    """Print what lets a SHELL complete names and files.
 
     For bash: eva-local completion bash >> ~/.bashrc
     """

@@ -187,7 +187,8 @@ def load_config(
     for path, document in layers:
         more, own = read_models(path, document.get("models", {}), among)
         new.append([name for name in more if name not in models])
-        models, owns = models | more, owns | own
+        # The user's own come first.
+        models, owns = {**more, **{k: v for k, v in models.items() if k not in more}}, owns | own
     for number, (path, document) in enumerate(layers):
         tables = document.get("ensembles", {})
         # A model takes the place of an ensemble of an earlier file.
@@ -197,7 +198,8 @@ def load_config(
         made, own = read_ensembles(path, tables, models, among)
         if found := [*(name for name in made if name not in ensembles), *new[number]]:
             chosen = replace(chosen, value=found[0])
-        ensembles, owns = ensembles | made, owns | own
+        rest = {name: spec for name, spec in ensembles.items() if name not in made}
+        ensembles, owns = made | rest, owns | own
     chosen = effective.get("ensemble", chosen)
     default = str(chosen.value)
     shown = {**defaults, **owns.get(default, {}), **given, "ensemble": chosen}

@@ -6,12 +6,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from eva_local.engine.request import AnyPrompt, Request, RequestOptions
+from eva_local.engine.request import AnyPrompt, Request
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
@@ -85,7 +86,7 @@ async def _written(
                 yield index, echo, echo.tokens
         if call.scored:
             return
-        options: RequestOptions = {"alone": model.alone, "weights": call.weights}
+        options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
         options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
         requests = [
             Request(prompt, call.seeded(sample), **options)

@@ -5,11 +5,12 @@ import json
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
 from eva_local.api import Ensemble
-from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Weights
+from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
@@ -87,7 +88,7 @@ class ServedModel:
 
     async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
-        options: RequestOptions = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
+        options: dict[str, Any] = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
         options["symbols"] = n_top is not None
         requests = [Request(prompt, continuation=text, **options) for prompt, text in texts]
         async with contextlib.aclosing(self.run(requests)) as all_told:
