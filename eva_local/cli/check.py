@@ -36,7 +36,7 @@ def check(
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
-    """Say whether an ensemble of your models is worth it, and what it costs.
+    """Find out whether an ensemble is worth it.
 
     The members' files, vocabularies, templates and memory are looked at, their speed is measured,
     and they, and the ensemble in both spaces, do a short test of texts that come with eva-local.
