@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from eva_local.evaluate.rows import Kind, Task
     from eva_local.evaluate.summary import TaskSummary
 
+# Fewer rows say nothing of settings.
+_TUNABLE = 20
+
 
 @click.command("eval")
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
@@ -98,28 +101,28 @@ def evaluate(
     """Measure an ensemble against its members.
 
     FILE has rows as JSON lines: `prompt` and `answers`, or `prompt`, `choices` and `label`, or
-    `text`. Each member and the ensemble do all rows; what is done is kept, and not done again.
+    `text`. Any other FILE is a text. Without one, a few rows that come with eva-local are done.
+    Each member and the ensemble do all rows; what is done is kept, and not done again.
 
-    With --task bpb, FILE is plain text, or JSON lines with a field `text`, `question` or
-    `prompt`, and bits per byte are measured: lower is better. The weights prompt-perplexity need
-    --prompt-bytes there.
+    With --task bpb, and of texts, bits per byte are measured: lower is better. The weights
+    prompt-perplexity need --prompt-bytes there.
     """
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.report import report_page
     from eva_local.evaluate.results import Results
-    from eva_local.evaluate.rows import read_tasks
+    from eva_local.evaluate.rows import BUILT_IN, read_tasks
     from eva_local.models.store import cache_folder
     from eva_local.opening import open_models
 
-    if not files:
-        raise InputError("there are no rows: give a FILE of them")
     written = {"--json": json_out, "--html": html_out, "--results": results}
     outputs.refuse_outputs(written, (*files, *shot_files))
     spec = load(overrides).ensemble()
     sharing = len(spec.members) if own_shots else 0
     n_shots *= sharing or 1
-    tasks = read_tasks(files, None if kind == "auto" else kind, limit, shot_files, n_shots)
+    tasks = read_tasks(
+        files or BUILT_IN, None if kind == "auto" else kind, limit, shot_files, n_shots
+    )
     for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
         if given and len(spec.members) < 2:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")
@@ -165,7 +168,10 @@ def _held(
 
     spec, tuned_block = specs[0], ""
     tasks = [contest.scorable(task) for task in tasks]
-    if tuned:
+    if tuned and sum(len(task.rows) for task in tasks) < _TUNABLE:
+        told = f"--tune needs {_TUNABLE} rows, better 200, and there are fewer: nothing is tuned"
+        click.echo(f"eva-local: {told}", err=True)
+    elif tuned:
         fit, tasks = halves(tasks)
         best = tune(contest, fit, spec)
         tuned_block = block(best, fit)

@@ -16,7 +16,7 @@ from eva_local.evaluate.contest import Contest, alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Task, read_tasks
+from eva_local.evaluate.rows import BUILT_IN, read_tasks
 from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, summarize
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
@@ -89,12 +89,6 @@ class Check:
             "verdict": self.verdict,
             "test": self.evaluation.as_json(),
         }
-
-
-def built_in() -> list[Task]:
-    """Return the tasks that come with the package."""
-    folder = Path(__file__).parent / "rows"
-    return read_tasks([folder / "questions.jsonl", folder / "text.jsonl"])
 
 
 def needed(facts: Sequence[Fact]) -> int:
@@ -176,7 +170,7 @@ def _tested(
             fusion = replace(spec.fusion, space=space)
             name = spec.name if space == own else f"{spec.name}, {space}"
             contestants.append(replace(spec, name=name, fusion=fusion))
-    tasks = [contest.scorable(task) for task in built_in()]
+    tasks = [contest.scorable(task) for task in read_tasks(BUILT_IN)]
     entries = contest.run(tasks, contestants)
     summaries = [
         summarize([entry for entry in entries if entry.task is task], seed, n_members)

@@ -1,12 +1,12 @@
 """How a row is put to models: the prompt, its examples, where an answer ends, parts of texts."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.rows import Metric, Task, TaskRow
+from eva_local.evaluate.rows import Metric, Task, TaskRow, cut, pieces
 from eva_local.llama.prompt import Prompt
 from eva_local.types import THINKING_KEYS, Message, Sampling
 
@@ -18,10 +18,6 @@ _LABEL = re.compile(r"[^\W\d_][^:\n]{0,30}:")
 # Symbols are enough for the longest usual answer of a task with this metric.
 _MAX_TOKENS: dict[Metric, int] = {"number": 200, "exact": 16, "chrF": 80}
 _TRANSLATION_TOKENS = 100
-# Short enough for a context of 4,096 tokens, whatever the vocabulary.
-_LONGEST = 3000
-# A cut is between words where one ends so near; Chinese has a space once in a while.
-_LONGEST_WORD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +136,6 @@ def sampling_of(
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
-    """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
-    if len(data) <= size:
-        return data, b""
-    place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
-    if place < 0:
-        place = len(data[:size].decode(errors="ignore").encode())
-    return data[:place], data[place:]
-
-
-def pieces(data: bytes) -> Iterator[bytes]:
-    """Cut UTF-8 text into parts that are short enough for a context."""
-    while data:
-        part, data = cut(data, _LONGEST)
-        yield part
 
 
 def without(text: bytes, missing: frozenset[int]) -> bytes:

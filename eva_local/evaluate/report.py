@@ -8,7 +8,7 @@ from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.summary import Estimate, TaskSummary
 from eva_local.pages.frame import Line, member_class, report
 
-# Rows that are shown of each task: those in which ensemble and best member differ most.
+# Rows that are shown of each task.
 _SHOWN_ROWS = 24
 
 
@@ -67,9 +67,10 @@ def _gains(summary: TaskSummary) -> list[float]:
     return [sign * (mine.value - theirs.value) for mine, theirs in pairs]
 
 
-def _furthest(gains: list[float]) -> list[int]:
-    apart = [row for row, gain in enumerate(gains) if gain]
-    return sorted(apart, key=lambda row: -abs(gains[row]))
+def _furthest(summary: TaskSummary, gains: list[float]) -> list[int]:
+    """Return all rows, those first in which the ensemble and its best member differ most."""
+    rows = range(len(summary.task.rows))
+    return sorted(rows, key=lambda row: -abs(gains[row]) if gains else 0)
 
 
 def _patterns(summary: TaskSummary, css: dict[str, str]) -> list[tuple[str, str, int, int]]:

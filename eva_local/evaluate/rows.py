@@ -1,7 +1,7 @@
 """Rows of a task: a prompt with what would be right, choices with the right one, or a text."""
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,12 @@ from eva_local.reading import Whole
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
 Metric = Literal["exact", "number", "choice", "chrF", "bits"]
+# Rows that come with the package, for a first look: `eval` without any, and `check`.
+BUILT_IN = tuple(Path(__file__).parent / "rows" / f"{name}.jsonl" for name in ("questions", "text"))
+# Short enough for a context of 4,096 tokens, whatever the vocabulary.
+_LONGEST = 3000
+# A cut is between words where one ends so near; Chinese has a space once in a while.
+_LONGEST_WORD = 100
 _NEEDED: dict[Kind, tuple[str, ...]] = {
     "choice": ("prompt", "choices"),
     "bpb": ("text",),
@@ -79,8 +85,8 @@ def read_tasks(
     """Read a task from each file: its first `limit` rows, with `n_shots` examples.
 
     A task takes its examples from the file of examples that is of its family, or from the only
-    one. Without `kind`, the fields of the rows tell it. Where the kind is bpb, a file that is not
-    named .jsonl is one text, and a row without a text is a question or prompt that is taken for
+    one. Without `kind`, the fields of the rows tell it, and a file that is not named .jsonl is a
+    text. Where the kind is bpb, a row without a text is a question or prompt that is taken for
     one. Raises InputError for rows that do not fit, and where a task has too few examples.
     """
     examples = [read_rows(path) for path in shot_files]
@@ -89,7 +95,8 @@ def read_tasks(
         name = path.stem
         if name in tasks:
             raise InputError(f"{path}: another file is called {name} too; rename one")
-        rows = (read_texts if kind == "bpb" else read_rows)(path)[:limit]
+        is_text = kind == "bpb" or (kind is None and path.suffix != ".jsonl")
+        rows = (read_texts if is_text else read_rows)(path)[:limit]
         found = kind or _kind(rows[0])
         for number, row in enumerate(rows, 1):
             _refuse_unfit(row, found, f"{path}, row {number}")
@@ -106,14 +113,36 @@ def read_rows(path: Path) -> tuple[TaskRow, ...]:
 
 
 def read_texts(path: Path) -> tuple[TaskRow, ...]:
-    """Read texts: one from each row of JSON lines, or a whole file of another name."""
+    """Read texts: one from each row of JSON lines; a file of another name is cut into rows."""
     if path.suffix == ".jsonl":
         return tuple(_text(line, number) for number, line in enumerate(_lines(path), 1))
     try:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no UTF-8 text: {error}") from error
-    return (TaskRow(path.name, text=text),)
+    if not text:
+        raise InputError(f"{path}: holds no text")
+    parts = [part.decode() for part in pieces(text.encode())]
+    return tuple(TaskRow(str(number), text=part) for number, part in enumerate(parts, 1))
+
+
+def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
+    """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
+    if len(data) <= size:
+        return data, b""
+    place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
+    if place < 0:
+        place = size
+        while data[place] & 0xC0 == 0x80:
+            place -= 1
+    return data[:place], data[place:]
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Cut UTF-8 text into parts that are short enough for a context."""
+    while data:
+        part, data = cut(data, _LONGEST)
+        yield part
 
 
 def _read(path: Path) -> bytes:

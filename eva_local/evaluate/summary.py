@@ -17,6 +17,8 @@ _BITS_PER_NAT = 1.4426950408889634
 FAR_APART = 10.0
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+# The middle 95% of a normal distribution ends at so many deviations.
+_NORMAL = 1.96
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,20 +26,26 @@ class Estimate:
     """A weighted mean over rows, and what it came to in resamples of the rows.
 
     `low` and `high` bound the middle 95% of `resamples: (RESAMPLES,)`. A difference of two
-    contestants on the same rows, drawn by the same seed, is the paired bootstrap.
+    contestants on the same rows, drawn by the same seed, is the paired bootstrap. Where all of
+    `n_alike` rows are right, or all wrong, resamples say nothing: there it is Wilson's (1927).
     """
 
     value: float
     resamples: NDArray[np.float64]
+    n_alike: int = 0
 
     @property
     def low(self) -> float:
         """The lower end of the 95% interval."""
+        if self.n_alike:
+            return self.value * self.n_alike / (self.n_alike + _NORMAL**2)
         return float(np.quantile(self.resamples, (1 - CONFIDENCE) / 2))
 
     @property
     def high(self) -> float:
         """The upper end of the 95% interval."""
+        if self.n_alike:
+            return max(self.value, 100 * _NORMAL**2 / (self.n_alike + _NORMAL**2))
         return float(np.quantile(self.resamples, (1 + CONFIDENCE) / 2))
 
     def __sub__(self, other: "Estimate") -> "Estimate":
@@ -178,9 +186,12 @@ def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
     if metric == "chrF":
         texts = [metrics.first_lines(result.text, row.answers) for row, result in rows]
         more = metrics.corpus_scores(texts, [row.answers for row, _ in rows], rows[0][0].language)
+    score = estimate([one.value for one in marks], [one.weight for one in marks], seed)
+    if metrics.SCALES[metric].right_or_wrong and len({one.value for one in marks}) == 1:
+        score = replace(score, n_alike=len(marks))
     return Standing(
         spec=entry.spec,
-        score=estimate([one.value for one in marks], [one.weight for one in marks], seed),
+        score=score,
         marks=marks,
         more=more,
         filtered=votes_filtered(entry.results),
