@@ -31,6 +31,7 @@ class PivotState:
         control: ControlTokens,
     ) -> None:
         self.context = context
+        self.unread = 0
         self._mapping = mapping
         self._pieces = symbol_pieces
         self._n_candidates = n_candidates
@@ -46,10 +47,6 @@ class PivotState:
     @property
     def room(self) -> int:
         return self.context.room
-
-    @property
-    def unread(self) -> int:
-        return 0
 
     @property
     def ready(self) -> bool:
@@ -109,10 +106,10 @@ class PivotState:
 
     @property
     def ahead(self) -> bytes:
-        return self.context.ahead
+        return b"".join(self.context.pieces[token_id] for token_id in self.context.ahead)
 
     def guess(self) -> tuple[bytes, float]:
-        likeliest, count = self._likeliest, self.context.n_ahead
+        likeliest, count = self._likeliest, len(self.context.ahead)
         if count:
             logits = self._foreseen.get(len(self.context.tokens) + count)
             likeliest = None if logits is None else top_k(logits, self._n_candidates)
@@ -150,10 +147,10 @@ class PivotState:
         self._likeliest = top_k(logits, self._n_candidates, marks)
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self.context.read(run, blocks))
+        self.take(run, self.context.likelihood.read(self.context.tokens, run, blocks))
 
     def prompt_log_likelihood(self) -> float:
-        return self.context.log_likelihood_per_byte()
+        return self.context.likelihood.per_byte()
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""
