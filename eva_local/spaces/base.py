@@ -56,12 +56,6 @@ class Candidates:
             return tuple(self.piece(candidate))
         return () if candidate == self.end else (candidate,)
 
-    def with_piece(self, piece: bytes) -> Sequence[int]:
-        """Return the candidates with exactly these bytes."""
-        if self.tokens is None:
-            return (self.pieces.index(piece),) if piece in self.pieces else ()
-        return self.tokens.get(piece, ())
-
     def possible(self) -> Ids:
         """Return what may be chosen where nothing that was voted for may."""
         if self.allowed is not None:
@@ -70,17 +64,17 @@ class Candidates:
 
     def spread(self, candidates: Ids, values: Mapping[bytes, float]) -> Floats:
         """Return (m,): the value of the piece of each of `candidates`, which ascend, else 0."""
-        spread = np.zeros(len(candidates))
-        if len(values) > len(candidates):
+        if self.tokens is None or len(values) > len(candidates):
             return np.asarray([values.get(self.piece(each), 0.0) for each in candidates.tolist()])
+        spread = np.zeros(len(candidates))
         found = [
-            (each, amount) for piece, amount in values.items() for each in self.with_piece(piece)
+            (each, value) for piece, value in values.items() for each in self.tokens.get(piece, ())
         ]
         if found and len(candidates):
-            wanted, amounts = (np.asarray(column) for column in zip(*found, strict=True))
+            wanted, told = (np.asarray(column) for column in zip(*found, strict=True))
             index = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
             held = candidates[index] == wanted
-            spread[index[held]] = amounts[held]
+            spread[index[held]] = told[held]
         return spread
 
 

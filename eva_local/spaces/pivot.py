@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
@@ -188,7 +187,8 @@ class PivotSpace:
         self._n_candidates = n_candidates
         self._control = control or listeners(models)
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
-        self._spelled = _without(self._pieces, missing) if missing else None
+        spelled = map(missing.isdisjoint, self._pieces) if missing else [True] * self.end
+        self._spelled = np.asarray([*spelled, True])
 
     def piece(self, symbol: int) -> bytes:
         return b"" if symbol == self.end else self._pieces[symbol]
@@ -250,15 +250,12 @@ class PivotSpace:
 
     def _votes(self, states: Sequence[PivotState], only: int | None) -> list[Vote | None]:
         """Return the votes; the pivot's may steer how the others' are split."""
-        pivot = self._spellable(states[self.pivot].vote(None))
-        return [
-            pivot
-            if index == self.pivot
-            else None
-            if only is not None
-            else self._spellable(state.vote(pivot))
-            for index, state in enumerate(states)
-        ]
+        votes: list[Vote | None] = [None] * len(states)
+        votes[self.pivot] = pivot = self._spellable(states[self.pivot].vote(None))
+        for index, state in enumerate(states):
+            if only is None and index != self.pivot:
+                votes[index] = self._spellable(state.vote(pivot))
+        return votes
 
     def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
         return [
@@ -268,16 +265,6 @@ class PivotSpace:
             )
         ]
 
-    def _spellable(self, vote: Vote | None) -> Vote | None:
-        if vote is None or self._spelled is None:
-            return vote
-        kept = self._spelled[vote.symbols]
-        if kept.all():
-            return vote
-        return normalised(vote.symbols[kept], vote.probabilities[kept])
-
-
-def _without(pieces: Sequence[bytes], missing: frozenset[int]) -> NDArray[np.bool_]:
-    """Return (symbols,): whether a piece has none of the bytes; END has none."""
-    marks = [missing.isdisjoint(piece) for piece in pieces]
-    return np.asarray([*marks, True], dtype=np.bool_)
+    def _spellable(self, vote: Vote) -> Vote:
+        kept = vote.within(self._spelled)
+        return vote if kept is vote else normalised(kept.symbols, kept.probabilities)
