@@ -272,7 +272,7 @@ def follow(model: LlamaModel, fresh: LlamaModel, state: ByteState, chance: rando
                 assert list(row[run.start :]) == list(run.tokens)
                 compare(fresh, row, logits)
             state.take(run, logits)
-    assert state.next_bytes().sum() == pytest.approx(1)
+    assert state.beam.next().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("space", ["pivot", "bytes"])

@@ -72,10 +72,10 @@ def test_whatever_is_given_up_some_row_is_there_to_vote(
     state.start([1])
     for byte in [*text, 0x20]:
         read(model, state)
-        pieces, shares, ends = state.pieces(8)
+        pieces, shares, ends = state.beam.pieces(8)
         assert pieces
         assert len(pieces) == len(shares) == len(ends)
-        assert state.next_bytes().sum() == pytest.approx(1)
+        assert state.beam.next().sum() == pytest.approx(1)
         state.commit(byte)
         if settles:
             state.settle()

@@ -109,14 +109,9 @@ class ByteBeam:
                 shares[border.branch.seq_id] += share
         return min(shares, key=shares.__getitem__, default=None)
 
-    def likeliest(self) -> tuple[Branch, int] | None:
-        """Return the likeliest row that was decoded, and how many bytes it covers."""
-        likeliest = max(self._open, key=self._weight, default=None)
-        return None if likeliest is None else (likeliest.branch, likeliest.covers)
-
-    def likeliest_token(self) -> tuple[int, float]:
-        """Return the token that the likeliest row thinks comes next, and how likely that is."""
-        return max(self._open, key=self._weight).likeliest()
+    def likeliest(self) -> OpenRow | None:
+        """Return the likeliest row that was decoded."""
+        return max(self._open, key=self._weight, default=None)
 
     def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
         """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
