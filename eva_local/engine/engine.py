@@ -4,10 +4,10 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from itertools import chain, product
+from itertools import chain, cycle, product
 from typing import Any
 
 from eva_local.cache.context import common
@@ -70,6 +70,8 @@ class Engine:
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
+        #: How many symbols the shared space has, END included.
+        self.n_symbols = space.end + 1
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -79,14 +81,19 @@ class Engine:
         #: Who drafts the answers that begin from now on; see `FusionSettings`.
         self.drafter = fusion.drafter
 
-    @property
-    def n_symbols(self) -> int:
-        """How many symbols the shared space has, END included."""
-        return self._all.space.end + 1
-
     def panel(self, alone: int | None = None) -> Panel:
         """Return all members, or one who writes alone, by its number."""
-        return self._all if alone is None else self._alone_panel(alone)
+        if alone is None:
+            return self._all
+        if alone not in self._alone:
+            space = self._all.space.alone(alone)
+            # What one model says is not weighed, and nobody else need be asked.
+            fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
+            samplers = Samplers(space, self._models[alone].tokenizer.missing_bytes)
+            panel = Panel((alone,), (self.names[alone],), space, fusion, samplers)
+            # Of several threads that ask for it, all get the same.
+            self._alone.setdefault(alone, panel)
+        return self._alone[alone]
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -212,13 +219,6 @@ class Engine:
             for member, prompt in prompts.items()
         }
 
-    def _readers_of(self, member: int) -> Iterator[MemberState]:
-        model = self._models[member]
-        for states in self._states.values():
-            yield from (
-                each for each, its in zip(states, self._models, strict=True) if its is model
-            )
-
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
         for state, other in zip(self._states_of(slot), self._states_of(free), strict=True):
@@ -251,17 +251,6 @@ class Engine:
                 sequence.fail(error)
         return [sequence.step() for sequence in sequences]
 
-    def _alone_panel(self, member: int) -> Panel:
-        if member not in self._alone:
-            space = self._all.space.alone(member)
-            # What one model says is not weighed, and nobody else need be asked.
-            fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
-            samplers = Samplers(space, self._models[member].tokenizer.missing_bytes)
-            panel = Panel((member,), (self.names[member],), space, fusion, samplers)
-            # Of several threads that ask for it, all get the same.
-            self._alone.setdefault(member, panel)
-        return self._alone[member]
-
     def _states_of(self, slot: int) -> Sequence[MemberState]:
         if slot not in self._states:
             self._states[slot] = self._all.space.states(slot)
@@ -269,7 +258,9 @@ class Engine:
 
     def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        best = max(self._readers_of(member), key=lambda other: other.holds(prompt))
+        model, states = self._models[member], chain.from_iterable(self._states.values())
+        readers = (each for each, its in zip(states, cycle(self._models)) if its is model)
+        best = max(readers, key=lambda other: other.holds(prompt))
         if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
             state.adopt(best)
 
@@ -367,10 +358,10 @@ class Engine:
         writing = any(sequence.steps for sequence in sequences)
         prompt_room = (self.chunk or room) if writing else room
         for sequence, member in product(sequences, members):
-            index = sequence.panel.index(member)
             limit = room if sequence.steps else min(room, prompt_room)
-            if index is None or limit <= 0:
+            if member not in sequence.panel.members or limit <= 0:
                 continue
+            index = sequence.panel.members.index(member)
             with sequence.own_end(index):
                 for run in sequence.pending(index, limit):
                     prompt_room -= 0 if sequence.steps else len(run.tokens)

@@ -122,10 +122,9 @@ class TextSequence:
         """Let what goes wrong, maybe in one member's part, end this text and no other."""
         try:
             yield
-        except EvaError as error:
-            self.fail(error, index)
         except Exception as error:
-            log.exception("an answer failed")
+            if not isinstance(error, EvaError):
+                log.exception("an answer failed")
             self.fail(error, index)
 
     def pending(self, index: int, limit: int) -> list[Run]:
@@ -276,7 +275,7 @@ class TextSequence:
             reason = "length"
         self.finished = reason is not None
         n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
-        top = _shown(decision.fused, n_top, candidates)
+        top = likeliest(decision.fused, n_top, candidates)
         step = Step(
             piece=piece,
             text=shown if thought is None else "",
@@ -310,7 +309,7 @@ class TextSequence:
         ballots = (
             Ballot(
                 member=name,
-                top=_shown(vote, _TRACED, candidates),
+                top=likeliest(vote, _TRACED, candidates),
                 chosen=0.0 if vote is None else vote.probability(chosen),
                 stayed=decision.stayed[index],
                 reason=decision.reasons[index],
@@ -357,6 +356,7 @@ def _rule(ticket: Ticket) -> FusionSettings:
     return replace(fusion, weights=weights)
 
 
-def _shown(vote: Vote | None, count: int, candidates: Candidates) -> tuple[Candidate, ...]:
+def likeliest(vote: Vote | None, count: int, candidates: Candidates) -> tuple[Candidate, ...]:
+    """Return the `count` likeliest candidates of a vote, as they are told."""
     top = [] if vote is None or not count else vote.top(count)
     return tuple(Candidate(candidates.piece(each), share) for each, share in top)

@@ -265,6 +265,7 @@ class PivotSpace:
             )
         ]
 
-    def _spellable(self, vote: Vote) -> Vote:
-        kept = vote.within(self._spelled)
-        return vote if kept is vote else normalised(kept.symbols, kept.probabilities)
+    def _spellable(self, vote: Vote | None) -> Vote | None:
+        if vote is None or (kept := vote.within(self._spelled)) is vote:
+            return vote
+        return normalised(kept.symbols, kept.probabilities)
