@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from itertools import chain, cycle, product
+from itertools import chain, product
 from typing import Any
 
 from eva_local.cache.context import common
 from eva_local.config.specs import FusionSettings
-from eva_local.engine.apart import ApartSequence, thinker_of
+from eva_local.engine.apart import ApartSequence
 from eva_local.engine.decoding import decode_all
 from eva_local.engine.grammar import Grammar
 from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
@@ -134,16 +134,16 @@ class Engine:
             raise
         if ticket.symbols is not None:
             return ScoredSequence(ticket, states, followers)
-        if not ticket.alone:
+        models = [self._models[member] for member in panel.members]
+        sequence: TextSequence
+        if ticket.alone:
+            contexts = [model.n_ctx for model in models]
+            sequence = ApartSequence(ticket, states, sampler, readers, contexts, followers)
+        else:
             sequence = TextSequence(ticket, states, sampler, followers)
-            return self._looking_ahead(ticket, sequence)
-        contexts = [self._models[member].n_ctx for member in panel.members]
-        thinkers = [
-            thinker_of(ticket, index, state, n_ctx)
-            for index, (state, n_ctx) in enumerate(zip(readers, contexts, strict=True))
-        ]
-        apart = ApartSequence(ticket, states, sampler, thinkers, contexts, followers)
-        return self._looking_ahead(ticket, apart)
+        if (drafter := self.drafter_for(panel)) is not None:
+            sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
+        return sequence
 
     def drafter_for(self, panel: Panel) -> str | int | None:
         """Return who drafts for a panel, its own members by their index; None for nobody."""
@@ -155,12 +155,6 @@ class Engine:
         if drafter == "auto" and len({self._models[member] for member in panel.members}) == 1:
             return None  # One model writes as llama.cpp alone does, near-ties and all.
         return drafter if drafter in DRAFTERS else None
-
-    def _looking_ahead(self, ticket: Ticket, sequence: TextSequence) -> TextSequence:
-        if (drafter := self.drafter_for(ticket.panel)) is not None:
-            models = [self._models[member] for member in ticket.panel.members]
-            sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
-        return sequence
 
     def _start(
         self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
@@ -258,8 +252,8 @@ class Engine:
 
     def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        model, states = self._models[member], chain.from_iterable(self._states.values())
-        readers = (each for each, its in zip(states, cycle(self._models)) if its is model)
+        alike = [n for n, model in enumerate(self._models) if model is self._models[member]]
+        readers = (states[index] for states in self._states.values() for index in alike)
         best = max(readers, key=lambda other: other.holds(prompt))
         if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
             state.adopt(best)
