@@ -48,7 +48,7 @@ def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabu
 
 def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:
     """Return a tokeniser that always takes the longest piece."""
-    ids = vocab.pieces_to_ids()
+    ids = vocab.ids
     longest = max(map(len, ids))
 
     def raw(text: bytes) -> list[int]:

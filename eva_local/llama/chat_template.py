@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
@@ -178,16 +179,10 @@ class _Generation(Extension):
 
 
 def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any
 ) -> str:
     """Stand in for jinja2's filter, which writes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _literals(tree: nodes.Template) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
-class LlamaModel:
+class LlamaModel(AbstractContextManager["LlamaModel"]):
     """A GGUF file opened by llama.cpp, with `n_sequences` independent texts; see `Model`.
 
     With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one text
@@ -67,9 +68,6 @@ class LlamaModel:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "LlamaModel":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

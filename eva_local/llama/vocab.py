@@ -36,7 +36,8 @@ class Vocabulary:
 
     `pieces[token_id]` are the bytes of a token (empty for control and unknown tokens);
     `kinds: (n,) uint8`; `speakable: (n,) bool` marks tokens that may stand for text: not
-    control, unknown, unused or END, and not empty. `markers` are the spelled forms of the
+    control, unknown, unused or END, and not empty. `ids` has the one that stands for each piece of
+    theirs: a written-out token before a byte token. `markers` are the spelled forms of the
     tokens that only a chat template may write; llama.cpp takes white space away beside those of
     `strips_left` and `strips_right`. `eos_id` is the one of the END ids with which the
     model ends a text, where it has one. `fingerprint` is equal for equal vocabularies.
@@ -67,18 +68,10 @@ class Vocabulary:
         self.speakable = filled & (self.kinds <= Kind.BYTE)
         self.speakable[list(self.end_ids)] = False
         self.fingerprint = _fingerprint(self.pieces, self.kinds, self.end_ids)
-        self._ids = _ids_by_piece(self.pieces, self.kinds, self.speakable)
+        self.ids: Mapping[bytes, int] = _ids_by_piece(self.pieces, self.kinds, self.speakable)
 
     def __len__(self) -> int:
         return len(self.pieces)
-
-    def id_of(self, piece: bytes) -> int | None:
-        """Return the speakable token for these bytes: a written-out one before a byte token."""
-        return self._ids.get(piece)
-
-    def pieces_to_ids(self) -> Mapping[bytes, int]:
-        """Return every speakable piece with the id that stands for it."""
-        return self._ids
 
     def spelled(self, token_id: int | None) -> str:
         """Return how a token is written: a control token by its name; none, or without, is ""."""

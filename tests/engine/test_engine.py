@@ -256,7 +256,7 @@ def favour(*pieces: bytes):
     """Logits that want these pieces in turn, then END."""
 
     def logits_for(model: FakeModel):
-        wanted = [model.vocabulary.id_of(piece) for piece in pieces]
+        wanted = [model.vocabulary.ids.get(piece) for piece in pieces]
 
         def logits(tokens):
             row = np.full(len(model.vocabulary), -20, dtype=np.float32)

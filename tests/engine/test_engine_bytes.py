@@ -303,7 +303,7 @@ def preferring(
     vocabulary = FakeModel(words).vocabulary
     logits = np.full(len(vocabulary), -9, dtype=np.float32)
     for piece, value in likely.items():
-        logits[vocabulary.id_of(piece)] = value
+        logits[vocabulary.ids.get(piece)] = value
     return lambda _tokens: logits
 
 

@@ -30,7 +30,7 @@ def talker(words: list[bytes], seed: int, noise: float = 2.0, **how) -> FakeMode
     """A model that mostly goes on as `SAID`, so that members often agree, and drafts are right."""
     model = FakeModel(words, **how)
     pieces = model.vocabulary.pieces
-    likable = set(model.vocabulary.pieces_to_ids().values())
+    likable = set(model.vocabulary.ids.values())
 
     def logits(tokens) -> np.ndarray:
         text = b"".join(pieces[token] for token in tokens)
@@ -381,7 +381,7 @@ def _begun() -> tuple[FakeModel, ByteState]:
     """A model that thinks a few tokens alike likely, and its state after the prompt."""
     model = FakeModel([b"a", b"b", b" b", b" "])
     row = np.full(len(model.vocabulary), -30, dtype=np.float32)
-    ids = model.vocabulary.pieces_to_ids()
+    ids = model.vocabulary.ids
     row[[ids[piece] for piece in (b"a", b"b", b" b", b" ")]] = 1
     model._logits = lambda _: row
     (state,) = ByteSpace([model], threshold=0.001).states(0)
