@@ -1,13 +1,20 @@
 """llama.cpp's cache of one context, which it calls its memory: what it holds of each sequence."""
 
+import ctypes
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eva_local.errors import ModelError
 from eva_local.llama.backend import library
 from eva_local.llama.model import ALL
-from eva_local.llama.snapshots import Snapshots
+from eva_local.llama.snapshots import Snapshot, retained
+
+# Of a snapshot, what recurrent layers hold and no more: what attention holds can be cut.
+_PARTIAL_ONLY = 1
 
 
 class Memory:
@@ -16,6 +23,7 @@ class Memory:
     llama.cpp agrees to forget the end of a sequence also where a cache with a window no longer
     has what comes before that end, and then computes other logits. Layers of the model look back
     over `window` tokens, 0: over all. Sequence `guard`, if any, guards a window that texts share.
+    Of each sequence there are at most `n_snapshots`, of beginnings of what it holds.
     """
 
     def __init__(
@@ -29,8 +37,10 @@ class Memory:
         n_snapshots: int,
     ) -> None:
         self._llama = library()
+        self._context = context
         self._memory = self._llama.llama_get_memory(context)
-        self._snapshots = Snapshots(context, n_snapshots)
+        self._n_snapshots = n_snapshots
+        self._snapshots: dict[int, list[Snapshot[NDArray[np.uint8]]]] = {}
         self._path = path
         self._window = window
         self._is_recurrent = is_recurrent
@@ -40,7 +50,10 @@ class Memory:
 
     def holds(self, seq_id: int, start: int) -> int:
         """Return the last position, at most `start`, from which a text can go on."""
-        return start if self._reaches(seq_id, start) else self._snapshots.best(seq_id, start)
+        if self._reaches(seq_id, start):
+            return start
+        lengths = (each.length for each in self._snapshots.get(seq_id, ()))
+        return max((length for length in lengths if length <= start), default=0)
 
     def _reaches(self, seq_id: int, start: int) -> bool:
         """Return whether there is all that a token at `start` may look back on."""
@@ -64,7 +77,7 @@ class Memory:
             self._snapshots.clear()
             return 0
         kept = self.holds(seq_id, start)
-        if self._reaches(seq_id, kept) or self._snapshots.restore(seq_id, kept):
+        if self._reaches(seq_id, kept) or self._restore(seq_id, kept):
             # From 0 on, a recurrent model forgets only what it is told to forget as a whole.
             removed = self._llama.llama_memory_seq_rm(self._memory, seq_id, kept or -1, -1)
         else:
@@ -72,7 +85,8 @@ class Memory:
         if not removed and not kept:
             raise ModelError(f"{self._path}: llama.cpp does not let go of a text; open it again")
         self.touch(kept)
-        self._snapshots.cut(seq_id, kept)
+        held = self._snapshots.get(seq_id, ())
+        self._snapshots[seq_id] = [each for each in held if each.length <= kept]
         return kept if removed else self.remove(seq_id, 0)
 
     def copy(self, source: int, target: int, length: int) -> int:
@@ -88,14 +102,33 @@ class Memory:
         # Of a recurrent model, llama.cpp would copy all there is of nothing.
         if kept:
             self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-            self._snapshots.copy(source, target)
+            self._snapshots[target] = list(self._snapshots.get(source, ()))
         return self.remove(target, kept)
 
     def snapshot(self, seq_id: int, *, lasting: bool) -> None:
-        """Save what a sequence holds; see `Model.snapshot`."""
-        length = self._llama.llama_memory_seq_pos_max(self._memory, seq_id) + 1
-        if length:
-            self._snapshots.take(seq_id, length, lasting=lasting)
+        """Save what a sequence holds, in the host's memory; see `Model.snapshot`."""
+        llama, held = self._llama, self._snapshots.get(seq_id, [])
+        length = llama.llama_memory_seq_pos_max(self._memory, seq_id) + 1
+        if not self._n_snapshots or length in (0, *(each.length for each in held)):
+            return
+        state = np.empty(
+            llama.llama_state_seq_get_size_ext(self._context, seq_id, _PARTIAL_ONLY), np.uint8
+        )
+        got = llama.llama_state_seq_get_data_ext(
+            self._context, _pointer(state), state.size, seq_id, _PARTIAL_ONLY
+        )
+        if got == state.size:
+            new = Snapshot(length, lasting, state)
+            self._snapshots[seq_id] = retained([*held, new], self._n_snapshots)
+
+    def _restore(self, seq_id: int, length: int) -> bool:
+        """Put a snapshot back; what attention holds beyond must be cut next."""
+        (state,) = (each.state for each in self._snapshots[seq_id] if each.length == length)
+        return bool(
+            self._llama.llama_state_seq_set_data_ext(
+                self._context, _pointer(state), state.size, seq_id, _PARTIAL_ONLY
+            )
+        )
 
     def touch(self, start: int) -> None:
         """Note that what stands at `start` and after it changes."""
@@ -115,3 +148,7 @@ class Memory:
         for seq_id in range(self._guard):
             if llama.llama_memory_seq_pos_max(self._memory, seq_id) >= since:
                 llama.llama_memory_seq_cp(self._memory, seq_id, self._guard, since, -1)
+
+
+def _pointer(state: NDArray[np.uint8]) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
