@@ -296,25 +296,23 @@ class Engine:
 
     def _decode_members(self, members: Iterable[int], sequences: Sequence[TextSequence]) -> None:
         decoded: list[Decoded] = []
-        decode = functools.partial(self._decode_model, sequences=sequences, decoded=decoded)
         by_model: dict[Model, list[int]] = {}
         for member in members:
             by_model.setdefault(self._models[member], []).append(member)
+
+        def decode(model: Model) -> None:
+            if work := self._work(model, by_model[model], sequences):
+                self._run(model, work, decoded)
+
         try:
             if self._pool is None:
-                for each in by_model.values():
-                    decode(each)
+                for model in by_model:
+                    decode(model)
             else:
-                _await([self._pool.submit(decode, each) for each in by_model.values()])
+                _await([self._pool.submit(decode, model) for model in by_model])
         finally:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
-
-    def _decode_model(
-        self, members: Sequence[int], sequences: Sequence[TextSequence], decoded: list[Decoded]
-    ) -> None:
-        if work := self._work(members, sequences):
-            self._run(self._models[members[0]], work, decoded)
 
     def _run(
         self,
@@ -343,10 +341,9 @@ class Engine:
                 sequence.fail(row, index)
 
     def _work(
-        self, members: Sequence[int], sequences: Sequence[TextSequence]
+        self, model: Model, members: Sequence[int], sequences: Sequence[TextSequence]
     ) -> list[tuple[TextSequence, int, Run]]:
         """Return what fits into a batch; runs that score a prompt are decoded here."""
-        model = self._models[members[0]]
         work: list[tuple[TextSequence, int, Run]] = []
         room = model.n_batch
         writing = any(sequence.steps for sequence in sequences)

@@ -189,12 +189,9 @@ class Readers:
                     "%s does not think: a plain text is gone on with": thinking == "on",
                 }
             for problem in filter(problems.get, problems):
-                self._say(problem, writer.name)
-
-    def _say(self, problem: str, name: str) -> None:
-        if (problem, name) not in self._said:
-            self._said.add((problem, name))
-            log.warning(problem, name)
+                if (told := (problem, writer.name)) not in self._said:
+                    self._said.add(told)
+                    log.warning(*told)
 
     def _members(self, only: int | None) -> Sequence[int]:
         return range(len(self._models)) if only is None else [only]

@@ -78,7 +78,6 @@ class TextSequence:
         self._sure: Candidates | None = None
         #: What is drafted of the text, where drafts are of use.
         self.ahead: LookAhead | None = None
-        self._begun = False
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
         self._steps_alone = self._read_tokens = 0
@@ -206,14 +205,13 @@ class TextSequence:
         return self._emit(candidates, decision, chosen)
 
     def _vote(self) -> Candidates:
-        if not self._begun:
+        if not self._first_seconds:
             self._begin()
         candidates, self._sure = self._sure, None
         self._steps_alone += candidates is not None
         return candidates or self._candidates()
 
     def _begin(self) -> None:
-        self._begun = True
         self._note_first()
         if self._ticket.scored_bytes:
             self.fuser.begin([state.prompt_log_likelihood() for state in self.states])

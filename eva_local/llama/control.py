@@ -20,8 +20,7 @@ class ControlTokens:
         is_dropped[list(vocabulary.end_ids)] = False
         self._ids = np.flatnonzero(is_dropped)
         self._end_id = min(vocabulary.end_ids, default=None)
-        self._vocabulary = vocabulary
-        self._name = model.path.name
+        self._model = model
         self._lock = threading.Lock()
         self._warned = False
 
@@ -59,7 +58,9 @@ class ControlTokens:
             "text cannot hold it, so it is dropped and what the model wants next counts instead. "
             "Look whether its chat template suits the task, and whether the file marks the token "
             "as the end of an answer",
-            *(self._name, self._vocabulary.spelled(token_id) or f"token {token_id}", 100 * share),
+            self._model.path.name,
+            self._model.vocabulary.spelled(token_id) or f"token {token_id}",
+            100 * share,
         )
 
 
