@@ -72,7 +72,8 @@ class Readers:
         if sampling.thinking_budget == 0:
             thinking = "off"
         with self._at_work:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             writers = {member: self._writer(member, sampling.chat_template) for member in members}
             said = {member: self._in_role(member, plain) for member in members}
             if fitting:
@@ -121,7 +122,8 @@ class Readers:
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
         with self._at_work:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             return self._engine.panel(only).space.spell(text)
 
     def bytes_of(self, symbols: Sequence[int], only: int | None = None) -> bytes:
@@ -235,10 +237,6 @@ class Readers:
         if len(symbols) == len(prompt):
             return self.bytes_of(symbols, only)
         raise InputError("a prompt is a text, a list of Message, or a list of symbols")
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError()
 
 
 def _length(prompt: Prompt | bytes) -> int:

@@ -63,7 +63,8 @@ class Scheduler:
     def submit(self, ticket: Ticket) -> Ticket:
         """Put a ticket at the end of the queue; raise ClosedError where all is over."""
         with self._changed:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             self._waiting.append(ticket)
         return ticket
 
@@ -89,7 +90,8 @@ class Scheduler:
                     return
                 theirs = self._turn
                 if theirs is None:
-                    self._refuse_closed()
+                    if self._closed:
+                        raise ClosedError()
                     self._turn = mine
                 else:
                     self._changed.wait_for(lambda: theirs.ended)
@@ -121,10 +123,6 @@ class Scheduler:
             if not ticket.done:
                 ticket.sink(ClosedError())
                 ticket.done = True
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError()
 
     def _advance(self) -> None:
         self._running = {slot: held for slot, held in self._running.items() if not held.done}

@@ -7,6 +7,7 @@ conversation is told in a way that the template takes.
 
 import datetime as dt
 import functools
+import itertools
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,10 +48,17 @@ class ChatTemplate:
         self.source = source
         self._owner = owner
         self._names = names
-        environment = self._environment()
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = self._refuse
+        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
         try:
             tree = environment.parse(source)
-            self.literals = frozenset(_literals(tree))
+            constants = (constant.value for constant in tree.find_all(nodes.Const))
+            texts = (each for each in constants if isinstance(each, str) and each.strip())
+            self.literals = frozenset(text for text in texts if not text.isidentifier())
             self.variables = meta.find_undeclared_variables(tree)
             self._template = environment.from_string(tree)
         except Exception as error:
@@ -153,15 +161,6 @@ class ChatTemplate:
         # Some know thoughts by marks of their own, and the answer comes last.
         return [part for part in parts if part.strip()][-1:]
 
-    def _environment(self) -> ImmutableSandboxedEnvironment:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
-        return environment
-
     def _refuse(self, reason: object) -> None:
         said = _one_line(str(reason))
         raise PromptError(f"{self._owner}: its chat template refuses this conversation: {said}")
@@ -185,23 +184,14 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _literals(tree: nodes.Template) -> Iterator[str]:
-    for constant in tree.find_all(nodes.Const):
-        value = constant.value
-        if isinstance(value, str) and value.strip() and not value.isidentifier():
-            yield value
-
-
 def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Yield a conversation as it is, then as stricter and stricter templates take it."""
-    n_leading = next(
-        (n for n, message in enumerate(messages) if message.role != "system"), len(messages)
-    )
+    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
     ways = (
         list(messages),
         _joined(messages),
         # System messages at the beginning only, then nowhere.
-        _joined([*messages[:n_leading], *_by_user(messages[n_leading:])]),
+        _joined([*leading, *_by_user(messages[len(leading) :])]),
         _joined(_by_user(messages)),
     )
     for number, way in enumerate(ways):
@@ -214,14 +204,8 @@ def _by_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:
-    joined: list[Message] = []
-    for message in messages:
-        if joined and joined[-1].role == message.role:
-            content = f"{joined[-1].content}\n\n{message.content}"
-            joined[-1] = replace(message, content=content)
-        else:
-            joined.append(message)
-    return joined
+    turns = itertools.groupby(messages, key=lambda message: message.role)
+    return [Message(role, "\n\n".join(each.content for each in turn)) for role, turn in turns]
 
 
 def _solid(text: str, guard: str) -> str:

@@ -14,8 +14,7 @@ _PAIRS = 1 << 16
 _WORDS = 1 << 14
 _SPACE_MARK = "\u2581".encode()
 # Python's surrogateescape turns each byte that is no UTF-8 into one of these.
-_ESCAPED = re.compile("[\udc80-\udcff]+")
-_STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+_STRETCHES = re.compile("([\udc80-\udcff]+)|[^\udc80-\udcff]+")
 
 
 class Tokenizer:
@@ -122,8 +121,7 @@ class Tokenizer:
 def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
     """Split into stretches of valid UTF-8 (True) and of bytes that are none (False)."""
     for stretch in _STRETCHES.finditer(data.decode("utf-8", "surrogateescape")):
-        escaped = stretch[0]
-        yield escaped.encode("utf-8", "surrogateescape"), not _ESCAPED.match(escaped)
+        yield stretch[0].encode("utf-8", "surrogateescape"), stretch[1] is None
 
 
 def _cut(text: bytes) -> int:

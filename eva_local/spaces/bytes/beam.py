@@ -89,8 +89,8 @@ class ByteBeam:
 
     def unread(self) -> int:
         """Return how many bytes of the text no row covers."""
-        covered = [row.covers for row in self._open] + [row.covers for row in self._waiting]
-        return len(self.text) - max(covered, default=0)
+        rows: list[OpenRow | Border] = [*self._open, *self._waiting]
+        return len(self.text) - max((row.covers for row in rows), default=0)
 
     def weakest(self, seq_ids: Collection[int]) -> int | None:
         """Return the one of `seq_ids` whose rows all together are the least likely."""
