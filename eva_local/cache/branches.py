@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.cache.context import as_row, common, reusable
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.llama.model import Model, Run
 from eva_local.llama.snapshots import Snapshot, retained
 
@@ -33,6 +34,8 @@ class Branches:
         # interrupted decode may have stored any part of the rest.
         self._rows: dict[int, array[int]] = {seq_id: as_row(()) for seq_id in seq_ids}
         self._decoded = dict.fromkeys(seq_ids, 0)
+        #: How likely a part of the prompt was.
+        self.likelihood = PromptLikelihood(model.vocabulary.pieces)
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt some sequence holds."""
@@ -51,6 +54,10 @@ class Branches:
         self._snapshots = []
         for seq_id in self._rows:
             self._empty(seq_id)
+        self.likelihood.begin((), 0, 0)
+
+    def trade(self, other: "Branches") -> None:
+        """Stay: all texts share one cache, in which no place is better than another."""
 
     def adopt(self, other: "Branches") -> None:
         """Hold the longest row and the snapshots of `other`, of the same model; nothing else."""
@@ -62,6 +69,7 @@ class Branches:
         for source, target in homes.items():
             self._copy(other, source, target, other._decoded[source])
         self._snapshots = [replace(each, state=homes[each.state]) for each in other._snapshots]
+        self.likelihood.adopt(other.likelihood)
 
     def begin(self, prompt: Sequence[int]) -> Branch:
         """Forget all but the longest beginning of `prompt` that some sequence holds.

@@ -37,7 +37,7 @@ class Context:
         #: Tokens that may come next, and are decoded along with what must be.
         self.ahead: list[int] = []
         #: How many leading tokens need no decoding: llama.cpp's cache holds them.
-        self.cached = 0
+        self.n_cached = 0
         # How many positions it holds in all.
         self._held = 0
         # After how many tokens to take a snapshot: of the prompt, and before what may change.
@@ -60,21 +60,21 @@ class Context:
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of `prompt` the cache holds and can be gone on from."""
-        same = min(common(self.tokens, prompt), self.cached)
+        same = min(common(self.tokens, prompt), self.n_cached)
         return reusable(self._model, self._seq_id, same, prompt)
 
     def clear(self) -> None:
         """Hold nothing, whatever the cache holds by now."""
         self.tokens, self.ahead = as_row(()), []
-        self._n_prompt = self.cached = self._held = 0
+        self._n_prompt = self.n_cached = self._held = 0
         self.likelihood.begin((), 0, 0)
         self._model.remove(self._seq_id, 0)
 
     def adopt(self, other: Context) -> None:
         """Hold what `other`, a context of the same model, holds; the text that was here ends."""
         self._model.copy(other._seq_id, self._seq_id)
-        self.tokens, self.ahead = other.tokens[: other.cached], []
-        self.cached, self._held = other.cached, other._held
+        self.tokens, self.ahead = other.tokens[: other.n_cached], []
+        self.n_cached, self._held = other.n_cached, other._held
         self.likelihood.adopt(other.likelihood)
 
     def trade(self, other: Context) -> None:
@@ -89,7 +89,7 @@ class Context:
         Other texts are about to begin with its first `shared` tokens.
         """
         self._marks = marks(self._model, prompt, shared, [self.tokens], scored)
-        self.cached = self.likelihood.begin(prompt, self.holds(prompt), scored)
+        self.n_cached = self.likelihood.begin(prompt, self.holds(prompt), scored)
         self.tokens = array("i", prompt)
         self._n_prompt = len(prompt)
         self.ahead = []
@@ -115,7 +115,7 @@ class Context:
         self._border = self._n_prompt + border
         same = common(self.tokens[self._border :], tail)
         first = self._border + same
-        if first < self.cached and first - self._model.holds(self._seq_id, first) > TAIL:
+        if first < self.n_cached and first - self._model.holds(self._seq_id, first) > TAIL:
             # To go back would cost more than the usual tokens are worth.
             self._extend(self._model.tokenizer.encode(piece))
             return
@@ -123,7 +123,7 @@ class Context:
             self.ahead = []
         del self.tokens[first:]
         del self._ends[border + same :]
-        self.cached = min(self.cached, len(self.tokens))
+        self.n_cached = min(self.n_cached, len(self.tokens))
         self._extend(tail[same:])
 
     def piece(self, token_id: int) -> bytes:
@@ -147,7 +147,7 @@ class Context:
         tokens = self.tokens[self._n_prompt + border :]
         # Where its beginning would change what is there, there is nothing to go on from.
         if common(tokens, row) == len(tokens):
-            most -= max(len(self.tokens) - self.cached - 1, 0)
+            most -= max(len(self.tokens) - self.n_cached - 1, 0)
             self.ahead = list(row[len(tokens) :][: max(min(most, self.room - 1), 0)])
 
     def foresee(self, token_id: int) -> Run | None:
@@ -173,8 +173,8 @@ class Context:
         expected = bool(self.ahead) and self.ahead.pop(0) == token_id
         if not expected:
             self.ahead = []
-        elif self.cached == len(self.tokens) < self._held:
-            self.cached += 1
+        elif self.n_cached == len(self.tokens) < self._held:
+            self.n_cached += 1
         self.tokens.append(token_id)
         self._ends.append(end)
 
@@ -209,34 +209,34 @@ class Context:
         where the run reaches the last token, or score the prompt. Call `decoded` after the run
         was decoded.
         """
-        if self.cached == len(self.tokens):
+        if self.n_cached == len(self.tokens):
             # The cache keeps no logits: the last token is decoded again.
-            self.cached -= 1
-        if self._held > self.cached:
-            self.cached = self._held = self._model.remove(self._seq_id, self.cached)
+            self.n_cached -= 1
+        if self._held > self.n_cached:
+            self.n_cached = self._held = self._model.remove(self._seq_id, self.n_cached)
         self._save()
-        last, every = self.likelihood.stretch(self.cached)
+        last, every = self.likelihood.stretch(self.n_cached)
         if last >= self._n_prompt:
             last = len(self.tokens)
         if limit is not None:
-            last = min(last, self.cached + limit)
-        last = min([last, *(mark for mark in self._marks if mark > self.cached)])
-        tokens = self.tokens[self.cached : last]
+            last = min(last, self.n_cached + limit)
+        last = min([last, *(mark for mark in self._marks if mark > self.n_cached)])
+        tokens = self.tokens[self.n_cached : last]
         whole = last == len(self.tokens)
         if not whole or every or (limit is not None and len(tokens) + len(self.ahead) > limit):
             self.ahead = []
         tokens += as_row(self.ahead)
         # Counted as held from now on: an interrupted decode may have stored any part of it.
-        self._held = self.cached + len(tokens)
-        return Run(self._seq_id, self.cached, tokens, whole and 1 + len(self.ahead), every)
+        self._held = self.n_cached + len(tokens)
+        return Run(self._seq_id, self.n_cached, tokens, whole and 1 + len(self.ahead), every)
 
     def decoded(self, run: Run) -> None:
         """Record that a run from `pending` or `foresee` was decoded."""
         self._held = run.start + len(run.tokens)
-        self.cached = min(self._held, len(self.tokens))
+        self.n_cached = min(self._held, len(self.tokens))
 
     def _save(self) -> None:
-        at = self.cached
+        at = self.n_cached
         if at in self._marks:
             self._model.snapshot(self._seq_id, lasting=True)
         elif self._model.n_snapshots and at > self._n_prompt:

@@ -193,7 +193,7 @@ class Engine:
                 if other not in followers and self._models[members[other]] is model
             ]
             n_tokens, leader = max(found, default=(0, 0))
-            if n_tokens - states[index].holds(prompt) >= self.worth_copying(member):
+            if n_tokens - states[index].cache.holds(prompt) >= self.worth_copying(member):
                 followers[index] = Follower(-leader, n_tokens)
         return followers
 
@@ -201,7 +201,7 @@ class Engine:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
         states = self._states_of(slot)
         return sum(
-            states[member].n_cached - states[member].holds(prompt)
+            states[member].cache.n_cached - states[member].cache.holds(prompt)
             for member, prompt in prompts.items()
         )
 
@@ -209,14 +209,14 @@ class Engine:
         """Return how much of each member's prompt the best of `slots` holds, in tokens."""
         states = [self._states_of(slot) for slot in slots]
         return {
-            member: max((each[member].holds(prompt) for each in states), default=0)
+            member: max((each[member].cache.holds(prompt) for each in states), default=0)
             for member, prompt in prompts.items()
         }
 
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
         for state, other in zip(self._states_of(slot), self._states_of(free), strict=True):
-            state.trade(other)
+            state.cache.trade(other.cache)
         self._states[slot], self._states[free] = self._states[free], self._states[slot]
 
     def needs_snapshots(self, member: int) -> bool:
@@ -253,10 +253,10 @@ class Engine:
     def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
         alike = [n for n, model in enumerate(self._models) if model is self._models[member]]
-        readers = (states[index] for states in self._states.values() for index in alike)
-        best = max(readers, key=lambda other: other.holds(prompt))
-        if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
-            state.adopt(best)
+        caches = (states[index].cache for states in self._states.values() for index in alike)
+        best = max(caches, key=lambda other: other.holds(prompt))
+        if best.holds(prompt) - state.cache.holds(prompt) >= self.worth_copying(member):
+            state.cache.adopt(best)
 
     def _decode(self, sequences: Sequence[TextSequence]) -> None:
         """Let members decode what is pending; where the pivot is sure, the others are not asked."""

@@ -133,9 +133,9 @@ class TextSequence:
             return []
         if (follower := self._followers.get(index)) is not None:
             leader = self.states[follower.leader]
-            if leader.n_cached < follower.n_tokens:
+            if leader.cache.n_cached < follower.n_tokens:
                 return []
-            state.adopt(leader)
+            state.cache.adopt(leader.cache)
             follower.start()
             del self._followers[index]
         return [] if state.ready else state.pending(limit)

@@ -78,6 +78,23 @@ class Candidates:
         return spread
 
 
+class Cache(Protocol):
+    """What the cache of a model holds of one text."""
+
+    @property
+    def n_cached(self) -> int:
+        """How many tokens that are."""
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt are there."""
+
+    def adopt(self, other: Self) -> None:
+        """Hold what `other`, of the same model, holds; the text that was here ends."""
+
+    def trade(self, other: Self) -> None:
+        """Go on in the cells of `other`, whose text is over, in llama.cpp's cache."""
+
+
 class MemberState(Protocol):
     """One member's part in one text."""
 
@@ -94,20 +111,11 @@ class MemberState(Protocol):
         """Whether it can vote; else something is pending."""
 
     @property
-    def n_cached(self) -> int:
-        """How many tokens of a text the cache holds."""
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        """Return how many leading tokens of a prompt the cache holds."""
+    def cache(self) -> Cache:
+        """What the member's cache holds of the text."""
 
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
-
-    def adopt(self, other: Self) -> None:
-        """Hold what another state of the same member holds; the text that was here ends."""
-
-    def trade(self, other: Self) -> None:
-        """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
 
     def start(
         self,

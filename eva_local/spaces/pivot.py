@@ -29,7 +29,7 @@ class PivotState:
         n_candidates: int,
         control: ControlTokens,
     ) -> None:
-        self.context = context
+        self.cache = context
         self.unread = 0
         self._mapping = mapping
         self._pieces = symbol_pieces
@@ -45,28 +45,15 @@ class PivotState:
 
     @property
     def room(self) -> int:
-        return self.context.room
+        return self.cache.room
 
     @property
     def ready(self) -> bool:
         return self._likeliest is not None
 
-    @property
-    def n_cached(self) -> int:
-        return self.context.cached
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        return self.context.holds(prompt)
-
     def clear(self) -> None:
         self._likeliest, self._foreseen = None, {}
-        self.context.clear()
-
-    def adopt(self, other: "PivotState") -> None:
-        self.context.adopt(other.context)
-
-    def trade(self, other: "PivotState") -> None:
-        self.context.trade(other.context)
+        self.cache.clear()
 
     def start(
         self,
@@ -79,21 +66,21 @@ class PivotState:
         self._likeliest, self._foreseen = None, {}
         self._grammar = grammar
         self._thought_end = thought_end
-        self.context.start(prompt, scored, shared)
+        self.cache.start(prompt, scored, shared)
 
     def tokens(self, text: bytes) -> Sequence[int]:
-        return self.context.spelled(text)
+        return self.cache.spelled(text)
 
     def pending(self, limit: int | None = None) -> list[Run]:
-        return [self.context.pending(limit)]
+        return [self.cache.pending(limit)]
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        self.context.decoded(run)
+        self.cache.decoded(run)
         end = run.start + len(run.tokens)
         if run.logits > 1:
             assert logits is not None
             self._foreseen = dict(enumerate(logits, end - run.logits + 1))
-        elif end > len(self.context.tokens):
+        elif end > len(self.cache.tokens):
             assert logits is not None
             self._foreseen[end] = logits.copy()
         elif logits is not None:
@@ -101,38 +88,38 @@ class PivotState:
         self._look()
 
     def propose(self, data: bytes, most: int) -> None:
-        self.context.propose(data, most)
+        self.cache.propose(data, most)
 
     @property
     def ahead(self) -> bytes:
-        return b"".join(self.context.pieces[token_id] for token_id in self.context.ahead)
+        return b"".join(self.cache.pieces[token_id] for token_id in self.cache.ahead)
 
     def guess(self) -> tuple[bytes, float]:
-        likeliest, count = self._likeliest, len(self.context.ahead)
+        likeliest, count = self._likeliest, len(self.cache.ahead)
         if count:
-            logits = self._foreseen.get(len(self.context.tokens) + count)
+            logits = self._foreseen.get(len(self.cache.tokens) + count)
             likeliest = None if logits is None else top_k(logits, self._n_candidates)
         if likeliest is None:
             return b"", 0.0
         best = int(likeliest[1].argmax())
         self._guess = int(likeliest[0][best])
-        return self.context.piece(self._guess), float(likeliest[1][best])
+        return self.cache.piece(self._guess), float(likeliest[1][best])
 
     def foresee(self) -> Run | None:
-        return self.context.foresee(self._guess)
+        return self.cache.foresee(self._guess)
 
     def commit(self, symbol: int) -> None:
         self._likeliest = None
         if self._native:
-            self.context.append_token(symbol)
+            self.cache.append_token(symbol)
         else:
-            self.context.append(self._pieces[symbol])
+            self.cache.append(self._pieces[symbol])
         self._look()
 
     def _look(self) -> None:
-        length = len(self.context.tokens)
+        length = len(self.cache.tokens)
         logits = self._foreseen.pop(length, None)
-        if self.context.cached < length:
+        if self.cache.n_cached < length:
             self._foreseen = {}
         elif logits is not None:
             self._hear(logits)
@@ -146,10 +133,10 @@ class PivotState:
         self._likeliest = top_k(logits, self._n_candidates, marks)
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self.context.likelihood.read(self.context.tokens, run, blocks))
+        self.take(run, self.cache.likelihood.read(self.cache.tokens, run, blocks))
 
     def prompt_log_likelihood(self) -> float:
-        return self.context.likelihood.per_byte()
+        return self.cache.likelihood.per_byte()
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""
@@ -212,7 +199,7 @@ class PivotSpace:
         )
 
     def over(self, states: Sequence[PivotState]) -> list[PivotState]:
-        return self._states([state.context for state in states])
+        return self._states([state.cache for state in states])
 
     def candidates(
         self,

@@ -152,7 +152,7 @@ def test_a_fault_of_one_text_ends_that_one_alone(
     # Its slot holds nothing that anybody would go on with.
     slot = 2
     states = world.engine._states[slot]
-    assert states[place].n_cached == 0
+    assert states[place].cache.n_cached == 0
     world.engine._states[slot] = world.engine._all.space.states(slot)
     again = world.ask(b"Paris is the end", scored=9)
     world.run()

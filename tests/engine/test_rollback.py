@@ -242,9 +242,9 @@ def test_law_7_rows_of_bytes_after_any_history_are_fresh(file, fresh, parallel) 
                 before = chance.choice([*texts.values()])[:200] if texts else b""
                 texts[slot] = before + (words if chance.random() < 0.7 else b"")
                 prompt = [1, *model.tokenizer.encode(texts[slot])]
-                other = max(states, key=lambda each: each.holds(prompt))
-                if other is not state and other.holds(prompt) > state.holds(prompt):
-                    state.adopt(other)
+                other = max(states, key=lambda each: each.cache.holds(prompt))
+                if other is not state and other.cache.holds(prompt) > state.cache.holds(prompt):
+                    state.cache.adopt(other.cache)
                 state.start(prompt, shared=chance.randrange(len(prompt)))
             else:
                 word = chance.choice(WORDS).encode()
@@ -268,7 +268,7 @@ def follow(model: LlamaModel, fresh: LlamaModel, state: ByteState, chance: rando
             continue
         for run, logits in zip(runs, found, strict=True):
             if logits is not None:
-                row = state._branches.row(Branch(run.seq_id, run.start + len(run.tokens)))
+                row = state.cache.row(Branch(run.seq_id, run.start + len(run.tokens)))
                 assert list(row[run.start :]) == list(run.tokens)
                 compare(fresh, row, logits)
             state.take(run, logits)

@@ -7,7 +7,6 @@ import numpy as np
 
 from eva_local.cache.branches import Branch, Branches
 from eva_local.cache.context import TAIL, marks
-from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
@@ -40,10 +39,9 @@ class ByteState:
         self._model = model
         self._control = control or ControlTokens(model)
         self._seq_ids = seq_ids
-        self._branches = Branches(model, seq_ids)
+        self.cache = Branches(model, seq_ids)
         #: All that it thinks of as the tokens of the text.
         self.beam = ByteBeam(model.tokenizer, trie, threshold, before)
-        self._likelihood = PromptLikelihood(model.vocabulary.pieces)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
         self._marks: Sequence[int] = ()
@@ -73,25 +71,10 @@ class ByteState:
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(branch) for branch in self.beam.branches()]
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        return self._branches.holds(prompt)
-
-    @property
-    def n_cached(self) -> int:
-        return self._branches.n_cached
+        return [self.cache.row(branch) for branch in self.beam.branches()]
 
     def clear(self) -> None:
-        self._branches.clear()
-        self._likelihood.begin((), 0, 0)
-
-    def adopt(self, other: "ByteState") -> None:
-        self._branches.adopt(other._branches)
-        self._likelihood.adopt(other._likelihood)
-
-    def trade(self, other: "ByteState") -> None:
-        """Stay: all texts share one cache, in which no place is better than another."""
+        self.cache.clear()
 
     def start(
         self,
@@ -104,10 +87,10 @@ class ByteState:
         self._prompt = list(prompt)
         self._thought_end = thought_end
         self._marks = marks(self._model, prompt, shared, self.rows(), scored)
-        self._read = self._branches.begin(prompt)
-        kept = self._likelihood.begin(prompt, self._read.length, scored)
+        self._read = self.cache.begin(prompt)
+        kept = self.cache.likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
-            self._read = self._branches.begin(prompt[: kept + 1])
+            self._read = self.cache.begin(prompt[: kept + 1])
         self.beam.clear()
         self._running, self._foreseen, self._draft = {}, {}, (b"", 0)
         self._mended = 0
@@ -139,11 +122,11 @@ class ByteState:
 
     def take(self, run: Run, logits: Logits | None) -> None:
         self.forwarded += len(run.tokens)
-        decoded = self._branches.decoded(run)
+        decoded = self.cache.decoded(run)
         if self._read.length < len(self._prompt):
             self._read = decoded
             if decoded.length in self._marks:
-                self._branches.save(decoded, lasting=True)
+                self.cache.save(decoded, lasting=True)
             if logits is None:
                 return
             border, branch = Border(0.0, self._read, [], 0), self._read
@@ -176,7 +159,7 @@ class ByteState:
         self._recover()
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self._likelihood.read(self._prompt, run, blocks))
+        self.take(run, self.cache.likelihood.read(self._prompt, run, blocks))
 
     def propose(self, data: bytes, most: int) -> None:
         self._draft = data, most
@@ -184,7 +167,7 @@ class ByteState:
     @property
     def ahead(self) -> bytes:
         here, tip = self._line()
-        return self._model.vocabulary.join(self._branches.row(tip)[here.length :])
+        return self._model.vocabulary.join(self.cache.row(tip)[here.length :])
 
     def guess(self) -> tuple[bytes, float]:
         here, tip = self._line()
@@ -205,7 +188,7 @@ class ByteState:
         longer = any(b.seq_id == tip.seq_id and b.length > tip.length for b in self._needed())
         if longer or not self._model.can_roll_back or self._model.n_ctx <= tip.length + 1:
             return None
-        return self._branches.grow(tip, [self._guess], ())
+        return self.cache.grow(tip, [self._guess], ())
 
     def _line(self) -> tuple[Branch, Branch]:
         """Return the row that the text ends with, and how far it goes on by what is foreseen."""
@@ -229,7 +212,7 @@ class ByteState:
 
     def _where(self, border: Border) -> Branch | None:
         """Return where a border's row is if it was foreseen."""
-        branch = self._branches.ahead(border.branch, border.tokens)
+        branch = self.cache.ahead(border.branch, border.tokens)
         return branch if branch in self._foreseen else None
 
     def look(self) -> None:
@@ -239,7 +222,7 @@ class ByteState:
                 self._enter(border, self._where(border))
 
     def prompt_log_likelihood(self) -> float:
-        return self._likelihood.per_byte()
+        return self.cache.likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
         self.beam.append(symbol)
@@ -277,10 +260,10 @@ class ByteState:
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
         start = self._read.length
-        end, every = self._likelihood.stretch(start)
+        end, every = self.cache.likelihood.stretch(start)
         end = min([end, *(mark for mark in self._marks if mark > start)])
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
-        run = self._branches.grow(self._read, tokens, ())
+        run = self.cache.grow(self._read, tokens, ())
         assert run is not None
         whole = start + len(tokens) == len(self._prompt)
         return replace(run, logits=int(whole), every=every)
@@ -288,7 +271,7 @@ class ByteState:
     def _grow(self, border: Border, draft: Sequence[int]) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""
         tokens = [*border.tokens, *draft]
-        while (run := self._branches.grow(border.branch, tokens, self._needed(border))) is None:
+        while (run := self.cache.grow(border.branch, tokens, self._needed(border))) is None:
             if not self._make_room(border):
                 return None
         length = run.start + len(run.tokens) - len(draft)
@@ -301,7 +284,7 @@ class ByteState:
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
-        kept = {border.branch.seq_id, *self._running, *self._branches.saved}
+        kept = {border.branch.seq_id, *self._running, *self.cache.saved}
         kept |= {running.branch.seq_id for running, _ in self._running.values()}
         weakest = self.beam.weakest([s for s in self._seq_ids if s not in kept])
         if weakest is not None:
@@ -313,7 +296,7 @@ class ByteState:
         if self.beam.lost:
             text = bytes(self.beam.text)
             row = [*self._prompt, *self._model.tokenizer.encode(text)]
-            branch = self._branches.begin(row)
+            branch = self.cache.begin(row)
             self.beam.begin(Border(0.0, branch, row[branch.length :], len(text)))
             self._mended = len(text)
 
@@ -321,7 +304,7 @@ class ByteState:
         """Keep the likeliest row where what was mended ends: from there the next word may be."""
         row = self.beam.likeliest() if self._model.n_snapshots else None
         if row is not None and row.covers == self._mended:
-            self._branches.save(row.branch, lasting=False)
+            self.cache.save(row.branch, lasting=False)
 
     def _mend(self) -> None:
         """Write the likeliest row as the tokeniser would, as far as later text cannot change it.
@@ -335,7 +318,7 @@ class ByteState:
         if likeliest is None or likeliest.covers != end or text[end - 1 : end].isspace():
             return
         branch = likeliest.branch
-        row = self._branches.row(branch)
+        row = self.cache.row(branch)
         tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
         count, left = 0, end - self._mended
         while left > 0:
@@ -347,6 +330,6 @@ class ByteState:
         kept = len(row) - count
         # To go far back would cost more than the usual tokens are worth.
         odd = tuple(row[kept:]) != tokens
-        if odd and self._branches.behind(replace(branch, length=kept)) <= TAIL:
+        if odd and self.cache.behind(replace(branch, length=kept)) <= TAIL:
             self.beam.rewrite(branch, kept, tokens)
         self._save()
