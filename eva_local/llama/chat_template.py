@@ -156,10 +156,10 @@ class ChatTemplate:
 
     def _parts(self, message: Message) -> Sequence[str]:
         if message.role != "assistant":
-            return list(self._cuts.split(message.content))
-        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
+            return [part for part, _ in self._cuts.split(message.content)]
+        parts = self._cuts.split(message.content.rpartition(_THOUGHT_END)[2])
         # Some know thoughts by marks of their own, and the answer comes last.
-        return [part for part in parts if part.strip()][-1:]
+        return [part for part, _ in parts if part.strip()][-1:]
 
     def _refuse(self, reason: object) -> None:
         said = _one_line(str(reason))

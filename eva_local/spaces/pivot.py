@@ -77,13 +77,13 @@ class PivotState:
     def take(self, run: Run, logits: Logits | None) -> None:
         self.cache.decoded(run)
         end = run.start + len(run.tokens)
-        if run.logits > 1:
-            assert logits is not None
+        if logits is None:
+            pass
+        elif run.logits > 1:
             self._foreseen = dict(enumerate(logits, end - run.logits + 1))
         elif end > len(self.cache.tokens):
-            assert logits is not None
             self._foreseen[end] = logits.copy()
-        elif logits is not None:
+        else:
             self._hear(logits)
         self._look()
 
