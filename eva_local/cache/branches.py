@@ -53,7 +53,7 @@ class Branches:
         """Hold nothing, whatever the cache holds by now."""
         self._snapshots = []
         for seq_id in self._rows:
-            self._empty(seq_id)
+            self._clear(seq_id)
         self.likelihood.begin((), 0, 0)
 
     def trade(self, other: "Branches") -> None:
@@ -83,7 +83,8 @@ class Branches:
             each for each in self._snapshots if self._same(each.state, prompt[:-1]) == each.length
         ]
         for seq_id in self._rows.keys() - {kept, *self.saved}:
-            self._clear(seq_id)
+            if self._rows[seq_id]:
+                self._clear(seq_id)
         self._truncate(kept, length)
         return Branch(kept, length)
 
@@ -173,9 +174,5 @@ class Branches:
         self._decoded[target] = length
 
     def _clear(self, seq_id: int) -> None:
-        if self._rows[seq_id]:
-            self._empty(seq_id)
-
-    def _empty(self, seq_id: int) -> None:
         self._rows[seq_id], self._decoded[seq_id] = as_row(()), 0
         self._model.remove(seq_id, 0)
