@@ -118,6 +118,7 @@ class FakeModel:
         for run in runs:
             cache = self.cache.setdefault(run.seq_id, [])
             assert run.start == len(cache), "positions must follow each other"
+            assert run.logits <= len(run.tokens), "only tokens of a run have logits"
             assert len(cache) + len(run.tokens) <= self.n_ctx, "no room left in the context"
             cache += run.tokens
             self.decoded += len(run.tokens)

@@ -289,3 +289,15 @@ def test_llama_decodes_what_there_is_room_for(tmp_path) -> None:
             (fresh,) = model.decode([Run(sequence, 0, rows[sequence])])
             assert fresh is not None
             assert np.allclose(logits, fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_logits", [0, 1, 4, 6])
+def test_what_is_decoded_in_parts_has_the_logits_that_it_has_in_one(n_logits: int) -> None:
+    run = Run(0, 0, [1, 40, 41, 42, 43, 44], n_logits)
+    (whole,) = Cramped(WORDS_A).decode([run])
+    model = Cramped(WORDS_A)
+    model.n_fitting = max(n_logits, 2)
+    (found,) = decode_all(model, [run])
+    assert model.cache[0] == run.tokens
+    assert (found is None) == (whole is None)
+    assert whole is None or np.array_equal(found, whole)
