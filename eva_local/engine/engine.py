@@ -109,7 +109,7 @@ class Engine:
         and InputError where a bias, grammar or schema cannot be used.
         """
         panel = ticket.panel
-        self._refuse_too_long(panel, ticket.prompts)
+        self.refuse_too_long("prompt", {m: len(p) for m, p in ticket.prompt_of.items()})
         held = self._states_of(slot)
         states = [held[member] for member in panel.members]
         grammar = None
@@ -144,6 +144,16 @@ class Engine:
         if (drafter := self.drafter_for(panel)) is not None:
             sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
         return sequence
+
+    def refuse_too_long(self, what: str, lengths: Mapping[int, int], at_least: str = "") -> None:
+        """Raise ContextError where a member has no room behind so many tokens of a text."""
+        contexts = {member: self._models[member].n_ctx for member in lengths}
+        if any(lengths[member] >= n_ctx for member, n_ctx in contexts.items()):
+            needs = ", ".join(
+                f"{self.names[member]} needs {at_least}{lengths[member] + 1} tokens of {n_ctx}"
+                for member, n_ctx in contexts.items()
+            )
+            raise ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
 
     def drafter_for(self, panel: Panel) -> str | int | None:
         """Return who drafts for a panel, its own members by their index; None for nobody."""
@@ -381,20 +391,6 @@ class Engine:
             _hand_over(mine)
         finally:
             _await(asked)
-
-    def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
-        contexts = [self._models[member].n_ctx for member in panel.members]
-        lengths = [len(prompt) for prompt in prompts]
-        if any(length >= n_ctx for length, n_ctx in zip(lengths, contexts, strict=True)):
-            raise too_long("prompt", zip(panel.names, lengths, contexts, strict=True))
-
-
-def too_long(what: str, sizes: Iterable[tuple[str, int, int]], at_least: str = "") -> ContextError:
-    """Return an error for a text that does not fit; a size is of a member: tokens, and context."""
-    needs = ", ".join(
-        f"{name} needs {at_least}{length + 1} tokens of {n_ctx}" for name, length, n_ctx in sizes
-    )
-    return ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
 
 
 def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from eva_local.config.specs import MemberSpec
-from eva_local.engine.engine import Engine, too_long
+from eva_local.engine.engine import Engine
 from eva_local.engine.request import AnyPrompt
 from eva_local.errors import ClosedError, InputError
 from eva_local.llama.model import Model
@@ -144,7 +144,7 @@ class Readers:
         )
         readers = {member: self._models[member].tokenizer for member in self._members(only)}
         least = {member: tokenizer.least(len(data)) for member, tokenizer in readers.items()}
-        self._refuse("text to be scored", least)
+        self._engine.refuse_too_long("text to be scored", least, "at least ")
         if any(not each.missing_bytes.isdisjoint(data) for each in readers.values()):
             raise InputError("a member has no token for a character of the text to be scored")
         return self.spell(data, only) if isinstance(text, str) else text
@@ -214,16 +214,7 @@ class Readers:
             for member, writer in writers.items()
             if self._models[member].tokenizer.least(most) >= self._models[member].n_ctx
         }
-        self._refuse("prompt", least)
-
-    def _refuse(self, what: str, least: Mapping[int, int]) -> None:
-        found = [
-            (self._engine.names[member], count, self._models[member].n_ctx)
-            for member, count in least.items()
-            if count >= self._models[member].n_ctx
-        ]
-        if found:
-            raise too_long(what, found, "at least ")
+        self._engine.refuse_too_long("prompt", least, "at least ")
 
     def _plain(self, prompt: AnyPrompt, only: int | None) -> Prompt | bytes:
         if isinstance(prompt, str):
