@@ -13,7 +13,7 @@ from eva_local.engine.sequence import Follower, TextSequence, cut
 from eva_local.errors import ContextError, EvaError
 from eva_local.fusion.fuser import Decision
 from eva_local.llama.model import Logits, Run
-from eva_local.spaces.base import Candidates, MemberState
+from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.types import Score, Step
 
 log = logging.getLogger("eva_local")
@@ -194,7 +194,7 @@ class ApartSequence(TextSequence):
         self._last_seconds[:] = 0
         for index, state in enumerate(self._answering):
             if index in rows:
-                state.start(rows[index], 0, self._sampler.grammar)
+                state.start(Beginning(rows[index], grammar=self._sampler.grammar))
             else:
                 self.states[index] = cast(MemberState, _Absent())
 

@@ -23,7 +23,7 @@ from eva_local.engine.sequence import Follower, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import MemberState, Space
+from eva_local.spaces.base import Beginning, MemberState, Space
 from eva_local.types import Score, Step
 
 log = logging.getLogger("eva_local")
@@ -178,9 +178,8 @@ class Engine:
         ):
             copied = [each.n_tokens for each in followers.values() if each.leader == index]
             shared = max([ticket.shared.get(members[index], 0), *copied])
-            start = functools.partial(
-                state.start, prompt, ticket.scored_bytes, grammar, end, shared
-            )
+            begun = Beginning(prompt, ticket.scored_bytes, grammar, end, shared)
+            start = functools.partial(state.start, begun)
             if index in followers:
                 followers[index].start = start
             else:

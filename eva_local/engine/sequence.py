@@ -17,7 +17,7 @@ from eva_local.errors import EvaError, passed_on
 from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote
 from eva_local.llama.model import Logits, Run
-from eva_local.spaces.base import Candidates, MemberState
+from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.types import Ballot, Candidate, FinishReason, Score, Step, Trace, Usage
 
 log = logging.getLogger("eva_local")
@@ -296,7 +296,7 @@ class TextSequence:
         if any(state.room - state.unread <= len(tokens) for state, tokens in pairs):
             return False
         for state, tokens in pairs:
-            state.start([*state.tokens(thought), *tokens], 0, self._grammar)
+            state.start(Beginning([*state.tokens(thought), *tokens], grammar=self._grammar))
         self._thought, self._sampler.grammar = None, self._grammar
         self._text = TextStream(self._ticket.sampling.stop)
         return True

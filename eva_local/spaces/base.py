@@ -78,6 +78,22 @@ class Candidates:
         return spread
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """The tokens of a prompt, and what is asked of a member for the text after it.
+
+    The log-likelihood of the last `scored` bytes of the prompt says how well the member predicts
+    it. Where only some tokens are voted on, what a `grammar` allows is among them. The token
+    `thought_end` counts as END. Others are about to begin with the first `shared` tokens.
+    """
+
+    prompt: Sequence[int]
+    scored: int = 0
+    grammar: Constraint | None = None
+    thought_end: int | None = None
+    shared: int = 0
+
+
 class Cache(Protocol):
     """What the cache of a model holds of one text."""
 
@@ -117,21 +133,8 @@ class MemberState(Protocol):
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
 
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
-        """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
-
-        The log-likelihood of the last `scored` bytes of the prompt says how well the member
-        predicts it. Where only some tokens are voted on, what a `grammar` allows is among them.
-        The token `thought_end` counts as END. Other texts are about to begin with the first
-        `shared` tokens of the prompt.
-        """
+    def start(self, begun: Beginning) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
 
     def tokens(self, text: bytes) -> Sequence[int]:
         """Return the tokens of the prompt and of `text`, with which the text begins."""

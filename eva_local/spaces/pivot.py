@@ -12,7 +12,7 @@ from eva_local.cache.context import Context
 from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
 from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Candidates, Constraint, seats
+from eva_local.spaces.base import Beginning, Candidates, Constraint, seats
 
 
 class PivotState:
@@ -40,8 +40,7 @@ class PivotState:
         # Logits after rows that may come next, by the length of the row.
         self._foreseen: dict[int, Logits] = {}
         self._guess = 0
-        self._grammar: Constraint | None = None
-        self._thought_end: int | None = None
+        self._begun = Beginning(())
 
     @property
     def room(self) -> int:
@@ -55,18 +54,10 @@ class PivotState:
         self._likeliest, self._foreseen = None, {}
         self.cache.clear()
 
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
+    def start(self, begun: Beginning) -> None:
         self._likeliest, self._foreseen = None, {}
-        self._grammar = grammar
-        self._thought_end = thought_end
-        self.cache.start(prompt, scored, shared)
+        self._begun = begun
+        self.cache.start(begun.prompt, begun.scored, begun.shared)
 
     def tokens(self, text: bytes) -> Sequence[int]:
         return self.cache.spelled(text)
@@ -125,11 +116,11 @@ class PivotState:
             self._hear(logits)
 
     def _hear(self, logits: Logits) -> None:
-        logits = self._control.ended(logits, self._thought_end)
+        logits = self._control.ended(logits, self._begun.thought_end)
         self._control.hear(logits)
         marks = None
-        if self._grammar is not None and self._n_candidates:
-            marks = reaching(self._mapping, self._grammar.allowed)
+        if self._begun.grammar is not None and self._n_candidates:
+            marks = reaching(self._mapping, self._begun.grammar.allowed)
         self._likeliest = top_k(logits, self._n_candidates, marks)
 
     def read(self, run: Run, blocks: Iterable[Logits]) -> None:

@@ -18,6 +18,7 @@ from eva_local.engine.lookahead import MOST, DecodeTimes, LookAhead
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError, RoomError
 from eva_local.llama.model import LOGIT_ROWS, Logits, Run
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.types import Sampling, Step
@@ -385,7 +386,7 @@ def _begun() -> tuple[FakeModel, ByteState]:
     row[[ids[piece] for piece in (b"a", b"b", b" b", b" ")]] = 1
     model._logits = lambda _: row
     (state,) = ByteSpace([model], threshold=0.001).states(0)
-    state.start([1])
+    state.start(Beginning([1]))
     _decode(model, state)
     return model, state
 
@@ -399,7 +400,7 @@ def _decode(model: FakeModel, state: ByteState) -> list[Run]:
 
 def test_a_draft_for_other_text_is_not_kept_for_later() -> None:
     model, state = _begun()
-    state.start([1, 2])
+    state.start(Beginning([1, 2]))
     state.propose(b"aaaa", MOST)
     _decode(model, state)
     assert state.ready

@@ -15,6 +15,7 @@ from eva_local.errors import ModelError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
 from eva_local.opening import open_ensemble
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.types import Sampling
@@ -245,7 +246,7 @@ def test_law_7_rows_of_bytes_after_any_history_are_fresh(file, fresh, parallel) 
                 other = max(states, key=lambda each: each.cache.holds(prompt))
                 if other is not state and other.cache.holds(prompt) > state.cache.holds(prompt):
                     state.cache.adopt(other.cache)
-                state.start(prompt, shared=chance.randrange(len(prompt)))
+                state.start(Beginning(prompt, shared=chance.randrange(len(prompt))))
             else:
                 word = chance.choice(WORDS).encode()
                 texts[slot] += word

@@ -10,7 +10,7 @@ from eva_local.cache.context import TAIL, marks
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Constraint
+from eva_local.spaces.base import Beginning, Constraint
 from eva_local.spaces.bytes.beam import ByteBeam
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.row import Border, Offer
@@ -76,17 +76,10 @@ class ByteState:
     def clear(self) -> None:
         self.cache.clear()
 
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        _grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
-        self._prompt = list(prompt)
-        self._thought_end = thought_end
-        self._marks = marks(self._model, prompt, shared, self.rows(), scored)
+    def start(self, begun: Beginning) -> None:
+        prompt, scored = begun.prompt, begun.scored
+        self._prompt, self._thought_end = list(prompt), begun.thought_end
+        self._marks = marks(self._model, prompt, begun.shared, self.rows(), scored)
         self._read = self.cache.begin(prompt)
         kept = self.cache.likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
