@@ -367,7 +367,8 @@ class Engine:
                     prompt_room -= 0 if sequence.steps else len(run.tokens)
                     if run.every:
                         began = time.perf_counter()
-                        sequence.states[index].read(run, model.decode_every(run))
+                        state, blocks = sequence.states[index], model.decode_every(run)
+                        state.take(run, state.cache.likelihood.read(run, blocks))
                         sequence.count(index, run, time.perf_counter() - began)
                     else:
                         work.append((sequence, index, run))

@@ -214,7 +214,7 @@ class TextSequence:
     def _begin(self) -> None:
         self._note_first()
         if self._ticket.scored_bytes:
-            self.fuser.begin([state.prompt_log_likelihood() for state in self.states])
+            self.fuser.begin([state.cache.likelihood.per_byte() for state in self.states])
 
     def _note_first(self) -> None:
         if not self._first_seconds:

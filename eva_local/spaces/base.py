@@ -4,12 +4,13 @@ A space hands out member states. A member state is one member's part in one text
 must be decoded, takes the logits, votes, and is told which symbols were chosen.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Marks, Vote
 from eva_local.llama.model import Logits, Model, Run
 
@@ -97,6 +98,9 @@ class Beginning:
 class Cache(Protocol):
     """What the cache of a model holds of one text."""
 
+    #: How likely a part of the prompt was.
+    likelihood: PromptLikelihood
+
     @property
     def n_cached(self) -> int:
         """How many tokens that are."""
@@ -164,12 +168,6 @@ class MemberState(Protocol):
 
     def foresee(self) -> Run | None:
         """Return the run of what it has guessed, which is `ahead` then; None where it cannot."""
-
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        """Take the logits after every token of a run, and remember how likely each was."""
-
-    def prompt_log_likelihood(self) -> float:
-        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
 
 
 def seats(models: Sequence[Model], slot: int) -> list[tuple[Model, int]]:

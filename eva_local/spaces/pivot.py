@@ -1,8 +1,8 @@
 """The pivot's tokens and END as the shared space, as in EVA."""
 
 import functools
-from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -122,12 +122,6 @@ class PivotState:
         if self._begun.grammar is not None and self._n_candidates:
             marks = reaching(self._mapping, self._begun.grammar.allowed)
         self._likeliest = top_k(logits, self._n_candidates, marks)
-
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self.cache.likelihood.read(self.cache.tokens, run, blocks))
-
-    def prompt_log_likelihood(self) -> float:
-        return self.cache.likelihood.per_byte()
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""

@@ -421,7 +421,7 @@ def test_what_the_caches_hold_of_a_prompt_does_not_change_its_evidence(scored, w
         sequence = begin(engine, models, start + b"".join(words), Sampling(), scored=scored)
         while not sequence.ready:
             engine._decode([sequence])
-        found.append([state.prompt_log_likelihood() for state in sequence.states])
+        found.append([state.cache.likelihood.per_byte() for state in sequence.states])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert all(found[0]) == (scored > 0)
 

@@ -217,7 +217,7 @@ def test_law_7_contexts_after_any_history_are_fresh(file, fresh, parallel) -> No
             while logits is None:
                 run = context.pending(chance.choice((None, 20)))
                 if run.every:
-                    logits = context.likelihood.read(context.tokens, run, model.decode_every(run))
+                    logits = context.likelihood.read(run, model.decode_every(run))
                 else:
                     (logits,) = model.decode([run])
                 if chance.random() < 0.05:

@@ -141,11 +141,11 @@ def step_by_step(
         while not state.ready:
             (run,) = state.pending()
             if run.every:
-                state.read(run, model.decode_every(run))
+                state.take(run, state.cache.likelihood.read(run, model.decode_every(run)))
             else:
                 state.take(run, model.decode([run])[0])
     if judged:
-        fuser.begin([state.prompt_log_likelihood() for state in states])
+        fuser.begin([state.cache.likelihood.per_byte() for state in states])
     found = 0.0
     for symbol in members[0].tokenizer.encode(text.encode()):
         for model, state in zip(members, states, strict=True):

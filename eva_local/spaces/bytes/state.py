@@ -1,6 +1,6 @@
 """One member's part in one text in the space of bytes: its rows of tokens, and its votes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -151,9 +151,6 @@ class ByteState:
         self._save()
         self._recover()
 
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self.cache.likelihood.read(self._prompt, run, blocks))
-
     def propose(self, data: bytes, most: int) -> None:
         self._draft = data, most
 
@@ -213,9 +210,6 @@ class ByteState:
         while self._foreseen and (wanted := self.beam.wanted()) and all(map(self._where, wanted)):
             for border in wanted:
                 self._enter(border, self._where(border))
-
-    def prompt_log_likelihood(self) -> float:
-        return self.cache.likelihood.per_byte()
 
     def commit(self, symbol: int) -> None:
         self.beam.append(symbol)
