@@ -171,7 +171,7 @@ class Engine:
     ) -> dict[int, Follower]:
         """Begin the texts of the members of a ticket; return who is still to begin."""
         members = ticket.panel.members
-        followers = self._followers(members, readers, ticket.prompts)
+        followers = self._followers(ticket, readers)
         ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
         for index, (state, prompt, end) in enumerate(
             zip(readers, ticket.prompts, ends, strict=True)
@@ -186,13 +186,9 @@ class Engine:
                 start()
         return followers
 
-    def _followers(
-        self,
-        members: Sequence[int],
-        states: Sequence[MemberState],
-        prompts: Sequence[Sequence[int]],
-    ) -> dict[int, Follower]:
+    def _followers(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, Follower]:
         """Return who waits for another member of its model to have read what both begin with."""
+        members, prompts = ticket.panel.members, ticket.prompts
         followers: dict[int, Follower] = {}
         for index, member in enumerate(members):
             model, prompt = self._models[member], prompts[index]

@@ -149,13 +149,11 @@ class Scheduler:
                 slot = self._best(free, ticket)
                 ticket.shared = self._shared(ticket)
                 ticket.sequence = self.engine.begin(ticket, slot)
-            except EvaError as error:
-                _tell(ticket, error, last=True)
-                continue
             except Exception as error:
                 # What is wrong with a request ends nobody else's.
-                log.exception("an answer could not begin")
-                _tell(ticket, passed_on(error), last=True)
+                if not isinstance(error, EvaError):
+                    log.exception("an answer could not begin")
+                _tell(ticket, error if isinstance(error, EvaError) else passed_on(error), last=True)
                 continue
             free.remove(slot)
             self._running[slot] = ticket

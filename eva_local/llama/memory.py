@@ -111,13 +111,12 @@ class Memory:
         length = llama.llama_memory_seq_pos_max(self._memory, seq_id) + 1
         if not self._n_snapshots or length in (0, *(each.length for each in held)):
             return
-        state = np.empty(
-            llama.llama_state_seq_get_size_ext(self._context, seq_id, _PARTIAL_ONLY), np.uint8
-        )
+        size = llama.llama_state_seq_get_size_ext(self._context, seq_id, _PARTIAL_ONLY)
+        state = np.empty(size, np.uint8)
         got = llama.llama_state_seq_get_data_ext(
-            self._context, _pointer(state), state.size, seq_id, _PARTIAL_ONLY
+            self._context, _pointer(state), size, seq_id, _PARTIAL_ONLY
         )
-        if got == state.size:
+        if got == size:
             new = Snapshot(length, lasting, state)
             self._snapshots[seq_id] = retained([*held, new], self._n_snapshots)
 
