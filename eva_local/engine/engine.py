@@ -170,14 +170,12 @@ class Engine:
         self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
     ) -> dict[int, Follower]:
         """Begin the texts of the members of a ticket; return who is still to begin."""
-        members = ticket.panel.members
         followers = self._followers(ticket, readers)
         ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
-        for index, (state, prompt, end) in enumerate(
-            zip(readers, ticket.prompts, ends, strict=True)
-        ):
+        rows = zip(ticket.panel.members, readers, ticket.prompts, ends, strict=True)
+        for index, (member, state, prompt, end) in enumerate(rows):
             copied = [each.n_tokens for each in followers.values() if each.leader == index]
-            shared = max([ticket.shared.get(members[index], 0), *copied])
+            shared = max([ticket.shared.get(member, 0), *copied])
             begun = Beginning(prompt, ticket.scored_bytes, grammar, end, shared)
             start = functools.partial(state.start, begun)
             if index in followers:
