@@ -167,7 +167,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             self.path,
             window,
             is_recurrent=recurrent,
-            guard=guard,
+            guard_id=guard,
             n_snapshots=self.n_snapshots,
         )
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,32 +16,24 @@ from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import Beginning, Candidates, Constraint, seats
 
 
+@dataclass(eq=False, repr=False)
 class PivotState:
     """A member that speaks in the pivot's tokens.
 
     `mapping` carries the likeliest tokens of its model over; `control` are those that it cannot.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        mapping: Mapping,
-        symbol_pieces: Sequence[bytes],
-        n_candidates: int,
-        control: ControlTokens,
-    ) -> None:
-        self.cache = context
-        self.unread = 0
-        self._mapping = mapping
-        self._pieces = symbol_pieces
-        self._n_candidates = n_candidates
-        self._control = control
-        self._native = mapping.member == mapping.pivot
-        self._likeliest: tuple[Ids, Floats] | None = None
-        # Logits after rows that may come next, by the length of the row.
-        self._foreseen: dict[int, Logits] = {}
-        self._guess = 0
-        self._begun = Beginning(())
+    cache: Context
+    mapping: Mapping
+    control: ControlTokens
+    symbol_pieces: Sequence[bytes]
+    n_candidates: int
+    unread: int = 0
+    _begun: Beginning = field(default_factory=lambda: Beginning(()))
+    _likeliest: tuple[Ids, Floats] | None = None
+    # Logits after rows that may come next, by the length of the row.
+    _foreseen: dict[int, Logits] = field(default_factory=dict)
+    _guess: int = 0
 
     @property
     def room(self) -> int:
@@ -89,7 +82,7 @@ class PivotState:
         likeliest, count = self._likeliest, len(self.cache.ahead)
         if count:
             logits = self._foreseen.get(len(self.cache.tokens) + count)
-            likeliest = None if logits is None else top_k(logits, self._n_candidates)
+            likeliest = None if logits is None else top_k(logits, self.n_candidates)
         if likeliest is None:
             return b"", 0.0
         best = int(likeliest[1].argmax())
@@ -101,10 +94,10 @@ class PivotState:
 
     def commit(self, symbol: int) -> None:
         self._likeliest = None
-        if self._native:
+        if self.mapping.member == self.mapping.pivot:
             self.cache.append_token(symbol)
         else:
-            self.cache.append(self._pieces[symbol])
+            self.cache.append(self.symbol_pieces[symbol])
         self._look()
 
     def _look(self) -> None:
@@ -116,18 +109,18 @@ class PivotState:
             self._hear(logits)
 
     def _hear(self, logits: Logits) -> None:
-        logits = self._control.ended(logits, self._begun.thought_end)
-        self._control.hear(logits)
+        logits = self.control.ended(logits, self._begun.thought_end)
+        self.control.hear(logits)
         marks = None
-        if self._begun.grammar is not None and self._n_candidates:
-            marks = reaching(self._mapping, self._begun.grammar.allowed)
-        self._likeliest = top_k(logits, self._n_candidates, marks)
+        if self._begun.grammar is not None and self.n_candidates:
+            marks = reaching(self.mapping, self._begun.grammar.allowed)
+        self._likeliest = top_k(logits, self.n_candidates, marks)
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""
         if self._likeliest is None:
             raise ValueError("a vote needs logits: decode what is pending first")
-        return project(*self._likeliest, self._mapping, pivot)
+        return project(*self._likeliest, self.mapping, pivot)
 
 
 class PivotSpace:
@@ -230,12 +223,8 @@ class PivotSpace:
         return votes
 
     def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
-        return [
-            PivotState(context, mapping, self._pieces, self._n_candidates, control)
-            for context, mapping, control in zip(
-                contexts, self._mappings, self._control, strict=True
-            )
-        ]
+        rows = zip(contexts, self._mappings, self._control, strict=True)
+        return [PivotState(*row, self._pieces, self._n_candidates) for row in rows]
 
     def _spellable(self, vote: Vote | None) -> Vote | None:
         if vote is None or (kept := vote.within(self._spelled)) is vote:
