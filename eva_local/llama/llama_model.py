@@ -87,7 +87,10 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             return self._decode_together(runs)
         # Attention over many tokens of one text rounds otherwise than over single ones, so no
         # token of a prompt may fall among the answers.
-        found = {id(run): _kept(self._decode_together([run])[0]) for run in long}
+        found: dict[int, Logits | None] = {}
+        for run in long:
+            (row,) = self._decode_together([run])
+            found[id(run)] = None if row is None else row.copy()
         short = [run for run in runs if len(run.tokens) <= _LONGEST_ANSWER]
         found |= zip(map(id, short), self._decode_together(short) if short else (), strict=True)
         return [found[id(run)] for run in runs]
@@ -251,7 +254,3 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
                 "computes wrongly; pull or convert it again, or set n_gpu_layers = 0"
             )
         return logits
-
-
-def _kept(logits: Logits | None) -> Logits | None:
-    return None if logits is None else logits.copy()

@@ -118,8 +118,7 @@ class PivotState:
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""
-        if self._likeliest is None:
-            raise ValueError("a vote needs logits: decode what is pending first")
+        assert self._likeliest is not None, "a vote needs logits: decode what is pending first"
         return project(*self._likeliest, self.mapping, pivot)
 
 
