@@ -48,7 +48,7 @@ def vocabulary(words: Sequence[bytes], *, missing: Sequence[int] = ()) -> Vocabu
 
 def longest_match(vocab: Vocabulary) -> Callable[[bytes], list[int]]:
     """Return a tokeniser that always takes the longest piece."""
-    ids = vocab.pieces_to_ids()
+    ids = vocab.ids
     longest = max(map(len, ids))
 
     def raw(text: bytes) -> list[int]:
@@ -118,6 +118,7 @@ class FakeModel:
         for run in runs:
             cache = self.cache.setdefault(run.seq_id, [])
             assert run.start == len(cache), "positions must follow each other"
+            assert run.logits <= len(run.tokens), "only tokens of a run have logits"
             assert len(cache) + len(run.tokens) <= self.n_ctx, "no room left in the context"
             cache += run.tokens
             self.decoded += len(run.tokens)

@@ -51,7 +51,7 @@ def _found(model: LlamaModel, text: bytes) -> dict[str, tuple[np.ndarray, int]]:
     (state,) = ByteSpace([model], THRESHOLD, before={}).states(0)
     for _ in forced(model, state, text):
         pass
-    return state.boundary_prior.means()
+    return state.beam.boundary_prior.means
 
 
 if __name__ == "__main__":

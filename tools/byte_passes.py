@@ -22,6 +22,7 @@ from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 
@@ -68,7 +69,7 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
 def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[int]:
     """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
     model.remove(ALL, 0)
-    state.start(PromptWriter(model).tokens(""))
+    state.start(Beginning(PromptWriter(model).tokens("")))
     for byte in text:
         while not state.ready:
             runs = state.pending(None)

@@ -59,7 +59,7 @@ def anchors_by_spelling(member: Sequence[bytes], pivot: Sequence[bytes]) -> tupl
 
 def written(vocabulary: Vocabulary) -> Ids:
     """Return, ascending, the one token for each piece that stands for it."""
-    ids = vocabulary.pieces_to_ids().values()
+    ids = vocabulary.ids.values()
     return np.sort(np.fromiter(ids, dtype=np.int64, count=len(ids)))
 
 

@@ -154,6 +154,6 @@ def twins(member: Vocabulary, pivot: Vocabulary) -> NDArray[np.int64]:
     if member.fingerprint == pivot.fingerprint:
         return np.where(member.speakable, np.arange(len(member)), -1)
     twin = np.full(len(member), -1, dtype=np.int64)
-    ids, spoken = pivot.pieces_to_ids(), np.flatnonzero(member.speakable).tolist()
+    ids, spoken = pivot.ids, np.flatnonzero(member.speakable).tolist()
     twin[spoken] = [ids.get(member.pieces[token_id], -1) for token_id in spoken]
     return twin

@@ -6,6 +6,7 @@ first of the member's own tokenisation of several symbols, its mass is split amo
 proportion to the pivot's own probabilities of them at that step.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +44,7 @@ def surface_refined(
 
 
 def _first_ids(
-    tokenizer: Tokenizer, pieces: tuple[bytes, ...], chosen: list[int], progress: Progress | None
+    tokenizer: Tokenizer, pieces: Sequence[bytes], chosen: list[int], progress: Progress | None
 ) -> list[int]:
     """Return the first token of each chosen piece, -1 where the vocabulary cannot spell it."""
     ids = []

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from eva_local.cache.context import as_row, common, reusable
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.llama.model import Model, Run
 from eva_local.llama.snapshots import Snapshot, retained
 
@@ -33,6 +34,8 @@ class Branches:
         # interrupted decode may have stored any part of the rest.
         self._rows: dict[int, array[int]] = {seq_id: as_row(()) for seq_id in seq_ids}
         self._decoded = dict.fromkeys(seq_ids, 0)
+        #: How likely a part of the prompt was.
+        self.likelihood = PromptLikelihood(model.vocabulary.pieces)
 
     def holds(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of a prompt some sequence holds."""
@@ -50,7 +53,11 @@ class Branches:
         """Hold nothing, whatever the cache holds by now."""
         self._snapshots = []
         for seq_id in self._rows:
-            self._empty(seq_id)
+            self._clear(seq_id)
+        self.likelihood.begin((), 0, 0)
+
+    def trade(self, other: "Branches") -> None:
+        """Stay: all texts share one cache, in which no place is better than another."""
 
     def adopt(self, other: "Branches") -> None:
         """Hold the longest row and the snapshots of `other`, of the same model; nothing else."""
@@ -62,6 +69,7 @@ class Branches:
         for source, target in homes.items():
             self._copy(other, source, target, other._decoded[source])
         self._snapshots = [replace(each, state=homes[each.state]) for each in other._snapshots]
+        self.likelihood.adopt(other.likelihood)
 
     def begin(self, prompt: Sequence[int]) -> Branch:
         """Forget all but the longest beginning of `prompt` that some sequence holds.
@@ -75,7 +83,8 @@ class Branches:
             each for each in self._snapshots if self._same(each.state, prompt[:-1]) == each.length
         ]
         for seq_id in self._rows.keys() - {kept, *self.saved}:
-            self._clear(seq_id)
+            if self._rows[seq_id]:
+                self._clear(seq_id)
         self._truncate(kept, length)
         return Branch(kept, length)
 
@@ -165,9 +174,5 @@ class Branches:
         self._decoded[target] = length
 
     def _clear(self, seq_id: int) -> None:
-        if self._rows[seq_id]:
-            self._empty(seq_id)
-
-    def _empty(self, seq_id: int) -> None:
         self._rows[seq_id], self._decoded[seq_id] = as_row(()), 0
         self._model.remove(seq_id, 0)

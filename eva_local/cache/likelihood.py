@@ -17,7 +17,8 @@ class PromptLikelihood:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
         self._scored: dict[int, tuple[float, int, int]] = {}
-        self._first = self._end = 0
+        self._prompt: Sequence[int] = ()
+        self._first = 0
 
     def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
         """Begin a new prompt, of which the first `kept` tokens are the same as before.
@@ -28,7 +29,7 @@ class PromptLikelihood:
         """
         same, known = (kept, *prompt[kept : kept + 1]), self._scored.items()
         self._scored = {at: its for at, its in known if at < kept or (at, its[2]) == same}
-        self._first = self._end = len(prompt)
+        self._prompt, self._first = prompt, len(prompt)
         # Nothing comes before the first token that could say how likely it was.
         while self._first > 1 and n_bytes > 0:
             self._first -= 1
@@ -46,22 +47,23 @@ class PromptLikelihood:
 
         With it goes whether the logits after each of its tokens are wanted, to score the next.
         """
-        if self._first == self._end or position >= self._end - 1:
-            return self._end, False
-        return (self._first - 1, False) if position < self._first - 1 else (self._end, True)
+        end = len(self._prompt)
+        if self._first == end or position >= end - 1:
+            return end, False
+        return (self._first - 1, False) if position < self._first - 1 else (end, True)
 
     def adopt(self, other: "PromptLikelihood") -> None:
         """Know what `other`, of the same member, knows."""
         self._scored = dict(other._scored)
 
-    def read(self, prompt: Sequence[int], run: Run, blocks: Iterable[Logits]) -> Logits | None:
+    def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
         """Score what comes after each token of a run; `blocks` are the logits after them.
 
         Returns the logits after the last, if the run wants them.
         """
         position = run.start + 1
         for block in blocks:
-            self._score(prompt[position : position + len(block)], position, block)
+            self._score(self._prompt[position : position + len(block)], position, block)
             position += len(block)
             last = block[-1]
         return last if run.logits else None

@@ -13,7 +13,7 @@ from eva_local.engine.sequence import Follower, TextSequence, cut
 from eva_local.errors import ContextError, EvaError
 from eva_local.fusion.fuser import Decision
 from eva_local.llama.model import Logits, Run
-from eva_local.spaces.base import Candidates, MemberState
+from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.types import Score, Step
 
 log = logging.getLogger("eva_local")
@@ -62,16 +62,19 @@ class ApartSequence(TextSequence):
         ticket: Ticket,
         states: Sequence[MemberState],
         sampler: Sampler,
-        thinkers: Sequence[ThoughtSequence],
+        thinkers: Sequence[MemberState],
         contexts: Sequence[int],
         followers: Mapping[int, Follower],
     ) -> None:
-        """Let `thinkers`, one of each member, go first; `contexts` are how much each can hold."""
+        """Let members think first, in the states `thinkers`; `contexts` are how much each holds."""
         super().__init__(replace(ticket, thoughts=()), states, sampler, followers)
         self._closings = ticket.thoughts
         self._answering = states
-        self._thinkers = thinkers
         self._contexts = contexts
+        self._thinkers: Sequence[ThoughtSequence] = [
+            _thinker(ticket, index, state, n_ctx)
+            for index, (state, n_ctx) in enumerate(zip(thinkers, contexts, strict=True))
+        ]
         self._failed: dict[int, EvaError] = {}
         # What is not told yet of each thought, and whose turn it is.
         self._untold: list[list[Step | Score]] = [[] for _ in thinkers]
@@ -79,7 +82,7 @@ class ApartSequence(TextSequence):
         # The headings that are not told yet.
         self._heads = dict(enumerate(self.panel.names if len(thinkers) > 1 else ()))
         # Whoever is at work: in the same sequences of llama.cpp, but not in the same space.
-        self.states = [thinker.states[0] for thinker in thinkers]
+        self.states = thinkers
 
     @property
     def ready(self) -> bool:
@@ -191,7 +194,7 @@ class ApartSequence(TextSequence):
         self._last_seconds[:] = 0
         for index, state in enumerate(self._answering):
             if index in rows:
-                state.start(rows[index], 0, self._sampler.grammar)
+                state.start(Beginning(rows[index], grammar=self._sampler.grammar))
             else:
                 self.states[index] = cast(MemberState, _Absent())
 
@@ -211,7 +214,7 @@ class _Absent:
     vote_on = commit = clear = look = vote
 
 
-def thinker_of(ticket: Ticket, index: int, state: MemberState, n_ctx: int) -> ThoughtSequence:
+def _thinker(ticket: Ticket, index: int, state: MemberState, n_ctx: int) -> ThoughtSequence:
     """Return the thought of a member of a ticket, by its index in the panel.
 
     It is drawn as the answer is, with random numbers of its own; no grammar binds it.

@@ -37,13 +37,12 @@ def _decode_alone(model: Model, run: Run, error: ModelError) -> Outcome:
 
 
 def _decode_in_parts(model: Model, run: Run, size: int) -> Logits | None:
-    logits = None
-    size = max(size, run.logits)
-    for first in range(0, len(run.tokens), size):
-        part = run.tokens[first : first + size]
-        last = first + size >= len(run.tokens)
-        (logits,) = model.decode(
-            [Run(run.seq_id, run.start + first, part, run.logits if last else 0)]
-        )
+    # The tokens whose logits are wanted stay together, at the end.
+    n_before = max(len(run.tokens) - max(size, run.logits), 0)
+    for first in range(0, n_before, size):
+        part = run.tokens[first : min(first + size, n_before)]
+        model.decode([Run(run.seq_id, run.start + first, part, 0)])
+    rest = run.tokens[n_before:]
+    (logits,) = model.decode([Run(run.seq_id, run.start + n_before, rest, run.logits)])
     # llama.cpp writes over them when it decodes the next run.
     return None if logits is None else logits.copy()

@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import chain, product
@@ -12,7 +12,7 @@ from typing import Any
 
 from eva_local.cache.context import common
 from eva_local.config.specs import FusionSettings
-from eva_local.engine.apart import ApartSequence, thinker_of
+from eva_local.engine.apart import ApartSequence
 from eva_local.engine.decoding import decode_all
 from eva_local.engine.grammar import Grammar
 from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
@@ -23,7 +23,7 @@ from eva_local.engine.sequence import Follower, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import MemberState, Space
+from eva_local.spaces.base import Beginning, MemberState, Space
 from eva_local.types import Score, Step
 
 log = logging.getLogger("eva_local")
@@ -70,6 +70,8 @@ class Engine:
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
+        #: How many symbols the shared space has, END included.
+        self.n_symbols = space.end + 1
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -79,14 +81,19 @@ class Engine:
         #: Who drafts the answers that begin from now on; see `FusionSettings`.
         self.drafter = fusion.drafter
 
-    @property
-    def n_symbols(self) -> int:
-        """How many symbols the shared space has, END included."""
-        return self._all.space.end + 1
-
     def panel(self, alone: int | None = None) -> Panel:
         """Return all members, or one who writes alone, by its number."""
-        return self._all if alone is None else self._alone_panel(alone)
+        if alone is None:
+            return self._all
+        if alone not in self._alone:
+            space = self._all.space.alone(alone)
+            # What one model says is not weighed, and nobody else need be asked.
+            fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
+            samplers = Samplers(space, self._models[alone].tokenizer.missing_bytes)
+            panel = Panel((alone,), (self.names[alone],), space, fusion, samplers)
+            # Of several threads that ask for it, all get the same.
+            self._alone.setdefault(alone, panel)
+        return self._alone[alone]
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -102,7 +109,7 @@ class Engine:
         and InputError where a bias, grammar or schema cannot be used.
         """
         panel = ticket.panel
-        self._refuse_too_long(panel, ticket.prompts)
+        self.refuse_too_long("prompt", {m: len(p) for m, p in ticket.prompt_of.items()})
         held = self._states_of(slot)
         states = [held[member] for member in panel.members]
         grammar = None
@@ -127,16 +134,26 @@ class Engine:
             raise
         if ticket.symbols is not None:
             return ScoredSequence(ticket, states, followers)
-        if not ticket.alone:
+        models = [self._models[member] for member in panel.members]
+        sequence: TextSequence
+        if ticket.alone:
+            contexts = [model.n_ctx for model in models]
+            sequence = ApartSequence(ticket, states, sampler, readers, contexts, followers)
+        else:
             sequence = TextSequence(ticket, states, sampler, followers)
-            return self._looking_ahead(ticket, sequence)
-        contexts = [self._models[member].n_ctx for member in panel.members]
-        thinkers = [
-            thinker_of(ticket, index, state, n_ctx)
-            for index, (state, n_ctx) in enumerate(zip(readers, contexts, strict=True))
-        ]
-        apart = ApartSequence(ticket, states, sampler, thinkers, contexts, followers)
-        return self._looking_ahead(ticket, apart)
+        if (drafter := self.drafter_for(panel)) is not None:
+            sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
+        return sequence
+
+    def refuse_too_long(self, what: str, lengths: Mapping[int, int], at_least: str = "") -> None:
+        """Raise ContextError where a member has no room behind so many tokens of a text."""
+        contexts = {member: self._models[member].n_ctx for member in lengths}
+        if any(lengths[member] >= n_ctx for member, n_ctx in contexts.items()):
+            needs = ", ".join(
+                f"{self.names[member]} needs {at_least}{lengths[member] + 1} tokens of {n_ctx}"
+                for member, n_ctx in contexts.items()
+            )
+            raise ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
 
     def drafter_for(self, panel: Panel) -> str | int | None:
         """Return who drafts for a panel, its own members by their index; None for nobody."""
@@ -149,40 +166,27 @@ class Engine:
             return None  # One model writes as llama.cpp alone does, near-ties and all.
         return drafter if drafter in DRAFTERS else None
 
-    def _looking_ahead(self, ticket: Ticket, sequence: TextSequence) -> TextSequence:
-        if (drafter := self.drafter_for(ticket.panel)) is not None:
-            models = [self._models[member] for member in ticket.panel.members]
-            sequence.ahead = LookAhead(drafter, models, self._times, ticket.said)
-        return sequence
-
     def _start(
         self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
     ) -> dict[int, Follower]:
         """Begin the texts of the members of a ticket; return who is still to begin."""
-        members = ticket.panel.members
-        followers = self._followers(members, readers, ticket.prompts)
+        followers = self._followers(ticket, readers)
         ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
-        for index, (state, prompt, end) in enumerate(
-            zip(readers, ticket.prompts, ends, strict=True)
-        ):
+        rows = zip(ticket.panel.members, readers, ticket.prompts, ends, strict=True)
+        for index, (member, state, prompt, end) in enumerate(rows):
             copied = [each.n_tokens for each in followers.values() if each.leader == index]
-            shared = max([ticket.shared.get(members[index], 0), *copied])
-            start = functools.partial(
-                state.start, prompt, ticket.scored_bytes, grammar, end, shared
-            )
+            shared = max([ticket.shared.get(member, 0), *copied])
+            begun = Beginning(prompt, ticket.scored_bytes, grammar, end, shared)
+            start = functools.partial(state.start, begun)
             if index in followers:
                 followers[index].start = start
             else:
                 start()
         return followers
 
-    def _followers(
-        self,
-        members: Sequence[int],
-        states: Sequence[MemberState],
-        prompts: Sequence[Sequence[int]],
-    ) -> dict[int, Follower]:
+    def _followers(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, Follower]:
         """Return who waits for another member of its model to have read what both begin with."""
+        members, prompts = ticket.panel.members, ticket.prompts
         followers: dict[int, Follower] = {}
         for index, member in enumerate(members):
             model, prompt = self._models[member], prompts[index]
@@ -192,7 +196,7 @@ class Engine:
                 if other not in followers and self._models[members[other]] is model
             ]
             n_tokens, leader = max(found, default=(0, 0))
-            if n_tokens - states[index].holds(prompt) >= self.worth_copying(member):
+            if n_tokens - states[index].cache.holds(prompt) >= self.worth_copying(member):
                 followers[index] = Follower(-leader, n_tokens)
         return followers
 
@@ -200,7 +204,7 @@ class Engine:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
         states = self._states_of(slot)
         return sum(
-            states[member].n_cached - states[member].holds(prompt)
+            states[member].cache.n_cached - states[member].cache.holds(prompt)
             for member, prompt in prompts.items()
         )
 
@@ -208,21 +212,14 @@ class Engine:
         """Return how much of each member's prompt the best of `slots` holds, in tokens."""
         states = [self._states_of(slot) for slot in slots]
         return {
-            member: max((each[member].holds(prompt) for each in states), default=0)
+            member: max((each[member].cache.holds(prompt) for each in states), default=0)
             for member, prompt in prompts.items()
         }
-
-    def _readers_of(self, member: int) -> Iterator[MemberState]:
-        model = self._models[member]
-        for states in self._states.values():
-            yield from (
-                each for each, its in zip(states, self._models, strict=True) if its is model
-            )
 
     def move(self, slot: int, free: int) -> None:
         """Let the text of a slot go on in another one, whose own text is over."""
         for state, other in zip(self._states_of(slot), self._states_of(free), strict=True):
-            state.trade(other)
+            state.cache.trade(other.cache)
         self._states[slot], self._states[free] = self._states[free], self._states[slot]
 
     def needs_snapshots(self, member: int) -> bool:
@@ -251,17 +248,6 @@ class Engine:
                 sequence.fail(error)
         return [sequence.step() for sequence in sequences]
 
-    def _alone_panel(self, member: int) -> Panel:
-        if member not in self._alone:
-            space = self._all.space.alone(member)
-            # What one model says is not weighed, and nobody else need be asked.
-            fusion = replace(self._all.fusion, weights="equal", filter="off", gate=1.0)
-            samplers = Samplers(space, self._models[member].tokenizer.missing_bytes)
-            panel = Panel((member,), (self.names[member],), space, fusion, samplers)
-            # Of several threads that ask for it, all get the same.
-            self._alone.setdefault(member, panel)
-        return self._alone[member]
-
     def _states_of(self, slot: int) -> Sequence[MemberState]:
         if slot not in self._states:
             self._states[slot] = self._all.space.states(slot)
@@ -269,9 +255,11 @@ class Engine:
 
     def _copy_beginning(self, member: int, state: MemberState, prompt: Sequence[int]) -> None:
         """Copy the beginning of a prompt from the slot that holds most of it, if that pays."""
-        best = max(self._readers_of(member), key=lambda other: other.holds(prompt))
-        if best.holds(prompt) - state.holds(prompt) >= self.worth_copying(member):
-            state.adopt(best)
+        alike = [n for n, model in enumerate(self._models) if model is self._models[member]]
+        caches = (states[index].cache for states in self._states.values() for index in alike)
+        best = max(caches, key=lambda other: other.holds(prompt))
+        if best.holds(prompt) - state.cache.holds(prompt) >= self.worth_copying(member):
+            state.cache.adopt(best)
 
     def _decode(self, sequences: Sequence[TextSequence]) -> None:
         """Let members decode what is pending; where the pivot is sure, the others are not asked."""
@@ -311,25 +299,23 @@ class Engine:
 
     def _decode_members(self, members: Iterable[int], sequences: Sequence[TextSequence]) -> None:
         decoded: list[Decoded] = []
-        decode = functools.partial(self._decode_model, sequences=sequences, decoded=decoded)
         by_model: dict[Model, list[int]] = {}
         for member in members:
             by_model.setdefault(self._models[member], []).append(member)
+
+        def decode(model: Model) -> None:
+            if work := self._work(model, by_model[model], sequences):
+                self._run(model, work, decoded)
+
         try:
             if self._pool is None:
-                for each in by_model.values():
-                    decode(each)
+                for model in by_model:
+                    decode(model)
             else:
-                _await([self._pool.submit(decode, each) for each in by_model.values()])
+                _await([self._pool.submit(decode, model) for model in by_model])
         finally:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
-
-    def _decode_model(
-        self, members: Sequence[int], sequences: Sequence[TextSequence], decoded: list[Decoded]
-    ) -> None:
-        if work := self._work(members, sequences):
-            self._run(self._models[members[0]], work, decoded)
 
     def _run(
         self,
@@ -358,25 +344,25 @@ class Engine:
                 sequence.fail(row, index)
 
     def _work(
-        self, members: Sequence[int], sequences: Sequence[TextSequence]
+        self, model: Model, members: Sequence[int], sequences: Sequence[TextSequence]
     ) -> list[tuple[TextSequence, int, Run]]:
         """Return what fits into a batch; runs that score a prompt are decoded here."""
-        model = self._models[members[0]]
         work: list[tuple[TextSequence, int, Run]] = []
         room = model.n_batch
         writing = any(sequence.steps for sequence in sequences)
         prompt_room = (self.chunk or room) if writing else room
         for sequence, member in product(sequences, members):
-            index = sequence.panel.index(member)
             limit = room if sequence.steps else min(room, prompt_room)
-            if index is None or limit <= 0:
+            if member not in sequence.panel.members or limit <= 0:
                 continue
+            index = sequence.panel.members.index(member)
             with sequence.own_end(index):
                 for run in sequence.pending(index, limit):
                     prompt_room -= 0 if sequence.steps else len(run.tokens)
                     if run.every:
                         began = time.perf_counter()
-                        sequence.states[index].read(run, model.decode_every(run))
+                        state, blocks = sequence.states[index], model.decode_every(run)
+                        state.take(run, state.cache.likelihood.read(run, blocks))
                         sequence.count(index, run, time.perf_counter() - began)
                     else:
                         work.append((sequence, index, run))
@@ -399,20 +385,6 @@ class Engine:
             _hand_over(mine)
         finally:
             _await(asked)
-
-    def _refuse_too_long(self, panel: Panel, prompts: Sequence[Sequence[int]]) -> None:
-        contexts = [self._models[member].n_ctx for member in panel.members]
-        lengths = [len(prompt) for prompt in prompts]
-        if any(length >= n_ctx for length, n_ctx in zip(lengths, contexts, strict=True)):
-            raise too_long("prompt", zip(panel.names, lengths, contexts, strict=True))
-
-
-def too_long(what: str, sizes: Iterable[tuple[str, int, int]], at_least: str = "") -> ContextError:
-    """Return an error for a text that does not fit; a size is of a member: tokens, and context."""
-    needs = ", ".join(
-        f"{name} needs {at_least}{length + 1} tokens of {n_ctx}" for name, length, n_ctx in sizes
-    )
-    return ContextError(f"the {what} does not fit: {needs}; shorten it or raise n_ctx")
 
 
 def _hand_over(rows: Iterable[Iterable[Decoded]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from eva_local.config.specs import MemberSpec
-from eva_local.engine.engine import Engine, too_long
+from eva_local.engine.engine import Engine
 from eva_local.engine.request import AnyPrompt
 from eva_local.errors import ClosedError, InputError
 from eva_local.llama.model import Model
@@ -72,7 +72,8 @@ class Readers:
         if sampling.thinking_budget == 0:
             thinking = "off"
         with self._at_work:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             writers = {member: self._writer(member, sampling.chat_template) for member in members}
             said = {member: self._in_role(member, plain) for member in members}
             if fitting:
@@ -121,7 +122,8 @@ class Readers:
     def spell(self, text: bytes, only: int | None = None) -> list[int]:
         """Return symbols whose pieces join to `text`."""
         with self._at_work:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             return self._engine.panel(only).space.spell(text)
 
     def bytes_of(self, symbols: Sequence[int], only: int | None = None) -> bytes:
@@ -142,7 +144,7 @@ class Readers:
         )
         readers = {member: self._models[member].tokenizer for member in self._members(only)}
         least = {member: tokenizer.least(len(data)) for member, tokenizer in readers.items()}
-        self._refuse("text to be scored", least)
+        self._engine.refuse_too_long("text to be scored", least, "at least ")
         if any(not each.missing_bytes.isdisjoint(data) for each in readers.values()):
             raise InputError("a member has no token for a character of the text to be scored")
         return self.spell(data, only) if isinstance(text, str) else text
@@ -189,12 +191,9 @@ class Readers:
                     "%s does not think: a plain text is gone on with": thinking == "on",
                 }
             for problem in filter(problems.get, problems):
-                self._say(problem, writer.name)
-
-    def _say(self, problem: str, name: str) -> None:
-        if (problem, name) not in self._said:
-            self._said.add((problem, name))
-            log.warning(problem, name)
+                if (told := (problem, writer.name)) not in self._said:
+                    self._said.add(told)
+                    log.warning(*told)
 
     def _members(self, only: int | None) -> Sequence[int]:
         return range(len(self._models)) if only is None else [only]
@@ -215,16 +214,7 @@ class Readers:
             for member, writer in writers.items()
             if self._models[member].tokenizer.least(most) >= self._models[member].n_ctx
         }
-        self._refuse("prompt", least)
-
-    def _refuse(self, what: str, least: Mapping[int, int]) -> None:
-        found = [
-            (self._engine.names[member], count, self._models[member].n_ctx)
-            for member, count in least.items()
-            if count >= self._models[member].n_ctx
-        ]
-        if found:
-            raise too_long(what, found, "at least ")
+        self._engine.refuse_too_long("prompt", least, "at least ")
 
     def _plain(self, prompt: AnyPrompt, only: int | None) -> Prompt | bytes:
         if isinstance(prompt, str):
@@ -238,10 +228,6 @@ class Readers:
         if len(symbols) == len(prompt):
             return self.bytes_of(symbols, only)
         raise InputError("a prompt is a text, a list of Message, or a list of symbols")
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError()
 
 
 def _length(prompt: Prompt | bytes) -> int:

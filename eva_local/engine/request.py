@@ -90,15 +90,6 @@ class Panel:
     space: Space[Any]
     fusion: FusionSettings
     samplers: Samplers
-    _index: dict[int, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        numbers = {member: index for index, member in enumerate(self.members)}
-        object.__setattr__(self, "_index", numbers)
-
-    def index(self, member: int) -> int | None:
-        """Return where in the panel one of the engine's models is, if it is there."""
-        return self._index.get(member)
 
 
 @dataclass(slots=True, eq=False)

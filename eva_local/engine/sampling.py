@@ -11,7 +11,7 @@ import numpy as np
 
 from eva_local.engine.grammar import Grammar, Grammars
 from eva_local.errors import InputError
-from eva_local.fusion.votes import Floats, Ids, Vote
+from eva_local.fusion.votes import NOBODY, Floats, Ids, Vote, softmax
 from eva_local.spaces.base import Candidates, Space
 from eva_local.types import Sampling
 
@@ -166,10 +166,9 @@ def keep_min_p(probabilities: Floats, share: float) -> Floats:
 
 def heat(probabilities: Floats, temperature: float) -> Floats:
     """Return p^(1/temperature), scaled to sum 1."""
-    logs = np.log(probabilities)
-    # Of the likeliest it is 0, however cold; the others' may be too far below for a float.
+    # Of the likeliest the log is 0, however cold; the others' may be too far below for a float.
     with np.errstate(over="ignore"):
-        return _scaled(np.exp((logs - logs.max()) / temperature))
+        return softmax(np.log(probabilities), temperature)
 
 
 def draw(probabilities: Floats, generator: np.random.Generator) -> int:
@@ -181,12 +180,11 @@ def draw(probabilities: Floats, generator: np.random.Generator) -> int:
 
 def _from_logs(symbols: Ids, logs: Floats) -> Vote:
     """Return the softmax as a vote; what has no probability left is left out."""
-    highest = logs.max()
-    if highest == -np.inf:
-        return Vote(symbols[:0], logs[:0])
-    weights = np.exp(logs - highest)
-    held = weights > 0
-    return Vote(symbols[held], _scaled(weights[held]))
+    if logs.max() == -np.inf:
+        return NOBODY
+    probabilities = softmax(logs, 1.0)
+    held = probabilities > 0
+    return Vote(symbols[held], probabilities[held])
 
 
 def _scaled(probabilities: Floats) -> Floats:

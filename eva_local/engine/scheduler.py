@@ -63,7 +63,8 @@ class Scheduler:
     def submit(self, ticket: Ticket) -> Ticket:
         """Put a ticket at the end of the queue; raise ClosedError where all is over."""
         with self._changed:
-            self._refuse_closed()
+            if self._closed:
+                raise ClosedError()
             self._waiting.append(ticket)
         return ticket
 
@@ -89,7 +90,8 @@ class Scheduler:
                     return
                 theirs = self._turn
                 if theirs is None:
-                    self._refuse_closed()
+                    if self._closed:
+                        raise ClosedError()
                     self._turn = mine
                 else:
                     self._changed.wait_for(lambda: theirs.ended)
@@ -122,10 +124,6 @@ class Scheduler:
                 ticket.sink(ClosedError())
                 ticket.done = True
 
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError()
-
     def _advance(self) -> None:
         self._running = {slot: held for slot, held in self._running.items() if not held.done}
         self._admit()
@@ -151,13 +149,11 @@ class Scheduler:
                 slot = self._best(free, ticket)
                 ticket.shared = self._shared(ticket)
                 ticket.sequence = self.engine.begin(ticket, slot)
-            except EvaError as error:
-                _tell(ticket, error, last=True)
-                continue
             except Exception as error:
                 # What is wrong with a request ends nobody else's.
-                log.exception("an answer could not begin")
-                _tell(ticket, passed_on(error), last=True)
+                if not isinstance(error, EvaError):
+                    log.exception("an answer could not begin")
+                _tell(ticket, error if isinstance(error, EvaError) else passed_on(error), last=True)
                 continue
             free.remove(slot)
             self._running[slot] = ticket

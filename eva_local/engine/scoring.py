@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
-from eva_local.engine.sequence import Follower, TextSequence
+from eva_local.engine.sequence import Follower, TextSequence, likeliest
 from eva_local.errors import ContextError
 from eva_local.fusion.fuser import Decision
 from eva_local.spaces.base import Candidates, MemberState
-from eva_local.types import Candidate, Score, ScoredSymbol
+from eva_local.types import Score, ScoredSymbol
 
 
 class ScoredSequence(TextSequence):
@@ -59,15 +59,8 @@ class ScoredSequence(TextSequence):
             for known, vote in zip(self._members, decision.votes, strict=True)
         ]
         if self._ticket.detailed:
-            n_top = self._ticket.n_top
-            top = fused.top(n_top) if n_top else ()
-            self._told.append(
-                ScoredSymbol(
-                    candidates.piece(symbol),
-                    likelihood,
-                    tuple(Candidate(candidates.piece(each), share) for each, share in top),
-                )
-            )
+            top = likeliest(fused, self._ticket.n_top, candidates)
+            self._told.append(ScoredSymbol(candidates.piece(symbol), likelihood, top))
 
     def _score(self) -> Score:
         piece = self.panel.space.piece

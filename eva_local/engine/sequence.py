@@ -17,7 +17,7 @@ from eva_local.errors import EvaError, passed_on
 from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote
 from eva_local.llama.model import Logits, Run
-from eva_local.spaces.base import Candidates, MemberState
+from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.types import Ballot, Candidate, FinishReason, Score, Step, Trace, Usage
 
 log = logging.getLogger("eva_local")
@@ -78,7 +78,6 @@ class TextSequence:
         self._sure: Candidates | None = None
         #: What is drafted of the text, where drafts are of use.
         self.ahead: LookAhead | None = None
-        self._begun = False
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
         self._steps_alone = self._read_tokens = 0
@@ -122,10 +121,9 @@ class TextSequence:
         """Let what goes wrong, maybe in one member's part, end this text and no other."""
         try:
             yield
-        except EvaError as error:
-            self.fail(error, index)
         except Exception as error:
-            log.exception("an answer failed")
+            if not isinstance(error, EvaError):
+                log.exception("an answer failed")
             self.fail(error, index)
 
     def pending(self, index: int, limit: int) -> list[Run]:
@@ -135,9 +133,9 @@ class TextSequence:
             return []
         if (follower := self._followers.get(index)) is not None:
             leader = self.states[follower.leader]
-            if leader.n_cached < follower.n_tokens:
+            if leader.cache.n_cached < follower.n_tokens:
                 return []
-            state.adopt(leader)
+            state.cache.adopt(leader.cache)
             follower.start()
             del self._followers[index]
         return [] if state.ready else state.pending(limit)
@@ -207,17 +205,16 @@ class TextSequence:
         return self._emit(candidates, decision, chosen)
 
     def _vote(self) -> Candidates:
-        if not self._begun:
+        if not self._first_seconds:
             self._begin()
         candidates, self._sure = self._sure, None
         self._steps_alone += candidates is not None
         return candidates or self._candidates()
 
     def _begin(self) -> None:
-        self._begun = True
         self._note_first()
         if self._ticket.scored_bytes:
-            self.fuser.begin([state.prompt_log_likelihood() for state in self.states])
+            self.fuser.begin([state.cache.likelihood.per_byte() for state in self.states])
 
     def _note_first(self) -> None:
         if not self._first_seconds:
@@ -276,7 +273,7 @@ class TextSequence:
             reason = "length"
         self.finished = reason is not None
         n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
-        top = _shown(decision.fused, n_top, candidates)
+        top = likeliest(decision.fused, n_top, candidates)
         step = Step(
             piece=piece,
             text=shown if thought is None else "",
@@ -299,7 +296,7 @@ class TextSequence:
         if any(state.room - state.unread <= len(tokens) for state, tokens in pairs):
             return False
         for state, tokens in pairs:
-            state.start([*state.tokens(thought), *tokens], 0, self._grammar)
+            state.start(Beginning([*state.tokens(thought), *tokens], grammar=self._grammar))
         self._thought, self._sampler.grammar = None, self._grammar
         self._text = TextStream(self._ticket.sampling.stop)
         return True
@@ -310,7 +307,7 @@ class TextSequence:
         ballots = (
             Ballot(
                 member=name,
-                top=_shown(vote, _TRACED, candidates),
+                top=likeliest(vote, _TRACED, candidates),
                 chosen=0.0 if vote is None else vote.probability(chosen),
                 stayed=decision.stayed[index],
                 reason=decision.reasons[index],
@@ -357,6 +354,7 @@ def _rule(ticket: Ticket) -> FusionSettings:
     return replace(fusion, weights=weights)
 
 
-def _shown(vote: Vote | None, count: int, candidates: Candidates) -> tuple[Candidate, ...]:
+def likeliest(vote: Vote | None, count: int, candidates: Candidates) -> tuple[Candidate, ...]:
+    """Return the `count` likeliest candidates of a vote, as they are told."""
     top = [] if vote is None or not count else vote.top(count)
     return tuple(Candidate(candidates.piece(each), share) for each, share in top)

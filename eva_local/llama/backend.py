@@ -52,12 +52,8 @@ def cores() -> int:
 
 def reason(lines: Sequence[str]) -> str:
     """Return the first complaint among llama.cpp's messages, without its function names."""
-    complaints = [
-        line for line in lines if re.search(r"error|fail|invalid|corrupt", line, re.IGNORECASE)
-    ]
-    if not complaints:
-        return "llama.cpp gave no reason"
-    return re.sub(r"^(\w+: )+", "", complaints[0]).strip()
+    complaints = (line for line in lines if re.search(r"(?i)error|fail|invalid|corrupt", line))
+    return re.sub(r"^(\w+: )+", "", next(complaints, "llama.cpp gave no reason")).strip()
 
 
 def _keep_line(level: int, text: bytes, _data: object) -> None:

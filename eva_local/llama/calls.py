@@ -9,11 +9,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import FrameType
 
 _under_way: "list[NativeCall]" = []
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class NativeCall:
@@ -22,7 +22,8 @@ class NativeCall:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.thread = threading.get_ident()
-        self._signals: deque[Callable[[], object]] = deque()
+        self._signals: deque[int] = deque()
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._error: BaseException | None = None
 
     def attempt(self, act: Callable[..., object], *arguments: object) -> bool:
@@ -41,40 +42,35 @@ class NativeCall:
         if self._error is not None:
             raise self._error
 
-    @contextlib.contextmanager
-    def holding(self, name: str) -> Iterator[None]:
-        """Let a signal wait until its handler may raise; all are handled in the main thread."""
-        number = getattr(signal, name, None)
-        handler = None if number is None else signal.getsignal(number)
-        if not callable(handler) or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        assert number is not None
+    def hold_signals(self, held: contextlib.ExitStack) -> None:
+        """Let signals wait, as long as `held` is open, until their handlers may raise."""
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._note)
+                held.callback(signal.signal, number, handler)
 
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._signals.append(partial(handler, number, None))
-
-        signal.signal(number, note)
-        try:
-            yield
-        finally:
-            signal.signal(number, handler)
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
 
     def _handle_signals(self) -> None:
         while self._signals:
-            self._signals.popleft()()
+            number = self._signals.popleft()
+            self._handlers[number](number, None)
 
 
 @contextlib.contextmanager
 def calling() -> Iterator[NativeCall]:
     """Call C code within the block; raise at its end what callbacks and signals would have."""
     call = NativeCall()
-    # Within another call signals wait for the end of that one.
+    # Within another call signals wait for the end of that one; the main thread handles them all.
     inner = any(other.thread == call.thread for other in _under_way.copy())
+    is_main = threading.current_thread() is threading.main_thread()
     try:
         with contextlib.ExitStack() as held:
-            for name in () if inner else _SIGNALS:
-                held.enter_context(call.holding(name))
+            if is_main and not inner:
+                call.hold_signals(held)
             _under_way.append(call)
             try:
                 yield call

@@ -7,10 +7,12 @@ conversation is told in a way that the template takes.
 
 import datetime as dt
 import functools
+import itertools
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
@@ -46,10 +48,17 @@ class ChatTemplate:
         self.source = source
         self._owner = owner
         self._names = names
-        environment = self._environment()
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = self._refuse
+        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
         try:
             tree = environment.parse(source)
-            self.literals = frozenset(_literals(tree))
+            constants = (constant.value for constant in tree.find_all(nodes.Const))
+            texts = (each for each in constants if isinstance(each, str) and each.strip())
+            self.literals = frozenset(text for text in texts if not text.isidentifier())
             self.variables = meta.find_undeclared_variables(tree)
             self._template = environment.from_string(tree)
         except Exception as error:
@@ -147,19 +156,10 @@ class ChatTemplate:
 
     def _parts(self, message: Message) -> Sequence[str]:
         if message.role != "assistant":
-            return list(self._cuts.split(message.content))
-        parts = list(self._cuts.split(message.content.rpartition(_THOUGHT_END)[2]))
+            return [part for part, _ in self._cuts.split(message.content)]
+        parts = self._cuts.split(message.content.rpartition(_THOUGHT_END)[2])
         # Some know thoughts by marks of their own, and the answer comes last.
-        return [part for part in parts if part.strip()][-1:]
-
-    def _environment(self) -> ImmutableSandboxedEnvironment:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = lambda form: dt.datetime.now().strftime(form)
-        return environment
+        return [part for part, _ in parts if part.strip()][-1:]
 
     def _refuse(self, reason: object) -> None:
         said = _one_line(str(reason))
@@ -178,35 +178,20 @@ class _Generation(Extension):
 
 
 def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any
 ) -> str:
     """Stand in for jinja2's filter, which writes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _literals(tree: nodes.Template) -> Iterator[str]:
-    for constant in tree.find_all(nodes.Const):
-        value = constant.value
-        if isinstance(value, str) and value.strip() and not value.isidentifier():
-            yield value
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _ways(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Yield a conversation as it is, then as stricter and stricter templates take it."""
-    n_leading = next(
-        (n for n, message in enumerate(messages) if message.role != "system"), len(messages)
-    )
+    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
     ways = (
         list(messages),
         _joined(messages),
         # System messages at the beginning only, then nowhere.
-        _joined([*messages[:n_leading], *_by_user(messages[n_leading:])]),
+        _joined([*leading, *_by_user(messages[len(leading) :])]),
         _joined(_by_user(messages)),
     )
     for number, way in enumerate(ways):
@@ -219,14 +204,8 @@ def _by_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:
-    joined: list[Message] = []
-    for message in messages:
-        if joined and joined[-1].role == message.role:
-            content = f"{joined[-1].content}\n\n{message.content}"
-            joined[-1] = replace(message, content=content)
-        else:
-            joined.append(message)
-    return joined
+    turns = itertools.groupby(messages, key=lambda message: message.role)
+    return [Message(role, "\n\n".join(each.content for each in turn)) for role, turn in turns]
 
 
 def _solid(text: str, guard: str) -> str:

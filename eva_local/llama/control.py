@@ -20,8 +20,7 @@ class ControlTokens:
         is_dropped[list(vocabulary.end_ids)] = False
         self._ids = np.flatnonzero(is_dropped)
         self._end_id = min(vocabulary.end_ids, default=None)
-        self._vocabulary = vocabulary
-        self._name = model.path.name
+        self._model = model
         self._lock = threading.Lock()
         self._warned = False
 
@@ -47,21 +46,20 @@ class ControlTokens:
         if mass < 1:
             return
         share = mass / float(np.exp(logits - best).sum())
-        if share > 0.5:
-            self._warn(int(self._ids[dropped.argmax()]), share)
-
-    def _warn(self, token_id: int, share: float) -> None:
+        if share <= 0.5:
+            return
         with self._lock:
             if self._warned:
                 return
             self._warned = True
+        token_id = int(self._ids[dropped.argmax()])
         log.warning(
             "%s wants to go on with %r (%.0f%%), a control token that does not end its answer; "
             "text cannot hold it, so it is dropped and what the model wants next counts instead. "
             "Look whether its chat template suits the task, and whether the file marks the token "
             "as the end of an answer",
-            self._name,
-            self._vocabulary.spelled(token_id) or f"token {token_id}",
+            self._model.path.name,
+            self._model.vocabulary.spelled(token_id) or f"token {token_id}",
             100 * share,
         )
 

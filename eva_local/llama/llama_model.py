@@ -1,6 +1,7 @@
 """One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
-class LlamaModel:
+class LlamaModel(AbstractContextManager["LlamaModel"]):
     """A GGUF file opened by llama.cpp, with `n_sequences` independent texts; see `Model`.
 
     With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one text
@@ -68,9 +69,6 @@ class LlamaModel:
             self.close()
             raise
 
-    def __enter__(self) -> "LlamaModel":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -89,7 +87,10 @@ class LlamaModel:
             return self._decode_together(runs)
         # Attention over many tokens of one text rounds otherwise than over single ones, so no
         # token of a prompt may fall among the answers.
-        found = {id(run): _kept(self._decode_together([run])[0]) for run in long}
+        found: dict[int, Logits | None] = {}
+        for run in long:
+            (row,) = self._decode_together([run])
+            found[id(run)] = None if row is None else row.copy()
         short = [run for run in runs if len(run.tokens) <= _LONGEST_ANSWER]
         found |= zip(map(id, short), self._decode_together(short) if short else (), strict=True)
         return [found[id(run)] for run in runs]
@@ -169,7 +170,7 @@ class LlamaModel:
             self.path,
             window,
             is_recurrent=recurrent,
-            guard=guard,
+            guard_id=guard,
             n_snapshots=self.n_snapshots,
         )
 
@@ -253,7 +254,3 @@ class LlamaModel:
                 "computes wrongly; pull or convert it again, or set n_gpu_layers = 0"
             )
         return logits
-
-
-def _kept(logits: Logits | None) -> Logits | None:
-    return None if logits is None else logits.copy()

@@ -165,9 +165,9 @@ class PromptWriter:
     def _split(self, text: str, guard: str = "") -> Iterator[int | str]:
         """Yield the control tokens of what a template wrote, and the texts between them."""
         vocabulary = self._vocabulary
-        at, before = 0, None
-        for start, end in [*self._finder.find(text), (len(text), len(text))]:
-            between, after = text[at:start].replace(guard, ""), self._control.get(text[start:end])
+        before: int | None = None
+        for part, word in self._finder.split(text):
+            between, after = part.replace(guard, ""), self._control.get(word)
             if before in vocabulary.strips_right:
                 between = between.lstrip(_WHITE)
             if after in vocabulary.strips_left:
@@ -175,7 +175,7 @@ class PromptWriter:
             yield between
             if after is not None:
                 yield after
-            at, before = end, after
+            before = after
 
     def _thought(self) -> Thought:
         """Return how an open thought ends; who knows none reads it as part of its answer."""

@@ -14,8 +14,7 @@ _PAIRS = 1 << 16
 _WORDS = 1 << 14
 _SPACE_MARK = "\u2581".encode()
 # Python's surrogateescape turns each byte that is no UTF-8 into one of these.
-_ESCAPED = re.compile("[\udc80-\udcff]+")
-_STRETCHES = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+_STRETCHES = re.compile("([\udc80-\udcff]+)|[^\udc80-\udcff]+")
 
 
 class Tokenizer:
@@ -30,14 +29,14 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, raw: Callable[[bytes], list[int]]) -> None:
         self.vocabulary = vocabulary
         self._raw = raw
-        self._longest = max(map(len, vocabulary.pieces_to_ids()), default=0)
+        self._longest = max(map(len, vocabulary.ids), default=0)
         #: Bytes that no token of the vocabulary can spell (some vocabularies lack a few).
         self.missing_bytes = frozenset(
-            byte for byte in range(256) if vocabulary.id_of(bytes([byte])) is None
+            byte for byte in range(256) if bytes([byte]) not in vocabulary.ids
         )
         self._adds_space = vocabulary.join(raw(b"a")) == b" a"
         self.may_follow = functools.lru_cache(_PAIRS)(self._may_follow)
-        self.word = functools.lru_cache(_WORDS)(self._word)
+        self.word = functools.lru_cache(_WORDS)(lambda data: tuple(self.encode(data)))
 
     def encode(self, data: bytes) -> list[int]:
         """Return tokens whose pieces join to `data`.
@@ -62,9 +61,6 @@ class Tokenizer:
     def least(self, n_bytes: int) -> int:
         """Return how many tokens so many bytes have at least: none is longer than the longest."""
         return -(-n_bytes // max(self._longest, 1))
-
-    def _word(self, data: bytes) -> tuple[int, ...]:
-        return tuple(self.encode(data))
 
     def _may_follow(self, left: int, right: int) -> bool:
         """Return whether the model's own tokens of some text have these two beside each other.
@@ -109,7 +105,7 @@ class Tokenizer:
         ids, at = [], 0
         while at < len(data):
             for length in range(min(self._longest, len(data) - at), 0, -1):
-                token_id = self.vocabulary.id_of(data[at : at + length])
+                token_id = self.vocabulary.ids.get(data[at : at + length])
                 if token_id is not None:
                     break
             else:
@@ -125,8 +121,7 @@ class Tokenizer:
 def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
     """Split into stretches of valid UTF-8 (True) and of bytes that are none (False)."""
     for stretch in _STRETCHES.finditer(data.decode("utf-8", "surrogateescape")):
-        escaped = stretch[0]
-        yield escaped.encode("utf-8", "surrogateescape"), not _ESCAPED.match(escaped)
+        yield stretch[0].encode("utf-8", "surrogateescape"), stretch[1] is None
 
 
 def _cut(text: bytes) -> int:

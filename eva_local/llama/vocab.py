@@ -2,7 +2,8 @@
 
 import ctypes
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -31,54 +32,41 @@ _SPEAKABLE = (Kind.NORMAL, Kind.USER, Kind.BYTE)
 _SPELLED = (Kind.CONTROL, Kind.USER, Kind.UNKNOWN)
 
 
+@dataclass(eq=False, repr=False)
 class Vocabulary:
     """The tokens of one model.
 
     `pieces[token_id]` are the bytes of a token (empty for control and unknown tokens);
     `kinds: (n,) uint8`; `speakable: (n,) bool` marks tokens that may stand for text: not
-    control, unknown, unused or END, and not empty. `markers` are the spelled forms of the
+    control, unknown, unused or END, and not empty. `ids` has the one that stands for each piece of
+    theirs: a written-out token before a byte token. `markers` are the spelled forms of the
     tokens that only a chat template may write; llama.cpp takes white space away beside those of
     `strips_left` and `strips_right`. `eos_id` is the one of the END ids with which the
     model ends a text, where it has one. `fingerprint` is equal for equal vocabularies.
     """
 
-    def __init__(
-        self,
-        pieces: Sequence[bytes],
-        kinds: Sequence[int] | NDArray[np.uint8],
-        end_ids: Iterable[int],
-        *,
-        bos_id: int | None = None,
-        eos_id: int | None = None,
-        add_bos: bool = False,
-        markers: Mapping[str, int] | None = None,
-        strips_left: Iterable[int] = (),
-        strips_right: Iterable[int] = (),
-    ) -> None:
-        self.pieces = tuple(pieces)
-        self.kinds = np.asarray(kinds, dtype=np.uint8)
-        self.end_ids = frozenset(end_ids)
-        self.bos_id = bos_id
-        self.eos_id = eos_id
-        self.add_bos = add_bos
-        self.markers: Mapping[str, int] = dict(markers or {})
-        self.strips_left, self.strips_right = frozenset(strips_left), frozenset(strips_right)
+    pieces: Sequence[bytes]
+    kinds: NDArray[np.uint8]
+    end_ids: Collection[int]
+    bos_id: int | None = None
+    eos_id: int | None = None
+    add_bos: bool = False
+    markers: Mapping[str, int] = field(default_factory=dict)
+    strips_left: Collection[int] = ()
+    strips_right: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        self.pieces = tuple(self.pieces)
+        self.kinds = np.asarray(self.kinds, dtype=np.uint8)
+        self.end_ids = frozenset(self.end_ids)
         filled = np.fromiter(map(bool, self.pieces), dtype=np.bool_, count=len(self.pieces))
         self.speakable = filled & (self.kinds <= Kind.BYTE)
         self.speakable[list(self.end_ids)] = False
-        self.fingerprint = _fingerprint(self.pieces, self.kinds, self.end_ids)
-        self._ids = _ids_by_piece(self.pieces, self.kinds, self.speakable)
+        self.fingerprint = self._hashed()
+        self.ids: Mapping[bytes, int] = self._ids_by_piece()
 
     def __len__(self) -> int:
         return len(self.pieces)
-
-    def id_of(self, piece: bytes) -> int | None:
-        """Return the speakable token for these bytes: a written-out one before a byte token."""
-        return self._ids.get(piece)
-
-    def pieces_to_ids(self) -> Mapping[bytes, int]:
-        """Return every speakable piece with the id that stands for it."""
-        return self._ids
 
     def spelled(self, token_id: int | None) -> str:
         """Return how a token is written: a control token by its name; none, or without, is ""."""
@@ -92,26 +80,22 @@ class Vocabulary:
         pieces = self.pieces
         return b"".join([pieces[token_id] for token_id in token_ids])
 
+    def _hashed(self) -> str:
+        lengths = np.fromiter(map(len, self.pieces), dtype="<u4", count=len(self.pieces))
+        digest = hashlib.sha256(b"eva-local vocabulary 1\0")
+        digest.update(lengths.tobytes())
+        digest.update(b"".join(self.pieces))
+        digest.update(self.kinds.tobytes())
+        digest.update(np.asarray(sorted(self.end_ids), dtype="<u4").tobytes())
+        return digest.hexdigest()
 
-def _fingerprint(pieces: Sequence[bytes], kinds: NDArray[np.uint8], end_ids: frozenset[int]) -> str:
-    lengths = np.fromiter((len(piece) for piece in pieces), dtype="<u4", count=len(pieces))
-    digest = hashlib.sha256(b"eva-local vocabulary 1\0")
-    digest.update(lengths.tobytes())
-    digest.update(b"".join(pieces))
-    digest.update(kinds.tobytes())
-    digest.update(np.asarray(sorted(end_ids), dtype="<u4").tobytes())
-    return digest.hexdigest()
-
-
-def _ids_by_piece(
-    pieces: Sequence[bytes], kinds: NDArray[np.uint8], speakable: NDArray[np.bool_]
-) -> dict[bytes, int]:
-    ids: dict[bytes, int] = {}
-    # Written last wins: byte tokens first, and within a kind the lowest id at the end.
-    for kind in reversed(_SPEAKABLE):
-        for token_id in np.flatnonzero(speakable & (kinds == kind))[::-1].tolist():
-            ids[pieces[token_id]] = token_id
-    return ids
+    def _ids_by_piece(self) -> dict[bytes, int]:
+        ids: dict[bytes, int] = {}
+        # Written last wins: byte tokens first, and within a kind the lowest id at the end.
+        for kind in reversed(_SPEAKABLE):
+            for token_id in np.flatnonzero(self.speakable & (self.kinds == kind))[::-1].tolist():
+                ids[self.pieces[token_id]] = token_id
+        return ids
 
 
 def read_vocabulary(llama: ModuleType, file: ModelFile) -> Vocabulary:

@@ -32,13 +32,13 @@ class Words:
                     yield start, at
                     break
 
-    def split(self, text: str) -> Iterator[str]:
-        """Yield what stands between the words."""
+    def split(self, text: str) -> Iterator[tuple[str, str]]:
+        """Yield what stands before each word, and the word; at last what is left, and no word."""
         at = 0
         for start, end in self.find(text):
-            yield text[at:start]
+            yield text[at:start], text[start:end]
             at = end
-        yield text[at:]
+        yield text[at:], ""
 
 
 class LookAlikes:
@@ -64,20 +64,15 @@ class LookAlikes:
         text = self.broken(text, guard)
         if (said := text.rstrip()).endswith(marks):
             text = said + guard + text[len(said) :]
-        guarded, at = "", 0
-        for start, end in self._cuts.find(text):
-            guarded += self._guard_ends(text[at:start], guard) + text[start:end]
-            at = end
-        return guarded + self._guard_ends(text[at:], guard)
+        parts = self._cuts.split(text)
+        return "".join(self._guard_ends(between, guard) + word for between, word in parts)
 
     def broken(self, value: Any, guard: str) -> Any:
         """Return a value of JSON with a guard behind the first character of each word."""
         if isinstance(value, str):
-            broken, at = "", 0
-            for start, end in self._words.find(value):
-                broken += value[at : start + 1] + guard + value[start + 1 : end]
-                at = end
-            return broken + value[at:]
+            parts = self._words.split(value)
+            guarded = (between + (word and word[0] + guard + word[1:]) for between, word in parts)
+            return "".join(guarded)
         if isinstance(value, Mapping):
             pairs = value.items()
             return {self.broken(key, guard): self.broken(each, guard) for key, each in pairs}

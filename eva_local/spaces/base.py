@@ -4,12 +4,13 @@ A space hands out member states. A member state is one member's part in one text
 must be decoded, takes the logits, votes, and is told which symbols were chosen.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
+from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Marks, Vote
 from eva_local.llama.model import Logits, Model, Run
 
@@ -56,12 +57,6 @@ class Candidates:
             return tuple(self.piece(candidate))
         return () if candidate == self.end else (candidate,)
 
-    def with_piece(self, piece: bytes) -> Sequence[int]:
-        """Return the candidates with exactly these bytes."""
-        if self.tokens is None:
-            return (self.pieces.index(piece),) if piece in self.pieces else ()
-        return self.tokens.get(piece, ())
-
     def possible(self) -> Ids:
         """Return what may be chosen where nothing that was voted for may."""
         if self.allowed is not None:
@@ -70,18 +65,54 @@ class Candidates:
 
     def spread(self, candidates: Ids, values: Mapping[bytes, float]) -> Floats:
         """Return (m,): the value of the piece of each of `candidates`, which ascend, else 0."""
-        spread = np.zeros(len(candidates))
-        if len(values) > len(candidates):
+        if self.tokens is None or len(values) > len(candidates):
             return np.asarray([values.get(self.piece(each), 0.0) for each in candidates.tolist()])
+        spread = np.zeros(len(candidates))
         found = [
-            (each, amount) for piece, amount in values.items() for each in self.with_piece(piece)
+            (each, value) for piece, value in values.items() for each in self.tokens.get(piece, ())
         ]
         if found and len(candidates):
-            wanted, amounts = (np.asarray(column) for column in zip(*found, strict=True))
+            wanted, told = (np.asarray(column) for column in zip(*found, strict=True))
             index = np.minimum(np.searchsorted(candidates, wanted), len(candidates) - 1)
             held = candidates[index] == wanted
-            spread[index[held]] = amounts[held]
+            spread[index[held]] = told[held]
         return spread
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """The tokens of a prompt, and what is asked of a member for the text after it.
+
+    The log-likelihood of the last `scored` bytes of the prompt says how well the member predicts
+    it. Where only some tokens are voted on, what a `grammar` allows is among them. The token
+    `thought_end` counts as END. Others are about to begin with the first `shared` tokens.
+    """
+
+    prompt: Sequence[int]
+    scored: int = 0
+    grammar: Constraint | None = None
+    thought_end: int | None = None
+    shared: int = 0
+
+
+class Cache(Protocol):
+    """What the cache of a model holds of one text."""
+
+    #: How likely a part of the prompt was.
+    likelihood: PromptLikelihood
+
+    @property
+    def n_cached(self) -> int:
+        """How many tokens that are."""
+
+    def holds(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of a prompt are there."""
+
+    def adopt(self, other: Self) -> None:
+        """Hold what `other`, of the same model, holds; the text that was here ends."""
+
+    def trade(self, other: Self) -> None:
+        """Go on in the cells of `other`, whose text is over, in llama.cpp's cache."""
 
 
 class MemberState(Protocol):
@@ -100,36 +131,14 @@ class MemberState(Protocol):
         """Whether it can vote; else something is pending."""
 
     @property
-    def n_cached(self) -> int:
-        """How many tokens of a text the cache holds."""
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        """Return how many leading tokens of a prompt the cache holds."""
+    def cache(self) -> Cache:
+        """What the member's cache holds of the text."""
 
     def clear(self) -> None:
         """Hold nothing: what the cache holds after a failure is unknown."""
 
-    def adopt(self, other: Self) -> None:
-        """Hold what another state of the same member holds; the text that was here ends."""
-
-    def trade(self, other: Self) -> None:
-        """Go on in the cells of another state, whose text is over, in llama.cpp's cache."""
-
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
-        """Begin a new text after the tokens of a prompt, keeping what the cache has of them.
-
-        The log-likelihood of the last `scored` bytes of the prompt says how well the member
-        predicts it. Where only some tokens are voted on, what a `grammar` allows is among them.
-        The token `thought_end` counts as END. Other texts are about to begin with the first
-        `shared` tokens of the prompt.
-        """
+    def start(self, begun: Beginning) -> None:
+        """Begin a new text after the tokens of a prompt, keeping what the cache has of them."""
 
     def tokens(self, text: bytes) -> Sequence[int]:
         """Return the tokens of the prompt and of `text`, with which the text begins."""
@@ -159,12 +168,6 @@ class MemberState(Protocol):
 
     def foresee(self) -> Run | None:
         """Return the run of what it has guessed, which is `ahead` then; None where it cannot."""
-
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        """Take the logits after every token of a run, and remember how likely each was."""
-
-    def prompt_log_likelihood(self) -> float:
-        """Return the mean log-likelihood of what was scored of the prompt, in nats per byte."""
 
 
 def seats(models: Sequence[Model], slot: int) -> list[tuple[Model, int]]:

@@ -1,11 +1,11 @@
 """The pivot's tokens and END as the shared space, as in EVA."""
 
 import functools
-from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
@@ -13,153 +13,113 @@ from eva_local.cache.context import Context
 from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
 from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Candidates, Constraint, seats
+from eva_local.spaces.base import Beginning, Candidates, Constraint, seats
 
 
+@dataclass(eq=False, repr=False)
 class PivotState:
     """A member that speaks in the pivot's tokens.
 
     `mapping` carries the likeliest tokens of its model over; `control` are those that it cannot.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        mapping: Mapping,
-        symbol_pieces: Sequence[bytes],
-        n_candidates: int,
-        control: ControlTokens,
-    ) -> None:
-        self.context = context
-        self._mapping = mapping
-        self._pieces = symbol_pieces
-        self._n_candidates = n_candidates
-        self._control = control
-        self._native = mapping.member == mapping.pivot
-        self._likeliest: tuple[Ids, Floats] | None = None
-        # Logits after rows that may come next, by the length of the row.
-        self._foreseen: dict[int, Logits] = {}
-        self._guess = 0
-        self._grammar: Constraint | None = None
-        self._thought_end: int | None = None
+    cache: Context
+    mapping: Mapping
+    control: ControlTokens
+    symbol_pieces: Sequence[bytes]
+    n_candidates: int
+    unread: int = 0
+    _begun: Beginning = field(default_factory=lambda: Beginning(()))
+    _likeliest: tuple[Ids, Floats] | None = None
+    # Logits after rows that may come next, by the length of the row.
+    _foreseen: dict[int, Logits] = field(default_factory=dict)
+    _guess: int = 0
 
     @property
     def room(self) -> int:
-        return self.context.room
-
-    @property
-    def unread(self) -> int:
-        return 0
+        return self.cache.room
 
     @property
     def ready(self) -> bool:
         return self._likeliest is not None
 
-    @property
-    def n_cached(self) -> int:
-        return self.context.cached
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        return self.context.holds(prompt)
-
     def clear(self) -> None:
         self._likeliest, self._foreseen = None, {}
-        self.context.clear()
+        self.cache.clear()
 
-    def adopt(self, other: "PivotState") -> None:
-        self.context.adopt(other.context)
-
-    def trade(self, other: "PivotState") -> None:
-        self.context.trade(other.context)
-
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
+    def start(self, begun: Beginning) -> None:
         self._likeliest, self._foreseen = None, {}
-        self._grammar = grammar
-        self._thought_end = thought_end
-        self.context.start(prompt, scored, shared)
+        self._begun = begun
+        self.cache.start(begun.prompt, begun.scored, begun.shared)
 
     def tokens(self, text: bytes) -> Sequence[int]:
-        return self.context.spelled(text)
+        return self.cache.spelled(text)
 
     def pending(self, limit: int | None = None) -> list[Run]:
-        return [self.context.pending(limit)]
+        return [self.cache.pending(limit)]
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        self.context.decoded(run)
+        self.cache.decoded(run)
         end = run.start + len(run.tokens)
-        if run.logits > 1:
-            assert logits is not None
+        if logits is None:
+            pass
+        elif run.logits > 1:
             self._foreseen = dict(enumerate(logits, end - run.logits + 1))
-        elif end > len(self.context.tokens):
-            assert logits is not None
+        elif end > len(self.cache.tokens):
             self._foreseen[end] = logits.copy()
-        elif logits is not None:
+        else:
             self._hear(logits)
         self._look()
 
     def propose(self, data: bytes, most: int) -> None:
-        self.context.propose(data, most)
+        self.cache.propose(data, most)
 
     @property
     def ahead(self) -> bytes:
-        return self.context.ahead
+        return b"".join(self.cache.pieces[token_id] for token_id in self.cache.ahead)
 
     def guess(self) -> tuple[bytes, float]:
-        likeliest, count = self._likeliest, self.context.n_ahead
+        likeliest, count = self._likeliest, len(self.cache.ahead)
         if count:
-            logits = self._foreseen.get(len(self.context.tokens) + count)
-            likeliest = None if logits is None else top_k(logits, self._n_candidates)
+            logits = self._foreseen.get(len(self.cache.tokens) + count)
+            likeliest = None if logits is None else top_k(logits, self.n_candidates)
         if likeliest is None:
             return b"", 0.0
         best = int(likeliest[1].argmax())
         self._guess = int(likeliest[0][best])
-        return self.context.piece(self._guess), float(likeliest[1][best])
+        return self.cache.piece(self._guess), float(likeliest[1][best])
 
     def foresee(self) -> Run | None:
-        return self.context.foresee(self._guess)
+        return self.cache.foresee(self._guess)
 
     def commit(self, symbol: int) -> None:
         self._likeliest = None
-        if self._native:
-            self.context.append_token(symbol)
+        if self.mapping.member == self.mapping.pivot:
+            self.cache.append_token(symbol)
         else:
-            self.context.append(self._pieces[symbol])
+            self.cache.append(self.symbol_pieces[symbol])
         self._look()
 
     def _look(self) -> None:
-        length = len(self.context.tokens)
+        length = len(self.cache.tokens)
         logits = self._foreseen.pop(length, None)
-        if self.context.cached < length:
+        if self.cache.n_cached < length:
             self._foreseen = {}
         elif logits is not None:
             self._hear(logits)
 
     def _hear(self, logits: Logits) -> None:
-        logits = self._control.ended(logits, self._thought_end)
-        self._control.hear(logits)
+        logits = self.control.ended(logits, self._begun.thought_end)
+        self.control.hear(logits)
         marks = None
-        if self._grammar is not None and self._n_candidates:
-            marks = reaching(self._mapping, self._grammar.allowed)
-        self._likeliest = top_k(logits, self._n_candidates, marks)
-
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self.context.read(run, blocks))
-
-    def prompt_log_likelihood(self) -> float:
-        return self.context.log_likelihood_per_byte()
+        if self._begun.grammar is not None and self.n_candidates:
+            marks = reaching(self.mapping, self._begun.grammar.allowed)
+        self._likeliest = top_k(logits, self.n_candidates, marks)
 
     def vote(self, pivot: Vote | None) -> Vote:
         """Return the member's vote; `pivot` is the pivot's."""
-        if self._likeliest is None:
-            raise ValueError("a vote needs logits: decode what is pending first")
-        return project(*self._likeliest, self._mapping, pivot)
+        assert self._likeliest is not None, "a vote needs logits: decode what is pending first"
+        return project(*self._likeliest, self.mapping, pivot)
 
 
 class PivotSpace:
@@ -191,7 +151,8 @@ class PivotSpace:
         self._n_candidates = n_candidates
         self._control = control or listeners(models)
         missing = frozenset[int]().union(*(model.tokenizer.missing_bytes for model in models))
-        self._spelled = _without(self._pieces, missing) if missing else None
+        spelled = map(missing.isdisjoint, self._pieces) if missing else [True] * self.end
+        self._spelled = np.asarray([*spelled, True])
 
     def piece(self, symbol: int) -> bytes:
         return b"" if symbol == self.end else self._pieces[symbol]
@@ -215,7 +176,7 @@ class PivotSpace:
         )
 
     def over(self, states: Sequence[PivotState]) -> list[PivotState]:
-        return self._states([state.context for state in states])
+        return self._states([state.cache for state in states])
 
     def candidates(
         self,
@@ -253,34 +214,18 @@ class PivotSpace:
 
     def _votes(self, states: Sequence[PivotState], only: int | None) -> list[Vote | None]:
         """Return the votes; the pivot's may steer how the others' are split."""
-        pivot = self._spellable(states[self.pivot].vote(None))
-        return [
-            pivot
-            if index == self.pivot
-            else None
-            if only is not None
-            else self._spellable(state.vote(pivot))
-            for index, state in enumerate(states)
-        ]
+        votes: list[Vote | None] = [None] * len(states)
+        votes[self.pivot] = pivot = self._spellable(states[self.pivot].vote(None))
+        for index, state in enumerate(states):
+            if only is None and index != self.pivot:
+                votes[index] = self._spellable(state.vote(pivot))
+        return votes
 
     def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
-        return [
-            PivotState(context, mapping, self._pieces, self._n_candidates, control)
-            for context, mapping, control in zip(
-                contexts, self._mappings, self._control, strict=True
-            )
-        ]
+        rows = zip(contexts, self._mappings, self._control, strict=True)
+        return [PivotState(*row, self._pieces, self._n_candidates) for row in rows]
 
     def _spellable(self, vote: Vote | None) -> Vote | None:
-        if vote is None or self._spelled is None:
+        if vote is None or (kept := vote.within(self._spelled)) is vote:
             return vote
-        kept = self._spelled[vote.symbols]
-        if kept.all():
-            return vote
-        return normalised(vote.symbols[kept], vote.probabilities[kept])
-
-
-def _without(pieces: Sequence[bytes], missing: frozenset[int]) -> NDArray[np.bool_]:
-    """Return (symbols,): whether a piece has none of the bytes; END has none."""
-    marks = [missing.isdisjoint(piece) for piece in pieces]
-    return np.asarray([*marks, True], dtype=np.bool_)
+        return normalised(kept.symbols, kept.probabilities)

@@ -89,7 +89,7 @@ def test_only_new_tokens_are_decoded() -> None:
     # The next turn begins with what was said; only what follows is new.
     prompt = [*context.tokens, 9, 10]
     context.start(prompt)
-    assert context.cached == len(prompt) - 2
+    assert context.n_cached == len(prompt) - 2
     decode(model, context)
     assert model.decoded == before + 4
 

@@ -23,5 +23,5 @@ def test_what_follows_the_kept_tokens_is_known_if_it_is_the_same(follows, kept) 
     likelihood = PromptLikelihood([b"", b"a", b"b", b"c"])
     prompt = [1] * 10 + [2, 2]
     likelihood.begin(prompt, 0, n_bytes=30)
-    likelihood.read(prompt, Run(0, 0, prompt, logits=True), [np.zeros((len(prompt), 4))])
+    likelihood.read(Run(0, 0, prompt, logits=True), [np.zeros((len(prompt), 4))])
     assert likelihood.begin([1] * 10 + [follows, 3], 10, n_bytes=30) == kept

@@ -36,8 +36,8 @@ def test_law_1_every_member_holds_the_shared_text(cast, build, seed, pivot, temp
         (told,) = engine.step([sequence])
         shared += b"".join(step.piece for step in told)
         for model, state in zip(models, sequence.states, strict=True):
-            assert state.context.text == shared
-            assert model.vocabulary.join(state.context.generated) == shared
+            assert state.cache.text == shared
+            assert model.vocabulary.join(state.cache.generated) == shared
 
 
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> list[int]:
@@ -71,11 +71,11 @@ def test_law_2_copies_of_one_model_write_what_it_writes_alone(
     (steps,) = run(engine, sequence)
     expected = greedy_alone(FakeModel(), text, 40)
     # END has several ids here, whose probabilities add up; up to there the two agree.
-    made = list(sequence.states[0].context.generated)
+    made = list(sequence.states[0].cache.generated)
     assert made == expected[: len(made)]
     assert len(made) == len(expected) or steps[-1].finish_reason == "stop"
     for state in sequence.states:
-        assert list(state.context.generated) == made
+        assert list(state.cache.generated) == made
 
 
 @given(order=st.permutations(range(3)))
@@ -256,7 +256,7 @@ def favour(*pieces: bytes):
     """Logits that want these pieces in turn, then END."""
 
     def logits_for(model: FakeModel):
-        wanted = [model.vocabulary.id_of(piece) for piece in pieces]
+        wanted = [model.vocabulary.ids.get(piece) for piece in pieces]
 
         def logits(tokens):
             row = np.full(len(model.vocabulary), -20, dtype=np.float32)
@@ -370,7 +370,7 @@ def test_after_sure_steps_an_asked_member_holds_the_whole_text() -> None:
     sequence = begin(engine, models, b"the", Sampling(max_tokens=40))
     (steps,) = run(engine, sequence)
     assert 0 < steps[-1].usage.steps_alone < steps[-1].usage.steps
-    assert models[1].vocabulary.join(sequence.states[1].context.generated) == text_of(steps)
+    assert models[1].vocabulary.join(sequence.states[1].cache.generated) == text_of(steps)
 
 
 def test_a_gate_that_never_opens_changes_nothing() -> None:
@@ -421,7 +421,7 @@ def test_what_the_caches_hold_of_a_prompt_does_not_change_its_evidence(scored, w
         sequence = begin(engine, models, start + b"".join(words), Sampling(), scored=scored)
         while not sequence.ready:
             engine._decode([sequence])
-        found.append([state.prompt_log_likelihood() for state in sequence.states])
+        found.append([state.cache.likelihood.per_byte() for state in sequence.states])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert all(found[0]) == (scored > 0)
 

@@ -58,11 +58,11 @@ def test_law_1_every_row_of_every_member_is_the_shared_text(
         (told,) = engine.step([sequence])
         shared += b"".join(step.piece for step in told)
         for model, prefix, state in zip(models, prefixes, sequence.states, strict=True):
-            assert state.text.startswith(shared)
-            assert shared.startswith(state.text[: len(shared)])
+            assert state.beam.text.startswith(shared)
+            assert shared.startswith(bytes(state.beam.text[: len(shared)]))
             prompt = len(model.tokenizer.encode(prefix + b"the")) + 1
             for row in state.rows():
-                assert state.text.startswith(model.vocabulary.join(row[prompt:]))
+                assert state.beam.text.startswith(model.vocabulary.join(row[prompt:]))
 
 
 @settings(max_examples=10)
@@ -293,7 +293,7 @@ def test_a_long_word_is_read_again_whatever_a_batch_holds() -> None:
     # The word was written in odd tokens, and the space after it lets them be the tokeniser's own.
     ((score,),) = run(engine, sequence)
     assert score.n_symbols == len(text)
-    assert sequence.states[0].text == text
+    assert sequence.states[0].beam.text == text
 
 
 def preferring(
@@ -303,7 +303,7 @@ def preferring(
     vocabulary = FakeModel(words).vocabulary
     logits = np.full(len(vocabulary), -9, dtype=np.float32)
     for piece, value in likely.items():
-        logits[vocabulary.id_of(piece)] = value
+        logits[vocabulary.ids.get(piece)] = value
     return lambda _tokens: logits
 
 

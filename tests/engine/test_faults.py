@@ -123,7 +123,7 @@ def alone(space: str, text: bytes, scored: int = 0) -> bytes:
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("fault", [ModelError("not this one"), ZeroDivisionError("a slip")])
-@pytest.mark.parametrize("what", ["pending", "take", "read", "prompt_log_likelihood", "commit"])
+@pytest.mark.parametrize("what", ["pending", "take", "read", "per_byte", "commit"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_fault_of_one_text_ends_that_one_alone(
     space: str, fault: Exception, what: str, place: int
@@ -139,7 +139,8 @@ def test_a_fault_of_one_text_ends_that_one_alone(
     def begin_badly(asked: Ticket, slot: int) -> Any:
         sequence = begin(asked, slot)
         if list(asked.prompts[0]) == list(bad.request.prompts[0]):
-            setattr(sequence.states[place], what, slip)
+            state = sequence.states[place]
+            setattr(state if hasattr(state, what) else state.cache.likelihood, what, slip)
         return sequence
 
     world.engine.begin = begin_badly  # type: ignore[method-assign]
@@ -152,7 +153,7 @@ def test_a_fault_of_one_text_ends_that_one_alone(
     # Its slot holds nothing that anybody would go on with.
     slot = 2
     states = world.engine._states[slot]
-    assert states[place].n_cached == 0
+    assert states[place].cache.n_cached == 0
     world.engine._states[slot] = world.engine._all.space.states(slot)
     again = world.ask(b"Paris is the end", scored=9)
     world.run()
@@ -289,3 +290,15 @@ def test_llama_decodes_what_there_is_room_for(tmp_path) -> None:
             (fresh,) = model.decode([Run(sequence, 0, rows[sequence])])
             assert fresh is not None
             assert np.allclose(logits, fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_logits", [0, 1, 4, 6])
+def test_what_is_decoded_in_parts_has_the_logits_that_it_has_in_one(n_logits: int) -> None:
+    run = Run(0, 0, [1, 40, 41, 42, 43, 44], n_logits)
+    (whole,) = Cramped(WORDS_A).decode([run])
+    model = Cramped(WORDS_A)
+    model.n_fitting = max(n_logits, 2)
+    (found,) = decode_all(model, [run])
+    assert model.cache[0] == run.tokens
+    assert (found is None) == (whole is None)
+    assert whole is None or np.array_equal(found, whole)

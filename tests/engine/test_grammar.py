@@ -368,7 +368,7 @@ def test_what_the_grammar_forces_is_written_in_tokens_that_stand_for_text() -> N
     sequence = begin(engine, [model], b"the", sampling)
     (steps,) = run(engine, sequence)
     assert text_of(steps) == b"x[PAD]y"
-    written = sequence.states[0].context.generated
+    written = sequence.states[0].cache.generated
     assert model.vocabulary.speakable[list(written)].all()
 
 
@@ -584,9 +584,9 @@ def steady(words: list[bytes], odds: dict[bytes, float], n_words: int = 30) -> F
     model = FakeModel(words)
     logits = np.full(len(model.vocabulary), -60, dtype=np.float32)
     for rank, word in enumerate(words[:n_words]):
-        logits[model.vocabulary.id_of(word)] = 10 - rank / 10
+        logits[model.vocabulary.ids.get(word)] = 10 - rank / 10
     for piece, value in odds.items():
-        logits[model.vocabulary.id_of(piece)] = value
+        logits[model.vocabulary.ids.get(piece)] = value
     return FakeModel(words, logits=lambda _: logits)
 
 
@@ -619,7 +619,7 @@ def test_in_bytes_the_likeliest_of_what_a_grammar_allows_is_chosen() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_a_digit_is_drawn_by_its_share_of_the_full_softmax(seed: int) -> None:
     model = FakeModel()
-    digits = [model.vocabulary.id_of(bytes([byte])) for byte in b"0123456789"]
+    digits = [model.vocabulary.ids.get(bytes([byte])) for byte in b"0123456789"]
     sunk = np.zeros(len(model.vocabulary), dtype=np.float32)
     sunk[digits] = -40
     model._logits = lambda tokens: model._hashed(tokens) + sunk

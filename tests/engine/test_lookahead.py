@@ -18,6 +18,7 @@ from eva_local.engine.lookahead import MOST, DecodeTimes, LookAhead
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError, RoomError
 from eva_local.llama.model import LOGIT_ROWS, Logits, Run
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.types import Sampling, Step
@@ -30,7 +31,7 @@ def talker(words: list[bytes], seed: int, noise: float = 2.0, **how) -> FakeMode
     """A model that mostly goes on as `SAID`, so that members often agree, and drafts are right."""
     model = FakeModel(words, **how)
     pieces = model.vocabulary.pieces
-    likable = set(model.vocabulary.pieces_to_ids().values())
+    likable = set(model.vocabulary.ids.values())
 
     def logits(tokens) -> np.ndarray:
         text = b"".join(pieces[token] for token in tokens)
@@ -381,11 +382,11 @@ def _begun() -> tuple[FakeModel, ByteState]:
     """A model that thinks a few tokens alike likely, and its state after the prompt."""
     model = FakeModel([b"a", b"b", b" b", b" "])
     row = np.full(len(model.vocabulary), -30, dtype=np.float32)
-    ids = model.vocabulary.pieces_to_ids()
+    ids = model.vocabulary.ids
     row[[ids[piece] for piece in (b"a", b"b", b" b", b" ")]] = 1
     model._logits = lambda _: row
     (state,) = ByteSpace([model], threshold=0.001).states(0)
-    state.start([1])
+    state.start(Beginning([1]))
     _decode(model, state)
     return model, state
 
@@ -399,7 +400,7 @@ def _decode(model: FakeModel, state: ByteState) -> list[Run]:
 
 def test_a_draft_for_other_text_is_not_kept_for_later() -> None:
     model, state = _begun()
-    state.start([1, 2])
+    state.start(Beginning([1, 2]))
     state.propose(b"aaaa", MOST)
     _decode(model, state)
     assert state.ready

@@ -15,6 +15,7 @@ from eva_local.errors import ModelError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
 from eva_local.opening import open_ensemble
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.types import Sampling
@@ -216,7 +217,7 @@ def test_law_7_contexts_after_any_history_are_fresh(file, fresh, parallel) -> No
             while logits is None:
                 run = context.pending(chance.choice((None, 20)))
                 if run.every:
-                    logits = context.read(run, model.decode_every(run))
+                    logits = context.likelihood.read(run, model.decode_every(run))
                 else:
                     (logits,) = model.decode([run])
                 if chance.random() < 0.05:
@@ -242,10 +243,10 @@ def test_law_7_rows_of_bytes_after_any_history_are_fresh(file, fresh, parallel) 
                 before = chance.choice([*texts.values()])[:200] if texts else b""
                 texts[slot] = before + (words if chance.random() < 0.7 else b"")
                 prompt = [1, *model.tokenizer.encode(texts[slot])]
-                other = max(states, key=lambda each: each.holds(prompt))
-                if other is not state and other.holds(prompt) > state.holds(prompt):
-                    state.adopt(other)
-                state.start(prompt, shared=chance.randrange(len(prompt)))
+                other = max(states, key=lambda each: each.cache.holds(prompt))
+                if other is not state and other.cache.holds(prompt) > state.cache.holds(prompt):
+                    state.cache.adopt(other.cache)
+                state.start(Beginning(prompt, shared=chance.randrange(len(prompt))))
             else:
                 word = chance.choice(WORDS).encode()
                 texts[slot] += word
@@ -268,11 +269,11 @@ def follow(model: LlamaModel, fresh: LlamaModel, state: ByteState, chance: rando
             continue
         for run, logits in zip(runs, found, strict=True):
             if logits is not None:
-                row = state._branches.row(Branch(run.seq_id, run.start + len(run.tokens)))
+                row = state.cache.row(Branch(run.seq_id, run.start + len(run.tokens)))
                 assert list(row[run.start :]) == list(run.tokens)
                 compare(fresh, row, logits)
             state.take(run, logits)
-    assert state.next_bytes().sum() == pytest.approx(1)
+    assert state.beam.next().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("space", ["pivot", "bytes"])

@@ -25,6 +25,7 @@ from eva_local.evaluate.summary import summarize
 from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Logits
 from eva_local.llama.prompt import PromptWriter
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.pivot import PivotSpace
 
 TEXT = "the unbelievable Paris is the end"
@@ -136,15 +137,15 @@ def step_by_step(
     judged = setting.evidence_bytes(conversation=False)
     for model, state in zip(members, states, strict=True):
         model.remove(7, 0)
-        state.start(PromptWriter(model).tokens(start), judged)
+        state.start(Beginning(PromptWriter(model).tokens(start), judged))
         while not state.ready:
             (run,) = state.pending()
             if run.every:
-                state.read(run, model.decode_every(run))
+                state.take(run, state.cache.likelihood.read(run, model.decode_every(run)))
             else:
                 state.take(run, model.decode([run])[0])
     if judged:
-        fuser.begin([state.prompt_log_likelihood() for state in states])
+        fuser.begin([state.cache.likelihood.per_byte() for state in states])
     found = 0.0
     for symbol in members[0].tokenizer.encode(text.encode()):
         for model, state in zip(members, states, strict=True):

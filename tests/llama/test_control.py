@@ -28,7 +28,7 @@ class Wanting(FakeModel):
         super().__init__(words)
         self.path = self.path.with_name(name)
         self._row = np.full(len(self.vocabulary), -20, dtype=np.float32)
-        self._row[self.vocabulary.id_of(b"t")] = self._row[self.vocabulary.id_of(b" the")] = 4
+        self._row[self.vocabulary.ids.get(b"t")] = self._row[self.vocabulary.ids.get(b" the")] = 4
         for token_id, logit in wanted.items():
             self._row[token_id] = logit
         self._logits = lambda tokens: self._row

@@ -79,7 +79,7 @@ def test_long_text_that_is_no_utf8_is_quick() -> None:
 
 def test_tokens_stand_beside_each_other_as_the_tokeniser_puts_them() -> None:
     model = FakeModel(WORDS_A)
-    one = model.vocabulary.pieces_to_ids()
+    one = model.vocabulary.ids
     may_follow = model.tokenizer.may_follow
     assert may_follow(one[b" unb"], one[b"elie"])
     # It would write " unb", "th" and the whole character.

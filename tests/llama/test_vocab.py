@@ -21,15 +21,15 @@ def test_speakable_leaves_out_all_that_is_no_text() -> None:
 def test_an_end_token_with_bytes_is_not_speakable() -> None:
     vocab = Vocabulary([b"a", b"</s>"], [Kind.NORMAL, Kind.USER], [1])
     assert vocab.speakable.tolist() == [True, False]
-    assert vocab.id_of(b"</s>") is None
+    assert vocab.ids.get(b"</s>") is None
 
 
 def test_the_written_out_token_stands_for_shared_bytes() -> None:
     vocab = Vocabulary(
         [b"a", b"x", b"a", b"a"], [Kind.BYTE, Kind.NORMAL, Kind.NORMAL, Kind.NORMAL], []
     )
-    assert vocab.id_of(b"a") == 2
-    assert vocab.id_of(b"missing") is None
+    assert vocab.ids.get(b"a") == 2
+    assert vocab.ids.get(b"missing") is None
 
 
 def test_fingerprint_tells_vocabularies_apart_and_knows_them_again() -> None:
@@ -45,7 +45,7 @@ def test_fingerprint_tells_vocabularies_apart_and_knows_them_again() -> None:
 
 def test_join() -> None:
     vocab = vocabulary(WORDS_A)
-    the, a = vocab.id_of(b" the"), vocab.id_of(b"a")
+    the, a = vocab.ids.get(b" the"), vocab.ids.get(b"a")
     assert the is not None
     assert a is not None
     assert vocab.join([the, a]) == b" thea"
@@ -77,7 +77,7 @@ def test_a_file_that_names_no_eos_gets_none_that_is_text(tmp_path, missing) -> N
     assert (vocab.bos_id, vocab.eos_id, vocab.add_bos) == (None, None, False)
     assert ends(vocab) == {"<|endoftext|>", "<|im_end|>"}
     assert vocab.pieces[11] == b"k"
-    assert vocab.id_of(b"k") == 11
+    assert vocab.ids.get(b"k") == 11
 
 
 def test_what_a_file_names_counts_whatever_it_is(tmp_path) -> None:
@@ -110,7 +110,7 @@ def test_gemma_4_ends_with_its_turn(tmp_path) -> None:
     for name in ("<|channel>", "<channel|>"):
         assert vocab.kinds[vocab.markers[name]] == Kind.USER
     # A tag of HTML, which other vocabularies end with.
-    struck = vocab.id_of(b"</s>")
+    struck = vocab.ids.get(b"</s>")
     assert struck is not None
     assert vocab.speakable[struck]
 
@@ -120,4 +120,4 @@ def test_what_pads_a_vocabulary_is_never_said(tmp_path) -> None:
     vocab = read(write_vocabulary(tmp_path / "v.gguf", padded, eos_token_id=34))
     assert len(vocab) == 38
     assert not vocab.speakable[32:].any()
-    assert vocab.id_of(b"[PAD35]") is None
+    assert vocab.ids.get(b"[PAD35]") is None

@@ -70,6 +70,11 @@ class World:
         assert masses.sum() == pytest.approx(1)
         return [*(float(masses[byte]) for byte in symbols), float(masses[END])]
 
+    def likeliest(self) -> tuple[Branch, int]:
+        """Return where the likeliest row is, and how many bytes it covers."""
+        row = self.beam.likeliest()
+        return row.branch, row.covers
+
     def waiting(self) -> dict[tuple[int, ...], float]:
         """Return the rows that wait, with their probabilities."""
         return {self.row(border): math.exp(border.log_weight) for border in self.beam._waiting}
@@ -226,19 +231,19 @@ def test_the_likeliest_borders_are_decoded_first_and_the_others_not_at_all() -> 
 
 def test_what_is_known_of_the_rows() -> None:
     found = world()
-    assert found.beam.likeliest() == (Branch(1, 0), 0)
+    assert found.likeliest() == (Branch(1, 0), 0)
     found.beam.append(ord("a"))
     # "ab" in the first row, and "a", a token behind it that was not decoded.
     assert found.beam.branches() == {Branch(1, 0)}
     assert (found.beam.longest(), found.beam.unread()) == (1, 0)
     branch = found.decode(found.beam.wanted()[0])
-    assert found.beam.likeliest() == (branch, 1)
+    assert found.likeliest() == (branch, 1)
     assert found.beam.branches() == {Branch(1, 0), branch}
     assert found.beam.weakest([1, branch.seq_id]) == 1
     assert found.beam.weakest([branch.seq_id]) == branch.seq_id
     assert found.beam.weakest([]) is None
     found.beam.forget(branch.seq_id)
-    assert found.beam.likeliest() == (Branch(1, 0), 0)
+    assert found.likeliest() == (Branch(1, 0), 0)
     # Only "ab" is left, of which one byte is not covered.
     assert (found.beam.longest(), found.beam.unread()) == (0, 1)
     assert found.next() == pytest.approx([0, 1, 0])

@@ -27,7 +27,7 @@ def only(symbol: int) -> Floats:
 def test_who_knows_nothing_expects_all_alike() -> None:
     prior = BoundaryPrior({})
     assert np.array_equal(prior.expected("lower, likely"), UNIFORM)
-    assert prior.means() == {}
+    assert prior.means == {}
 
 
 def test_the_first_border_counts_as_much_as_what_was_thought_before() -> None:
@@ -47,10 +47,7 @@ def test_the_mean_is_that_of_all_borders() -> None:
     assert found[0x20] == pytest.approx((UNIFORM[0] + 2) / 4)
     assert found[END] == pytest.approx((UNIFORM[0] + 1) / 4)
     assert found.sum() == pytest.approx(1)
-    assert {kind: count for kind, (_, count) in prior.means().items()} == {
-        ANY: 4,
-        "lower, likely": 4,
-    }
+    assert {kind: count for kind, (_, count) in prior.means.items()} == {ANY: 4, "lower, likely": 4}
 
 
 def test_what_was_found_in_other_texts_counts_as_eight_borders() -> None:

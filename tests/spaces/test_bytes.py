@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eva_local.llama.model import Model
+from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.bytes.state import ByteState
@@ -29,7 +30,7 @@ def read(model: Model, state: ByteState) -> None:
 def test_a_member_with_few_rows_follows_any_text(text: bytes) -> None:
     model = FakeModel(WORDS_A)
     (state,) = ByteSpace([model]).states(0)
-    state.start([1])
+    state.start(Beginning([1]))
     for byte in text:
         read(model, state)
         vote = state.vote(SYMBOLS)
@@ -45,7 +46,7 @@ def test_a_member_with_few_rows_follows_any_text(text: bytes) -> None:
 def test_a_member_that_cannot_roll_back_follows_any_text(text: bytes, snapshots: int) -> None:
     model = FakeModel(WORDS_A, can_roll_back=False, snapshots=snapshots)
     (state,) = ByteSpace([model]).states(0)
-    state.start([1])
+    state.start(Beginning([1]))
     for byte in text:
         read(model, state)
         assert state.vote(SYMBOLS).probabilities.sum() == pytest.approx(1)
@@ -69,13 +70,13 @@ def test_whatever_is_given_up_some_row_is_there_to_vote(
     model = FakeModel(words)
     model._logits = lambda tokens: model._hashed([seed, *tokens]) * 1.5
     state = ByteState(model, range(BRANCHES), Trie(model.vocabulary), threshold=threshold)
-    state.start([1])
+    state.start(Beginning([1]))
     for byte in [*text, 0x20]:
         read(model, state)
-        pieces, shares, ends = state.pieces(8)
+        pieces, shares, ends = state.beam.pieces(8)
         assert pieces
         assert len(pieces) == len(shares) == len(ends)
-        assert state.next_bytes().sum() == pytest.approx(1)
+        assert state.beam.next().sum() == pytest.approx(1)
         state.commit(byte)
         if settles:
             state.settle()

@@ -56,17 +56,9 @@ class ByteBeam:
         self._end_ids = sorted(tokenizer.vocabulary.end_ids)
         self._may_follow = tokenizer.may_follow
         self._threshold = threshold
-        self._open: list[OpenRow] = []
-        self._waiting: list[Border] = []
-        self.text = bytearray()
         # Weights are told relative to this log-probability, so that they neither vanish nor grow.
         self._scale = 0.0
-        # The log-probability of each beginning of the text, as far as it was known.
-        self._fates = [0.0]
-        # What was worked out of all this, until some of it changes.
-        self._now: Floats | None = None
-        self._shares: list[float] | None = None
-        self.boundary_prior = boundary.BoundaryPrior(self._before)
+        self.clear()
 
     def begin(self, border: Border) -> None:
         """Forget everything but one row that covers all of the text there is."""
@@ -77,9 +69,11 @@ class ByteBeam:
 
     def clear(self) -> None:
         """Begin a new text."""
-        self.text.clear()
-        self._open, self._waiting = [], []
+        self.text = bytearray()
+        self._open: list[OpenRow] = []
+        self._waiting: list[Border] = []
         self.boundary_prior = boundary.BoundaryPrior(self._before)
+        # The log-probability of each beginning of the text, as far as it was known.
         self._fates = [0.0]
         self._change()
 
@@ -95,8 +89,8 @@ class ByteBeam:
 
     def unread(self) -> int:
         """Return how many bytes of the text no row covers."""
-        covered = [row.covers for row in self._open] + [row.covers for row in self._waiting]
-        return len(self.text) - max(covered, default=0)
+        rows: list[OpenRow | Border] = [*self._open, *self._waiting]
+        return len(self.text) - max((row.covers for row in rows), default=0)
 
     def weakest(self, seq_ids: Collection[int]) -> int | None:
         """Return the one of `seq_ids` whose rows all together are the least likely."""
@@ -109,14 +103,9 @@ class ByteBeam:
                 shares[border.branch.seq_id] += share
         return min(shares, key=shares.__getitem__, default=None)
 
-    def likeliest(self) -> tuple[Branch, int] | None:
-        """Return the likeliest row that was decoded, and how many bytes it covers."""
-        likeliest = max(self._open, key=self._weight, default=None)
-        return None if likeliest is None else (likeliest.branch, likeliest.covers)
-
-    def likeliest_token(self) -> tuple[int, float]:
-        """Return the token that the likeliest row thinks comes next, and how likely that is."""
-        return max(self._open, key=self._weight).likeliest()
+    def likeliest(self) -> OpenRow | None:
+        """Return the likeliest row that was decoded."""
+        return max(self._open, key=self._weight, default=None)
 
     def rewrite(self, branch: Branch, kept: int, tokens: Sequence[int]) -> None:
         """Put other tokens with the same bytes after the first `kept` of the row at `branch`."""
@@ -203,8 +192,7 @@ class ByteBeam:
 
     def settle(self) -> None:
         """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
-        here = self._here()
-        if here:
+        if here := self._here():
             self._open, self._waiting = [], here
             self._change()
 
@@ -293,7 +281,9 @@ class ByteBeam:
         return self._shares
 
     def _change(self) -> None:
-        self._now = self._shares = None
+        # What was worked out of all this.
+        self._now: Floats | None = None
+        self._shares: list[float] | None = None
 
     def _share(self, border: Border) -> float:
         """Return what a border that waits is thought to weigh by now.

@@ -29,26 +29,20 @@ class BoundaryPrior:
     """
 
     def __init__(self, means: Mapping[str, Floats]) -> None:
-        self._means = dict(means)
-        self._counts = dict.fromkeys(means, _PRIOR)
+        #: What is known of each kind, and of how many borders.
+        self.means = {kind: (mean, _PRIOR) for kind, mean in means.items()}
 
     def learn(self, kind: str, masses: Floats) -> None:
         """Take in `masses: (257,)`, how a border of a kind goes on; they sum to 1."""
         for key in (ANY, kind):
             # A kind begins with what is known of all.
-            mean = self.expected(key)
-            count = self._counts.get(key, 1) + 1
-            self._means[key] = mean + (masses - mean) / count
-            self._counts[key] = count
+            mean, count = self.means.get(key, (self.expected(key), 1))
+            self.means[key] = mean + (masses - mean) / (count + 1), count + 1
 
     def expected(self, kind: str) -> Floats:
         """Return (257,): how a border of a kind is thought to go on."""
-        mean = self._means.get(kind)
-        return mean if mean is not None else self._means.get(ANY, _UNIFORM)
-
-    def means(self) -> dict[str, tuple[Floats, int]]:
-        """Return what is known of each kind, and of how many borders."""
-        return {kind: (mean, self._counts[kind]) for kind, mean in self._means.items()}
+        known = self.means.get(kind) or self.means.get(ANY)
+        return _UNIFORM if known is None else known[0]
 
 
 @functools.cache

@@ -118,12 +118,7 @@ class OpenRow:
         once = np.diff(nodes, prepend=-1) != 0
         nodes, indices = nodes[once], best[once]
         found = [of_ids[token_id][begun:] for token_id in trie.token_ids[indices].tolist()]
-        exact, under = self._exactly(nodes), self._under(nodes)
-        shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
-        if self.node == ROOT:
-            found.append(b"")
-            shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
-        return found, shares, ends
+        return self._offer(found, nodes, ends_here=self.node == ROOT)
 
     def pieces_within(self, count: int, grammar: Constraint) -> Offer:
         """Return what `pieces` does, of what a grammar allows: the likeliest `count`, and END.
@@ -149,12 +144,14 @@ class OpenRow:
                 if mass > 0 and (piece or grammar.allowed[label]):
                     entry = (-mass * self._scale, False, piece + bytes([label]))
                     heapq.heappush(waiting, (*entry, trie.child(node, label)))
-        ends_here = self.node == ROOT and grammar.allowed[END]
         if forced := [each for each in found if grammar.forces(each[0])]:
             # There is one way on, whatever it is cut into.
             found = [max(forced)]
         nodes = np.asarray([node for _, node in found], dtype=np.int64)
-        pieces = [piece for piece, _ in found]
+        ends_here = self.node == ROOT and bool(grammar.allowed[END])
+        return self._offer([piece for piece, _ in found], nodes, ends_here=ends_here)
+
+    def _offer(self, pieces: list[bytes], nodes: Ids, *, ends_here: bool) -> Offer:
         exact, under = self._exactly(nodes), self._under(nodes)
         shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
         if ends_here:

@@ -106,7 +106,7 @@ class ByteSpace:
         distribution.
         """
         proposer = self._heaviest(weights) if only is None else only
-        offer = self._spellable(states[proposer].pieces(_PUT_FORWARD))
+        offer = self._spellable(states[proposer].beam.pieces(_PUT_FORWARD))
         allowed = None
         if grammar is not None:
             # What it forbids is there too, so that each member's whole vote counts.

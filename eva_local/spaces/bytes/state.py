@@ -1,19 +1,18 @@
 """One member's part in one text in the space of bytes: its rows of tokens, and its votes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from eva_local.cache.branches import Branch, Branches
 from eva_local.cache.context import TAIL, marks
-from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Constraint
+from eva_local.spaces.base import Beginning, Constraint
 from eva_local.spaces.bytes.beam import ByteBeam
-from eva_local.spaces.bytes.boundary import END, BoundaryPrior
+from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.row import Border, Offer
 from eva_local.spaces.bytes.trie import Trie
 
@@ -40,9 +39,9 @@ class ByteState:
         self._model = model
         self._control = control or ControlTokens(model)
         self._seq_ids = seq_ids
-        self._branches = Branches(model, seq_ids)
-        self._beam = ByteBeam(model.tokenizer, trie, threshold, before)
-        self._likelihood = PromptLikelihood(model.vocabulary.pieces)
+        self.cache = Branches(model, seq_ids)
+        #: All that it thinks of as the tokens of the text.
+        self.beam = ByteBeam(model.tokenizer, trie, threshold, before)
         self._mends = threshold > 0
         self._prompt: Sequence[int] = ()
         self._marks: Sequence[int] = ()
@@ -60,64 +59,32 @@ class ByteState:
 
     @property
     def room(self) -> int:
-        return self._model.n_ctx - self._beam.longest() - 1
+        return self._model.n_ctx - self.beam.longest() - 1
 
     @property
     def unread(self) -> int:
-        return self._beam.unread()
+        return self.beam.unread()
 
     @property
     def ready(self) -> bool:
-        return self._read.length == len(self._prompt) and not self._beam.wanted()
-
-    @property
-    def text(self) -> bytes:
-        """The bytes after the prompt."""
-        return bytes(self._beam.text)
-
-    @property
-    def boundary_prior(self) -> BoundaryPrior:
-        """What usually follows a border of this text."""
-        return self._beam.boundary_prior
+        return self._read.length == len(self._prompt) and not self.beam.wanted()
 
     def rows(self) -> list[Sequence[int]]:
         """Return the rows of tokens that are followed, prompt included."""
-        return [self._branches.row(branch) for branch in self._beam.branches()]
-
-    def holds(self, prompt: Sequence[int]) -> int:
-        return self._branches.holds(prompt)
-
-    @property
-    def n_cached(self) -> int:
-        return self._branches.n_cached
+        return [self.cache.row(branch) for branch in self.beam.branches()]
 
     def clear(self) -> None:
-        self._branches.clear()
-        self._likelihood.begin((), 0, 0)
+        self.cache.clear()
 
-    def adopt(self, other: "ByteState") -> None:
-        self._branches.adopt(other._branches)
-        self._likelihood.adopt(other._likelihood)
-
-    def trade(self, other: "ByteState") -> None:
-        """Stay: all texts share one cache, in which no place is better than another."""
-
-    def start(
-        self,
-        prompt: Sequence[int],
-        scored: int = 0,
-        _grammar: Constraint | None = None,
-        thought_end: int | None = None,
-        shared: int = 0,
-    ) -> None:
-        self._prompt = list(prompt)
-        self._thought_end = thought_end
-        self._marks = marks(self._model, prompt, shared, self.rows(), scored)
-        self._read = self._branches.begin(prompt)
-        kept = self._likelihood.begin(prompt, self._read.length, scored)
+    def start(self, begun: Beginning) -> None:
+        prompt, scored = begun.prompt, begun.scored
+        self._prompt, self._thought_end = list(prompt), begun.thought_end
+        self._marks = marks(self._model, prompt, begun.shared, self.rows(), scored)
+        self._read = self.cache.begin(prompt)
+        kept = self.cache.likelihood.begin(prompt, self._read.length, scored)
         if kept < self._read.length:
-            self._read = self._branches.begin(prompt[: kept + 1])
-        self._beam.clear()
+            self._read = self.cache.begin(prompt[: kept + 1])
+        self.beam.clear()
         self._running, self._foreseen, self._draft = {}, {}, (b"", 0)
         self._mended = 0
 
@@ -130,9 +97,9 @@ class ByteState:
             return [self._rest_of_prompt(limit)]
         self._running, left = {}, limit
         runs: list[Run] = []
-        for border in (wanted := self._beam.wanted()):
+        for border in (wanted := self.beam.wanted()):
             self._enter(border, self._where(border))
-            if not self._beam.holds(border):
+            if not self.beam.holds(border):
                 continue
             tokens: Sequence[int] = []
             if border is wanted[0]:
@@ -148,15 +115,15 @@ class ByteState:
 
     def take(self, run: Run, logits: Logits | None) -> None:
         self.forwarded += len(run.tokens)
-        decoded = self._branches.decoded(run)
+        decoded = self.cache.decoded(run)
         if self._read.length < len(self._prompt):
             self._read = decoded
             if decoded.length in self._marks:
-                self._branches.save(decoded, lasting=True)
+                self.cache.save(decoded, lasting=True)
             if logits is None:
                 return
             border, branch = Border(0.0, self._read, [], 0), self._read
-            self._beam.begin(border)
+            self.beam.begin(border)
         elif run.seq_id not in self._running:
             assert logits is not None
             self._foreseen[decoded] = logits.copy()
@@ -172,19 +139,17 @@ class ByteState:
         self._enter(border, branch, logits)
 
     def _enter(self, border: Border, branch: Branch | None, logits: Logits | None = None) -> None:
-        if branch is None or not self._beam.holds(border):
+        if branch is None or not self.beam.holds(border):
             return
         logits = self._foreseen[branch] if logits is None else logits
         logits = self._control.ended(logits, self._thought_end)
-        self._beam.decoded(border, branch, logits)
+        self.beam.decoded(border, branch, logits)
         # What follows an unlikely row, or came before the newest byte, is not what it wants.
-        if self._beam.likeliest() == (branch, len(self._beam.text)):
+        row = self.beam.likeliest()
+        if row is not None and (row.branch, row.covers) == (branch, len(self.beam.text)):
             self._control.hear(logits)
         self._save()
         self._recover()
-
-    def read(self, run: Run, blocks: Iterable[Logits]) -> None:
-        self.take(run, self._likelihood.read(self._prompt, run, blocks))
 
     def propose(self, data: bytes, most: int) -> None:
         self._draft = data, most
@@ -192,7 +157,7 @@ class ByteState:
     @property
     def ahead(self) -> bytes:
         here, tip = self._line()
-        return self._model.vocabulary.join(self._branches.row(tip)[here.length :])
+        return self._model.vocabulary.join(self.cache.row(tip)[here.length :])
 
     def guess(self) -> tuple[bytes, float]:
         here, tip = self._line()
@@ -201,8 +166,8 @@ class ByteState:
         if logits is not None:
             token_id = int(logits.argmax())
             share = 1 / float(np.exp(logits - logits[token_id]).sum())
-        elif here.length:
-            token_id, share = self._beam.likeliest_token()
+        elif here.length and (row := self.beam.likeliest()) is not None:
+            token_id, share = row.likeliest()
         self._guess = token_id
         vocabulary = self._model.vocabulary
         is_text = token_id >= 0 and vocabulary.speakable[token_id]
@@ -213,14 +178,14 @@ class ByteState:
         longer = any(b.seq_id == tip.seq_id and b.length > tip.length for b in self._needed())
         if longer or not self._model.can_roll_back or self._model.n_ctx <= tip.length + 1:
             return None
-        return self._branches.grow(tip, [self._guess], ())
+        return self.cache.grow(tip, [self._guess], ())
 
     def _line(self) -> tuple[Branch, Branch]:
         """Return the row that the text ends with, and how far it goes on by what is foreseen."""
-        likeliest = self._beam.likeliest()
-        if likeliest is None or likeliest[1] < len(self._beam.text):
+        row = self.beam.likeliest()
+        if row is None or row.covers < len(self.beam.text):
             return (nowhere := Branch(self._seq_ids[0], 0)), nowhere
-        tip = here = likeliest[0]
+        tip = here = row.branch
         while (longer := replace(tip, length=tip.length + 1)) in self._foreseen:
             tip = longer
         return here, tip
@@ -229,7 +194,7 @@ class ByteState:
         """Return what to draft behind the first border; `n` tokens hold what is wanted, too."""
         border, tokenizer = wanted[0], self._model.tokenizer
         can = self._model.can_roll_back and tokenizer.missing_bytes.isdisjoint(data)
-        if not can or border.covers < len(self._beam.text):
+        if not can or border.covers < len(self.beam.text):
             return []
         size, whole = len(border.tokens), sum(len(each.tokens) for each in wanted)
         most = min(most + 1 - size, self.room - 1, most if n is None else n - whole)
@@ -237,66 +202,55 @@ class ByteState:
 
     def _where(self, border: Border) -> Branch | None:
         """Return where a border's row is if it was foreseen."""
-        branch = self._branches.ahead(border.branch, border.tokens)
+        branch = self.cache.ahead(border.branch, border.tokens)
         return branch if branch in self._foreseen else None
 
     def look(self) -> None:
         """Take what was foreseen of the text, where nothing else must be decoded."""
-        while self._foreseen and (wanted := self._beam.wanted()) and all(map(self._where, wanted)):
+        while self._foreseen and (wanted := self.beam.wanted()) and all(map(self._where, wanted)):
             for border in wanted:
                 self._enter(border, self._where(border))
 
-    def prompt_log_likelihood(self) -> float:
-        return self._likelihood.per_byte()
-
     def commit(self, symbol: int) -> None:
-        self._beam.append(symbol)
+        self.beam.append(symbol)
         self._recover()
         if symbol == _SPACE and self._mends:
             self._mend()
 
-    def next_bytes(self) -> Floats:
-        """Return (257,): the probability of each next byte, and of END, by this member alone."""
-        return self._beam.next()
-
     def settle(self) -> None:
         """Take it that a piece ends where the text ends, and is not the beginning of another."""
-        self._beam.settle()
+        self.beam.settle()
         # The tokens that the member itself chose stand, odd or not.
-        self._mended = len(self._beam.text)
+        self._mended = len(self.beam.text)
 
     def vote(self, symbols: Ids) -> Vote:
         """Return the member's vote on `symbols`: the bytes that all members can spell, and END."""
-        masses = self.next_bytes()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
+        masses = self.beam.next()[symbols] * (1 - _FLOOR) + _FLOOR / (END + 1)
         return Vote(symbols, masses / masses.sum())
 
-    def pieces(self, count: int) -> Offer:
-        """Return the likeliest pieces, how likely they are, and how surely each ends."""
-        return self._beam.pieces(count)
-
     def pieces_within(self, count: int, grammar: Constraint) -> Offer:
-        """Return what `pieces` does, of what a grammar allows; never nothing."""
-        found = self._beam.pieces_within(count, grammar)
+        """Return what `ByteBeam.pieces` does, of what a grammar allows; never nothing."""
+        found = self.beam.pieces_within(count, grammar)
         if found[0]:
             return found
         # No token that goes on like this is allowed: then single bytes are.
         allowed = np.flatnonzero(grammar.allowed)
         pieces = [b"" if symbol == END else bytes([symbol]) for symbol in allowed.tolist()]
-        return pieces, self.next_bytes()[allowed], np.ones(len(allowed))
+        return pieces, self.beam.next()[allowed], np.ones(len(allowed))
 
     def vote_on(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Vote:
         """Return the member's vote on pieces that another (or this one) has put forward."""
-        masses = np.maximum(self._beam.support(pieces, shares, ends), 0)
+        masses = np.maximum(self.beam.support(pieces, shares, ends), 0)
         total = masses.sum()
         spread = masses / total if total > 0 else np.full(len(pieces), 1 / len(pieces))
         return Vote(np.arange(len(pieces)), spread * (1 - _FLOOR) + _FLOOR / len(pieces))
 
     def _rest_of_prompt(self, limit: int | None) -> Run:
         start = self._read.length
-        end, every = self._likelihood.stretch(start)
+        end, every = self.cache.likelihood.stretch(start)
         end = min([end, *(mark for mark in self._marks if mark > start)])
         tokens = self._prompt[start : end if limit is None else min(end, start + limit)]
-        run = self._branches.grow(self._read, tokens, ())
+        run = self.cache.grow(self._read, tokens, ())
         assert run is not None
         whole = start + len(tokens) == len(self._prompt)
         return replace(run, logits=int(whole), every=every)
@@ -304,44 +258,40 @@ class ByteState:
     def _grow(self, border: Border, draft: Sequence[int]) -> Run | None:
         """Put a border's tokens behind its row; None where that must wait for another round."""
         tokens = [*border.tokens, *draft]
-        run = self._branches.grow(border.branch, tokens, self._needed(border))
-        if run is None:
+        while (run := self.cache.grow(border.branch, tokens, self._needed(border))) is None:
             if not self._make_room(border):
                 return None
-            run = self._branches.grow(border.branch, tokens, self._needed(border))
-        assert run is not None
         length = run.start + len(run.tokens) - len(draft)
         self._running[run.seq_id] = (border, Branch(run.seq_id, length))
         self._foreseen = {b: row for b, row in self._foreseen.items() if b.seq_id != run.seq_id}
         return replace(run, logits=1 + len(draft))
 
     def _needed(self, border: Border | None = None) -> set[Branch]:
-        return self._beam.branches(border) | {branch for _, branch in self._running.values()}
+        return self.beam.branches(border) | {branch for _, branch in self._running.values()}
 
     def _make_room(self, border: Border) -> bool:
         """Give up the least likely sequence that is not about to be decoded."""
-        kept = {border.branch.seq_id, *self._running, *self._branches.saved}
+        kept = {border.branch.seq_id, *self._running, *self.cache.saved}
         kept |= {running.branch.seq_id for running, _ in self._running.values()}
-        weakest = self._beam.weakest([s for s in self._seq_ids if s not in kept])
+        weakest = self.beam.weakest([s for s in self._seq_ids if s not in kept])
         if weakest is not None:
-            self._beam.forget(weakest)
+            self.beam.forget(weakest)
         return weakest is not None
 
     def _recover(self) -> None:
         """Where all rows were given up too early, go on with the tokeniser's own row."""
-        if self._beam.lost:
-            text = bytes(self._beam.text)
+        if self.beam.lost:
+            text = bytes(self.beam.text)
             row = [*self._prompt, *self._model.tokenizer.encode(text)]
-            branch = self._branches.begin(row)
-            self._beam.begin(Border(0.0, branch, row[branch.length :], len(text)))
+            branch = self.cache.begin(row)
+            self.beam.begin(Border(0.0, branch, row[branch.length :], len(text)))
             self._mended = len(text)
 
     def _save(self) -> None:
         """Keep the likeliest row where what was mended ends: from there the next word may be."""
-        if self._model.n_snapshots and (likeliest := self._beam.likeliest()) is not None:
-            branch, covers = likeliest
-            if covers == self._mended:
-                self._branches.save(branch, lasting=False)
+        row = self.beam.likeliest() if self._model.n_snapshots else None
+        if row is not None and row.covers == self._mended:
+            self.cache.save(row.branch, lasting=False)
 
     def _mend(self) -> None:
         """Write the likeliest row as the tokeniser would, as far as later text cannot change it.
@@ -349,13 +299,13 @@ class ByteState:
         Which tokens make up a word is known only at its end, and a row that spells a word in
         odd tokens is a bad past for all that follows: members copy from what they read.
         """
-        text = self._beam.text
+        text = self.beam.text
         end = len(text) - 1
-        likeliest = self._beam.likeliest()
-        if likeliest is None or likeliest[1] != end or text[end - 1 : end].isspace():
+        likeliest = self.beam.likeliest()
+        if likeliest is None or likeliest.covers != end or text[end - 1 : end].isspace():
             return
-        branch = likeliest[0]
-        row = self._branches.row(branch)
+        branch = likeliest.branch
+        row = self.cache.row(branch)
         tokens = self._model.tokenizer.word(bytes(text[self._mended : end]))
         count, left = 0, end - self._mended
         while left > 0:
@@ -367,6 +317,6 @@ class ByteState:
         kept = len(row) - count
         # To go far back would cost more than the usual tokens are worth.
         odd = tuple(row[kept:]) != tokens
-        if odd and self._branches.behind(replace(branch, length=kept)) <= TAIL:
-            self._beam.rewrite(branch, kept, tokens)
+        if odd and self.cache.behind(replace(branch, length=kept)) <= TAIL:
+            self.beam.rewrite(branch, kept, tokens)
         self._save()
