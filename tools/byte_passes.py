@@ -17,7 +17,8 @@ import numpy as np
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import LoadSettings
-from eva_local.evaluate.forms import cut, without
+from eva_local.evaluate.forms import without
+from eva_local.evaluate.rows import cut
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter

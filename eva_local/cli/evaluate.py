@@ -115,14 +115,15 @@ def evaluate(
     from eva_local.models.store import cache_folder
     from eva_local.opening import open_models
 
+    if not files and any(path and path.exists() for path in (json_out, html_out)):
+        raise InputError("there is no FILE of rows; name it before --json and --html")
     written = {"--json": json_out, "--html": html_out, "--results": results}
     outputs.refuse_outputs(written, (*files, *shot_files))
     spec = load(overrides).ensemble()
     sharing = len(spec.members) if own_shots else 0
     n_shots *= sharing or 1
-    tasks = read_tasks(
-        files or BUILT_IN, None if kind == "auto" else kind, limit, shot_files, n_shots
-    )
+    chosen = None if kind == "auto" else kind
+    tasks = read_tasks(files or BUILT_IN, chosen, limit, shot_files, n_shots)
     for option, given in (("--tune", tune), ("--compare", compare), ("--no-members", not members)):
         if given and len(spec.members) < 2:
             raise InputError(f"{option} needs an ensemble, and {spec.name} is one model")

@@ -131,7 +131,7 @@ def _cache(spec: EnsembleSpec, member: MemberSpec) -> int:
 
 
 def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> list[Fact]:
-    pivot = set(models[spec.pivot_index].vocabulary.pieces_to_ids())
+    pivot = set(models[spec.pivot_index].vocabulary.ids)
     facts, seen = [], set[object]()
     for member, model in zip(spec.members, models, strict=True):
         path = locate(member)
@@ -143,7 +143,7 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> list[Fact]:
                 architecture=header.architecture,
                 quantisation=header.quantisation,
                 n_vocab=len(model.vocabulary),
-                shared=len(pivot & set(model.vocabulary.pieces_to_ids())) / max(len(pivot), 1),
+                shared=len(pivot & set(model.vocabulary.ids)) / max(len(pivot), 1),
                 has_chat_template=bool(member.chat_template) or header.has_chat_template,
                 takes_back=model.can_roll_back,
                 weights=0 if member.opened in seen else size(member) or 0,

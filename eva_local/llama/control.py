@@ -49,9 +49,9 @@ class ControlTokens:
         if share <= 0.5:
             return
         with self._lock:
-            if self._warned:
-                return
-            self._warned = True
+            warned, self._warned = self._warned, True
+        if warned:
+            return
         token_id = int(self._ids[dropped.argmax()])
         log.warning(
             "%s wants to go on with %r (%.0f%%), a control token that does not end its answer; "

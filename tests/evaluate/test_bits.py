@@ -18,9 +18,9 @@ from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Entry, alone
-from eva_local.evaluate.forms import Conditions, cut, pieces
+from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Task, TaskRow, read_tasks
+from eva_local.evaluate.rows import Task, TaskRow, cut, pieces, read_tasks
 from eva_local.evaluate.summary import summarize
 from eva_local.fusion.fuser import Fuser
 from eva_local.llama.model import Logits
@@ -247,7 +247,7 @@ def test_texts_of_json_lines_and_plain_files(tmp_path) -> None:
         ("2", "two?"),
         ("c", "three"),
     ]
-    assert [(row.name, row.text) for row in whole.rows] == [("plain.py", "one = 1\r\n\n")]
+    assert [(row.name, row.text) for row in whole.rows] == [("1", "one = 1\r\n\n")]
     assert (found.kind, whole.kind, whole.name) == ("bpb", "bpb", "plain")
 
 

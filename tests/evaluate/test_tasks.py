@@ -329,9 +329,8 @@ def test_settings_that_cannot_be_compared(load, text, problem) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "no rows"),
         (["{rows}", "--json", "{rows}"], "is a file of rows"),
-        (["--json", "{rows}"], "no rows"),
+        (["--json", "{rows}"], "there is no FILE of rows; name it before --json"),
         (["{rows}", "--html", "{folder}"], "cannot be written"),
         (["{rows}", "--results", "{folder}/absent/r.jsonl"], "cannot be written"),
         (["{rows}", "-e", "one", "--tune"], "--tune needs an ensemble, and one is one model"),

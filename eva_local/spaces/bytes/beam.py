@@ -43,6 +43,12 @@ class ByteBeam:
     other texts, if not what comes along.
     """
 
+    _open: list[OpenRow]
+    _waiting: list[Border]
+    # What was worked out of them.
+    _now: Floats | None
+    _shares: list[float] | None
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -70,8 +76,7 @@ class ByteBeam:
     def clear(self) -> None:
         """Begin a new text."""
         self.text = bytearray()
-        self._open: list[OpenRow] = []
-        self._waiting: list[Border] = []
+        self._open, self._waiting = [], []
         self.boundary_prior = boundary.BoundaryPrior(self._before)
         # The log-probability of each beginning of the text, as far as it was known.
         self._fates = [0.0]
@@ -281,9 +286,7 @@ class ByteBeam:
         return self._shares
 
     def _change(self) -> None:
-        # What was worked out of all this.
-        self._now: Floats | None = None
-        self._shares: list[float] | None = None
+        self._now = self._shares = None
 
     def _share(self, border: Border) -> float:
         """Return what a border that waits is thought to weigh by now.
