@@ -21,8 +21,7 @@ class ControlTokens:
         self._ids = np.flatnonzero(is_dropped)
         self._end_id = min(vocabulary.end_ids, default=None)
         self._model = model
-        self._lock = threading.Lock()
-        self._warned = False
+        self._first = threading.Lock()
 
     def ended(self, logits: Logits, thought_end: int | None) -> Logits:
         """Return logits in which the token that ends a thought, if there is one, counts as END."""
@@ -38,7 +37,7 @@ class ControlTokens:
 
         `logits: (n_vocab,)` are those after a text that the member goes on with.
         """
-        if self._warned or not len(self._ids):
+        if self._first.locked() or not len(self._ids):
             return
         dropped, best = logits.take(self._ids), logits.max()
         mass = float(np.exp(dropped - best).sum())
@@ -48,9 +47,7 @@ class ControlTokens:
         share = mass / float(np.exp(logits - best).sum())
         if share <= 0.5:
             return
-        with self._lock:
-            warned, self._warned = self._warned, True
-        if warned:
+        if not self._first.acquire(blocking=False):
             return
         token_id = int(self._ids[dropped.argmax()])
         log.warning(
