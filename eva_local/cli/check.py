@@ -88,10 +88,8 @@ def _show(check: Check) -> None:
     free = "" if check.free is None else f" of {check.free / 1e9:.1f} GB that are free"
     click.echo(f"pivot: {check.spec.pivot}; memory: {needed(check.facts) / 1e9:.1f} GB{free}")
     if check.pace is not None:
-        # Members of one model are timed as one.
-        names = {fact.path: fact.name for fact in reversed(check.facts)}
-        each = zip(reversed(names.values()), check.pace.alone, strict=True)
-        told = [f"{name} {1000 * seconds:.0f}" for name, seconds in each]
+        each = zip(check.facts, check.pace.alone, strict=True)
+        told = [f"{fact.name} {1000 * seconds:.0f}" for fact, seconds in each]
         click.echo(
             f"ms a token: {', '.join(told)}; together {1000 * check.pace.together:.0f}, with "
             f"look-ahead {1000 * check.pace.ahead:.0f}"

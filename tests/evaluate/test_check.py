@@ -1,0 +1,150 @@
+"""The command `check`: what is known of members, a short test, and a verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluations import spec, task
+
+from eva_local.cli import main
+from eva_local.evaluate import check as checking
+from eva_local.evaluate.contest import Entry, alone
+from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.forms import PLAIN
+from eva_local.evaluate.results import Result
+from eva_local.evaluate.rows import BUILT_IN, read_tasks
+from eva_local.evaluate.summary import summarize
+
+
+@pytest.fixture
+def check(models, tmp_path, monkeypatch, capsys):
+    """Runs `eva-local check`, and returns its exit code, stdout and stderr."""
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "cache"))
+    # Two rows of each task are enough for models that know nothing.
+    few = [one[:2] for one in (task.rows for task in read_tasks(BUILT_IN))]
+    monkeypatch.setattr(
+        checking,
+        "read_tasks",
+        lambda files: [
+            checking.replace(each, rows=rows)
+            for each, rows in zip(read_tasks(files), few, strict=True)
+        ],
+    )
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["--config", str(models / "models.toml"), "check", *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_members_pace_test_and_verdict_are_told(check, models: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "check.json", tmp_path / "check.html"
+    code, shown, _ = check("-e", "pair", "--json", str(out), "--html", str(page))
+    assert code == 0
+    lines = shown.splitlines()
+    assert lines[1].startswith("one ")
+    assert "pivot: one; memory: " in shown
+    assert "ms a token: one " in shown
+    assert "questions: % right choices, 2 rows" in shown
+    assert "text: bits per byte, 2 rows" in shown
+    assert lines[-1].startswith("VERDICT: Use ")
+    found = json.loads(out.read_text())
+    assert [one["name"] for one in found["members"]] == ["one", "two"]
+    assert found["members"][0]["shared"] == 1
+    assert found["members"][0]["path"] == str(models / "one.gguf")
+    assert found["verdict"] == lines[-1].removeprefix("VERDICT: ")
+    names = [one["name"] for one in found["test"]["contestants"]]
+    assert names == ["one", "two", "pair", "pair, bytes"]
+    assert found["use"]["name"] in names
+    assert page.read_text().count("<article>") == 4
+
+
+def test_one_model_has_no_verdict(check) -> None:
+    code, shown, _ = check("-e", "one")
+    assert code == 0
+    assert "VERDICT: one is one model; give several" in shown
+    assert "ms a token" not in shown
+
+
+def test_one_model_twice_is_one_contestant(check, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check.json"
+    path = str(models / "one.gguf")
+    assert check("-m", path, "-m", path, "--json", str(out))[0] == 0
+    found = json.loads(out.read_text())
+    names = [one["name"] for one in found["test"]["contestants"]]
+    assert names == ["one", "one+one-2", "one+one-2, bytes"]
+    # Its weights are in memory once.
+    assert [one["weights"] > 0 for one in found["members"]] == [True, False]
+    assert found["use"]["name"] == "one"
+
+
+def test_a_torn_file_is_one_line(check, models: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.gguf"
+    torn.write_bytes((models / "one.gguf").read_bytes()[:100])
+    code, shown, complaint = check("-m", str(torn), "-m", str(models / "two.gguf"))
+    assert (code, shown) == (2, "")
+    assert str(torn) in complaint.splitlines()[-1]
+
+
+def test_members_that_memory_has_no_room_for(check, models: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checking, "free_memory", lambda: 1000)
+    monkeypatch.setattr(checking, "can_offload", lambda: False)
+    code, shown, complaint = check("-e", "pair")
+    assert (code, shown) == (2, "")
+    assert "pair needs 0.0 GB of memory and 0.0 GB are free: lower --ctx-size" in complaint
+
+
+def test_the_rows_that_come_along_are_sound() -> None:
+    questions, text = read_tasks(BUILT_IN)
+    assert (questions.kind, text.kind) == ("choice", "bpb")
+    assert len(questions.rows) + len(text.rows) == 60
+    # The right one stands in each place.
+    assert {row.label for row in questions.rows} == {0, 1, 2, 3}
+    for row in questions.rows:
+        assert len(set(row.choices)) == len(row.choices)
+    assert all(100 < len(row.text.encode()) < 400 for row in text.rows)
+
+
+@pytest.mark.parametrize(
+    ("skills", "seconds", "expected"),
+    [
+        # The ensemble is better for sure.
+        ({"a": 0.2, "b": 0.2, "trio": 0.95}, {}, "Use trio in the space pivot: it is surely"),
+        # A member is, and the ensemble has nothing to add.
+        ({"a": 0.95, "b": 0.3, "trio": 0.5}, {}, "Use a alone: it is surely the best"),
+        # As good, for three times the time.
+        ({"a": 0.8, "b": 0.2, "trio": 0.81}, {"trio": 3.0}, "Use a alone: 200 rows cannot tell"),
+        # As good and quicker.
+        ({"a": 0.8, "b": 0.2, "trio": 0.8}, {"a": 3.0, "b": 3.0}, "Use trio in the space"),
+    ],
+)
+def test_ties_go_to_the_cheapest(skills, seconds, expected: str) -> None:
+    of = task("choice", 200)
+    whole = spec(members=("a", "b"))
+    contestants = [*map(alone, whole.members), whole]
+    entries = []
+    for number, one in enumerate(contestants):
+        chance = np.random.default_rng(number if seconds == {} else 1).random(200)
+        results = [
+            Result(
+                1,
+                (0,) * len(one.members),
+                seconds.get(one.name, 1.0),
+                log_likelihoods=tuple(
+                    -1.0 if (at == row.label) == (chance[place] < skills[one.name]) else -9.0
+                    for at in range(len(row.choices))
+                ),
+                n_bytes=(1,) * len(row.choices),
+            )
+            for place, row in enumerate(of.rows)
+        ]
+        entries.append(Entry(of, one, tuple(results)))
+    summary = summarize(entries, n_members=2)
+    evaluation = Evaluation("trio", "a", PLAIN, (summary,))
+    winner, verdict = checking._best(evaluation)
+    assert verdict.startswith(expected)
+    assert winner.name == expected.split()[1]
