@@ -14,12 +14,14 @@ from eva_local.opening import ensemble_of
 from eva_local.types import Sampling, Step
 
 
-def fake_ensemble(*, n_ctx: tuple[int, int] = (4096, 4096)) -> Ensemble:
+def fake_ensemble(
+    spec: EnsembleSpec | None = None, *, n_ctx: tuple[int, int] = (4096, 4096)
+) -> Ensemble:
     """Two fake models with vocabularies of their own. The cache of mappings must be a test's."""
     models = [FakeModel(WORDS_A, n_ctx=n_ctx[0]), FakeModel(WORDS_B, n_ctx=n_ctx[1])]
     members = tuple(ModelSpec(name, PathSource(Path("fake.gguf"))) for name in ("a-1", "b-2"))
     fusion = FusionSettings(mapping="surface")
-    return ensemble_of(EnsembleSpec("fake", members, "a-1", fusion), models)
+    return ensemble_of(spec or EnsembleSpec("fake", members, "a-1", fusion), models)
 
 
 def fake_chat(folder: Path, notes: list[str], max_tokens: int = 6, **options) -> Chat:

@@ -161,6 +161,13 @@ class Chat:
         self._drop(self._fitting(self.conversation))
         yield from self._answer(self.conversation, report)
 
+    def alone(self, member: str, report: Report | None = None) -> Steps:
+        """Let one member answer the last message by itself; the conversation stays as it is."""
+        if not self.conversation.turns:
+            raise InputError("there is no message yet to be answered")
+        prompt = self.conversation.prompt(self.first)
+        yield from self.ensemble.stream(prompt, self.sampling, alone=member, report=report)
+
     def used(self) -> tuple[int, ...]:
         """Return how many tokens of the conversation, without thoughts, each member holds."""
         turns = self.conversation.turns

@@ -16,7 +16,9 @@ from eva_local.chat.chat import Reply
 from eva_local.chat.conversation import Conversation
 from eva_local.chat.reader import Command, counted, sound
 from eva_local.chat.votes import usage_line, vote_lines
+from eva_local.config.catalogue import check_weights
 from eva_local.config.settings import keys_of, read_settings, read_text, refuse_unknown, user_path
+from eva_local.config.specs import FusionSettings
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
 
     Action = Callable[[Repl, str], None]
 
-# What /set changes: how answers are drawn.
+# What /set changes: how answers are drawn, and how votes are fused.
 KEYS = keys_of(Sampling)
+_FUSION = keys_of(FusionSettings)
 _OTHER_NAMES = {"?": "help", "bye": "exit", "quit": "exit", "q": "exit"}
 _NOTHING = '""'
 _THINK = (*get_args(Thinking), "fold", "show")
-_ARGUMENTS = {"/set": KEYS, "/think": _THINK}
+_ARGUMENTS = {"/set": (*KEYS, *_FUSION), "/think": _THINK}
 _HELP = (
     '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
     "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
@@ -92,14 +95,21 @@ def _system(repl: Repl, text: str) -> None:
 def _set(repl: Repl, argument: str) -> None:
     name, _, value = map(str.strip, argument.partition(" "))
     if not name:
-        repl.screen.show(_table([(key, _value(repl, key)) for key in KEYS]))
+        repl.screen.show(_table([(key, _value(repl, key)) for key in (*KEYS, *_FUSION)]))
         return
-    refuse_unknown({name: value}, KEYS, "/set ")
+    refuse_unknown({name: value}, (*KEYS, *_FUSION), "/set ")
     if not value:
         raise InputError(f"/set {name} needs a value; it is {_value(repl, name)}")
-    found = read_settings([Sampling], {name: value}, lambda key: f"/set {key}", text=True)
+    kinds = (Sampling, FusionSettings)
+    found = read_settings(kinds, {name: value}, lambda key: f"/set {key}", text=True)
     changed: dict[str, Any] = {name: found[name].value}
-    repl.chat.sampling = replace(repl.chat.sampling, **changed)
+    if name in KEYS:
+        repl.chat.sampling = replace(repl.chat.sampling, **changed)
+    else:
+        spec = repl.chat.ensemble.spec
+        if "weights" in changed:
+            check_weights(found["weights"], len(spec.members))
+        repl.change(replace(spec, fusion=replace(spec.fusion, **changed)))
     repl.screen.note(f"{name} is {_value(repl, name)}")
 
 
@@ -122,7 +132,8 @@ def _thought(repl: Repl, _: str) -> None:
 
 
 def _value(repl: Repl, name: str) -> str:
-    value = getattr(repl.chat.sampling, name)
+    of: object = repl.chat.sampling if name in KEYS else repl.chat.ensemble.spec.fusion
+    value = getattr(of, name)
     return {"seed": "random"}.get(name, "that of the answer") if value is None else str(value)
 
 
@@ -145,6 +156,29 @@ def _show(repl: Repl, _: str) -> None:
         ("saved in", str(chat.path or "")),
     )
     repl.screen.show(_table([(name, value) for name, value in rows if value], "dim"))
+
+
+def _model(repl: Repl, name: str) -> None:
+    if not name:
+        raise InputError("/model takes an ensemble, a model, a file, or a,b,c")
+    repl.change(repl.spec_of(name))
+
+
+def _alone(repl: Repl, member: str) -> None:
+    members = repl.chat.ensemble.members
+    if member not in members:
+        raise InputError(f"/alone takes one of {', '.join(members)}")
+    repl.hear(member)
+
+
+def _compare(repl: Repl, _: str) -> None:
+    turns = repl.chat.conversation.turns
+    if turns and turns[-1].answer:
+        repl.screen.note("together:")
+        repl.screen.say(turns[-1].answer.strip())
+    for member in repl.chat.ensemble.members:
+        if not repl.hear(member):
+            return
 
 
 def _read(repl: Repl, name: str) -> None:
@@ -195,7 +229,10 @@ COMMANDS: dict[str, tuple[str, str, Action]] = {
     "regen": ("", "write the last answer again", _regen),
     "undo": ("", "take the last message and its answer back", _undo),
     "system": ("[TEXT]", 'show or change the system message; "" removes it', _system),
-    "set": ("[NAME VALUE]", "show or change how answers are drawn", _set),
+    "set": ("[NAME VALUE]", "show or change how answers are drawn and votes fused", _set),
+    "model": ("NAME", "go on with another ensemble, model, file, or a,b,c", _model),
+    "alone": ("MEMBER", "what one member by itself answers to the last message", _alone),
+    "compare": ("", "the answer, and what each member alone would say", _compare),
     "show": ("", "the ensemble, its contexts and settings", _show),
     "read": ("[FILE]", "put a text file before the next message; without FILE, forget it", _read),
     "think": ("[HOW]", "auto, off, on, apart: how they think; fold, show: thoughts", _think),

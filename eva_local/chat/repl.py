@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Callable
 
-from eva_local.api import Report
+from eva_local.api import Ensemble, Report
 from eva_local.chat import commands
 from eva_local.chat.chat import Chat, Reply, Steps
 from eva_local.chat.log import Saved, first_words
 from eva_local.chat.reader import PROMPT, Command, Reader, counted, sound, understood
 from eva_local.chat.terminal import Screen, interruption_noted, typing_unseen
 from eva_local.chat.votes import summary_line
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import EvaError
 
 # Characters of a message that are shown again.
@@ -17,9 +18,21 @@ _ECHOED = 400
 
 
 class Repl:
-    """A person and a chat: `reader` asks, `screen` shows."""
+    """A person and a chat: `reader` asks, `screen` shows.
 
-    def __init__(self, chat: Chat, reader: Reader, screen: Screen) -> None:
+    `specs` says what an ensemble of a name is, and `opened` opens one in place of the last.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        reader: Reader,
+        screen: Screen,
+        specs: Callable[[str], EnsembleSpec],
+        opened: Callable[[EnsembleSpec], Ensemble],
+    ) -> None:
+        self.spec_of = specs
+        self._open = opened
         self.chat = chat
         self.screen = screen
         # Texts that go in front of the next message.
@@ -60,6 +73,28 @@ class Repl:
             return False
         self.screen.note(" · ".join(filter(None, (self._ending(answer), summary_line(answer)))))
         return True
+
+    def hear(self, member: str) -> bool:
+        """Show what one member alone answers to the last message; False where it was stopped."""
+        self.screen.note(f"{member} alone:")
+        self.screen.begin()
+        try:
+            with interruption_noted() as interrupted, typing_unseen():
+                self._stream(lambda report: self.chat.alone(member, report), interrupted)
+        finally:
+            self.screen.end()
+        return not interrupted()
+
+    def change(self, spec: EnsembleSpec) -> None:
+        """Go on with another ensemble, or with other settings of it; the models are opened anew."""
+        before = self.chat.ensemble.spec
+        try:
+            self.chat.ensemble = self._open(spec)
+        except EvaError:
+            self.chat.ensemble = self._open(before)
+            raise
+        self.chat.first, self.chat.last = 0, None
+        self.greet()
 
     def heed(self, text: str) -> str:
         """Return text from outside with whole characters; say what was odd about it."""

@@ -13,12 +13,13 @@ from eva_local.cli.options import Load, setting_options, system_option
 from eva_local.cli.outputs import input_is_closed, open_shown, print_table
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
-from eva_local.types import Sampling
 
 if TYPE_CHECKING:
+    from eva_local.api import Ensemble
     from eva_local.chat.log import Saved
     from eva_local.chat.reader import Reader
     from eva_local.chat.terminal import Screen
+    from eva_local.config.config import Config
 
 # Columns of --list that are left for the first message.
 _FIRST_WORDS = 28
@@ -60,7 +61,7 @@ def chat(
         # The ensemble that the conversation was held with.
         overrides = {**overrides, "ensemble": saved.ensemble}
     config = load(overrides)
-    return _hold(config.ensemble(), config.sampling, saved, system)
+    return _hold(config, saved, system)
 
 
 def state_folder() -> Path:
@@ -70,7 +71,7 @@ def state_folder() -> Path:
     return Path(platformdirs.user_state_dir("eva-local", appauthor=False))
 
 
-def _hold(spec: EnsembleSpec, sampling: Sampling, saved: Saved | None, system: str | None) -> int:
+def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
     from eva_local.chat import terminal
     from eva_local.chat.chat import Chat
     from eva_local.chat.log import Log, private_folder
@@ -88,11 +89,18 @@ def _hold(spec: EnsembleSpec, sampling: Sampling, saved: Saved | None, system: s
             stack.callback(file.close)
         stack.enter_context(terminal.orderly_end())
         stack.enter_context(terminal.terminal_restored())
-        with terminal.typing_unseen():
-            ensemble = stack.enter_context(open_shown(spec))
-        held = Chat(ensemble, sampling, state_folder() / "chats", screen.note)
+        models = stack.enter_context(contextlib.ExitStack())
+
+        def opened(spec: EnsembleSpec) -> Ensemble:
+            # Memory may have no room for two.
+            models.close()
+            with terminal.typing_unseen():
+                return models.enter_context(open_shown(spec))
+
+        ensemble = opened(config.ensemble())
+        held = Chat(ensemble, config.sampling, state_folder() / "chats", screen.note)
         stack.callback(held.close)
-        repl = Repl(held, _reader(screen), screen)
+        repl = Repl(held, _reader(screen), screen, config.ensemble, opened)
         repl.greet()
         if file is not None and saved is not None:
             held.take_over(saved.conversation, file)

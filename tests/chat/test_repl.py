@@ -7,12 +7,17 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
-from chats import fake_chat
+from chats import fake_chat, fake_ensemble
 
+from eva_local.api import Ensemble
 from eva_local.chat.repl import Repl
 from eva_local.chat.terminal import Screen
+from eva_local.config.specs import EnsembleSpec
+from eva_local.engine.detokenizer import harmless
+from eva_local.errors import ConfigError, ModelError
 
 Talk = Callable[..., tuple[str, str]]
 
@@ -40,7 +45,20 @@ def talk(tmp_path, monkeypatch, capsys) -> Iterator[Talk]:
     chat = fake_chat(tmp_path, [])
     chat._tell = screen.note
     reader = Script()
-    repl = Repl(chat, reader, screen)
+    others = {"other": replace(chat.ensemble.spec, name="other")}
+
+    def spec_of(name: str) -> EnsembleSpec:
+        if name not in others:
+            raise ConfigError(f"there is no ensemble or model {name!r}")
+        return others[name]
+
+    def opened(spec: EnsembleSpec) -> Ensemble:
+        chat.ensemble.close()
+        if spec.fusion.candidates == 7:
+            raise ModelError("no room")
+        return fake_ensemble(spec)
+
+    repl = Repl(chat, reader, screen, spec_of, opened)
 
     def say(*lines: str) -> tuple[str, str]:
         reader.lines = list(lines)
@@ -110,6 +128,59 @@ def test_settings_are_checked_and_the_nearest_is_named(talk) -> None:
     assert "needs a value; it is that of the answer" in talk("/set thinking_temperature")[1]
     shown = talk("/set")[1]
     assert "temperature" in shown
+
+
+def test_a_member_alone_is_heard_and_nothing_changes(talk) -> None:
+    assert "there is no message yet" in talk("/alone a-1")[1]
+    answer, _ = talk("hello there")
+    held = talk.repl.chat.conversation
+    alone, notes = talk("/alone b-2")
+    assert notes.startswith("b-2 alone:")
+    assert (
+        alone.strip()
+        == talk.repl.chat.ensemble.complete(
+            held.prompt(), talk.repl.chat.sampling, alone="b-2"
+        ).text.strip()
+    )
+    out, notes = talk("/compare")
+    assert [line for line in notes.splitlines() if line.endswith("alone:")] == [
+        "a-1 alone:",
+        "b-2 alone:",
+    ]
+    assert harmless(answer.strip()) in notes
+    assert alone.strip() in out
+    assert talk.repl.chat.conversation == held
+    assert "/alone takes one of a-1, b-2" in talk("/alone c")[1]
+
+
+def test_how_votes_are_fused_can_be_changed(talk) -> None:
+    talk("hello there")
+    held = talk.repl.chat.conversation
+    for words, key, value in (
+        ("combine geometric", "combine", "geometric"),
+        ("space bytes", "space", "bytes"),
+        ("weights 3,1", "weights", (3.0, 1.0)),
+        ("gate 0.5", "gate", 0.5),
+    ):
+        assert f"{key} is {value}" in talk(f"/set {words}")[1]
+        assert getattr(talk.repl.chat.ensemble.spec.fusion, key) == value
+    assert "needs 2 weights" in talk("/set weights 1,2,3")[1]
+    assert "negative weight needs" in talk("/set combine mean", "/set weights 3,-1")[1]
+    # Where the new one cannot be opened, the old one goes on.
+    assert "no room" in talk("/set candidates 7")[1]
+    assert talk.repl.chat.ensemble.spec.fusion.weights == (3.0, 1.0)
+    assert talk("go on")[0]
+    assert len(talk.repl.chat.conversation.turns) == len(held.turns) + 1
+
+
+def test_a_conversation_goes_on_with_another_ensemble(talk) -> None:
+    talk("hello there")
+    assert "there is no ensemble or model 'none'" in talk("/model none")[1]
+    assert "/model takes" in talk("/model")[1]
+    talk("/model other")
+    assert talk.repl.chat.ensemble.spec.name == "other"
+    assert talk("go on")[0]
+    assert turns(talk) == ["hello there", "go on"]
 
 
 def test_a_file_goes_in_front_of_the_next_message_and_of_no_other(talk, tmp_path) -> None:
