@@ -7,12 +7,13 @@ export CMAKE_ARGS
 RUN := .venv/bin/
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: help setup demo test lint format types pins clean
+.PHONY: help setup demo test wheels lint format types pins clean
 
 help:
 	@echo 'make setup   make .venv, install pinned packages, build llama.cpp for this machine'
 	@echo 'make demo    set up, fetch two tiny models (600 MB), and ask them a question'
 	@echo 'make test    set up, fetch three tiny models (850 MB), and run all tests'
+	@echo 'make wheels  build wheels of eva-local and llama-cpp-python for this machine, in dist/'
 	@echo 'make lint    check style and format            make format  put both right'
 	@echo 'make types   check types                       make clean   remove .venv and caches'
 	@echo 'make pins    resolve the pinned packages again (needs uv)'
@@ -35,6 +36,11 @@ test: setup
 	@$(RUN)eva-local pull -e demo
 	@$(RUN)eva-local pull -e trio
 	@$(RUN)python -m pytest
+
+wheels: setup
+	@$(RUN)python -m tools.build_llama --copy dist
+	@$(RUN)python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist
 
 lint: setup
 	@$(RUN)ruff check

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,10 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make .venv's llama-cpp-python what is asked for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="", help=f"{', '.join(BACKENDS)}; empty: no wish")
+    parser.add_argument("--copy", type=Path, help="copy the wheel that is installed there")
     asked = parser.parse_args(arguments)
     # An end by `kill` should clear up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if asked.copy is not None:
+            return _copy_wheel(asked.copy)
         return _set_up(asked.backend, os.environ.get("CMAKE_ARGS", ""))
     except BuildError as error:
         _say(str(error))
@@ -89,6 +93,16 @@ def _set_up(backend: str, extra: str) -> int:
         _say(problem)
         return 2
     MARKER.write_text(json.dumps(asdict(Installed(recipe.key, choice))), encoding="utf-8")
+    return 0
+
+
+def _copy_wheel(folder: Path) -> int:
+    installed = read_marker(MARKER)
+    wheel = installed and kept_wheel(recipe_of(installed.choice), wheels_folder(os.environ))
+    if not wheel:
+        raise BuildError("The wheel of llama-cpp-python is not there. Run: make setup")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(wheel, folder)
     return 0
 
 
