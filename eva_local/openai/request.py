@@ -29,11 +29,16 @@ ALIASES = {
     "reasoning_budget": "thinking_budget",
     "thinking_budget_tokens": "thinking_budget",
     "thinking_token_budget": "thinking_budget",
+    "n_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "repetition_penalty": "repeat_penalty",
 }
-#: What says nothing about the answer.
+#: What says nothing about the answer: whose it is, or how to work.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
+    *("keep_alive", "timings_per_token", "return_progress", "id_slot", "priority", "request_id"),
+    *("verbosity", "reasoning_format", "prediction", "skip_special_tokens"),
 )
 # What nobody can do, beside the value that asks for nothing.
 _REFUSED: Values = {
@@ -42,8 +47,18 @@ _REFUSED: Values = {
     "tools": [],
     "tool_choice": "none",
     "functions": [],
+    "function_call": "none",
     "modalities": ["text"],
+    # Of llama-server and vLLM.
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
+    **dict.fromkeys(("min_tokens", "n_probs"), 0),
+    **dict.fromkeys(("typical_p", "typ_p", "length_penalty"), 1),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
+    "add_generation_prompt": True,
+    "stop_token_ids": [],
 }
+# Values of options that ask for what the option's default is.
+_DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
 # The same of what a server can do, where nothing else can.
 _SERVED: Values = {
     "n": 1,
@@ -124,7 +139,11 @@ def said(body: Values) -> dict[str, object]:
     for alias, name in ALIASES.items():
         if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
             raise InputError(f"{alias} and {name} mean the same here, and differ: give one")
-    return values
+    if isinstance(stop := values.get("stop"), list):
+        values["stop"] = [each for each in stop if each != ""]
+    if values.get("top_k") == -1:
+        values["top_k"] = 0
+    return {key: value for key, value in values.items() if _DEFAULTS.get(key) != value}
 
 
 def read_messages(value: object) -> list[Message]:
@@ -223,9 +242,10 @@ def misspelled(key: str, known: tuple[str, ...]) -> str | None:
 def refuse_undone(key: str, value: object) -> None:
     """Raise InputError for what cannot be done, unless it asks for nothing."""
     nothing = _ASKS_NOTHING.get(key)
-    # True is 1 for Python, and 1.0 is, too.
-    if value is not None and (type(value) is not type(nothing) or value != nothing):
-        raise InputError(f"{key} {shown(value)} cannot be done here; leave it out")
+    # True is 1 for Python.
+    is_other = isinstance(value, bool) != isinstance(nothing, bool) or value != nothing
+    if value is not None and is_other:
+        raise InputError(f"{key} {shown(value)} is not supported here; leave it out")
 
 
 def given(body: Values) -> dict[str, object]:

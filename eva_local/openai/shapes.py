@@ -104,6 +104,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     """OpenAI pads the parts of a stream; padding says nothing of the answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from eva_local.errors import EvaError
+from eva_local.errors import EvaError, InputError
 from eva_local.openai.call import read_call
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.server.refusal import problem_of
@@ -14,7 +16,7 @@ from eva_local.types import Sampling
 ASKED = {"messages": [{"role": "user", "content": "a"}]}
 INFINITY = float("inf")
 IDS_BIASED = "logit_bias must be an object of token ids with a number each, or false, not"
-CANNOT = "cannot be done here; leave it out"
+CANNOT = "is not supported here; leave it out"
 FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
 IDS = "prompt must be a text, a list of token ids, or a list of these"
 SEVERAL = IDS.removeprefix("prompt ")
@@ -46,6 +48,9 @@ def one(**message) -> dict:
     return {"messages": [message]}
 
 
+STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
+
+
 @pytest.mark.parametrize(
     ("more", "message", "param"),
     [
@@ -62,7 +67,7 @@ def one(**message) -> dict:
         ({"max_tokens": 0}, "max_tokens must be at least 1, not 0", "max_tokens"),
         ({"max_tokens": [1]}, "max_tokens must be a whole number, not [1]", "max_tokens"),
         ({"top_k": 1.5}, "top_k must be a whole number, not 1.5", "top_k"),
-        ({"top_k": -1}, "top_k must be 0 (off) or more, not -1", "top_k"),
+        ({"top_k": -2}, "top_k must be 0 (off) or more, not -2", "top_k"),
         ({"top_p": 0}, "top_p must be in (0, 1], not 0", "top_p"),
         ({"min_p": 1}, "min_p must be in [0, 1), not 1", "min_p"),
         (
@@ -71,7 +76,7 @@ def one(**message) -> dict:
             "repeat_last_n",
         ),
         ({"seed": "x"}, "seed must be a whole number or \"random\", not 'x'", "seed"),
-        ({"seed": -1}, "seed must be 0 or more, not -1", "seed"),
+        ({"seed": -2}, "seed must be 0 or more, not -2", "seed"),
         ({"n": 0}, "n must be from 1 to 128, not 0", "n"),
         ({"n": "1"}, "n must be a whole number, not '1'", "n"),
         ({"n": True}, "n must be a whole number, not true", "n"),
@@ -90,12 +95,11 @@ def one(**message) -> dict:
         ),
         (
             {"stream": True, "stream_options": {"x": 1}},
-            "unknown option 'stream_options.x'; known are: include_obfuscation, include_usage",
+            f"unknown option 'stream_options.x'; known are: {STREAMED}",
             "stream_options.x",
         ),
         ({"stop": 3}, "stop must be a text that is not empty or a list of texts, not 3", "stop"),
         ({"stop": ["a", 1]}, "stop[1] must be a text that is not empty, not 1", "stop"),
-        ({"stop": [""]}, "stop[0] must be a text that is not empty, not ''", "stop"),
         ({"stop": ["a"] * 17}, STOPS, "stop"),
         ({"stop": "a" * 257}, STOPS, "stop"),
         ({"logit_bias": [1]}, f"{IDS_BIASED} [1]", "logit_bias"),
@@ -247,3 +251,43 @@ def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
 )
 def test_a_text_that_cannot_be_scored(body, message, param) -> None:
     assert told(lambda body: read_score_call(body, ("a", "b")), body) == (message, param)
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"mirostat": 0, "dry_multiplier": 0.0, "xtc_probability": 0, "dynatemp_range": 0},
+        {"typical_p": 1, "typ_p": 1.0, "length_penalty": 1, "repetition_penalty": 1},
+        {"ignore_eos": False, "min_tokens": 0, "n_probs": 0, "use_beam_search": False},
+        {"stop_token_ids": [], "skip_special_tokens": True, "add_generation_prompt": True},
+        {"continue_final_message": False, "cache_prompt": True, "function_call": "none"},
+        {"top_k": -1, "seed": -1, "max_tokens": -1, "stop": ""},
+        {"n_predict": -1, "stop": [""]},
+        {"reasoning_effort": "none", "enable_thinking": False, "keep_alive": "5m"},
+        {"timings_per_token": True, "return_progress": False, "id_slot": 0, "priority": 0},
+        {"request_id": "x", "prediction": None, "verbosity": "low", "reasoning_format": "auto"},
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+    ],
+)
+def test_what_asks_for_nothing_changes_nothing(nothing: dict) -> None:
+    plain = called(one(role="user", content="hello"), CHAT).sampling
+    asked = called(one(role="user", content="hello") | nothing, CHAT).sampling
+    changed = {"thinking": "off"} if "reasoning_effort" in nothing else {}
+    changed |= {"top_k": 0} if "top_k" in nothing else {}
+    assert asked == replace(plain, **changed)
+
+
+@pytest.mark.parametrize(
+    "something",
+    [{"mirostat": 2}, {"typical_p": 0.9}, {"ignore_eos": True}, {"stop_token_ids": [7]}],
+)
+def test_what_would_change_the_answer_is_refused(something: dict) -> None:
+    ((key, _),) = something.items()
+    with pytest.raises(InputError, match=f"{key} .* is not supported here"):
+        called(one(role="user", content="hello") | something, CHAT)
+
+
+def test_other_names_of_options_are_known() -> None:
+    named = {"n_predict": 5, "repetition_penalty": 1.5}
+    sampling = called(one(role="user", content="hello") | named, CHAT).sampling
+    assert (sampling.max_tokens, sampling.repeat_penalty) == (5, 1.5)
