@@ -513,13 +513,14 @@ def test_only_pull_opens_a_connection(
         monkeypatch.setattr(socket, name, refuse)
     for module, name in (
         *((wheels, "_download_wheel"), (wheels, "fetch_wheel")),
-        (hub, "fetch_hub"),
+        *((hub, "fetch_hub"), (hub, "ask")),
     ):
         monkeypatch.setattr(module, name, refuse)
     runner = CliRunner()
     for command in (
         ["list"],
         ["list", "--json"],
+        ["list", "--all"],
         ["show", "both"],
         ["show", "far", "--json"],
         ["verify"],
