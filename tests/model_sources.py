@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import zipfile
@@ -59,15 +60,19 @@ def hub_spec(revision: str = "main", file: str = "sub/m.gguf", **fields: object)
 class Hub:
     """A server that answers as the hub does for one file of one repository, and `others` of it.
 
-    cut_at: send only so many bytes of each following answer and close. broken: answer every
-    GET with 500. error: status and X-Error-Code for everything. served: what is sent, where it
-    is not what was promised; wrong: the same for the others.
+    cut_at: send only so many bytes of each following answer and close; breaking: and answer the
+    next GET with 500. broken: answer every GET with 500. error: status and X-Error-Code for
+    everything. served: what is sent, where it is not what was promised; wrong: the same for the
+    others. listed: of these files alone, and `about`, its API tells.
     """
 
     data: bytes
     commit: str = COMMIT
     cut_at: list[int] = field(default_factory=list)
     broken: bool = False
+    breaking: bool = False
+    listed: list[str] | None = None
+    about: dict[str, object] = field(default_factory=dict)
     error: tuple[int, str] | None = None
     served: bytes | None = None
     storage: str = ""
@@ -78,7 +83,19 @@ class Hub:
 
     @property
     def gets(self) -> list[tuple[str, str | None]]:
-        return [(path, span) for method, path, span in self.requests if method == "GET"]
+        return [
+            (path, span)
+            for method, path, span in self.requests
+            if method == "GET" and not path.startswith("/api/")
+        ]
+
+    def description(self) -> bytes:
+        """Return what the API tells of the repository, its files in the order of their names."""
+        files = {"sub/m.gguf": self.data, **self.others}
+        names = sorted(files) if self.listed is None else self.listed
+        siblings = [{"rfilename": name, "size": len(files.get(name, b"GGUF"))} for name in names]
+        told = {"id": "owner/model", "sha": self.commit, "siblings": siblings, **self.about}
+        return json.dumps(told).encode()
 
 
 @contextmanager
@@ -117,6 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
         if failure is not None:
             status, code = failure
             self._head(status, {"X-Error-Code": code} if code else {}, 0)
+        elif self.path.startswith("/api/"):
+            data = hub.description()
+            self._head(200, {"Content-Type": "application/json"}, len(data))
+            self.wfile.write(data)
         elif hub.storage and self.path != "/storage":
             self._head(302, {"Location": f"{hub.storage}/storage", **self._description()}, 0)
         else:
@@ -127,12 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
             return 500, ""
         if self.path == "/storage":
             return None
-        match = re.fullmatch(r"/owner/model/resolve/([^/]+)/(.+)", self.path)
+        asked = r"/owner/model/resolve/([^/]+)/(.+)|/api/models/owner/model/revision/(.+)\?.+"
+        match = re.fullmatch(asked, self.path)
         if match is None:
             return 404, "RepoNotFound"
-        if match[1] not in ("main", self.hub.commit):
+        if (match[1] or match[3]) not in ("main", self.hub.commit):
             return 404, "RevisionNotFound"
-        if match[2] in ("sub/m.gguf", *self.hub.others):
+        if match[3] or match[2] in ("sub/m.gguf", *self.hub.others):
             return None
         return 404, "EntryNotFound"
 
@@ -168,6 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.cut_at:
             rest = rest[: hub.cut_at.pop(0)]
             self.close_connection = True
+            hub.broken = hub.breaking
         self.wfile.write(rest)
 
     def _head(self, status: int, fields: dict[str, str], length: int) -> None:

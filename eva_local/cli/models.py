@@ -1,15 +1,20 @@
 """The commands that look after models: pull, list, show, verify, config."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from eva_local.cli.options import Load, json_option, setting_options
 from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
-from eva_local.config.config import Config
+from eva_local.cli.setup import append
+from eva_local.config.catalogue import free_name
+from eva_local.config.config import Config, name_of
+from eva_local.config.elsewhere import HUB_NAME, held, named
 from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import InputError, PromptError, StoreError
 from eva_local.models import store
@@ -20,15 +25,21 @@ from eva_local.models.header import refusal
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @setting_options("ensemble")
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
-@click.pass_obj
-def pull(load: Load, names: tuple[str, ...], overrides: dict[str, str | None], force: bool) -> None:
+@click.pass_context
+def pull(
+    context: click.Context, names: tuple[str, ...], overrides: dict[str, str | None], force: bool
+) -> None:
     """Fetch models and check them.
 
-    NAME is a model or an ensemble; without one, the default ensemble is fetched. What was
-    interrupted is continued. No other command uses the network.
+    NAME is a model or an ensemble; without one, the default ensemble is fetched. Or it is
+    OWNER/REPO or OWNER/REPO:QUANT of the hub, or the page of a file there: this model is written
+    into your models.toml. What was interrupted is continued. No other command uses the network.
     """
+    load: Load = context.obj
+    known = [found for name in names if (found := _known(context, name, force))]
     config = load(overrides)
-    for spec in _chosen(config, names, overrides["ensemble"]) or config.members():
+    chosen = _chosen(config, known, overrides["ensemble"])
+    for spec in chosen if names else chosen or config.members():
         state = "pulled"
         if isinstance(spec.source, PathSource):
             state = "your own file"
@@ -40,9 +51,10 @@ def pull(load: Load, names: tuple[str, ...], overrides: dict[str, str | None], f
 
 
 @click.command("list")
+@click.option("--all", "everything", is_flag=True, help="List what other programs hold, too.")
 @json_option
 @click.pass_obj
-def list_models(load: Load, as_json: bool) -> None:
+def list_models(load: Load, everything: bool, as_json: bool) -> None:
     """List models and ensembles."""
     config = load()
     models = [_model_row(spec) for spec in config.models.values()]
@@ -56,8 +68,15 @@ def list_models(load: Load, as_json: bool) -> None:
         }
         for spec in config.ensembles.values()
     ]
+    others: list[dict[str, Any]] = []
+    # Whatever is in the folders of other programs.
+    with contextlib.suppress(Exception):
+        for each in held(os.environ, Path.home()):
+            size = store.size(ModelSpec(each.name, PathSource(each.path)))
+            others.append(asdict(each) | {"size": size})
     if as_json:
-        print_json({"models": models, "ensembles": ensembles})
+        more = {"elsewhere": others} if everything else {}
+        print_json({"models": models, "ensembles": ensembles, **more})
         return
     sized = [(row | {"size": _size(row["size"])}).values() for row in models]
     print_table(("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"), map(tuple, sized))
@@ -73,6 +92,13 @@ def list_models(load: Load, as_json: bool) -> None:
         for row in ensembles
     ]
     print_table(("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"), rows)
+    if everything:
+        click.echo()
+        found = [(one["name"], _size(one["size"]), one["program"], one["path"]) for one in others]
+        print_table(("NAME", "SIZE", "PROGRAM", "PATH"), found)
+    elif others:
+        told = "more models are held by other programs: eva-local list --all"
+        click.echo(f"{len(others)} {told}", err=True)
 
 
 @click.command()
@@ -164,6 +190,39 @@ def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):
         click.echo(notice)
+
+
+def _known(context: click.Context, name: str, force: bool) -> str | None:
+    """Return a configured name; what the hub has is entered first, None is held elsewhere."""
+    asked = HUB_NAME.fullmatch(name)
+    if asked is None or Path(name).is_file():
+        return name
+    from eva_local.models.hub import ask
+
+    config: Config = context.obj()
+    repository, revision, file, quant = asked.groups("")
+    called = f"{repository}:{quant}".removesuffix(":")
+    if not file:
+        called, spec = config.of_hub(called)
+        there = named(called, held(os.environ, Path.home()))
+        if there and not force and not (spec and store.find(spec)):
+            place = f"{there[0].program} already: {there[0].path}"
+            click.echo(f"{name}: held by {place}; use it with -m {called}")
+            return None
+        if spec is not None:
+            return spec.name
+    source, size, licence = ask(repository, revision, file, quant)
+    for spec in config.models.values():
+        if spec.source == source:
+            return spec.name
+    new = free_name(name_of(Path(source.file)), [*config.models, *config.ensembles])
+    more = f" and {count - 1} more" if (count := len(source.parts)) > 1 else ""
+    told = f"{_size(size or None)}, licence {licence or 'unknown'}"
+    click.echo(shown(f"{new}: {repository}: {source.file}{more}, {told}"))
+    table: dict[str, object] = {"hub": repository, "file": source.file}
+    table |= {"revision": source.revision, "size": size, "licence": licence}
+    append(context, {("models", new): {k: v for k, v in table.items() if v not in ("", 0, "main")}})
+    return new
 
 
 def _chosen(config: Config, names: Sequence[str], ensemble: str | None) -> list[ModelSpec]:

@@ -3,7 +3,7 @@
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -31,9 +31,7 @@ def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -
     it is FILE that is written, else the models.toml of your configuration folder.
     """
     load: Load = context.obj
-    path = context.find_root().params["config_path"] or user_file()
-    text = _text_of(path)
-    config = load() if path.exists() else load_config()
+    config = load() if _written(context).exists() else load_config()
     taken = [*config.models, *config.ensembles]
     if ensemble in taken:
         raise InputError(f"--ensemble {ensemble}: this name is taken; choose another")
@@ -42,21 +40,21 @@ def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -
         for name, spec in config.models.items()
         if isinstance(spec.source, PathSource)
     }
-    members, new = [], ""
+    members: list[str] = []
+    new: dict[tuple[str, str], dict[str, object]] = {}
     for file in _models_of(files):
         name = known.get(file.resolve())
         if name is None:
             name = free_name(name_of(file), taken)
             taken.append(name)
-            new += f"\n[models.{_quoted(name)}]\npath = {_quoted(str(file.absolute()))}\n"
+            new["models", name] = {"path": str(file.absolute())}
         click.echo(f"{name}: {'known already' if file.resolve() in known else 'added'}: {file}")
         members.append(name)
     if not members:
         raise InputError(f"there is no GGUF file in {', '.join(map(str, files))}")
     if ensemble is not None:
-        listed = ", ".join(map(_quoted, dict.fromkeys(members)))
-        new += f"\n[ensembles.{_quoted(ensemble)}]\nmembers = [{listed}]\n"
-    _write(path, text + new)
+        new["ensembles", ensemble] = {"members": [*dict.fromkeys(members)]}
+    path = append(context, new)
     click.echo(f"{path}; try: eva-local run -e {ensemble or members[0]} 'Hello'")
 
 
@@ -101,6 +99,30 @@ def version() -> None:
     click.echo(f"eva-local {installed('eva-local')}")
 
 
+def append(context: click.Context, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> Path:
+    """Append tables to the models.toml of `--config FILE`, else the user's, and return its path."""
+    path, text = _written(context), "schema = 1\n"
+    if path.exists():
+        with refusing(f"{path}: cannot be read", ConfigError):
+            text = path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n"
+    for (kind, name), table in tables.items():
+        lines = (f"{key} = {_quoted(value)}\n" for key, value in table.items())
+        text += f"\n[{kind}.{_quoted(name)}]\n{''.join(lines)}"
+    try:
+        tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    with refusing(f"{path}: cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path.resolve(), text.encode())
+    return path
+
+
+def _written(context: click.Context) -> Path:
+    path: Path = context.find_root().params["config_path"] or user_file()
+    return path
+
+
 def _models_of(files: tuple[Path, ...]) -> Iterator[Path]:
     for each in files:
         if not each.exists():
@@ -116,22 +138,5 @@ def _models_of(files: tuple[Path, ...]) -> Iterator[Path]:
                 yield file
 
 
-def _text_of(path: Path) -> str:
-    if not path.exists():
-        return "schema = 1\n"
-    with refusing(f"{path}: cannot be read", ConfigError):
-        return path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        tomllib.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    with refusing(f"{path}: cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.resolve(), text.encode())
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

