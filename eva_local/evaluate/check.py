@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ModelError
@@ -30,7 +32,6 @@ _PARALLEL = 4
 _TEXT_BYTES = 120
 # A standing as quick as another, but for the noise of a machine.
 _AS_QUICK = 1.05
-SPACES: tuple[Literal["pivot", "bytes"], ...] = ("pivot", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +166,9 @@ def _tested(
     contestants = [alone(member) for member in kinds.values()]
     n_members = len(contestants)
     if len(spec.members) > 1:
-        own = spec.fusion.space
-        for space in sorted(SPACES, key=lambda each: each != own):
-            fusion = replace(spec.fusion, space=space)
-            name = spec.name if space == own else f"{spec.name}, {space}"
-            contestants.append(replace(spec, name=name, fusion=fusion))
+        space: Literal["pivot", "bytes"] = "pivot" if spec.fusion.space == "bytes" else "bytes"
+        other = replace(spec.fusion, space=space)
+        contestants += [spec, replace(spec, name=f"{spec.name}, {space}", fusion=other)]
     tasks = [contest.scorable(task) for task in read_tasks(BUILT_IN)]
     entries = contest.run(tasks, contestants)
     summaries = [
@@ -202,15 +201,15 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
 
 
 def _worth(tasks: Sequence[TaskSummary], name: str) -> Estimate:
-    parts = []
-    for task in tasks:
-        score, best = task.standing(name).score, task.standing(task.best).score.value
-        factor = -100 / best if task.scale.in_bits and best else 1.0
-        parts.append(Estimate(factor * score.value, factor * score.resamples))
-    first, *others = parts
-    for other in others:
-        first = Estimate(first.value + other.value, first.resamples + other.resamples)
-    return first
+    scores = [task.standing(name).score for task in tasks]
+    bests = [task.standing(task.best).score.value for task in tasks]
+    factors = [
+        -100 / (best or 1.0) if task.scale.in_bits else 1.0
+        for task, best in zip(tasks, bests, strict=True)
+    ]
+    parts = list(zip(factors, scores, strict=True))
+    value = sum(factor * score.value for factor, score in parts)
+    return Estimate(value, np.sum([factor * each.resamples for factor, each in parts], axis=0))
 
 
 def _sentence(
