@@ -142,9 +142,9 @@ class Ensemble:
         A `str` is text to go on with, and so are symbols as `tokenize` returns them; messages
         are a conversation, put to each member in its own chat template. `sampling` defaults to
         that of models.toml; the `options` are fields of `Request`, and of `Sampling` such as
-        max_tokens=5, which change it. The last step carries the finish
-        reason and the usage. What the members have read before is not read again; `report` is
-        told how far they are with the rest, which is read a batch at a time.
+        max_tokens=5, which change it. The last step carries the finish reason and the usage. What
+        the members have read before is not read again; `report` is told how far they are with the
+        rest, which is read a batch at a time.
 
         Raises ContextError, with the numbers, and InputError for what cannot be used.
         """

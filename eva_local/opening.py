@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +23,7 @@ from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS, LlamaModel
 from eva_local.llama.model import ALL, Model
 from eva_local.models.header import Header, read_header
 from eva_local.models.store import locate, marks, size
+from eva_local.reading import shown
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
@@ -40,9 +41,9 @@ _CELLS, _DECODED_AT_ONCE = 256, 512
 
 
 def load(
-    ensemble: str | Path | Sequence[str | Path] | None = None,
+    ensemble: str | Path | Iterable[str | Path] | None = None,
     *,
-    members: Sequence[str | Path] = (),
+    members: Iterable[str | Path] | None = None,
     pivot: str | None = None,
     config: str | Path | None = None,
     report: Report | None = None,
@@ -53,22 +54,22 @@ def load(
 
     Several names or files, here or as `members`, are an ensemble of them, whose `pivot` is the
     first unless it is named. `config` names a further models.toml; `settings` override keys of
-    [defaults]. `parallel`
-    answers are written side by side at most, each with memory of its own. Use the result in a
-    `with` block, which frees the memory.
+    [defaults]. `parallel` answers are written side by side at most, each with memory of its own.
+    Use the result in a `with` block, which frees the memory.
 
     Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
     """
     effective = load_config(Path(config) if config else None, overrides=settings, of_python=True)
-    if isinstance(ensemble, Path) or (isinstance(ensemble, str) and pivot):
-        ensemble = [ensemble]
-    if isinstance(ensemble, Sequence) and not isinstance(ensemble, str):
-        members, ensemble = [*ensemble, *members], None
-    if members and ensemble is not None:
+    if members is not None and ensemble is not None:
         raise InputError("give an ensemble or members, not both")
-    spec = effective.ensemble(ensemble)
-    if members:
-        spec = effective.together([str(member) for member in members], pivot)
+    if members is None and (ensemble is None or isinstance(ensemble, str)):
+        spec = effective.ensemble(ensemble, pivot)
+    else:
+        named = ensemble if members is None else members
+        each = [named] if isinstance(named, str | Path) else list(named or ())
+        if not each or not all(isinstance(one, str | Path) for one in each):
+            raise InputError(f"members must be names or files, not {shown(named)}")
+        spec = effective.together(list(map(str, each)), pivot)
     return open_ensemble(spec, report=report, parallel=parallel)
 
 

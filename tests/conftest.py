@@ -33,6 +33,9 @@ library()
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# What the user has configured is nothing to the tests.
+os.environ["XDG_CONFIG_HOME"] = str(ROOT / "tests" / "no-configuration")
+
 # A shell has its background jobs ignore Ctrl-C, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

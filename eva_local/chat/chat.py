@@ -229,7 +229,7 @@ class Chat:
             if self._log is not None:
                 self._log.save(event)
             elif self.conversation.turns:
-                name = self.ensemble.spec.name
+                name = self.ensemble.spec.called or self.ensemble.spec.name
                 self._log = Log.begin(self._folder, name, self.conversation)
         except InputError as error:
             self._saves = False

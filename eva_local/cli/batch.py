@@ -27,8 +27,8 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 
 
 @click.command()
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT")
+@click.argument("source", metavar="IN", type=click.Path())
+@click.argument("target", metavar="OUT", type=click.Path())
 @drawing_options
 @parallel_option("rows")
 @click.option(

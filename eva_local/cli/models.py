@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, json_option, setting_options
+from eva_local.cli.options import Load, completed, json_option, setting_options
 from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
-from eva_local.cli.setup import append
+from eva_local.cli.setup import append, written
 from eva_local.config.catalogue import free_name
 from eva_local.config.config import Config, name_of
 from eva_local.config.elsewhere import HUB_NAME, held, named
@@ -22,7 +22,7 @@ from eva_local.models.header import refusal
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
 @setting_options("ensemble")
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
 @click.pass_context
@@ -102,7 +102,7 @@ def list_models(load: Load, everything: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completed)
 @setting_options("ensemble")
 @json_option
 @click.pass_obj
@@ -115,7 +115,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
     if name is not None and overrides["ensemble"] is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = load(overrides)
-    if name is not None and name in config.models:
+    if name is not None and name in config.models and name not in config.ensembles:
         facts = _model_facts(config.model(name))
     else:
         spec = config.ensemble(name)
@@ -133,7 +133,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
 @setting_options("ensemble")
 @json_option
 @click.pass_obj
@@ -154,13 +154,13 @@ def verify(
         with contextlib.closing(ProgressDisplay()) as progress:
             result = store.verify(spec, progress.count)
         if result.status != "missing" or spec in named:
-            found.append(result)
+            found.append((result, spec))
     if as_json:
-        print_json([asdict(result) for result in found])
-    for result in found:
+        print_json([asdict(result) for result, _ in found])
+    for result, spec in found:
         if not as_json:
-            click.echo(f"{result.name}: {_verdict(result, config.models[result.name])}")
-    return 2 if any(one.status in ("mismatch", "missing", "invalid") for one in found) else 0
+            click.echo(f"{result.name}: {_verdict(result, spec)}")
+    return 2 if any(one.status in ("mismatch", "missing", "invalid") for one, _ in found) else 0
 
 
 @click.command()
@@ -221,7 +221,8 @@ def _known(context: click.Context, name: str, force: bool) -> str | None:
     click.echo(shown(f"{new}: {repository}: {source.file}{more}, {told}"))
     table: dict[str, object] = {"hub": repository, "file": source.file}
     table |= {"revision": source.revision, "size": size, "licence": licence}
-    append(context, {("models", new): {k: v for k, v in table.items() if v not in ("", 0, "main")}})
+    given = {key: value for key, value in table.items() if value not in ("", 0, "main")}
+    append(written(context), {("models", new): given})
     return new
 
 

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from eva_local.config.config import DEFAULT_KEYS, Config, load_config
+from eva_local.config.config import DEFAULT_KEYS, Config, listed, load_config
 from eva_local.config.settings import read_text
 from eva_local.errors import EvaError, InputError
 
@@ -85,10 +86,11 @@ system_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def completed(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+def completed(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of a model or ensemble, or a file."""
-    with contextlib.suppress(EvaError):
-        config = load_config()
+    logging.disable()
+    with contextlib.suppress(EvaError, OSError):
+        config = load_config(context.find_root().params.get("config_path"))
         if names := [
             name for name in (*config.ensembles, *config.models) if name.startswith(begun)
         ]:
@@ -103,11 +105,6 @@ MODEL_HOW: dict[str, Any] = {
     "shell_complete": completed,
     "help": "A member: a GGUF file or a model's name; repeat it. The first is the pivot.",
 }
-
-
-def together(models: Sequence[str]) -> str:
-    """Return the name of an ensemble of models that were named one by one."""
-    return ",".join(model.replace(",", "\\,") for model in models)
 
 
 def parallel_option(things: str) -> Callable[[Command], Command]:
@@ -142,7 +139,7 @@ def setting_options(*keys: str) -> Callable[[Command], Command]:
     def note(context: click.Context, option: click.Parameter, value: Any) -> None:
         given = context.params.setdefault("overrides", {})
         key = "ensemble" if option.name == "model" else option.name
-        value = (together(value) or None) if option.name == "model" else value
+        value = (listed(value) if value else None) if option.name == "model" else value
         if value is not None and given.get(key) is not None:
             raise InputError("give the members with -e or with -m, not both")
         if value is not None or key not in given:

@@ -16,10 +16,9 @@ from eva_local.cli.options import (
     count_option,
     parallel_option,
     setting_options,
-    together,
 )
 from eva_local.cli.outputs import open_shown
-from eva_local.config.config import DEFAULT_KEYS
+from eva_local.config.config import DEFAULT_KEYS, listed
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
@@ -85,7 +84,7 @@ def serve(
     """
     keys = _keys(api_key_file)
     config = load(overrides)
-    asked = [*names, *([together(models)] if models else [])]
+    asked = [*names, *([listed(models)] if models else [])]
     specs = [config.ensemble(name) for name in asked or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")

@@ -3,59 +3,68 @@
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
-from eva_local.cli.options import Load
-from eva_local.config.catalogue import free_name
+from eva_local.cli.outputs import shown
+from eva_local.config.catalogue import NAME, free_name
 from eva_local.config.config import load_config, name_of, user_file
-from eva_local.config.specs import PathSource, part_names
-from eva_local.errors import ConfigError, InputError, refusing
+from eva_local.config.settings import user_path
+from eva_local.config.specs import NO_MEMBER, PathSource, part_names
+from eva_local.errors import ConfigError, InputError, StoreError, refusing
 from eva_local.jsonl import replace_file
-from eva_local.models.header import refusal
+from eva_local.models.header import read_header, refusal
 
 _SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE|DIR...", type=Path)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("-e", "--ensemble", metavar="NAME", help="Make an ensemble of them, the first pivot.")
 @click.pass_context
 def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -> None:
     """Add GGUF files to your models.toml.
 
-    Of a DIR, all that are in it. The files stay where they are. With `eva-local --config FILE add`
-    it is FILE that is written, else the models.toml of your configuration folder.
+    Of a folder, all that are in it. The files stay where they are. With `eva-local --config FILE
+    add`, or EVA_LOCAL_CONFIG, that FILE is written, else models.toml in your configuration folder.
     """
-    load: Load = context.obj
-    config = load() if _written(context).exists() else load_config()
-    taken = [*config.models, *config.ensembles]
-    if ensemble in taken:
-        raise InputError(f"--ensemble {ensemble}: this name is taken; choose another")
+    path = written(context)
+    config = load_config(path if path.exists() else None)
+    # A model of ./models.toml is known in one folder only.
+    own = tomllib.loads(path.read_text("utf-8-sig")).get("models", {}) if path.exists() else {}
+    taken = [*NO_MEMBER, *config.models, *config.ensembles]
+    if ensemble is not None and (ensemble in taken or not NAME.fullmatch(ensemble)):
+        problem = "give a name that is not taken, of letters, digits, '.', '_' and '-'"
+        raise InputError(f"--ensemble {ensemble!r}: {problem}")
     known = {
-        spec.source.path.resolve(): name
+        os.path.realpath(spec.source.path): name
         for name, spec in config.models.items()
-        if isinstance(spec.source, PathSource)
+        if name in own and isinstance(spec.source, PathSource)
     }
     members: list[str] = []
     new: dict[tuple[str, str], dict[str, object]] = {}
+    told = []
     for file in _models_of(files):
-        name = known.get(file.resolve())
-        if name is None:
-            name = free_name(name_of(file), taken)
-            taken.append(name)
-            new["models", name] = {"path": str(file.absolute())}
-        click.echo(f"{name}: {'known already' if file.resolve() in known else 'added'}: {file}")
-        members.append(name)
+        real, state = os.path.realpath(file), "known already"
+        if real not in known:
+            known[real], state = free_name(name_of(file), taken), "added"
+            taken.append(known[real])
+            new["models", known[real]] = {"path": str(file.absolute())}
+        members.append(known[real])
+        told.append(f"{known[real]}: {state}: {shown(file)}")
     if not members:
         raise InputError(f"there is no GGUF file in {', '.join(map(str, files))}")
     if ensemble is not None:
         new["ensembles", ensemble] = {"members": [*dict.fromkeys(members)]}
-    path = append(context, new)
-    click.echo(f"{path}; try: eva-local run -e {ensemble or members[0]} 'Hello'")
+    if new:
+        append(path, new)
+    is_named = context.find_root().params["config_path"] is not None
+    command = f"eva-local --config {path} run" if is_named else "eva-local run"
+    click.echo("\n".join([*told, f"{path}; try: {command} -e {ensemble or members[0]} 'Hello'"]))
 
 
 @click.command()
@@ -66,29 +75,19 @@ def completion(context: click.Context, shell: str | None) -> None:
 
     For bash: eva-local completion bash >> ~/.bashrc
     """
-    shell = shell or Path(os.environ.get("SHELL", "")).name
-    if shell not in _SHELLS:
+    kind = get_completion_class(shell or Path(os.environ.get("SHELL", "")).name)
+    if kind is None:
         raise InputError(f"name the shell: {', '.join(_SHELLS)}")
-    kind = get_completion_class(shell)
-    assert kind is not None
     click.echo(kind(context.find_root().command, {}, "eva-local", "_EVA_LOCAL_COMPLETE").source())
 
 
 @click.command("help")
 @click.argument("command", required=False)
 @click.pass_context
-def help_(context: click.Context, command: str | None) -> None:
+def help_(context: click.Context, command: str | None) -> Any:
     """Show what COMMAND does; without one, all commands."""
-    root = context.find_root()
-    group = root.command
-    assert isinstance(group, click.Group)
-    if command is None:
-        click.echo(group.get_help(root))
-        return
-    found = group.get_command(root, command)
-    if found is None:
-        raise click.UsageError(f"No such command '{command}'.", root)
-    click.echo(found.get_help(click.Context(found, parent=root, info_name=command)))
+    arguments = [*filter(None, (command,)), "--help"]
+    return context.find_root().command.main(arguments, "eva-local", standalone_mode=False)
 
 
 @click.command()
@@ -99,44 +98,57 @@ def version() -> None:
     click.echo(f"eva-local {installed('eva-local')}")
 
 
-def append(context: click.Context, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> Path:
-    """Append tables to the models.toml of `--config FILE`, else the user's, and return its path."""
-    path, text = _written(context), "schema = 1\n"
-    if path.exists():
-        with refusing(f"{path}: cannot be read", ConfigError):
-            text = path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n"
+def append(path: Path, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> None:
+    """Append tables to a models.toml, or begin one; it is as it was where that cannot be done."""
+    new = ""
     for (kind, name), table in tables.items():
         lines = (f"{key} = {_quoted(value)}\n" for key, value in table.items())
-        text += f"\n[{kind}.{_quoted(name)}]\n{''.join(lines)}"
-    try:
-        tomllib.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        new += f"\n[{kind}.{_quoted(name)}]\n{''.join(lines)}"
     with refusing(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.resolve(), text.encode())
-    return path
+        # What may not be written is not replaced either.
+        with path.open("ab") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        old = path.read_bytes() or b"schema = 1\n"
+        data = old + (b"" if old.endswith(b"\n") else b"\n") + new.encode()
+        try:
+            tomllib.loads(data.decode("utf-8-sig"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: not valid TOML with a table behind it: {error}") from error
+        replace_file(Path(os.path.realpath(path)), data)
+        path.chmod(mode)
 
 
-def _written(context: click.Context) -> Path:
-    path: Path = context.find_root().params["config_path"] or user_file()
-    return path
+def written(context: click.Context) -> Path:
+    """Return the models.toml that is named, else the user's."""
+    named = context.find_root().params["config_path"] or os.environ.get("EVA_LOCAL_CONFIG")
+    return user_path(named or user_file(), "--config")
 
 
-def _models_of(files: tuple[Path, ...]) -> Iterator[Path]:
+def _models_of(files: Iterable[Path]) -> Iterator[Path]:
     for each in files:
-        if not each.exists():
-            raise InputError(f"{each}: there is no such file or folder")
-        for file in sorted(each.rglob("*.gguf")) if each.is_dir() else [each]:
-            if file.name != part_names(file.name)[0]:
-                continue
-            if wrong := refusal(file):
-                if not each.is_dir():
-                    raise InputError(f"{file}: {wrong}")
-                click.echo(f"eva-local: {file} is left out: {wrong}", err=True)
-            else:
+        found = sorted(each.rglob("*.gguf")) if each.is_dir() else [each]
+        firsts = (one.with_name(part_names(one.name)[0]) for one in found if not one.is_dir())
+        for file in dict.fromkeys(firsts):
+            if not (problem := _problem(file)):
                 yield file
+            elif not each.is_dir():
+                raise InputError(f"{file}: {problem}")
+            else:
+                click.echo(f"eva-local: {shown(file)} is left out: {shown(problem)}", err=True)
+
+
+def _problem(file: Path) -> str:
+    """Say why a file cannot be added; else ""."""
+    try:
+        str(file.absolute()).encode()
+        read_header(file)
+    except UnicodeEncodeError:
+        return "its path is no UTF-8 text, which models.toml needs; rename it"
+    except StoreError as error:
+        return str(error).removeprefix(f"{file}: ")
+    return refusal(file)
 
 
 def _quoted(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

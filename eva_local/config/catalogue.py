@@ -1,7 +1,7 @@
 """The tables [models.NAME] and [ensembles.NAME] of models.toml -> specs."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Struct)
 Settings = dict[str, Setting]
 
 # A model's name becomes part of a file name in the cache.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Pinned, and never something that pip could take for an option or an address.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = r"^[0-9A-Fa-f]{64}\Z"
@@ -120,13 +120,14 @@ def read_ensembles(
     path: Path,
     tables: object,
     models: Mapping[str, specs.ModelSpec],
+    taken: Container[str],
     among: Callable[[Settings], Settings],
 ) -> tuple[dict[str, specs.EnsembleSpec], dict[str, Settings]]:
-    """Read every [ensembles.NAME] whose members are among `models`, as `read_models` does."""
+    """Read every [ensembles.NAME], of members among `models`, as `read_models` does."""
     ensembles, owns = {}, {}
     for name, place, values in _named(path, "ensembles", tables):
         table = _read(place, values, _Ensemble, _ENSEMBLE_KEYS)
-        if name in models:
+        if name in taken:
             raise ConfigError(f"{place}: a model has this name already; choose another")
         members, weights = _members(path, f"{place}.members", table.members, models)
         names = [member.name for member in members]
@@ -173,7 +174,7 @@ def _members(
         if table.model not in models:
             hint = did_you_mean(table.model, models)
             raise ConfigError(f"{where}: there is no model {table.model!r}; {hint}")
-        if table.name and not _NAME.fullmatch(table.name):
+        if table.name and not NAME.fullmatch(table.name):
             raise ConfigError(f"{where}.name: a name is letters, digits, '.', '_' and '-'")
         model = models[table.model]
         template = _template(path, table.chat_template, f"{where}.chat_template")
@@ -213,7 +214,7 @@ def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str,
         raise ConfigError(f"{path}: {section}: must be tables [{section}.NAME]")
     for name, values in tables.items():
         place = f"{path}: {section}.{name}"
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{place}: a name is letters, digits, '.', '_' and '-'")
         if not isinstance(values, dict):
             raise ConfigError(f"{place}: must be a table")

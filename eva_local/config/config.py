@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ TEST_PREFIX = "EVA_LOCAL_TEST_"
 _SECTIONS = ("schema", "defaults", "models", "ensembles")
 # Names of members stand in a list like this; a comma of a file's own has a backslash before it.
 _BETWEEN = re.compile(r"(?<!\\),")
+# Of a name that is too long for a file, this says no.
+_is_file = os.path.isfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +83,26 @@ class Config:
         """Return the models that an ensemble's name, or a model's, stands for."""
         return self._ensemble_of_file(name).members
 
-    def ensemble(self, name: str | None = None) -> specs.EnsembleSpec:
+    def ensemble(self, name: str | None = None, pivot: str | None = None) -> specs.EnsembleSpec:
         """Return an ensemble by name, or the default one; a model's name is that model alone.
 
         So is a GGUF file, and `a,b` stands for an ensemble of both; see `together`.
         """
-        return self._as_asked(self._ensemble_of_file(name))
+        return self._as_asked(self._ensemble_of_file(name), pivot)
 
     def together(self, members: Sequence[str], pivot: str | None = None) -> specs.EnsembleSpec:
         """Return an ensemble of models, by name or file; its pivot is the first, if none is named.
 
         A name may be that of another program on this machine for a model that it holds.
         """
-        return self._as_asked(self._made(members, pivot))
+        return self._as_asked(self._made(members), pivot)
 
-    def _as_asked(self, spec: specs.EnsembleSpec) -> specs.EnsembleSpec:
+    def _as_asked(self, spec: specs.EnsembleSpec, pivot: str | None) -> specs.EnsembleSpec:
+        if pivot is not None:
+            if pivot not in (names := [member.name for member in spec.members]):
+                hint = did_you_mean(str(pivot), names)
+                raise ConfigError(f"pivot: {pivot!r} is no member; {hint}")
+            spec = replace(spec, pivot=pivot)
         # Weights and a drafter from outside the file are meant for the one ensemble that is run, so
         # they are measured against its members here and not for every ensemble of the file.
         if self.weights is not None:
@@ -112,22 +119,20 @@ class Config:
         name = self.default_ensemble if name is None else name
         if name in self.ensembles:
             return self.ensembles[name]
-        if name in self.models:
-            return specs.EnsembleSpec(
-                name, (specs.MemberSpec.of(self.models[name]),), name, self.fusion, self.defaults
-            )
-        return self._made([each.replace("\\,", ",") for each in _BETWEEN.split(name)])
+        parts = [each.replace("\\,", ",") for each in _BETWEEN.split(name)]
+        return self._made([name] if _is_file(name) else parts)
 
-    def _made(self, named: Sequence[str], pivot: str | None = None) -> specs.EnsembleSpec:
+    def _made(self, named: Sequence[str]) -> specs.EnsembleSpec:
         members: list[specs.MemberSpec] = []
         for model in map(self._found, named):
-            name = free_name(model.name, [member.name for member in members])
-            members.append(specs.MemberSpec.of(model, name=name))
+            taken = [*specs.NO_MEMBER, *(member.name for member in members)]
+            members.append(specs.MemberSpec.of(model, name=free_name(model.name, taken)))
         names = [member.name for member in members]
-        if (pivot := pivot or names[0]) not in names:
-            raise ConfigError(f"pivot: {pivot!r} is no member; {did_you_mean(pivot, names)}")
+        files = [each for each in named if each not in self.models and _is_file(each)]
+        whole = (str(Path(each).absolute()) if each in files else each for each in named)
         return specs.EnsembleSpec(
-            "+".join(names), tuple(members), pivot, self.fusion, self.defaults
+            *("+".join(names), tuple(members), names[0], self.fusion, self.defaults),
+            called=listed(whole).encode(errors="replace").decode(),
         )
 
     def _found(self, named: str) -> specs.ModelSpec:
@@ -135,7 +140,7 @@ class Config:
         if named in self.models:
             return self.models[named]
         path = user_path(named, "model")
-        if not path.is_file():
+        if not _is_file(path):
             from eva_local.config.elsewhere import HUB_NAME, held_as
 
             called, spec = self.of_hub(named)
@@ -148,8 +153,8 @@ class Config:
                 hint = did_you_mean(named, (*self.ensembles, *self.models))
                 if named in self.ensembles:
                     hint = "an ensemble is no member of another"
-                elif path.suffix == ".gguf" or path.is_dir():
-                    hint = f"{path} is no file"
+                elif path.suffix == ".gguf" or os.path.isdir(path):  # noqa: PTH112
+                    hint = f"{path} is no file" if named else "a name is empty"
                 elif HUB_NAME.fullmatch(named):
                     hint = f"run: eva-local pull {named}"
                 raise ConfigError(f"there is no ensemble or model {named!r}; {hint}")
@@ -214,7 +219,7 @@ def load_config(
         taken = {name for names in new[number + 1 :] for name in names}
         if isinstance(tables, dict):
             tables = {name: table for name, table in tables.items() if name not in taken}
-        made, own = read_ensembles(path, tables, models, among)
+        made, own = read_ensembles(path, tables, models, document.get("models", {}), among)
         if found := [*(name for name in made if name not in ensembles), *new[number]]:
             chosen = replace(chosen, value=found[0])
         rest = {name: spec for name, spec in ensembles.items() if name not in made}
@@ -240,12 +245,16 @@ def load_config(
         weights=given.get("weights"),
         drafter=drafter,
     )
-    if default not in ensembles and default not in models:
-        try:
-            config.members()
-        except ConfigError as error:
-            raise ConfigError(f"{chosen.origin}: {error}") from error
+    try:
+        config.members()
+    except ConfigError as error:
+        raise ConfigError(f"{chosen.origin}: {error}") from error
     return config
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names of models as a list, which is the name of an ensemble of them."""
+    return ",".join(name.replace(",", "\\,") for name in names)
 
 
 def name_of(file: Path) -> str:
@@ -289,10 +298,11 @@ def shipped(name: str) -> Path:
 def _read_overrides(overrides: Mapping[str, object], of_python: bool) -> dict[str, Setting]:
     given = {key: value for key, value in overrides.items() if value is not None}
     refuse_unknown(given, DEFAULT_KEYS, "argument " if of_python else "command line: ")
-    named = {key: f"command line --{key.replace('_', '-')}" for key in given}
-    if of_python:
-        named = {key: f"argument {key}" for key in given}
-    return read_settings(_KINDS, given, named.__getitem__, text=True)
+
+    def origin(key: str) -> str:
+        return f"argument {key}" if of_python else f"command line --{key.replace('_', '-')}"
+
+    return read_settings(_KINDS, given, origin, text=True)
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from msgspec import Struct
 
 from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
@@ -12,20 +14,27 @@ from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.fuser import Observer
 from eva_local.llama.prompt import Prompt, Thought
-from eva_local.reading import read
+from eva_local.reading import lean, read
 from eva_local.spaces.base import Space
-from eva_local.types import Message, Sampling, Score, Step, Thinking
+from eva_local.types import Message, Role, Sampling, Score, Step, Thinking
 
 if TYPE_CHECKING:
     from eva_local.engine.sequence import TextSequence
 
 # What can be gone on with: text, a conversation, or symbols, which are read as plain text.
-AnyPrompt = Prompt | Sequence[int]
+AnyPrompt = Prompt | Sequence[int] | Sequence[Message | Mapping[str, Any]]
 # What is told of a request: each step of an answer, a score, or the error that ended it.
 Told = Step | Score | EvaError
 Sink = Callable[[Told], None]
 # What the members' votes count, in their order, in place of the ensemble's own rule.
 Weights = Literal["equal", "running"] | tuple[float, ...]
+
+
+class _Turn(Struct, forbid_unknown_fields=True):
+    """A message as OpenAI's API has it."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,10 @@ class Request:
     def __post_init__(self) -> None:
         said: Any = self.prompt
         if isinstance(said, Sequence) and any(isinstance(each, Mapping) for each in said):
-            plain = [dict(each) if isinstance(each, Mapping) else each for each in said]
-            object.__setattr__(self, "prompt", read(plain, list[Message], "messages"))
+            plain = [asdict(each) if isinstance(each, Message) else each for each in said]
+            turns = read(lean(plain, list[_Turn]), list[_Turn], "messages")
+            told = [Message(turn.role, turn.content) for turn in turns]
+            object.__setattr__(self, "prompt", told)
 
 
 class RequestOptions(TypedDict, total=False):

@@ -533,6 +533,80 @@ def test_of_one_name_the_last_file_holds(tmp_path: Path, monkeypatch: pytest.Mon
     assert setting.origin == "models.toml: defaults.n_ctx"
 
 
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The models.toml of a user, who works in an empty folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    user_file().parent.mkdir(parents=True)
+    return user_file()
+
+
+def test_a_whole_copy_of_an_older_shipped_file_still_counts(user: Path) -> None:
+    older = shipped("models.toml").read_text(encoding="utf-8")
+    # It has a default ensemble, another licence of a model, and no ensemble that came later.
+    older = older.replace("[defaults]\n", '[defaults]\nensemble = "demo"\n', 1)
+    older = older.replace('licence = "Apache-2.0"', 'licence = "older"', 1)
+    user.write_text(older[: older.index("[ensembles.duo-30b]")], encoding="utf-8")
+    config = load_config(None, {})
+    assert config.default_ensemble == "demo"
+    assert config.model("smollm2-135m").licence == "older"
+    names = [*config.ensembles]
+    assert (names[0], names[-1], next(iter(config.models))) == ("demo", "duo-30b", "smollm2-135m")
+    Path("models.toml").write_text('[ensembles.mine]\nmembers = ["smollm2-135m"]\n')
+    assert load_config(None, {}).default_ensemble == "demo"
+
+
+def test_an_ensemble_may_have_the_name_of_a_model_of_an_earlier_file(user: Path) -> None:
+    """Else a model that is shipped one day could make a user's file wrong."""
+    user.write_text('[models.z]\npath = "z.gguf"\n[ensembles.qwen3-4b]\nmembers = ["z"]\n')
+    config = load_config(None, {})
+    assert config.default_ensemble == "qwen3-4b"
+    assert [each.name for each in config.members("qwen3-4b")] == ["z"]
+    assert [each.name for each in config.members("qwen3-4b,z")] == ["qwen3-4b", "z"]
+    assert isinstance(config.model("qwen3-4b").source, HubSource)
+    # A member may be a model of an earlier file, in a later one under the same name.
+    user.write_text('[ensembles.qwen3-4b]\nmembers = ["qwen3-4b", "qwen2.5-7b"]\n')
+    assert len(load_config(None, {}).members("qwen3-4b")) == 2
+
+
+@pytest.mark.parametrize("text", ["\ufeffschema = 1\n", "schema = 1\r\n", "", "# nothing\n"])
+def test_a_layer_may_begin_with_a_mark_or_say_nothing(user: Path, text: str) -> None:
+    table = text.rstrip("\n").join(["", '\n[models.m]\r\npath = "m.gguf"\r\n']) if text else ""
+    user.write_text(table, encoding="utf-8", newline="")
+    assert load_config(None, {}).paths == (shipped("models.toml"), user)
+    assert ("m" in load_config(None, {}).models) == bool(text)
+
+
+def test_links_to_layers(user: Path) -> None:
+    user.symlink_to(user.parent / "nowhere.toml")
+    assert load_config(None, {}).paths == (shipped("models.toml"),)
+    user.unlink()
+    user.symlink_to(shipped("models.toml"))
+    # It is one file, which counts where it counts most.
+    assert load_config(None, {}).paths == (user,)
+    user.unlink()
+    user.symlink_to(user.name)
+    assert load_config(None, {}).paths == (shipped("models.toml"),)
+    with pytest.raises(ConfigError, match="cannot be read: Too many levels of symbolic links"):
+        load_config(user, {})
+
+
+def test_a_layer_that_is_wrong_is_named(user: Path) -> None:
+    for text, told in {
+        "broken = ": "not valid TOML: Invalid value",
+        '[models]\nfoo = "bar"': "models.foo: must be a table",
+        "[models.a]\nsize = 1": "models.a: has no source",
+        '[defaults]\nensemble = "none"': "defaults.ensemble: there is no ensemble or model 'none'",
+    }.items():
+        user.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_config(None, {})
+        assert str(caught.value).startswith(f"{user}: {told}")
+
+
 def test_another_program_s_models_toml_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -573,6 +647,32 @@ def test_files_are_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert str(caught.value) == told
     with pytest.raises(ConfigError, match="pivot: 'x' is no member; known are: b"):
         config.together([other], pivot="x")
+    assert config.ensemble("demo", pivot="smollm2-135m").pivot == "smollm2-135m"
+    # A file's whole name is no list; what is too long for a file is one.
+    assert config.ensemble(Path(one).name).members[0].source == PathSource(Path(one))
+    assert len(config.ensemble(",".join(["b.gguf"] * 99)).members) == 99
+    for name in ("auto", "off", "ngram"):
+        assert config.ensemble(gguf(tmp_path / f"{name}.gguf")).name == f"{name}-2"
+    with pytest.raises(ConfigError, match=r"no ensemble or model 'xxx.*; known are: "):
+        config.ensemble("x" * 300)
+
+
+def test_what_an_ensemble_is_called_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a, b.gguf", "c.gguf"):
+        gguf(tmp_path / name)
+    c, escaped = f"{tmp_path}/c.gguf", f"{tmp_path}/a\\, b.gguf"
+    for asked, lasting in {
+        "trio": "trio",
+        "smollm2-135m": "smollm2-135m",
+        "c.gguf": c,
+        "a, b.gguf": escaped,
+        "./c.gguf,smollm2-135m,a\\, b.gguf": f"{c},smollm2-135m,{escaped}",
+    }.items():
+        spec = load_config(None, {}, {"ensemble": asked}).ensemble()
+        assert (spec.called or spec.name) == lasting
     with pytest.raises(ConfigError, match=r"^command line --ensemble: there is no"):
         load_config(None, {}, {"ensemble": "none.gguf"})
 
