@@ -31,48 +31,8 @@ _SHORT = {
     "temperature": ("--temp",),
 }
 
-HELP = {
-    "ensemble": "Run this ensemble, one model alone, or a,b,c: models or files together.",
-    "n_ctx": "Tokens of context of each member.",
-    "n_gpu_layers": "Layers on the GPU; -1 is all.",
-    "main_gpu": "The one GPU to use, from 0; -1 is all.",
-    "tensor_split": "Shares of the GPUs, such as 3,1.",
-    "threads": "CPU threads; 0 is all cores.",
-    "n_batch": "Tokens decoded at once at most.",
-    "flash_attention": "auto, on or off.",
-    "kv_type": "Type of the cached keys and values: f16, q8_0, q4_0 or f32.",
-    "swa_full": "Keep all of a sliding window, so that text can be taken back.",
-    "batch_invariant": "Compute each text on the CPU as if no other were beside it.",
-    "snapshots": "Saved states of a text that a recurrent model can go back to; 0 is none.",
-    "max_tokens": "Write at most this many tokens.",
-    "temperature": "0 always takes the likeliest token.",
-    "top_k": "Draw from this many tokens; 0 is off.",
-    "top_p": "Draw from the likeliest tokens of this mass; 1 is off.",
-    "min_p": "Draw from tokens at least this likely against the first; 0 is off.",
-    "repeat_penalty": "Above 1, what was written is less likely again; 1 is off.",
-    "repeat_last_n": "Penalties look at this many tokens back; -1 is all, 0 is off.",
-    "presence_penalty": "Taken from the log-probability of what was written; 0 is off.",
-    "frequency_penalty": "The same, for each time that it was written.",
-    "seed": "Start of the random numbers; -1 or random is another one each time.",
-    "thinking": "Think before the answer: on, off, apart (each member for itself) or auto.",
-    "thinking_temperature": "Temperature of thoughts apart, if not that of the answer.",
-    "thinking_budget": "Tokens of a thought at most; -1 is as many as of the answer.",
-    "thinking_mark": "What ends a thought apart of a model that has no marks for it.",
-    "thinking_instruction": "What such a model is told, with {mark} for the mark.",
-    "space": "The space in which votes are added up: pivot or bytes.",
-    "mapping": "surface, surface-refined, eva or eva-paper.",
-    "combine": "mean or geometric.",
-    "sharpness": "Geometric mean: above 1, what members agree on counts for more; 1 is off.",
-    "filter": "Which members take part in a step: top-n or off.",
-    "filter_n": "The n of the filter top-n.",
-    "candidates": "Tokens that a member votes with; 0 is all.",
-    "weights": "equal, running, prompt-perplexity, thought, or numbers, such as 2,1.",
-    "weight_temperature": "Weights that follow the text: the higher, the more equal.",
-    "weight_decay": "Running weights: what is left of the past after each byte.",
-    "prompt_evidence": "Bytes at the end of a prompt that weights begin with; 0 is none.",
-    "gate": "Ask the others only where the pivot is less sure than this; 1 is always.",
-    "drafter": "Who goes ahead so that answers come sooner: auto, off, ngram or a member.",
-}
+#: What each setting is for.
+HELP: dict[str, str] = json.loads((Path(__file__).parent / "help.json").read_text("utf-8"))
 
 
 def written(text: str) -> str:
@@ -91,10 +51,9 @@ def completed(context: click.Context, _: click.Parameter, begun: str) -> list[Co
     logging.disable()
     with contextlib.suppress(EvaError, OSError):
         config = load_config(context.find_root().params.get("config_path"))
-        if names := [
-            name for name in (*config.ensembles, *config.models) if name.startswith(begun)
-        ]:
-            return [CompletionItem(name) for name in names]
+        known = (*config.ensembles, *config.models)
+        if names := [CompletionItem(name) for name in known if name.startswith(begun)]:
+            return names
     return [CompletionItem(begun, type="file")]
 
 
