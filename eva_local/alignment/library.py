@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from eva_local.alignment import embedding
-from eva_local.alignment.mapping import REMEDY, Mapping, Progress, from_entries, twins
-from eva_local.alignment.surface import surface, surface_refined
+from eva_local.alignment.mapping import (
+    REMEDY,
+    Mapping,
+    Progress,
+    from_entries,
+    surface,
+    surface_refined,
+    twins,
+)
 from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError

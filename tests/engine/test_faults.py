@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface
+from eva_local.alignment.mapping import surface
 from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.engine.decoding import decode_all
