@@ -2,7 +2,7 @@
 
 EVA (Xu, Lu and Zhang: "Bridging the Gap between Different Vocabularies for LLM Ensemble", NAACL
 2024) lays the output embeddings of two models over each other by the tokens that both have, and
-lets each token's probability flow to its nearest neighbours (`csls`).
+lets each token's probability flow to its nearest neighbours (`overlay.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.alignment.csls import Neighbours, nearest
 from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
-from eva_local.alignment.vecmap import Ids, normalise, supervised
+from eva_local.alignment.overlay import Ids, Neighbours, nearest, normalise, supervised
 from eva_local.alignment.weights import OutputLayer
 from eva_local.errors import MappingError
 from eva_local.llama.vocab import Vocabulary

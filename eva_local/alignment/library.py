@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eva_local.alignment import embedding
-from eva_local.alignment.mapping import (
-    REMEDY,
-    Mapping,
-    Progress,
-    from_entries,
-    surface,
-    surface_refined,
-    twins,
-)
+from eva_local.alignment import embedding, mapping
+from eva_local.alignment.mapping import REMEDY, Mapping, Progress, from_entries, twins
 from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
@@ -28,8 +20,8 @@ log = logging.getLogger("eva_local")
 
 # From the tokenizers of a member and the pivot, or their output layers: see `BY_EMBEDDING`.
 METHODS: Table[str, Callable[[Any, Any, Progress | None], Mapping]] = {
-    "surface": surface,
-    "surface-refined": surface_refined,
+    "surface": mapping.surface,
+    "surface-refined": mapping.surface_refined,
     "eva": embedding.eva,
     "eva-paper": embedding.eva_paper,
 }
@@ -81,13 +73,13 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
     """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
-    mapping = Mapping.load(path)
+    found = Mapping.load(path)
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
-    if (mapping.member, mapping.pivot) != expected:
+    if (found.member, found.pivot) != expected:
         raise MappingError(f"{path}: made for other vocabularies; {REMEDY}")
-    if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
+    if found.parameters != BY_EMBEDDING.get(found.method, {}):
         raise MappingError(f"{path}: made with other parameters; {REMEDY}")
-    return mapping
+    return found
 
 
 def identity(model: Model) -> Mapping:
