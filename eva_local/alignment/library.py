@@ -10,7 +10,6 @@ import numpy as np
 
 from eva_local.alignment import embedding, mapping
 from eva_local.alignment.mapping import REMEDY, Mapping, Progress, from_entries, twins
-from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
@@ -59,9 +58,10 @@ def find_or_build(
     if path is None:
         path = folders[0] / file_name(method, member, pivot)
         log.info("building the mapping %s, once", path.name)
-        by_embedding = method in BY_EMBEDDING
-        one, other = (output_layer(m) if by_embedding else m.tokenizer for m in (member, pivot))
-        METHODS[method](one, other, progress).save(path)
+        sides: tuple[Any, Any] = member.tokenizer, pivot.tokenizer
+        if method in BY_EMBEDDING:
+            sides = embedding.output_layer(member), embedding.output_layer(pivot)
+        METHODS[method](*sides, progress).save(path)
     return read(path, member, pivot)
 
 
