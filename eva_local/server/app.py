@@ -18,9 +18,8 @@ from eva_local.openai.answer import Body
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.pages.frame import source_hash, template
 from eva_local.server.completions import complete
-from eva_local.server.guard import guarded, received
+from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
 from eva_local.server.openapi import document
-from eva_local.server.refusal import OF_CALLER, RefusedError, problem, problem_of
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
 from eva_local.trace.page import sources

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.errors import EvaError
 from eva_local.openai.answer import Body
-from eva_local.server.refusal import problem_of
+from eva_local.server.guard import problem_of
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0

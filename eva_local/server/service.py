@@ -14,8 +14,8 @@ from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed, refuse_twice
 from eva_local.reading import did_you_mean, shown
+from eva_local.server.guard import RefusedError, come_again
 from eva_local.server.measures import Measures
-from eva_local.server.refusal import RefusedError, come_again
 from eva_local.types import Score, Step
 
 # Texts that are to be scored, each behind its prompt.

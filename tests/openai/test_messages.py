@@ -7,7 +7,7 @@ import pytest
 from eva_local.errors import EvaError
 from eva_local.openai.call import read_call
 from eva_local.openai.request import CHAT, COMPLETION
-from eva_local.server.refusal import problem_of
+from eva_local.server.guard import problem_of
 from eva_local.server.texts import read_score_call
 from eva_local.types import Sampling
 

@@ -12,8 +12,7 @@ from servers import Reply, serving
 
 from eva_local.errors import InputError
 from eva_local.server import events, guard
-from eva_local.server.guard import MOST_BYTES, is_loopback, received, refuse_open_door
-from eva_local.server.refusal import RefusedError
+from eva_local.server.guard import MOST_BYTES, RefusedError, is_loopback, received, refuse_open_door
 
 KEY = "a-long-key"
 

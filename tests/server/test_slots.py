@@ -18,7 +18,7 @@ from eva_local.api import Ensemble
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError
 from eva_local.server.events import event_stream
-from eva_local.server.refusal import RefusedError
+from eva_local.server.guard import RefusedError
 from eva_local.server.service import Slots
 
 LONG = {"prompt": "the", "max_tokens": 3000}
