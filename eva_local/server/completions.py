@@ -1,7 +1,8 @@
-"""The endpoints that write: chats and plain completions, whole or streamed."""
+"""The endpoints that write: chats and plain completions, whole or as server-sent events."""
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -9,21 +10,34 @@ from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request
-from eva_local.errors import InputError
+from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.request import CHAT
-from eva_local.server.events import event_stream
+from eva_local.server.guard import problem_of
 from eva_local.server.measures import Measures
 from eva_local.server.service import ServedModel, asked, service_of
 from eva_local.types import Step
 
 # The number of an answer, what it says next, and the tokens that are told by it.
 Said = tuple[int, Echo | Step, Sequence[Token]]
+# What is streamed; None is a sign of life.
+Paced = AsyncGenerator[Body | None, None]
+
+# How long nothing may be heard of an answer: proxies and clients give up after longer silence.
+QUIET_S = 5.0
+_COMMENT = b": the members are reading\n\n"
+_DONE = b"data: [DONE]\n\n"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    # nginx would keep the parts until the answer is whole.
+    "X-Accel-Buffering": "no",
+}
+_END: Body = {}
 
 
 async def complete(request: HttpRequest) -> ASGIApp:
@@ -118,3 +132,53 @@ def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
         return prompt, model.tokenize(prompt)
     ids = [each for each in prompt if isinstance(each, int)]
     return model.text(ids), ids
+
+
+async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> ASGIApp:
+    """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
+
+    Waits that long for the first part, so that what is refused at once has its status: raises
+    what the parts raise until then.
+    """
+    paced = _paced(parts, quiet)
+    events = _sent(await anext(paced, _END), paced)
+    response = StreamingResponse(events, headers=_HEADERS, media_type="text/event-stream")
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
+        async with contextlib.aclosing(paced):
+            await response.stream_response(send)
+
+    return answer
+
+
+async def _sent(part: Body | None, others: Paced) -> AsyncGenerator[bytes, None]:
+    try:
+        while part is not _END:
+            yield _COMMENT if part is None else _event(part, separators=(",", ":"))
+            part = await anext(others, _END)
+    except EvaError as error:
+        yield _event(problem_of(error))
+    yield _DONE
+
+
+def _event(part: Body, separators: tuple[str, str] | None = None) -> bytes:
+    return b"data: " + json.dumps(part, separators=separators).encode() + b"\n\n"
+
+
+async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:
+    """Yield the parts, and None where none comes for `quiet` seconds; close them in any case."""
+    upcoming = asyncio.ensure_future(anext(parts, _END))
+    try:
+        while True:
+            if not (await asyncio.wait((upcoming,), timeout=quiet))[0]:
+                yield None
+            elif (part := upcoming.result()) is _END:
+                return
+            else:
+                yield part
+                upcoming = asyncio.ensure_future(anext(parts, _END))
+    finally:
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
+        await parts.aclose()
