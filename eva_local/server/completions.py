@@ -19,8 +19,7 @@ from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, token
 from eva_local.openai.call import Call, read_call
 from eva_local.openai.request import CHAT
 from eva_local.server.guard import problem_of
-from eva_local.server.measures import Measures
-from eva_local.server.service import ServedModel, asked, service_of
+from eva_local.server.service import Measures, ServedModel, asked, service_of
 from eva_local.types import Step
 
 # The number of an answer, what it says next, and the tokens that are told by it.
