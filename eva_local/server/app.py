@@ -1,4 +1,4 @@
-"""The application: what answers at which path, its description, and what all requests go through."""
+"""The application: what answers at which path, what all paths have in common, as OpenAPI too."""
 
 import logging
 from collections.abc import Sequence
