@@ -16,8 +16,7 @@ from statistics import median
 
 from eva_local.api import Ensemble, Report
 from eva_local.bench.answers import Answers, answers
-from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.pace import Pace, Round, pace
+from eva_local.bench.pace import Clock, Meter, Pace, Round, busy, pace
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
 from eva_local.engine.runner import Runner
