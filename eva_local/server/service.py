@@ -41,10 +41,11 @@ class Measures:
     def __init__(self) -> None:
         self._registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
-        options: dict[str, Any] = {"namespace": "eva_local", "registry": registry}
-        counter = partial(prometheus.Counter, **options)
-        gauge = partial(prometheus.Gauge, **options)
-        histogram = partial(prometheus.Histogram, buckets=_SECONDS, **options)
+        counter = partial(prometheus.Counter, namespace="eva_local", registry=registry)
+        gauge = partial(prometheus.Gauge, namespace="eva_local", registry=registry)
+        histogram = partial(
+            prometheus.Histogram, namespace="eva_local", registry=registry, buckets=_SECONDS
+        )
         self._requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
