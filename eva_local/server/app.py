@@ -23,10 +23,9 @@ from eva_local.openai.answer import Body
 from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
 from eva_local.pages.frame import source_hash, template
 from eva_local.reading import fields_of
-from eva_local.server.completions import complete
+from eva_local.server.endpoints import complete, detokenize, score, tokenize, tokenizer_info
 from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
 from eva_local.server.service import ServedModel, Service, service_of
-from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
 from eva_local.trace.page import sources
 from eva_local.types import Sampling
 

@@ -17,7 +17,7 @@ from waiting import Gate, step_gate, until
 from eva_local.api import Ensemble
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError
-from eva_local.server.completions import event_stream
+from eva_local.server.endpoints import event_stream
 from eva_local.server.guard import RefusedError
 from eva_local.server.service import Slots
 

@@ -1,25 +1,27 @@
-"""The endpoints that write: chats and plain completions, whole or as server-sent events."""
+"""The endpoints that write, whole or as server-sent events, and those for texts that are there."""
 
 import asyncio
 import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eva_local.engine.request import AnyPrompt, Request
+from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, tokens_of
-from eva_local.openai.call import Call, read_call
-from eva_local.openai.request import CHAT
+from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, chat_tokens, tokens_of
+from eva_local.openai.call import Call, read_call, texts_of, weights_of
+from eva_local.openai.request import CHAT, given, read_messages
+from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
+from eva_local.reading import read
 from eva_local.server.guard import problem_of
-from eva_local.server.service import Measures, ServedModel, asked, service_of
+from eva_local.server.service import Measures, ServedModel, Texts, asked, service_of
 from eva_local.types import Step
 
 # The number of an answer, what it says next, and the tokens that are told by it.
@@ -181,3 +183,75 @@ async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:
         upcoming.cancel()
         await asyncio.gather(upcoming, return_exceptions=True)
         await parts.aclose()
+
+
+async def score(request: HttpRequest) -> Response:
+    """Return how likely each continuation is right after the prompt."""
+    model, body = await asked(request)
+    texts, weights, n_top = read_score_call(body, model.members)
+    with model.slots.take(len(texts)):
+        scores = await model.score(texts, weights, n_top)
+    data = []
+    for index, each in enumerate(scores):
+        # Log-likelihoods are in nats.
+        told: Body = {
+            "index": index,
+            "object": "score",
+            "log_likelihood": each.log_likelihood,
+            "per_byte": each.per_byte,
+            "n_bytes": each.n_bytes,
+            "n_tokens": each.n_symbols,
+            "unseen": each.unseen,
+            "members": dict(zip(model.members, each.members, strict=True)),
+        }
+        if n_top is not None:
+            told["logprobs"] = chat_tokens(tokens_of(each.symbols))
+        data.append(told)
+    return JSONResponse({"object": "list", "model": model.name, "data": data})
+
+
+def read_score_call(
+    body: Mapping[str, object], members: Sequence[str]
+) -> tuple[Texts, Weights | None, int | None]:
+    """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
+    body = given(body)
+    if "messages" in body and "prompt" in body:
+        raise InputError("prompt and messages exclude each other: give one")
+    messages = read_messages(body.pop("messages")) if "messages" in body else None
+    request = read(body, ScoreRequest)
+    continuations = texts_of(request.continuation, "continuation")
+    if len(continuations) > MOST_ANSWERS:
+        raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
+    (prompt,) = texts_of(request.prompt, "prompt")
+    texts = [(messages or prompt, each) for each in continuations]
+    return texts, weights_of(request.weights, members), request.logprobs
+
+
+async def tokenize(request: HttpRequest) -> Response:
+    """Return the ids that a text has."""
+    model, body = await asked(request)
+    wanted = read(body, TokenizeRequest)
+    for key in ("add_special_tokens", "parse_special"):
+        # Nothing is ever put in front of a text.
+        if getattr(wanted, key):
+            raise InputError(f"{key} true cannot be done here; leave it out")
+    texts = [each for each in (wanted.prompt, wanted.content, wanted.text) if each is not None]
+    if len(texts) != 1:
+        raise InputError("prompt must be one text")
+    ids = await asyncio.to_thread(model.tokenize, texts[0])
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx})
+
+
+async def detokenize(request: HttpRequest) -> Response:
+    """Return the text that ids stand for."""
+    model, body = await asked(request)
+    text = model.text(read(body, DetokenizeRequest).tokens)
+    return JSONResponse({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: HttpRequest) -> Response:
+    """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
+    model = service_of(request).named(None)
+    return JSONResponse(
+        {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
+    )
