@@ -26,7 +26,7 @@ from eva_local.reading import fields_of
 from eva_local.server.endpoints import complete, detokenize, score, tokenize, tokenizer_info
 from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
 from eva_local.server.service import ServedModel, Service, service_of
-from eva_local.trace.page import sources
+from eva_local.trace import sources
 from eva_local.types import Sampling
 
 Schema = dict[str, Any]
