@@ -11,8 +11,10 @@ import itertools
 import json
 import re
 import secrets
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
 
 import jinja2
@@ -33,6 +35,8 @@ _THOUGHT_END = "</think>"
 _PROBE = Message("user", "a message to be found")
 _RESERVED = ("messages", "add_generation_prompt")
 _NONE: Mapping[str, object] = {}
+# What marks there are, and how they look in templates.
+_MARKS = tomllib.loads(resources.files(__package__).joinpath("marks.toml").read_text("utf-8"))
 
 
 class ChatTemplate:
@@ -233,31 +237,6 @@ class Marks:
     answer: str
 
 
-# How marks look in templates. What is in parentheses takes the place of {}.
-_FORMS = (
-    (
-        r"<\|channel\|>(analysis)<\|message\|>",
-        Marks(
-            "<|channel|>{}<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"
-        ),
-    ),
-    (r"<\|channel>(thought)", Marks("<|channel>{}\n", "<channel|>", "")),
-    (r"<\|START_(THINKING)\|>", Marks("<|START_{}|>", "<|END_{}|>", "")),
-    (r"<\|begin_of_(thought)\|>", Marks("<|begin_of_{}|>\n\n", "<|end_of_{}|>", "\n\n")),
-    (r"<\|(inner)_prefix\|>", Marks("<|{}_prefix|>", "<|{}_suffix|>", "")),
-    (
-        r"<\|open\|>(think)<\|sep\|>",
-        Marks("<|open|>{}<|sep|>", "<|close|>{}<|sep|>", "<|open|>response<|sep|>"),
-    ),
-    (
-        r"<\|(think)\|>(?=[\s\S]*<\|content\|>)",
-        Marks("<|{}|>", "<|end|>", "<|begin|>assistant<|content|>"),
-    ),
-    (r"\[(THINK)\]", Marks("[{}]", "[/{}]", "")),
-    (r"<((?:\w+:)?think(?:ing)?(?::\w+)?)>", Marks("<{}>\n", "</{}>", "\n\n")),
-)
-
-
 class Thinker:
     """What a chat template tells of thoughts: how they look, and what its model does untold.
 
@@ -329,7 +308,6 @@ class Thinker:
 
 
 def _marks_in(text: str) -> Iterator[Marks]:
-    for form, marks in _FORMS:
-        for found in re.finditer(form, text):
-            parts: Sequence[str] = (marks.begin, marks.end, marks.answer)
-            yield Marks(*(part.replace("{}", found[1]) for part in parts))
+    for known in _MARKS["thought"]:
+        for found in re.finditer(known["form"], text):
+            yield Marks(*(part.replace("{}", found[1]) for part in known["marks"]))
