@@ -16,28 +16,15 @@ if TYPE_CHECKING:
     from eva_local.opening import load
     from eva_local.types import Completion, Message, Sampling, Score, Step
 
-__all__ = [
-    "Completion",
-    "Ensemble",
-    "EvaError",
-    "Message",
-    "Request",
-    "Sampling",
-    "Score",
-    "Step",
-    "load",
-]
+__all__ = ["Completion", "Ensemble", "EvaError", "Message", "Request", "Sampling", "Score"]
+__all__ += ["Step", "load"]
 
 _HOMES = {
     "Ensemble": "api",
-    "load": "opening",
     "EvaError": "errors",
     "Request": "engine.request",
-    "Completion": "types",
-    "Message": "types",
-    "Sampling": "types",
-    "Score": "types",
-    "Step": "types",
+    "load": "opening",
+    **dict.fromkeys(("Completion", "Message", "Sampling", "Score", "Step"), "types"),
 }
 
 

@@ -9,11 +9,10 @@ from typing import Any, TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
-from eva_local.engine.driver import Driver
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
 from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
-from eva_local.engine.runner import Runner
+from eva_local.engine.runner import Driver, Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.model import Model

@@ -15,7 +15,7 @@ import numpy as np
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface
+from eva_local.alignment.mapping import surface
 from eva_local.api import Ensemble
 from eva_local.batch.job import Errand, Progress, carry_out
 from eva_local.batch.rows import Wishes

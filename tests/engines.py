@@ -8,7 +8,7 @@ from dataclasses import replace
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface
+from eva_local.alignment.mapping import surface
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket

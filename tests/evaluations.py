@@ -11,7 +11,7 @@ import numpy as np
 from fakes import FakeModel
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface_refined
+from eva_local.alignment.mapping import surface_refined
 from eva_local.api import Ensemble
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine

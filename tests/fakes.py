@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eva_local.llama.memory import Snapshot, retained
 from eva_local.llama.model import ALL, Logits, Run
-from eva_local.llama.snapshots import Snapshot, retained
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 

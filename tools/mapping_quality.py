@@ -13,10 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eva_local.alignment.embedding import anchors_by_bytes, overlay, written
+from eva_local.alignment.embedding import (
+    OutputLayer,
+    anchors_by_bytes,
+    output_layer,
+    overlay,
+    written,
+)
 from eva_local.alignment.library import BY_EMBEDDING, find_or_build, mapping_folders
 from eva_local.alignment.mapping import Mapping, twins
-from eva_local.alignment.weights import OutputLayer, output_layer
 from eva_local.config.config import load_config
 from eva_local.llama.model import Model, Run
 from eva_local.opening import open_models

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from eva_local.api import Ensemble
-from eva_local.bench.passage import passage
+from eva_local.bench.trial import passage
 from eva_local.config.config import load_config
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling, Step

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eva_local.alignment import embedding
+from eva_local.alignment import embedding, mapping
 from eva_local.alignment.mapping import REMEDY, Mapping, Progress, from_entries, twins
-from eva_local.alignment.surface import surface, surface_refined
-from eva_local.alignment.weights import output_layer
 from eva_local.config.config import shipped
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
@@ -21,8 +19,8 @@ log = logging.getLogger("eva_local")
 
 # From the tokenizers of a member and the pivot, or their output layers: see `BY_EMBEDDING`.
 METHODS: Table[str, Callable[[Any, Any, Progress | None], Mapping]] = {
-    "surface": surface,
-    "surface-refined": surface_refined,
+    "surface": mapping.surface,
+    "surface-refined": mapping.surface_refined,
     "eva": embedding.eva,
     "eva-paper": embedding.eva_paper,
 }
@@ -60,9 +58,10 @@ def find_or_build(
     if path is None:
         path = folders[0] / file_name(method, member, pivot)
         log.info("building the mapping %s, once", path.name)
-        by_embedding = method in BY_EMBEDDING
-        one, other = (output_layer(m) if by_embedding else m.tokenizer for m in (member, pivot))
-        METHODS[method](one, other, progress).save(path)
+        sides: tuple[Any, Any] = member.tokenizer, pivot.tokenizer
+        if method in BY_EMBEDDING:
+            sides = embedding.output_layer(member), embedding.output_layer(pivot)
+        METHODS[method](*sides, progress).save(path)
     return read(path, member, pivot)
 
 
@@ -74,13 +73,13 @@ def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> P
 
 def read(path: Path, member: Model, pivot: Model) -> Mapping:
     """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
-    mapping = Mapping.load(path)
+    found = Mapping.load(path)
     expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
-    if (mapping.member, mapping.pivot) != expected:
+    if (found.member, found.pivot) != expected:
         raise MappingError(f"{path}: made for other vocabularies; {REMEDY}")
-    if mapping.parameters != BY_EMBEDDING.get(mapping.method, {}):
+    if found.parameters != BY_EMBEDDING.get(found.method, {}):
         raise MappingError(f"{path}: made with other parameters; {REMEDY}")
-    return mapping
+    return found
 
 
 def identity(model: Model) -> Mapping:

@@ -1,12 +1,15 @@
-"""The mapping of a member's tokens onto the pivot's symbols: a sparse matrix and its file."""
+"""The mapping of a member's tokens onto the pivot's symbols: a sparse matrix and its file.
+
+And those that are made of bytes alone: no embeddings, seconds to build.
+"""
 
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from eva_local.errors import MappingError
 from eva_local.jsonl import replace_file
+from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Vocabulary
 
 # Told the share that is done, from 0 to 1.
@@ -30,6 +34,8 @@ _UNREADABLE = (
 )
 _ARRAYS = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
 _HEADER = {"method": str, "member": str, "pivot": str, "n_symbols": int, "parameters": dict}
+# Tokens between two calls of a progress function.
+_STRIDE = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,3 +163,41 @@ def twins(member: Vocabulary, pivot: Vocabulary) -> NDArray[np.int64]:
     ids, spoken = pivot.ids, np.flatnonzero(member.speakable).tolist()
     twin[spoken] = [ids.get(member.pieces[token_id], -1) for token_id in spoken]
     return twin
+
+
+def surface(member: Tokenizer, pivot: Tokenizer, progress: Progress | None = None) -> Mapping:
+    """Map each token to its twin, else to the first symbol of the pivot's tokens of its bytes."""
+    vocabulary = member.vocabulary
+    symbols = twins(vocabulary, pivot.vocabulary)
+    alone = np.flatnonzero(vocabulary.speakable & (symbols < 0)).tolist()
+    symbols[alone] = _first_ids(pivot, vocabulary.pieces, alone, progress)
+    rows = np.flatnonzero(symbols >= 0)
+    return from_entries(
+        "surface", vocabulary, pivot.vocabulary, rows, symbols[rows], np.ones(len(rows))
+    )
+
+
+def surface_refined(
+    member: Tokenizer, pivot: Tokenizer, progress: Progress | None = None
+) -> Mapping:
+    """Map as `surface` does, and record which of the member's tokens each symbol begins with."""
+    mapping = surface(member, pivot, progress)
+    first = np.full(mapping.n_symbols, -1, dtype=np.int32)
+    spoken = np.flatnonzero(pivot.vocabulary.speakable).tolist()
+    same = mapping.member == mapping.pivot
+    pieces = pivot.vocabulary.pieces
+    first[spoken] = spoken if same else _first_ids(member, pieces, spoken, progress)
+    return replace(mapping, method="surface-refined", first=first)
+
+
+def _first_ids(
+    tokenizer: Tokenizer, pieces: Sequence[bytes], chosen: list[int], progress: Progress | None
+) -> list[int]:
+    """Return the first token of each chosen piece, -1 where the vocabulary cannot spell it."""
+    ids = []
+    for position, token_id in enumerate(chosen):
+        if progress is not None and position % _STRIDE == 0:
+            progress(position / len(chosen))
+        piece = pieces[token_id]
+        ids.append(tokenizer.encode(piece)[0] if tokenizer.missing_bytes.isdisjoint(piece) else -1)
+    return ids

@@ -2,21 +2,21 @@
 
 import os
 import platform
+import random
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import count
+from itertools import count, islice
 from statistics import median
 
 from eva_local.api import Ensemble, Report
 from eva_local.bench.answers import Answers, answers
-from eva_local.bench.meter import Clock, Meter, busy
-from eva_local.bench.pace import Pace, Round, pace
-from eva_local.bench.passage import passage
+from eva_local.bench.pace import Clock, Meter, Pace, Round, busy, pace
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
 from eva_local.engine.runner import Runner
@@ -31,6 +31,12 @@ _READINGS = 3
 _WARM_UP = 2
 # Symbols of the shared space are up to so many tokens of a member, mostly.
 _TOKENS_A_STEP = 2
+# Parts of sentences, of which a text of any length is made that does not repeat itself.
+_WHO = ("The keeper", "A young teacher", "The old captain", "My neighbour", "The mayor", "A guest")
+_DID = ("wrote down", "remembered", "described", "forgot to mention", "wondered about", "counted")
+_WHAT = ("the weather", "three fishing boats", "a letter from the north", "the price of bread")
+_WHEN = ("in the morning", "before the storm came", "on the second day", "after a long walk")
+_WHY = ("because nobody had asked", "although it was late", "and closed the door", "as usual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +234,23 @@ def _prompts(ensemble: Ensemble, n_tokens: int, rounds: int) -> list[str]:
 def _sampling(spec: EnsembleSpec) -> Sampling:
     free = replace(spec.sampling, stop=(), grammar=None, json_schema=None)
     return replace(free, temperature=free.temperature or 1.0, max_tokens=sys.maxsize)
+
+
+def words(seed: int) -> Iterator[str]:
+    """Yield words without end; the same `seed` gives the same, another begins differently."""
+    chosen = random.Random(seed)
+    yield from f"Chapter {seed + 1}.".split()
+    while True:
+        sentence = " ".join(chosen.choice(part) for part in (_WHO, _DID, _WHAT, _WHEN, _WHY))
+        yield from f"{sentence}, {chosen.randint(2, 99)} times.".split()
+
+
+def passage(n_tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
+    """Return the longest text of at most `n_tokens` tokens, at least one word, by `count`."""
+    source = words(seed)
+    found = [next(source)]
+    while count(" ".join(found)) <= n_tokens:
+        found += islice(source, len(found))
+    texts = range(len(found))
+    longer = bisect_right(texts, n_tokens, lo=2, key=lambda n: count(" ".join(found[:n])))
+    return " ".join(found[: longer - 1])

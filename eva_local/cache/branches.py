@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from eva_local.cache.context import as_row, common, reusable
 from eva_local.cache.likelihood import PromptLikelihood
+from eva_local.llama.memory import Snapshot, retained
 from eva_local.llama.model import Model, Run
-from eva_local.llama.snapshots import Snapshot, retained
 
 
 @dataclass(frozen=True, slots=True)

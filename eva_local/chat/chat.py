@@ -7,8 +7,7 @@ from functools import reduce
 from pathlib import Path
 
 from eva_local.api import Ensemble, Report
-from eva_local.chat.conversation import Conversation, Event
-from eva_local.chat.log import Log
+from eva_local.chat.log import Conversation, Event, Log
 from eva_local.errors import ContextError, InputError
 from eva_local.types import Message, Sampling, Step
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from eva_local.chat import log
 from eva_local.chat.chat import Reply
-from eva_local.chat.conversation import Conversation
+from eva_local.chat.log import Conversation
 from eva_local.chat.reader import Command, counted, sound
 from eva_local.chat.votes import usage_line, vote_lines
 from eva_local.config.catalogue import check_weights

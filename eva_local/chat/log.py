@@ -1,4 +1,4 @@
-"""Conversations in files: JSON Lines, a header and a line for each event, appended at once.
+"""Conversations, and their files: JSON Lines, a header and a line for each event, written at once.
 
 A conversation that is being held is locked, so that two chats never write into one file.
 """
@@ -6,18 +6,77 @@ A conversation that is being held is locked, so that two chats never write into 
 import contextlib
 import datetime as dt
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
-from eva_local.chat.conversation import Conversation, Event
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, checked_lines
 from eva_local.reading import did_you_mean
+from eva_local.types import Message
 
 SCHEMA = 1
 _TORN = "the last line of the file is incomplete and was left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of a conversation: what was said, empty for undo, and thought before an answer."""
+
+    kind: Literal["system", "user", "answer", "undo"]
+    text: str = ""
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message of the user and its answer, None where there is none yet."""
+
+    question: str
+    answer: str | None = None
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A system message (empty for none) and turns. Only the last may have no answer."""
+
+    system: str = ""
+    turns: tuple[Turn, ...] = ()
+
+    def after(self, event: Event) -> "Conversation":
+        """Return what an event leads to; ValueError for one that cannot come here."""
+        if event.kind == "system":
+            return replace(self, system=event.text)
+        if event.kind == "user":
+            if self.turns and self.turns[-1].answer is None:
+                raise ValueError("a message follows one that has no answer")
+            return replace(self, turns=(*self.turns, Turn(event.text)))
+        if not self.turns:
+            raise ValueError(f"there is no turn before this {event.kind}")
+        *before, last = self.turns
+        answered = replace(last, answer=event.text, reasoning=event.reasoning)
+        return replace(self, turns=(*before, *([answered] if event.kind == "answer" else [])))
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events that lead from nothing to this conversation."""
+        if self.system:
+            yield Event("system", self.system)
+        for turn in self.turns:
+            yield Event("user", turn.question)
+            if turn.answer is not None:
+                yield Event("answer", turn.answer, turn.reasoning)
+
+    def prompt(self, first: int = 0) -> list[Message]:
+        """Return the messages from turn `first` on, up to the last that the user wrote."""
+        messages = [Message("system", self.system)] if self.system else []
+        for turn in self.turns[first:-1]:
+            messages.append(Message("user", turn.question))
+            messages.append(Message("assistant", turn.answer or ""))
+        return [*messages, Message("user", self.turns[-1].question)]
 
 
 class _HeaderLine(Struct):

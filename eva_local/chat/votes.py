@@ -11,8 +11,7 @@ from eva_local.chat.chat import Reply
 from eva_local.chat.reader import counted
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import InputError
-from eva_local.trace import summarize
-from eva_local.trace.page import disputed, verdict
+from eva_local.trace import disputed, summarize, verdict
 from eva_local.types import Candidate, Step, Usage
 
 # One for each member, in the ensemble's order; legible on light and dark screens.

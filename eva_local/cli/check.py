@@ -43,7 +43,7 @@ def check(
     `eval` with rows of your own tells more.
     """
     from eva_local.evaluate import check as checking
-    from eva_local.evaluate.report import report_page
+    from eva_local.evaluate.evaluation import report_page
     from eva_local.evaluate.results import Results
     from eva_local.models.store import cache_folder
 

@@ -108,8 +108,8 @@ def evaluate(
     prompt-perplexity need --prompt-bytes there.
     """
     from eva_local.evaluate.contest import Contest
+    from eva_local.evaluate.evaluation import report_page
     from eva_local.evaluate.forms import Conditions
-    from eva_local.evaluate.report import report_page
     from eva_local.evaluate.results import Results
     from eva_local.evaluate.rows import BUILT_IN, read_tasks
     from eva_local.models.store import cache_folder

@@ -270,8 +270,7 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
 
 def thinking_of(name: str, template: str) -> dict[str, object] | None:
     """Return how a chat template thinks; None where it does not, or cannot be read."""
-    from eva_local.llama.chat_template import ChatTemplate
-    from eva_local.llama.thinking import Thinker
+    from eva_local.llama.chat_template import ChatTemplate, Thinker
 
     with contextlib.suppress(PromptError):
         thinker = Thinker(ChatTemplate(template, name, {"bos_token": "", "eos_token": ""}))

@@ -13,7 +13,6 @@ from typing import Any
 from eva_local.cache.context import common
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.apart import ApartSequence
-from eva_local.engine.decoding import decode_all
 from eva_local.engine.grammar import Grammar
 from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
 from eva_local.engine.request import Panel, Ticket
@@ -22,7 +21,7 @@ from eva_local.engine.scoring import ScoredSequence
 from eva_local.engine.sequence import Follower, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
-from eva_local.llama.model import Logits, Model, Run
+from eva_local.llama.model import Logits, Model, Run, decode_all
 from eva_local.spaces.base import Beginning, MemberState, Space
 from eva_local.types import Score, Step
 

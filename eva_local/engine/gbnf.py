@@ -8,7 +8,8 @@ only terminals.
 import json
 import re
 
-from eva_local.engine.endless import Ways
+# Each rule, or group in one, and what it needs in each of its ways.
+Ways = dict[str, list[list[str]]]
 
 _TOKEN = re.compile(
     r"\s+|#[^\n]*"
@@ -26,7 +27,7 @@ _TEXT = ""
 OPTIONS = '%llguidance {"no_forcing": true}'
 
 
-def read_gbnf(gbnf: str) -> tuple[str, Ways[str]]:
+def read_gbnf(gbnf: str) -> tuple[str, Ways]:
     """Return a grammar in Lark, and what its rules need, groups among them; raise ValueError."""
     reader = _Reader()
     for match in _TOKEN.finditer(gbnf):
@@ -41,7 +42,7 @@ def read_gbnf(gbnf: str) -> tuple[str, Ways[str]]:
 
 class _Reader:
     def __init__(self) -> None:
-        self.ways: Ways[str] = {_TEXT: [[]]}
+        self.ways: Ways = {_TEXT: [[]]}
         self.names = {"root": "start"}
         self.rules: dict[str, str] = {}
         self._head = ""

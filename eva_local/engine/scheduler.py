@@ -11,7 +11,7 @@ from eva_local.cache.context import common
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket, Told
 from eva_local.errors import ClosedError, EvaError, passed_on
-from eva_local.llama.calls import calling
+from eva_local.llama.backend import calling
 
 log = logging.getLogger("eva_local")
 

@@ -1,16 +1,19 @@
-"""What an evaluation came to, for tables, the report and JSON, and what follows for a user."""
+"""What an evaluation came to, for tables, JSON and the page, and what follows for a user."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.summary import FAR_APART, Estimate, Standing, TaskSummary, mean_of
+from eva_local.pages.frame import Line, member_class, report
 
 _INTERVAL = "95% interval"
 # Where some member is right so much more often than the best, better weights may find it.
 _WORTH_TUNING = 10.0
 # Who takes up to this share of a time takes no longer: times differ by so much from run to run.
 _AS_QUICK = 1.05
+# Rows that are shown of each task.
+_SHOWN_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +236,83 @@ def _way_out(summary: TaskSummary) -> str:
         f" Picking the best member row by row would score {more:.1f} points more than "
         f"{summary.best}: --tune looks for settings that come nearer."
     )
+
+
+def report_page(evaluation: Evaluation) -> str:
+    """Return the page, as HTML that needs nothing else. Text of rows and models is data to it."""
+    css = _colours(evaluation)
+    return report(
+        "evaluate/report.html",
+        title=f"{evaluation.ensemble}: evaluation",
+        evaluation=evaluation,
+        css=css,
+        overview=list(_overview(evaluation, css)),
+        tasks=[
+            (one, _scores(one, css), _gains(one), _patterns(one, css)) for one in evaluation.tasks
+        ],
+        n_shown=_SHOWN_ROWS,
+        **{each.__name__: each for each in (verdict, warning, headings, cells, asdict, furthest)},
+    )
+
+
+def _colours(evaluation: Evaluation) -> dict[str, str]:
+    names = [standing.name for standing in evaluation.tasks[0].standings]
+    others = [name for name in names if name != evaluation.ensemble]
+    return {name: member_class(n) for n, name in enumerate(others)} | {evaluation.ensemble: "main"}
+
+
+def _overview(evaluation: Evaluation, css: dict[str, str]) -> Iterator[tuple[str, list[Line]]]:
+    names = evaluation.ensembles
+    for bits, unit in ((False, "points ahead"), (True, "% fewer bits")):
+        tasks = [summary for summary in evaluation.tasks if summary.scale.in_bits == bits]
+        found = {each.task.name: [each.standing(name).ahead for name in names] for each in tasks}
+        if not bits:
+            found["mean of tasks"] = [evaluation.overall(name) for name in names]
+        lines = []
+        for label, differences in found.items():
+            known = [(css[n], each) for n, each in zip(names, differences, strict=True) if each]
+            form, sign = "+.1f", "%" if bits else ""
+            # Of a task's lines the first has the label.
+            lines += [_line("" if n else label, *each, form, sign) for n, each in enumerate(known)]
+        if lines:
+            yield unit, lines
+
+
+def _scores(summary: TaskSummary, css: dict[str, str]) -> list[Line]:
+    found = [(one.name, css[one.name], one.score) for one in summary.standings]
+    return [_line(*each, summary.scale.form) for each in found]
+
+
+def _gains(summary: TaskSummary) -> list[float]:
+    if not summary.best or not summary.ensembles:
+        return []
+    sign = -1 if summary.scale.in_bits else 1
+    pairs = zip(summary.ensembles[0].marks, summary.standing(summary.best).marks, strict=True)
+    return [sign * (mine.value - theirs.value) for mine, theirs in pairs]
+
+
+def furthest(summary: TaskSummary, gains: list[float]) -> list[int]:
+    """Return all rows, those first in which the ensemble and its best member differ most."""
+    rows = range(len(summary.task.rows))
+    return sorted(rows, key=lambda row: -abs(gains[row]) if gains else 0)
+
+
+def _patterns(summary: TaskSummary, css: dict[str, str]) -> list[tuple[str, str, int, int]]:
+    names = [member.name for member in summary.members]
+    alone = {f"only {name}": css[name] for name in names}
+    labels = ("all members", *alone, "some members", "no member")
+    found: dict[str, list[bool]] = {label: [] for label in labels}
+    for place, mark in enumerate(summary.ensembles[0].marks if summary.ensembles else ()):
+        right = [one.name for one in summary.members if one.marks[place].value > 0]
+        known = {0: "no member", 1: f"only {''.join(right)}", len(names): "all members"}
+        found[known.get(len(right), "some members")].append(mark.value > 0)
+    return [
+        (label, alone.get(label, "main"), len(rows), sum(rows))
+        for label, rows in found.items()
+        if rows
+    ]
+
+
+def _line(label: str, css: str, found: Estimate, form: str, unit: str = "") -> Line:
+    said = f"{found.value:{form}}{unit}"
+    return Line(label, css, found.value, found.low, found.high, said)

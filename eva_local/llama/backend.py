@@ -1,16 +1,27 @@
-"""The llama.cpp library: imported once, its messages kept from stderr, and what it can use."""
+"""The llama.cpp library: imported once, its messages kept from stderr, and what it can use.
 
+What is raised while its code calls back is kept until the call has returned: ctypes drops what a
+callback raises. A signal that comes while C code runs is handled at the first instruction of the
+next callback, before any `try` there, so its handler must wait.
+"""
+
+import contextlib
 import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
-from types import ModuleType
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, ModuleType
 from typing import Any
 
-from eva_local.llama.calls import calling, hear
-
 log = logging.getLogger("eva_local")
+
+_under_way: "list[NativeCall]" = []
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 # llama.cpp keeps only the pointer: the object must live as long as the process.
 _callbacks: list[Any] = []
@@ -19,6 +30,70 @@ _ERROR = 4  # ggml's GGML_LOG_LEVEL_ERROR: not all errors have such a word
 # LLVM's (ms). Without any such time small models take twice as long on an idle machine; with the
 # usual, longer one, many times as long on a busy one (docs/bench.md).
 _WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+
+
+class NativeCall:
+    """A call of C code; `lines` are what the library says in the meantime."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.thread = threading.get_ident()
+        self._signals: deque[int] = deque()
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._error: BaseException | None = None
+
+    def attempt(self, act: Callable[..., object], *arguments: object) -> bool:
+        """Do what a callback must do; return False where that, or a signal, ends the call."""
+        if self._error is None:
+            try:
+                self._handle_signals()
+                act(*arguments)
+            except BaseException as error:  # noqa: BLE001  # raised by `finish`
+                self._error = error
+        return self._error is None
+
+    def finish(self) -> None:
+        """Raise what was kept."""
+        self._handle_signals()
+        if self._error is not None:
+            raise self._error
+
+    def hold_signals(self, held: contextlib.ExitStack) -> None:
+        """Let signals wait, as long as `held` is open, until their handlers may raise."""
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._note)
+                held.callback(signal.signal, number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _handle_signals(self) -> None:
+        while self._signals:
+            number = self._signals.popleft()
+            self._handlers[number](number, None)
+
+
+@contextlib.contextmanager
+def calling() -> Iterator[NativeCall]:
+    """Call C code within the block; raise at its end what callbacks and signals would have."""
+    call = NativeCall()
+    # Within another call signals wait for the end of that one; the main thread handles them all.
+    inner = any(other.thread == call.thread for other in _under_way.copy())
+    is_main = threading.current_thread() is threading.main_thread()
+    try:
+        with contextlib.ExitStack() as held:
+            if is_main and not inner:
+                call.hold_signals(held)
+            _under_way.append(call)
+            try:
+                yield call
+            finally:
+                _under_way.remove(call)
+    finally:
+        call.finish()
 
 
 @functools.cache
@@ -58,5 +133,13 @@ def reason(lines: Sequence[str]) -> str:
 
 def _keep_line(level: int, text: bytes, _data: object) -> None:
     line = ("error: " if level == _ERROR else "") + text.decode("utf-8", "replace").rstrip()
-    if line.strip("."):
-        hear(lambda line: log.debug("llama.cpp: %s", line), line)
+    if not line.strip("."):
+        return
+    here = threading.get_ident()
+    for call in _under_way.copy():
+        call.lines.append(line)
+    mine = next((call for call in reversed(_under_way) if call.thread == here), None)
+    if mine is None:
+        log.debug("llama.cpp: %s", line)
+    else:
+        mine.attempt(log.debug, "llama.cpp: %s", line)

@@ -1,4 +1,4 @@
-"""A model's chat template: a conversation as the text that the model was taught with.
+"""A model's chat template: a conversation as the text that it was taught with, and its thoughts.
 
 The same text as `render_jinja_template` of transformers writes, which is what templates are
 made for. Where that would leave a message out, or refuse the order of the roles, the
@@ -9,9 +9,12 @@ import datetime as dt
 import functools
 import itertools
 import json
+import re
 import secrets
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
 
 import jinja2
@@ -22,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from eva_local.errors import PromptError
 from eva_local.llama.words import Words
-from eva_local.types import Message
+from eva_local.types import Message, Thinking
 
 # A complaint of a template may quote a whole conversation.
 _LONGEST_REASON = 200
@@ -31,6 +34,9 @@ _OPEN_END = "CONTINUE_FINAL_MESSAGE_TAG "
 _THOUGHT_END = "</think>"
 _PROBE = Message("user", "a message to be found")
 _RESERVED = ("messages", "add_generation_prompt")
+_NONE: Mapping[str, object] = {}
+# What marks there are, and how they look in templates.
+_MARKS = tomllib.loads(resources.files(__package__).joinpath("marks.toml").read_text("utf-8"))
 
 
 class ChatTemplate:
@@ -220,3 +226,88 @@ def _reason(error: Exception) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:_LONGEST_REASON]
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What stands before a thought, what ends it, and what leads from there to the answer."""
+
+    begin: str
+    end: str
+    answer: str
+
+
+class Thinker:
+    """What a chat template tells of thoughts: how they look, and what its model does untold.
+
+    `marks` is None where it knows none. Then, and where a model cannot be told, it thinks or
+    does not as the end of its prompt says: an open thought, or an empty one. Arguments that are
+    `given` are always told.
+    """
+
+    def __init__(self, template: ChatTemplate, given: Mapping[str, object] = _NONE) -> None:
+        self._known = template.variables
+        modes: tuple[Thinking, ...] = ("auto", "off", "on")
+        told = ({**given, **self.arguments(mode)} for mode in modes)
+        try:
+            written = [template.write([_PROBE], each, "") for each in told]
+        except PromptError:
+            written = ["", "", ""]
+        own, off, on = written
+        self._obeys = off != on
+        self.marks = next(_marks_in("".join([template.source, *written])), None)
+        #: Whether it thinks where nobody says anything.
+        self.thinks = False
+        if self.marks is not None:
+            rest = off.rpartition(self.marks.end)[2] if self._is_closed(off) else self.marks.answer
+            self.marks = Marks(self.marks.begin, self.marks.end, rest)
+            self.thinks = self._is_open(own) or (not self._is_closed(own) and own == on)
+
+    def arguments(self, thinking: Thinking) -> Mapping[str, object]:
+        """Return the arguments by which the template is told, those that it knows."""
+        on = thinking == "on"
+        mode = "enabled" if on else "disabled"
+        switches = {"enable_thinking": on, "thinking": on, "thinking_mode": mode}
+        if thinking == "auto":
+            return {}
+        return {name: value for name, value in switches.items() if name in self._known}
+
+    def ended(self, text: str, thinking: Thinking) -> tuple[str, bool]:
+        """Return a prompt that ends in an open thought, or behind it, and which of the two."""
+        marks = self.marks
+        if marks is None:
+            return text, False
+        if thinking == "auto":
+            # Whatever decided it: the template, or what it was told.
+            opens = self._is_open(text) or (self.thinks and not self._is_closed(text))
+            thinking = "on" if opens else thinking
+        if thinking == "on":
+            if self._is_closed(text):
+                text = text[: text.rindex(marks.end)].rstrip().removesuffix(marks.begin.rstrip())
+            return (text if self._is_open(text) else text + marks.begin), True
+        if self._is_open(text):
+            return text + self.closing(text), False
+        if thinking == "auto" or self._obeys or self._is_closed(text):
+            return text, False
+        return text + marks.begin + self.closing(marks.begin), False
+
+    def closing(self, text: str) -> str:
+        """Return what closes an empty thought behind `text`, and leads to the answer."""
+        assert self.marks is not None
+        line = "\n" if text.endswith("\n") else ""
+        return f"{line}{self.marks.end}{self.marks.answer}"
+
+    def _is_open(self, text: str) -> bool:
+        return self.marks is not None and text.rstrip().endswith(self.marks.begin.rstrip())
+
+    def _is_closed(self, text: str) -> bool:
+        if self.marks is None:
+            return False
+        at = text.rfind(self.marks.end)
+        return at >= 0 and text[at + len(self.marks.end) :].strip() in ("", self.marks.answer)
+
+
+def _marks_in(text: str) -> Iterator[Marks]:
+    for known in _MARKS["thought"]:
+        for found in re.finditer(known["form"], text):
+            yield Marks(*(part.replace("{}", found[1]) for part in known["marks"]))

@@ -9,8 +9,7 @@ import numpy as np
 
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError, RoomError
-from eva_local.llama.backend import cores, library, reason
-from eva_local.llama.calls import calling
+from eva_local.llama.backend import calling, cores, library, reason
 from eva_local.llama.memory import Memory
 from eva_local.llama.model import LOGIT_ROWS, Logits, Run
 from eva_local.llama.model_file import ModelFile

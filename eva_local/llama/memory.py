@@ -2,9 +2,10 @@
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,33 @@ from numpy.typing import NDArray
 from eva_local.errors import ModelError
 from eva_local.llama.backend import library
 from eva_local.llama.model import ALL
-from eva_local.llama.snapshots import Snapshot, retained
 
+State = TypeVar("State")
+
+# A text is gone back in only as far as its end is written anew.
+_MOST_ROLLING = 2
 # Of a snapshot, what recurrent layers hold and no more: what attention holds can be cut.
 _PARTIAL_ONLY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Generic[State]):
+    """A state after the first `length` tokens of a text: a `lasting` one stands in its prompt."""
+
+    length: int
+    lasting: bool
+    state: State
+
+
+def retained(snapshots: Sequence[Snapshot[State]], most: int) -> list[Snapshot[State]]:
+    """Return which of a text's snapshots stay, at most `most`; of each kind the oldest go first.
+
+    Those in prompts leave room for one of those in the answer, which are two at most.
+    """
+    lasting = [each for each in snapshots if each.lasting][-max(most - 1, 1) :]
+    rolling = [each for each in snapshots if not each.lasting]
+    n_rolling = min(len(rolling), _MOST_ROLLING, most - len(lasting))
+    return [*lasting, *rolling[len(rolling) - n_rolling :]]
 
 
 @dataclass(eq=False)

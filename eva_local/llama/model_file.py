@@ -11,8 +11,7 @@ import numpy as np
 from eva_local.config.elsewhere import is_gguf
 from eva_local.config.specs import LoadSettings, part_names
 from eva_local.errors import ModelError
-from eva_local.llama.backend import can_offload, library, reason
-from eva_local.llama.calls import calling
+from eva_local.llama.backend import calling, can_offload, library, reason
 from eva_local.models.header import TEMPLATES
 
 

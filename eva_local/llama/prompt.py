@@ -17,8 +17,7 @@ from eva_local.llama.words import LookAlikes, Words
 from eva_local.types import Message, Thinking
 
 if TYPE_CHECKING:
-    from eva_local.llama.chat_template import ChatTemplate
-    from eva_local.llama.thinking import Thinker
+    from eva_local.llama.chat_template import ChatTemplate, Thinker
 
 log = logging.getLogger("eva_local")
 
@@ -234,7 +233,7 @@ class PromptWriter:
 
     @functools.cached_property
     def _thinker(self) -> Thinker:
-        from eva_local.llama.thinking import Thinker
+        from eva_local.llama.chat_template import Thinker
 
         return Thinker(self._template, self._given)
 

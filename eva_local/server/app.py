@@ -1,9 +1,13 @@
-"""The application: what answers at which path, and what every request goes through."""
+"""The application: what answers at which path, what all paths have in common, as OpenAPI too."""
 
 import logging
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import version
+from typing import Any
 
+from msgspec import Struct
+from msgspec.json import schema_components
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,16 +18,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import EvaError
+from eva_local.openai import shapes
 from eva_local.openai.answer import Body
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
 from eva_local.pages.frame import source_hash, template
-from eva_local.server.completions import complete
-from eva_local.server.guard import guarded, received
-from eva_local.server.openapi import document
-from eva_local.server.refusal import OF_CALLER, RefusedError, problem, problem_of
+from eva_local.reading import fields_of
+from eva_local.server.endpoints import complete, detokenize, score, tokenize, tokenizer_info
+from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
 from eva_local.server.service import ServedModel, Service, service_of
-from eva_local.server.texts import detokenize, score, tokenize, tokenizer_info
-from eva_local.trace.page import sources
+from eva_local.trace import sources
+from eva_local.types import Sampling
+
+Schema = dict[str, Any]
 
 log = logging.getLogger("eva_local")
 
@@ -34,6 +40,15 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+_JSON = "application/json"
+_MEDIA = {"/": "text/html", "/metrics": "text/plain"}
+_BODIES: dict[str, type[Struct]] = {
+    CHAT: shapes.ChatRequest,
+    COMPLETION: shapes.CompletionRequest,
+    "/v1/score": shapes.ScoreRequest,
+    "/tokenize": shapes.TokenizeRequest,
+    "/detokenize": shapes.DetokenizeRequest,
+}
 
 
 def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
@@ -110,7 +125,7 @@ async def description(request: Request) -> Response:
     """Describe all endpoints, as OpenAPI."""
     service = service_of(request)
     names = [each.name for each in service.models] if service.is_ready else ()
-    return JSONResponse(document(ROUTES, names))
+    return JSONResponse(_document(names))
 
 
 ROUTES = (
@@ -183,3 +198,46 @@ async def _wrong(request: Request, error: Exception) -> Response:
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
     body = problem(f"{what} {path}; /openapi.json lists what can be asked")
     return JSONResponse(body, error.status_code, error.headers)
+
+
+def _document(models: Sequence[str]) -> Schema:
+    """Describe what can be asked, as OpenAPI 3.1; `models` can be named, where that is known."""
+    bodies = list(_BODIES.values())
+    _, schemas = schema_components(
+        [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
+    )
+    sampling = schemas.pop(Sampling.__name__)["properties"]
+    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
+    sampling |= {key: {} for key in IGNORED}
+    for body in bodies:
+        properties = schemas[body.__name__]["properties"]
+        properties["model"] = {"enum": list(models)} if models else {"type": "string"}
+        if issubclass(body, shapes.AnswerRequest):
+            schemas[body.__name__]["properties"] = sampling | properties
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "eva-local", "version": version("eva-local")},
+        "paths": {route.path: _operation(route) for route in ROUTES if "{" not in route.path},
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas,
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(route: Route) -> Schema:
+    media, body = _MEDIA.get(route.path, _JSON), _BODIES.get(route.path)
+    answer: Schema = {media: {"schema": {"type": "object" if media == _JSON else "string"}}}
+    error = {"description": "What is wrong, as OpenAI tells it.", "content": {_JSON: {}}}
+    operation: Schema = {
+        "summary": (route.endpoint.__doc__ or "").partition("\n")[0],
+        "responses": {"200": {"description": "The answer.", "content": answer}, "default": error},
+    }
+    if body is None:
+        return {"get": operation}
+    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
+    operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    if issubclass(body, shapes.AnswerRequest):
+        answer["text/event-stream"] = {}
+    return {"post": operation}

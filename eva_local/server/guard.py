@@ -1,23 +1,72 @@
-"""Who may ask, and how much: with a key, or as a program on this machine, but no web page."""
+"""Who may ask, and how much: with a key, or as a program on this machine, but no web page.
+
+Who may not, or asks for what cannot be, hears why in the shape of OpenAI's API.
+"""
 
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from eva_local.errors import InputError
-from eva_local.server.refusal import RefusedError
+from eva_local.errors import ConfigError, ContextError, EvaError, InputError, PromptError
+from eva_local.openai.request import KEYS
+from eva_local.reading import UnknownKeyError
 
+#: What the caller can put right. Other errors speak of the machine, and perhaps of its files.
+OF_CALLER = (ConfigError, ContextError, InputError, PromptError)
+_REQUEST_ERROR = "invalid_request_error"
+# What is wrong may be repeated in what is said of it, as long as it may be.
+_LONGEST = 500
 # What holds no secret, and must be there for who has no key yet.
 _OPEN = ("/", "/health")
 #: Bytes of a body at most: more than the longest context holds.
 MOST_BYTES = 4 * 2**20
 #: How long a body may take.
 PATIENCE_S = 60.0
+
+
+def problem(
+    message: str, kind: str = _REQUEST_ERROR, *, param: str | None = None, code: str | None = None
+) -> dict[str, object]:
+    """Return the body that tells of an error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def problem_of(error: EvaError) -> dict[str, object]:
+    """Return the body that tells of an error; of one that is not the caller's, nothing exact."""
+    if not isinstance(error, OF_CALLER):
+        return problem("the models failed; the server's log says why", "server_error")
+    message = str(error)
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}…"
+    code = "context_length_exceeded" if isinstance(error, ContextError) else None
+    first_word = re.split(r"\W", message, maxsplit=1)[0]
+    param = first_word if first_word in KEYS else None
+    if isinstance(error, UnknownKeyError):
+        param = error.path
+    return problem(message, param=param, code=code)
+
+
+class RefusedError(Exception):
+    """A request that is not answered, and why; `response` is what the caller gets."""
+
+    def __init__(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None, **why: str
+    ) -> None:
+        """Refuse with an HTTP `status`; `why` goes on to `problem`."""
+        super().__init__(message)
+        self.response = JSONResponse(problem(message, **why), status, headers)
+
+
+def come_again(message: str, code: str) -> RefusedError:
+    """Return a refusal that may not last: slots become free, and models are open at some time."""
+    return RefusedError(503, message, {"Retry-After": "2"}, kind="server_error", code=code)
 
 
 def refuse_open_door(host: str, keys: Sequence[str]) -> None:

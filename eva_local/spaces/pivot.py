@@ -11,9 +11,8 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import Mapping
 from eva_local.cache.context import Context
 from eva_local.fusion.votes import Floats, Ids, Vote, normalised, project, reaching, top_k
-from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Beginning, Candidates, Constraint, seats
+from eva_local.spaces.base import Beginning, Candidates, Constraint, ControlTokens, listeners, seats
 
 
 @dataclass(eq=False, repr=False)

@@ -9,7 +9,6 @@ import pytest
 from fakes import WORDS_A, WORDS_B, FakeModel
 from laws import check_law_3, check_twins
 
-from eva_local.alignment.csls import Neighbours, nearest
 from eva_local.alignment.embedding import (
     anchors_by_bytes,
     anchors_by_spelling,
@@ -18,7 +17,7 @@ from eva_local.alignment.embedding import (
     overlay,
     trusted,
 )
-from eva_local.alignment.vecmap import normalise, supervised, transforms
+from eva_local.alignment.overlay import Neighbours, nearest, normalise, supervised, transforms
 from eva_local.errors import MappingError
 from eva_local.llama.vocab import Vocabulary
 from tools.mapping_quality import held_out

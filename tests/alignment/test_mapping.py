@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from laws import check_law_3, check_twins, dense
 
 from eva_local.alignment.library import METHODS, file_name, find_or_build, share_of_twins
-from eva_local.alignment.mapping import Mapping, from_entries
-from eva_local.alignment.surface import surface, surface_refined
+from eva_local.alignment.mapping import Mapping, from_entries, surface, surface_refined
 from eva_local.errors import MappingError
 
 A, B = FakeModel(WORDS_A), FakeModel(WORDS_B)

@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import submit
 
-from eva_local.bench.meter import Decoding, Meter, busy
-from eva_local.bench.pace import MemberPart, Round, Spread, pace
-from eva_local.bench.passage import passage
-from eva_local.bench.trial import Bench, measure
+from eva_local.bench.pace import Decoding, MemberPart, Meter, Round, Spread, busy, pace
+from eva_local.bench.trial import Bench, measure, passage
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ContextError

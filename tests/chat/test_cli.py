@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from eva_local import cli
 from eva_local.chat import log
-from eva_local.chat.conversation import Conversation, Turn
+from eva_local.chat.log import Conversation, Turn
 from eva_local.chat.terminal import Screen
 from eva_local.cli import chat
 

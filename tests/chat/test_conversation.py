@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eva_local.chat import log
 from eva_local.chat.chat import Budget, Chat, first_turn
-from eva_local.chat.conversation import Conversation, Turn
+from eva_local.chat.log import Conversation, Turn
 from eva_local.errors import ContextError, InputError
 from eva_local.types import Sampling
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import awkward_text
 
 from eva_local.chat import log
-from eva_local.chat.conversation import Conversation, Event, Turn
+from eva_local.chat.log import Conversation, Event, Turn
 from eva_local.errors import InputError
 from eva_local.jsonl import json_line
 from eva_local.types import Message

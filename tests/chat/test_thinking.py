@@ -15,7 +15,7 @@ import pytest
 from waiting import PATIENCE_S
 
 from eva_local.chat import log
-from eva_local.chat.conversation import Turn
+from eva_local.chat.log import Turn
 
 # `eva-local chat` with one model that thinks; at its end it tells what that has read last. A file
 # `slow` lets it think a long time, a word at a time.

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import Gate
 
-from eva_local.alignment.surface import surface, surface_refined
+from eva_local.alignment.mapping import surface, surface_refined
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine, _await
 from eva_local.errors import ContextError, ModelError

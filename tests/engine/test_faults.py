@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface
+from eva_local.alignment.mapping import surface
 from eva_local.cache.likelihood import PromptLikelihood
 from eva_local.config.specs import FusionSettings, LoadSettings
-from eva_local.engine.decoding import decode_all
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, ModelError, RoomError
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import Logits, Run
+from eva_local.llama.model import Logits, Run, decode_all
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step

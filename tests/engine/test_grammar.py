@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from shared import open_shared, submit
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface, surface_refined
+from eva_local.alignment.mapping import surface, surface_refined
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.grammar import Grammar, Grammars, check

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from waiting import PATIENCE_S
 
 from eva_local.alignment.library import identity
-from eva_local.alignment.surface import surface
+from eva_local.alignment.mapping import surface
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket

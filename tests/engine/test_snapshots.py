@@ -9,9 +9,9 @@ import pytest
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
 from eva_local.llama.llama_model import LlamaModel
+from eva_local.llama.memory import Snapshot, retained
 from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
-from eva_local.llama.snapshots import Snapshot, retained
 from eva_local.opening import open_ensemble
 from eva_local.types import Message, Sampling
 from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf

@@ -11,8 +11,7 @@ from browser import CONTRAST, HOSTILE, Browser
 from evaluations import outcome
 from msgspec import structs
 
-from eva_local.evaluate.evaluation import Evaluation
-from eva_local.evaluate.report import report_page
+from eva_local.evaluate.evaluation import Evaluation, report_page
 from eva_local.pages.frame import Line, template
 
 

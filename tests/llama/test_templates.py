@@ -20,10 +20,9 @@ from prompts import expected, llama_cpp_tokens, lost
 from strategies import awkward_text
 
 from eva_local.errors import PromptError
-from eva_local.llama.chat_template import ChatTemplate
+from eva_local.llama.chat_template import ChatTemplate, Thinker
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.prompt import PromptWriter
-from eva_local.llama.thinking import Thinker
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 from eva_local.types import Message

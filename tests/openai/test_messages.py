@@ -9,8 +9,8 @@ import pytest
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.call import read_call
 from eva_local.openai.request import CHAT, COMPLETION
-from eva_local.server.refusal import problem_of
-from eva_local.server.texts import read_score_call
+from eva_local.server.endpoints import read_score_call
+from eva_local.server.guard import problem_of
 from eva_local.types import Sampling
 
 ASKED = {"messages": [{"role": "user", "content": "a"}]}

@@ -13,8 +13,8 @@ from eva_local.errors import ConfigError, InputError
 from eva_local.openai.answer import Answer, Echo, tokens_of
 from eva_local.openai.call import read_call
 from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body
-from eva_local.server.refusal import problem_of
-from eva_local.server.texts import read_score_call
+from eva_local.server.endpoints import read_score_call
+from eva_local.server.guard import problem_of
 from eva_local.types import Sampling, Step
 
 JSON = st.recursive(

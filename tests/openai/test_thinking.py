@@ -11,7 +11,7 @@ from eva_local.openai.call import LONGEST_GRAMMAR, read_call
 from eva_local.openai.request import CHAT, COMPLETION, read_body, read_options
 from eva_local.openai.shapes import ChatMessages
 from eva_local.reading import read
-from eva_local.server.refusal import problem_of
+from eva_local.server.guard import problem_of
 from eva_local.types import Message, Sampling
 
 DEFAULTS = Sampling()

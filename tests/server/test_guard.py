@@ -11,9 +11,8 @@ from batches import fake_ensemble, fake_spec
 from servers import Reply, serving
 
 from eva_local.errors import InputError
-from eva_local.server import events, guard
-from eva_local.server.guard import MOST_BYTES, is_loopback, received, refuse_open_door
-from eva_local.server.refusal import RefusedError
+from eva_local.server import endpoints, guard
+from eva_local.server.guard import MOST_BYTES, RefusedError, is_loopback, received, refuse_open_door
 
 KEY = "a-long-key"
 
@@ -212,7 +211,7 @@ def test_an_answer_that_breaks_in_the_middle_breaks_off(opener, monkeypatch) -> 
         yield b"data: {}\n\n"
         raise ZeroDivisionError
 
-    monkeypatch.setattr(events, "_written", written)
+    monkeypatch.setattr(endpoints, "_sent", written)
     with serving(opener) as client:
         body = {"prompt": "the", "max_tokens": 3, "stream": True}
         with contextlib.closing(client.open("/v1/completions", body)) as connection:

@@ -22,7 +22,7 @@ from waiting import PATIENCE_S, step_gate, until
 from eva_local.openai.answer import Letterhead
 from eva_local.openai.request import CHAT
 from eva_local.server.app import chat_page
-from eva_local.server.refusal import problem
+from eva_local.server.guard import problem
 from eva_local.types import Step
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))

@@ -17,8 +17,8 @@ from waiting import Gate, step_gate, until
 from eva_local.api import Ensemble
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError
-from eva_local.server.events import event_stream
-from eva_local.server.refusal import RefusedError
+from eva_local.server.endpoints import event_stream
+from eva_local.server.guard import RefusedError
 from eva_local.server.service import Slots
 
 LONG = {"prompt": "the", "max_tokens": 3000}

@@ -12,8 +12,7 @@ from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces, thinki
 
 from eva_local import cli
 from eva_local.errors import InputError
-from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
-from eva_local.trace.page import page_data
+from eva_local.trace import TraceFile, TraceWriter, page_data, read_trace, summarize
 from eva_local.types import Ballot, Candidate, Step, Trace
 
 HEADER = {

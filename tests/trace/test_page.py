@@ -8,8 +8,7 @@ import pytest
 from browser import CONTRAST, HOSTILE, Browser
 from traces import LONG, MEMBERS, TEXT, made_steps, made_trace, pieces, thinking_steps
 
-from eva_local.trace import TraceFile, trace_page
-from eva_local.trace.page import page_data
+from eva_local.trace import TraceFile, page_data, trace_page
 
 Opener = Callable[..., Browser]
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eva_local.fusion.votes import Floats
-from eva_local.llama.control import ControlTokens, listeners
 from eva_local.llama.model import Model
-from eva_local.spaces.base import Candidates, Constraint, seats
+from eva_local.spaces.base import Candidates, Constraint, ControlTokens, listeners, seats
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.row import Offer
 from eva_local.spaces.bytes.state import ByteState

@@ -8,9 +8,8 @@ import numpy as np
 from eva_local.cache.branches import Branch, Branches
 from eva_local.cache.context import TAIL, marks
 from eva_local.fusion.votes import Floats, Ids, Vote
-from eva_local.llama.control import ControlTokens
 from eva_local.llama.model import Logits, Model, Run
-from eva_local.spaces.base import Beginning, Constraint
+from eva_local.spaces.base import Beginning, Constraint, ControlTokens
 from eva_local.spaces.bytes.beam import ByteBeam
 from eva_local.spaces.bytes.boundary import END
 from eva_local.spaces.bytes.row import Border, Offer

@@ -11,7 +11,7 @@ from engines import bytes_engine, pivot_engine, run, text_of, ticket
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.engine.engine import Engine
-from eva_local.llama.control import ControlTokens
+from eva_local.spaces.base import ControlTokens
 from eva_local.types import Sampling
 
 SPACES = {"pivot": pivot_engine, "bytes": lambda models: bytes_engine(*models)}
