@@ -62,9 +62,9 @@ def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -
         new["ensembles", ensemble] = {"members": [*dict.fromkeys(members)]}
     if new:
         append(path, new)
-    is_named = context.find_root().params["config_path"] is not None
-    command = f"eva-local --config {path} run" if is_named else "eva-local run"
-    click.echo("\n".join([*told, f"{path}; try: {command} -e {ensemble or members[0]} 'Hello'"]))
+    named = f" --config {path}" if context.find_root().params["config_path"] else ""
+    told.append(f"{path}; try: eva-local{named} run -e {ensemble or members[0]} 'Hello'")
+    click.echo("\n".join(told))
 
 
 @click.command()

@@ -225,10 +225,7 @@ class MemberSpec(ModelSpec):
 
 @dataclass(frozen=True, slots=True)
 class EnsembleSpec:
-    """Members that write one answer together; `pivot` names the one with the shared space.
-
-    Where `name` means nothing in another folder, `called` is what they can be asked for by.
-    """
+    """Members that write one answer together; `pivot` names the one with the shared space."""
 
     name: str
     members: tuple[MemberSpec, ...]
@@ -236,7 +233,7 @@ class EnsembleSpec:
     fusion: FusionSettings = field(default_factory=FusionSettings)
     sampling: Sampling = field(default_factory=Sampling)
     description: str = ""
-    called: str = field(default="", compare=False)
+    called: str = field(default="", compare=False)  # by its user, with files' whole paths
 
     def __post_init__(self) -> None:
         if not all(isinstance(member, ModelSpec) for member in self.members):
