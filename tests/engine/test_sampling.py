@@ -322,7 +322,7 @@ def test_law_6_equal_seeds_choose_alike_and_always_a_symbol(
         {"top_p": 0},
         {"top_p": 1.1},
         {"min_p": 1},
-        {"seed": -1},
+        {"seed": -2},
         {"stop": ("",)},
         {"stop": ""},
         {"stop": 5},
