@@ -147,6 +147,7 @@ def _show(repl: Repl, _: str) -> None:
     rows = (
         ("ensemble", f"{spec.name} (pivot: {spec.pivot})"),
         ("fusion", f"{fusion.combine}, weights {weights}, filter {fusion.filter}"),
+        ("drafter", fusion.drafter),
         ("context", "\n".join(f"{name} {need}/{limit}" for name, need, limit in rooms)),
         ("turns", str(len(chat.conversation.turns))),
         ("left out", f"the oldest {chat.first}: the context is full" if chat.first else ""),
