@@ -177,15 +177,9 @@ def _compiled(name: str, text: str) -> str:
             refuse_endless("root", ways.__getitem__, "rule {}".format)
         else:
             # As json.dumps writes it: free whitespace would let a small model write nothing else.
-            compiled = LLMatcher.grammar_from_json_schema(
-                text,
-                overrides={
-                    "whitespace_flexible": False,
-                    "item_separator": ", ",
-                    "key_separator": ": ",
-                    "lenient": False,
-                },
-            )
+            form: Any = {"item_separator": ", ", "key_separator": ": "}
+            form |= {"whitespace_flexible": False, "lenient": False}
+            compiled = LLMatcher.grammar_from_json_schema(text, overrides=form)
             options = json.dumps(f"{OPTIONS}\nstart: @json_schema")
             compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
             whole: Path = ()

@@ -164,14 +164,8 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
-        self._memory = Memory(
-            self._context,
-            self.path,
-            window,
-            is_recurrent=recurrent,
-            guard_id=guard,
-            n_snapshots=self.n_snapshots,
-        )
+        held = window, recurrent, guard, self.n_snapshots
+        self._memory = Memory(self._context, self.path, *held)
 
     def _numbered(self, *, guarded: bool) -> tuple[int | None, int]:
         """Return the sequence that guards a window, if one must, and how many there are in all."""
