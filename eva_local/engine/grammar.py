@@ -153,12 +153,8 @@ def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end:
     from llguidance import LLMatcher, LLParserLimits
 
     name = "json_schema" if gbnf is None else "grammar"
-    matcher = LLMatcher(
-        tokenizer,
-        _compiled(name, gbnf or schema or ""),
-        log_level=0,
-        limits=LLParserLimits(verbose_errors=False),
-    )
+    compiled, limits = _compiled(name, gbnf or schema or ""), LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
     if matcher.is_error():
         raise _error(name, matcher.get_error())
     try:
