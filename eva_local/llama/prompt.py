@@ -91,12 +91,6 @@ class PromptWriter:
         found = (word for word, token_id in self._control.items() if speakable[token_id])
         self._typable = Words([word for word in found if word not in _THOUGHT])
 
-    def tokens(
-        self, prompt: Prompt | bytes, arguments: Mapping[str, object] | None = None
-    ) -> list[int]:
-        """Return the tokens of a prompt as its template writes it; see `read`."""
-        return self.read(prompt, arguments)[0]
-
     def read(
         self,
         prompt: Prompt | bytes,
