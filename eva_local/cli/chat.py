@@ -107,8 +107,8 @@ def _hold(spec: EnsembleSpec, sampling: Sampling, saved: Saved | None, system: s
 
 
 def _reader(screen: Screen) -> Reader:
+    from eva_local.chat.commands import CommandCompleter
     from eva_local.chat.reader import LineEditor, PlainReader
-    from eva_local.chat.repl import CommandCompleter
 
     if not screen.interactive:
         return PlainReader()
