@@ -55,7 +55,7 @@ class Recurrent(LlamaModel):
 def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     """Return the bits of a text by the model's own tokens of it, and how many these are."""
     model.remove(ALL, 0)
-    prompt, tokens = PromptWriter(model).tokens(""), model.tokenizer.encode(text)
+    prompt, tokens = PromptWriter(model).read("")[0], model.tokenizer.encode(text)
     rows = (
         row for block in model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
     )
@@ -70,7 +70,7 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
 def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[int]:
     """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
     model.remove(ALL, 0)
-    state.start(Beginning(PromptWriter(model).tokens("")))
+    state.start(Beginning(PromptWriter(model).read("")[0]))
     for byte in text:
         while not state.ready:
             runs = state.pending(None)

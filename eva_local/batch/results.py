@@ -184,9 +184,7 @@ def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
     members = {
         f"{place}: {member.name}": {
             "sha256": checksum(member),
-            "n_ctx": member.load.n_ctx,
-            "kv_type": member.load.kv_type,
-            "swa_full": member.load.swa_full,
+            **{key: getattr(member.load, key) for key in ("n_ctx", "kv_type", "swa_full")},
             "role": [str(each) for each in member.role],
         }
         for place, member in enumerate(spec.members)

@@ -153,12 +153,8 @@ def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end:
     from llguidance import LLMatcher, LLParserLimits
 
     name = "json_schema" if gbnf is None else "grammar"
-    matcher = LLMatcher(
-        tokenizer,
-        _compiled(name, gbnf or schema or ""),
-        log_level=0,
-        limits=LLParserLimits(verbose_errors=False),
-    )
+    compiled, limits = _compiled(name, gbnf or schema or ""), LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
     if matcher.is_error():
         raise _error(name, matcher.get_error())
     try:
@@ -177,15 +173,9 @@ def _compiled(name: str, text: str) -> str:
             refuse_endless("root", ways.__getitem__, "rule {}".format)
         else:
             # As json.dumps writes it: free whitespace would let a small model write nothing else.
-            compiled = LLMatcher.grammar_from_json_schema(
-                text,
-                overrides={
-                    "whitespace_flexible": False,
-                    "item_separator": ", ",
-                    "key_separator": ": ",
-                    "lenient": False,
-                },
-            )
+            form: Any = {"item_separator": ", ", "key_separator": ": "}
+            form |= {"whitespace_flexible": False, "lenient": False}
+            compiled = LLMatcher.grammar_from_json_schema(text, overrides=form)
             options = json.dumps(f"{OPTIONS}\nstart: @json_schema")
             compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
             whole: Path = ()

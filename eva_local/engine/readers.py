@@ -150,13 +150,9 @@ class Readers:
         return self.spell(data, only) if isinstance(text, str) else text
 
     def _new_writer(self, member: int, template: str | None) -> PromptWriter:
-        role = self._roles[member]
-        return PromptWriter(
-            self._models[member],
-            role.name,
-            template or role.chat_template,
-            role.chat_template_kwargs,
-        )
+        model, role = self._models[member], self._roles[member]
+        own = template or role.chat_template
+        return PromptWriter(model, role.name, own, role.chat_template_kwargs)
 
     def _in_role(self, member: int, plain: Prompt | bytes) -> Prompt | bytes:
         role = self._roles[member]

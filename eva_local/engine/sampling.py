@@ -11,7 +11,7 @@ import numpy as np
 
 from eva_local.engine.grammar import Grammar, Grammars
 from eva_local.errors import InputError
-from eva_local.fusion.votes import NOBODY, Floats, Ids, Vote, softmax
+from eva_local.fusion.votes import NOBODY, Floats, Vote, softmax
 from eva_local.spaces.base import Candidates, Space
 from eva_local.types import Sampling
 
@@ -59,7 +59,12 @@ class Sampler:
         if self._sampling.penalises:
             counts = candidates.spread(vote.symbols, self._seen)
             logs = penalised(logs, counts, self._sampling)
-        return _from_logs(vote.symbols, logs)
+        if logs.max() == -np.inf:
+            return NOBODY
+        probabilities = softmax(logs, 1.0)
+        # What has no probability left is left out.
+        held = probabilities > 0
+        return Vote(vote.symbols[held], probabilities[held])
 
     def _way_on(self, vote: Vote, candidates: Candidates) -> int:
         """Return a candidate where biases forbid all, or nobody proposed an allowed one."""
@@ -176,15 +181,6 @@ def draw(probabilities: Floats, generator: np.random.Generator) -> int:
     sums = np.cumsum(probabilities)
     drawn = int(np.searchsorted(sums, generator.random() * sums[-1], side="right"))
     return min(drawn, len(sums) - 1)
-
-
-def _from_logs(symbols: Ids, logs: Floats) -> Vote:
-    """Return the softmax as a vote; what has no probability left is left out."""
-    if logs.max() == -np.inf:
-        return NOBODY
-    probabilities = softmax(logs, 1.0)
-    held = probabilities > 0
-    return Vote(symbols[held], probabilities[held])
 
 
 def _scaled(probabilities: Floats) -> Floats:

@@ -100,16 +100,17 @@ def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]
 
 def _task(summary: TaskSummary) -> dict[str, object]:
     task = summary.task
+    said = {
+        one.name: [{"value": mark.value, "said": mark.said} for mark in one.marks]
+        for one in summary.standings
+    }
     return {
         "task": task.name,
         "kind": task.kind,
         "metric": summary.metric,
         "unit": summary.scale.unit,
         "rows": len(task.rows),
-        "best": summary.best,
-        "gap": summary.gap,
-        "oracle": summary.oracle,
-        "agreement": summary.agreement,
+        **{key: getattr(summary, key) for key in ("best", "gap", "oracle", "agreement")},
         "warning": warning(summary),
         "advice": {one.name: advice(summary, one) for one in summary.ensembles},
         "comparison": comparison(summary),
@@ -117,9 +118,7 @@ def _task(summary: TaskSummary) -> dict[str, object]:
         "standings": [
             {
                 "name": one.name,
-                "score": _estimate(one.score),
-                "ahead": _estimate(one.ahead),
-                "change": _estimate(one.change),
+                **{key: _estimate(getattr(one, key)) for key in ("score", "ahead", "change")},
                 **one.more,
                 "filtered": one.filtered,
                 "seconds_per_row": one.seconds,
@@ -127,13 +126,7 @@ def _task(summary: TaskSummary) -> dict[str, object]:
             for one in summary.standings
         ],
         "answers": [
-            {
-                "row": row.name,
-                **{
-                    one.name: {"value": one.marks[place].value, "said": one.marks[place].said}
-                    for one in summary.standings
-                },
-            }
+            {"row": row.name, **{name: marks[place] for name, marks in said.items()}}
             for place, row in enumerate(task.rows)
         ],
     }

@@ -1,20 +1,16 @@
 """What an answer is worth: exact match, numeric match, choices, chrF and BLEU."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from statistics import median
 from string import punctuation
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from eva_local.errors import InputError
 from eva_local.evaluate.rows import Kind, Metric, Task
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 
 class Scale(NamedTuple):

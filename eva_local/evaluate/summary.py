@@ -189,14 +189,8 @@ def _standing(entry: Entry, metric: Metric, seed: int) -> Standing:
     score = estimate([one.value for one in marks], [one.weight for one in marks], seed)
     if metrics.SCALES[metric].right_or_wrong and len({one.value for one in marks}) == 1:
         score = replace(score, n_alike=len(marks))
-    return Standing(
-        spec=entry.spec,
-        score=score,
-        marks=marks,
-        more=more,
-        filtered=votes_filtered(entry.results),
-        seconds=sum(result.seconds for drawn in samples for result in drawn) / len(samples),
-    )
+    seconds = sum(result.seconds for drawn in samples for result in drawn) / len(samples)
+    return Standing(entry.spec, score, marks, more, votes_filtered(entry.results), seconds)
 
 
 def _voted(row: TaskRow, samples: Sequence[Result], metric: Metric) -> Result:

@@ -82,17 +82,10 @@ class Fuser:
         rule = shares, self._fusion.combine, self._fusion.sharpness
         if rule not in known:
             known[rule] = combine(votes, weights.tolist(), *rule[1:])
-        return Decision(
-            fused=known[rule],
-            votes=tuple(votes),
-            stayed=stayed,
-            reasons=tuple(
-                "" if stays else self._reason(member, vote)
-                for member, (vote, stays) in enumerate(zip(heard, stayed, strict=True))
-            ),
-            weights=shares,
-            evidence=tuple(self.evidence.tolist()),
-        )
+        judged = enumerate(zip(heard, stayed, strict=True))
+        reasons = ["" if stays else self._reason(i, vote) for i, (vote, stays) in judged]
+        evidence = tuple(self.evidence.tolist())
+        return Decision(known[rule], tuple(votes), stayed, tuple(reasons), shares, evidence)
 
     def learn(self, decision: Decision, symbol: int, n_bytes: int) -> None:
         """Take in how likely each member thought the chosen symbol of `n_bytes` bytes."""

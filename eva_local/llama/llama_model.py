@@ -103,18 +103,6 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             pointer = self._llama.llama_get_logits(self._context)
             yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
 
-    def holds(self, seq_id: int, start: int) -> int:
-        return self._memory.holds(seq_id, start)
-
-    def remove(self, seq_id: int, start: int) -> int:
-        return self._memory.remove(seq_id, start)
-
-    def copy(self, source: int, target: int, length: int = -1) -> int:
-        return self._memory.copy(source, target, length)
-
-    def snapshot(self, seq_id: int, *, lasting: bool) -> None:
-        self._memory.snapshot(seq_id, lasting=lasting)
-
     def _start(self, settings: LoadSettings) -> None:
         """Make room for the texts: a context, its memory and a batch."""
         llama, handle = self._llama, self._file.handle
@@ -164,14 +152,10 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._apart = settings.batch_invariant and self.n_branches == 1
-        self._memory = Memory(
-            self._context,
-            self.path,
-            window,
-            is_recurrent=recurrent,
-            guard_id=guard,
-            n_snapshots=self.n_snapshots,
-        )
+        held = window, recurrent, guard, self.n_snapshots
+        self._memory = memory = Memory(self._context, self.path, *held)
+        self.holds, self.remove = memory.holds, memory.remove
+        self.copy, self.snapshot = memory.copy, memory.snapshot
 
     def _numbered(self, *, guarded: bool) -> tuple[int | None, int]:
         """Return the sequence that guards a window, if one must, and how many there are in all."""

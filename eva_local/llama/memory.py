@@ -107,7 +107,7 @@ class Memory:
         self._snapshots[seq_id] = [each for each in held if each.length <= kept]
         return kept if removed else self.remove(seq_id, 0)
 
-    def copy(self, source: int, target: int, length: int) -> int:
+    def copy(self, source: int, target: int, length: int = -1) -> int:
         """Let `target` begin as a copy of `source`; see `Model.copy`.
 
         Between texts, llama.cpp copies whole sequences only; among the branches of one text the

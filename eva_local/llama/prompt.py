@@ -91,12 +91,6 @@ class PromptWriter:
         found = (word for word, token_id in self._control.items() if speakable[token_id])
         self._typable = Words([word for word in found if word not in _THOUGHT])
 
-    def tokens(
-        self, prompt: Prompt | bytes, arguments: Mapping[str, object] | None = None
-    ) -> list[int]:
-        """Return the tokens of a prompt as its template writes it; see `read`."""
-        return self.read(prompt, arguments)[0]
-
     def read(
         self,
         prompt: Prompt | bytes,
@@ -277,13 +271,8 @@ def _control(vocabulary: Vocabulary, template: str) -> dict[str, int]:
     Beside what no text can be, these are borders of turns in files whose added tokens are not
     marked as control tokens. What is white space is no border.
     """
-    return {
-        word: token_id
-        for word, token_id in vocabulary.markers.items()
-        if len(word) > 1
-        and not word.isspace()
-        and (not vocabulary.speakable[token_id] or word in template)
-    }
+    words = ((w, i) for w, i in vocabulary.markers.items() if len(w) > 1 and not w.isspace())
+    return {word: i for word, i in words if not vocabulary.speakable[i] or word in template}
 
 
 def _plain(messages: Sequence[Message]) -> str:

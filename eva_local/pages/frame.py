@@ -34,13 +34,9 @@ def template(name: str) -> Template:
     """Return a Jinja template of this package; it escapes text, and says what is HTML already."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FunctionLoader(shipped),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    load = FunctionLoader(shipped)
+    environment = Environment(loader=load, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals |= {"axis": axis, "source_hash": source_hash}
     return environment.get_template(name)
 

@@ -145,14 +145,8 @@ ROUTES = (
 
 
 def _described(model: ServedModel) -> Body:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "eva-local",
-        "members": list(model.members),
-        "max_model_len": model.n_ctx,
-    }
+    head = {"id": model.name, "object": "model", "created": model.created, "owned_by": "eva-local"}
+    return {**head, "members": list(model.members), "max_model_len": model.n_ctx}
 
 
 def _watched(app: ASGIApp, service: Service) -> ASGIApp:

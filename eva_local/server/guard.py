@@ -96,13 +96,9 @@ def guarded(app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> ASGIAp
         if not keys:
             _refuse_stranger(headers, origins)
         elif scope["path"] not in _OPEN and not _has_key(headers, keys):
-            raise RefusedError(
-                401,
-                "an API key is needed: Authorization: Bearer KEY",
-                {"WWW-Authenticate": "Bearer"},
-                kind="authentication_error",
-                code="invalid_api_key",
-            )
+            why = {"kind": "authentication_error", "code": "invalid_api_key"}
+            what = "an API key is needed: Authorization: Bearer KEY"
+            raise RefusedError(401, what, {"WWW-Authenticate": "Bearer"}, **why)
         await app(scope, receive, send)
 
     return answer

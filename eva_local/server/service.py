@@ -197,13 +197,9 @@ class Service:
             return first
         if isinstance(name, str) and name in self._models:
             return self._models[name]
-        hint = did_you_mean(str(name)[:60], self._models)
-        raise RefusedError(
-            404 if isinstance(name, str) else 400,
-            f"model {shown(name)} is not here; {hint}",
-            code="model_not_found",
-            param="model",
-        )
+        status = 404 if isinstance(name, str) else 400
+        what = f"model {shown(name)} is not here; {did_you_mean(str(name)[:60], self._models)}"
+        raise RefusedError(status, what, code="model_not_found", param="model")
 
     def open(self, ensembles: Sequence[Ensemble], n_waiting: int) -> None:
         """Offer ensembles from now on, before each of which `n_waiting` answers may wait."""

@@ -167,12 +167,8 @@ class PivotSpace:
 
     def alone(self, member: int) -> "PivotSpace":
         model = self._models[member]
-        return PivotSpace(
-            [model],
-            [identity(model)],
-            n_candidates=self._n_candidates,
-            control=[self._control[member]],
-        )
+        control, count = [self._control[member]], self._n_candidates
+        return PivotSpace([model], [identity(model)], n_candidates=count, control=control)
 
     def over(self, states: Sequence[PivotState]) -> list[PivotState]:
         return self._states([state.cache for state in states])
@@ -184,13 +180,8 @@ class PivotSpace:
         grammar: Constraint | None = None,
         only: int | None = None,
     ) -> Candidates:
-        return Candidates(
-            votes=self._votes(states, only),
-            pieces=self._pieces,
-            end=self.end,
-            allowed=None if grammar is None else grammar.allowed,
-            tokens=self._by_piece,
-        )
+        votes, allowed = self._votes(states, only), None if grammar is None else grammar.allowed
+        return Candidates(votes, self._pieces, self.end, allowed, tokens=self._by_piece)
 
     def symbols(self, states: Sequence[PivotState], only: int | None = None) -> Candidates:
         return self.candidates(states, np.empty(0), only=only)

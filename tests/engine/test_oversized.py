@@ -86,11 +86,11 @@ def test_no_prompt_has_fewer_tokens_than_its_length_says(template, said, missing
     model.chat_template = template
     writer = PromptWriter(model)
     messages = [Message("user", text) for text in said]
-    assert writer.least(messages) <= len(writer.tokens(messages))
-    assert writer.least(said[0]) <= len(writer.tokens(said[0]))
+    assert writer.least(messages) <= len(writer.read(messages)[0])
+    assert writer.least(said[0]) <= len(writer.read(said[0])[0])
 
 
 @given(data=awkward_bytes, missing=st.sampled_from([(), (0xC3, 0xEF, 0xF0)]))
 def test_no_bytes_have_fewer_tokens_than_their_number_says(data, missing) -> None:
     writer = PromptWriter(FakeModel(WORDS_A, missing=missing))
-    assert writer.least(data) <= len(writer.tokens(data))
+    assert writer.least(data) <= len(writer.read(data)[0])

@@ -133,7 +133,7 @@ def test_law_2_members_of_a_model_write_its_own_tokens(folder, architecture, cop
 
 
 def _greedy(model: LlamaModel, prompt: str, count: int) -> Iterator[int]:
-    row = list(PromptWriter(model).tokens(prompt))
+    row = list(PromptWriter(model).read(prompt)[0])
     model.remove(ALL, 0)
     said = model.vocabulary.speakable.copy()
     said[list(model.vocabulary.end_ids)] = True

@@ -137,7 +137,7 @@ def step_by_step(
     judged = setting.evidence_bytes(conversation=False)
     for model, state in zip(members, states, strict=True):
         model.remove(7, 0)
-        state.start(Beginning(PromptWriter(model).tokens(start), judged))
+        state.start(Beginning(PromptWriter(model).read(start)[0], judged))
         while not state.ready:
             (run,) = state.pending()
             if run.every:

@@ -98,7 +98,7 @@ def test_law_12_a_prompt_is_transformers_text_in_llama_cpps_tokens(model: LlamaM
         if vocabulary.add_bos and ids[:1] != [vocabulary.bos_id]:
             ids.insert(0, vocabulary.bos_id)
         n_compared += 1
-        if writer.tokens(messages) != ids:
+        if writer.read(messages)[0] != ids:
             wrong.append(name)
     assert wrong == []
     assert n_compared > 5
@@ -109,7 +109,7 @@ def test_law_8_what_a_person_types_is_no_control_token(model: LlamaModel) -> Non
     words = [w for w, i in vocabulary.markers.items() if vocabulary.kinds[i] == Kind.CONTROL][:200]
 
     def control(said: str) -> list[int]:
-        ids = writer.tokens([Message("user", said)])
+        ids = writer.read([Message("user", said)])[0]
         return [i for i in ids if vocabulary.kinds[i] == Kind.CONTROL]
 
     try:
@@ -125,7 +125,7 @@ def test_law_2_alone_it_writes_llama_cpps_tokens(path: Path, model: LlamaModel) 
     vocabulary = model.vocabulary
     allowed = vocabulary.speakable.copy()
     allowed[list(vocabulary.end_ids)] = True
-    row = PromptWriter(model).tokens(TEXTS[0])
+    row = PromptWriter(model).read(TEXTS[0])[0]
     model.remove(0, 0)
     made: list[int] = []
     new = row

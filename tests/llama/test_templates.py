@@ -55,7 +55,7 @@ def byte_model(template: str, control: Sequence[str] = ()) -> Any:
 
 def told(writer: PromptWriter, vocabulary: Vocabulary, messages: Sequence[Message]) -> str:
     """Return what a model is given, as text."""
-    ids = writer.tokens(messages)
+    ids = writer.read(messages)[0]
     return b"".join(vocabulary.pieces[i] or vocabulary.spelled(i).encode() for i in ids).decode()
 
 
@@ -142,7 +142,7 @@ def test_law_8_what_looks_like_a_control_token_stays_text(templates: dict[str, s
 
         def control(role: str, content: str, writer: PromptWriter = writer) -> list[int]:
             try:
-                ids = writer.tokens([Message(role, content), Message("user", "b")])
+                ids = writer.read([Message(role, content), Message("user", "b")])[0]
             except PromptError:
                 return []
             return [i for i in ids if i >= 256]
@@ -189,7 +189,7 @@ def test_law_12_a_prompt_has_the_tokens_of_llama_cpp(
                 ids = llama_cpp_tokens(model, text)
                 if vocabulary.add_bos and ids[:1] != [vocabulary.bos_id]:
                     ids.insert(0, vocabulary.bos_id)
-                if writer.tokens(messages) == ids:
+                if writer.read(messages)[0] == ids:
                     n_equal[name] += 1
                 else:
                     wrong.append(f"{name}: {template_name}: {conversation}")
@@ -206,7 +206,7 @@ def test_law_12_a_text_has_the_tokens_of_llama_cpp(vocabularies: dict[str, Llama
             ids = llama_cpp_tokens(model, text)
             if vocabulary.add_bos:
                 ids.insert(0, vocabulary.bos_id)
-            assert PromptWriter(model).tokens(text) == ids, (name, text)
+            assert PromptWriter(model).read(text)[0] == ids, (name, text)
 
 
 def test_white_space_beside_tokens_of_phi_3_goes(vocabularies: dict[str, LlamaModel]) -> None:
@@ -214,7 +214,7 @@ def test_white_space_beside_tokens_of_phi_3_goes(vocabularies: dict[str, LlamaMo
     markers = model.vocabulary.markers
     assert markers["<|user|>"] in model.vocabulary.strips_right
     model.chat_template = "<|user|>\n{{ messages[0].content }}<|end|>\n<|assistant|>\n"
-    ids = PromptWriter(model).tokens([Message("user", "Hi")])
+    ids = PromptWriter(model).read([Message("user", "Hi")])[0]
     written = [markers.get(name) for name in ("<|user|>", "<|end|>", "<|assistant|>")]
     assert [i for i in ids if not model.vocabulary.speakable[i]][-3:] == written
     assert model.vocabulary.join(ids) == b" Hi"

@@ -74,8 +74,8 @@ class Misled:
 def misled(model: LlamaModel) -> Misled:
     """Let a conversation about garbage, in its template, end where the prompt should."""
     writer = PromptWriter(model)
-    wrong = writer.tokens([Message("user", "xq7; zzkw %% 0f ~~ " * 20)])
-    return Misled(model, wrong[-len(writer.tokens(STORY[:PROMPT])) :])
+    wrong = writer.read([Message("user", "xq7; zzkw %% 0f ~~ " * 20)])[0]
+    return Misled(model, wrong[-len(writer.read(STORY[:PROMPT])[0]) :])
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_a_member_alone_scores_as_its_logits_say(demo: Ensemble) -> None:
     with open_models(spec) as (model,):
         found = ensemble_of(spec, [model]).score("", text)
         model.remove(ALL, 0)
-        prompt, tokens = PromptWriter(model).tokens(""), model.tokenizer.encode(text.encode())
+        prompt, tokens = PromptWriter(model).read("")[0], model.tokenizer.encode(text.encode())
         blocks = list(model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])))
         logits = np.concatenate(blocks)[len(prompt) - 1 :].astype(np.float64)
         said = model.vocabulary.speakable.copy()

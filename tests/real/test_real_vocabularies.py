@@ -116,9 +116,9 @@ def test_a_text_that_grows_word_by_word_ends_as_it_would_be_read_at_once(
 @given(content=awkward_text)
 def test_law_8_a_message_never_becomes_a_control_token(vocabularies, name, content) -> None:
     model = vocabularies[name]
-    ids = PromptWriter(model).tokens([Message("system", "s"), Message("user", content)])
+    ids = PromptWriter(model).read([Message("system", "s"), Message("user", content)])[0]
     control = [i for i in ids if not model.vocabulary.speakable[i]]
-    plain = PromptWriter(model).tokens([Message("system", "s"), Message("user", "a")])
+    plain = PromptWriter(model).read([Message("system", "s"), Message("user", "a")])[0]
     assert control == [i for i in plain if not model.vocabulary.speakable[i]]
 
 
@@ -138,7 +138,7 @@ def test_a_prompt_reads_as_llama_cpp_reads_it(vocabularies, name, text) -> None:
     data = text.encode()
     tokens = (ctypes.c_int32 * 200)()
     count = llama.llama_tokenize(model._file.vocab, data, len(data), tokens, 200, True, False)
-    assert PromptWriter(model).tokens(text) == tokens[:count]
+    assert PromptWriter(model).read(text)[0] == tokens[:count]
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
@@ -149,7 +149,7 @@ def test_a_conversation_reads_as_llama_cpp_reads_it(vocabularies, name) -> None:
     data = (written + "<|im_start|>assistant\n").encode()
     tokens = (ctypes.c_int32 * 200)()
     count = llama.llama_tokenize(model._file.vocab, data, len(data), tokens, 200, True, True)
-    assert PromptWriter(model).tokens(messages) == tokens[:count]
+    assert PromptWriter(model).read(messages)[0] == tokens[:count]
 
 
 pairs = pytest.mark.parametrize(("member", "pivot"), list(permutations(REAL_MODELS, 2)))

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from eva_local.fusion.votes import Floats
-from eva_local.spaces.bytes.boundary import (
-    ANY,
-    END,
-    BoundaryPrior,
-    border_kind,
-    found_before,
-    inside_kind,
-)
+from eva_local.spaces.bytes.boundary import ANY, END, BoundaryPrior, border_kind, found_before
 
 UNIFORM = np.full(END + 1, 1 / (END + 1))
 
@@ -78,14 +71,14 @@ def test_what_was_found_in_other_texts_counts_as_eight_borders() -> None:
 def test_kinds(byte: int, kind: str) -> None:
     assert border_kind(byte, likely=True) == f"{kind}, likely"
     assert border_kind(byte, likely=False) == f"{kind}, unlikely"
-    assert inside_kind(byte) == f"{kind}, inside"
+    assert border_kind(byte) == f"{kind}, inside"
 
 
 def test_what_comes_along_are_distributions_of_known_kinds() -> None:
     known = {ANY}
     for byte in range(256):
         known |= {border_kind(byte, likely=likely) for likely in (True, False)}
-        known.add(inside_kind(byte))
+        known.add(border_kind(byte))
     before = found_before()
     assert ANY in before
     assert set(before) <= known

@@ -227,7 +227,7 @@ class ByteBeam:
         return masses / total if total > 0 else masses
 
     def _inside(self) -> str:
-        return boundary.inside_kind(self.text[-1]) if self.text else boundary.ANY
+        return boundary.border_kind(self.text[-1]) if self.text else boundary.ANY
 
     def _here(self) -> list[Border]:
         return [border for border in self._waiting if border.covers == len(self.text)]

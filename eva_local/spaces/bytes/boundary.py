@@ -54,22 +54,17 @@ def found_before() -> Mapping[str, Floats]:
     return dict(zip(kinds, means, strict=True))
 
 
-def border_kind(byte: int, *, likely: bool) -> str:
-    """Return the kind of a border after `byte` that was likely when it came up, or was not."""
-    return f"{_kind_of(byte)}, {'likely' if likely else 'unlikely'}"
-
-
-def inside_kind(byte: int) -> str:
-    """Return the kind of a border after `byte`, inside a piece."""
-    return f"{_kind_of(byte)}, inside"
-
-
 @functools.cache
-def _kind_of(byte: int) -> str:
-    """Return the kind of a byte: the kind of letter or digit, else the byte itself."""
-    character = chr(byte)
+def border_kind(byte: int, *, likely: bool | None = None) -> str:
+    """Return the kind of a border: what `byte` before it is, and whether it was `likely`.
+
+    That is when it came up; None stands for one inside a piece.
+    """
+    character, kind = chr(byte), f"byte {byte}"
     if byte >= 0x80:
-        return "half"
-    if character.isalpha():
-        return "upper" if character.isupper() else "lower"
-    return "digit" if character.isdigit() else f"byte {byte}"
+        kind = "half"
+    elif character.isalpha():
+        kind = "upper" if character.isupper() else "lower"
+    elif character.isdigit():
+        kind = "digit"
+    return f"{kind}, {'inside' if likely is None else 'likely' if likely else 'unlikely'}"

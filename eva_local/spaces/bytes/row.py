@@ -152,7 +152,8 @@ class OpenRow:
         return self._offer([piece for piece, _ in found], nodes, ends_here=ends_here)
 
     def _offer(self, pieces: list[bytes], nodes: Ids, *, ends_here: bool) -> Offer:
-        exact, under = self._exactly(nodes), self._under(nodes)
+        low = self._trie.low[nodes]
+        exact, under = self._between(low, low + self._trie.exact[nodes]), self._under(nodes)
         shares, ends = exact / self.left, exact / np.where(under > 0, under, 1.0)
         if ends_here:
             pieces.append(b"")
@@ -193,11 +194,6 @@ class OpenRow:
     def _under(self, nodes: Ids) -> Floats:
         """Return (m,): the mass of the tokens under each of `nodes`."""
         return self._between(self._trie.low[nodes], self._trie.high[nodes])
-
-    def _exactly(self, nodes: Ids) -> Floats:
-        """Return (m,): the mass of the tokens that end at each of `nodes`."""
-        low = self._trie.low[nodes]
-        return self._between(low, low + self._trie.exact[nodes])
 
     def _between(self, lows: Ids, highs: Ids) -> Floats:
         """Return (m,): the mass of the tokens from each of `lows` to each of `highs`."""

@@ -66,19 +66,11 @@ class ByteSpace:
         return 0 <= symbol < END
 
     def states(self, slot: int) -> list[ByteState]:
-        return [
-            ByteState(
-                model,
-                range(seat * model.n_branches, (seat + 1) * model.n_branches),
-                trie,
-                self._threshold,
-                self._before,
-                control,
-            )
-            for (model, seat), trie, control in zip(
-                seats(self._models, slot), self._tries, self._control, strict=True
-            )
-        ]
+        taken = seats(self._models, slot)
+        own = [range(seat * m.n_branches, (seat + 1) * m.n_branches) for m, seat in taken]
+        rows = zip(self._models, own, self._tries, self._control, strict=True)
+        how = self._threshold, self._before
+        return [ByteState(m, ids, trie, *how, control) for m, ids, trie, control in rows]
 
     def alone(self, member: int) -> "ByteSpace":
         control = [self._control[member]]
@@ -118,13 +110,8 @@ class ByteSpace:
             state.vote_on(pieces, shares, ends) if only in (None, member) else None
             for member, state in enumerate(states)
         ]
-        return Candidates(
-            votes=votes,
-            pieces=pieces,
-            end=-1 if pieces[-1] else len(pieces) - 1,
-            allowed=allowed,
-            proposer=proposer,
-        )
+        end = -1 if pieces[-1] else len(pieces) - 1
+        return Candidates(votes, pieces, end, allowed, proposer)
 
     def _spellable(self, offer: Offer) -> Offer:
         pieces, shares, ends = offer
