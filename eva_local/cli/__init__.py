@@ -1,7 +1,7 @@
 """The command line: answers on stdout, all else on stderr.
 
-A command is a click command in a module of this package; one line in COMMANDS adds it. Such a
-module imports at its top nothing that is slow, because `eva-local --help` reads them all.
+A command is a click command in one of _MODULES. Such a module imports at its top nothing that is
+slow, because `eva-local --help` reads them all.
 """
 
 import errno
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,9 @@ from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
-COMMANDS: tuple[click.Command, ...] = (
-    run.run,
-    chat.chat,
-    batch.batch,
-    serve.serve,
-    models.pull,
-    models.list_models,
-    models.show,
-    models.verify,
-    models.config,
-    check.check,
-    evaluate.evaluate,
-    bench.bench,
-    run.trace,
-    setup.add,
-    setup.completion,
-    setup.help_,
-    setup.version,
-)
+_MODULES = (batch, bench, chat, check, evaluate, models, run, serve, setup)
+_THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
+COMMANDS = [thing for thing in _THINGS if isinstance(thing, click.Command)]
 INTERRUPTED = 130
 
 
@@ -55,7 +40,11 @@ class _Commands(click.Group):
             return 0
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option(
     "--config",
     "config_path",
@@ -70,10 +59,6 @@ def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None
     """Let several local GGUF models with different vocabularies write one answer together."""
     _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
     context.obj = partial(load_config, config_path, os.environ)
-
-
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     multiple=True,
     default=(100, 3000),
-    show_default=True,
     help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
 )
 @count_option("--parallel", default=8, text="Measure one text, and so many side by side.")

@@ -38,7 +38,6 @@ _TUNABLE = 20
     "kind",
     type=click.Choice(["auto", "generate", "choice", "bpb", "translate"]),
     default="auto",
-    show_default=True,
     help="What the rows are; auto looks at their fields.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Take the first rows of each FILE.")
