@@ -46,7 +46,7 @@ def pull(
         elif not force and store.find(spec) is not None:
             state = "already here"
         with contextlib.closing(ProgressDisplay()) as progress:
-            path = store.pull(spec, progress.count, force=force)
+            path = store.pull(spec, progress, force=force)
         click.echo(f"{spec.name}: {state}: {path}")
 
 
@@ -152,7 +152,7 @@ def verify(
     found = []
     for spec in named or config.models.values():
         with contextlib.closing(ProgressDisplay()) as progress:
-            result = store.verify(spec, progress.count)
+            result = store.verify(spec, progress)
         if result.status != "missing" or spec in named:
             found.append((result, spec))
     if as_json:
