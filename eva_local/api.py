@@ -87,15 +87,10 @@ class Ensemble:
         """Return the files of the mappings that the members' votes go through."""
         if self.spec.fusion.space != "pivot":
             return ()
-        pivot = self._models[self.spec.pivot_index]
-        others = (
-            model
-            for model in self._models
-            if model.vocabulary.fingerprint != pivot.vocabulary.fingerprint
-        )
-        method, folders = self.spec.fusion.mapping, mapping_folders()
-        found = (find(method, model, pivot, folders) for model in others)
-        return tuple(path for path in found if path is not None)
+        pivot, folders = self._models[self.spec.pivot_index], mapping_folders()
+        # A vocabulary needs no file to itself.
+        found = (find(self.spec.fusion.mapping, each, pivot, folders) for each in self._models)
+        return tuple(filter(None, found))
 
     def prompt_tokens(self, prompt: AnyPrompt, sampling: Sampling | None = None) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from eva_local.cli import batch, bench, chat, check, evaluate, models, run, serve, setup
-from eva_local.cli.outputs import give_up_output, open_streams
+from eva_local.cli.outputs import file_option, give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
@@ -45,13 +45,7 @@ class _Commands(click.Group):
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Read models and settings from FILE.",
-)
+@file_option("--config", "config_path", text="Read models and settings from FILE.")
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what llama.cpp says.")
 @click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
 @click.pass_context

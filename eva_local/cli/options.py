@@ -84,11 +84,10 @@ def parallel_option(things: str) -> Callable[[Command], Command]:
 
 
 def count_option(
-    *names: str, default: int, least: int = 1, text: str
+    *names: str, text: str, least: int = 1, most: int | None = None, default: int | None = None
 ) -> Callable[[Command], Command]:
     """Add an option for a whole number."""
-    kind = click.IntRange(least)
-    return click.option(*names, type=kind, default=default, help=text)
+    return click.option(*names, type=click.IntRange(least, most), default=default, help=text)
 
 
 def setting_options(*keys: str) -> Callable[[Command], Command]:

@@ -194,9 +194,9 @@ def _members(
     return members, [1.0 if weight is None else weight for weight in weights]
 
 
-def free_name(name: str, taken: Sequence[str]) -> str:
+def free_name(name: str, taken: Sequence[str], form: str = "{}-{}") -> str:
     """Return a name, with a number where it is taken."""
-    numbered = (f"{name}-{number}" for number in count(2))
+    numbered = (form.format(name, number) for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
 
 
