@@ -15,7 +15,7 @@ import click
 from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
 from eva_local.config.catalogue import free_name
-from eva_local.config.settings import keys_of
+from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
@@ -205,16 +205,13 @@ def variant(
     # A comma before what has no `=` is part of the value, so that weights can be listed.
     pairs = [part.partition("=") for part in re.split(",(?=[^,]*=)", text)]
     given = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
-    known = ("pivot", *keys_of(FusionSettings), *THINKING_KEYS)
-    for key in given:
-        if key not in known:
-            raise InputError(f"--compare {text}: {key}: {did_you_mean(key, known)}")
+    refuse_unknown(
+        given, ("pivot", *keys_of(FusionSettings), *THINKING_KEYS), f"--compare {text}: "
+    )
     pivot = given.pop("pivot", spec.pivot)
-    names = [member.name for member in spec.members]
-    if pivot not in names:
+    if pivot not in (names := [member.name for member in spec.members]):
         raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
-    changed = load({**overrides, **given}).ensemble()
-    return replace(changed, name=text, pivot=pivot)
+    return replace(load({**overrides, **given}).ensemble(), name=text, pivot=pivot)
 
 
 def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
