@@ -87,15 +87,10 @@ class Ensemble:
         """Return the files of the mappings that the members' votes go through."""
         if self.spec.fusion.space != "pivot":
             return ()
-        pivot = self._models[self.spec.pivot_index]
-        others = (
-            model
-            for model in self._models
-            if model.vocabulary.fingerprint != pivot.vocabulary.fingerprint
-        )
-        method, folders = self.spec.fusion.mapping, mapping_folders()
-        found = (find(method, model, pivot, folders) for model in others)
-        return tuple(path for path in found if path is not None)
+        pivot, folders = self._models[self.spec.pivot_index], mapping_folders()
+        # A vocabulary needs no file to itself.
+        found = (find(self.spec.fusion.mapping, each, pivot, folders) for each in self._models)
+        return tuple(filter(None, found))
 
     def prompt_tokens(self, prompt: AnyPrompt, sampling: Sampling | None = None) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""
@@ -235,9 +230,14 @@ class Ensemble:
         `sampling` is one for all, or one for each. A beginning that prompts have in common is
         read once. Raises the first error that one of them meets; see `stream`.
         """
-        requests = _requests(prompts, sampling)
-        answers: list[list[Step]] = [[] for _ in requests]
-        with contextlib.closing(self.run_many(requests)) as told:
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a sequence of them, not one text; see complete")
+        n_asked = len(prompts)
+        each = sampling if isinstance(sampling, Sequence) else [sampling] * n_asked
+        if len(each) != n_asked:
+            raise InputError(f"{n_asked} prompts need as many samplings, or one, not {len(each)}")
+        answers: list[list[Step]] = [[] for _ in prompts]
+        with contextlib.closing(self.run_many(list(map(Request, prompts, each)))) as told:
             for number, step in told:
                 answers[number].append(_raised(step, Step))
         return [completion_of(steps) for steps in answers]
@@ -367,17 +367,6 @@ def _raised(told: Told, kind: type[T]) -> T:
         raise told
     assert isinstance(told, kind)
     return told
-
-
-def _requests(
-    prompts: Sequence[AnyPrompt], sampling: Sampling | Sequence[Sampling] | None
-) -> list[Request]:
-    if isinstance(prompts, str):
-        raise InputError("prompts must be a sequence of them, not one text; see complete")
-    each = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
-    if len(each) != len(prompts):
-        raise InputError(f"{len(prompts)} prompts need as many samplings, or one, not {len(each)}")
-    return [Request(*both) for both in zip(prompts, each, strict=True)]
 
 
 def completion_of(steps: Sequence[Step]) -> Completion:

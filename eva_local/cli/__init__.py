@@ -1,7 +1,7 @@
 """The command line: answers on stdout, all else on stderr.
 
-A command is a click command in a module of this package; one line in COMMANDS adds it. Such a
-module imports at its top nothing that is slow, because `eva-local --help` reads them all.
+A command is a click command in one of _MODULES. Such a module imports at its top nothing that is
+slow, because `eva-local --help` reads them all.
 """
 
 import errno
@@ -11,36 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 
 from eva_local.cli import batch, bench, chat, check, evaluate, models, run, serve, setup
-from eva_local.cli.outputs import give_up_output, open_streams
+from eva_local.cli.outputs import file_option, give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
-COMMANDS: tuple[click.Command, ...] = (
-    run.run,
-    chat.chat,
-    batch.batch,
-    serve.serve,
-    models.pull,
-    models.list_models,
-    models.show,
-    models.verify,
-    models.config,
-    check.check,
-    evaluate.evaluate,
-    bench.bench,
-    run.trace,
-    setup.add,
-    setup.completion,
-    setup.help_,
-    setup.version,
-)
+_MODULES = (batch, bench, chat, check, evaluate, models, run, serve, setup)
+_THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
+COMMANDS = [thing for thing in _THINGS if isinstance(thing, click.Command)]
 INTERRUPTED = 130
 
 
@@ -55,14 +40,12 @@ class _Commands(click.Group):
             return 0
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Read models and settings from FILE.",
+@click.group(
+    cls=_Commands,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
+@file_option("--config", "config_path", text="Read models and settings from FILE.")
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what llama.cpp says.")
 @click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
 @click.pass_context
@@ -70,10 +53,6 @@ def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None
     """Let several local GGUF models with different vocabularies write one answer together."""
     _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
     context.obj = partial(load_config, config_path, os.environ)
-
-
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,11 +31,7 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.argument("target", metavar="OUT", type=click.Path())
 @drawing_options
 @parallel_option("rows")
-@click.option(
-    "--resume/--restart",
-    default=True,
-    help="Go on with what OUT has (as is done anyway), or throw it away.",
-)
+@click.option("--resume/--restart", default=True, help="Go on with what OUT has, or throw it away.")
 @click.option("--retry-errors", is_flag=True, help="Try rows again that failed before.")
 @click.option("--ordered", is_flag=True, help="Write the rows in the order of IN.")
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What IN is, if not guessed.")

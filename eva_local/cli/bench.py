@@ -13,6 +13,8 @@ import click
 
 from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
+from eva_local.config.settings import keys_of
+from eva_local.config.specs import LoadSettings
 
 if TYPE_CHECKING:
     from eva_local.bench.answers import Answers
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     multiple=True,
     default=(100, 3000),
-    show_default=True,
     help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
 )
 @count_option("--parallel", default=8, text="Measure one text, and so many side by side.")
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
 @count_option("--questions", "n_asked", default=12, least=0, text="Answer so many of 12.")
 @outputs.output_options
 @setting_options(
-    *("ensemble", "n_ctx", "threads", "n_gpu_layers", "main_gpu", "tensor_split", "n_batch"),
-    *("flash_attention", "kv_type", "swa_full", "batch_invariant", "snapshots"),
-    *("space", "mapping", "combine", "filter", "candidates", "weights", "prompt_evidence", "gate"),
-    "drafter",
+    *("ensemble", *keys_of(LoadSettings), "space", "mapping", "combine", "filter", "candidates"),
+    *("weights", "prompt_evidence", "gate", "drafter"),
 )
 @click.pass_obj
 def bench(

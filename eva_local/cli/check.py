@@ -73,16 +73,15 @@ def _show(check: Check) -> None:
     from eva_local.evaluate.check import needed
     from eva_local.models.header import read_header
 
-    rows = []
-    for fact in check.facts:
-        thinking = thinking_of(fact.name, read_header(fact.path).chat_template or "")
-        rows.append(
-            (
-                *(fact.name, fact.architecture, fact.quantisation or "?", f"{fact.n_vocab:,}"),
-                *(f"{fact.shared:.0%}", fact.has_chat_template, thinking is not None),
-                *(fact.takes_back, f"{(fact.weights + fact.cache) / 1e9:.2f} GB"),
-            )
+    rows = [
+        (
+            *(fact.name, fact.architecture, fact.quantisation or "?", f"{fact.n_vocab:,}"),
+            *(f"{fact.shared:.0%}", fact.has_chat_template),
+            thinking_of(fact.name, read_header(fact.path).chat_template or "") is not None,
+            *(fact.takes_back, f"{(fact.weights + fact.cache) / 1e9:.2f} GB"),
         )
+        for fact in check.facts
+    ]
     head = ("MEMBER", "FAMILY", "FORM", "VOCABULARY", "OF THE PIVOT'S", "CHATS", "THINKS")
     outputs.print_table((*head, "TAKES BACK", "MEMORY"), rows)
     free = "" if check.free is None else f" of {check.free / 1e9:.1f} GB that are free"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +14,8 @@ import click
 
 from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
-from eva_local.config.settings import keys_of
+from eva_local.config.catalogue import free_name
+from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
 from eva_local.reading import did_you_mean
@@ -38,10 +38,9 @@ _TUNABLE = 20
     "kind",
     type=click.Choice(["auto", "generate", "choice", "bpb", "translate"]),
     default="auto",
-    show_default=True,
     help="What the rows are; auto looks at their fields.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Take the first rows of each FILE.")
+@count_option("--limit", text="Take the first rows of each FILE.")
 @outputs.file_option(
     "--few-shot",
     "shot_files",
@@ -51,8 +50,8 @@ _TUNABLE = 20
 @count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
 @click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
 @click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Length of answers; else as tasks need.")
-@click.option("--text-bytes", type=click.IntRange(1), help="Take so much of each text at most.")
+@count_option("--max-tokens", text="Length of answers; else as tasks need.")
+@count_option("--text-bytes", text="Take so much of each text at most.")
 @count_option("--prompt-bytes", default=0, least=0, text="Read, not score, so much of each text.")
 @click.option("--members/--no-members", default=True, help="Measure each member alone too.")
 @click.option(
@@ -61,10 +60,8 @@ _TUNABLE = 20
     metavar="SETTINGS",
     help="Also measure KEY=VALUE,... or another ensemble or model by name; may be repeated.",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(2, 64),
-    help="Also let the best member answer so often, and take what most say.",
+@count_option(
+    "--samples", least=2, most=64, text="Let the best member also answer so often, and vote."
 )
 @click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
 @count_option("--parallel", default=4, text="Do so many rows side by side.")
@@ -136,11 +133,8 @@ def evaluate(
         closing(outputs.ProgressDisplay()) as progress,
         open_models(everyone, progress, parallel=parallel, bytewise=bytewise) as opened,
     ):
-        of = list(zip(everyone.members, opened, strict=True))
-        models = {
-            one.name: next(model for other, model in of if one.is_of(other))
-            for one in chain.from_iterable(each.members for each in specs)
-        }
+        of = {each.opened: model for each, model in zip(everyone.members, opened, strict=True)}
+        models = {one.name: of[one.opened] for each in specs for one in each.members}
         how = Conditions(**conditions, own_shots=sharing)
         contest = Contest(models, kept, how, parallel, progress)
         try:
@@ -211,16 +205,13 @@ def variant(
     # A comma before what has no `=` is part of the value, so that weights can be listed.
     pairs = [part.partition("=") for part in re.split(",(?=[^,]*=)", text)]
     given = {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
-    known = ("pivot", *keys_of(FusionSettings), *THINKING_KEYS)
-    for key in given:
-        if key not in known:
-            raise InputError(f"--compare {text}: {key}: {did_you_mean(key, known)}")
+    refuse_unknown(
+        given, ("pivot", *keys_of(FusionSettings), *THINKING_KEYS), f"--compare {text}: "
+    )
     pivot = given.pop("pivot", spec.pivot)
-    names = [member.name for member in spec.members]
-    if pivot not in names:
+    if pivot not in (names := [member.name for member in spec.members]):
         raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
-    changed = load({**overrides, **given}).ensemble()
-    return replace(changed, name=text, pivot=pivot)
+    return replace(load({**overrides, **given}).ensemble(), name=text, pivot=pivot)
 
 
 def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
@@ -232,7 +223,8 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
                 raise InputError(f"--compare {spec.name}: another member is called {member.name}")
             needed = sum(member.is_of(one) for one in spec.members[: number + 1])
             if sum(member.is_of(one) for one in found) < needed:
-                found.append(replace(member, name=_free(member.name, [one.name for one in found])))
+                name = free_name(member.name, [one.name for one in found])
+                found.append(replace(member, name=name))
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
@@ -240,13 +232,8 @@ def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
     """Return the ensembles' names, with a number where one was there before."""
     names: list[str] = []
     for spec in specs:
-        names.append(_free(spec.name, names))
+        names.append(free_name(spec.name, names, "{} ({})"))
     return names
-
-
-def _free(name: str, taken: Sequence[str]) -> str:
-    numbered = (f"{name} ({n})" if n > 1 else name for n in count(1))
-    return next(one for one in numbered if one not in taken)
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -18,7 +18,7 @@ from eva_local.config.elsewhere import HUB_NAME, held, named
 from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import InputError, PromptError, StoreError
 from eva_local.models import store
-from eva_local.models.header import refusal
+from eva_local.models.header import read_header, refusal
 
 
 @click.command()
@@ -46,7 +46,7 @@ def pull(
         elif not force and store.find(spec) is not None:
             state = "already here"
         with contextlib.closing(ProgressDisplay()) as progress:
-            path = store.pull(spec, progress.count, force=force)
+            path = store.pull(spec, progress, force=force)
         click.echo(f"{spec.name}: {state}: {path}")
 
 
@@ -85,11 +85,8 @@ def list_models(load: Load, everything: bool, as_json: bool) -> None:
             click.echo(f"{spec.name}: {path}: {wrong}", err=True)
     click.echo()
     rows = [
-        (
-            f"{row['name']}{' (default)' if row['default'] else ''}",
-            *(row["here"], " + ".join(row["members"]), row["description"]),
-        )
-        for row in ensembles
+        (f"{name}{' (default)' if is_default else ''}", here, " + ".join(members), description)
+        for name, members, here, is_default, description in map(dict.values, ensembles)
     ]
     print_table(("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"), rows)
     if everything:
@@ -152,14 +149,13 @@ def verify(
     found = []
     for spec in named or config.models.values():
         with contextlib.closing(ProgressDisplay()) as progress:
-            result = store.verify(spec, progress.count)
+            result = store.verify(spec, progress)
         if result.status != "missing" or spec in named:
             found.append((result, spec))
     if as_json:
         print_json([asdict(result) for result, _ in found])
-    for result, spec in found:
-        if not as_json:
-            click.echo(f"{result.name}: {_verdict(result, spec)}")
+    for result, spec in () if as_json else found:
+        click.echo(f"{result.name}: {_verdict(result, spec)}")
     return 2 if any(one.status in ("mismatch", "missing", "invalid") for one, _ in found) else 0
 
 
@@ -169,8 +165,6 @@ def verify(
 @click.pass_obj
 def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""
-    from eva_local.models.header import read_header
-
     loaded = load(overrides)
     # The n_ctx of the members that are here is at most what they were trained for.
     contexts: dict[str, int] = {}
@@ -248,8 +242,6 @@ def _is_here(spec: ModelSpec) -> bool:
 
 
 def _model_facts(spec: ModelSpec) -> dict[str, object]:
-    from eva_local.models.header import read_header
-
     path, load, file = store.find(spec), asdict(spec.load), None
     template = spec.chat_template
     if path is not None:
@@ -259,13 +251,16 @@ def _model_facts(spec: ModelSpec) -> dict[str, object]:
         file = asdict(header)
         del file["chat_template"]
     known = {"source": asdict(spec.source), "sha256": spec.sha256, "load": load}
-    told = {key: found for key in ("system", "prefix") if (found := getattr(spec, key, ""))} | {
+    role = {key: found for key in ("system", "prefix") if (found := getattr(spec, key, ""))}
+    return {
+        **(_model_row(spec) | known | role),
         "chat_template": spec.chat_template and "given",
         "chat_template_kwargs": spec.chat_template_kwargs,
         "thinking": thinking_of(spec.name, template or ""),
+        "path": path,
+        "problem": (path and refusal(path)) or None,
+        "file": file,
     }
-    problem = None if path is None else refusal(path) or None
-    return {**_model_row(spec), **known, **told, "path": path, "problem": problem, "file": file}
 
 
 def thinking_of(name: str, template: str) -> dict[str, object] | None:

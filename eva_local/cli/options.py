@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from eva_local.config.config import DEFAULT_KEYS, Config, listed, load_config
-from eva_local.config.settings import read_text
+from eva_local.config.settings import REQUEST_KEYS, read_text
 from eva_local.errors import EvaError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -78,18 +78,16 @@ def parallel_option(things: str) -> Callable[[Command], Command]:
         "--parallel",
         metavar="N",
         default=_AUTO,
-        show_default=True,
         type=number_of_texts,
         help=f"Write N {things} side by side; auto asks memory.",
     )
 
 
 def count_option(
-    *names: str, default: int, least: int = 1, text: str
+    *names: str, text: str, least: int = 1, most: int | None = None, default: int | None = None
 ) -> Callable[[Command], Command]:
     """Add an option for a whole number."""
-    kind = click.IntRange(least)
-    return click.option(*names, type=kind, default=default, show_default=True, help=text)
+    return click.option(*names, type=click.IntRange(least, most), default=default, help=text)
 
 
 def setting_options(*keys: str) -> Callable[[Command], Command]:
@@ -140,7 +138,6 @@ def _text_option(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, metavar="FILE", type=lambda file: read(Path(file)), help=text)
 
 
-_DRAWN = ("stop", "logit_bias", "grammar", "json_schema", "chat_template", "chat_template_kwargs")
 _DRAWING = (
     setting_options(),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."),
@@ -158,7 +155,6 @@ _DRAWING = (
         "--chat-template-kwargs",
         metavar="JSON",
         type=_object,
-        default="{}",
         help='Tell this to the chat templates, such as \'{"reasoning_effort": "low"}\'.',
     ),
 )
@@ -170,7 +166,7 @@ def drawing_options(function: Command) -> Command:
     @functools.wraps(function)
     def command(load: Load, overrides: dict[str, object], **options: Any) -> Any:
         config = load(overrides)
-        drawn = {key: options.pop(key) for key in _DRAWN}
+        drawn = {key: options.pop(key) for key in REQUEST_KEYS}
         given = {key: value for key, value in drawn.items() if value not in (None, (), {})}
         if "grammar" in given or "json_schema" in given:
             # One takes the place of the other.

@@ -130,10 +130,6 @@ class ProgressDisplay:
             click.echo(text or f"{what}{percent}", err=True)
         self._last_what = what
 
-    def count(self, what: str, done: int, total: int | None) -> None:
-        """Say how many bytes of `what` are done."""
-        self(what, done / total if total else None)
-
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False, type=written)
-@click.option(
-    "-f", "--file", metavar="FILE", type=click.Path(path_type=Path), help="Read PROMPT there."
-)
+@file_option("-f", "--file", text="Read PROMPT there.")
 @drawing_options
 @system_option
 @click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")

@@ -36,16 +36,9 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     help="Offer this ensemble or model; may be repeated. The first is the default.",
 )
 @click.option(*MODEL, "models", **MODEL_HOW)
-@click.option(
-    "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Listen here."
-)
-@click.option(
-    "--port",
-    metavar="N",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="Listen on this port; 0 takes a free one.",
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", help="Listen here.")
+@count_option(
+    "--port", default=8080, least=0, most=65535, text="Listen on this port; 0 takes a free one."
 )
 @click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
 @parallel_option("answers")

@@ -82,11 +82,7 @@ class _Ensemble(Struct, kw_only=True):
 
 
 # What goes with each kind of source.
-_SOURCE_KEYS = {
-    "path": ("path",),
-    "hub": ("hub", "file", "revision"),
-    "wheel": ("wheel", "file", "parts"),
-}
+_SOURCE_KEYS = {"path": (), "hub": ("file", "revision"), "wheel": ("file", "parts")}
 _ENSEMBLE_KEYS = (*keys_of(specs.FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
 
 
@@ -151,8 +147,10 @@ def read_ensembles(
                 sampling=_sampling(path, place, values, build(Sampling, settings)),
                 description=table.description,
             )
+        except ReadError as error:
+            raise placed(error, f"{place}.") from error
         except InputError as error:
-            raise placed(ReadError("", str(error)), place) from error
+            raise ConfigError(f"{place}: {error}") from error
         owns[name] = own
     return ensembles, owns
 
@@ -194,9 +192,9 @@ def _members(
     return members, [1.0 if weight is None else weight for weight in weights]
 
 
-def free_name(name: str, taken: Sequence[str]) -> str:
+def free_name(name: str, taken: Sequence[str], form: str = "{}-{}") -> str:
     """Return a name, with a number where it is taken."""
-    numbered = (f"{name}-{number}" for number in count(2))
+    numbered = (form.format(name, number) for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
 
 
@@ -279,12 +277,7 @@ def _sampling(path: Path, place: str, values: Mapping[str, Any], settings: Sampl
     if "chat_template" in request:
         where = f"{place}.chat_template"
         request["chat_template"] = _template(path, request["chat_template"], where)
-    try:
-        return replace(settings, **request)
-    except ReadError as error:
-        raise placed(error, f"{place}.") from error
-    except InputError as error:
-        raise ConfigError(f"{place}: {error}") from error
+    return replace(settings, **request)
 
 
 def _template(path: Path, written: str, where: str) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from eva_local.config import specs
 from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
+from eva_local.config.elsewhere import HUB_NAME, Held, held, named, tag
 from eva_local.config.settings import (
     Setting,
     build,
@@ -69,8 +71,6 @@ class Config:
 
     def of_hub(self, called: str) -> tuple[str, specs.ModelSpec | None]:
         """Return the name in full of OWNER/REPO:QUANT, or what is short for it, and its model."""
-        from eva_local.config.elsewhere import Held, named, tag
-
         known = {
             Held(f"{source.repository}:{tag(Path(source.file))}", Path(source.file), ""): spec
             for spec in [*self.models.values()][::-1]
@@ -122,45 +122,44 @@ class Config:
         parts = [each.replace("\\,", ",") for each in _BETWEEN.split(name)]
         return self._made([name] if _is_file(name) else parts)
 
-    def _made(self, named: Sequence[str]) -> specs.EnsembleSpec:
+    def _made(self, given: Sequence[str]) -> specs.EnsembleSpec:
         members: list[specs.MemberSpec] = []
-        for model in map(self._found, named):
+        for model in map(self._found, given):
             taken = [*specs.NO_MEMBER, *(member.name for member in members)]
             members.append(specs.MemberSpec.of(model, name=free_name(model.name, taken)))
         names = [member.name for member in members]
-        files = [each for each in named if each not in self.models and _is_file(each)]
-        whole = (str(Path(each).absolute()) if each in files else each for each in named)
+        files = [each for each in given if each not in self.models and _is_file(each)]
+        whole = (str(Path(each).absolute()) if each in files else each for each in given)
         return specs.EnsembleSpec(
             *("+".join(names), tuple(members), names[0], self.fusion, self.defaults),
             called=listed(whole).encode(errors="replace").decode(),
         )
 
-    def _found(self, named: str) -> specs.ModelSpec:
+    def _found(self, name: str) -> specs.ModelSpec:
         """Return a model that is configured, or of a file: the user's, or another program's."""
-        if named in self.models:
-            return self.models[named]
-        path = user_path(named, "model")
+        if name in self.models:
+            return self.models[name]
+        path = user_path(name, "model")
         if not _is_file(path):
-            from eva_local.config.elsewhere import HUB_NAME, held_as
-
-            called, spec = self.of_hub(named)
-            known = held_as(called, os.environ, Path.home()) if named not in self.ensembles else []
+            called, spec = self.of_hub(name)
+            there = held(os.environ, Path.home()) if name not in self.ensembles else []
+            known = named(called, there)
             if spec is not None:
                 # What another program holds need not be pulled.
-                there = [specs.PathSource(path.absolute()) for path in known[:1]]
-                return replace(spec, source=there[0], size=None, sha256=None) if there else spec
+                sources = [specs.PathSource(each.path.absolute()) for each in known[:1]]
+                return replace(spec, source=sources[0], size=None, sha256=None) if sources else spec
             if not known:
-                hint = did_you_mean(named, (*self.ensembles, *self.models))
-                if named in self.ensembles:
+                hint = did_you_mean(name, (*self.ensembles, *self.models))
+                if name in self.ensembles:
                     hint = "an ensemble is no member of another"
                 elif path.suffix == ".gguf" or os.path.isdir(path):  # noqa: PTH112
-                    hint = f"{path} is no file" if named else "a name is empty"
-                elif HUB_NAME.fullmatch(named):
-                    hint = f"run: eva-local pull {named}"
-                raise ConfigError(f"there is no ensemble or model {named!r}; {hint}")
-            path = known[0]
-        name = name_of(Path(named))
-        return specs.ModelSpec(name, specs.PathSource(path.absolute()), load=self.load)
+                    hint = f"{path} is no file" if name else "a name is empty"
+                elif HUB_NAME.fullmatch(name):
+                    hint = f"run: eva-local pull {name}"
+                raise ConfigError(f"there is no ensemble or model {name!r}; {hint}")
+            path = known[0].path
+        source = specs.PathSource(path.absolute())
+        return specs.ModelSpec(name_of(Path(name)), source, load=self.load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ def load_config(
     None is as good as absent. Raises ConfigError naming the file and the key.
     """
     environ = os.environ if environ is None else environ
-    given = {**_read_environment(environ), **_read_overrides(overrides or {}, of_python)}
+    given = _read_environment(environ) | _read_overrides(overrides or {}, of_python)
     layers = _layers(path, environ)
     defaults: dict[str, Setting] = {}
     for path, document in layers:
@@ -212,7 +211,7 @@ def load_config(
         more, own = read_models(path, document.get("models", {}), among)
         new.append([name for name in more if name not in models])
         # The user's own come first.
-        models, owns = {**more, **{k: v for k, v in models.items() if k not in more}}, owns | own
+        models, owns = more | models | more, owns | own
     for number, (path, document) in enumerate(layers):
         tables = document.get("ensembles", {})
         # A model takes the place of an ensemble of an earlier file.
@@ -222,13 +221,11 @@ def load_config(
         made, own = read_ensembles(path, tables, models, document.get("models", {}), among)
         if found := [*(name for name in made if name not in ensembles), *new[number]]:
             chosen = replace(chosen, value=found[0])
-        rest = {name: spec for name, spec in ensembles.items() if name not in made}
-        ensembles, owns = made | rest, owns | own
+        ensembles, owns = made | ensembles | made, owns | own
     chosen = effective.get("ensemble", chosen)
     default = str(chosen.value)
-    shown = {**defaults, **owns.get(default, {}), **given, "ensemble": chosen}
-    if drafter is not None:
-        shown["drafter"] = drafter
+    shown = {**among(owns.get(default, {})), "ensemble": chosen}
+    shown |= {} if drafter is None else {"drafter": drafter}
     config = Config(
         paths=tuple(path for path, _ in layers),
         models=models,
@@ -272,13 +269,13 @@ def user_file() -> Path:
 
 def _layers(path: Path | None, environ: Mapping[str, str]) -> list[tuple[Path, dict[str, Any]]]:
     """Return the files that are read, the last the strongest, and what they say."""
-    named = [] if path is None else [user_path(path, "configuration")]
-    if path is None and (written := environ.get(f"{PREFIX}CONFIG")):
-        named = [user_path(written, f"environment {PREFIX}CONFIG")]
+    chosen = []
+    if written := path or environ.get(f"{PREFIX}CONFIG"):
+        chosen = [user_path(written, "configuration" if path else f"environment {PREFIX}CONFIG")]
     others = [file for file in (user_file(), Path(FILE_NAME)) if file.is_file()]
     found: dict[Path, tuple[Path, dict[str, Any]]] = {}
-    for file in (shipped(FILE_NAME), *others, *named):
-        document = _read_document(file, strict=file in named)
+    for file in (shipped(FILE_NAME), *others, *chosen):
+        document = _read_document(file, strict=file in chosen)
         if document is not None:
             # What is named twice counts where it counts most.
             found.pop(file.resolve(), None)
@@ -288,8 +285,7 @@ def _layers(path: Path | None, environ: Mapping[str, str]) -> list[tuple[Path, d
 
 def shipped(name: str) -> Path:
     """Find a file or folder that comes with eva-local: in the package, else in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package, package.parent):
+    for folder in Path(__file__).resolve().parents[1:3]:
         if (folder / name).exists():
             return folder / name
     raise ConfigError(f"{name}: not in this installation of eva-local; install it again")
@@ -307,20 +303,17 @@ def _read_overrides(overrides: Mapping[str, object], of_python: bool) -> dict[st
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
     variables = {f"{PREFIX}{key.upper()}": key for key in DEFAULT_KEYS}
-    given = {
-        name: text
-        for name, text in environ.items()
-        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and text
-    }
+    ours = [
+        name for name in environ if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX)
+    ]
+    given = {name: environ[name] for name in ours if environ[name]}
     refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
-    table = {variables[name]: text for name, text in given.items() if name in variables}
+    table = {key: given[name] for name, key in variables.items() if name in given}
     return read_settings(_KINDS, table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
 
 
 def _read_document(path: Path, *, strict: bool) -> dict[str, Any] | None:
     """Return what a file says; None where nobody named it, and it is another program's."""
-    import tomllib
-
     names = {tomllib.TOMLDecodeError: "not valid TOML", UnicodeDecodeError: "not UTF-8 text"}
     try:
         with refusing(f"{path}: cannot be read", ConfigError):

@@ -68,11 +68,6 @@ def held(environ: Mapping[str, str], home: Path) -> list[Held]:
     return sorted(once.values(), key=lambda each: (each.name.casefold(), each.path))
 
 
-def held_as(name: str, environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Return the files of the models of a name; if none, of what it is short for in a program."""
-    return [each.path for each in named(name, held(environ, home))]
-
-
 def named(name: str, models: Sequence[Held]) -> list[Held]:
     """Return those of a name; if none, of what it is short for."""
     wanted = _short(name)

@@ -10,17 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from eva_local.errors import InputError
-from eva_local.reading import (
-    Amount,
-    Number,
-    ReadError,
-    Scale,
-    Whole,
-    Words,
-    did_you_mean,
-    settle,
-    shown,
-)
+from eva_local.reading import Amount, Number, ReadError, Scale, Whole, Words, did_you_mean, settle
 from eva_local.types import Sampling
 
 Count = Annotated[int, Meta(ge=1)]
@@ -134,8 +124,7 @@ class HubSource:
     def parts(self) -> "tuple[HubSource, ...]":
         """Return the source of each file of the model, the first one first."""
         folder, slash, name = self.file.rpartition("/")
-        names = part_names(name)
-        return tuple(replace(self, file=f"{folder}{slash}{each}") for each in names)
+        return tuple(replace(self, file=folder + slash + each) for each in part_names(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,17 +226,17 @@ class EnsembleSpec:
 
     def __post_init__(self) -> None:
         if not all(isinstance(member, ModelSpec) for member in self.members):
-            raise InputError(f"members must be a sequence of ModelSpec, not {shown(self.members)}")
+            raise InputError(f"members must be a sequence of ModelSpec, not {self.members!r:.60}")
         object.__setattr__(self, "members", tuple(map(MemberSpec.of, self.members)))
         names = [member.name for member in self.members]
         if len(set(names)) < len(names) or not set(names).isdisjoint(NO_MEMBER):
             told = f"give each its own name, none of {', '.join(NO_MEMBER)}"
             raise InputError(f"members of {self.name}: {', '.join(names)}: {told}")
-        if self.fusion.drafter not in (*NO_MEMBER, *names):
-            hint = did_you_mean(self.fusion.drafter, (*NO_MEMBER, *names))
-            raise InputError(f"drafter {self.fusion.drafter} is no member of {self.name}; {hint}")
-        weights = () if isinstance(self.fusion.weights, str) else self.fusion.weights
-        if self.fusion.combine == "mean" and any(weight < 0 for weight in weights):
+        drafter, weights = self.fusion.drafter, self.fusion.weights
+        if drafter not in (known := [*NO_MEMBER, *names]):
+            hint = did_you_mean(drafter, known)
+            raise InputError(f"drafter {drafter} is no member of {self.name}; {hint}")
+        if self.fusion.combine == "mean" and not isinstance(weights, str) and min(weights) < 0:
             raise InputError("a negative weight needs combine = geometric")
 
     @property

@@ -106,8 +106,7 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Pace | Non
     with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
         facts = tuple(_facts(spec, models))
         evaluation = _tested(spec, models, results, report)
-    best = _best(evaluation)
-    return Check(spec, facts, free, pace, evaluation, best[0], best[1])
+    return Check(spec, facts, free, pace, evaluation, *_best(evaluation))
 
 
 def refuse_too_large(spec: EnsembleSpec) -> None:
@@ -160,10 +159,9 @@ def _tested(
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
     contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
-    kinds: dict[object, MemberSpec] = {}
-    for member in spec.members:
-        kinds.setdefault((member.opened, str(member.role)), member)
-    contestants = [alone(member) for member in kinds.values()]
+    # Members of one model in one role are one contestant.
+    kinds = {(member.opened, str(member.role)): member for member in reversed(spec.members)}
+    contestants = [alone(member) for member in reversed(kinds.values())]
     n_members = len(contestants)
     if len(spec.members) > 1:
         space: Literal["pivot", "bytes"] = "pivot" if spec.fusion.space == "bytes" else "bytes"
@@ -184,46 +182,36 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
     Who is best is told by points of the questions and, of the texts, percent of the bits of the
     best member, added up. Who cannot be told from the best and is quicker is to be preferred.
     """
-    worth = {one.name: _worth(evaluation.tasks, one.name) for one in evaluation.tasks[0].standings}
-    seconds = {
-        name: sum(task.standing(name).seconds for task in evaluation.tasks) for name in worth
-    }
-    leader = max(worth, key=lambda name: worth[name].value)
-    tied = [name for name in worth if (worth[leader] - worth[name]).low <= 0]
-    chosen = min(tied, key=seconds.__getitem__)
-    # Of those as quick, the better.
-    chosen = max(
-        (name for name in tied if seconds[name] <= _AS_QUICK * seconds[chosen]),
-        key=lambda name: worth[name].value,
-    )
-    found = evaluation.tasks[0].standing(chosen)
-    return found.spec, _sentence(evaluation, found, leader, worth, seconds)
+    tasks = evaluation.tasks
+    found = [(one, _worth(tasks, one.name)) for one in tasks[0].standings]
+    # The best first.
+    found.sort(key=lambda each: each[1].value, reverse=True)
+    worth = {one.name: estimate for one, estimate in found}
+    seconds = {name: sum(task.standing(name).seconds for task in tasks) for name in worth}
+    tied = [one for one, estimate in found if (found[0][1] - estimate).low <= 0]
+    quick = _AS_QUICK * min(seconds[one.name] for one in tied)
+    chosen = next(one for one in tied if seconds[one.name] <= quick)
+    n_rows = sum(len(task.task.rows) for task in tasks)
+    return chosen.spec, _sentence(chosen, n_rows, worth, seconds)
 
 
 def _worth(tasks: Sequence[TaskSummary], name: str) -> Estimate:
-    scores = [task.standing(name).score for task in tasks]
-    bests = [task.standing(task.best).score.value for task in tasks]
-    factors = [
-        -100 / (best or 1.0) if task.scale.in_bits else 1.0
-        for task, best in zip(tasks, bests, strict=True)
-    ]
-    parts = list(zip(factors, scores, strict=True))
+    parts = []
+    for task in tasks:
+        best = task.standing(task.best).score.value or 1.0
+        parts.append((-100 / best if task.scale.in_bits else 1.0, task.standing(name).score))
     value = sum(factor * score.value for factor, score in parts)
     return Estimate(value, np.sum([factor * each.resamples for factor, each in parts], axis=0))
 
 
 def _sentence(
-    evaluation: Evaluation,
-    chosen: Standing,
-    leader: str,
-    worth: dict[str, Estimate],
-    seconds: dict[str, float],
+    chosen: Standing, n_rows: int, worth: dict[str, Estimate], seconds: dict[str, float]
 ) -> str:
-    n_rows = sum(len(task.task.rows) for task in evaluation.tasks)
     if len(worth) == 1:
         return f"{chosen.name} is one model; give several to see what they are worth together."
     space = "" if chosen.alone else f" in the space {chosen.spec.fusion.space}"
     told = f"Use {chosen.name}{' alone' if chosen.alone else space}"
+    leader, second, *_ = worth
     if leader != chosen.name:
         lead = worth[leader] - worth[chosen.name]
         times = seconds[leader] / max(seconds[chosen.name], 1e-9)
@@ -231,7 +219,6 @@ def _sentence(
             f"{told}: {n_rows} rows cannot tell it from {leader} ({lead.value:+.1f} points, 95% "
             f"interval {lead.interval()}), which takes {times:.1f} times as long."
         )
-    second = max((name for name in worth if name != leader), key=lambda name: worth[name].value)
     lead = worth[leader] - worth[second]
     sure = "surely" if lead.low > 0 else "as it seems"
     return (

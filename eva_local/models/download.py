@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eva_local.errors import StoreError
+from eva_local.errors import StoreError, refusing
 
-# Called as progress(what, done, total): `what` is shown to the user, the unit is free and
-# `total` None is unknown.
-Progress = Callable[[str, int, int | None], None]
+# Told what is shown to the user, and which share of it is done; None is unknown.
+Progress = Callable[[str, float | None], None]
 
 #: Bytes that are read at once.
 CHUNK = 1 << 20
@@ -26,12 +25,17 @@ def joined_checksum(checksums: Sequence[str]) -> str:
 def hash_file(path: Path, what: str, progress: Progress) -> str:
     """Compute the sha256 of a file."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with refusing(f"{path}: cannot be read", StoreError), path.open("rb") as file:
+        size = length(path)
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            progress(f"{what}: checking", file.tell(), size)
+            progress(f"{what}: checking", file.tell() / size)
     return digest.hexdigest()
+
+
+def length(file: Path) -> int:
+    """Return how many bytes of a file are here."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def check_space(folder: Path, needed: int) -> None:

