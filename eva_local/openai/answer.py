@@ -3,11 +3,13 @@
 import codecs
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from eva_local.openai.request import CHAT
-from eva_local.types import Candidate, FinishReason, ScoredSymbol, Step, Trace, Usage
+from eva_local.openai.tools import BEGIN, calls_in
+from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
@@ -44,7 +46,9 @@ class Answer:
     shown: evaluation harnesses rely on one for each that was chosen.
     """
 
-    def __init__(self, *, told: bool = False) -> None:
+    def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
+        self._functions = functions
+        self._held = ""
         self.echo: Echo | None = None
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
@@ -76,6 +80,26 @@ class Answer:
         self.tokens += ready
         return ready
 
+    def held(self, step: Step) -> Step:
+        """Return a step without what may be a call of a function; the last has what was none."""
+        begun = self.text.lstrip()
+        may_be = begun[:1] == "{" or BEGIN.startswith(begun[: len(BEGIN)])
+        self._held += step.text
+        if (self._functions and may_be and step.finish_reason is None) or self.calls:
+            return replace(step, text="")
+        text, self._held = self._held, ""
+        return replace(step, text=text)
+
+    @cached_property
+    def _calls(self) -> list[Body]:
+        return calls_in(self.text, self._functions)
+
+    @property
+    def calls(self) -> list[Body]:
+        """The calls of functions that the whole answer consists of."""
+        done = self._functions and self.steps and self.steps[-1].finish_reason == "stop"
+        return self._calls if done else []
+
     @property
     def text(self) -> str:
         """What was written, behind the echo."""
@@ -87,8 +111,10 @@ class Answer:
         return "".join(step.reasoning or "" for step in self.steps)
 
     @property
-    def finish_reason(self) -> FinishReason | None:
+    def finish_reason(self) -> str | None:
         """Why it ended; an echo alone is as long as was asked for."""
+        if self.calls:
+            return "tool_calls"
         return self.steps[-1].finish_reason if self.steps else "length"
 
     @property
@@ -122,8 +148,10 @@ class Letterhead:
             thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
             said: Body = {"text": answer.text, **thought}
             if self.endpoint == CHAT:
-                message = {"role": "assistant", "content": answer.text, "refusal": None}
-                said = {"message": {**message, **thought}}
+                content = None if answer.calls else answer.text
+                message: Body = {"role": "assistant", "content": content, "refusal": None}
+                called = {"tool_calls": answer.calls} if answer.calls else {}
+                said = {"message": {**message, **thought, **called}}
             tokens = answer.tokens if answer.told else None
             choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
             if self.traced:
@@ -141,15 +169,20 @@ class Letterhead:
         said: Body = {"text": echo.text}
         return self._part(self._choice(index, said, echo.tokens or None, finish_reason=reason))
 
-    def step(self, index: int, step: Step, tokens: Sequence[Token] = ()) -> Body | None:
-        """Return what a step says; None where there is nothing to say yet."""
+    def step(
+        self, index: int, step: Step, tokens: Sequence[Token] = (), calls: Sequence[Body] = ()
+    ) -> Body | None:
+        """Return what a step says, and the last one calls; None where there is nothing yet."""
         if not (step.text or step.reasoning or tokens or self.traced or step.finish_reason):
             return None
         thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
         said: Body = {"text": step.text, **thought}
         if self.endpoint == CHAT:
-            said = {"delta": {**thought, "content": step.text} if step.text else thought}
-        choice = self._choice(index, said, tokens or None, finish_reason=step.finish_reason)
+            called: Body = {"tool_calls": [{"index": n, **c} for n, c in enumerate(calls)]}
+            delta = {**thought, **({"content": step.text} if step.text else {})}
+            said = {"delta": delta | (called if calls else {})}
+        reason = "tool_calls" if calls else step.finish_reason
+        choice = self._choice(index, said, tokens or None, finish_reason=reason)
         if self.traced:
             choice["eva"] = trace_of(step)
         return self._part(choice)

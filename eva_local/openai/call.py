@@ -8,6 +8,7 @@ from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.openai import shapes
 from eva_local.openai.request import CHAT, Values, conversation, read_request, said
+from eva_local.openai.tools import told
 from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
 
@@ -40,6 +41,14 @@ class Call:
         """How many answers are asked for."""
         return len(self.prompts) * self.request.n
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the functions that answers may call."""
+        request = self.request
+        if not isinstance(request, shapes.ChatRequest) or not request.calls:
+            return ()
+        return tuple(tool.function.name for tool in request.tools)
+
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
         if self.sampling.seed is None or not sample:
@@ -65,7 +74,8 @@ def read_call(
         raise InputError("stream_options needs stream true")
     prompts: tuple[AnyPrompt, ...]
     if isinstance(request, shapes.ChatRequest):
-        prompts = (conversation(request.messages),)
+        talk = conversation(request.messages)
+        prompts = (told(talk, request.tools) if request.calls else talk,)
     else:
         prompts = texts_of(request.prompt, "prompt")
     call = Call(request, prompts, sampling, scored, weights_of(request.weights, members))

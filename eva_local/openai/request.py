@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai import shapes
+from eva_local.openai import shapes, tools
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling, Thinking
 
@@ -44,8 +44,6 @@ IGNORED = (
 _REFUSED: Values = {
     "best_of": 1,
     "suffix": "",
-    "tools": [],
-    "tool_choice": "none",
     "functions": [],
     "function_call": "none",
     "modalities": ["text"],
@@ -64,6 +62,8 @@ _SERVED: Values = {
     "n": 1,
     "stream": False,
     "stream_options": {},
+    "tools": [],
+    "tool_choice": "none",
     "echo": False,
     "trace": False,
     "weights": None,
@@ -122,7 +122,12 @@ def read_request(
     if isinstance(request, shapes.ChatRequest) and request.top_logprobs and not request.logprobs:
         raise ReadError("top_logprobs", "needs logprobs true")
     values.pop("logit_bias", None)
-    return request, _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
+    sampling = _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
+    if isinstance(request, shapes.ChatRequest) and request.calls:
+        schema = tools.schema_of(request.tools, request.tool_choice)
+        if schema is not None:
+            sampling = replace(sampling, json_schema=schema, grammar=None)
+    return request, sampling
 
 
 def said(body: Values) -> dict[str, object]:
@@ -153,10 +158,16 @@ def read_messages(value: object) -> list[Message]:
 
 def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
-    messages = []
+    messages: list[Message] = []
     for turn in turns:
         role, content = turn.role, turn.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        if content is None and not turn.tool_calls:
+            raise ReadError(f"messages[{len(messages)}].content", "is missing")
+        parts = [content] if isinstance(content, str) else [part.text for part in content or ()]
+        parts += [tools.words_of(turn.tool_calls)] if turn.tool_calls else []
+        text = "\n".join(filter(None, parts)) if turn.tool_calls else "".join(parts)
+        if role == "tool":
+            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
         messages.append(Message("system" if role == "developer" else role, text))
     return messages
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
+from eva_local.openai.tools import Choice, Tool, ToolCall
 from eva_local.reading import Amount, Whole, Words
 from eva_local.types import Thinking
 
@@ -44,11 +45,14 @@ class TextPart(Struct, forbid_unknown_fields=True):
 class ChatMessage(Struct, forbid_unknown_fields=True):
     """A message, with what says nothing: no chat template writes who of several users speaks.
 
-    A thought comes back from clients with the answer, and is told to no later turn.
+    A thought comes back from clients with the answer, and is told to no later turn. An answer
+    may be calls of functions, and what each came to is a message of the role tool.
     """
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: Any = None
     name: Any = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -128,7 +132,14 @@ class ChatRequest(AnswerRequest, kw_only=True):
     messages: ChatMessages
     logprobs: bool = False
     top_logprobs: Top = 0
+    tools: list[Tool] = []
+    tool_choice: Choice = "auto"
     echo: ClassVar[bool] = False
+
+    @property
+    def calls(self) -> bool:
+        """Whether the answer may be calls of functions."""
+        return self.tool_choice != "none" and bool(self.tools or self.tool_choice != "auto")
 
     @property
     def n_top(self) -> int | None:

@@ -60,7 +60,8 @@ async def complete(request: HttpRequest) -> ASGIApp:
     options = call.request.stream_options
     counted = options is not None and options.include_usage
     head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
-    answers = [Answer(told=call.request.n_top is not None) for _ in range(call.n_answers)]
+    is_told, functions = call.request.n_top is not None, call.functions
+    answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
         return await event_stream(_parts(written, call, head, answers))
@@ -80,7 +81,8 @@ async def _parts(
                 continue
             if head.endpoint == CHAT and len(answers[index].steps) == 1:
                 yield head.opening(index, thinks=said.reasoning is not None)
-            if (part := head.step(index, said, tokens)) is not None:
+            shown, calls = answers[index].held(said), answers[index].calls
+            if (part := head.step(index, shown, tokens, calls)) is not None:
                 yield part
     if head.counted:
         yield head.last(answers, call.request.n)

@@ -20,7 +20,7 @@ CANNOT = "is not supported here; leave it out"
 FORMAT = "response_format must be of type text, json_object, or json_schema with a schema"
 IDS = "prompt must be a text, a list of token ids, or a list of these"
 SEVERAL = IDS.removeprefix("prompt ")
-ROLE = 'messages[0].role must be "assistant" or "developer" or "system" or "user", not'
+ROLE = 'messages[0].role must be "assistant" or "developer" or "system" or "tool" or "user", not'
 STOPS = "stop: at most 16 texts of 256 characters can be looked for"
 TEXT = "must be a text, or a list of token ids"
 WEIGHTS = (
@@ -151,7 +151,7 @@ STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
         ({"weights": [1]}, f"{WEIGHTS} of a, b; not [1.0]", "weights"),
         ({"weights": {"a": 1}}, f"{WEIGHTS} of a, b; not {{'a': 1.0}}", "weights"),
         ({"weights": "x"}, f"{WEIGHTS} member, not 'x'", "weights"),
-        ({"tools": [{"a": 1}]}, f"tools [{{'a': 1}}] {CANNOT}", "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function is missing", "tools"),
         ({"suffix": "x"}, f"suffix 'x' {CANNOT}", "suffix"),
         ({"best_of": 2}, f"best_of 2 {CANNOT}", "best_of"),
         ({"modalities": ["audio"]}, f"modalities ['audio'] {CANNOT}", "modalities"),

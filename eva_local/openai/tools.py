@@ -1,0 +1,132 @@
+"""Calls of functions: told to all members in words, and held to their schemas by the grammar.
+
+Not every chat template knows tools, and those that do write calls in forms of their own. So there
+is one form for all members: what Qwen's templates write.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from eva_local.errors import InputError
+from eva_local.reading import Words, did_you_mean
+from eva_local.types import Message
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+_TOLD = (
+    "You can call these functions, each with arguments as its schema says:\n\n{functions}\n\n"
+    f'To call one, answer with nothing but\n{BEGIN}\n{{"name": …, "arguments": {{…}}}}\n{END}'
+)
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    """A function that can be called; `strict` or not, its schema is obeyed where a call is due."""
+
+    name: Words
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Any = None
+
+
+class Tool(Struct, forbid_unknown_fields=True):
+    """A tool: a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+# A tool that is chosen is named in the form of one.
+Choice = Literal["none", "auto", "required"] | Tool
+
+
+class CalledFunction(Struct, forbid_unknown_fields=True):
+    """What was called: its arguments are JSON, as text."""
+
+    name: Words
+    arguments: str
+
+
+class ToolCall(Struct, forbid_unknown_fields=True):
+    """A call in an earlier answer."""
+
+    function: CalledFunction
+    id: Any = None
+    type: Any = None
+    index: Any = None
+
+
+def words_of(calls: Sequence[ToolCall]) -> str:
+    """Return calls as an answer has them."""
+    said = []
+    for name, arguments in ((call.function.name, call.function.arguments) for call in calls):
+        told = f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}'
+        said.append(f"{BEGIN}\n{told}\n{END}")
+    return "\n".join(said)
+
+
+def told(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Return a conversation in which the members are told of tools."""
+    functions = "\n".join(
+        json.dumps(
+            {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                "parameters": tool.function.parameters or {},
+            }
+        )
+        for tool in tools
+    )
+    text = _TOLD.replace("{functions}", functions)
+    if messages[0].role == "system":
+        return [Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:]]
+    return [Message("system", text), *messages]
+
+
+def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
+    """Return what an answer must obey that is to be a call; None where it need not be one."""
+    if choice in ("none", "auto"):
+        return None
+    names = [tool.function.name for tool in tools]
+    if isinstance(choice, Tool):
+        name = choice.function.name
+        tools = [tool for tool in tools if tool.function.name == name]
+        if not tools:
+            problem = f"{name} is none of the tools; {did_you_mean(name, names)}"
+            raise InputError(f"tool_choice: {problem}")
+    ways = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": tool.function.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    if not ways:
+        raise InputError("tool_choice: there are no tools to choose from")
+    return json.dumps(ways[0] if len(ways) == 1 else {"anyOf": ways})
+
+
+def calls_in(text: str, names: Sequence[str]) -> list[dict[str, object]]:
+    """Return the calls of known functions that an answer consists of; [] where it is another."""
+    calls: list[dict[str, object]] = []
+    for part in text.replace(END, BEGIN).split(BEGIN):
+        if not part.strip():
+            continue
+        called = None
+        with suppress(ValueError, RecursionError):
+            called = json.loads(part)
+        if not isinstance(called, dict) or called.get("name") not in names:
+            return []
+        arguments = json.dumps(called.get("arguments", {}), ensure_ascii=False)
+        function = {"name": called["name"], "arguments": arguments}
+        name = f"call_{secrets.token_hex(12)}"
+        calls.append({"id": name, "type": "function", "function": function})
+    return calls
