@@ -251,9 +251,8 @@ def _wheel_source(place: str, source: specs.WheelSource) -> specs.WheelSource:
     try:
         parts = [source.part(i) for i in range(source.parts)]
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{place}.wheel: or file has a field that is not n or i: {error}"
-        ) from error
+        problem = f"or file has a field that is not n or i: {error}"
+        raise ConfigError(f"{place}.wheel: {problem}") from error
     for requirement, file in parts:
         if not _REQUIREMENT.fullmatch(requirement):
             raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
