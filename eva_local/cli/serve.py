@@ -81,7 +81,7 @@ def serve(
             "pip install 'eva-local[server]'"
         ) from error
     server = Server(
-        [partial(open_shown, spec, None, parallel) for spec in specs],
+        [partial(open_shown, spec, parallel) for spec in specs],
         keys=keys,
         told=partial(click.echo, err=True),
         **where,
