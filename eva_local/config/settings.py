@@ -26,9 +26,10 @@ class Setting:
     origin: str
 
 
-def keys_of(kind: type) -> tuple[str, ...]:
-    """Name the fields of a settings dataclass that can be set everywhere, in one form."""
-    return tuple(field.name for field in fields(kind) if field.name not in REQUEST_KEYS)
+def keys_of(*kinds: type) -> tuple[str, ...]:
+    """Name the fields of settings dataclasses that can be set everywhere, in one form."""
+    names = (field.name for kind in kinds for field in fields(kind))
+    return tuple(name for name in names if name not in REQUEST_KEYS)
 
 
 def refuse_unknown(table: Mapping[str, object], known: Collection[str], where: str) -> None:
