@@ -70,31 +70,21 @@ def load(
         if not each or not all(isinstance(one, str | Path) for one in each):
             raise InputError(f"members must be names or files, not {shown(named)}")
         spec = effective.together(list(map(str, each)), pivot)
-    return open_ensemble(spec, report=report, parallel=parallel)
+    return open_ensemble(spec, report, parallel=parallel)
 
 
 def open_ensemble(
-    spec: EnsembleSpec,
-    sampling: Sampling | None = None,
-    report: Report | None = None,
-    *,
-    parallel: int = 1,
+    spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1
 ) -> Ensemble:
     """Open the members of `spec` for `parallel` texts, and the mappings between them."""
     with contextlib.ExitStack() as stack:
         bytewise = spec.fusion.space == "bytes"
-        opening = open_models(spec, report, parallel=parallel, bytewise=bytewise)
-        models = stack.enter_context(opening)
-        return ensemble_of(spec, models, sampling, report, parallel=parallel, resources=stack)
+        opened = open_models(spec, report, parallel=parallel, bytewise=bytewise)
+        models = stack.enter_context(opened)
+        return ensemble_of(spec, models, report=report, parallel=parallel, resources=stack)
 
 
-def open_widest(
-    spec: EnsembleSpec,
-    sampling: Sampling | None = None,
-    report: Report | None = None,
-    *,
-    most: int = MOST,
-) -> Ensemble:
+def open_widest(spec: EnsembleSpec, report: Report | None = None, *, most: int = MOST) -> Ensemble:
     """Open an ensemble with as many slots as memory has room for, at most `most`.
 
     Raises ModelError where not even one text fits.
@@ -102,7 +92,7 @@ def open_widest(
     slots = slots_that_fit(spec, most)
     while True:
         try:
-            return open_ensemble(spec, sampling, report, parallel=slots)
+            return open_ensemble(spec, report, parallel=slots)
         except ModelError:
             # On a GPU only llama.cpp knows what is free.
             if slots == 1:

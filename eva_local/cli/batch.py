@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import signal
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,8 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
         stack.callback(display.close)
 
         def opener(n_rows: int) -> Ensemble:
-            ensemble = open_shown(errand.spec, errand.wishes.sampling, parallel, most=n_rows)
+            spec = replace(errand.spec, sampling=errand.wishes.sampling)
+            ensemble = open_shown(spec, parallel, most=n_rows)
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, note))
             return ensemble

@@ -60,8 +60,7 @@ def chat(
     if saved is not None and overrides["ensemble"] is None:
         # The ensemble that the conversation was held with.
         overrides = {**overrides, "ensemble": saved.ensemble}
-    config = load(overrides)
-    return _hold(config, saved, system)
+    return _hold(load(overrides), saved, system)
 
 
 def state_folder() -> Path:

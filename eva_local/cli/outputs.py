@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from eva_local.api import Ensemble
     from eva_local.config.specs import EnsembleSpec
-    from eva_local.types import Sampling
 
 STDOUT = Path("-")
 # Nothing is shown of what takes less; then a bar on a terminal, a line every few seconds else.
@@ -154,19 +153,15 @@ class ProgressDisplay:
 
 
 def open_shown(
-    spec: EnsembleSpec,
-    sampling: Sampling | None = None,
-    parallel: int | None = 1,
-    *,
-    most: int | None = None,
+    spec: EnsembleSpec, parallel: int | None = 1, *, most: int | None = None
 ) -> Ensemble:
     """Open an ensemble for `parallel` texts, None for the best number, at most `most`."""
     from eva_local.opening import MOST, open_ensemble, open_widest
 
     with closing(ProgressDisplay()) as progress:
         if parallel is None:
-            return open_widest(spec, sampling, progress, most=min(most or MOST, MOST))
-        return open_ensemble(spec, sampling, progress, parallel=min(parallel, most or parallel))
+            return open_widest(spec, progress, most=min(most or MOST, MOST))
+        return open_ensemble(spec, progress, parallel=min(parallel, most or parallel))
 
 
 class _Notes(io.FileIO):

@@ -16,6 +16,7 @@ from eva_local.cli.outputs import ProgressDisplay, file_option, input_is_closed,
 from eva_local.config.settings import read_text
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
+from eva_local.jsonl import json_line
 from eva_local.types import Message, Sampling, Step
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def answer(
     usage = steps[-1].usage if steps else None
     reason = (steps[-1].finish_reason if steps else None) or "cancelled"
     if as_json:
-        from eva_local.jsonl import json_line
-
         cost = None if usage is None else asdict(usage)
         thought = "".join(step.reasoning or "" for step in steps)
         said = {"text": text, "reasoning": thought, "finish_reason": reason, "usage": cost}

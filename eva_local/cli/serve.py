@@ -8,15 +8,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import (
-    MODEL,
-    MODEL_HOW,
-    Load,
-    completed,
-    count_option,
-    parallel_option,
-    setting_options,
-)
+from eva_local.cli import options
 from eva_local.cli.outputs import open_shown
 from eva_local.config.config import DEFAULT_KEYS, listed
 from eva_local.config.settings import read_text
@@ -32,17 +24,17 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     "names",
     multiple=True,
     metavar="NAME",
-    shell_complete=completed,
+    shell_complete=options.completed,
     help="Offer this ensemble or model; may be repeated. The first is the default.",
 )
-@click.option(*MODEL, "models", **MODEL_HOW)
+@click.option(*options.MODEL, "models", **options.MODEL_HOW)
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", help="Listen here.")
-@count_option(
+@options.count_option(
     "--port", default=8080, least=0, most=65535, text="Listen on this port; 0 takes a free one."
 )
 @click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
-@parallel_option("answers")
-@count_option(
+@options.parallel_option("answers")
+@options.count_option(
     "--queue", "n_waiting", default=64, least=0, text="Let so many more wait, and refuse the rest."
 )
 @click.option(
@@ -57,10 +49,10 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     is_flag=True,
     help="Take chat templates from clients: programs, which can take all time and memory.",
 )
-@setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
+@options.setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
 @click.pass_obj
 def serve(
-    load: Load,
+    load: options.Load,
     /,
     names: tuple[str, ...],
     models: tuple[str, ...],
@@ -89,7 +81,7 @@ def serve(
             "pip install 'eva-local[server]'"
         ) from error
     server = Server(
-        [partial(open_shown, spec, None, parallel) for spec in specs],
+        [partial(open_shown, spec, parallel) for spec in specs],
         keys=keys,
         told=partial(click.echo, err=True),
         **where,

@@ -9,18 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Struct
 
-from eva_local.config import specs
-from eva_local.config.settings import (
-    REQUEST_KEYS,
-    Setting,
-    build,
-    keys_of,
-    placed,
-    read_settings,
-    read_text,
-    refuse_unknown,
-    user_path,
-)
+from eva_local.config import settings, specs
+from eva_local.config.settings import Setting
 from eva_local.errors import ConfigError, InputError
 from eva_local.reading import Number, ReadError, Words, did_you_mean, read
 from eva_local.types import Sampling
@@ -83,7 +73,7 @@ class _Ensemble(Struct, kw_only=True):
 
 # What goes with each kind of source.
 _SOURCE_KEYS = {"path": (), "hub": ("file", "revision"), "wheel": ("file", "parts")}
-_ENSEMBLE_KEYS = (*keys_of(specs.FusionSettings), *keys_of(Sampling), *REQUEST_KEYS)
+_ENSEMBLE_KEYS = (*settings.keys_of(specs.FusionSettings, Sampling), *settings.REQUEST_KEYS)
 
 
 def read_models(
@@ -92,8 +82,8 @@ def read_models(
     """Read every [models.NAME], and what it says itself; `among` adds what other places say."""
     models, owns = {}, {}
     for name, place, values in _named(path, "models", tables):
-        table = _read(place, values, _Model, keys_of(specs.LoadSettings))
-        own = read_settings([specs.LoadSettings], values, f"{place}.".__add__)
+        table = _read(place, values, _Model, settings.keys_of(specs.LoadSettings))
+        own = settings.read_settings([specs.LoadSettings], values, f"{place}.".__add__)
         source = _source(path, place, values, table)
         if isinstance(source, specs.WheelSource) and not table.sha256:
             raise ConfigError(f"{place}.sha256: is missing; a wheel's file is checked against it")
@@ -104,7 +94,7 @@ def read_models(
             size=table.size or None,
             licence=table.licence,
             description=table.description,
-            load=build(specs.LoadSettings, among(own)),
+            load=settings.build(specs.LoadSettings, among(own)),
             chat_template=_template(path, table.chat_template, f"{place}.chat_template"),
             chat_template_kwargs=table.chat_template_kwargs,
         )
@@ -133,22 +123,22 @@ def read_ensembles(
             raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
         if weights is not None and "weights" in values:
             raise ConfigError(f"{place}.weights: the members have weights of their own; remove it")
-        told = values if weights is None else {**values, "weights": weights}
-        own = read_settings((specs.FusionSettings, Sampling), told, f"{place}.".__add__)
+        given = values if weights is None else {**values, "weights": weights}
+        own = settings.read_settings((specs.FusionSettings, Sampling), given, f"{place}.".__add__)
         if "weights" in own:
             check_weights(own["weights"], len(names))
-        settings = among(own)
+        told = among(own)
         try:
             ensembles[name] = specs.EnsembleSpec(
                 name=name,
                 members=tuple(members),
                 pivot=pivot,
-                fusion=build(specs.FusionSettings, settings),
-                sampling=_sampling(path, place, values, build(Sampling, settings)),
+                fusion=settings.build(specs.FusionSettings, told),
+                sampling=_sampling(path, place, values, settings.build(Sampling, told)),
                 description=table.description,
             )
         except ReadError as error:
-            raise placed(error, f"{place}.") from error
+            raise settings.placed(error, f"{place}.") from error
         except InputError as error:
             raise ConfigError(f"{place}: {error}") from error
         owns[name] = own
@@ -219,13 +209,13 @@ def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str,
         yield name, place, values
 
 
-def _read(place: str, values: Mapping[str, object], kind: type[T], settings: tuple[str, ...]) -> T:
+def _read(place: str, values: Mapping[str, object], kind: type[T], others: tuple[str, ...]) -> T:
     keys = kind.__struct_fields__
-    refuse_unknown(values, (*keys, *settings), f"{place}.")
+    settings.refuse_unknown(values, (*keys, *others), f"{place}.")
     try:
         return read({key: values[key] for key in keys if key in values}, kind)
     except ReadError as error:
-        raise placed(error, f"{place}.") from error
+        raise settings.placed(error, f"{place}.") from error
 
 
 def _source(path: Path, place: str, values: Mapping[str, object], table: _Model) -> specs.Source:
@@ -251,9 +241,8 @@ def _wheel_source(place: str, source: specs.WheelSource) -> specs.WheelSource:
     try:
         parts = [source.part(i) for i in range(source.parts)]
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{place}.wheel: or file has a field that is not n or i: {error}"
-        ) from error
+        problem = f"or file has a field that is not n or i: {error}"
+        raise ConfigError(f"{place}.wheel: {problem}") from error
     for requirement, file in parts:
         if not _REQUIREMENT.fullmatch(requirement):
             raise ConfigError(f"{place}.wheel: must be NAME==VERSION, not {requirement!r}")
@@ -269,22 +258,22 @@ def _refuse_outside(place: str, file: str) -> None:
         raise ConfigError(f"{place}.file: must be a relative path, not {file!r}")
 
 
-def _sampling(path: Path, place: str, values: Mapping[str, Any], settings: Sampling) -> Sampling:
-    request = {key: values[key] for key in REQUEST_KEYS if key in values}
+def _sampling(path: Path, place: str, values: Mapping[str, Any], drawn: Sampling) -> Sampling:
+    request = {key: values[key] for key in settings.REQUEST_KEYS if key in values}
     for key in filter(request.__contains__, ("grammar", "json_schema")):
         where = f"{place}.{key}"
-        request[key] = read_text(_beside(path, request[key], where), where)
+        request[key] = settings.read_text(_beside(path, request[key], where), where)
     if "chat_template" in request:
         where = f"{place}.chat_template"
         request["chat_template"] = _template(path, request["chat_template"], where)
-    return replace(settings, **request)
+    return replace(drawn, **request)
 
 
 def _template(path: Path, written: str, where: str) -> str | None:
     if not written or "{" in written:
         return written or None
-    return read_text(_beside(path, written, where), where)
+    return settings.read_text(_beside(path, written, where), where)
 
 
 def _beside(path: Path, written: str, where: str) -> Path:
-    return path.resolve().parent / user_path(written, where)
+    return path.resolve().parent / settings.user_path(written, where)

@@ -9,17 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eva_local.config import specs
+from eva_local.config import settings, specs
 from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
 from eva_local.config.elsewhere import HUB_NAME, Held, held, named, tag
-from eva_local.config.settings import (
-    Setting,
-    build,
-    keys_of,
-    read_settings,
-    refuse_unknown,
-    user_path,
-)
+from eva_local.config.settings import Setting
 from eva_local.errors import ConfigError, InputError, refusing
 from eva_local.reading import Words, did_you_mean, settle
 from eva_local.types import Sampling
@@ -139,7 +132,7 @@ class Config:
         """Return a model that is configured, or of a file: the user's, or another program's."""
         if name in self.models:
             return self.models[name]
-        path = user_path(name, "model")
+        path = settings.user_path(name, "model")
         if not _is_file(path):
             called, spec = self.of_hub(name)
             there = held(os.environ, Path.home()) if name not in self.ensembles else []
@@ -173,7 +166,7 @@ class _Defaults:
 
 
 _KINDS: tuple[type, ...] = (_Defaults, specs.LoadSettings, Sampling, specs.FusionSettings)
-DEFAULT_KEYS = tuple(key for kind in _KINDS for key in keys_of(kind))
+DEFAULT_KEYS = settings.keys_of(*_KINDS)
 
 
 def load_config(
@@ -231,13 +224,13 @@ def load_config(
         models=models,
         ensembles=ensembles,
         default_ensemble=default,
-        defaults=build(Sampling, effective),
-        fusion=build(specs.FusionSettings, effective),
-        load=build(specs.LoadSettings, effective),
+        defaults=settings.build(Sampling, effective),
+        fusion=settings.build(specs.FusionSettings, effective),
+        load=settings.build(specs.LoadSettings, effective),
         settings=tuple(
             shown.get(key, Setting(key, getattr(kind(), key), "default"))
             for kind in _KINDS
-            for key in keys_of(kind)
+            for key in settings.keys_of(kind)
         ),
         weights=given.get("weights"),
         drafter=drafter,
@@ -271,7 +264,8 @@ def _layers(path: Path | None, environ: Mapping[str, str]) -> list[tuple[Path, d
     """Return the files that are read, the last the strongest, and what they say."""
     chosen = []
     if written := path or environ.get(f"{PREFIX}CONFIG"):
-        chosen = [user_path(written, "configuration" if path else f"environment {PREFIX}CONFIG")]
+        place = "configuration" if path else f"environment {PREFIX}CONFIG"
+        chosen = [settings.user_path(written, place)]
     others = [file for file in (user_file(), Path(FILE_NAME)) if file.is_file()]
     found: dict[Path, tuple[Path, dict[str, Any]]] = {}
     for file in (shipped(FILE_NAME), *others, *chosen):
@@ -293,12 +287,12 @@ def shipped(name: str) -> Path:
 
 def _read_overrides(overrides: Mapping[str, object], of_python: bool) -> dict[str, Setting]:
     given = {key: value for key, value in overrides.items() if value is not None}
-    refuse_unknown(given, DEFAULT_KEYS, "argument " if of_python else "command line: ")
+    settings.refuse_unknown(given, DEFAULT_KEYS, "argument " if of_python else "command line: ")
 
     def origin(key: str) -> str:
         return f"argument {key}" if of_python else f"command line --{key.replace('_', '-')}"
 
-    return read_settings(_KINDS, given, origin, text=True)
+    return settings.read_settings(_KINDS, given, origin, text=True)
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
@@ -307,9 +301,10 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
         name for name in environ if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX)
     ]
     given = {name: environ[name] for name in ours if environ[name]}
-    refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
+    settings.refuse_unknown(given, (*variables, *OTHER_VARIABLES), "environment ")
     table = {key: given[name] for name, key in variables.items() if name in given}
-    return read_settings(_KINDS, table, lambda key: f"environment {PREFIX}{key.upper()}", text=True)
+    where = {key: f"environment {name}" for name, key in variables.items()}
+    return settings.read_settings(_KINDS, table, where.__getitem__, text=True)
 
 
 def _read_document(path: Path, *, strict: bool) -> dict[str, Any] | None:
@@ -325,7 +320,7 @@ def _read_document(path: Path, *, strict: bool) -> dict[str, Any] | None:
     if not strict and document and not any(key in _SECTIONS for key in document):
         log.warning("%s is another program's, and is not read: it has no [models]", path)
         return None
-    refuse_unknown(document, _SECTIONS, f"{path}: ")
+    settings.refuse_unknown(document, _SECTIONS, f"{path}: ")
     if document.get("schema", SCHEMA) != SCHEMA:
         raise ConfigError(f"{path}: schema: must be {SCHEMA}, the form of file that is read here")
     return document
@@ -335,8 +330,8 @@ def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
     place = f"{path}: defaults"
     if not isinstance(values, dict):
         raise ConfigError(f"{place}: must be a table")
-    refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
-    defaults = read_settings(_KINDS, values, f"{place}.".__add__)
+    settings.refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
+    defaults = settings.read_settings(_KINDS, values, f"{place}.".__add__)
     if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
         problem = "can be no list here; give the list in [ensembles.NAME]"
         raise ConfigError(f"{place}.weights: {problem}")

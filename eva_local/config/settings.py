@@ -1,6 +1,6 @@
 """Settings: values from outside, checked by their dataclass, each with where it came from."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
@@ -26,14 +26,14 @@ class Setting:
     origin: str
 
 
-def keys_of(kind: type) -> tuple[str, ...]:
-    """Name the fields of a settings dataclass that can be set everywhere, in one form."""
-    return tuple(field.name for field in fields(kind) if field.name not in REQUEST_KEYS)
+def keys_of(*kinds: type) -> tuple[str, ...]:
+    """Name the fields of settings dataclasses that can be set everywhere, in one form."""
+    names = (field.name for kind in kinds for field in fields(kind))
+    return tuple(name for name in names if name not in REQUEST_KEYS)
 
 
-def refuse_unknown(table: Mapping[str, object], known: Iterable[str], where: str) -> None:
+def refuse_unknown(table: Mapping[str, object], known: Collection[str], where: str) -> None:
     """Raise ConfigError for the first key of `table` that is not in `known`."""
-    known = tuple(known)
     for key in table:
         if key not in known:
             raise ConfigError(f"{where}{key}: unknown key; {did_you_mean(key, known)}")
@@ -46,9 +46,8 @@ def user_path(written: str | Path, where: str) -> Path:
     try:
         return Path(written).expanduser()
     except RuntimeError as error:
-        raise ConfigError(
-            f"{where}: {written}: there is no such home folder; write the path in full"
-        ) from error
+        problem = "there is no such home folder; write the path in full"
+        raise ConfigError(f"{where}: {written}: {problem}") from error
 
 
 def read_text(path: Path, where: str) -> str:

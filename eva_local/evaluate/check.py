@@ -4,7 +4,7 @@ The test is of texts that come with the package: questions with the right answer
 and prose, code and letters. Members write nothing, but say how likely each text is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -130,28 +130,25 @@ def _cache(spec: EnsembleSpec, member: MemberSpec) -> int:
     return bytes_of_text(member, bytewise=spec.fusion.space == "bytes")
 
 
-def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> list[Fact]:
+def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
     pivot = set(models[spec.pivot_index].vocabulary.ids)
-    facts, seen = [], set[object]()
+    seen = set[object]()
     for member, model in zip(spec.members, models, strict=True):
         path = locate(member)
         header = read_header(path)
-        facts.append(
-            Fact(
-                name=member.name,
-                path=path,
-                architecture=header.architecture,
-                quantisation=header.quantisation,
-                n_vocab=len(model.vocabulary),
-                shared=len(pivot & set(model.vocabulary.ids)) / max(len(pivot), 1),
-                has_chat_template=bool(member.chat_template) or header.has_chat_template,
-                takes_back=model.can_roll_back,
-                weights=0 if member.opened in seen else size(member) or 0,
-                cache=_cache(spec, member),
-            )
+        yield Fact(
+            name=member.name,
+            path=path,
+            architecture=header.architecture,
+            quantisation=header.quantisation,
+            n_vocab=len(model.vocabulary),
+            shared=len(pivot & set(model.vocabulary.ids)) / max(len(pivot), 1),
+            has_chat_template=bool(member.chat_template) or header.has_chat_template,
+            takes_back=model.can_roll_back,
+            weights=0 if member.opened in seen else size(member) or 0,
+            cache=_cache(spec, member),
         )
         seen.add(member.opened)
-    return facts
 
 
 def _tested(

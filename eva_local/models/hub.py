@@ -37,7 +37,7 @@ def ask(repository: str, revision: str, file: str, quant: str) -> tuple[HubSourc
 
     source = HubSource(repository, unquote(file), unquote(revision) or "main")
     with _problems_named("pull", source):
-        api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+        api = huggingface_hub.HfApi(endpoint=_endpoint())
         found = api.model_info(repository, revision=source.revision, files_metadata=True)
     sizes = {each.rfilename: each.size or 0 for each in found.siblings or ()}
     source = source if file else replace(source, file=_chosen(repository, [*sizes], quant))
@@ -147,14 +147,16 @@ def _problems_named(what: str, source: HubSource) -> Iterator[None]:
         raise StoreError(f"{what}: {_hub_problem(error, source)}") from error
 
 
+def _endpoint() -> str | None:
+    # The library reads it only once, when it is imported.
+    return os.environ.get("HF_ENDPOINT") or None
+
+
 def _address(source: HubSource) -> str:
     import huggingface_hub
 
-    # HF_ENDPOINT is read here, for the library reads it only once, when it is imported.
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    return huggingface_hub.hf_hub_url(
-        source.repository, source.file, revision=source.revision, endpoint=endpoint
-    )
+    where: Any = {"revision": source.revision, "endpoint": _endpoint()}
+    return huggingface_hub.hf_hub_url(source.repository, source.file, **where)
 
 
 def _continue(offer: _Offer, what: str, progress: Progress) -> None:
@@ -164,14 +166,9 @@ def _continue(offer: _Offer, what: str, progress: Progress) -> None:
 
     disable_progress_bars()
     constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK)
+    address, headers = _address(offer.source), build_hf_headers()
     with _GrowingFile(offer, f"{what}: downloading", progress) as file:
-        http_get(
-            _address(offer.source),
-            file,
-            resume_size=file.tell(),
-            headers=build_hf_headers(),
-            expected_size=offer.size,
-        )
+        http_get(address, file, resume_size=file.tell(), headers=headers, expected_size=offer.size)
 
 
 def _hub_problem(error: Exception, source: HubSource) -> str:

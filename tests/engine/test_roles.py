@@ -207,7 +207,7 @@ def they_write_the_same(shared: EnsembleSpec, apart: EnsembleSpec) -> None:
     prompts = [ASKED, [Message("user", "and a light")], [Message("user", "the")]]
     found = []
     for spec in (shared, apart):
-        with open_ensemble(spec, SHORT, parallel=3) as ensemble:
+        with open_ensemble(replace(spec, sampling=SHORT), parallel=3) as ensemble:
             texts = [ensemble.complete(ASKED).text, ensemble.complete(ASKED, alone="b").text]
             texts += [each.text for each in ensemble.complete_many(prompts)]
             turn = [*ASKED, Message("assistant", texts[0]), Message("user", "and")]
@@ -240,7 +240,7 @@ def test_two_equal_members_write_what_one_writes(folder, space) -> None:
     texts = []
     for members in ((one,), pair):
         spec = EnsembleSpec("x", members, "a", FusionSettings(space=space))
-        with open_ensemble(spec, SHORT) as ensemble:
+        with open_ensemble(replace(spec, sampling=SHORT)) as ensemble:
             texts.append(ensemble.complete(ASKED).text)
     assert texts[0] == texts[1]
 
@@ -248,7 +248,7 @@ def test_two_equal_members_write_what_one_writes(folder, space) -> None:
 def test_what_their_prompts_have_in_common_is_read_once(folder, space) -> None:
     spec = load_config(folder / "models.toml", {}, {"space": space}).ensemble("mixed")
     asked = [Message("user", "the light and the other " * 10)]
-    with open_ensemble(spec, SHORT) as ensemble:
+    with open_ensemble(replace(spec, sampling=SHORT)) as ensemble:
         usage = ensemble.complete(asked).usage
     first, *others = usage.cached_tokens[1:]
     assert first == 0
