@@ -1,11 +1,15 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, swatch, describe, vertical, moved } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, swatch, describe, vertical, moved } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
-  const SETTINGS = ["temperature", "max_tokens", "seed"];
+  const SAVE_MS = 1000;
+  const UNDO_MS = 15_000;
+  const NUMBERS = ["temperature", "max_tokens", "seed"];
+  const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
+  const slim = matchMedia("(max-width: 70rem)");
 
   // Names in the order in which they were met: the place gives a member its letter and colour.
   const members = [];
@@ -29,14 +33,12 @@
 
   // The server
 
-  function headers() {
-    const secret = sessionStorage.getItem(SECRET);
-    return secret ? { Authorization: `Bearer ${secret}` } : {};
-  }
   async function request(path, options = {}) {
+    const secret = sessionStorage.getItem(SECRET);
+    const headers = { ...(secret && { Authorization: `Bearer ${secret}` }), ...options.headers };
     let response;
     try {
-      response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+      response = await fetch(path, { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
@@ -84,8 +86,8 @@
   async function load() {
     try {
       const { data } = await (await request("v1/models")).json();
-      offer(data);
       trouble("");
+      offer(data);
     } catch (error) {
       trouble(error.status === 503 ? "The server is still opening its models."
         : error instanceof Trouble ? error.message : "The server's list of models cannot be read.");
@@ -100,10 +102,9 @@
     }
     $("model").replaceChildren(...models.map(({ id, members: names }) => {
       const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together)` : "";
-      const option = make("option", "", id + how);
-      option.value = id;
-      return option;
+      return make("option", "", id + how, { value: id });
     }));
+    fill(chat.settings.model ? chat.settings : prefs);
     introduce();
     ready();
   }
@@ -111,13 +112,292 @@
   function introduce() {
     const names = cast.get($("model").value) ?? [];
     $("empty-words").textContent =
-      names.length > 1 ? "These models write the answer together. Each token has the colour of the member that carried it; "
-        + "point at one, or tap it, to see what each proposed."
+      names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
         : "One model answers alone.";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
   }
 
-  // The conversation: questions and answers in turn
+  // What is remembered of this browser's user: settings, theme, view
+
+  const PREFS = "eva-local";
+  const prefs = {};
+  try {
+    const read = Object.entries(JSON.parse(localStorage.getItem(PREFS)) ?? {});
+    Object.assign(prefs, Object.fromEntries(read.filter(([, value]) => typeof value === "string")));
+  } catch {
+    // Then nothing is remembered.
+  }
+  function prefer(changed) {
+    Object.assign(prefs, changed);
+    try {
+      localStorage.setItem(PREFS, JSON.stringify(prefs));
+    } catch {
+      // Nor is this.
+    }
+  }
+  const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
+  function fill(settings) {
+    for (const name of SETTINGS) {
+      const value = settings[name];
+      const isOffered = !$(name).options || [...$(name).options].some((option) => option.value === value);
+      if (value !== undefined && isOffered) $(name).value = value;
+    }
+  }
+  const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
+  function paintIn(theme) {
+    document.documentElement.style.colorScheme = theme === "system" ? "" : theme;
+    const when = { light: "not all", dark: "all" }[theme] ?? "(prefers-color-scheme: dark)";
+    for (const rule of schemes) rule.media.mediaText = when;
+  }
+
+  // Conversations: messages that hang on each other; where several hang on one, `next` says which is shown
+
+  const newId = () => [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const newChat = () => ({ id: newId(), title: "", created: Date.now(), changed: 0, next: null, settings: {}, messages: {} });
+  const chats = new Map();
+  let chat = newChat();
+
+  const childrenOf = (id, of = chat) => Object.values(of.messages).filter(({ parent }) => parent === id).sort((a, b) => a.at - b.at);
+  const above = (message) => chat.messages[message.parent] ?? chat;
+  /** Return the messages that are shown, first to last. */
+  function path(of = chat) {
+    const found = [];
+    for (let [at, all] = [of, childrenOf(null, of)]; all.length; all = childrenOf(at.id, of)) {
+      const { next } = at;
+      found.push(at = all.find(({ id }) => id === next) ?? all.at(-1));
+    }
+    return found;
+  }
+  function newMessage(role, parent, content = "") {
+    // Two of the same moment have an order, too.
+    const at = Math.max(Date.now(), 1 + (childrenOf(parent).at(-1)?.at ?? 0));
+    const counts = { at, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [] };
+    const message = { id: newId(), parent, role, content, next: null, thought: "", model: "", finish: "", note: "", stopped: false, ...counts };
+    chat.messages[message.id] = message;
+    above(message).next = message.id;
+    return message;
+  }
+  const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
+
+  const warned = new Set();
+  /** Say something of the browser's storage, once. */
+  function warn(what, words) {
+    if (warned.has(what)) return;
+    warned.add(what);
+    $("unkept").append(`${words} `);
+    $("unkept").hidden = false;
+  }
+  function unkept(error) {
+    const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
+    warn("unkept", `This browser keeps nothing more: ${why}. What is on the screen stays until the page is closed; Export all saves it to a file.`);
+  }
+  /** Keep a conversation, and what is known of the tokens of messages. */
+  function keepChat(which, ids = []) {
+    chats.set(which.id, which);
+    return store.save(which, ids.map(traceOf).filter(({ steps }) => steps.length)).catch(unkept);
+  }
+  const traced = new Map();
+  async function traces(ids) {
+    const found = await store.traces(ids.filter((id) => !traced.has(id))).catch(() => []);
+    found.forEach(take);
+  }
+  /** Take steps in whose members are numbered otherwise. */
+  function take({ id, names, steps }) {
+    const numbers = names.map(place);
+    const renamed = (ballot) => ({ ...ballot, member: numbers[ballot.member] });
+    traced.set(id, steps.map((step) => ({
+      ...step, carrier: step.carrier < 0 ? -1 : numbers[step.carrier], ballots: step.ballots.map(renamed),
+    })));
+  }
+
+  function open(which) {
+    stop();
+    running = null;
+    chat = which;
+    if (chat.settings.model) fill(chat.settings);
+    history.replaceState(null, "", chat.changed ? `#${chat.id}` : location.pathname);
+    $("turns").replaceChildren();
+    turns.length = 0;
+    hide();
+    follow = true;
+    sync();
+    introduce();
+    list();
+  }
+  function restart() {
+    open(newChat());
+    if (slim.matches) aside(false);
+    $("words").focus();
+  }
+  /** Take in what the browser keeps, at first and whenever another tab has changed it. */
+  async function remembered() {
+    try {
+      const { fitting, gone, bad } = await store.all();
+      gone.forEach((id) => chats.delete(id));
+      for (const found of fitting) {
+        const mine = chats.get(found.id);
+        if (mine) Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) });
+        if (mine) store.join(mine, found);
+        else chats.set(found.id, found);
+      }
+      if (bad) warn("bad", `${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
+    } catch (error) {
+      unkept(error);
+    }
+    const asked = chats.get(location.hash.slice(1));
+    if (asked && !turns.length) open(asked);
+    else if (!running) sync();
+    list();
+  }
+  store.heard?.addEventListener("message", remembered);
+
+  // The list of conversations
+
+  let opened = "";
+  const newest = () => [...chats.values()].sort((a, b) => b.changed - a.changed);
+  function list() {
+    const held = $("chats").contains(document.activeElement) && document.activeElement.dataset.key;
+    // A name that is being written stays.
+    if ($("chats").querySelector(".name")) return;
+    const sought = $("find").value.trim().toLowerCase();
+    const found = newest().map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
+    $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
+    $("none").hidden = found.length > 0;
+    $("none").textContent = sought ? "Nothing found." : "Conversations are kept in this browser, and appear here.";
+    $("export").disabled = !chats.size;
+    if (held) document.querySelector(`#chats [data-key="${held}"]`)?.focus();
+  }
+  /** Return where a conversation has what is sought; null where nowhere. */
+  function snippet(which, sought) {
+    if (!sought || titleOf(which).toLowerCase().includes(sought)) return "";
+    for (const { content } of Object.values(which.messages)) {
+      const at = content.toLowerCase().indexOf(sought);
+      if (at >= 0) return `${at > 20 ? "…" : ""}${content.slice(Math.max(0, at - 20), at + 60)}`;
+    }
+    return null;
+  }
+  function button(className, label, act, key = "", ariaLabel = null) {
+    const node = make("button", className, label, { type: "button", ariaLabel });
+    node.dataset.key = key;
+    node.addEventListener("click", act);
+    return node;
+  }
+  /** Let Enter end the writing in a field, and Escape break it off. */
+  function editing(field, done) {
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      done(event.key === "Enter");
+    });
+  }
+  function entry(which, hit) {
+    const [{ id }, title] = [which, titleOf(which)];
+    const go = button("go", undefined, () => {
+      if (which !== chat) open(which);
+      if (slim.matches) aside(false);
+    }, `go-${id}`);
+    words(go, title);
+    if (hit) go.append(words(make("span", "aside"), hit));
+    go.ariaCurrent = which === chat ? "true" : null;
+    const more = button("more", "⋯", () => {
+      opened = opened === id ? "" : id;
+      list();
+    }, `more-${id}`, `More of ${title}`);
+    more.ariaExpanded = String(opened === id);
+    const node = add(make("li"), go, more);
+    if (opened === id) {
+      add(node, add(make("div", "tools"),
+        button("rename", "Rename", () => rename(which, node)),
+        button("markdown", "Markdown", () => saveFile(`${fileName(title)}.md`, "text/markdown", written(which))),
+        button("json", "JSON", () => exported([which], fileName(title))),
+        button("delete", "Delete", () => erase(which))));
+    }
+    return node;
+  }
+  function rename(which, node) {
+    const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
+    const done = (isMeant) => {
+      if (!field.isConnected) return;
+      field.remove();
+      if (isMeant) which.title = field.value.trim();
+      if (isMeant) keepChat(which);
+      opened = "";
+      list();
+      document.querySelector(`[data-key="go-${which.id}"]`)?.focus();
+    };
+    editing(field, done);
+    field.addEventListener("blur", () => setTimeout(done, 0, true));
+    node.replaceChildren(field);
+    field.select();
+  }
+  let pending = 0;
+  let undo = null;
+  function erase(which) {
+    if (which === chat) restart();
+    chats.delete(which.id);
+    store.save({ ...which, deleted: Date.now() }).catch(unkept);
+    undo = () => {
+      keepChat(which);
+      if (!turns.length) open(which);
+      list();
+    };
+    list();
+    toast(`Deleted “${titleOf(which)}”.`, true);
+  }
+  function toast(said, canUndo = false) {
+    clearTimeout(pending);
+    if (slim.matches) aside(false);
+    $("toast-words").replaceChildren(words(make("span"), said));
+    $("undo").hidden = !canUndo;
+    $("toast").hidden = false;
+    say(said);
+    if (canUndo) $("undo").focus();
+    pending = setTimeout(() => { $("toast").hidden = true; }, UNDO_MS);
+  }
+
+  // Files
+
+  const fileName = (title) => title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-+|-+$/g, "") || "chat";
+  function saveFile(name, type, text) {
+    const href = URL.createObjectURL(new Blob([text], { type }));
+    make("a", "", undefined, { href, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  }
+  const traceOf = (id) => ({ id, names: members, steps: traced.get(id) ?? [] });
+  async function exported(which, name) {
+    const ids = which.map(({ messages }) => Object.keys(messages));
+    await traces(ids.flat());
+    const whole = which.map((each, i) => ({ ...each, traces: ids[i].map(traceOf).filter(({ steps }) => steps.length) }));
+    saveFile(`${name}.json`, "application/json", JSON.stringify({ format: "eva-local", version: 1, chats: whole }));
+  }
+  /** Return a conversation, as it is shown, as Markdown. */
+  function written(which) {
+    const system = which.settings.system ? ["**System**", which.settings.system] : [];
+    const told = path(which).flatMap(({ role, model, content }) => [`**${role === "user" ? "You" : model || "Answer"}**`, content]);
+    return `${[`# ${titleOf(which)}`, ...system, ...told].join("\n\n")}\n`;
+  }
+  async function imported(file) {
+    const read = await file.text().then(JSON.parse).catch(() => null);
+    if (read?.format !== "eva-local" || !Array.isArray(read.chats)) {
+      toast(`${file.name} is no file of conversations.`);
+      return;
+    }
+    const fitting = read.chats.map((raw) => [store.fit(raw), raw?.traces]).filter(([found]) => found);
+    for (const [found, kept] of fitting) {
+      const mine = chats.get(found.id) ?? found;
+      store.join(mine, found);
+      const fit = (Array.isArray(kept) ? kept : []).map(store.fitTrace).filter((trace) => found.messages[trace?.id] && !traced.has(trace.id));
+      fit.forEach(take);
+      await keepChat(mine, fit.map(({ id }) => id));
+    }
+    const bad = read.chats.length - fitting.length;
+    toast(`Imported ${plural(fitting.length, "conversation")}.${bad ? ` ${plural(bad, "other")} cannot be read.` : ""}`);
+    if (!running) sync();
+    list();
+  }
+
+  // What is shown of the conversation: questions and answers in turn
 
   const turns = [];
   let running = null;
@@ -125,26 +405,88 @@
     $("send").disabled = !$("model").value;
     $("send").hidden = running !== null;
     $("stop").hidden = running === null;
-    for (const button of document.querySelectorAll(".again")) button.disabled = running !== null;
+    for (const each of document.querySelectorAll(".again, .goon, .edit, .branches button:not(.end)")) each.disabled = running !== null;
+  }
+  /** Show the messages of the path, and leave what stands already. */
+  function sync() {
+    const now = path();
+    let same = 0;
+    while (same < turns.length && turns[same].message === now[same]) same += 1;
+    for (const turn of turns.splice(same)) {
+      if (kept.turn === turn) hide();
+      turn.node.remove();
+    }
+    for (const message of now.slice(same)) {
+      const turn = message.role === "user" ? newQuestion(message) : newAnswer(message);
+      turns.push(turn);
+      $("turns").append(turn.node);
+      if (turn.steps) settled(turn);
+    }
+    turns.forEach(branches);
+    $("empty").hidden = turns.length > 0;
+    document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
+    ready();
+    look();
+  }
+  /** Offer the other versions of a message. */
+  function branches({ message, ways }) {
+    const all = childrenOf(message.parent);
+    const here = all.indexOf(message);
+    const way = (name, sign, to) => Object.assign(button(all[to] ? "" : "end", sign, () => turnTo(all[to], sign), sign, name), { disabled: !all[to] });
+    ways.hidden = all.length < 2;
+    ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
+  }
+  function turnTo(message, sign) {
+    above(message).next = message.id;
+    keepChat(chat);
+    sync();
+    const { ways } = turns.find((turn) => turn.message === message);
+    (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
+  }
+  function newQuestion(message) {
+    const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
+    turn.edit = button("edit", "Edit", () => change(turn));
+    add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), turn.edit, turn.ways));
+    return turn;
+  }
+  /** Let a question be written anew: what is sent stands beside the old one. */
+  function change({ message, said, edit }) {
+    const field = make("textarea", "", undefined, { value: message.content, ariaLabel: "Your message, edited" });
+    field.rows = Math.min(12, field.value.split("\n").length + 1);
+    const done = (isMeant) => {
+      if (isMeant && !mayAsk(field.value)) return;
+      form.replaceWith(said);
+      edit.hidden = false;
+      if (isMeant) ask(field.value, message.parent);
+      (isMeant ? $("words") : edit).focus();
+    };
+    editing(field, done);
+    const tools = add(make("div", "tools"), button("", "Send", () => done(true)), button("", "Cancel", () => done(false)));
+    const form = add(make("div", "change"), field, tools);
+    said.replaceWith(form);
+    edit.hidden = true;
+    field.focus();
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
-  function messages() {
+  function messages(goesOn) {
     const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-    const told = turns.flatMap(({ question, answer }, i) => {
-      const asked = { role: "user", content: question };
-      if (i === turns.length - 1) return [asked];
-      return answer.content ? [asked, { role: "assistant", content: answer.content }] : [];
+    const told = turns.flatMap(({ message: { role, content } }, i) => {
+      const isLast = i >= turns.length - 2;
+      const answer = turns[i + 1]?.message.content;
+      const said = (isLast ? goesOn : answer) ? [{ role: "assistant", content: answer }] : [];
+      return role === "user" && (isLast || answer) ? [{ role, content }, ...said] : [];
     });
     return [...system, ...told];
   }
-  function body() {
+  function body(goesOn) {
     const thinking = $("thinking").value;
-    const settings = SETTINGS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
+    const settings = NUMBERS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
     return JSON.stringify({
       model: $("model").value,
-      messages: messages(),
+      messages: messages(goesOn),
       ...Object.fromEntries(settings),
-      ...(thinking === "auto" ? {} : { thinking }),
+      // Behind a begun answer nobody thinks.
+      ...(thinking === "auto" || goesOn ? {} : { thinking }),
       stream: true,
       trace: true,
     });
@@ -157,142 +499,150 @@
     }
     return wrong !== undefined;
   }
+  const mayAsk = (question) => question.trim() && !running && !$("send").disabled && !unfit();
   function send() {
     const question = $("words").value;
-    if (!question.trim() || running || $("send").disabled || unfit()) return;
+    if (!mayAsk(question)) return;
     $("words").value = "";
+    drafted();
     grow();
-    $("empty").hidden = true;
-    const asked = add(make("article", "turn"), make("h2", "eyebrow", "You"), glyphs(make("div", "said"), question, true));
-    $("turns").append(asked);
-    turns.push({ question, asked, answer: null });
-    answer();
+    const last = turns.at(-1)?.message;
+    ask(question, last?.role === "user" ? last.parent : last?.id ?? null);
   }
-  function again() {
+  function ask(question, parent) {
+    const { id } = newMessage("user", parent, question);
+    answer(newMessage("assistant", id));
+  }
+  function again({ message }) {
     if (running || unfit()) return;
-    forget(turns.at(-1).answer);
-    answer();
+    // Where nothing was written, there is nothing to keep beside the new one.
+    const isEmpty = !message.content && !message.tokens && turns.at(-1).message === message;
+    answer(isEmpty ? message : newMessage("assistant", message.parent));
   }
-  async function answer() {
-    const turn = newAnswer($("model").value);
-    turns.at(-1).answer = turn;
-    $("turns").append(turn.node);
+  async function goOn({ message }) {
+    if (running || unfit()) return;
+    await traces([message.id]);
+    if (!running && turns.at(-1)?.message === message) answer(message, true);
+  }
+  async function answer(message, goesOn = false) {
+    Object.assign(message, { model: $("model").value, finish: "", note: "", stopped: false });
+    Object.assign(chat, { settings: chosen(), changed: Date.now() });
+    history.replaceState(null, "", `#${chat.id}`);
+    const mine = chat;
+    // An answer that is written anew, or gone on with, is drawn anew.
+    const at = turns.findIndex((each) => each.message === message);
+    for (const turn of at < 0 ? [] : turns.splice(at)) turn.node.remove();
     running = new AbortController();
     const { signal } = running;
-    ready();
+    if (!traced.has(message.id)) traced.set(message.id, []);
+    sync();
+    const turn = turns.at(-1);
+    Object.assign(turn, { began: performance.now(), last: 0 });
+    turn.node.classList.add("running");
+    turn.text.before(turn.waiting);
+    turn.tools.hidden = turn.notice.hidden = true;
+    keepChat(mine);
+    list();
+    // A button that was pressed may be gone.
+    if (document.activeElement === document.body) $("talk").focus();
     follow = true;
     paint(turn);
-    let note = "";
+    let saved = performance.now();
     try {
-      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(), signal };
+      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(goesOn), signal };
       const response = await request("v1/chat/completions", options);
-      await events(response.body, (chunk) => receive(turn, chunk));
-      if (!turn.finish) throw new Trouble("The connection ended early: the answer is not complete.");
+      await events(response.body, (chunk) => {
+        receive(turn, chunk);
+        if (performance.now() - saved < SAVE_MS) return;
+        saved = performance.now();
+        store.saveNow(mine);
+      });
+      if (!message.finish) throw new Trouble("The connection ended early: the answer is not complete.");
     } catch (error) {
-      note = signal.aborted ? "" : error instanceof Trouble ? error.message
+      message.stopped = signal.aborted;
+      message.note = signal.aborted ? "" : error instanceof Trouble ? error.message
         : "The connection broke off: the answer is not complete.";
     }
-    if (turns.at(-1)?.answer !== turn) return;
+    // It may have been deleted meanwhile.
+    if (chats.has(mine.id)) keepChat(mine, [message.id]);
+    if (turns.at(-1) !== turn) return;
     running = null;
-    end(turn, note, signal.aborted);
+    settled(turn);
+    hint();
+    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
+    ready();
+    paint(turn);
   }
-  function end(turn, note, stopped) {
+  /** Say how an answer ended, and what can be done with it. */
+  function settled(turn) {
+    const { message } = turn;
+    const where = message.thought && !message.content ? " while thinking" : "";
+    const ended = message.note || (message.stopped ? "Stopped."
+      : message.finish === "length" ? `Cut off${where}: max tokens are reached, or the members have no room for more.`
+      : message.finish ? "" : "Interrupted: the page was closed before the end.");
     turn.node.classList.remove("running");
     turn.waiting.remove();
     turn.thought?.fold.classList.remove("thinking");
-    if (note) notice(turn, note, "note");
-    else if (stopped) notice(turn, "Stopped.", "note calm");
-    else if (turn.finish === "length") {
-      const where = turn.thought && !turn.content ? " while thinking" : "";
-      notice(turn, `Cut off${where}: max tokens are reached, or the members have no room for more.`, "note calm");
-    }
-    turn.again.textContent = note && !turn.content ? "Try again" : "Regenerate";
-    turn.copy.hidden = !turn.content;
+    turn.notice.hidden = !ended;
+    turn.notice.textContent = ended;
+    turn.notice.classList.toggle("calm", !message.note);
+    turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
+    turn.goon.hidden = !message.content || message.finish === "stop";
+    turn.copy.hidden = !message.content;
     turn.tools.hidden = false;
-    hint();
-    say(note || (stopped ? "Stopped." : `Answer complete, ${plural(turn.count, "token")}.`));
-    ready();
-    paint(turn);
   }
-  function notice(turn, words, className) {
-    turn.foot.before(make("p", className, words));
-  }
-  function stop() {
-    running?.abort();
-  }
-  function restart() {
-    stop();
-    running = null;
-    turns.length = 0;
-    $("turns").replaceChildren();
-    $("empty").hidden = false;
-    hide();
-    hint();
-    ready();
-    $("words").focus();
-  }
-  function forget(turn) {
-    if (kept.turn === turn) hide();
-    turn.node.remove();
-  }
+  const stop = () => running?.abort();
 
   // An answer
 
-  function newAnswer(model) {
+  function newAnswer(message) {
     const turn = {
-      steps: [], tokens: [], thought: null, carried: [], filtered: 0, count: 0, content: "", finish: "",
-      began: performance.now(), first: 0, last: 0, shares: [],
-      node: make("article", "turn running"), text: make("div", "text"), foot: make("div", "foot"),
-      waiting: make("span", "waiting", "reading the prompt…"),
-      bar: make("div", "shares"), legend: make("ul", "legend"), dotted: make("li", "dotted"),
-      tools: make("div", "tools"), facts: make("span", "facts"),
-      copy: make("button", "copy", "Copy"), again: make("button", "again", "Regenerate"),
+      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0, shares: new Map(),
+      node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
+      waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
+      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), dotted: make("li", "dotted"),
+      tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    turn.text.tabIndex = 0;
-    turn.text.setAttribute("role", "group");
-    turn.text.setAttribute("aria-label", "Answer: arrow keys go from token to token");
-    turn.bar.setAttribute("aria-hidden", "true");
-    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = true;
-    turn.copy.type = turn.again.type = "button";
-    turn.copy.addEventListener("click", () => copy(turn));
-    turn.again.addEventListener("click", again);
-    turn.text.append(turn.waiting);
+    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = turn.notice.hidden = true;
+    turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
+    turn.again = button("again", "Regenerate", () => again(turn));
+    turn.goon = button("goon", "Continue", () => goOn(turn));
     turn.legend.append(turn.dotted);
-    add(turn.tools, turn.copy, turn.again, turn.facts);
-    add(turn.foot, turn.bar, turn.legend, turn.tools);
-    add(turn.node, glyphs(make("h2", "eyebrow"), model, true), turn.text, turn.foot);
+    add(turn.tools, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
+    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.tools);
+    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
+    if (message.thought) thoughtOf(turn);
     return turn;
   }
-  /** Return where tokens go: those of a thought into a fold of their own, before the answer. */
-  function boxOf(turn, isThought) {
-    if (!isThought) {
-      turn.thought?.fold.classList.remove("thinking");
-      return turn.text;
-    }
-    if (!turn.thought) {
-      const [fold, summary, box] = [make("details", "thought thinking"), make("summary"), make("div", "text")];
-      box.tabIndex = 0;
-      box.setAttribute("role", "group");
-      box.setAttribute("aria-label", "Thought: arrow keys go from token to token");
-      turn.text.before(add(fold, summary, box));
-      turn.thought = { fold, summary, box, count: 0 };
-      listen(turn, box);
-    }
-    return turn.thought.box;
+  const tokenBox = (what) =>
+    make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
+  /** Return the fold of a thought, before the answer. */
+  function thoughtOf(turn) {
+    if (turn.thought) return turn.thought;
+    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), tokenBox("Thought"), make("div", "prose")];
+    turn.text.before(add(fold, summary, text, prose));
+    turn.thought = { fold, summary, text, prose };
+    listen(turn, text);
+    return turn.thought;
   }
   function receive(turn, chunk) {
     if (chunk.error) throw new Trouble(`The server gave up: ${chunk.error.message}`);
     const choice = chunk.choices?.[0];
     if (!choice) return;
+    const { message } = turn;
     const thought = choice.delta?.reasoning_content ?? "";
     const written = choice.delta?.content ?? "";
-    turn.content += written;
-    turn.finish = choice.finish_reason ?? turn.finish;
-    const said = thought || written;
-    if (choice.eva) count(turn, stepOf(choice.eva, said));
-    else if (said) boxOf(turn, thought !== "").append(glyphs(make("span"), said, true));
-    if (said || choice.eva) paint(turn);
+    message.thought += thought;
+    message.content += written;
+    message.finish = choice.finish_reason ?? message.finish;
+    if (!thought && !written && !choice.eva) return;
+    turn.waiting.remove();
+    const step = choice.eva && stepOf(choice.eva, thought || written);
+    if (thought || step?.thought) thoughtOf(turn).fold.classList.add("thinking");
+    else turn.thought?.fold.classList.remove("thinking");
+    if (step) count(turn, step);
+    paint(turn);
   }
   /** Return a traced step as `eva` describes it. */
   function stepOf(vote, written) {
@@ -318,46 +668,59 @@
       })),
     };
   }
-  /** Append one token; nothing that stands already is touched. */
   function count(turn, step) {
-    turn.waiting.remove();
-    turn.last = performance.now();
-    turn.first ||= turn.last;
-    const filtered = step.ballots.some((ballot) => ballot.verdict === "filtered");
-    const box = boxOf(turn, step.thought);
-    const before = box.lastChild === turn.tokens.at(-1) ? turn.steps.at(-1) : undefined;
-    const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-    node.classList.toggle("filtered", filtered);
-    // A character that several tokens make is shown by the last of them.
-    node.classList.toggle("begun", step.hex !== "" && step.shown === "");
-    node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
-    node.dataset.index = String(turn.steps.length);
+    const { message } = turn;
+    const now = performance.now();
+    if (!message.tokens) message.first = now - turn.began;
+    else if (turn.last) message.spent += now - turn.last;
+    turn.last = now;
     turn.steps.push(step);
-    turn.tokens.push(node);
-    box.append(node);
     if (step.hex === "") return;
-    turn.count += 1;
-    if (step.thought) turn.thought.count += 1;
-    turn.filtered += filtered;
-    for (const ballot of step.ballots) turn.carried[ballot.member] ??= 0;
-    if (step.carrier >= 0) turn.carried[step.carrier] = (turn.carried[step.carrier] ?? 0) + 1;
+    message.tokens += 1;
+    if (step.thought) message.thoughts += 1;
+    message.filtered += isFiltered(step);
+    const { carried } = message;
+    const part = (member) => carried.find(([name]) => name === members[member]) ?? carried[carried.push([members[member], 0]) - 1];
+    step.ballots.forEach(({ member }) => part(member));
+    if (step.carrier >= 0) part(step.carrier)[1] += 1;
   }
-  async function copy(turn) {
+  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
+  /** Append the tokens that are not there yet; nothing that stands already is touched. */
+  function drawTokens(turn) {
+    // Where nothing is known of tokens, the text is there.
+    if (!turn.steps.length) turn.text.replaceChildren(glyphs(make("span"), turn.message.content, true));
+    else if (!turn.tokens.length) turn.text.replaceChildren();
+    for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
+      const step = turn.steps[index];
+      const box = step.thought ? thoughtOf(turn).text : turn.text;
+      const before = box.lastChild === turn.tokens.at(-1) ? turn.steps[index - 1] : undefined;
+      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
+      node.classList.toggle("filtered", isFiltered(step));
+      // A character that several tokens make is shown by the last of them.
+      node.classList.toggle("begun", step.hex !== "" && step.shown === "");
+      node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
+      node.dataset.index = String(index);
+      turn.tokens.push(node);
+      box.append(node);
+    }
+  }
+  async function copy(button, text) {
+    const before = button.textContent;
     try {
-      await navigator.clipboard.writeText(turn.content);
+      await navigator.clipboard.writeText(text);
     } catch {
       // Without TLS on another machine than this one, browsers keep the clipboard closed.
-      const held = make("textarea", "unseen");
-      held.value = turn.content;
+      const held = make("textarea", "unseen", undefined, { value: text });
       document.body.append(held);
       held.select();
       document.execCommand("copy");
       held.remove();
-      turn.copy.focus();
+      button.focus();
     }
-    turn.copy.textContent = "Copied";
+    if (before === "Copied") return;
+    button.textContent = "Copied";
     say("Copied.");
-    setTimeout(() => { turn.copy.textContent = "Copy"; }, COPIED_MS);
+    setTimeout(() => { button.textContent = before; }, COPIED_MS);
   }
 
   // What follows the tokens once a frame: shares, figures, and the place on the screen
@@ -368,31 +731,59 @@
     unpainted.add(turn);
   }
   function painted() {
-    for (const turn of unpainted) figures(turn);
+    const due = [...unpainted];
     unpainted.clear();
+    due.forEach(draw);
     if (!follow) return;
     $("talk").scrollTop = $("talk").scrollHeight;
     height = $("talk").scrollTop;
   }
+  const isText = () => $("as-text").checked;
+  // Markdown is read from its beginning: where that takes long, it is done less often.
+  function draw(turn) {
+    if (!turn.steps) return;
+    const now = performance.now();
+    if (!isText()) drawTokens(turn);
+    else if (turn.due > now && turn.node.classList.contains("running")) paint(turn);
+    else {
+      if (turn.thought) markdown.draw(turn.thought.prose, turn.message.thought);
+      markdown.draw(turn.prose, turn.message.content);
+      turn.due = performance.now() + 4 * (performance.now() - now);
+    }
+    figures(turn);
+  }
+  /** Draw all in the view that is chosen, once what is known of its tokens is there. */
+  async function look() {
+    $("talk").classList.toggle("as-text", isText());
+    document.body.classList.toggle("wide", isText());
+    const unknown = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens && !traced.has(message.id));
+    if (!isText() && unknown.length) await traces(unknown.map(({ message }) => message.id));
+    for (const turn of turns) {
+      if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
+      draw(turn);
+    }
+    hint();
+  }
   function figures(turn) {
-    turn.carried.forEach((carried, member) => {
-      turn.shares[member] ??= shareOf(turn, member);
-      const { fill, much } = turn.shares[member];
-      const share = turn.count ? carried / turn.count : 0;
+    const { message } = turn;
+    for (const [name, carried] of message.carried) {
+      if (!turn.shares.has(name)) turn.shares.set(name, shareOf(turn, place(name)));
+      const { fill, much } = turn.shares.get(name);
+      const share = message.tokens ? carried / message.tokens : 0;
       fill.style.width = `${100 * share}%`;
       much.textContent = percent(share);
-    });
+    }
     if (turn.thought) {
       const is = turn.thought.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-      turn.thought.summary.textContent = `${is} ${plural(turn.thought.count, "token")}`;
+      turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
     }
-    turn.bar.hidden = !turn.count;
-    turn.dotted.hidden = !turn.filtered;
-    turn.dotted.textContent = `${plural(turn.filtered, "token")} with a filtered vote`;
-    if (!turn.count) return;
-    const facts = [plural(turn.count, "token"), `first after ${fixed((turn.first - turn.began) / 1000, 2)} s`];
-    const seconds = (turn.last - turn.first) / 1000;
-    if (turn.count > 1 && seconds > 0) facts.splice(1, 0, `${fixed((turn.count - 1) / seconds, 1)} tokens/s`);
+    turn.bar.hidden = !message.tokens;
+    turn.dotted.hidden = !message.filtered;
+    turn.dotted.textContent = `${plural(message.filtered, "token")} with a filtered vote`;
+    if (!message.tokens) return;
+    const facts = [plural(message.tokens, "token"), `first after ${fixed(message.first / 1000, 2)} s`];
+    const seconds = message.spent / 1000;
+    if (message.tokens > 1 && seconds > 0) facts.splice(1, 0, `${fixed((message.tokens - 1) / seconds, 1)} tokens/s`);
     turn.facts.textContent = facts.join(" · ");
   }
   function shareOf(turn, member) {
@@ -430,7 +821,7 @@
     $("card").scrollTop = 0;
   }
   function hint() {
-    $("hint").hidden = shown.turn !== null || !turns.some(({ answer }) => answer?.tokens.length);
+    $("hint").hidden = shown.turn !== null || isText() || !turns.some(({ steps }) => steps?.length);
   }
   function keep(turn, index) {
     if (index < 0 || index >= turn.tokens.length) return;
@@ -461,7 +852,7 @@
       const all = [...box.querySelectorAll(".token")];
       const here = kept.turn === turn ? all.indexOf(turn.tokens[kept.index]) : -1;
       keep(turn, Number(all[KEYS[event.key](all, here)]?.dataset.index ?? -1));
-      if (kept.turn === turn) say(label(turn.steps[kept.index]));
+      if (kept.turn === turn) say(spell(turn.steps[kept.index]));
     });
   }
   const KEYS = {
@@ -472,7 +863,7 @@
     Home: () => 0,
     End: (all) => all.length - 1,
   };
-  function label(step) {
+  function spell(step) {
     const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
     const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
     return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
@@ -484,11 +875,28 @@
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
   }
+  const DRAFT = "eva-local-draft";
+  function drafted() {
+    if ($("words").value) sessionStorage.setItem(DRAFT, $("words").value);
+    else sessionStorage.removeItem(DRAFT);
+  }
   function unfold(open) {
     $("settings").hidden = !open;
-    $("fold").setAttribute("aria-expanded", String(open));
+    $("fold").ariaExpanded = String(open);
   }
-  $("words").addEventListener("input", grow);
+  /** Open or close the list of conversations: beside the talk, or over it where there is no room. */
+  function aside(open) {
+    const had = $("side").contains(document.activeElement);
+    $("side").hidden = $("shade").hidden = !open;
+    // What lies under it cannot be reached.
+    for (const under of document.querySelectorAll("header, #talk, .dock")) under.inert = open && slim.matches;
+    $("menu").ariaExpanded = String(open);
+    if (had && !open) $("menu").focus();
+  }
+  $("words").addEventListener("input", () => {
+    grow();
+    drafted();
+  });
   $("words").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -508,18 +916,83 @@
     $("words").focus();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing) return;
-    if (shown.turn) hide();
-    else stop();
+    if (event.isComposing) return;
+    const writes = event.target.closest?.("input:not([type=radio], [type=checkbox]), textarea, select");
+    const isSearch = event.key === "k" && (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+    if (isSearch || (event.key === "/" && !writes && !event.ctrlKey && !event.metaKey && !event.altKey)) {
+      event.preventDefault();
+      aside(true);
+      $("find").focus();
+      $("find").select();
+    } else if (event.key === "Escape") {
+      if (event.target === $("find") && $("find").value) {
+        $("find").value = "";
+        list();
+      } else if (slim.matches && !$("side").hidden) aside(false);
+      else if (shown.turn) hide();
+      else if (running) stop();
+      else if ($("side").contains(event.target)) $("words").focus();
+    }
+  });
+  document.addEventListener("click", (event) => {
+    const source = event.target.closest?.(".copy-code");
+    if (source) copy(source, markdown.source(source));
+  });
+  addEventListener("pagehide", () => {
+    if (running) store.saveNow(chat);
+  });
+  slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
+  $("menu").addEventListener("click", () => {
+    aside($("side").hidden);
+    if (!slim.matches) prefer({ side: $("side").hidden ? "closed" : "open" });
+    else if (!$("side").hidden) $("find").focus();
+  });
+  $("shade").addEventListener("click", () => aside(false));
+  $("find").addEventListener("input", list);
+  $("export").addEventListener("click", () => exported(newest(), "eva-local-chats"));
+  $("import").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => {
+    for (const file of $("file").files) await imported(file);
+    $("file").value = "";
+  });
+  $("undo").addEventListener("click", () => {
+    $("toast").hidden = true;
+    undo?.();
+    undo = null;
+    $("words").focus();
   });
   $("stop").addEventListener("click", stop);
   $("new").addEventListener("click", restart);
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
   $("model").addEventListener("change", introduce);
+  for (const name of SETTINGS) $(name).addEventListener("change", () => prefer({ [name]: $(name).value }));
+  for (const name of ["as-text", "as-tokens"]) {
+    $(name).addEventListener("change", async () => {
+      prefer({ view: name });
+      hide();
+      // What was at the top stays there.
+      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
+      await look();
+      if (!follow) first?.node.scrollIntoView();
+    });
+  }
+  $("theme").addEventListener("change", () => {
+    prefer({ theme: $("theme").value });
+    paintIn($("theme").value);
+  });
   $("talk").addEventListener("scroll", scrolled, { passive: true });
   for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
     $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));
   }
+  if (prefs.theme === "light" || prefs.theme === "dark") $("theme").value = prefs.theme;
+  paintIn($("theme").value);
+  if (prefs.view === "as-tokens") $("as-tokens").checked = true;
+  fill(prefs);
+  $("words").value = sessionStorage.getItem(DRAFT) ?? "";
+  grow();
+  aside(!slim.matches && prefs.side !== "closed");
+  look();
   load();
+  remembered();
 })();
