@@ -4,7 +4,6 @@ import codecs
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 
 from eva_local.openai.request import CHAT
@@ -49,6 +48,8 @@ class Answer:
     def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
         self._functions = functions
         self._held = ""
+        #: The calls of functions that the whole answer consists of.
+        self.calls: list[Body] = []
         self.echo: Echo | None = None
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
@@ -66,6 +67,8 @@ class Answer:
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
         self.steps.append(step)
+        if self._functions and step.finish_reason == "stop":
+            self.calls = calls_in(self.text, self._functions)
         if not self.told or step.reasoning is not None:
             return []
         is_all = self.echo is not None
@@ -90,16 +93,6 @@ class Answer:
         text, self._held = self._held, ""
         return replace(step, text=text)
 
-    @cached_property
-    def _calls(self) -> list[Body]:
-        return calls_in(self.text, self._functions)
-
-    @property
-    def calls(self) -> list[Body]:
-        """The calls of functions that the whole answer consists of."""
-        done = self._functions and self.steps and self.steps[-1].finish_reason == "stop"
-        return self._calls if done else []
-
     @property
     def text(self) -> str:
         """What was written, behind the echo."""
@@ -113,9 +106,8 @@ class Answer:
     @property
     def finish_reason(self) -> str | None:
         """Why it ended; an echo alone is as long as was asked for."""
-        if self.calls:
-            return "tool_calls"
-        return self.steps[-1].finish_reason if self.steps else "length"
+        reason = self.steps[-1].finish_reason if self.steps else "length"
+        return "tool_calls" if self.calls else reason
 
     @property
     def usage(self) -> Usage | None:

@@ -27,8 +27,8 @@ class Function(Struct, forbid_unknown_fields=True):
     """A function that can be called; `strict` or not, its schema is obeyed where a call is due."""
 
     name: Words
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: str = ""
+    parameters: dict[str, Any] = {}
     strict: Any = None
 
 
@@ -70,17 +70,9 @@ def words_of(calls: Sequence[ToolCall]) -> str:
 
 def told(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     """Return a conversation in which the members are told of tools."""
-    functions = "\n".join(
-        json.dumps(
-            {
-                "name": tool.function.name,
-                "description": tool.function.description or "",
-                "parameters": tool.function.parameters or {},
-            }
-        )
-        for tool in tools
-    )
-    text = _TOLD.replace("{functions}", functions)
+    keys = ("name", "description", "parameters")
+    functions = [{key: getattr(tool.function, key) for key in keys} for tool in tools]
+    text = _TOLD.replace("{functions}", "\n".join(map(json.dumps, functions)))
     if messages[0].role == "system":
         return [Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:]]
     return [Message("system", text), *messages]
@@ -102,7 +94,7 @@ def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
+                "arguments": {"type": "object", **tool.function.parameters},
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
