@@ -270,6 +270,8 @@ class Ensemble:
         thoughts = [thought for _, thought in read if thought is not None]
         apart = sampling.thinking == "apart" and thoughts
         sampling = self._readers.stops(request.prompt, sampling, only)
+        is_alone = only is not None or len(self._models) == 1
+        is_said = any(isinstance(each, Message) for each in request.prompt[:1])
         said, pivot = b"", panel.space.pivot
         if self._engine.drafter_for(panel) is not None:
             said = self._models[panel.members[pivot]].vocabulary.join(read[pivot][0])
@@ -286,16 +288,9 @@ class Ensemble:
             n_top=request.n_top,
             weights=weights,
             observe=request.observe,
-            scored_bytes=self._scored_bytes(request.prompt, only),
+            scored_bytes=0 if is_alone else self.spec.fusion.evidence_bytes(conversation=is_said),
             said=said,
         )
-
-    def _scored_bytes(self, prompt: AnyPrompt, only: int | None) -> int:
-        """Return how many bytes at the end of a prompt say how well the members predict."""
-        if only is not None or len(self._models) == 1:
-            return 0
-        said = not isinstance(prompt, str) and any(isinstance(each, Message) for each in prompt)
-        return self.spec.fusion.evidence_bytes(conversation=said)
 
     def _number_of(self, member: str | None) -> int | None:
         if member is None:

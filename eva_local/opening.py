@@ -135,7 +135,7 @@ def open_models(
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
     paths = [locate(member) for member in spec.members]
-    notices: list[str | None] = []
+    notices: list[str] = []
     with contextlib.ExitStack() as stack:
         models: list[LlamaModel] = []
         for number, (path, member) in enumerate(zip(paths, spec.members, strict=True)):
@@ -156,16 +156,13 @@ def open_models(
             if not model.vocabulary.end_ids:
                 notices.append(f"{path.name} has no token that ends an answer: max_tokens ends it")
             if bytewise and not member.load.swa_full:
-                notices.append(
-                    f"{member.name}: bytes need all of a window, as with swa_full = true"
-                )
+                told = "bytes need all of a window, as with swa_full = true"
+                notices.append(f"{member.name}: {told}")
         for one, other in combinations(spec.members, 2):
             twice = one.role == other.role and spec.sampling.thinking != "apart"
             if twice and not marks(one).isdisjoint(marks(other)):
-                notices.append(
-                    f"{spec.name}: members {one.name} and {other.name} are the same model in the "
-                    "same role, which has two votes"
-                )
+                both = f"members {one.name} and {other.name} are the same model in the same role"
+                notices.append(f"{spec.name}: {both}, which has two votes")
         if spec.fusion.weights == "thought" and spec.sampling.thinking != "apart":
             notices.append(f"{spec.name}: weights = thought are equal without thinking = apart")
         if spec.fusion.gate < 1 and spec.fusion.drafter not in ("auto", "off"):

@@ -145,10 +145,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     names = sorted(set(known))
     # A slip of the finger hides no other word.
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
-    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    for n, cutoff in ((1, 0.9), (3, 0.6)):
+        if near := difflib.get_close_matches(name, names, n, cutoff):
+            return f"did you mean {' or '.join(near)}?"
     return f"known are: {', '.join(names)}" if names else "there is none"
 
 

@@ -14,7 +14,7 @@ import click
 from eva_local.cli import outputs
 from eva_local.cli.options import Load, count_option, setting_options
 from eva_local.config.settings import keys_of
-from eva_local.config.specs import LoadSettings
+from eva_local.config.specs import FusionSettings, LoadSettings
 
 if TYPE_CHECKING:
     from eva_local.bench.answers import Answers
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 @count_option("--rounds", default=20, text="Steps that are measured of each.")
 @count_option("--questions", "n_asked", default=12, least=0, text="Answer so many of 12.")
 @outputs.output_options
-@setting_options(
-    *("ensemble", *keys_of(LoadSettings), "space", "mapping", "combine", "filter", "candidates"),
-    *("weights", "prompt_evidence", "gate", "drafter"),
-)
+@setting_options("ensemble", *keys_of(LoadSettings, FusionSettings))
 @click.pass_obj
 def bench(
     load: Load,

@@ -69,9 +69,7 @@ _TUNABLE = 20
 @click.option("--fresh", is_flag=True, help="Do again what is kept already.")
 @outputs.output_options
 @setting_options(
-    *("ensemble", "n_ctx", "threads", "n_gpu_layers", "space", "mapping", "combine"),
-    *("sharpness", "filter", "filter_n", "candidates", "weights", "weight_temperature"),
-    *("weight_decay", "prompt_evidence", "gate", "drafter", *THINKING_KEYS),
+    "ensemble", "n_ctx", "threads", "n_gpu_layers", *keys_of(FusionSettings), *THINKING_KEYS
 )
 @click.pass_obj
 def evaluate(
