@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 
-from eva_local.cli import batch, bench, chat, check, evaluate, models, run, serve, setup
+from eva_local.cli import batch, bench, chat, evaluate, models, run, serve, setup
 from eva_local.cli.outputs import file_option, give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
-_MODULES = (batch, bench, chat, check, evaluate, models, run, serve, setup)
+_MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
 _THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
 COMMANDS = [thing for thing in _THINGS if isinstance(thing, click.Command)]
 INTERRUPTED = 130

@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import struct
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,22 +26,6 @@ _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 _TOKENS = "tokenizer.ggml.tokens"
 # Of several, the one that is for conversations without tools.
 TEMPLATES = [f"tokenizer.chat_template{name}" for name in ("", ".default", ".tool_use")]
-_GIVE = "give the file of a language model"
-_ENCODER = f"an embedding model or another encoder, which predicts no next token; {_GIVE}"
-_DRAFTER = "a drafter, which only works beside a model; give the model's own file"
-_PART = "the part of a model that sees or hears; give the language model beside it"
-# What else such a file can hold, by the type or the architecture that it names.
-_OTHERS = {
-    "adapter": "a LoRA adapter; merge it into its model (llama-export-lora) and give that file",
-    "controlvector": "a control vector, which only steers a model; give the model's own file",
-    "imatrix": "an importance matrix for quantising a model; give the model's own file",
-    "t5": f"an encoder with a decoder, which goes on with no text; {_GIVE}",
-    **dict.fromkeys(("mmproj", "clip"), _PART),
-    **dict.fromkeys(("t5encoder", "gemma-embedding", "llama-embed"), _ENCODER),
-    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), f"a diffusion model; {_GIVE}"),
-    **dict.fromkeys(("wavtokenizer-dec", "qwen3tts", "pockettts"), f"a speech model; {_GIVE}"),
-    **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), _DRAFTER),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +95,13 @@ def refusal(path: Path) -> str:
     except StoreError:
         return ""
     architecture = _value(values, "general.architecture", str) or ""
-    found = _OTHERS.get(_value(values, "general.type", str) or "") or _OTHERS.get(architecture, "")
+    others = tomllib.loads((Path(__file__).parent / "others.toml").read_text("utf-8"))
+    named = {name: told for told, names in others.items() for name in names}
+    found = named.get(_value(values, "general.type", str) or "") or named.get(architecture, "")
     is_causal = values.get(f"{architecture}.attention.causal") is not False
     is_pooled = _value(values, f"{architecture}.pooling_type", int)
     if not found and (is_pooled or not is_causal or "bert" in architecture):
-        return _ENCODER
+        return named["t5encoder"]
     # Of a model in several files, the first may hold no weights.
     if not found and not n_tensors and len(part_names(path.name)) == 1:
         return "a vocabulary without weights; give the file of the whole model"
