@@ -49,11 +49,6 @@ class Context:
         self.likelihood = PromptLikelihood(self.pieces)
 
     @property
-    def generated(self) -> Sequence[int]:
-        """The tokens after the prompt."""
-        return self.tokens[self._n_prompt :]
-
-    @property
     def room(self) -> int:
         """How many more tokens fit into the model's context."""
         return self._model.n_ctx - len(self.tokens)

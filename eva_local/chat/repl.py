@@ -1,7 +1,7 @@
 """The loop of a chat: read, obey or ask, show the answer as it comes."""
 
-import contextlib
 from collections.abc import Callable
+from contextlib import closing, suppress
 
 from eva_local.api import Ensemble, Report
 from eva_local.chat import commands
@@ -61,12 +61,7 @@ class Repl:
     def answer(self, begin: Callable[[Report], Steps]) -> bool:
         """Show the answer that `begin` begins as it comes; return whether there is one now."""
         before = self.chat.last
-        self.screen.begin()
-        try:
-            with interruption_noted() as interrupted, typing_unseen():
-                self._stream(begin, interrupted)
-        finally:
-            self.screen.end()
+        self._stream(begin)
         answer = self.chat.last
         if answer is None or answer is before:
             self.screen.note("stopped before a word was said; all is as it was")
@@ -77,13 +72,7 @@ class Repl:
     def hear(self, member: str) -> bool:
         """Show what one member alone answers to the last message; False where it was stopped."""
         self.screen.note(f"{member} alone:")
-        self.screen.begin()
-        try:
-            with interruption_noted() as interrupted, typing_unseen():
-                self._stream(lambda report: self.chat.alone(member, report), interrupted)
-        finally:
-            self.screen.end()
-        return not interrupted()
+        return self._stream(lambda report: self.chat.alone(member, report))
 
     def change(self, spec: EnsembleSpec) -> None:
         """Go on with another ensemble, or with other settings of it; the models are opened anew."""
@@ -135,18 +124,26 @@ class Repl:
             if self.answer(lambda report: self.chat.ask(whole, report)):
                 self.texts = []
 
-    def _stream(self, begin: Callable[[Report], Steps], interrupted: Callable[[], bool]) -> None:
-        def report(_: str, share: float) -> None:
-            if interrupted():
-                raise KeyboardInterrupt
-            self.screen.busy(f"reading {share:.0%}")
+    def _stream(self, begin: Callable[[Report], Steps]) -> bool:
+        """Show what is written as it comes; return whether nobody stopped it."""
+        self.screen.begin()
+        try:
+            with interruption_noted() as interrupted, typing_unseen():
 
-        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(begin(report)) as steps:
-            for step in steps:
-                self.screen.think(step)
-                self.screen.write(step.text)
-                if interrupted():
-                    return
+                def report(_: str, share: float) -> None:
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    self.screen.busy(f"reading {share:.0%}")
+
+                with suppress(KeyboardInterrupt), closing(begin(report)) as steps:
+                    for step in steps:
+                        self.screen.think(step)
+                        self.screen.write(step.text)
+                        if interrupted():
+                            break
+                return not interrupted()
+        finally:
+            self.screen.end()
 
     def _ending(self, answer: Reply) -> str:
         reason, within = answer.steps[-1].finish_reason, ""

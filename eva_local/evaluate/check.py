@@ -7,7 +7,6 @@ and prose, code and letters. Members write nothing, but say how likely each text
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -161,9 +160,8 @@ def _tested(
     contestants = [alone(member) for member in reversed(kinds.values())]
     n_members = len(contestants)
     if len(spec.members) > 1:
-        space: Literal["pivot", "bytes"] = "pivot" if spec.fusion.space == "bytes" else "bytes"
-        other = replace(spec.fusion, space=space)
-        contestants += [spec, replace(spec, name=f"{spec.name}, {space}", fusion=other)]
+        other = replace(spec.fusion, space="pivot" if spec.fusion.space == "bytes" else "bytes")
+        contestants += [spec, replace(spec, name=f"{spec.name}, {other.space}", fusion=other)]
     tasks = [contest.scorable(task) for task in read_tasks(BUILT_IN)]
     entries = contest.run(tasks, contestants)
     summaries = [

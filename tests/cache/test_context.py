@@ -33,7 +33,7 @@ def test_law_1_tokens_join_to_the_text_after_every_commit(words, snapshots, piec
         context.append(piece)
         text += piece
         assert context.text == text
-        assert model.vocabulary.join(context.generated) == text
+        assert model.vocabulary.join(context.tokens[context._n_prompt :]) == text
         assert list(context.tokens[:2]) == [1, 7]
         decode(model, context)
         assert model.cache[0] == list(context.tokens)
@@ -64,7 +64,7 @@ def test_own_tokens_are_appended_as_they_are(numbers) -> None:
     context.start([1])
     for token_id in chosen:
         context.append_token(token_id)
-    assert list(context.generated) == chosen
+    assert list(context.tokens[context._n_prompt :]) == chosen
 
 
 def test_a_word_is_read_whole_once_it_is_complete() -> None:
@@ -73,7 +73,7 @@ def test_a_word_is_read_whole_once_it_is_complete() -> None:
     context.start([1])
     for piece in (b" the", b" unb", b"elie", b"va", b"ble"):
         context.append(piece)
-    pieces = [model.vocabulary.pieces[i] for i in context.generated]
+    pieces = [model.vocabulary.pieces[i] for i in context.tokens[context._n_prompt :]]
     assert pieces == [b" the", b" unb", b"elie", b"vable"]
 
 
@@ -138,7 +138,7 @@ def test_a_word_is_read_whole_also_where_tokens_cannot_be_taken_back() -> None:
     for piece in (b" the", b" un", b"belie", b"va", b"ble"):
         context.append(piece)
         decode(model, context)
-    pieces = [model.vocabulary.pieces[i] for i in context.generated]
+    pieces = [model.vocabulary.pieces[i] for i in context.tokens[context._n_prompt :]]
     assert pieces == [b" the", b" unb", b"elie", b"vable"]
     assert model.cache[0] == list(context.tokens)
     assert model.decoded - before < 20

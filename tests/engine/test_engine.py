@@ -37,7 +37,7 @@ def test_law_1_every_member_holds_the_shared_text(cast, build, seed, pivot, temp
         shared += b"".join(step.piece for step in told)
         for model, state in zip(models, sequence.states, strict=True):
             assert state.cache.text == shared
-            assert model.vocabulary.join(state.cache.generated) == shared
+            assert model.vocabulary.join(state.cache.tokens[state.cache._n_prompt :]) == shared
 
 
 def greedy_alone(model: FakeModel, text: bytes, count: int) -> list[int]:
@@ -71,11 +71,11 @@ def test_law_2_copies_of_one_model_write_what_it_writes_alone(
     (steps,) = run(engine, sequence)
     expected = greedy_alone(FakeModel(), text, 40)
     # END has several ids here, whose probabilities add up; up to there the two agree.
-    made = list(sequence.states[0].cache.generated)
+    made = list(sequence.states[0].cache.tokens[sequence.states[0].cache._n_prompt :])
     assert made == expected[: len(made)]
     assert len(made) == len(expected) or steps[-1].finish_reason == "stop"
     for state in sequence.states:
-        assert list(state.cache.generated) == made
+        assert list(state.cache.tokens[state.cache._n_prompt :]) == made
 
 
 @given(order=st.permutations(range(3)))
@@ -370,7 +370,9 @@ def test_after_sure_steps_an_asked_member_holds_the_whole_text() -> None:
     sequence = begin(engine, models, b"the", Sampling(max_tokens=40))
     (steps,) = run(engine, sequence)
     assert 0 < steps[-1].usage.steps_alone < steps[-1].usage.steps
-    assert models[1].vocabulary.join(sequence.states[1].cache.generated) == text_of(steps)
+    assert models[1].vocabulary.join(
+        sequence.states[1].cache.tokens[sequence.states[1].cache._n_prompt :]
+    ) == text_of(steps)
 
 
 def test_a_gate_that_never_opens_changes_nothing() -> None:

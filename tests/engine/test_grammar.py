@@ -368,7 +368,7 @@ def test_what_the_grammar_forces_is_written_in_tokens_that_stand_for_text() -> N
     sequence = begin(engine, [model], b"the", sampling)
     (steps,) = run(engine, sequence)
     assert text_of(steps) == b"x[PAD]y"
-    written = sequence.states[0].cache.generated
+    written = sequence.states[0].cache.tokens[sequence.states[0].cache._n_prompt :]
     assert model.vocabulary.speakable[list(written)].all()
 
 

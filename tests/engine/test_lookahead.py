@@ -325,7 +325,10 @@ def test_with_what_is_pending_a_batch_has_eight_tokens_at_most() -> None:
     context.append(b" some")
     context.propose(SAID, MOST)
     run = context.pending()
-    assert (len(run.tokens), run.logits) == (1 + MOST, MOST + 2 - len(context.generated))
+    assert (len(run.tokens), run.logits) == (
+        1 + MOST,
+        MOST + 2 - len(context.tokens[context._n_prompt :]),
+    )
 
 
 @pytest.mark.parametrize("count", [5, 40])

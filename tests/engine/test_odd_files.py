@@ -91,7 +91,12 @@ def test_a_padded_vocabulary_has_a_logit_for_each_token_and_says_none_of_the_pad
         assert not model.vocabulary.speakable[360:].any()
     with open_ensemble(spec([path], "pivot")) as ensemble:
         answer = ensemble.complete("the light", Sampling(max_tokens=40, temperature=5, seed=1))
-        assert not any(i >= 360 for i in ensemble._engine._states[0][0].cache.generated)
+        assert not any(
+            i >= 360
+            for i in ensemble._engine._states[0][0].cache.tokens[
+                ensemble._engine._states[0][0].cache._n_prompt :
+            ]
+        )
         assert answer.text
 
 

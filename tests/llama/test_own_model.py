@@ -140,7 +140,7 @@ def test_law_2_alone_it_writes_llama_cpps_tokens(path: Path, model: LlamaModel) 
     with open_ensemble(spec(path)) as ensemble:
         ensemble.complete(TEXTS[0], Sampling(max_tokens=40))
         (state,) = ensemble._engine._states[0]
-        assert list(state.cache.generated)[: len(made)] == made
+        assert list(state.cache.tokens[state.cache._n_prompt :])[: len(made)] == made
 
 
 def test_law_7_logits_after_other_texts_are_those_of_a_fresh_context(model: LlamaModel) -> None:
@@ -177,7 +177,10 @@ def test_law_1_members_agree_in_bytes(path: Path, other: Path, is_pivot: bool) -
             states = ensemble._engine._states[0]
             texts = {bytes(state.cache.text) for state in states}
             for state, model in zip(states, ensemble._models, strict=True):
-                assert model.vocabulary.join(state.cache.generated) == state.cache.text
+                assert (
+                    model.vocabulary.join(state.cache.tokens[state.cache._n_prompt :])
+                    == state.cache.text
+                )
             assert len(texts) == 1
             assert texts.pop().decode("utf-8", "replace").startswith(answer.text.rstrip("\ufffd"))
 

@@ -57,7 +57,7 @@ def test_law_2_one_member_alone_writes_llama_cpps_tokens(name, prompt) -> None:
     with open_ensemble(ensemble_of(name)) as ensemble:
         ensemble.complete(prompt, Sampling(max_tokens=100))
         (state,) = ensemble._engine._states[0]
-        assert list(state.cache.generated)[:100] == expected
+        assert list(state.cache.tokens[state.cache._n_prompt :])[:100] == expected
 
 
 def test_law_2_two_copies_of_one_model_write_its_tokens() -> None:
@@ -65,7 +65,7 @@ def test_law_2_two_copies_of_one_model_write_its_tokens() -> None:
     with open_ensemble(ensemble_of("smollm2-135m", "smollm2-135m")) as ensemble:
         ensemble.complete(PROMPTS[0], Sampling(max_tokens=100))
         for state in ensemble._engine._states[0]:
-            assert list(state.cache.generated)[:100] == expected
+            assert list(state.cache.tokens[state.cache._n_prompt :])[:100] == expected
 
 
 @pytest.mark.parametrize("name", REAL_MODELS)

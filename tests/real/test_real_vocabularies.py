@@ -83,7 +83,7 @@ def test_law_1_tokens_join_to_the_text_after_every_commit(vocabularies, name, pi
         spellable = bytes(byte for byte in piece if byte not in missing)
         context.append(spellable)
         text += spellable
-        assert model.vocabulary.join(context.generated) == text
+        assert model.vocabulary.join(context.tokens[context._n_prompt :]) == text
 
 
 @names
@@ -96,7 +96,7 @@ def test_law_1_a_text_in_many_scripts_byte_by_byte(vocabularies, name) -> None:
     for at in range(len(whole)):
         context.append(whole[at : at + 1])
         assert context.text == whole[: at + 1]
-        assert model.vocabulary.join(context.generated) == whole[: at + 1]
+        assert model.vocabulary.join(context.tokens[context._n_prompt :]) == whole[: at + 1]
 
 
 @names
@@ -109,7 +109,7 @@ def test_a_text_that_grows_word_by_word_ends_as_it_would_be_read_at_once(
     context.start([1])
     for piece in model.tokenizer.encode(text.encode()):
         context.append(model.vocabulary.pieces[piece])
-    assert list(context.generated) == model.tokenizer.encode(text.encode())
+    assert list(context.tokens[context._n_prompt :]) == model.tokenizer.encode(text.encode())
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
