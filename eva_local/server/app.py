@@ -34,6 +34,10 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+# What the page's own script needs: libraries as they are published, and parts of ours.
+_SCRIPTS = tuple(
+    f"server/{name}.js" for name in ("vendor/marked.umd", "vendor/highlight.min", "markdown", "store")
+)
 
 
 def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
@@ -68,7 +72,7 @@ async def page(_request: Request) -> Response:
 @cache
 def chat_page() -> Response:
     """Return what `GET /` answers with; it holds no secret, so it asks for no key."""
-    style, script = sources("server")
+    style, script = sources("server", *_SCRIPTS)
     html = template("server/page.html").render(style=style, script=script)
     policy = _POLICY.format(style=source_hash(style), script=source_hash(script))
     headers = {

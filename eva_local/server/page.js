@@ -1,9 +1,12 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, swatch, describe, vertical, moved } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, swatch, describe, vertical, moved } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
-  const SETTINGS = ["temperature", "max_tokens", "seed"];
+  const SAVE_MS = 2000;
+  const UNDO_MS = 15_000;
+  const NUMBERS = ["temperature", "max_tokens", "seed"];
+  const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
 
@@ -104,6 +107,7 @@
       option.value = id;
       return option;
     }));
+    fill(chat.settings.model ? chat.settings : prefs);
     introduce();
     ready();
   }
@@ -117,7 +121,317 @@
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
   }
 
-  // The conversation: questions and answers in turn
+  // What is remembered of this browser's user: settings, theme, view
+
+  const PREFS = "eva-local";
+  const prefs = (() => {
+    try {
+      const read = JSON.parse(localStorage.getItem(PREFS));
+      return Object.fromEntries(Object.entries(read ?? {}).filter(([, value]) => typeof value === "string"));
+    } catch {
+      return {};
+    }
+  })();
+  function prefer(changed) {
+    Object.assign(prefs, changed);
+    try {
+      localStorage.setItem(PREFS, JSON.stringify(prefs));
+    } catch {
+      // Then it is not remembered.
+    }
+  }
+  const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
+  function fill(settings) {
+    for (const name of SETTINGS) {
+      const value = settings[name];
+      const isOffered = !$(name).options || [...$(name).options].some((option) => option.value === value);
+      if (value !== undefined && isOffered) $(name).value = value;
+    }
+  }
+  const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
+  function paintIn(theme) {
+    document.documentElement.style.colorScheme = theme === "system" ? "" : theme;
+    const when = { light: "not all", dark: "all" }[theme] ?? "(prefers-color-scheme: dark)";
+    for (const rule of schemes) rule.media.mediaText = when;
+  }
+
+  // Conversations: messages that hang on each other; where several hang on one, `next` says which is shown
+
+  const newId = () => [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const newChat = () => ({ id: newId(), title: "", created: Date.now(), changed: 0, next: null, settings: {}, messages: {} });
+  const chats = new Map();
+  let chat = newChat();
+
+  const childrenOf = (id) => Object.values(chat.messages).filter(({ parent }) => parent === id).sort((a, b) => a.at - b.at);
+  const above = (message) => chat.messages[message.parent] ?? chat;
+  function path() {
+    const found = [];
+    for (let at = chat; at;) {
+      const all = childrenOf(at === chat ? null : at.id);
+      const next = at.next;
+      at = all.find(({ id }) => id === next) ?? all.at(-1);
+      if (at) found.push(at);
+    }
+    return found;
+  }
+  function newMessage(role, parent, content = "") {
+    const message = {
+      id: newId(), parent, role, content, next: null, at: Date.now(), thought: "", model: "", finish: "", note: "",
+      stopped: false, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [],
+    };
+    // Two of the same moment have an order, too.
+    const latest = childrenOf(parent).at(-1);
+    if (latest) message.at = Math.max(message.at, latest.at + 1);
+    chat.messages[message.id] = message;
+    above(message).next = message.id;
+    return message;
+  }
+  function titleOf({ title, messages }) {
+    const first = Object.values(messages).filter(({ parent }) => parent === null).sort((a, b) => a.at - b.at)[0];
+    return title || first?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
+  }
+
+  let isUnkept = false;
+  function unkept(error) {
+    if (isUnkept) return;
+    isUnkept = true;
+    const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
+    $("unkept").textContent = `This browser keeps nothing more: ${why}. What is on the screen stays until the page is closed; `
+      + "Export all saves it to a file.";
+    $("unkept").hidden = false;
+  }
+  /** Keep a conversation, and what is known of the tokens of these messages. */
+  function keepChat(which, messages = []) {
+    chats.set(which.id, which);
+    const traces = messages.map(({ id }) => ({ id, names: members, steps: traced.get(id) ?? [] }));
+    return store.save(which, traces.filter(({ steps }) => steps.length)).catch(unkept);
+  }
+  const traced = new Map();
+  async function traces(ids) {
+    const missing = ids.filter((id) => !traced.has(id));
+    const found = missing.length ? await store.traces(missing).catch(() => new Map()) : new Map();
+    for (const [id, trace] of found) take(trace, id);
+  }
+  /** Take steps in whose members are numbered otherwise. */
+  function take({ names, steps }, id) {
+    const numbers = names.map(place);
+    const renamed = (ballot) => ({ ...ballot, member: numbers[ballot.member] });
+    traced.set(id, steps.map((step) => ({
+      ...step, carrier: step.carrier < 0 ? -1 : numbers[step.carrier], ballots: step.ballots.map(renamed),
+    })));
+  }
+
+  function open(which) {
+    stop();
+    running = null;
+    chat = which;
+    if (chat.settings.model) fill(chat.settings);
+    history.replaceState(null, "", chat.changed ? `#${chat.id}` : location.pathname);
+    $("turns").replaceChildren();
+    turns.length = 0;
+    hide();
+    follow = true;
+    sync();
+    introduce();
+    ready();
+    list();
+  }
+  function restart() {
+    open(newChat());
+    $("words").focus();
+    if (narrow.matches) aside(false);
+  }
+  async function remembered() {
+    try {
+      const found = await store.all();
+      const fitting = found.map(store.fit).filter(Boolean);
+      for (const each of fitting) if (!chats.has(each.id)) chats.set(each.id, each);
+      const bad = found.length - fitting.length;
+      if (bad) trouble(`${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
+    } catch (error) {
+      unkept(error);
+    }
+    const asked = chats.get(location.hash.slice(1));
+    if (asked && !turns.length) open(asked);
+    list();
+  }
+  store.heard?.addEventListener("message", async ({ data: id }) => {
+    const raw = await store.read(id).catch(() => undefined);
+    const found = store.fit(raw);
+    const mine = chats.get(id);
+    if (!found || raw.deleted) chats.delete(id);
+    else if (!mine) chats.set(id, found);
+    else {
+      store.join(mine, found);
+      mine.title = found.title;
+      mine.changed = Math.max(mine.changed, found.changed);
+      if (mine === chat && !running) sync();
+    }
+    list();
+  });
+
+  // The list of conversations
+
+  let opened = "";
+  function list() {
+    const held = $("chats").contains(document.activeElement) ? document.activeElement.dataset.key : "";
+    const sought = $("find").value.trim().toLowerCase();
+    const all = [...chats.values()].sort((a, b) => b.changed - a.changed);
+    const found = all.map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
+    $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
+    $("none").hidden = found.length > 0;
+    $("none").textContent = sought ? "Nothing found." : "Conversations are kept in this browser, and appear here.";
+    $("export").disabled = !chats.size;
+    if (held) document.querySelector(`#chats [data-key="${held}"]`)?.focus();
+  }
+  /** Return where a conversation has what is sought; null where nowhere. */
+  function snippet(which, sought) {
+    if (!sought || titleOf(which).toLowerCase().includes(sought)) return "";
+    for (const { content } of Object.values(which.messages)) {
+      const at = content.toLowerCase().indexOf(sought);
+      if (at >= 0) return `${at > 20 ? "…" : ""}${content.slice(Math.max(0, at - 20), at + 60)}`;
+    }
+    return null;
+  }
+  function button(className, label, act, key = "") {
+    const node = make("button", className, label);
+    node.type = "button";
+    node.dataset.key = key;
+    node.addEventListener("click", act);
+    return node;
+  }
+  function entry(which, hit) {
+    const { id } = which;
+    const title = titleOf(which);
+    const go = button("go", undefined, () => {
+      if (which !== chat) open(which);
+      if (narrow.matches) aside(false);
+    }, `go-${id}`);
+    words(go, title);
+    if (hit) go.append(words(make("span", "aside"), hit));
+    if (which === chat) go.setAttribute("aria-current", "true");
+    const more = button("more", "⋯", () => {
+      opened = opened === id ? "" : id;
+      list();
+    }, `more-${id}`);
+    more.setAttribute("aria-label", `More of ${title}`);
+    more.setAttribute("aria-expanded", String(opened === id));
+    const node = add(make("li"), go, more);
+    if (opened === id) {
+      add(node, add(make("div", "tools"),
+        button("rename", "Rename", () => rename(which, node)),
+        button("markdown", "Markdown", () => saveFile(`${fileName(title)}.md`, "text/markdown", written(which))),
+        button("json", "JSON", () => exported([which], fileName(title))),
+        button("delete", "Delete", () => erase(which))));
+    }
+    return node;
+  }
+  function rename(which, node) {
+    const field = make("input", "name");
+    field.value = titleOf(which);
+    field.maxLength = 200;
+    field.setAttribute("aria-label", "New name");
+    const done = (isMeant) => {
+      if (!field.isConnected) return;
+      if (isMeant) which.title = field.value.trim();
+      opened = "";
+      if (isMeant) keepChat(which);
+      list();
+      document.querySelector(`[data-key="go-${which.id}"]`)?.focus();
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      done(event.key === "Enter");
+    });
+    field.addEventListener("blur", () => setTimeout(() => done(true)));
+    node.replaceChildren(field);
+    field.select();
+  }
+  let pending = 0;
+  let undo = null;
+  function erase(which) {
+    if (which === chat) restart();
+    chats.delete(which.id);
+    store.save({ ...which, deleted: Date.now() }).catch(unkept);
+    undo = () => {
+      keepChat(which);
+      if (!turns.length) open(which);
+      list();
+    };
+    list();
+    toast(`Deleted “${titleOf(which)}”.`, true);
+  }
+  function toast(said, canUndo = false) {
+    clearTimeout(pending);
+    $("toast-words").replaceChildren();
+    words($("toast-words"), said);
+    $("undo").hidden = !canUndo;
+    $("toast").hidden = false;
+    say(said);
+    if (canUndo) $("undo").focus();
+    pending = setTimeout(() => { $("toast").hidden = true; }, UNDO_MS);
+  }
+
+  // Files
+
+  const fileName = (title) => title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-+|-+$/g, "") || "chat";
+  function saveFile(name, type, text) {
+    const way = make("a");
+    way.href = URL.createObjectURL(new Blob([text], { type }));
+    way.download = name;
+    way.click();
+    setTimeout(() => URL.revokeObjectURL(way.href), 60_000);
+  }
+  async function exported(which, name) {
+    const whole = [];
+    for (const each of which) {
+      const ids = Object.keys(each.messages);
+      await traces(ids);
+      const kept = ids.filter((id) => traced.get(id)?.length).map((id) => ({ id, names: members, steps: traced.get(id) }));
+      whole.push({ ...each, traces: kept });
+    }
+    saveFile(`${name}.json`, "application/json", JSON.stringify({ format: "eva-local", version: 1, chats: whole }));
+  }
+  /** Return a conversation, as it is shown, as Markdown. */
+  function written(which) {
+    const [before, parts] = [chat, [`# ${titleOf(which)}`]];
+    chat = which;
+    if (which.settings.system) parts.push("**System**", which.settings.system);
+    for (const { role, model, content } of path()) parts.push(`**${role === "user" ? "You" : model || "Answer"}**`, content);
+    chat = before;
+    return `${parts.join("\n\n")}\n`;
+  }
+  async function imported(file) {
+    let read;
+    try {
+      read = JSON.parse(await file.text());
+    } catch {
+      read = null;
+    }
+    if (read?.format !== "eva-local" || !Array.isArray(read.chats)) {
+      toast(`${file.name} is no file of conversations.`);
+      return;
+    }
+    let count = 0;
+    for (const raw of read.chats) {
+      const found = store.fit(raw);
+      if (!found) continue;
+      count += 1;
+      const mine = chats.get(found.id);
+      if (mine) store.join(mine, found);
+      const kept = (Array.isArray(raw.traces) ? raw.traces : []).map(store.fitTrace).filter((trace) => trace && found.messages[trace.id]);
+      for (const trace of kept) if (!traced.has(trace.id)) take(trace, trace.id);
+      await keepChat(mine ?? found, kept);
+    }
+    const bad = read.chats.length - count;
+    toast(`Imported ${plural(count, "conversation")}.${bad ? ` ${plural(bad, "other")} cannot be read.` : ""}`);
+    if (!running) sync();
+    list();
+  }
+
+  // What is shown of the conversation: questions and answers in turn
 
   const turns = [];
   let running = null;
@@ -125,26 +439,111 @@
     $("send").disabled = !$("model").value;
     $("send").hidden = running !== null;
     $("stop").hidden = running === null;
-    for (const button of document.querySelectorAll(".again")) button.disabled = running !== null;
+    for (const each of document.querySelectorAll(".again, .goon, .edit, .branches button:not(.end)")) each.disabled = running !== null;
+  }
+  /** Show the messages of the path, and leave what stands already. */
+  function sync() {
+    const now = path();
+    let same = 0;
+    while (same < turns.length && turns[same].message === now[same]) same += 1;
+    for (const turn of turns.splice(same)) {
+      if (kept.turn === turn) hide();
+      turn.node.remove();
+    }
+    for (const message of now.slice(same)) {
+      const turn = message.role === "user" ? newQuestion(message) : newAnswer(message);
+      turns.push(turn);
+      $("turns").append(turn.node);
+      if (turn.steps) settled(turn);
+    }
+    turns.forEach(branches);
+    $("empty").hidden = turns.length > 0;
+    document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
+    look();
+  }
+  /** Offer the other versions of a message. */
+  function branches({ message, ways }) {
+    const all = childrenOf(message.parent);
+    const here = all.indexOf(message);
+    ways.replaceChildren();
+    ways.hidden = all.length < 2;
+    if (all.length < 2) return;
+    const way = (label, sign, to) => {
+      const node = button(all[to] ? "" : "end", sign, () => {
+        if (running) return;
+        above(message).next = all[to].id;
+        keepChat(chat);
+        sync();
+        ready();
+        const turn = turns.find((each) => each.message === all[to]);
+        (turn?.ways.querySelector(`[data-key="${sign}"]:enabled`) ?? turn?.ways.querySelector("button:enabled"))?.focus();
+      }, sign);
+      node.setAttribute("aria-label", label);
+      node.disabled = !all[to];
+      return node;
+    };
+    add(ways, way("Version before", "‹", here - 1), make("span", "", `${here + 1}/${all.length}`), way("Version after", "›", here + 1));
+  }
+  function newQuestion(message) {
+    const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
+    const edit = button("edit", "Edit", () => change(turn));
+    return Object.assign(turn, { node: add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), edit, turn.ways)) });
+  }
+  /** Let a question be written anew: what is sent stands beside the old one. */
+  function change(turn) {
+    if (running) return;
+    const [form, field] = [make("form", "change"), make("textarea")];
+    const save = make("button", "", "Send");
+    const close = () => {
+      form.replaceWith(turn.said);
+      turn.node.querySelector(".edit").hidden = false;
+      turn.node.querySelector(".edit").focus();
+    };
+    field.value = turn.message.content;
+    field.rows = Math.min(12, field.value.split("\n").length + 1);
+    field.setAttribute("aria-label", "Your message, edited");
+    const submit = (event) => {
+      event.preventDefault();
+      if (!field.value.trim() || running || $("send").disabled || unfit()) return;
+      ask(field.value, turn.message.parent);
+      $("words").focus();
+    };
+    form.addEventListener("submit", submit);
+    form.addEventListener("keydown", (event) => {
+      if (event.isComposing) return;
+      if (event.key === "Enter" && !event.shiftKey && event.target === field) submit(event);
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        close();
+      }
+    });
+    add(form, field, add(make("div", "tools"), save, button("", "Cancel", close)));
+    turn.said.replaceWith(form);
+    turn.node.querySelector(".edit").hidden = true;
+    field.focus();
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
-  function messages() {
+  function messages(goesOn) {
     const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-    const told = turns.flatMap(({ question, answer }, i) => {
-      const asked = { role: "user", content: question };
-      if (i === turns.length - 1) return [asked];
-      return answer.content ? [asked, { role: "assistant", content: answer.content }] : [];
+    const told = [];
+    turns.forEach(({ message: { role, content } }, i) => {
+      if (role === "assistant") return;
+      const isLast = i >= turns.length - 2;
+      const answer = turns[i + 1]?.message.content;
+      if (isLast || answer) told.push({ role: "user", content });
+      if (isLast ? goesOn : answer) told.push({ role: "assistant", content: answer });
     });
     return [...system, ...told];
   }
-  function body() {
+  function body(goesOn) {
     const thinking = $("thinking").value;
-    const settings = SETTINGS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
+    const settings = NUMBERS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
     return JSON.stringify({
       model: $("model").value,
-      messages: messages(),
+      messages: messages(goesOn),
       ...Object.fromEntries(settings),
-      ...(thinking === "auto" ? {} : { thinking }),
+      // Behind a begun answer nobody thinks.
+      ...(thinking === "auto" || goesOn ? {} : { thinking }),
       stream: true,
       trace: true,
     });
@@ -161,138 +560,158 @@
     const question = $("words").value;
     if (!question.trim() || running || $("send").disabled || unfit()) return;
     $("words").value = "";
+    drafted();
     grow();
-    $("empty").hidden = true;
-    const asked = add(make("article", "turn"), make("h2", "eyebrow", "You"), glyphs(make("div", "said"), question, true));
-    $("turns").append(asked);
-    turns.push({ question, asked, answer: null });
-    answer();
+    const last = turns.at(-1)?.message;
+    ask(question, last?.role === "user" ? last.parent : last?.id ?? null);
   }
-  function again() {
+  function ask(question, parent) {
+    const { id } = newMessage("user", parent, question);
+    answer(newMessage("assistant", id));
+  }
+  function again({ message }) {
     if (running || unfit()) return;
-    forget(turns.at(-1).answer);
-    answer();
+    // Where nothing was written, there is nothing to keep beside the new one.
+    const isEmpty = !message.content && !message.tokens;
+    if (isEmpty) Object.assign(message, { at: message.at + 0.5, thought: "" });
+    answer(isEmpty ? message : newMessage("assistant", message.parent));
   }
-  async function answer() {
-    const turn = newAnswer($("model").value);
-    turns.at(-1).answer = turn;
-    $("turns").append(turn.node);
+  async function goOn({ message }) {
+    if (running || unfit()) return;
+    await traces([message.id]);
+    if (!running && turns.at(-1)?.message === message) answer(message, true);
+  }
+  async function answer(message, goesOn = false) {
+    Object.assign(message, { model: $("model").value, finish: "", note: "", stopped: false });
+    chat.settings = chosen();
+    chat.changed = Date.now();
+    history.replaceState(null, "", `#${chat.id}`);
+    const mine = chat;
+    // An answer that is written anew, or gone on with, is drawn anew.
+    const at = turns.findIndex((each) => each.message === message);
+    for (const turn of at < 0 ? [] : turns.splice(at)) turn.node.remove();
     running = new AbortController();
     const { signal } = running;
+    if (!traced.has(message.id)) traced.set(message.id, []);
+    sync();
+    const turn = turns.at(-1);
+    begin(turn);
+    keepChat(mine);
+    list();
     ready();
     follow = true;
     paint(turn);
-    let note = "";
+    let saved = performance.now();
     try {
-      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(), signal };
+      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(goesOn), signal };
       const response = await request("v1/chat/completions", options);
-      await events(response.body, (chunk) => receive(turn, chunk));
-      if (!turn.finish) throw new Trouble("The connection ended early: the answer is not complete.");
+      await events(response.body, (chunk) => {
+        receive(turn, chunk);
+        if (performance.now() - saved < SAVE_MS) return;
+        saved = performance.now();
+        keepChat(mine);
+      });
+      if (!message.finish) throw new Trouble("The connection ended early: the answer is not complete.");
     } catch (error) {
-      note = signal.aborted ? "" : error instanceof Trouble ? error.message
+      message.stopped = signal.aborted;
+      message.note = signal.aborted ? "" : error instanceof Trouble ? error.message
         : "The connection broke off: the answer is not complete.";
     }
-    if (turns.at(-1)?.answer !== turn) return;
+    keepChat(mine, [message]);
+    if (turns.at(-1) !== turn) return;
     running = null;
-    end(turn, note, signal.aborted);
-  }
-  function end(turn, note, stopped) {
-    turn.node.classList.remove("running");
-    turn.waiting.remove();
-    turn.thought?.fold.classList.remove("thinking");
-    if (note) notice(turn, note, "note");
-    else if (stopped) notice(turn, "Stopped.", "note calm");
-    else if (turn.finish === "length") {
-      const where = turn.thought && !turn.content ? " while thinking" : "";
-      notice(turn, `Cut off${where}: max tokens are reached, or the members have no room for more.`, "note calm");
-    }
-    turn.again.textContent = note && !turn.content ? "Try again" : "Regenerate";
-    turn.copy.hidden = !turn.content;
-    turn.tools.hidden = false;
+    settled(turn);
     hint();
-    say(note || (stopped ? "Stopped." : `Answer complete, ${plural(turn.count, "token")}.`));
+    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
     ready();
     paint(turn);
   }
-  function notice(turn, words, className) {
-    turn.foot.before(make("p", className, words));
+  function begin(turn) {
+    turn.began = performance.now();
+    turn.last = 0;
+    turn.node.classList.add("running");
+    turn.text.before(turn.waiting);
+    turn.tools.hidden = true;
+    turn.notice.hidden = true;
+  }
+  /** Say how an answer ended, and what can be done with it. */
+  function settled(turn) {
+    const { message } = turn;
+    const where = message.thought && !message.content ? " while thinking" : "";
+    const ended = message.note || (message.stopped ? "Stopped."
+      : message.finish === "length" ? `Cut off${where}: max tokens are reached, or the members have no room for more.`
+      : message.finish ? "" : "Interrupted: the page was closed before the end.");
+    turn.node.classList.remove("running");
+    turn.waiting.remove();
+    turn.thought?.fold.classList.remove("thinking");
+    turn.notice.hidden = !ended;
+    turn.notice.textContent = ended;
+    turn.notice.classList.toggle("calm", !message.note);
+    turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
+    turn.goon.hidden = !message.content || message.finish === "stop";
+    turn.copy.hidden = !message.content;
+    turn.tools.hidden = false;
   }
   function stop() {
     running?.abort();
   }
-  function restart() {
-    stop();
-    running = null;
-    turns.length = 0;
-    $("turns").replaceChildren();
-    $("empty").hidden = false;
-    hide();
-    hint();
-    ready();
-    $("words").focus();
-  }
-  function forget(turn) {
-    if (kept.turn === turn) hide();
-    turn.node.remove();
-  }
 
   // An answer
 
-  function newAnswer(model) {
+  function newAnswer(message) {
     const turn = {
-      steps: [], tokens: [], thought: null, carried: [], filtered: 0, count: 0, content: "", finish: "",
-      began: performance.now(), first: 0, last: 0, shares: [],
-      node: make("article", "turn running"), text: make("div", "text"), foot: make("div", "foot"),
-      waiting: make("span", "waiting", "reading the prompt…"),
+      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0, shares: new Map(),
+      node: make("article", "turn"), text: make("div", "text"), prose: make("div", "prose"), foot: make("div", "foot"),
+      waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
       bar: make("div", "shares"), legend: make("ul", "legend"), dotted: make("li", "dotted"),
-      tools: make("div", "tools"), facts: make("span", "facts"),
-      copy: make("button", "copy", "Copy"), again: make("button", "again", "Regenerate"),
+      tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    turn.text.tabIndex = 0;
-    turn.text.setAttribute("role", "group");
-    turn.text.setAttribute("aria-label", "Answer: arrow keys go from token to token");
+    label(turn.text, "Answer");
     turn.bar.setAttribute("aria-hidden", "true");
-    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = true;
-    turn.copy.type = turn.again.type = "button";
-    turn.copy.addEventListener("click", () => copy(turn));
-    turn.again.addEventListener("click", again);
-    turn.text.append(turn.waiting);
+    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = turn.notice.hidden = true;
+    turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
+    turn.again = button("again", "Regenerate", () => again(turn));
+    turn.goon = button("goon", "Continue", () => goOn(turn));
     turn.legend.append(turn.dotted);
-    add(turn.tools, turn.copy, turn.again, turn.facts);
-    add(turn.foot, turn.bar, turn.legend, turn.tools);
-    add(turn.node, glyphs(make("h2", "eyebrow"), model, true), turn.text, turn.foot);
+    add(turn.tools, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
+    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.tools);
+    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
+    if (message.thought) thoughtOf(turn);
     return turn;
   }
-  /** Return where tokens go: those of a thought into a fold of their own, before the answer. */
-  function boxOf(turn, isThought) {
-    if (!isThought) {
-      turn.thought?.fold.classList.remove("thinking");
-      return turn.text;
-    }
-    if (!turn.thought) {
-      const [fold, summary, box] = [make("details", "thought thinking"), make("summary"), make("div", "text")];
-      box.tabIndex = 0;
-      box.setAttribute("role", "group");
-      box.setAttribute("aria-label", "Thought: arrow keys go from token to token");
-      turn.text.before(add(fold, summary, box));
-      turn.thought = { fold, summary, box, count: 0 };
-      listen(turn, box);
-    }
-    return turn.thought.box;
+  function label(box, what) {
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", `${what}: arrow keys go from token to token`);
+  }
+  /** Return the fold of a thought, before the answer. */
+  function thoughtOf(turn) {
+    if (turn.thought) return turn.thought;
+    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), make("div", "text"), make("div", "prose")];
+    label(text, "Thought");
+    turn.text.before(add(fold, summary, text, prose));
+    turn.thought = { fold, summary, text, prose };
+    listen(turn, text);
+    return turn.thought;
   }
   function receive(turn, chunk) {
     if (chunk.error) throw new Trouble(`The server gave up: ${chunk.error.message}`);
     const choice = chunk.choices?.[0];
     if (!choice) return;
+    const { message } = turn;
     const thought = choice.delta?.reasoning_content ?? "";
     const written = choice.delta?.content ?? "";
-    turn.content += written;
-    turn.finish = choice.finish_reason ?? turn.finish;
-    const said = thought || written;
-    if (choice.eva) count(turn, stepOf(choice.eva, said));
-    else if (said) boxOf(turn, thought !== "").append(glyphs(make("span"), said, true));
-    if (said || choice.eva) paint(turn);
+    message.thought += thought;
+    message.content += written;
+    message.finish = choice.finish_reason ?? message.finish;
+    if (!thought && !written && !choice.eva) return;
+    turn.waiting.remove();
+    const step = choice.eva && stepOf(choice.eva, thought || written);
+    if (thought || step?.thought) thoughtOf(turn).fold.classList.add("thinking");
+    else turn.thought?.fold.classList.remove("thinking");
+    if (step) count(turn, step);
+    paint(turn);
   }
   /** Return a traced step as `eva` describes it. */
   function stepOf(vote, written) {
@@ -318,46 +737,65 @@
       })),
     };
   }
-  /** Append one token; nothing that stands already is touched. */
   function count(turn, step) {
-    turn.waiting.remove();
-    turn.last = performance.now();
-    turn.first ||= turn.last;
-    const filtered = step.ballots.some((ballot) => ballot.verdict === "filtered");
-    const box = boxOf(turn, step.thought);
-    const before = box.lastChild === turn.tokens.at(-1) ? turn.steps.at(-1) : undefined;
-    const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-    node.classList.toggle("filtered", filtered);
-    // A character that several tokens make is shown by the last of them.
-    node.classList.toggle("begun", step.hex !== "" && step.shown === "");
-    node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
-    node.dataset.index = String(turn.steps.length);
+    const { message } = turn;
+    const now = performance.now();
+    if (!message.tokens) message.first = now - turn.began;
+    else if (turn.last) message.spent += now - turn.last;
+    turn.last = now;
     turn.steps.push(step);
-    turn.tokens.push(node);
-    box.append(node);
     if (step.hex === "") return;
-    turn.count += 1;
-    if (step.thought) turn.thought.count += 1;
-    turn.filtered += filtered;
-    for (const ballot of step.ballots) turn.carried[ballot.member] ??= 0;
-    if (step.carrier >= 0) turn.carried[step.carrier] = (turn.carried[step.carrier] ?? 0) + 1;
+    message.tokens += 1;
+    if (step.thought) message.thoughts += 1;
+    message.filtered += isFiltered(step);
+    for (const { member } of step.ballots) carriedBy(message, member, 0);
+    if (step.carrier >= 0) carriedBy(message, step.carrier, 1);
   }
-  async function copy(turn) {
+  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
+  function carriedBy({ carried }, member, more) {
+    const found = carried.find(([name]) => name === members[member]);
+    if (found) found[1] += more;
+    else carried.push([members[member], more]);
+  }
+  /** Append the tokens that are not there yet; nothing that stands already is touched. */
+  function drawTokens(turn) {
+    if (!turn.steps.length) {
+      // The server told nothing of tokens.
+      if (turn.text.textContent !== turn.message.content) glyphs(turn.text, turn.message.content.slice(turn.text.textContent.length), true);
+      return;
+    }
+    for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
+      const step = turn.steps[index];
+      const box = step.thought ? thoughtOf(turn).text : turn.text;
+      const before = box.lastChild === turn.tokens.at(-1) ? turn.steps[index - 1] : undefined;
+      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
+      node.classList.toggle("filtered", isFiltered(step));
+      // A character that several tokens make is shown by the last of them.
+      node.classList.toggle("begun", step.hex !== "" && step.shown === "");
+      node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
+      node.dataset.index = String(index);
+      turn.tokens.push(node);
+      box.append(node);
+    }
+  }
+  async function copy(button, text) {
+    const before = button.textContent;
     try {
-      await navigator.clipboard.writeText(turn.content);
+      await navigator.clipboard.writeText(text);
     } catch {
       // Without TLS on another machine than this one, browsers keep the clipboard closed.
       const held = make("textarea", "unseen");
-      held.value = turn.content;
+      held.value = text;
       document.body.append(held);
       held.select();
       document.execCommand("copy");
       held.remove();
-      turn.copy.focus();
+      button.focus();
     }
-    turn.copy.textContent = "Copied";
+    if (before === "Copied") return;
+    button.textContent = "Copied";
     say("Copied.");
-    setTimeout(() => { turn.copy.textContent = "Copy"; }, COPIED_MS);
+    setTimeout(() => { button.textContent = before; }, COPIED_MS);
   }
 
   // What follows the tokens once a frame: shares, figures, and the place on the screen
@@ -368,31 +806,58 @@
     unpainted.add(turn);
   }
   function painted() {
-    for (const turn of unpainted) figures(turn);
+    for (const turn of unpainted) draw(turn);
     unpainted.clear();
     if (!follow) return;
     $("talk").scrollTop = $("talk").scrollHeight;
     height = $("talk").scrollTop;
   }
+  const isText = () => $("as-text").checked;
+  // Markdown is read from its beginning: where that takes long, it is done less often.
+  function draw(turn) {
+    if (!turn.steps) return;
+    const now = performance.now();
+    if (!isText()) drawTokens(turn);
+    else if (turn.due > now && turn.node.classList.contains("running")) paint(turn);
+    else {
+      if (turn.thought) markdown.draw(turn.thought.prose, turn.message.thought);
+      markdown.draw(turn.prose, turn.message.content);
+      turn.due = performance.now() + 4 * (performance.now() - now);
+    }
+    figures(turn);
+  }
+  /** Draw all in the view that is chosen, once what is known of its tokens is there. */
+  async function look() {
+    $("talk").classList.toggle("as-text", isText());
+    document.body.classList.toggle("wide", isText());
+    const ids = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens).map(({ message }) => message.id);
+    if (!isText() && ids.length) await traces(ids);
+    for (const turn of turns) {
+      if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
+      paint(turn);
+    }
+    hint();
+  }
   function figures(turn) {
-    turn.carried.forEach((carried, member) => {
-      turn.shares[member] ??= shareOf(turn, member);
-      const { fill, much } = turn.shares[member];
-      const share = turn.count ? carried / turn.count : 0;
+    const { message } = turn;
+    for (const [name, carried] of message.carried) {
+      if (!turn.shares.has(name)) turn.shares.set(name, shareOf(turn, place(name)));
+      const { fill, much } = turn.shares.get(name);
+      const share = message.tokens ? carried / message.tokens : 0;
       fill.style.width = `${100 * share}%`;
       much.textContent = percent(share);
-    });
+    }
     if (turn.thought) {
       const is = turn.thought.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-      turn.thought.summary.textContent = `${is} ${plural(turn.thought.count, "token")}`;
+      turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
     }
-    turn.bar.hidden = !turn.count;
-    turn.dotted.hidden = !turn.filtered;
-    turn.dotted.textContent = `${plural(turn.filtered, "token")} with a filtered vote`;
-    if (!turn.count) return;
-    const facts = [plural(turn.count, "token"), `first after ${fixed((turn.first - turn.began) / 1000, 2)} s`];
-    const seconds = (turn.last - turn.first) / 1000;
-    if (turn.count > 1 && seconds > 0) facts.splice(1, 0, `${fixed((turn.count - 1) / seconds, 1)} tokens/s`);
+    turn.bar.hidden = !message.tokens;
+    turn.dotted.hidden = !message.filtered;
+    turn.dotted.textContent = `${plural(message.filtered, "token")} with a filtered vote`;
+    if (!message.tokens) return;
+    const facts = [plural(message.tokens, "token"), `first after ${fixed(message.first / 1000, 2)} s`];
+    const seconds = message.spent / 1000;
+    if (message.tokens > 1 && seconds > 0) facts.splice(1, 0, `${fixed((message.tokens - 1) / seconds, 1)} tokens/s`);
     turn.facts.textContent = facts.join(" · ");
   }
   function shareOf(turn, member) {
@@ -430,7 +895,7 @@
     $("card").scrollTop = 0;
   }
   function hint() {
-    $("hint").hidden = shown.turn !== null || !turns.some(({ answer }) => answer?.tokens.length);
+    $("hint").hidden = shown.turn !== null || isText() || !turns.some(({ steps }) => steps?.length);
   }
   function keep(turn, index) {
     if (index < 0 || index >= turn.tokens.length) return;
@@ -461,7 +926,7 @@
       const all = [...box.querySelectorAll(".token")];
       const here = kept.turn === turn ? all.indexOf(turn.tokens[kept.index]) : -1;
       keep(turn, Number(all[KEYS[event.key](all, here)]?.dataset.index ?? -1));
-      if (kept.turn === turn) say(label(turn.steps[kept.index]));
+      if (kept.turn === turn) say(spell(turn.steps[kept.index]));
     });
   }
   const KEYS = {
@@ -472,7 +937,7 @@
     Home: () => 0,
     End: (all) => all.length - 1,
   };
-  function label(step) {
+  function spell(step) {
     const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
     const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
     return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
@@ -484,11 +949,33 @@
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
   }
+  const DRAFT = "eva-local-draft";
+  function drafted() {
+    if ($("words").value) sessionStorage.setItem(DRAFT, $("words").value);
+    else sessionStorage.removeItem(DRAFT);
+  }
   function unfold(open) {
     $("settings").hidden = !open;
     $("fold").setAttribute("aria-expanded", String(open));
   }
-  $("words").addEventListener("input", grow);
+  /** Open or close the list of conversations: beside the talk, or over it where there is no room. */
+  function aside(open) {
+    const had = $("side").contains(document.activeElement);
+    $("side").hidden = !open;
+    $("shade").hidden = !open;
+    document.body.classList.toggle("sided", open);
+    $("menu").setAttribute("aria-expanded", String(open));
+    if (had && !open) $("menu").focus();
+  }
+  function search() {
+    aside(true);
+    $("find").focus();
+    $("find").select();
+  }
+  $("words").addEventListener("input", () => {
+    grow();
+    drafted();
+  });
   $("words").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -508,18 +995,82 @@
     $("words").focus();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing) return;
-    if (shown.turn) hide();
-    else stop();
+    if (event.isComposing) return;
+    const writes = event.target.closest?.("input:not([type=radio], [type=checkbox]), textarea, select");
+    const isSearch = event.key === "k" && (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+    if (isSearch || (event.key === "/" && !writes && !event.ctrlKey && !event.metaKey && !event.altKey)) {
+      event.preventDefault();
+      search();
+    } else if (event.key === "Escape") {
+      if (event.target === $("find") && $("find").value) {
+        $("find").value = "";
+        list();
+      } else if (slim.matches && !$("side").hidden) aside(false);
+      else if (shown.turn) hide();
+      else if (running) stop();
+      else if ($("side").contains(event.target)) $("words").focus();
+    }
+  });
+  document.addEventListener("click", (event) => {
+    const source = event.target.closest?.(".copy-code");
+    if (source) copy(source, markdown.source(source));
+  });
+  addEventListener("pagehide", () => {
+    if (running) keepChat(chat, [turns.at(-1).message]);
+  });
+  const slim = matchMedia("(max-width: 70rem)");
+  slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
+  $("menu").addEventListener("click", () => {
+    aside($("side").hidden);
+    if (!slim.matches) prefer({ side: $("side").hidden ? "closed" : "open" });
+    else if (!$("side").hidden) $("find").focus();
+  });
+  $("shade").addEventListener("click", () => aside(false));
+  $("find").addEventListener("input", list);
+  $("export").addEventListener("click", () => exported([...chats.values()], "eva-local-chats"));
+  $("import").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => {
+    for (const file of $("file").files) await imported(file);
+    $("file").value = "";
+  });
+  $("undo").addEventListener("click", () => {
+    $("toast").hidden = true;
+    undo?.();
+    undo = null;
+    $("words").focus();
   });
   $("stop").addEventListener("click", stop);
   $("new").addEventListener("click", restart);
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
   $("model").addEventListener("change", introduce);
+  for (const name of SETTINGS) $(name).addEventListener("change", () => prefer({ [name]: $(name).value }));
+  for (const name of ["as-text", "as-tokens"]) {
+    $(name).addEventListener("change", async () => {
+      prefer({ view: name });
+      hide();
+      const top = $("talk").getBoundingClientRect().top;
+      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > top + 20);
+      await look();
+      if (!follow) requestAnimationFrame(() => first?.node.scrollIntoView());
+    });
+  }
+  $("theme").addEventListener("change", () => {
+    prefer({ theme: $("theme").value });
+    paintIn($("theme").value);
+  });
   $("talk").addEventListener("scroll", scrolled, { passive: true });
   for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
     $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));
   }
+  if (prefs.theme === "light" || prefs.theme === "dark") $("theme").value = prefs.theme;
+  paintIn($("theme").value);
+  if (prefs.view === "as-tokens") $("as-tokens").checked = true;
+  fill(prefs);
+  $("words").value = sessionStorage.getItem(DRAFT) ?? "";
+  grow();
+  aside(!slim.matches && prefs.side !== "closed");
+  look();
   load();
+  remembered();
 })();

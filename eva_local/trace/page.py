@@ -51,11 +51,11 @@ def trace_page(trace: TraceFile) -> str:
     return template("trace/page.html").render(style=style, script=script, data=data)
 
 
-def sources(package: str) -> tuple[str, str]:
-    """Return style and script of a page with tokens: what all such pages have, and its own."""
+def sources(package: str, *more: str) -> tuple[str, str]:
+    """Return style and script of a page with tokens: what all have, `more` scripts, its own."""
     styles = ("pages/palette.css", "trace/shared.css", f"{package}/page.css")
-    scripts = ("trace/shared.js", f"{package}/page.js")
-    return "".join(map(shipped, styles)), "".join(map(shipped, scripts))
+    scripts = ("trace/shared.js", *more, f"{package}/page.js")
+    return "".join(map(shipped, styles)), "\n".join(map(shipped, scripts))
 
 
 def page_data(trace: TraceFile) -> dict[str, object]:

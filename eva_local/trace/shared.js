@@ -33,11 +33,19 @@ const eva = (() => {
   // In a list of candidates every space counts.
   const SPECIAL_OR_SPACE = new RegExp(`${SPECIAL.source}| `, "gu");
 
+  // In a text to be read, blanks, tabs and line ends are what they are.
+  const UNSEEN = /[\ud800-\udfff]|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\u{e0000}-\u{e007f}]/gu;
+
   /** Append text with a sign for every character that has none of its own; `broken` into lines. */
   function glyphs(node, text, broken) {
     if (/^ +$/.test(text)) return spaces(node, text.length);
+    return signs(node, text, broken ? SPECIAL : SPECIAL_OR_SPACE, broken);
+  }
+  /** Append text to be read: signs stand only for what could not be seen, or moves other text. */
+  const words = (node, text) => signs(node, text, UNSEEN, true);
+  function signs(node, text, which, broken) {
     let from = 0;
-    for (const found of text.matchAll(broken ? SPECIAL : SPECIAL_OR_SPACE)) {
+    for (const found of text.matchAll(which)) {
       const at = found.index;
       node.append(text.slice(from, at));
       from = at + found[0].length;
@@ -147,5 +155,5 @@ const eva = (() => {
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, bar, swatch, describe, vertical, moved };
 })();
