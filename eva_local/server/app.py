@@ -35,9 +35,7 @@ _POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 # What the page's own script needs: libraries as they are published, and parts of ours.
-_SCRIPTS = tuple(
-    f"server/{name}.js" for name in ("vendor/marked.umd", "vendor/highlight.min", "markdown", "store")
-)
+_SCRIPTS = ("vendor/marked.umd.js", "vendor/highlight.min.js", "markdown.js", "store.js")
 
 
 def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
@@ -72,7 +70,7 @@ async def page(_request: Request) -> Response:
 @cache
 def chat_page() -> Response:
     """Return what `GET /` answers with; it holds no secret, so it asks for no key."""
-    style, script = sources("server", *_SCRIPTS)
+    style, script = sources("server", *(f"server/{name}" for name in _SCRIPTS))
     html = template("server/page.html").render(style=style, script=script)
     policy = _POLICY.format(style=source_hash(style), script=source_hash(script))
     headers = {

@@ -3,7 +3,7 @@
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
-  const SAVE_MS = 2000;
+  const SAVE_MS = 1000;
   const UNDO_MS = 15_000;
   const NUMBERS = ["temperature", "max_tokens", "seed"];
   const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
@@ -273,11 +273,11 @@
   // The list of conversations
 
   let opened = "";
+  const newest = () => [...chats.values()].sort((a, b) => b.changed - a.changed);
   function list() {
     const held = $("chats").contains(document.activeElement) ? document.activeElement.dataset.key : "";
     const sought = $("find").value.trim().toLowerCase();
-    const all = [...chats.values()].sort((a, b) => b.changed - a.changed);
-    const found = all.map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
+    const found = newest().map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
     $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
     $("none").hidden = found.length > 0;
     $("none").textContent = sought ? "Nothing found." : "Conversations are kept in this browser, and appear here.";
@@ -806,8 +806,9 @@
     unpainted.add(turn);
   }
   function painted() {
-    for (const turn of unpainted) draw(turn);
+    const due = [...unpainted];
     unpainted.clear();
+    due.forEach(draw);
     if (!follow) return;
     $("talk").scrollTop = $("talk").scrollHeight;
     height = $("talk").scrollTop;
@@ -834,7 +835,7 @@
     if (!isText() && ids.length) await traces(ids);
     for (const turn of turns) {
       if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
-      paint(turn);
+      draw(turn);
     }
     hint();
   }
@@ -1016,7 +1017,7 @@
     if (source) copy(source, markdown.source(source));
   });
   addEventListener("pagehide", () => {
-    if (running) keepChat(chat, [turns.at(-1).message]);
+    if (running) store.saveNow(chat);
   });
   const slim = matchMedia("(max-width: 70rem)");
   slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
@@ -1027,7 +1028,7 @@
   });
   $("shade").addEventListener("click", () => aside(false));
   $("find").addEventListener("input", list);
-  $("export").addEventListener("click", () => exported([...chats.values()], "eva-local-chats"));
+  $("export").addEventListener("click", () => exported(newest(), "eva-local-chats"));
   $("import").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async () => {
     for (const file of $("file").files) await imported(file);

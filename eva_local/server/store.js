@@ -14,7 +14,8 @@ const store = (() => {
       done(asked.result);
     };
   });
-  opened.catch(() => {});
+  let base = null;
+  opened.then((db) => { base = db; }, () => {});
   /** Do some work in one transaction: all of it is kept, or nothing. */
   async function within(mode, work) {
     const db = await opened;
@@ -53,6 +54,12 @@ const store = (() => {
       kept.forEach((trace) => traces.put(trace));
     });
     tell(chat.id);
+  }
+  /** Keep a conversation while the page is closed, when nothing can be waited for. */
+  function saveNow(chat) {
+    const deal = base?.transaction(STORES, "readwrite");
+    deal?.objectStore("chats").put(chat);
+    deal?.commit();
   }
   function join(chat, other) {
     for (const [id, message] of Object.entries(other?.messages ?? {})) chat.messages[id] ??= message;
@@ -128,5 +135,5 @@ const store = (() => {
     return raw.steps.every((step) => isStep(step, isMember)) ? { id: raw.id, names: raw.names, steps: raw.steps } : null;
   }
 
-  return { all, read, save, remove, traces, join, fit, fitTrace, heard };
+  return { all, read, save, saveNow, traces, join, fit, fitTrace, heard };
 })();

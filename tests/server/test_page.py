@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from batches import fake_ensemble, fake_spec
@@ -750,6 +751,618 @@ def test_a_server_that_still_loads_is_asked_again(page, server) -> None:
     seen.wait("document.getElementById('model').value")
     assert seen.run("document.getElementById('trouble').hidden")
     assert not seen.run("document.getElementById('send').disabled")
+
+
+# Conversations that stay.
+
+
+def opened_list(seen: Browser) -> list[str]:
+    return list(seen.run("[...document.querySelectorAll('#chats .go')].map(n => n.innerText)"))
+
+
+def reload(seen: Browser) -> None:
+    """Load the page anew, as a user does: at the address where it is."""
+    seen.settle()
+    at = seen.run("location.href")
+    seen.open("about:blank")
+    seen.open(at)
+    seen.wait("document.getElementById('model').value")
+
+
+def said(seen: Browser) -> list[str]:
+    return list(
+        seen.run(
+            "[...document.querySelectorAll('.said, .turn > .prose')]"
+            ".map(n => n.textContent.trimEnd())"
+        )
+    )
+
+
+def stored(seen: Browser, work: str) -> object:
+    """Run `work` on the browser's store of conversations, `chats`."""
+    script = (
+        "new Promise((done, failed) => { const asked = indexedDB.open('eva-local', 1);"
+        "asked.onsuccess = () => { const db = asked.result;"
+        "const deal = db.transaction(['chats', 'traces'], 'readwrite');"
+        "const chats = deal.objectStore('chats'), traces = deal.objectStore('traces'); let told;"
+        f"{work}; deal.oncomplete = () => {{ db.close(); done(told?.result); }};"
+        "deal.onabort = () => failed(deal.error); }; })"
+    )
+    answer = seen.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+    assert "exceptionDetails" not in answer, answer
+    return answer["result"].get("value")
+
+
+def test_a_reload_goes_on_where_one_was(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    seen.wait("document.getElementById('none').innerText.includes('appear here')")
+    seen.point("#fold", click=True)
+    seen.point("#system", click=True)
+    seen.type("Be brief.")
+    ask(seen, "What?")
+    ask(seen, "Why?")
+    seen.type("half a thought")
+    reload(seen)
+    seen.wait("document.querySelectorAll('.turn').length === 4")
+    assert said(seen) == ["What?", "Salt.", "Why?", "Salt."]
+    assert opened_list(seen) == ["What?"]
+    assert seen.run("document.getElementById('words').value") == "half a thought"
+    assert seen.run("document.getElementById('system').value") == "Be brief."
+    assert "2 tokens" in text(seen, ".turn:last-child .facts")
+    assert MEMBERS[0] in text(seen, ".turn:last-child .legend")
+    # What is known of the tokens is there, too.
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.wait(f"document.querySelectorAll({json.dumps(TOKENS)}).length === 3")
+    seen.point(f"{TOKENS}:nth-child(1)")
+    assert f"carried by {server.steps[0].trace.carrier}" in text(seen, "#card")
+    seen.run("document.getElementById('words').value = ''")
+    ask(seen, "And?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == [
+        *("Be brief.", "What?", "Salt.", "Why?", "Salt.", "And?")
+    ]
+    # Another address of the page begins anew, with the list beside it.
+    seen.run("history.replaceState(null, '', '/')")
+    reload(seen)
+    seen.wait("document.querySelector('#chats .go')")
+    assert seen.run("document.querySelectorAll('.turn').length") == 0
+    seen.point("#chats .go", click=True)
+    assert seen.run("document.querySelectorAll('.turn').length") == 6
+    assert seen.complaints() == []
+
+
+def test_an_answer_that_a_reload_cuts_off_is_gone_on_with(page, server) -> None:
+    server.steps = made_steps(pieces("Salt comes from the land."))
+    server.pause = 3
+    seen = page(view="text")
+    ask(seen, "Why?", done=False)
+    begun = "".join(step.text for step in server.steps[:3])
+    seen.wait(f"document.querySelector('.turn > .prose').textContent === {json.dumps(begun)}")
+    reload(seen)
+    seen.wait("document.querySelector('.turn .prose')")
+    seen.settle()
+    assert said(seen) == ["Why?", begun]
+    assert "Interrupted" in text(seen, ".turn:last-child .note")
+    server.pause, server.steps = None, made_steps(pieces(" the land."))
+    seen.point(".goon", click=True)
+    seen.wait("document.querySelector('.turn > .prose').textContent.endsWith('land.')")
+    finished(seen)
+    assert said(seen) == ["Why?", f"{begun} the land."]
+    assert server.asked[-1]["messages"] == [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": begun},
+    ]
+
+
+def test_conversations_are_listed_renamed_deleted_and_taken_back(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    ask(seen, "First?")
+    seen.point("#new", click=True)
+    ask(seen, "Second?")
+    assert opened_list(seen) == ["Second?", "First?"]
+    seen.point("#chats li:last-child .more", click=True)
+    seen.point("#chats .rename", click=True)
+    seen.type("Sea <b>water</b>")
+    seen.press("Enter")
+    assert opened_list(seen) == ["Second?", "Sea <b>water</b>"]
+    reload(seen)
+    seen.wait("document.querySelectorAll('#chats li').length === 2")
+    assert opened_list(seen) == ["Second?", "Sea <b>water</b>"]
+    seen.point("#chats li:first-child .more", click=True)
+    seen.point("#chats .delete", click=True)
+    assert opened_list(seen) == ["Sea <b>water</b>"]
+    assert seen.run("document.querySelectorAll('.turn').length") == 0
+    assert "Deleted “Second?”." in text(seen, "#toast")
+    assert seen.run("document.activeElement.id") == "undo"
+    seen.press("Enter")
+    assert opened_list(seen) == ["Second?", "Sea <b>water</b>"]
+    assert said(seen) == ["Second?", "Salt."]
+    reload(seen)
+    seen.wait("document.querySelectorAll('#chats li').length === 2")
+    seen.point("#chats li:first-child .more", click=True)
+    seen.point("#chats .delete", click=True)
+    reload(seen)
+    seen.wait("document.querySelectorAll('#chats li').length === 1")
+    assert opened_list(seen) == ["Sea <b>water</b>"]
+    assert seen.complaints() == []
+
+
+def test_search_finds_titles_and_texts(page, server) -> None:
+    server.steps = made_steps(pieces("Salt from rivers."))
+    seen = page(view="text")
+    ask(seen, "Why is the sea salty?")
+    seen.point("#new", click=True)
+    server.steps = made_steps(pieces("It is blue."))
+    ask(seen, "What of the sky?")
+    seen.run("document.querySelector('#new').focus()")
+    seen.press("/")
+    assert seen.run("document.activeElement.id") == "find"
+    seen.type("RIVERS")
+    assert opened_list(seen)[0].split("\n")[0] == "Why is the sea salty?"
+    assert "Salt from rivers." in opened_list(seen)[0]
+    assert len(opened_list(seen)) == 1
+    seen.press("Escape")
+    assert len(opened_list(seen)) == 2
+    seen.type("nowhere")
+    assert text(seen, "#none") == "Nothing found."
+    # In a text, a stroke is a stroke; Ctrl-K goes to the search from everywhere.
+    seen.point("#words", click=True)
+    seen.press("/")
+    assert seen.run("document.activeElement.id") == "words"
+    seen.call(
+        *("Input.dispatchKeyEvent",), type="keyDown", key="k", windowsVirtualKeyCode=75, modifiers=2
+    )
+    assert seen.run("document.activeElement.id") == "find"
+
+
+def test_conversations_go_into_a_file_and_come_back(page, server, tmp_path) -> None:
+    server.steps = made_steps(pieces(TEXT))
+    seen = page(view="text")
+    seen.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    ask(seen, "Why?")
+    seen.point(".turn:last-child .again", click=True)
+    finished(seen)
+    seen.point("#new", click=True)
+    ask(seen, "Other?")
+    seen.point("#export", click=True)
+    whole = tmp_path / "eva-local-chats.json"
+    until(lambda: whole.exists() and whole.stat().st_size > 0)
+    kept = json.loads(whole.read_text())
+    assert [len(each["messages"]) for each in kept["chats"]] == [2, 3]
+    assert [len(each["traces"]) for each in kept["chats"]] == [1, 2]
+    seen.point("#chats li:last-child .more", click=True)
+    seen.point("#chats .markdown", click=True)
+    until(lambda: (tmp_path / "Why.md").exists() and (tmp_path / "Why.md").stat().st_size > 0)
+    assert (tmp_path / "Why.md").read_text() == f"# Why?\n\n**You**\n\nWhy?\n\n**trio**\n\n{TEXT}\n"
+    # Another browser, as it were.
+    stored(seen, "chats.clear(); traces.clear()")
+    seen.run("history.replaceState(null, '', '/')")
+    reload(seen)
+    assert opened_list(seen) == []
+    for _ in range(2):
+        give(seen, whole)
+        assert text(seen, "#toast-words") == "Imported 2 conversations."
+        assert opened_list(seen) == ["Other?", "Why?"]
+    reload(seen)
+    seen.wait("document.querySelectorAll('#chats li').length === 2")
+    seen.point("#chats li:last-child .go", click=True)
+    assert text(seen, ".asked .said") == "Why?"
+    assert text(seen, ".turn:last-child .branches").split() == ["‹", "2/2", "›"]
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.wait("document.querySelector('.token')")
+    seen.settle()
+    assert answer(seen) == TEXT
+    (tmp_path / "again").mkdir()
+    seen.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "again"))
+    seen.point("#export", click=True)
+    again = tmp_path / "again" / whole.name
+    until(lambda: again.exists() and again.stat().st_size > 0)
+    assert json.loads(again.read_text())["chats"] == kept["chats"]
+    # What is no such file, or was tampered with, changes nothing.
+    for words, heard in (
+        ("{", "is no file of conversations"),
+        ("[]", "is no file of conversations"),
+        (json.dumps({**kept, "chats": [{"id": "x"}, None]}), "2 others cannot be read"),
+    ):
+        (tmp_path / "bad.json").write_text(words)
+        give(seen, tmp_path / "bad.json")
+        assert heard in text(seen, "#toast-words")
+    assert opened_list(seen) == ["Other?", "Why?"]
+    assert seen.complaints() == []
+
+
+def give(seen: Browser, path: Path) -> None:
+    seen.run("document.getElementById('toast-words').textContent = ''")
+    root = seen.call("DOM.getDocument")["root"]["nodeId"]
+    node = seen.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+    seen.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+    seen.wait("document.getElementById('toast-words').textContent")
+    seen.settle()
+
+
+def test_damage_is_said_once_and_left_alone(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    ask(seen, "Why?")
+    bad = "{id: 'zz', messages: 3}"
+    stored(seen, f"chats.put({bad}); traces.put({{id: 'zz', steps: 'x'}})")
+    # A trace that is none is not shown, and takes nothing with it.
+    stored(
+        seen,
+        "traces.openCursor().onsuccess = ({target: {result: at}}) => {"
+        "if (!at) return; at.update({...at.value, steps: [{shown: 3}]}); at.continue(); }",
+    )
+    reload(seen)
+    seen.wait("!document.getElementById('trouble').hidden")
+    assert "1 conversation of this browser cannot be read" in text(seen, "#trouble")
+    assert said(seen) == ["Why?", "Salt."]
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    assert answer(seen) == "Salt."
+    assert stored(seen, "told = chats.get('zz')") == {"id": "zz", "messages": 3}
+    seen.run("localStorage.setItem('eva-local', '{')")
+    reload(seen)
+    assert seen.complaints() == []
+
+
+@pytest.mark.parametrize("how", ["quota", "closed"])
+def test_a_full_or_closed_store_loses_nothing_on_screen(page, server, how) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    if how == "quota":
+        seen.call("Storage.overrideQuotaForOrigin", origin=server.url, quotaSize=1)
+    else:
+        source = "indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }"
+        source = source.replace("indexedDB.open", "IDBFactory.prototype.open")
+        added = seen.call("Page.addScriptToEvaluateOnNewDocument", source=source)
+        try:
+            reload(seen)
+        finally:
+            seen.call("Page.removeScriptToEvaluateOnNewDocument", **added)
+    ask(seen, "One?")
+    seen.wait("!document.getElementById('unkept').hidden")
+    why = "its room is full" if how == "quota" else "its storage cannot be used"
+    assert why in text(seen, "#unkept")
+    seen.run("document.getElementById('unkept').textContent = 'x'")
+    ask(seen, "Two?")
+    assert said(seen) == ["One?", "Salt.", "Two?", "Salt."]
+    seen.point("#new", click=True)
+    ask(seen, "Three?")
+    seen.point("#chats li:last-child .go", click=True)
+    assert said(seen) == ["One?", "Salt.", "Two?", "Salt."]
+    assert text(seen, "#unkept") == "x"
+
+
+def test_two_tabs_do_not_overwrite_each_other(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    ask(seen, "One?")
+    # What another tab keeps: the same conversation with another branch.
+    stored(
+        seen,
+        "chats.openCursor().onsuccess = ({target: {result: at}}) => { if (!at) return;"
+        "const chat = at.value; const first = Object.values(chat.messages)[0];"
+        "const id = '0123456789abcdef'; chat.messages[id] = {...first, id, content: 'Else?',"
+        "at: first.at - 1}; at.update(chat); at.continue(); }",
+    )
+    ask(seen, "Two?")
+    reload(seen)
+    seen.wait("document.querySelectorAll('.turn').length === 4")
+    assert said(seen) == ["One?", "Salt.", "Two?", "Salt."]
+    assert text(seen, ".asked .branches").split() == ["‹", "2/2", "›"]
+
+
+# Text.
+
+
+FENCED = (
+    "Look  here:\n\n```python\ndef f(x):\n\treturn  x &lt; 2  # <b>\n\n    y = '\\n'\n```\n\nSo."
+)
+SOURCE = "def f(x):\n\treturn  x &lt; 2  # <b>\n\n    y = '\\n'"
+
+
+def clipboard(seen: Browser) -> object:
+    read = seen.call(
+        "Runtime.evaluate",
+        expression="navigator.clipboard.readText()",
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    return read["result"]["value"]
+
+
+def test_code_is_shown_and_copied_exactly(page, server) -> None:
+    server.steps = made_steps(pieces(FENCED))
+    seen = page(view="text")
+    seen.call(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
+    ask(seen)
+    assert seen.run("document.querySelector('.code code').textContent") == SOURCE
+    assert text(seen, ".code code") == SOURCE
+    assert text(seen, ".code-head span") == "python"
+    assert text(seen, ".hl-keyword") == "def"
+    assert "mono" in seen.run("getComputedStyle(document.querySelector('.code code')).fontFamily")
+    assert text(seen, ".prose p") == "Look  here:"
+    assert not seen.run("document.querySelector('.turn > .text').checkVisibility()")
+    seen.point(".copy-code", click=True)
+    seen.wait("document.querySelector('.copy-code').textContent === 'Copied'")
+    assert clipboard(seen) == SOURCE
+    seen.point(".copy", click=True)
+    seen.wait("document.querySelector('.copy').textContent === 'Copied'")
+    assert clipboard(seen) == FENCED
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    assert not seen.run("document.querySelector('.prose').checkVisibility()")
+    assert answer(seen) == FENCED
+
+
+MARKDOWN = """# One
+
+Some *thin* and **thick** `a  b` &amp; [there](https://example.org/) <https://example.org/b>
+
+- a
+- b
+  1. c
+
+| x | y |
+|:--|--:|
+| 1 | 2 |
+
+> quoted
+"""
+
+
+def test_markdown_is_drawn_as_it_comes(page, server) -> None:
+    server.steps = made_steps(pieces(MARKDOWN))
+    server.pause = len(server.steps) - 8
+    seen = page(view="text")
+    ask(seen, done=False)
+    seen.wait("document.querySelector('.prose table td')")
+    seen.run("document.querySelector('.prose h3').id = 'mine'; 1")
+    server.gate.set()
+    finished(seen)
+    # What stands is not drawn anew.
+    assert seen.run("document.querySelector('.prose h3').id") == "mine"
+    tags = ["h3", "em", "strong", "code", "ul", "ol", "table", "th", "td", "blockquote"]
+    assert [seen.run(f"!!document.querySelector('.prose {tag}')") for tag in tags] == [True] * 10
+    assert "thick a  b & there https://example.org/b" in text(seen, ".prose p")
+    way = "document.querySelector('.prose a')"
+    assert seen.run(f"[{way}.href, {way}.rel, {way}.target]") == [
+        *("https://example.org/", "noopener noreferrer nofollow", "_blank")
+    ]
+    assert seen.run("document.querySelector('.prose td:last-child').style.textAlign") == "right"
+
+
+ATTACKS = [
+    '<img src=x onerror="window.hacked = 1">',
+    "[x](javascript:window.hacked=1)",
+    "[x](JaVaScRiPt&colon;window.hacked=1)",
+    "[x](java\\nscript:window.hacked=1)",
+    "[x]( data:text/html,<script>window.hacked=1</script> )",
+    "[x](//evil.example/) [y](vbscript:x) [z](file:///etc/passwd)",
+    "<javascript:window.hacked=1>",
+    "![x](http://127.0.0.1:9/x.png)",
+    "![x](javascript:window.hacked=1)",
+    "<script>window.hacked = 1</script>",
+    "<svg onload=window.hacked=1><style>*{display:none}</style>",
+    "```html\n<img src=x onerror=window.hacked=1></code><script>window.hacked=1</script>\n```",
+    '```x"onload="window.hacked=1\n</code>\n```',
+    "| <img src=x onerror=window.hacked=1> |\n|--|\n| <iframe src=javascript:1> |",
+    '[x]: javascript:window.hacked=1 "t"\n\n[x] [x][x]',
+    "&lt;img src=x onerror=window.hacked=1&gt; &#60;script&#62; &#x202e;x",
+    "\u202eevil\u202c `\u202e`",
+]
+DEEP = ["> " * 3000 + "x", "- " * 3000 + "x", "*" * 3000 + "x", "[" * 3000 + "x", "<a>" * 3000]
+
+
+def test_a_hostile_answer_runs_and_loads_nothing(page, server) -> None:
+    server.steps = made_steps([f"{each}\n\n".encode() for each in ATTACKS])
+    seen = page(view="text")
+    ask(seen)
+    assert seen.run("typeof window.hacked") == "undefined"
+    foreign = "img, script, style, iframe, svg, [onload], [onerror], [style*=url]"
+    assert seen.run(f"document.querySelectorAll('.turn :is({foreign})').length") == 0
+    ways = seen.run("[...document.querySelectorAll('.turn a')].map(a => a.href)")
+    assert ways == ["http://127.0.0.1:9/x.png"]
+    shown = text(seen, ".turn:last-child .prose")
+    for words in (ATTACKS[0], ATTACKS[1], ATTACKS[9], "<iframe src=javascript:1>"):
+        assert words in shown
+    assert "\u202e" not in shown
+    for words in DEEP:
+        server.steps = made_steps([words.encode()])
+        ask(seen)
+        assert text(seen, ".turn:last-child .prose").endswith("x" if "x" in words else ">")
+    assert set(server.paths) == {"/", "/v1/models", "/v1/chat/completions"}
+    assert all(url.startswith((server.url, "data:")) for url in seen.requests())
+    assert seen.complaints() == []
+
+
+def test_vendored_files_are_those_that_are_named() -> None:
+    told = shipped("server/vendor/README.md")
+    for name in ("marked.umd.js", "highlight.min.js"):
+        data = shipped(f"server/vendor/{name}").encode()
+        assert hashlib.sha256(data).hexdigest() in told
+        assert "opyright" in shipped(f"server/vendor/{name.split('.')[0]}.LICENSE")
+
+
+# Branches.
+
+
+def test_a_question_is_edited_and_both_branches_stay(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    ask(seen, "What?")
+    ask(seen, "Why?")
+    seen.point(".edit", click=True)
+    assert seen.run("document.activeElement.value") == "What?"
+    seen.press("Escape")
+    assert said(seen) == ["What?", "Salt.", "Why?", "Salt."]
+    assert seen.run("document.activeElement.className") == "edit"
+    seen.press("Enter")
+    seen.run("document.activeElement.select()")
+    server.steps = made_steps(pieces("Blue."))
+    seen.type("Which colour?")
+    seen.press("Enter")
+    finished(seen)
+    assert said(seen) == ["Which colour?", "Blue."]
+    assert server.asked[-1]["messages"] == [{"role": "user", "content": "Which colour?"}]
+    assert text(seen, ".asked .branches").split() == ["‹", "2/2", "›"]
+    seen.point(".asked .branches button", click=True)
+    assert said(seen) == ["What?", "Salt.", "Why?", "Salt."]
+    assert seen.run("document.activeElement.getAttribute('aria-label')") == "Version after"
+    # Where one was is kept, too.
+    reload(seen)
+    seen.wait("document.querySelectorAll('.turn').length === 4")
+    assert text(seen, ".asked .branches").split() == ["‹", "1/2", "›"]
+    seen.point(".asked .branches button:last-child", click=True)
+    assert said(seen) == ["Which colour?", "Blue."]
+    ask(seen, "And?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == [
+        *("Which colour?", "Blue.", "And?")
+    ]
+
+
+def test_any_answer_is_regenerated_beside_the_old_one(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    seen = page(view="text")
+    ask(seen, "What?")
+    ask(seen, "Why?")
+    server.steps = made_steps(pieces("Rivers."))
+    seen.point(".turn:nth-child(2) .again", click=True)
+    finished(seen)
+    assert said(seen) == ["What?", "Rivers."]
+    assert server.asked[-1]["messages"] == [{"role": "user", "content": "What?"}]
+    assert text(seen, ".turn:last-child .branches").split() == ["‹", "2/2", "›"]
+    seen.point(".turn:last-child .branches button", click=True)
+    assert said(seen) == ["What?", "Salt.", "Why?", "Salt."]
+    assert seen.complaints() == []
+
+
+def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
+    cut = made_steps(pieces("Salt is what rivers bring."))[:3]
+    server.steps = [*cut[:-1], replace(cut[-1], finish_reason="length")]
+    seen = page(view="text")
+    seen.point("#fold", click=True)
+    seen.run("document.getElementById('thinking').value = 'on'")
+    ask(seen, "What?")
+    begun = "".join(step.text for step in cut)
+    assert "Cut off" in text(seen, ".turn:last-child .note")
+    server.steps = made_steps(pieces(" rivers bring."))
+    seen.point(".goon", click=True)
+    finished(seen)
+    assert said(seen) == ["What?", f"{begun} rivers bring."]
+    assert server.asked[-1] == {
+        "model": "trio",
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": begun}],
+        "stream": True,
+        "trace": True,
+    }
+    assert not seen.run("document.querySelector('.goon').checkVisibility()")
+    assert not seen.run("document.querySelector('.turn:last-child .note').checkVisibility()")
+    assert f"{len(cut) + len(server.steps) - 1} tokens" in text(seen, ".turn:last-child .facts")
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    assert answer(seen) == f"{begun} rivers bring."
+
+
+# The frame.
+
+
+def test_theme_and_view_are_remembered(page, server) -> None:
+    seen = page(view="text")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light, dark = "rgb(251, 250, 246)", "rgb(23, 24, 26)"
+    assert seen.run(paper) == light
+
+    def choose(theme: str) -> None:
+        seen.run(
+            f"(t => {{ t.value = '{theme}'; t.dispatchEvent(new Event('change')); }})"
+            "(document.getElementById('theme'))"
+        )
+
+    choose("dark")
+    assert seen.run(paper) == dark
+    seen.run("document.getElementById('as-tokens').click()")
+    reload(seen)
+    assert seen.run(paper) == dark
+    assert seen.run("document.getElementById('theme').value") == "dark"
+    assert seen.run("document.getElementById('as-tokens').checked")
+    seen = page(dark=True)
+    choose("light")
+    assert seen.run(paper) == light
+    assert seen.run("getComputedStyle(document.documentElement).colorScheme") == "light"
+    choose("system")
+    assert seen.run(paper) == dark
+
+
+NAMED = "(n => n === document.body ? 'BODY' : n.id || n.className || n.tagName)"
+FOCUSABLE = "button, input, select, textarea, [tabindex='0']"
+
+
+def test_everything_is_reached_by_tab_and_seen(page, server) -> None:
+    server.steps = made_steps(pieces(FENCED))
+    seen = page(view="text")
+    ask(seen)
+    seen.point("#chats .more", click=True)
+    seen.run("document.getElementById('find').focus()")
+    wanted = seen.run(
+        f'[...document.querySelectorAll("{FOCUSABLE}")]'
+        ".filter(n => n.checkVisibility() && !n.disabled && n.id !== 'as-tokens')"
+        f".map({NAMED})"
+    )
+    reached = []
+    for _ in range(len(wanted) + 2):
+        reached.append(seen.run(f"{NAMED}(document.activeElement)"))
+        ring = seen.run(
+            "(n => [n, n.nextElementSibling, n.parentElement].some(x => x &&"
+            "(getComputedStyle(x).outlineStyle !== 'none' ||"
+            " getComputedStyle(x).boxShadow !== 'none')))(document.activeElement)"
+        )
+        assert ring or reached[-1] in ("BODY", "talk"), reached[-1]
+        seen.press("Tab")
+    assert set(wanted) <= set(reached)
+    nameless = seen.run(
+        f'[...document.querySelectorAll("{FOCUSABLE}")].filter(n => !n.hidden &&'
+        "!(n.ariaLabel || n.innerText?.trim() || n.labels?.length || n.tagName === 'PRE'))"
+        ".map(n => n.id || n.className)"
+    )
+    assert nameless == []
+
+
+def test_a_finger_finds_targets_of_44_pixels(page, server) -> None:
+    server.steps = made_steps(pieces(FENCED))
+    seen = page(view="text", size=(390, 844))
+    assert seen.run("document.getElementById('side').hidden")
+    ask(seen)
+    seen.point(".turn:last-child .again", click=True)
+    finished(seen)
+    small = (
+        "[...document.querySelectorAll('button, select, #find, #view label, #words')]"
+        ".filter(n => n.checkVisibility()).map(n => [n, n.getBoundingClientRect()])"
+        ".filter(([, r]) => r.width < 44 || r.height < 44).map(([n]) => n.id || n.className)"
+    )
+    assert seen.run(small) == []
+    assert seen.run("document.documentElement.scrollWidth") <= 390
+    seen.tap("#menu")
+    seen.wait("!document.getElementById('side').hidden")
+    seen.tap("#chats .more")
+    seen.wait("document.querySelector('#chats .rename')")
+    assert seen.run(small) == []
+    seen.press("Escape")
+    seen.wait("document.getElementById('side').hidden")
+    assert seen.run("document.activeElement.id") == "menu"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_code_and_lists_can_be_read_in_light_and_dark(page, server, dark) -> None:
+    server.steps = made_steps(pieces(f"{MARKDOWN}\n{FENCED}\n"))
+    seen = page(view="text", dark=dark)
+    ask(seen)
+    seen.point("#chats .more", click=True)
+    ratio, where = seen.run(CONTRAST)
+    assert ratio >= 4.5, where
 
 
 # The real server, on fake models.
