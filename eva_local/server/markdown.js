@@ -23,10 +23,7 @@ const markdown = (() => {
   function link(token, depth) {
     const href = address(token.href);
     if (!href) return words(make("span"), token.raw);
-    const node = make("a");
-    node.href = node.title = href;
-    node.target = "_blank";
-    node.rel = "noopener noreferrer nofollow";
+    const node = make("a", "", undefined, { href, title: href, target: "_blank", rel: "noopener noreferrer nofollow" });
     // An image is not loaded: who wants to see it follows the link.
     return token.type === "image" ? words(node, token.text || href) : inside(node, token.tokens, depth);
   }
@@ -44,11 +41,8 @@ const markdown = (() => {
     }));
     const head = add(make("thead"), row(token.header, "th"));
     const body = add(make("tbody"), ...token.rows.map((cells) => row(cells, "td")));
-    const box = add(make("div", "scroll"), add(make("table"), head, body));
-    box.tabIndex = 0;
-    box.setAttribute("role", "region");
-    box.setAttribute("aria-label", "Table");
-    return box;
+    const box = make("div", "scroll", undefined, { tabIndex: 0, role: "region", ariaLabel: "Table" });
+    return add(box, add(make("table"), head, body));
   }
   /** Append highlighted code: the tree of highlight.js, not the HTML that it would write. */
   function tree(node, parts) {
@@ -60,17 +54,14 @@ const markdown = (() => {
   }
   function code(token) {
     const language = /^[\w+#.-]+/.exec(token.lang ?? "")?.[0].toLowerCase() ?? "";
-    const [copy, block] = [make("button", "copy-code", "Copy"), make("code")];
-    copy.type = "button";
-    copy.setAttribute("aria-label", "Copy code");
+    const copy = make("button", "copy-code", "Copy", { type: "button", ariaLabel: "Copy code" });
     sources.set(copy, token.text);
     let parts = [token.text];
     if (hljs.getLanguage(language) && token.text.length < LONGEST) {
       const found = hljs.highlight(token.text, { language, ignoreIllegals: true })._emitter?.rootNode;
       parts = found?.children ?? parts;
     }
-    const pre = add(make("pre"), tree(block, parts));
-    pre.tabIndex = 0;
+    const pre = add(make("pre", "", undefined, { tabIndex: 0 }), tree(make("code"), parts));
     return add(make("div", "code"), add(make("div", "code-head"), words(make("span"), language || "text"), copy), pre);
   }
   const INSIDE = { paragraph: "p", blockquote: "blockquote", strong: "strong", em: "em", del: "del" };

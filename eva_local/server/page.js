@@ -9,6 +9,7 @@
   const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
+  const slim = matchMedia("(max-width: 70rem)");
 
   // Names in the order in which they were met: the place gives a member its letter and colour.
   const members = [];
@@ -32,14 +33,12 @@
 
   // The server
 
-  function headers() {
-    const secret = sessionStorage.getItem(SECRET);
-    return secret ? { Authorization: `Bearer ${secret}` } : {};
-  }
   async function request(path, options = {}) {
+    const secret = sessionStorage.getItem(SECRET);
+    const headers = { ...(secret && { Authorization: `Bearer ${secret}` }), ...options.headers };
     let response;
     try {
-      response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+      response = await fetch(path, { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
@@ -87,8 +86,8 @@
   async function load() {
     try {
       const { data } = await (await request("v1/models")).json();
-      offer(data);
       trouble("");
+      offer(data);
     } catch (error) {
       trouble(error.status === 503 ? "The server is still opening its models."
         : error instanceof Trouble ? error.message : "The server's list of models cannot be read.");
@@ -103,9 +102,7 @@
     }
     $("model").replaceChildren(...models.map(({ id, members: names }) => {
       const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together)` : "";
-      const option = make("option", "", id + how);
-      option.value = id;
-      return option;
+      return make("option", "", id + how, { value: id });
     }));
     fill(chat.settings.model ? chat.settings : prefs);
     introduce();
@@ -124,20 +121,19 @@
   // What is remembered of this browser's user: settings, theme, view
 
   const PREFS = "eva-local";
-  const prefs = (() => {
-    try {
-      const read = JSON.parse(localStorage.getItem(PREFS));
-      return Object.fromEntries(Object.entries(read ?? {}).filter(([, value]) => typeof value === "string"));
-    } catch {
-      return {};
-    }
-  })();
+  const prefs = {};
+  try {
+    const read = Object.entries(JSON.parse(localStorage.getItem(PREFS)) ?? {});
+    Object.assign(prefs, Object.fromEntries(read.filter(([, value]) => typeof value === "string")));
+  } catch {
+    // Then nothing is remembered.
+  }
   function prefer(changed) {
     Object.assign(prefs, changed);
     try {
       localStorage.setItem(PREFS, JSON.stringify(prefs));
     } catch {
-      // Then it is not remembered.
+      // Nor is this.
     }
   }
   const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
@@ -162,58 +158,47 @@
   const chats = new Map();
   let chat = newChat();
 
-  const childrenOf = (id) => Object.values(chat.messages).filter(({ parent }) => parent === id).sort((a, b) => a.at - b.at);
+  const childrenOf = (id, of = chat) => Object.values(of.messages).filter(({ parent }) => parent === id).sort((a, b) => a.at - b.at);
   const above = (message) => chat.messages[message.parent] ?? chat;
-  function path() {
+  /** Return the messages that are shown, first to last. */
+  function path(of = chat) {
     const found = [];
-    for (let at = chat; at;) {
-      const all = childrenOf(at === chat ? null : at.id);
-      const next = at.next;
-      at = all.find(({ id }) => id === next) ?? all.at(-1);
-      if (at) found.push(at);
+    for (let [at, all] = [of, childrenOf(null, of)]; all.length; all = childrenOf(at.id, of)) {
+      const { next } = at;
+      found.push(at = all.find(({ id }) => id === next) ?? all.at(-1));
     }
     return found;
   }
   function newMessage(role, parent, content = "") {
-    const message = {
-      id: newId(), parent, role, content, next: null, at: Date.now(), thought: "", model: "", finish: "", note: "",
-      stopped: false, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [],
-    };
     // Two of the same moment have an order, too.
-    const latest = childrenOf(parent).at(-1);
-    if (latest) message.at = Math.max(message.at, latest.at + 1);
+    const at = Math.max(Date.now(), 1 + (childrenOf(parent).at(-1)?.at ?? 0));
+    const counts = { at, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [] };
+    const message = { id: newId(), parent, role, content, next: null, thought: "", model: "", finish: "", note: "", stopped: false, ...counts };
     chat.messages[message.id] = message;
     above(message).next = message.id;
     return message;
   }
-  function titleOf({ title, messages }) {
-    const first = Object.values(messages).filter(({ parent }) => parent === null).sort((a, b) => a.at - b.at)[0];
-    return title || first?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
-  }
+  const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
 
-  let isUnkept = false;
   function unkept(error) {
-    if (isUnkept) return;
-    isUnkept = true;
+    if ($("unkept").textContent) return;
     const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
     $("unkept").textContent = `This browser keeps nothing more: ${why}. What is on the screen stays until the page is closed; `
       + "Export all saves it to a file.";
     $("unkept").hidden = false;
   }
-  /** Keep a conversation, and what is known of the tokens of these messages. */
-  function keepChat(which, messages = []) {
+  /** Keep a conversation, and what is known of the tokens of messages. */
+  function keepChat(which, ids = []) {
     chats.set(which.id, which);
-    const traces = messages.map(({ id }) => ({ id, names: members, steps: traced.get(id) ?? [] }));
-    return store.save(which, traces.filter(({ steps }) => steps.length)).catch(unkept);
+    return store.save(which, ids.map(traceOf).filter(({ steps }) => steps.length)).catch(unkept);
   }
   const traced = new Map();
   async function traces(ids) {
-    const missing = ids.filter((id) => !traced.has(id));
-    const found = missing.length ? await store.traces(missing).catch(() => new Map()) : new Map();
-    for (const [id, trace] of found) take(trace, id);
+    const found = await store.traces(ids.filter((id) => !traced.has(id))).catch(() => []);
+    found.forEach(take);
   }
   /** Take steps in whose members are numbered otherwise. */
-  function take({ names, steps }, id) {
+  function take({ id, names, steps }) {
     const numbers = names.map(place);
     const renamed = (ballot) => ({ ...ballot, member: numbers[ballot.member] });
     traced.set(id, steps.map((step) => ({
@@ -233,49 +218,45 @@
     follow = true;
     sync();
     introduce();
-    ready();
     list();
   }
   function restart() {
     open(newChat());
+    if (slim.matches) aside(false);
     $("words").focus();
-    if (narrow.matches) aside(false);
   }
+  /** Take in what the browser keeps, at first and whenever another tab has changed it. */
   async function remembered() {
     try {
-      const found = await store.all();
-      const fitting = found.map(store.fit).filter(Boolean);
-      for (const each of fitting) if (!chats.has(each.id)) chats.set(each.id, each);
-      const bad = found.length - fitting.length;
-      if (bad) trouble(`${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
+      const { fitting, gone, bad } = await store.all();
+      gone.forEach((id) => chats.delete(id));
+      for (const found of fitting) {
+        const mine = chats.get(found.id);
+        if (mine) Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) });
+        if (mine) store.join(mine, found);
+        else chats.set(found.id, found);
+      }
+      if (bad && !told) trouble(`${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
+      told = true;
     } catch (error) {
       unkept(error);
     }
     const asked = chats.get(location.hash.slice(1));
     if (asked && !turns.length) open(asked);
+    else if (!running) sync();
     list();
   }
-  store.heard?.addEventListener("message", async ({ data: id }) => {
-    const raw = await store.read(id).catch(() => undefined);
-    const found = store.fit(raw);
-    const mine = chats.get(id);
-    if (!found || raw.deleted) chats.delete(id);
-    else if (!mine) chats.set(id, found);
-    else {
-      store.join(mine, found);
-      mine.title = found.title;
-      mine.changed = Math.max(mine.changed, found.changed);
-      if (mine === chat && !running) sync();
-    }
-    list();
-  });
+  let told = false;
+  store.heard?.addEventListener("message", remembered);
 
   // The list of conversations
 
   let opened = "";
   const newest = () => [...chats.values()].sort((a, b) => b.changed - a.changed);
   function list() {
-    const held = $("chats").contains(document.activeElement) ? document.activeElement.dataset.key : "";
+    const held = $("chats").contains(document.activeElement) && document.activeElement.dataset.key;
+    // A name that is being written stays.
+    if ($("chats").querySelector(".name")) return;
     const sought = $("find").value.trim().toLowerCase();
     const found = newest().map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
     $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
@@ -293,29 +274,35 @@
     }
     return null;
   }
-  function button(className, label, act, key = "") {
-    const node = make("button", className, label);
-    node.type = "button";
+  function button(className, label, act, key = "", ariaLabel = null) {
+    const node = make("button", className, label, { type: "button", ariaLabel });
     node.dataset.key = key;
     node.addEventListener("click", act);
     return node;
   }
+  /** Let Enter end the writing in a field, and Escape break it off. */
+  function editing(field, done) {
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      done(event.key === "Enter");
+    });
+  }
   function entry(which, hit) {
-    const { id } = which;
-    const title = titleOf(which);
+    const [{ id }, title] = [which, titleOf(which)];
     const go = button("go", undefined, () => {
       if (which !== chat) open(which);
-      if (narrow.matches) aside(false);
+      if (slim.matches) aside(false);
     }, `go-${id}`);
     words(go, title);
     if (hit) go.append(words(make("span", "aside"), hit));
-    if (which === chat) go.setAttribute("aria-current", "true");
+    go.ariaCurrent = which === chat ? "true" : null;
     const more = button("more", "⋯", () => {
       opened = opened === id ? "" : id;
       list();
-    }, `more-${id}`);
-    more.setAttribute("aria-label", `More of ${title}`);
-    more.setAttribute("aria-expanded", String(opened === id));
+    }, `more-${id}`, `More of ${title}`);
+    more.ariaExpanded = String(opened === id);
     const node = add(make("li"), go, more);
     if (opened === id) {
       add(node, add(make("div", "tools"),
@@ -327,25 +314,18 @@
     return node;
   }
   function rename(which, node) {
-    const field = make("input", "name");
-    field.value = titleOf(which);
-    field.maxLength = 200;
-    field.setAttribute("aria-label", "New name");
+    const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
     const done = (isMeant) => {
       if (!field.isConnected) return;
+      field.remove();
       if (isMeant) which.title = field.value.trim();
-      opened = "";
       if (isMeant) keepChat(which);
+      opened = "";
       list();
       document.querySelector(`[data-key="go-${which.id}"]`)?.focus();
     };
-    field.addEventListener("keydown", (event) => {
-      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
-      event.preventDefault();
-      event.stopPropagation();
-      done(event.key === "Enter");
-    });
-    field.addEventListener("blur", () => setTimeout(() => done(true)));
+    editing(field, done);
+    field.addEventListener("blur", () => setTimeout(done, 0, true));
     node.replaceChildren(field);
     field.select();
   }
@@ -365,8 +345,8 @@
   }
   function toast(said, canUndo = false) {
     clearTimeout(pending);
-    $("toast-words").replaceChildren();
-    words($("toast-words"), said);
+    if (slim.matches) aside(false);
+    $("toast-words").replaceChildren(words(make("span"), said));
     $("undo").hidden = !canUndo;
     $("toast").hidden = false;
     say(said);
@@ -378,55 +358,39 @@
 
   const fileName = (title) => title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-+|-+$/g, "") || "chat";
   function saveFile(name, type, text) {
-    const way = make("a");
-    way.href = URL.createObjectURL(new Blob([text], { type }));
-    way.download = name;
-    way.click();
-    setTimeout(() => URL.revokeObjectURL(way.href), 60_000);
+    const href = URL.createObjectURL(new Blob([text], { type }));
+    make("a", "", undefined, { href, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
   }
+  const traceOf = (id) => ({ id, names: members, steps: traced.get(id) ?? [] });
   async function exported(which, name) {
-    const whole = [];
-    for (const each of which) {
-      const ids = Object.keys(each.messages);
-      await traces(ids);
-      const kept = ids.filter((id) => traced.get(id)?.length).map((id) => ({ id, names: members, steps: traced.get(id) }));
-      whole.push({ ...each, traces: kept });
-    }
+    const ids = which.map(({ messages }) => Object.keys(messages));
+    await traces(ids.flat());
+    const whole = which.map((each, i) => ({ ...each, traces: ids[i].map(traceOf).filter(({ steps }) => steps.length) }));
     saveFile(`${name}.json`, "application/json", JSON.stringify({ format: "eva-local", version: 1, chats: whole }));
   }
   /** Return a conversation, as it is shown, as Markdown. */
   function written(which) {
-    const [before, parts] = [chat, [`# ${titleOf(which)}`]];
-    chat = which;
-    if (which.settings.system) parts.push("**System**", which.settings.system);
-    for (const { role, model, content } of path()) parts.push(`**${role === "user" ? "You" : model || "Answer"}**`, content);
-    chat = before;
-    return `${parts.join("\n\n")}\n`;
+    const system = which.settings.system ? ["**System**", which.settings.system] : [];
+    const told = path(which).flatMap(({ role, model, content }) => [`**${role === "user" ? "You" : model || "Answer"}**`, content]);
+    return `${[`# ${titleOf(which)}`, ...system, ...told].join("\n\n")}\n`;
   }
   async function imported(file) {
-    let read;
-    try {
-      read = JSON.parse(await file.text());
-    } catch {
-      read = null;
-    }
+    const read = await file.text().then(JSON.parse).catch(() => null);
     if (read?.format !== "eva-local" || !Array.isArray(read.chats)) {
       toast(`${file.name} is no file of conversations.`);
       return;
     }
-    let count = 0;
-    for (const raw of read.chats) {
-      const found = store.fit(raw);
-      if (!found) continue;
-      count += 1;
-      const mine = chats.get(found.id);
-      if (mine) store.join(mine, found);
-      const kept = (Array.isArray(raw.traces) ? raw.traces : []).map(store.fitTrace).filter((trace) => trace && found.messages[trace.id]);
-      for (const trace of kept) if (!traced.has(trace.id)) take(trace, trace.id);
-      await keepChat(mine ?? found, kept);
+    const fitting = read.chats.map((raw) => [store.fit(raw), raw?.traces]).filter(([found]) => found);
+    for (const [found, kept] of fitting) {
+      const mine = chats.get(found.id) ?? found;
+      store.join(mine, found);
+      const fit = (Array.isArray(kept) ? kept : []).map(store.fitTrace).filter((trace) => found.messages[trace?.id] && !traced.has(trace.id));
+      fit.forEach(take);
+      await keepChat(mine, fit.map(({ id }) => id));
     }
-    const bad = read.chats.length - count;
-    toast(`Imported ${plural(count, "conversation")}.${bad ? ` ${plural(bad, "other")} cannot be read.` : ""}`);
+    const bad = read.chats.length - fitting.length;
+    toast(`Imported ${plural(fitting.length, "conversation")}.${bad ? ` ${plural(bad, "other")} cannot be read.` : ""}`);
     if (!running) sync();
     list();
   }
@@ -459,79 +423,56 @@
     turns.forEach(branches);
     $("empty").hidden = turns.length > 0;
     document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
+    ready();
     look();
   }
   /** Offer the other versions of a message. */
   function branches({ message, ways }) {
     const all = childrenOf(message.parent);
     const here = all.indexOf(message);
-    ways.replaceChildren();
+    const way = (name, sign, to) => Object.assign(button(all[to] ? "" : "end", sign, () => turnTo(all[to], sign), sign, name), { disabled: !all[to] });
     ways.hidden = all.length < 2;
-    if (all.length < 2) return;
-    const way = (label, sign, to) => {
-      const node = button(all[to] ? "" : "end", sign, () => {
-        if (running) return;
-        above(message).next = all[to].id;
-        keepChat(chat);
-        sync();
-        ready();
-        const turn = turns.find((each) => each.message === all[to]);
-        (turn?.ways.querySelector(`[data-key="${sign}"]:enabled`) ?? turn?.ways.querySelector("button:enabled"))?.focus();
-      }, sign);
-      node.setAttribute("aria-label", label);
-      node.disabled = !all[to];
-      return node;
-    };
-    add(ways, way("Version before", "‹", here - 1), make("span", "", `${here + 1}/${all.length}`), way("Version after", "›", here + 1));
+    ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
+  }
+  function turnTo(message, sign) {
+    above(message).next = message.id;
+    keepChat(chat);
+    sync();
+    const { ways } = turns.find((turn) => turn.message === message);
+    (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
   }
   function newQuestion(message) {
     const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
-    const edit = button("edit", "Edit", () => change(turn));
-    return Object.assign(turn, { node: add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), edit, turn.ways)) });
+    turn.edit = button("edit", "Edit", () => change(turn));
+    add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), turn.edit, turn.ways));
+    return turn;
   }
   /** Let a question be written anew: what is sent stands beside the old one. */
-  function change(turn) {
-    if (running) return;
-    const [form, field] = [make("form", "change"), make("textarea")];
-    const save = make("button", "", "Send");
-    const close = () => {
-      form.replaceWith(turn.said);
-      turn.node.querySelector(".edit").hidden = false;
-      turn.node.querySelector(".edit").focus();
-    };
-    field.value = turn.message.content;
+  function change({ message, said, edit }) {
+    const field = make("textarea", "", undefined, { value: message.content, ariaLabel: "Your message, edited" });
     field.rows = Math.min(12, field.value.split("\n").length + 1);
-    field.setAttribute("aria-label", "Your message, edited");
-    const submit = (event) => {
-      event.preventDefault();
-      if (!field.value.trim() || running || $("send").disabled || unfit()) return;
-      ask(field.value, turn.message.parent);
-      $("words").focus();
+    const done = (isMeant) => {
+      if (isMeant && !mayAsk(field.value)) return;
+      form.replaceWith(said);
+      edit.hidden = false;
+      if (isMeant) ask(field.value, message.parent);
+      (isMeant ? $("words") : edit).focus();
     };
-    form.addEventListener("submit", submit);
-    form.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
-      if (event.key === "Enter" && !event.shiftKey && event.target === field) submit(event);
-      if (event.key === "Escape") {
-        event.stopPropagation();
-        close();
-      }
-    });
-    add(form, field, add(make("div", "tools"), save, button("", "Cancel", close)));
-    turn.said.replaceWith(form);
-    turn.node.querySelector(".edit").hidden = true;
+    editing(field, done);
+    const tools = add(make("div", "tools"), button("", "Send", () => done(true)), button("", "Cancel", () => done(false)));
+    const form = add(make("div", "change"), field, tools);
+    said.replaceWith(form);
+    edit.hidden = true;
     field.focus();
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
   function messages(goesOn) {
     const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-    const told = [];
-    turns.forEach(({ message: { role, content } }, i) => {
-      if (role === "assistant") return;
+    const told = turns.flatMap(({ message: { role, content } }, i) => {
       const isLast = i >= turns.length - 2;
       const answer = turns[i + 1]?.message.content;
-      if (isLast || answer) told.push({ role: "user", content });
-      if (isLast ? goesOn : answer) told.push({ role: "assistant", content: answer });
+      const said = (isLast ? goesOn : answer) ? [{ role: "assistant", content: answer }] : [];
+      return role === "user" && (isLast || answer) ? [{ role, content }, ...said] : [];
     });
     return [...system, ...told];
   }
@@ -556,9 +497,10 @@
     }
     return wrong !== undefined;
   }
+  const mayAsk = (question) => question.trim() && !running && !$("send").disabled && !unfit();
   function send() {
     const question = $("words").value;
-    if (!question.trim() || running || $("send").disabled || unfit()) return;
+    if (!mayAsk(question)) return;
     $("words").value = "";
     drafted();
     grow();
@@ -572,8 +514,7 @@
   function again({ message }) {
     if (running || unfit()) return;
     // Where nothing was written, there is nothing to keep beside the new one.
-    const isEmpty = !message.content && !message.tokens;
-    if (isEmpty) Object.assign(message, { at: message.at + 0.5, thought: "" });
+    const isEmpty = !message.content && !message.tokens && turns.at(-1).message === message;
     answer(isEmpty ? message : newMessage("assistant", message.parent));
   }
   async function goOn({ message }) {
@@ -583,8 +524,7 @@
   }
   async function answer(message, goesOn = false) {
     Object.assign(message, { model: $("model").value, finish: "", note: "", stopped: false });
-    chat.settings = chosen();
-    chat.changed = Date.now();
+    Object.assign(chat, { settings: chosen(), changed: Date.now() });
     history.replaceState(null, "", `#${chat.id}`);
     const mine = chat;
     // An answer that is written anew, or gone on with, is drawn anew.
@@ -595,10 +535,12 @@
     if (!traced.has(message.id)) traced.set(message.id, []);
     sync();
     const turn = turns.at(-1);
-    begin(turn);
+    Object.assign(turn, { began: performance.now(), last: 0 });
+    turn.node.classList.add("running");
+    turn.text.before(turn.waiting);
+    turn.tools.hidden = turn.notice.hidden = true;
     keepChat(mine);
     list();
-    ready();
     follow = true;
     paint(turn);
     let saved = performance.now();
@@ -609,7 +551,7 @@
         receive(turn, chunk);
         if (performance.now() - saved < SAVE_MS) return;
         saved = performance.now();
-        keepChat(mine);
+        store.saveNow(mine);
       });
       if (!message.finish) throw new Trouble("The connection ended early: the answer is not complete.");
     } catch (error) {
@@ -617,7 +559,8 @@
       message.note = signal.aborted ? "" : error instanceof Trouble ? error.message
         : "The connection broke off: the answer is not complete.";
     }
-    keepChat(mine, [message]);
+    // It may have been deleted meanwhile.
+    if (chats.has(mine.id)) keepChat(mine, [message.id]);
     if (turns.at(-1) !== turn) return;
     running = null;
     settled(turn);
@@ -625,14 +568,6 @@
     say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
     ready();
     paint(turn);
-  }
-  function begin(turn) {
-    turn.began = performance.now();
-    turn.last = 0;
-    turn.node.classList.add("running");
-    turn.text.before(turn.waiting);
-    turn.tools.hidden = true;
-    turn.notice.hidden = true;
   }
   /** Say how an answer ended, and what can be done with it. */
   function settled(turn) {
@@ -652,22 +587,18 @@
     turn.copy.hidden = !message.content;
     turn.tools.hidden = false;
   }
-  function stop() {
-    running?.abort();
-  }
+  const stop = () => running?.abort();
 
   // An answer
 
   function newAnswer(message) {
     const turn = {
       message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0, shares: new Map(),
-      node: make("article", "turn"), text: make("div", "text"), prose: make("div", "prose"), foot: make("div", "foot"),
+      node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
       waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
-      bar: make("div", "shares"), legend: make("ul", "legend"), dotted: make("li", "dotted"),
+      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), dotted: make("li", "dotted"),
       tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    label(turn.text, "Answer");
-    turn.bar.setAttribute("aria-hidden", "true");
     turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = turn.notice.hidden = true;
     turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
     turn.again = button("again", "Regenerate", () => again(turn));
@@ -680,16 +611,12 @@
     if (message.thought) thoughtOf(turn);
     return turn;
   }
-  function label(box, what) {
-    box.tabIndex = 0;
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-label", `${what}: arrow keys go from token to token`);
-  }
+  const tokenBox = (what) =>
+    make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
   /** Return the fold of a thought, before the answer. */
   function thoughtOf(turn) {
     if (turn.thought) return turn.thought;
-    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), make("div", "text"), make("div", "prose")];
-    label(text, "Thought");
+    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), tokenBox("Thought"), make("div", "prose")];
     turn.text.before(add(fold, summary, text, prose));
     turn.thought = { fold, summary, text, prose };
     listen(turn, text);
@@ -748,22 +675,17 @@
     message.tokens += 1;
     if (step.thought) message.thoughts += 1;
     message.filtered += isFiltered(step);
-    for (const { member } of step.ballots) carriedBy(message, member, 0);
-    if (step.carrier >= 0) carriedBy(message, step.carrier, 1);
+    const { carried } = message;
+    const part = (member) => carried.find(([name]) => name === members[member]) ?? carried[carried.push([members[member], 0]) - 1];
+    step.ballots.forEach(({ member }) => part(member));
+    if (step.carrier >= 0) part(step.carrier)[1] += 1;
   }
   const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
-  function carriedBy({ carried }, member, more) {
-    const found = carried.find(([name]) => name === members[member]);
-    if (found) found[1] += more;
-    else carried.push([members[member], more]);
-  }
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
-    if (!turn.steps.length) {
-      // The server told nothing of tokens.
-      if (turn.text.textContent !== turn.message.content) glyphs(turn.text, turn.message.content.slice(turn.text.textContent.length), true);
-      return;
-    }
+    // Where nothing is known of tokens, the text is there.
+    if (!turn.steps.length) turn.text.replaceChildren(glyphs(make("span"), turn.message.content, true));
+    else if (!turn.tokens.length) turn.text.replaceChildren();
     for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
       const step = turn.steps[index];
       const box = step.thought ? thoughtOf(turn).text : turn.text;
@@ -784,8 +706,7 @@
       await navigator.clipboard.writeText(text);
     } catch {
       // Without TLS on another machine than this one, browsers keep the clipboard closed.
-      const held = make("textarea", "unseen");
-      held.value = text;
+      const held = make("textarea", "unseen", undefined, { value: text });
       document.body.append(held);
       held.select();
       document.execCommand("copy");
@@ -831,8 +752,8 @@
   async function look() {
     $("talk").classList.toggle("as-text", isText());
     document.body.classList.toggle("wide", isText());
-    const ids = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens).map(({ message }) => message.id);
-    if (!isText() && ids.length) await traces(ids);
+    const unknown = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens && !traced.has(message.id));
+    if (!isText() && unknown.length) await traces(unknown.map(({ message }) => message.id));
     for (const turn of turns) {
       if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
       draw(turn);
@@ -957,21 +878,16 @@
   }
   function unfold(open) {
     $("settings").hidden = !open;
-    $("fold").setAttribute("aria-expanded", String(open));
+    $("fold").ariaExpanded = String(open);
   }
   /** Open or close the list of conversations: beside the talk, or over it where there is no room. */
   function aside(open) {
     const had = $("side").contains(document.activeElement);
-    $("side").hidden = !open;
-    $("shade").hidden = !open;
-    document.body.classList.toggle("sided", open);
-    $("menu").setAttribute("aria-expanded", String(open));
+    $("side").hidden = $("shade").hidden = !open;
+    // What lies under it cannot be reached.
+    for (const under of document.querySelectorAll("header, #talk, .dock")) under.inert = open && slim.matches;
+    $("menu").ariaExpanded = String(open);
     if (had && !open) $("menu").focus();
-  }
-  function search() {
-    aside(true);
-    $("find").focus();
-    $("find").select();
   }
   $("words").addEventListener("input", () => {
     grow();
@@ -1001,7 +917,9 @@
     const isSearch = event.key === "k" && (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
     if (isSearch || (event.key === "/" && !writes && !event.ctrlKey && !event.metaKey && !event.altKey)) {
       event.preventDefault();
-      search();
+      aside(true);
+      $("find").focus();
+      $("find").select();
     } else if (event.key === "Escape") {
       if (event.target === $("find") && $("find").value) {
         $("find").value = "";
@@ -1019,7 +937,6 @@
   addEventListener("pagehide", () => {
     if (running) store.saveNow(chat);
   });
-  const slim = matchMedia("(max-width: 70rem)");
   slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
   $("menu").addEventListener("click", () => {
     aside($("side").hidden);
@@ -1050,10 +967,10 @@
     $(name).addEventListener("change", async () => {
       prefer({ view: name });
       hide();
-      const top = $("talk").getBoundingClientRect().top;
-      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > top + 20);
+      // What was at the top stays there.
+      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
       await look();
-      if (!follow) requestAnimationFrame(() => first?.node.scrollIntoView());
+      if (!follow) first?.node.scrollIntoView();
     });
   }
   $("theme").addEventListener("change", () => {

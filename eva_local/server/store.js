@@ -30,19 +30,17 @@ const store = (() => {
   const heard = "BroadcastChannel" in window ? new BroadcastChannel(NAME) : null;
   const tell = (id) => heard?.postMessage(id);
 
-  /** Return all that is there, as it is; what was deleted some time ago goes. */
+  /** Return what fits, the ids of what is deleted, and how many are bad; what was deleted some time ago goes. */
   async function all() {
     const found = await within("readonly", (chats, _, told) => {
       chats.getAll().onsuccess = ({ target }) => told(target.result);
     });
-    const old = found.filter((chat) => chat?.deleted < Date.now() - KEPT_MS);
+    const gone = found.filter((chat) => chat.deleted);
+    const old = gone.filter((chat) => chat.deleted < Date.now() - KEPT_MS);
     if (old.length) remove(old).catch(() => {});
-    return found.filter((chat) => !chat?.deleted);
-  }
-  function read(id) {
-    return within("readonly", (chats, _, told) => {
-      chats.get(id).onsuccess = ({ target }) => told(target.result);
-    });
+    const rest = found.filter((chat) => !chat.deleted);
+    const fitting = rest.map(fit).filter(Boolean);
+    return { fitting, gone: gone.map(({ id }) => id), bad: rest.length - fitting.length };
   }
   /** Keep a conversation; messages that another tab added to it are taken in, not overwritten. */
   async function save(chat, kept = []) {
@@ -55,11 +53,15 @@ const store = (() => {
     });
     tell(chat.id);
   }
-  /** Keep a conversation while the page is closed, when nothing can be waited for. */
+  /** Begin to keep a conversation, and wait for nothing: the page may be about to close. */
   function saveNow(chat) {
-    const deal = base?.transaction(STORES, "readwrite");
-    deal?.objectStore("chats").put(chat);
-    deal?.commit();
+    try {
+      const deal = base.transaction(STORES, "readwrite");
+      deal.objectStore("chats").put(chat);
+      deal.commit();
+    } catch {
+      // The end of the answer tries it again, and says what is wrong.
+    }
   }
   function join(chat, other) {
     for (const [id, message] of Object.entries(other?.messages ?? {})) chat.messages[id] ??= message;
@@ -79,7 +81,7 @@ const store = (() => {
       ids.forEach((id) => { kept.get(id).onsuccess = ({ target }) => list.push(target.result); });
       told(list);
     });
-    return new Map(found.map(fitTrace).filter(Boolean).map((trace) => [trace.id, trace]));
+    return found.map(fitTrace).filter(Boolean);
   }
 
   // What comes from a file or an old store may be anything.
@@ -93,15 +95,14 @@ const store = (() => {
   const isThing = (value) => typeof value === "object" && value !== null;
   const isId = (value) => isText(value) && ID.test(value);
   const link = (value) => (isId(value) ? value : null);
-
   function fitMessage(raw, id) {
     if (!isThing(raw) || raw.id !== id || !isId(id) || !["user", "assistant"].includes(raw.role) || !isText(raw.content)) return null;
-    const carried = Array.isArray(raw.carried) ? raw.carried : [];
+    const isShare = (pair) => Array.isArray(pair) && pair.length === 2 && isText(pair[0]) && isCount(pair[1]);
     return {
       id, parent: link(raw.parent), role: raw.role, next: link(raw.next), stopped: raw.stopped === true,
       ...Object.fromEntries(TEXTS.map((name) => [name, isText(raw[name]) ? raw[name] : ""])),
       ...Object.fromEntries(COUNTS.map((name) => [name, isCount(raw[name]) ? raw[name] : 0])),
-      carried: carried.filter((pair) => Array.isArray(pair) && isText(pair[0]) && isCount(pair[1])).map(([name, n]) => [name, n]),
+      carried: Array.isArray(raw.carried) ? raw.carried.filter(isShare) : [],
     };
   }
   /** Return a conversation of the right form, or null. */
@@ -135,5 +136,5 @@ const store = (() => {
     return raw.steps.every((step) => isStep(step, isMember)) ? { id: raw.id, names: raw.names, steps: raw.steps } : null;
   }
 
-  return { all, read, save, saveNow, traces, join, fit, fitTrace, heard };
+  return { all, save, saveNow, traces, join, fit, fitTrace, heard };
 })();

@@ -5,8 +5,8 @@ const eva = (() => {
   const SHOWN = 5;
 
   // Text of users and models reaches the document through here and `glyphs` only, as text.
-  function make(tag, className, text) {
-    const node = document.createElement(tag);
+  function make(tag, className, text, properties) {
+    const node = Object.assign(document.createElement(tag), properties);
     if (className) node.className = className;
     if (text !== undefined) node.textContent = text;
     return node;

@@ -1034,7 +1034,7 @@ def test_a_full_or_closed_store_loses_nothing_on_screen(page, server, how) -> No
     assert text(seen, "#unkept") == "x"
 
 
-def test_two_tabs_do_not_overwrite_each_other(page, server) -> None:
+def test_what_another_tab_kept_stays(page, server) -> None:
     server.steps = made_steps(pieces("Salt."))
     seen = page(view="text")
     ask(seen, "One?")
@@ -1051,6 +1051,20 @@ def test_two_tabs_do_not_overwrite_each_other(page, server) -> None:
     seen.wait("document.querySelectorAll('.turn').length === 4")
     assert said(seen) == ["One?", "Salt.", "Two?", "Salt."]
     assert text(seen, ".asked .branches").split() == ["‹", "2/2", "›"]
+
+
+def test_what_is_deleted_while_it_is_written_stays_deleted(page, server) -> None:
+    server.pause = 4
+    seen = page(view="text")
+    ask(seen, "Why?", done=False)
+    seen.wait("document.querySelector('.turn > .prose').textContent")
+    seen.point("#chats .more", click=True)
+    seen.point("#chats .delete", click=True)
+    assert server.left.wait(10)
+    seen.settle()
+    reload(seen)
+    seen.wait("document.getElementById('none').innerText.includes('appear here')")
+    assert opened_list(seen) == []
 
 
 # Text.
@@ -1251,6 +1265,7 @@ def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
     assert "Cut off" in text(seen, ".turn:last-child .note")
     server.steps = made_steps(pieces(" rivers bring."))
     seen.point(".goon", click=True)
+    seen.wait("document.querySelector('.turn > .prose').textContent.endsWith('bring.')")
     finished(seen)
     assert said(seen) == ["What?", f"{begun} rivers bring."]
     assert server.asked[-1] == {
