@@ -112,8 +112,7 @@
   function introduce() {
     const names = cast.get($("model").value) ?? [];
     $("empty-words").textContent =
-      names.length > 1 ? "These models write the answer together. Each token has the colour of the member that carried it; "
-        + "point at one, or tap it, to see what each proposed."
+      names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
         : "One model answers alone.";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
   }
@@ -541,6 +540,8 @@
     turn.tools.hidden = turn.notice.hidden = true;
     keepChat(mine);
     list();
+    // A button that was pressed may be gone.
+    if (document.activeElement === document.body) $("talk").focus();
     follow = true;
     paint(turn);
     let saved = performance.now();
