@@ -179,12 +179,17 @@
   }
   const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
 
-  function unkept(error) {
-    if ($("unkept").textContent) return;
-    const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
-    $("unkept").textContent = `This browser keeps nothing more: ${why}. What is on the screen stays until the page is closed; `
-      + "Export all saves it to a file.";
+  const warned = new Set();
+  /** Say something of the browser's storage, once. */
+  function warn(what, words) {
+    if (warned.has(what)) return;
+    warned.add(what);
+    $("unkept").append(`${words} `);
     $("unkept").hidden = false;
+  }
+  function unkept(error) {
+    const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
+    warn("unkept", `This browser keeps nothing more: ${why}. What is on the screen stays until the page is closed; Export all saves it to a file.`);
   }
   /** Keep a conversation, and what is known of the tokens of messages. */
   function keepChat(which, ids = []) {
@@ -235,8 +240,7 @@
         if (mine) store.join(mine, found);
         else chats.set(found.id, found);
       }
-      if (bad && !told) trouble(`${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
-      told = true;
+      if (bad) warn("bad", `${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
     } catch (error) {
       unkept(error);
     }
@@ -245,7 +249,6 @@
     else if (!running) sync();
     list();
   }
-  let told = false;
   store.heard?.addEventListener("message", remembered);
 
   // The list of conversations

@@ -994,8 +994,8 @@ def test_damage_is_said_once_and_left_alone(page, server) -> None:
         "if (!at) return; at.update({...at.value, steps: [{shown: 3}]}); at.continue(); }",
     )
     reload(seen)
-    seen.wait("!document.getElementById('trouble').hidden")
-    assert "1 conversation of this browser cannot be read" in text(seen, "#trouble")
+    seen.wait("!document.getElementById('unkept').hidden")
+    assert "1 conversation of this browser cannot be read" in text(seen, "#unkept")
     assert said(seen) == ["Why?", "Salt."]
     seen.run("document.getElementById('as-tokens').click()")
     seen.settle()
