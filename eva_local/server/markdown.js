@@ -12,14 +12,7 @@ const markdown = (() => {
     const code = decimal ? Number(decimal) : parseInt(hex, 16);
     return code && code <= 0x10ffff ? String.fromCodePoint(code) : whole;
   });
-  function address(href) {
-    try {
-      const url = new URL(href);
-      return SCHEMES.includes(url.protocol) ? url.href : "";
-    } catch {
-      return "";
-    }
-  }
+  const address = (href) => (URL.canParse(href) && SCHEMES.includes(new URL(href).protocol) ? new URL(href).href : "");
   function link(token, depth) {
     const href = address(token.href);
     if (!href) return words(make("span"), token.raw);
@@ -39,10 +32,9 @@ const markdown = (() => {
       if (cell.align) node.style.textAlign = cell.align;
       return node;
     }));
-    const head = add(make("thead"), row(token.header, "th"));
-    const body = add(make("tbody"), ...token.rows.map((cells) => row(cells, "td")));
+    const rows = [row(token.header, "th"), ...token.rows.map((cells) => row(cells, "td"))];
     const box = make("div", "scroll", undefined, { tabIndex: 0, role: "region", ariaLabel: "Table" });
-    return add(box, add(make("table"), head, body));
+    return add(box, add(make("table"), ...rows));
   }
   /** Append highlighted code: the tree of highlight.js, not the HTML that it would write. */
   function tree(node, parts) {

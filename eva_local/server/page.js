@@ -145,6 +145,7 @@
   }
   const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
   function paintIn(theme) {
+    prefer({ theme });
     document.documentElement.style.colorScheme = theme === "system" ? "" : theme;
     const when = { light: "not all", dark: "all" }[theme] ?? "(prefers-color-scheme: dark)";
     for (const rule of schemes) rule.media.mediaText = when;
@@ -197,10 +198,7 @@
     return store.save(which, ids.map(traceOf).filter(({ steps }) => steps.length)).catch(unkept);
   }
   const traced = new Map();
-  async function traces(ids) {
-    const found = await store.traces(ids.filter((id) => !traced.has(id))).catch(() => []);
-    found.forEach(take);
-  }
+  const traces = async (ids) => (await store.traces(ids.filter((id) => !traced.has(id))).catch(() => [])).forEach(take);
   /** Take steps in whose members are numbered otherwise. */
   function take({ id, names, steps }) {
     const numbers = names.map(place);
@@ -300,20 +298,18 @@
     words(go, title);
     if (hit) go.append(words(make("span", "aside"), hit));
     go.ariaCurrent = which === chat ? "true" : null;
+    const isOpen = opened === id;
     const more = button("more", "⋯", () => {
-      opened = opened === id ? "" : id;
+      opened = isOpen ? "" : id;
       list();
     }, `more-${id}`, `More of ${title}`);
-    more.ariaExpanded = String(opened === id);
+    more.ariaExpanded = String(isOpen);
     const node = add(make("li"), go, more);
-    if (opened === id) {
-      add(node, add(make("div", "tools"),
-        button("rename", "Rename", () => rename(which, node)),
-        button("markdown", "Markdown", () => saveFile(`${fileName(title)}.md`, "text/markdown", written(which))),
-        button("json", "JSON", () => exported([which], fileName(title))),
-        button("delete", "Delete", () => erase(which))));
-    }
-    return node;
+    return !isOpen ? node : add(node, add(make("div", "tools"),
+      button("rename", "Rename", () => rename(which, node)),
+      button("markdown", "Markdown", () => saveFile(`${fileName(title)}.md`, "text/markdown", written(which))),
+      button("json", "JSON", () => exported([which], fileName(title))),
+      button("delete", "Delete", () => erase(which))));
   }
   function rename(which, node) {
     const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
@@ -379,10 +375,7 @@
   }
   async function imported(file) {
     const read = await file.text().then(JSON.parse).catch(() => null);
-    if (read?.format !== "eva-local" || !Array.isArray(read.chats)) {
-      toast(`${file.name} is no file of conversations.`);
-      return;
-    }
+    if (read?.format !== "eva-local" || !Array.isArray(read.chats)) return toast(`${file.name} is no file of conversations.`);
     const fitting = read.chats.map((raw) => [store.fit(raw), raw?.traces]).filter(([found]) => found);
     for (const [found, kept] of fitting) {
       const mine = chats.get(found.id) ?? found;
@@ -394,7 +387,7 @@
     const bad = read.chats.length - fitting.length;
     toast(`Imported ${plural(fitting.length, "conversation")}.${bad ? ` ${plural(bad, "other")} cannot be read.` : ""}`);
     if (!running) sync();
-    list();
+    return list();
   }
 
   // What is shown of the conversation: questions and answers in turn
@@ -403,8 +396,7 @@
   let running = null;
   function ready() {
     $("send").disabled = !$("model").value;
-    $("send").hidden = running !== null;
-    $("stop").hidden = running === null;
+    $("stop").hidden = !($("send").hidden = running !== null);
     for (const each of document.querySelectorAll(".again, .goon, .edit, .branches button:not(.end)")) each.disabled = running !== null;
   }
   /** Show the messages of the path, and leave what stands already. */
@@ -493,10 +485,8 @@
   }
   function unfit() {
     const wrong = [...$("composer").elements].find((field) => !field.checkValidity());
-    if (wrong) {
-      unfold(true);
-      wrong.reportValidity();
-    }
+    if (wrong) unfold(true);
+    wrong?.reportValidity();
     return wrong !== undefined;
   }
   const mayAsk = (question) => question.trim() && !running && !$("send").disabled && !unfit();
@@ -504,15 +494,11 @@
     const question = $("words").value;
     if (!mayAsk(question)) return;
     $("words").value = "";
-    drafted();
     grow();
     const last = turns.at(-1)?.message;
     ask(question, last?.role === "user" ? last.parent : last?.id ?? null);
   }
-  function ask(question, parent) {
-    const { id } = newMessage("user", parent, question);
-    answer(newMessage("assistant", id));
-  }
+  const ask = (question, parent) => answer(newMessage("assistant", newMessage("user", parent, question).id));
   function again({ message }) {
     if (running || unfit()) return;
     // Where nothing was written, there is nothing to keep beside the new one.
@@ -773,10 +759,8 @@
       fill.style.width = `${100 * share}%`;
       much.textContent = percent(share);
     }
-    if (turn.thought) {
-      const is = turn.thought.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-      turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
-    }
+    const is = turn.thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
+    if (turn.thought) turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
     turn.bar.hidden = !message.tokens;
     turn.dotted.hidden = !message.filtered;
     turn.dotted.textContent = `${plural(message.filtered, "token")} with a filtered vote`;
@@ -871,14 +855,13 @@
 
   // The frame
 
+  const DRAFT = "eva-local-draft";
+  /** Give what is being written its room, and keep it for a reload. */
   function grow() {
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
-  }
-  const DRAFT = "eva-local-draft";
-  function drafted() {
+    sessionStorage.removeItem(DRAFT);
     if ($("words").value) sessionStorage.setItem(DRAFT, $("words").value);
-    else sessionStorage.removeItem(DRAFT);
   }
   function unfold(open) {
     $("settings").hidden = !open;
@@ -893,10 +876,7 @@
     $("menu").ariaExpanded = String(open);
     if (had && !open) $("menu").focus();
   }
-  $("words").addEventListener("input", () => {
-    grow();
-    drafted();
-  });
+  $("words").addEventListener("input", grow);
   $("words").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -977,16 +957,13 @@
       if (!follow) first?.node.scrollIntoView();
     });
   }
-  $("theme").addEventListener("change", () => {
-    prefer({ theme: $("theme").value });
-    paintIn($("theme").value);
-  });
   $("talk").addEventListener("scroll", scrolled, { passive: true });
   for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
     $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));
   }
-  if (prefs.theme === "light" || prefs.theme === "dark") $("theme").value = prefs.theme;
+  if (["light", "dark"].includes(prefs.theme)) $("theme").value = prefs.theme;
   paintIn($("theme").value);
+  $("theme").addEventListener("change", () => paintIn($("theme").value));
   if (prefs.view === "as-tokens") $("as-tokens").checked = true;
   fill(prefs);
   $("words").value = sessionStorage.getItem(DRAFT) ?? "";

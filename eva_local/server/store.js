@@ -85,55 +85,44 @@ const store = (() => {
   }
 
   // What comes from a file or an old store may be anything.
-  const ID = /^[\da-f]{16}$/;
-  const TEXTS = ["content", "thought", "model", "finish", "note"];
-  const COUNTS = ["at", "tokens", "thoughts", "filtered", "first", "spent"];
-  const SETTINGS = ["model", "system", "temperature", "max_tokens", "seed", "thinking"];
-  const VERDICTS = ["stayed", "filtered", "absent"];
   const isText = (value) => typeof value === "string";
+  const isFlag = (value) => typeof value === "boolean";
   const isCount = (value) => Number.isFinite(value) && value >= 0;
-  const isThing = (value) => typeof value === "object" && value !== null;
-  const isId = (value) => isText(value) && ID.test(value);
-  const link = (value) => (isId(value) ? value : null);
-  function fitMessage(raw, id) {
-    if (!isThing(raw) || raw.id !== id || !isId(id) || !["user", "assistant"].includes(raw.role) || !isText(raw.content)) return null;
-    const isShare = (pair) => Array.isArray(pair) && pair.length === 2 && isText(pair[0]) && isCount(pair[1]);
-    return {
-      id, parent: link(raw.parent), role: raw.role, next: link(raw.next), stopped: raw.stopped === true,
-      ...Object.fromEntries(TEXTS.map((name) => [name, isText(raw[name]) ? raw[name] : ""])),
-      ...Object.fromEntries(COUNTS.map((name) => [name, isCount(raw[name]) ? raw[name] : 0])),
-      carried: Array.isArray(raw.carried) ? raw.carried.filter(isShare) : [],
-    };
+  const isId = (value) => isText(value) && /^[\da-f]{16}$/.test(value);
+  const isLink = (value) => value === null || isId(value);
+  const among = (...values) => (value) => values.includes(value);
+  const tuple = (...shapes) => (value) => Array.isArray(value) && value.length === shapes.length && shapes.every((one, i) => one(value[i]));
+  const TOP = [tuple(isText, isCount, isFlag)];
+  const BALLOT = {
+    member: Number.isInteger, chosen: isCount, weight: isCount, reason: isText, verdict: among("stayed", "filtered", "absent"), top: TOP,
+  };
+  const STEP = { shown: isText, hex: isText, thought: isFlag, probability: isCount, carrier: Number.isInteger, top: TOP, ballots: [BALLOT] };
+  const MESSAGE = {
+    id: isId, parent: isLink, next: isLink, role: among("user", "assistant"), content: isText, thought: isText, model: isText,
+    finish: isText, note: isText, stopped: isFlag, at: isCount, tokens: isCount, thoughts: isCount, filtered: isCount,
+    first: isCount, spent: isCount, carried: [tuple(isText, isCount)],
+  };
+  const CHAT = { id: isId, title: isText, created: isCount, changed: isCount, next: isLink, settings: {}, messages: {} };
+  /** Return whether a value is of a shape: what a function finds right, a list of such, or a thing with such parts. */
+  function isLike(value, shape) {
+    if (typeof shape === "function") return shape(value);
+    if (Array.isArray(shape)) return Array.isArray(value) && value.every((one) => isLike(one, shape[0]));
+    return typeof value === "object" && value !== null && Object.entries(shape).every(([name, part]) => isLike(value[name], part));
   }
   /** Return a conversation of the right form, or null. */
   function fit(raw) {
-    if (!isThing(raw) || !isId(raw.id) || !isCount(raw.created) || !isCount(raw.changed) || !isThing(raw.messages)) return null;
-    const messages = {};
-    for (const [id, each] of Object.entries(raw.messages)) {
-      messages[id] = fitMessage(each, id);
-      if (!messages[id]) return null;
-    }
+    if (!isLike(raw, CHAT) || !Object.values(raw.settings).every(isText)) return null;
+    const { traces: _, deleted: __, ...chat } = raw;
     // Questions and answers take turns, so every message hangs on the first ones, and there is no ring.
-    const ok = Object.values(messages).every(({ parent, role }) =>
-      (parent === null ? role === "user" : messages[parent] && messages[parent].role !== role));
-    if (!ok) return null;
-    const said = isThing(raw.settings) ? SETTINGS.filter((name) => isText(raw.settings[name])) : [];
-    const settings = Object.fromEntries(said.map((name) => [name, raw.settings[name]]));
-    const title = isText(raw.title) ? raw.title : "";
-    return { id: raw.id, title, created: raw.created, changed: raw.changed, next: link(raw.next), settings, messages };
-  }
-  const isTop = (top) => Array.isArray(top) && top.every((one) =>
-    Array.isArray(one) && isText(one[0]) && isCount(one[1]) && typeof one[2] === "boolean");
-  function isStep(step, isMember) {
-    return isThing(step) && isText(step.shown) && isText(step.hex) && isCount(step.probability) && isTop(step.top)
-      && (step.carrier === -1 || isMember(step.carrier)) && typeof step.thought === "boolean" && Array.isArray(step.ballots)
-      && step.ballots.every((ballot) => isThing(ballot) && isMember(ballot.member) && isTop(ballot.top)
-        && isCount(ballot.chosen) && isCount(ballot.weight) && isText(ballot.reason) && VERDICTS.includes(ballot.verdict));
+    const isPlaced = ({ parent, role }) => (parent === null ? role === "user" : chat.messages[parent]?.role === (role === "user" ? "assistant" : "user"));
+    const ok = Object.entries(chat.messages).every(([id, each]) => isLike(each, MESSAGE) && each.id === id && isPlaced(each));
+    return ok ? chat : null;
   }
   function fitTrace(raw) {
-    if (!isThing(raw) || !isId(raw.id) || !Array.isArray(raw.names) || !raw.names.every(isText) || !Array.isArray(raw.steps)) return null;
-    const isMember = (value) => Number.isInteger(value) && value >= 0 && value < raw.names.length;
-    return raw.steps.every((step) => isStep(step, isMember)) ? { id: raw.id, names: raw.names, steps: raw.steps } : null;
+    if (!isLike(raw, { id: isId, names: [isText], steps: [STEP] })) return null;
+    const isKnown = (member) => member >= -1 && member < raw.names.length;
+    const ok = raw.steps.every(({ carrier, ballots }) => isKnown(carrier) && ballots.every(({ member }) => member >= 0 && isKnown(member)));
+    return ok ? raw : null;
   }
 
   return { all, save, saveNow, traces, join, fit, fitTrace, heard };
