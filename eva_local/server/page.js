@@ -27,8 +27,8 @@
   }
   const say = (words) => { $("said").textContent = words; };
   function trouble(words) {
-    $("trouble").hidden = !words;
     if ($("trouble").textContent !== words) $("trouble").textContent = words;
+    $("trouble").hidden = !words;
   }
 
   // The server
@@ -131,9 +131,7 @@
     Object.assign(prefs, changed);
     try {
       localStorage.setItem(PREFS, JSON.stringify(prefs));
-    } catch {
-      // Nor is this.
-    }
+    } catch { /* Nor is this. */ }
   }
   const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
   function fill(settings) {
@@ -673,9 +671,12 @@
   const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
-    // Where nothing is known of tokens, the text is there.
-    if (!turn.steps.length) turn.text.replaceChildren(glyphs(make("span"), turn.message.content, true));
-    else if (!turn.tokens.length) turn.text.replaceChildren();
+    if (!turn.tokens.length) {
+      // The beginning of which nothing is known, or all of it.
+      const known = turn.steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
+      const lead = turn.message.content.slice(0, turn.message.content.length - known);
+      turn.text.replaceChildren(...(lead ? [glyphs(make("span"), lead, true)] : []));
+    }
     for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
       const step = turn.steps[index];
       const box = step.thought ? thoughtOf(turn).text : turn.text;
@@ -918,9 +919,7 @@
     const source = event.target.closest?.(".copy-code");
     if (source) copy(source, markdown.source(source));
   });
-  addEventListener("pagehide", () => {
-    if (running) store.saveNow(chat);
-  });
+  addEventListener("pagehide", () => running && store.saveNow(chat, [traceOf(turns.at(-1).message.id)]));
   slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
   $("menu").addEventListener("click", () => {
     aside($("side").hidden);

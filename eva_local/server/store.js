@@ -54,10 +54,11 @@ const store = (() => {
     tell(chat.id);
   }
   /** Begin to keep a conversation, and wait for nothing: the page may be about to close. */
-  function saveNow(chat) {
+  function saveNow(chat, kept = []) {
     try {
       const deal = base.transaction(STORES, "readwrite");
       deal.objectStore("chats").put(chat);
+      kept.forEach((trace) => deal.objectStore("traces").put(trace));
       deal.commit();
     } catch {
       // The end of the answer tries it again, and says what is wrong.

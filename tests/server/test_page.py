@@ -852,6 +852,17 @@ def test_an_answer_that_a_reload_cuts_off_is_gone_on_with(page, server) -> None:
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": begun},
     ]
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    assert answer(seen) == f"{begun} the land."
+    assert seen.run(f"document.querySelectorAll({json.dumps(TOKENS)}).length") == 7
+    # Where nothing is known of the tokens any more, the text is there.
+    stored(seen, "traces.clear()")
+    reload(seen)
+    seen.wait(
+        f"document.querySelector('.turn .text').textContent === {json.dumps(begun)} + ' the land.'"
+    )
+    assert seen.complaints() == []
 
 
 def test_conversations_are_listed_renamed_deleted_and_taken_back(page, server) -> None:
