@@ -11,6 +11,13 @@
   const narrow = matchMedia("(max-width: 60rem)");
   const slim = matchMedia("(max-width: 70rem)");
 
+  // Where a browser keeps nothing at all, it lasts as long as the page.
+  const held = new Map();
+  let session = { getItem: (name) => held.get(name) ?? null, setItem: (name, value) => held.set(name, value), removeItem: (name) => held.delete(name) };
+  try {
+    session = sessionStorage;
+  } catch { /* Then not in this tab, either. */ }
+
   // Names in the order in which they were met: the place gives a member its letter and colour.
   const members = [];
   function place(name) {
@@ -34,7 +41,7 @@
   // The server
 
   async function request(path, options = {}) {
-    const secret = sessionStorage.getItem(SECRET);
+    const secret = session.getItem(SECRET);
     const headers = { ...(secret && { Authorization: `Bearer ${secret}` }), ...options.headers };
     let response;
     try {
@@ -77,8 +84,8 @@
 
   /** Show the field for the key, and return why. */
   function askForKey() {
-    const refused = sessionStorage.getItem(SECRET) !== null;
-    sessionStorage.removeItem(SECRET);
+    const refused = session.getItem(SECRET) !== null;
+    session.removeItem(SECRET);
     $("key").hidden = false;
     $("secret").focus();
     return refused ? "The server does not know this API key." : "The server wants its API key.";
@@ -124,9 +131,7 @@
   try {
     const read = Object.entries(JSON.parse(localStorage.getItem(PREFS)) ?? {});
     Object.assign(prefs, Object.fromEntries(read.filter(([, value]) => typeof value === "string")));
-  } catch {
-    // Then nothing is remembered.
-  }
+  } catch { /* Then nothing is remembered. */ }
   function prefer(changed) {
     Object.assign(prefs, changed);
     try {
@@ -325,8 +330,7 @@
     node.replaceChildren(field);
     field.select();
   }
-  let pending = 0;
-  let undo = null;
+  let [pending, undo] = [0, null];
   function erase(which) {
     if (which === chat) restart();
     chats.delete(which.id);
@@ -780,8 +784,7 @@
   }
   // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
   // the end says nothing: text may have come since the last frame.
-  let follow = true;
-  let height = 0;
+  let [follow, height] = [true, 0];
   function scrolled() {
     const talk = $("talk");
     if (talk.scrollTop < height) follow = false;
@@ -861,8 +864,8 @@
   function grow() {
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
-    sessionStorage.removeItem(DRAFT);
-    if ($("words").value) sessionStorage.setItem(DRAFT, $("words").value);
+    session.removeItem(DRAFT);
+    if ($("words").value) session.setItem(DRAFT, $("words").value);
   }
   function unfold(open) {
     $("settings").hidden = !open;
@@ -889,7 +892,7 @@
   });
   $("key").addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem(SECRET, $("secret").value.trim());
+    session.setItem(SECRET, $("secret").value.trim());
     $("secret").value = "";
     $("key").hidden = true;
     trouble("");
@@ -936,8 +939,7 @@
   });
   $("undo").addEventListener("click", () => {
     $("toast").hidden = true;
-    undo?.();
-    undo = null;
+    undo();
     $("words").focus();
   });
   $("stop").addEventListener("click", stop);
@@ -965,7 +967,7 @@
   $("theme").addEventListener("change", () => paintIn($("theme").value));
   if (prefs.view === "as-tokens") $("as-tokens").checked = true;
   fill(prefs);
-  $("words").value = sessionStorage.getItem(DRAFT) ?? "";
+  $("words").value = session.getItem(DRAFT) ?? "";
   grow();
   aside(!slim.matches && prefs.side !== "closed");
   look();

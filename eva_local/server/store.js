@@ -28,7 +28,6 @@ const store = (() => {
     });
   }
   const heard = "BroadcastChannel" in window ? new BroadcastChannel(NAME) : null;
-  const tell = (id) => heard?.postMessage(id);
 
   /** Return what fits, the ids of what is deleted, and how many are bad; what was deleted some time ago goes. */
   async function all() {
@@ -51,7 +50,7 @@ const store = (() => {
       };
       kept.forEach((trace) => traces.put(trace));
     });
-    tell(chat.id);
+    heard?.postMessage(chat.id);
   }
   /** Begin to keep a conversation, and wait for nothing: the page may be about to close. */
   function saveNow(chat, kept = []) {

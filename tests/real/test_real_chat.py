@@ -169,7 +169,7 @@ def test_kill_9_loses_only_the_answer_that_is_being_written(person, tmp_path) ->
     assert first.answer
     assert (second.question, second.answer) == ("Tell me a very long story about the sea.", None)
 
-    done = plain(tmp_path, "-c", "-n", "5", text="/regen\n")
+    done = plain(tmp_path, "--continue", "-n", "5", text="/regen\n")
     assert f"{path.stem}: 2 turns" in done.stderr
     assert "this message has no answer; /regen writes one" in done.stderr
     (again, second) = log.read(path).conversation.turns

@@ -13,6 +13,7 @@ import pytest
 from eva_local.api import Ensemble
 from eva_local.config.config import shipped
 from eva_local.config.specs import EnsembleSpec, FusionSettings
+from eva_local.evaluate.rows import BUILT_IN
 from eva_local.llama.model import ALL, Run
 from eva_local.llama.prompt import PromptWriter
 from eva_local.opening import ensemble_of, open_models
@@ -96,7 +97,11 @@ def test_tasks_from_the_command_line(files, tmp_path) -> None:
 
 def test_tuned_settings_are_a_block_that_runs(files, tmp_path) -> None:
     kept = tmp_path / "kept.jsonl"
-    done = evaluated(files[0], "-e", "demo", "--tune", "--results", kept)
+    few = evaluated(files[0], "-e", "demo", "--tune", "--results", kept)
+    assert "--tune needs 20 rows, better 200, and there are fewer: nothing is tuned" in few.stderr
+    assert "demo-tuned" not in few.stdout
+    rows = [BUILT_IN[0], "--limit", 20]
+    done = evaluated(*rows, "-e", "demo", "--tune", "--results", kept)
     assert done.returncode == 0, done.stderr
     block = done.stdout[done.stdout.index('[ensembles."demo-tuned"]') :]
     config = tmp_path / "models.toml"

@@ -157,12 +157,59 @@ def test_bad_requests(client) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model="demo", prompt="a b c " * 2000)
     assert long.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="tools"):
+    with pytest.raises(openai.BadRequestError, match="suffix"):
         client.chat.completions.create(
-            model="demo",
-            messages=MESSAGES,
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            model="demo", messages=MESSAGES, extra_body={"suffix": "end"}
         )
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "unit": {"enum": ["c", "f"]},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_calls_that_are_due_are_valid_at_any_temperature(client) -> None:
+    for seed in range(5):
+        done = client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+            tools=[WEATHER],
+            tool_choice={"type": "function", "function": {"name": "get_weather"}},
+            temperature=1,
+            seed=seed,
+            max_tokens=80,
+        )
+        (choice,) = done.choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "get_weather"
+        assert json.loads(call.function.arguments)["unit"] in ("c", "f")
+
+
+def test_a_call_its_result_and_an_answer(client) -> None:
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    done = client.chat.completions.create(
+        model="demo", messages=messages, tools=[WEATHER], tool_choice="required", temperature=0
+    )
+    said = done.choices[0].message
+    result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "21 degrees, sunny"}
+    told = client.chat.completions.create(
+        model="demo", messages=[*messages, said, result], max_tokens=30, temperature=0
+    )
+    assert "21" in told.choices[0].message.content
 
 
 def test_control_tokens_of_a_user_are_text(client, ensemble) -> None:

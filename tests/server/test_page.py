@@ -164,7 +164,7 @@ def page(browser: Browser, server: Server) -> Iterator[Opener]:
         return browser
 
     yield show
-    browser.run("sessionStorage.clear()")
+    browser.run("try { sessionStorage.clear(); } catch {}")
     browser.open("about:blank")
 
 
@@ -1024,8 +1024,12 @@ def test_a_full_or_closed_store_loses_nothing_on_screen(page, server, how) -> No
     if how == "quota":
         seen.call("Storage.overrideQuotaForOrigin", origin=server.url, quotaSize=1)
     else:
-        source = "indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }"
-        source = source.replace("indexedDB.open", "IDBFactory.prototype.open")
+        source = (
+            "const no = () => { throw new DOMException('no', 'SecurityError'); };"
+            "IDBFactory.prototype.open = no;"
+            "for (const name of ['localStorage', 'sessionStorage'])"
+            " Object.defineProperty(window, name, {get: no, configurable: true});"
+        )
         added = seen.call("Page.addScriptToEvaluateOnNewDocument", source=source)
         try:
             reload(seen)
