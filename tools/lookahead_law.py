@@ -4,7 +4,9 @@
 and seeded, in both spaces, by mean and geometric mean, with a grammar and with penalties: once
 without look-ahead and once with drafts at random, of 1 to 7 tokens: copies, rubbish, control text,
 and what each member foresees. It prints for each way how many answers are the same to the token,
-and how many tokens came as drafted. Members must be `batch_invariant`, as the shipped ones are.
+how many tokens came as drafted, and where answers part, how far apart the probabilities of the two
+choices are at most (of greedy answers a near-tie is near 0). Members must be `batch_invariant`, as
+the shipped ones are.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import replace
-from itertools import product
+from itertools import product, zip_longest
 from typing import Literal
 
 from eva_local.api import Ensemble
@@ -20,7 +22,7 @@ from eva_local.bench.answers import ASKED
 from eva_local.config.config import load_config, shipped
 from eva_local.engine.lookahead import LookAhead
 from eva_local.opening import ensemble_of, open_models
-from eva_local.types import Message, Sampling
+from eva_local.types import Message, Sampling, Step
 
 RUBBISH = (b"\xff\xfe", b"\xf0\x9f", b"<|im_end|>", b"</s>", b" the the", b"\x00", b"\n\n\n")
 GRAMMAR = r'root ::= [A-Z] [a-z ,]{4,40} [.!?] "\n" [^\x00]*'
@@ -54,12 +56,22 @@ def prompts(count: int) -> list[str]:
     return [aside + text for aside in asides for _, text in ASKED][:count]
 
 
-def written(ensemble: Ensemble, text: str, sampling: Sampling) -> tuple[list[bytes], int]:
-    """Return the pieces of an answer, and how many of them came as drafted."""
+def written(ensemble: Ensemble, text: str, sampling: Sampling) -> tuple[list[Step], int]:
+    """Return the steps of an answer, and how many of them came as drafted."""
     steps = list(ensemble.stream([Message("user", text)], sampling))
     usage = steps[-1].usage
     assert usage is not None
-    return [step.piece for step in steps], usage.accepted
+    return steps, usage.accepted
+
+
+def apart(one: list[Step], other: list[Step]) -> float | None:
+    """Return how far apart two choices are where answers part; None where they do not."""
+    for mine, theirs in zip_longest(one, other):
+        if mine is None or theirs is None:
+            return 1.0
+        if mine.piece != theirs.piece:
+            return float(abs(mine.probability - theirs.probability))
+    return None
 
 
 def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12") -> int:
@@ -75,7 +87,7 @@ def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12") -> int
             with ensemble_of(replace(spec, fusion=fusion), models) as ensemble:
                 for way, rule in product(WAYS, RULES):
                     sampling = Sampling(max_tokens=int(n_tokens), **WAYS[way], **RULES[rule])  # type: ignore[arg-type]
-                    same = n_accepted = 0
+                    gaps, n_accepted = [], 0
                     for text in prompts(int(n_prompts)):
                         found = []
                         # Both begin with what the caches hold: a prompt that is read whole is
@@ -83,11 +95,14 @@ def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12") -> int
                         written(ensemble, text, replace(sampling, max_tokens=1))
                         for ensemble.drafter in ("off", "auto"):
                             found.append(written(ensemble, text, sampling))
-                        same += found[0][0] == found[1][0]
+                        gaps.append(apart(found[0][0], found[1][0]))
                         n_accepted += found[1][1]
-                    differ += int(n_prompts) - same
+                    wide = [gap for gap in gaps if gap is not None]
+                    differ += len(wide)
+                    told = f"{len(gaps) - len(wide)} of {len(gaps)} the same"
+                    told += f", {max(wide):.4f} apart at most" if wide else ""
                     how = f"{space}, {combine}, {way}, {rule}"
-                    print(f"{how}: {same} of {n_prompts} the same, {n_accepted} tokens as drafted")
+                    print(f"{how}: {told}, {n_accepted} tokens as drafted", flush=True)
     return differ
 
 
