@@ -25,7 +25,7 @@ SURE, SURER = 0.2, 0.6
 _FURTHER = 0.15
 # What a new measurement says of the machine now, and of such a batch, and how quickly what is known
 # of larger batches is forgotten meanwhile.
-_NOW, _NEWEST, _RELAXED = 0.3, 0.1, 0.004
+_NOW, _NEWEST, _RELAXED = 0.3, 0.3, 0.0005
 # What is left of what is known of drafts after another one, and after a step without.
 _KEPT, _FORGOTTEN = 0.95, 0.998
 # A draft must promise to save so much of the time, as forecasts are wrong by so much.
