@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ModelError
@@ -18,7 +16,7 @@ from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import BUILT_IN, read_tasks
-from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, summarize
+from eva_local.evaluate.summary import Estimate, TaskSummary, summarize
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
@@ -174,49 +172,43 @@ def _tested(
 def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
     """Return who should be used and why, in one sentence.
 
-    Who is best is told by points of the questions and, of the texts, percent of the bits of the
-    best member, added up. Who cannot be told from the best and is quicker is to be preferred.
+    First the questions decide, then the texts: who is worse than the best for sure (paired
+    bootstrap, 95%) is left out. Of the others the quickest is to be preferred.
     """
-    tasks = evaluation.tasks
-    found = [(one, _worth(tasks, one.name)) for one in tasks[0].standings]
-    # The best first.
-    found.sort(key=lambda each: each[1].value, reverse=True)
-    worth = {one.name: estimate for one, estimate in found}
-    seconds = {name: sum(task.standing(name).seconds for task in tasks) for name in worth}
-    tied = [one for one, estimate in found if (found[0][1] - estimate).low <= 0]
-    quick = _AS_QUICK * min(seconds[one.name] for one in tied)
-    chosen = next(one for one in tied if seconds[one.name] <= quick)
-    n_rows = sum(len(task.task.rows) for task in tasks)
-    return chosen.spec, _sentence(chosen, n_rows, worth, seconds)
+    first, *_ = evaluation.tasks
+    left = [one.name for one in first.standings]
+    if len(left) == 1:
+        told = f"{left[0]} is one model; give several to see what they are worth together."
+        return first.standings[0].spec, told
+    found = []
+    for task in evaluation.tasks:
+        leader, *others = sorted(left, key=lambda name: -_lead(task, name, left[0]).value)
+        left = [name for name in left if _lead(task, leader, name).low <= 0]
+        found.append((task, leader, others))
+    seconds = {name: sum(task.standing(name).seconds for task in evaluation.tasks) for name in left}
+    quick = _AS_QUICK * min(seconds.values())
+    chosen = first.standing(next(name for name in left if seconds[name] <= quick))
+    said = [_said(task, chosen.name, best, others) for task, best, others in found if others]
+    if len(left) > 1:
+        said.append("it is the quickest of those that cannot be told apart")
+    space = f"{evaluation.ensemble} in the space {chosen.spec.fusion.space}"
+    name = f"{chosen.name} alone" if chosen.alone else space
+    return chosen.spec, f"Use {name}: {'; '.join(said)}."
 
 
-def _worth(tasks: Sequence[TaskSummary], name: str) -> Estimate:
-    parts = []
-    for task in tasks:
-        best = task.standing(task.best).score.value or 1.0
-        parts.append((-100 / best if task.scale.in_bits else 1.0, task.standing(name).score))
-    value = sum(factor * score.value for factor, score in parts)
-    return Estimate(value, np.sum([factor * each.resamples for factor, each in parts], axis=0))
+def _lead(task: TaskSummary, one: str, other: str) -> Estimate:
+    """Return how much better one is than another: in points, or percent of the other's bits."""
+    mine, theirs = task.standing(one).score, task.standing(other).score
+    if not task.scale.in_bits:
+        return mine - theirs
+    less = theirs - mine
+    return Estimate(100 * less.value / theirs.value, 100 * less.resamples / theirs.resamples)
 
 
-def _sentence(
-    chosen: Standing, n_rows: int, worth: dict[str, Estimate], seconds: dict[str, float]
-) -> str:
-    if len(worth) == 1:
-        return f"{chosen.name} is one model; give several to see what they are worth together."
-    space = "" if chosen.alone else f" in the space {chosen.spec.fusion.space}"
-    told = f"Use {chosen.name}{' alone' if chosen.alone else space}"
-    leader, second, *_ = worth
-    if leader != chosen.name:
-        lead = worth[leader] - worth[chosen.name]
-        times = seconds[leader] / max(seconds[chosen.name], 1e-9)
-        return (
-            f"{told}: {n_rows} rows cannot tell it from {leader} ({lead.value:+.1f} points, 95% "
-            f"interval {lead.interval()}), which takes {times:.1f} times as long."
-        )
-    lead = worth[leader] - worth[second]
-    sure = "surely" if lead.low > 0 else "as it seems"
-    return (
-        f"{told}: it is {sure} the best, {lead.value:.1f} points before {second} (95% interval "
-        f"{lead.interval()}, {n_rows} rows)."
-    )
+def _said(task: TaskSummary, chosen: str, leader: str, others: Sequence[str]) -> str:
+    rival = others[0] if chosen == leader else leader
+    lead = _lead(task, chosen, rival)
+    how = "surely better than" if lead.low > 0 else "not to be told from"
+    gap = f"{lead.value:+.1f}{'%' if task.scale.in_bits else ' points'}"
+    told = f"{gap}, 95% interval {lead.interval()}, {len(task.task.rows)} rows"
+    return f"on {task.task.name} it is {how} {rival} ({told})"
