@@ -24,7 +24,7 @@ from eva_local.types import THINKING_KEYS
 
 if TYPE_CHECKING:
     from eva_local.api import Report
-    from eva_local.evaluate.check import Check, Pace
+    from eva_local.evaluate.check import Check, Speed
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.rows import Kind, Task
@@ -159,7 +159,7 @@ def _held(
     members: bool,
     tuned: bool,
 ) -> Evaluation:
-    from eva_local.evaluate.contest import alone
+    from eva_local.evaluate.contest import each_alone
     from eva_local.evaluate.evaluation import Evaluation
     from eva_local.evaluate.summary import summarize
     from eva_local.evaluate.tune import block, halves, tune
@@ -175,9 +175,7 @@ def _held(
         tuned_block = block(best, fit)
         if best.fusion != spec.fusion:
             specs = [*specs, best]
-    # Members of one model in one role are one contestant.
-    kinds = {(member.source, str(member.role)): member for member in reversed(spec.members)}
-    contestants = [alone(member) for member in reversed(kinds.values())] if members else []
+    contestants = each_alone(spec) if members else []
     n_members = len(contestants)
     if len(spec.members) > 1:
         pairs = zip(names_of(specs), specs, strict=True)
@@ -304,16 +302,16 @@ def check(
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
 
 
-def _pace(spec: EnsembleSpec, report: Report) -> Pace | None:
+def _pace(spec: EnsembleSpec, report: Report) -> Speed | None:
     from eva_local.bench.trial import measure
-    from eva_local.evaluate.check import Pace
+    from eva_local.evaluate.check import Speed
 
     if len(spec.members) == 1:
         return None
     greedy = replace(spec, sampling=replace(spec.sampling, thinking="off"))
     off, *others = measure(greedy, (), 1, 0, _ASKED, report).answers
     each = (off.step.median / share for share in off.over_each)
-    return Pace(tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1])))
+    return Speed(tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1])))
 
 
 def _show_check(check: Check) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ModelError
-from eva_local.evaluate.contest import Contest, alone
+from eva_local.evaluate.contest import Contest, each_alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import BUILT_IN, read_tasks
-from eva_local.evaluate.summary import Estimate, TaskSummary, summarize
+from eva_local.evaluate.summary import Estimate, TaskSummary, lead, summarize
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
@@ -52,7 +52,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Speed:
     """Seconds of a token: each member decoding by itself, and the ensemble's answers."""
 
     alone: tuple[float, ...]
@@ -70,7 +70,7 @@ class Check:
     spec: EnsembleSpec
     facts: tuple[Fact, ...]
     free: int | None
-    pace: Pace | None
+    pace: Speed | None
     evaluation: Evaluation
     winner: EnsembleSpec
     verdict: str
@@ -94,7 +94,7 @@ def needed(facts: Sequence[Fact]) -> int:
     return sum(fact.weights + fact.cache for fact in facts)
 
 
-def check(spec: EnsembleSpec, results: Results, report: Report, pace: Pace | None = None) -> Check:
+def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | None = None) -> Check:
     """Open the members of an ensemble, look at them, and let them and the ensemble do the test.
 
     Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
@@ -153,9 +153,7 @@ def _tested(
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
     contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
-    # Members of one model in one role are one contestant.
-    kinds = {(member.opened, str(member.role)): member for member in reversed(spec.members)}
-    contestants = [alone(member) for member in reversed(kinds.values())]
+    contestants = each_alone(spec)
     n_members = len(contestants)
     if len(spec.members) > 1:
         other = replace(spec.fusion, space="pivot" if spec.fusion.space == "bytes" else "bytes")
@@ -197,18 +195,13 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
 
 
 def _lead(task: TaskSummary, one: str, other: str) -> Estimate:
-    """Return how much better one is than another: in points, or percent of the other's bits."""
-    mine, theirs = task.standing(one).score, task.standing(other).score
-    if not task.scale.in_bits:
-        return mine - theirs
-    less = theirs - mine
-    return Estimate(100 * less.value / theirs.value, 100 * less.resamples / theirs.resamples)
+    return lead(task.standing(one).score, task.standing(other).score, task.metric)
 
 
 def _said(task: TaskSummary, chosen: str, leader: str, others: Sequence[str]) -> str:
     rival = others[0] if chosen == leader else leader
-    lead = _lead(task, chosen, rival)
-    how = "surely better than" if lead.low > 0 else "not to be told from"
-    gap = f"{lead.value:+.1f}{'%' if task.scale.in_bits else ' points'}"
-    told = f"{gap}, 95% interval {lead.interval()}, {len(task.task.rows)} rows"
+    ahead = _lead(task, chosen, rival)
+    how = "surely better than" if ahead.low > 0 else "not to be told from"
+    gap = f"{ahead.value:+.1f}{'%' if task.scale.in_bits else ' points'}"
+    told = f"{gap}, 95% interval {ahead.interval()}, {len(task.task.rows)} rows"
     return f"on {task.task.name} it is {how} {rival} ({told})"

@@ -30,6 +30,12 @@ def alone(member: ModelSpec) -> EnsembleSpec:
     return EnsembleSpec(member.name, (MemberSpec.of(member),), member.name)
 
 
+def each_alone(spec: EnsembleSpec) -> list[EnsembleSpec]:
+    """Return the members as contestants; those of one model in one role are one."""
+    kinds = {(member.source, str(member.role)): member for member in reversed(spec.members)}
+    return [alone(member) for member in reversed(kinds.values())]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The results of an ensemble, or of a model alone, on the rows of one task, in their order.

@@ -204,10 +204,15 @@ def _voted(row: TaskRow, samples: Sequence[Result], metric: Metric) -> Result:
 def _ahead(mine: Standing, theirs: Standing | None, metric: Metric) -> Estimate | None:
     if theirs is None or mine is theirs:
         return None
+    return lead(mine.score, theirs.score, metric)
+
+
+def lead(mine: Estimate, theirs: Estimate, metric: Metric) -> Estimate:
+    """Return how much better a score is than another: in points, or percent of the other's bits."""
     if metric != "bits":
-        return mine.score - theirs.score
-    less, base = theirs.score - mine.score, theirs.score
-    return Estimate(100 * less.value / base.value, 100 * less.resamples / base.resamples)
+        return mine - theirs
+    less = theirs - mine
+    return Estimate(100 * less.value / theirs.value, 100 * less.resamples / theirs.resamples)
 
 
 def mark(row: TaskRow, result: Result, metric: Metric) -> Mark:
