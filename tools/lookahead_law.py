@@ -1,16 +1,17 @@
 """Law 11 on real models: whatever is drafted, an answer is what it is without.
 
-`python -m tools.lookahead_law [ENSEMBLE] [PROMPTS] [TOKENS]` answers PROMPTS (60) prompts, greedy
-and seeded, in both spaces, by mean and geometric mean, with a grammar and with penalties: once
-without look-ahead and once with drafts at random, of 1 to 7 tokens: copies, rubbish, control text,
-and what each member foresees. It prints for each way how many answers are the same to the token,
-how many tokens came as drafted, and where answers part, how far apart the probabilities of the two
-choices are at most (of greedy answers a near-tie is near 0). Members must be `batch_invariant`, as
-the shipped ones are.
+`python -m tools.lookahead_law [ENSEMBLE] [PROMPTS] [TOKENS] [SPACE]` answers PROMPTS (60) prompts,
+greedy and seeded, in one space or both, by mean and geometric mean, with a grammar and with
+penalties: once without look-ahead and once with drafts at random, of 1 to 7 tokens: copies,
+rubbish, control text, and what each member foresees. It prints for each way how many answers are
+the same to the token, how many tokens came as drafted, and where answers part, how far apart the
+probabilities of the two choices are at most (of greedy answers a near-tie is near 0). Members must
+be `batch_invariant`, as the shipped ones are.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from dataclasses import replace
@@ -74,16 +75,17 @@ def apart(one: list[Step], other: list[Step]) -> float | None:
     return None
 
 
-def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12") -> int:
+def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12", space: str = "") -> int:
     """Print a row for each way; return how many answers differ."""
     from eva_local.engine import engine
 
     vars(engine)["LookAhead"] = _Hostile
-    spec = load_config(shipped("models.toml"), {}).ensemble(name)
+    spec = load_config(shipped("models.toml"), os.environ).ensemble(name)
     differ = 0
     with open_models(spec, bytewise=True) as models:
-        for space, combine in product(SPACES, COMBINES):
-            fusion = replace(spec.fusion, space=space, combine=combine)
+        spaces = [each for each in SPACES if space in ("", each)]
+        for each, combine in product(spaces, COMBINES):
+            fusion = replace(spec.fusion, space=each, combine=combine)
             with ensemble_of(replace(spec, fusion=fusion), models) as ensemble:
                 for way, rule in product(WAYS, RULES):
                     sampling = Sampling(max_tokens=int(n_tokens), **WAYS[way], **RULES[rule])  # type: ignore[arg-type]
@@ -101,7 +103,7 @@ def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12") -> int
                     differ += len(wide)
                     told = f"{len(gaps) - len(wide)} of {len(gaps)} the same"
                     told += f", {max(wide):.4f} apart at most" if wide else ""
-                    how = f"{space}, {combine}, {way}, {rule}"
+                    how = f"{each}, {combine}, {way}, {rule}"
                     print(f"{how}: {told}, {n_accepted} tokens as drafted", flush=True)
     return differ
 

@@ -48,6 +48,7 @@ class ByteBeam:
     # What was worked out of them.
     _now: Floats | None
     _shares: list[float] | None
+    _wanted: list[Border] | None
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class ByteBeam:
         """Forget everything but one row that covers all of the text there is."""
         self._open = []
         self._waiting = [border]
-        self._scale = border.log_weight
+        self._scale = border.log_share = border.log_weight
         self._change()
 
     def clear(self) -> None:
@@ -117,7 +118,7 @@ class ByteBeam:
         (old,) = [h for h in self._open if h.branch == branch]
         self._open.remove(old)
         shorter = Branch(branch.seq_id, kept)
-        self._waiting.append(Border(old.log_weight, shorter, tokens, old.covers))
+        self._wait(Border(old.log_weight, shorter, tokens, old.covers))
         self._change()
 
     def holds(self, border: Border) -> bool:
@@ -137,8 +138,11 @@ class ByteBeam:
 
     def wanted(self) -> list[Border]:
         """Return the borders that must be decoded before the next vote, the likeliest first."""
-        if not self._waiting:
-            return []
+        if self._wanted is None:
+            self._wanted = self._likely() if self._waiting else []
+        return self._wanted
+
+    def _likely(self) -> list[Border]:
         shares = self._waiting_shares()
         live = self._live()
         bound = self._threshold * (live + sum(shares))
@@ -164,36 +168,26 @@ class ByteBeam:
         masses = self.next()
         inside = self._inside()
         # What waits goes on as well as what is known does, or at least as is usual.
-        fate = max(masses[byte], self.boundary_prior.expected(inside)[byte])
+        fate = math.log(max(masses[byte], self.boundary_prior.expected(inside)[byte]))
         self.boundary_prior.learn(inside, masses)
-        self._fates.append(self._fates[-1] + math.log(fate))
+        self._fates.append(self._fates[-1] + fate)
         self._change()
+        n_before, n_bytes = len(self._waiting), len(self.text)
+        for border in self._waiting:
+            border.log_share += fate if border.covers < n_bytes else self._first(border, byte)
         self.text.append(byte)
-        kept = [h for h in self._open if self._follow(h, byte, len(self.text))]
-        for row in kept:
+        self._open = [h for h in self._open if self._follow(h, byte, len(self.text))]
+        for row in self._open:
             row.look()
-        self._open = kept
-        if self._threshold:
-            self._merge()
-        here = self._here()
-        whole = self._live() + sum(map(self._share, here))
-        for border in here:
-            border.kind = boundary.border_kind(byte, likely=self._share(border) >= whole / 2)
-        self._prune()
-
-    def _merge(self) -> None:
-        """Let the likeliest of the rows that end here stand for all of them.
-
-        They stand for the same bytes, so that what follows is nearly the same, and each of
-        them would cost a forward pass for every token from here on.
-        """
-        here = self._here()
-        if len(here) < 2:
-            return
-        best = max(here, key=lambda border: border.log_weight)
-        logs = np.asarray([border.log_weight for border in here])
-        best.log_weight = float(np.logaddexp.reduce(logs))
-        self._waiting = [b for b in self._waiting if b is best or b.covers < len(self.text)]
+        here = self._waiting[n_before:]
+        if self._threshold and len(here) > 1:
+            self._waiting[n_before:] = here = [_merged(here)]
+        weights = [self._weight(h) for h in self._open]
+        shares = [self._share(border) for border in self._waiting]
+        whole = sum(weights) + sum(shares[n_before:])
+        for border, share in zip(here, shares[n_before:], strict=True):
+            border.kind = boundary.border_kind(byte, likely=share >= whole / 2)
+        self._prune(weights, shares)
 
     def settle(self) -> None:
         """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
@@ -218,8 +212,9 @@ class ByteBeam:
         # Most of what waits is of one kind.
         kinds: dict[str, float] = {}
         inside = self._inside()
+        n_bytes = len(self.text)
         for border, share in zip(self._waiting, self._waiting_shares(), strict=True):
-            kind = border.kind if border.covers == len(self.text) else inside
+            kind = border.kind if border.covers == n_bytes else inside
             kinds[kind] = kinds.get(kind, 0.0) + share
         for kind, share in kinds.items():
             masses += share * self.boundary_prior.expected(kind)
@@ -245,7 +240,8 @@ class ByteBeam:
         """Return (m,): the mass that all rows give to each of `pieces`, as `OpenRow.support`."""
         masses = np.zeros(len(pieces))
         for h in self._open:
-            masses += math.exp(h.log_weight - self._scale) * h.support(pieces, shares, ends)
+            begun = bytes(self.text[h.covers :])
+            masses += math.exp(h.log_weight - self._scale) * h.support(begun, pieces, shares, ends)
         return masses
 
     def _follow(self, row: OpenRow, byte: int, covers: int) -> bool:
@@ -255,8 +251,19 @@ class ByteBeam:
         token, mass = row.ending(node)
         if mass > 0 and self._is_likely(row.last, token, mass):
             log_weight = row.log_weight + math.log(mass)
-            self._waiting.append(Border(log_weight, row.branch, [token], covers))
+            self._wait(Border(log_weight, row.branch, [token], covers))
         return row.move(node)
+
+    def _wait(self, border: Border) -> None:
+        border.log_share = border.log_weight
+        if border.covers < len(self.text):
+            border.log_share += self._first(border, self.text[border.covers])
+            border.log_share += self._fates[-1] - self._fates[border.covers + 1]
+        self._waiting.append(border)
+
+    def _first(self, border: Border, byte: int) -> float:
+        """Return the log of how likely it is taken to be that `byte` comes after a border."""
+        return math.log(self.boundary_prior.expected(border.kind)[byte])
 
     def _is_likely(self, last: int | None, token: int, mass: float) -> bool:
         """Return whether to follow a row that ends in these two tokens.
@@ -286,25 +293,18 @@ class ByteBeam:
         return self._shares
 
     def _change(self) -> None:
-        self._now = self._shares = None
+        self._now = self._shares = self._wanted = None
 
     def _share(self, border: Border) -> float:
         """Return what a border that waits is thought to weigh by now.
 
         Its first byte was as likely as is usual; from then on it shares the fate of the text.
         """
-        log_weight = border.log_weight
-        if border.covers < len(self.text):
-            byte = self.text[border.covers]
-            log_weight += math.log(self.boundary_prior.expected(border.kind)[byte])
-            log_weight += self._fates[-1] - self._fates[border.covers + 1]
-        return math.exp(min(log_weight - self._scale, _MOST_NATS))
+        return math.exp(min(border.log_share - self._scale, _MOST_NATS))
 
-    def _prune(self) -> None:
+    def _prune(self, weights: Sequence[float], shares: Sequence[float]) -> None:
         if self.lost:
             return
-        weights = [self._weight(h) for h in self._open]
-        shares = [self._share(border) for border in self._waiting]
         best = max([*weights, *shares])
         if best > 0:
             self._scale += math.log(best)
@@ -317,6 +317,18 @@ class ByteBeam:
         kept = [i for i in kept if self._waiting[i].covers >= since]
         self._waiting = [self._waiting[i] for i in kept]
         self._shares = [shares[i] / best for i in kept]
+
+
+def _merged(borders: Sequence[Border]) -> Border:
+    """Return the likeliest of rows that end at one byte, which stands for all of them.
+
+    They stand for the same bytes, so that what follows is nearly the same, and each of them would
+    cost a forward pass for every token from here on.
+    """
+    best = max(borders, key=lambda border: border.log_weight)
+    logs = np.asarray([border.log_weight for border in borders])
+    best.log_share = best.log_weight = float(np.logaddexp.reduce(logs))
+    return best
 
 
 def _heaviest(weights: Sequence[float], bound: float, most: int) -> list[int]:

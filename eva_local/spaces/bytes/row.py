@@ -24,7 +24,7 @@ class Border:
     """A row that was not decoded yet: that at `branch` and then `tokens`.
 
     It covers the first `covers` bytes of the text, and `log_weight` is its log-probability, in
-    nats.
+    nats. `log_share` is what it is thought to weigh with the bytes that have come since.
     """
 
     log_weight: float
@@ -33,6 +33,7 @@ class Border:
     covers: int
     #: Of what kind it is, as far as that tells how it goes on.
     kind: str = ANY
+    log_share: float = 0.0
 
 
 class OpenRow:
@@ -160,18 +161,18 @@ class OpenRow:
             shares, ends = np.append(shares, self.end / self.left), np.append(ends, 1.0)
         return pieces, shares, ends
 
-    def support(self, pieces: Sequence[bytes], shares: Floats, ends: Floats) -> Floats:
+    def support(
+        self, begun: bytes, pieces: Sequence[bytes], shares: Floats, ends: Floats
+    ) -> Floats:
         """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.
 
+        Before each of them come the open bytes, `begun`.
         A piece is whole, and not the beginning of a longer one, with probability `ends: (m,)`.
         Where no token begins with a piece, the member would write it in several: the mass of the
         first of them is split among all pieces that it begins so, in proportion to `shares: (m,)`.
         """
         trie, here = self._trie, self.node
-        if here == ROOT:
-            paths = [trie.path(piece) for piece in pieces]
-        else:
-            paths = [trie.walk(here, piece) for piece in pieces]
+        paths = [trie.path(begun + piece) for piece in pieces]
         nodes = np.asarray([node for node, _ in paths])
         masses = np.zeros(len(pieces))
         reached = nodes > here
@@ -180,7 +181,8 @@ class OpenRow:
         firsts: dict[int, list[int]] = {}
         for index in np.flatnonzero(nodes < 0).tolist():
             token = paths[index][1]
-            if token >= 0:
+            # No token ends among the open bytes.
+            if token > here:
                 firsts.setdefault(token, []).append(index)
         for token, begun in firsts.items():
             _, mass = self.ending(token)
