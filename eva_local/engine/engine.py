@@ -17,8 +17,7 @@ from eva_local.engine.grammar import Grammar
 from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
 from eva_local.engine.request import Panel, Ticket
 from eva_local.engine.sampling import Samplers
-from eva_local.engine.scoring import ScoredSequence
-from eva_local.engine.sequence import Follower, TextSequence
+from eva_local.engine.sequence import Follower, ScoredSequence, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
 from eva_local.llama.model import Logits, Model, Run, decode_all
@@ -272,7 +271,7 @@ class Engine:
             for sequence in sequences:
                 with sequence.own_end():
                     sequence.ask_pivot()
-            sequences = [sequence for sequence in sequences if not sequence.sure]
+            sequences = [sequence for sequence in sequences if sequence.sure is None]
         self._decode_members(members, sequences)
 
     def _look_ahead(self, sequence: TextSequence) -> None:
