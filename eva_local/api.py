@@ -182,8 +182,8 @@ class Ensemble:
             while not runner.done:
                 told = runner.step()
                 yield from told
-                if report is not None and runner.reading:
-                    report("reading the prompt", runner.share_read)
+                if report is not None and (share := runner.share_read) is not None:
+                    report("reading the prompt", share)
 
     async def arun_many(
         self, requests: Sequence[Request]
