@@ -1,6 +1,5 @@
 """The step loop over many texts: decode for all of them, then advance each."""
 
-import functools
 import logging
 import math
 import time
@@ -168,35 +167,35 @@ class Engine:
         self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
     ) -> dict[int, Follower]:
         """Begin the texts of the members of a ticket; return who is still to begin."""
-        followers = self._followers(ticket, readers)
+        led = self._led(ticket, readers)
+        followers: dict[int, Follower] = {}
         ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
         rows = zip(ticket.panel.members, readers, ticket.prompts, ends, strict=True)
         for index, (member, state, prompt, end) in enumerate(rows):
-            copied = [each.n_tokens for each in followers.values() if each.leader == index]
+            copied = [n_tokens for leader, n_tokens in led.values() if leader == index]
             shared = max([ticket.shared.get(member, 0), *copied])
             begun = Beginning(prompt, ticket.scored_bytes, grammar, end, shared)
-            start = functools.partial(state.start, begun)
-            if index in followers:
-                followers[index].start = start
+            if index in led:
+                followers[index] = Follower(*led[index], begun)
             else:
-                start()
+                state.start(begun)
         return followers
 
-    def _followers(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, Follower]:
-        """Return who waits for another member of its model to have read what both begin with."""
+    def _led(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, tuple[int, int]]:
+        """Return who waits for which other member of its model to have read how many tokens."""
         members, prompts = ticket.panel.members, ticket.prompts
-        followers: dict[int, Follower] = {}
+        led: dict[int, tuple[int, int]] = {}
         for index, member in enumerate(members):
             model, prompt = self._models[member], prompts[index]
             found = [
                 (min(common(prompts[other], prompt), len(prompt) - 1), -other)
                 for other in range(index)
-                if other not in followers and self._models[members[other]] is model
+                if other not in led and self._models[members[other]] is model
             ]
             n_tokens, leader = max(found, default=(0, 0))
             if n_tokens - states[index].cache.holds(prompt) >= self.worth_copying(member):
-                followers[index] = Follower(-leader, n_tokens)
-        return followers
+                led[index] = -leader, n_tokens
+        return led
 
     def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""

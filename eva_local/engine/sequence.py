@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,13 +28,13 @@ _TRACED = 8
 _LONGEST_PIECE = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Follower:
     """A member that begins when `leader`, another one of its model, has read `n_tokens`."""
 
     leader: int
     n_tokens: int
-    start: Callable[[], None] = lambda: None
+    begun: Beginning
 
 
 class TextSequence:
@@ -131,7 +131,7 @@ class TextSequence:
             if leader.cache.n_cached < follower.n_tokens:
                 return []
             state.cache.adopt(leader.cache)
-            follower.start()
+            state.start(follower.begun)
             del self._followers[index]
         return [] if state.ready else state.pending(limit)
 
