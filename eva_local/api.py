@@ -302,7 +302,7 @@ class Ensemble:
     @property
     def n_symbols(self) -> int:
         """How many symbols the shared space has, END included."""
-        return self._engine.n_symbols
+        return self._engine.panel().space.end + 1
 
     @property
     def missing_bytes(self) -> frozenset[int]:

@@ -36,7 +36,8 @@ _PACED = 8 * (1 + MOST)
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-# A run of a text's member, by its index in the panel, and the logits after it.
+# A run of a text's member, by its index in the panel; and with the logits after it.
+Work = tuple[TextSequence, int, Run]
 Decoded = tuple[TextSequence, int, Run, Logits | None]
 
 
@@ -67,8 +68,6 @@ class Engine:
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
-        #: How many symbols the shared space has, END included.
-        self.n_symbols = space.end + 1
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -283,8 +282,7 @@ class Engine:
             member, state = sequence.panel.members[index], sequence.states[index]
             self._decode_members([member], [sequence])
             for run in ahead.foresee(state, length):
-                decoded: list[Decoded] = []
-                self._run(self._models[member], [(sequence, index, run)], decoded, drafted=True)
+                decoded = self._run(self._models[member], [(sequence, index, run)], drafted=True)
                 self._take(decoded)
                 if sequence.finished or not decoded:
                     return
@@ -302,7 +300,7 @@ class Engine:
 
         def decode(model: Model) -> None:
             if work := self._work(model, by_model[model], sequences):
-                self._run(model, work, decoded)
+                decoded.extend(self._run(model, work))
 
         try:
             if self._pool is None:
@@ -314,14 +312,8 @@ class Engine:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
 
-    def _run(
-        self,
-        model: Model,
-        work: Sequence[tuple[TextSequence, int, Run]],
-        decoded: list[Decoded],
-        *,
-        drafted: bool = False,
-    ) -> None:
+    def _run(self, model: Model, work: Sequence[Work], *, drafted: bool = False) -> list[Decoded]:
+        decoded: list[Decoded] = []
         began = time.perf_counter()
         found = decode_all(model, [run for _, _, run in work])
         seconds, n_tokens = time.perf_counter() - began, sum(len(run.tokens) for _, _, run in work)
@@ -339,12 +331,13 @@ class Engine:
                 sequence.states[index].propose(b"", 0)
             else:
                 sequence.fail(row, index)
+        return decoded
 
     def _work(
         self, model: Model, members: Sequence[int], sequences: Sequence[TextSequence]
-    ) -> list[tuple[TextSequence, int, Run]]:
+    ) -> list[Work]:
         """Return what fits into a batch; runs that score a prompt are decoded here."""
-        work: list[tuple[TextSequence, int, Run]] = []
+        work: list[Work] = []
         room = model.n_batch
         writing = any(sequence.steps for sequence in sequences)
         prompt_room = (self.chunk or room) if writing else room

@@ -81,10 +81,8 @@ class TextSequence:
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
         self._steps_alone = self._read_tokens = 0
-        self._filtered = np.zeros(len(states), dtype=np.int64)
-        self._passes, self._decoded = np.zeros((2, len(states)), dtype=np.int64)
-        seconds = np.zeros((3, len(states)))
-        self._decode_seconds, self._prompt_seconds, self._last_seconds = seconds
+        self._filtered, self._passes, self._decoded = np.zeros((3, len(states)), dtype=np.int64)
+        self._decode_seconds, self._prompt_seconds, self._last_seconds = np.zeros((3, len(states)))
         self._started = time.perf_counter()
         self._first_seconds = 0.0
 
