@@ -182,8 +182,8 @@ class Ensemble:
             while not runner.done:
                 told = runner.step()
                 yield from told
-                if report is not None and runner.reading:
-                    report("reading the prompt", runner.share_read)
+                if report is not None and (share := runner.share_read) is not None:
+                    report("reading the prompt", share)
 
     async def arun_many(
         self, requests: Sequence[Request]
@@ -302,7 +302,7 @@ class Ensemble:
     @property
     def n_symbols(self) -> int:
         """How many symbols the shared space has, END included."""
-        return self._engine.n_symbols
+        return self._engine.panel().space.end + 1
 
     @property
     def missing_bytes(self) -> frozenset[int]:

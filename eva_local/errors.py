@@ -54,7 +54,7 @@ class ClosedError(EvaError):
         super().__init__(message)
 
 
-def passed_on(error: Exception) -> EvaError:
+def passed_on(error: BaseException) -> EvaError:
     """Return an error for others who wait for what raised it, maybe in other threads.
 
     An exception carries the way it took, which is another in each of them.

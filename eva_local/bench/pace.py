@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -143,18 +143,11 @@ class Meter:
     def __init__(self, model: Model, clock: Clock = time.perf_counter) -> None:
         self._model = model
         self._clock = clock
-        self.path = model.path
-        self.vocabulary = model.vocabulary
-        self.tokenizer = model.tokenizer
-        self.chat_template = model.chat_template
-        self.n_ctx = model.n_ctx
-        self.n_batch = model.n_batch
-        self.n_branches = model.n_branches
-        self.n_snapshots = model.n_snapshots
-        self.can_roll_back = model.can_roll_back
-        self.holds = model.holds
-        self.snapshot = model.snapshot
         self.reset()
+
+    def __getattr__(self, name: str) -> Any:
+        # All that takes no decoding is the model's own.
+        return getattr(self._model, name)
 
     def reset(self) -> None:
         """Forget what was noted."""

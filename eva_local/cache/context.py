@@ -101,7 +101,7 @@ class Context:
     def append_token(self, token_id: int) -> None:
         """Append one of the model's own tokens as it is."""
         self.text += self.pieces[token_id]
-        self._grow(token_id, len(self.text))
+        self._extend([token_id])
 
     def append(self, piece: bytes) -> None:
         """Append bytes; the last few tokens may change so that they read as one word."""
@@ -163,21 +163,18 @@ class Context:
         start = self._ends[border - 1] if border else 0
         return border, self._model.tokenizer.encode(bytes(self.text[start:]))
 
-    def _grow(self, token_id: int, end: int) -> None:
-        """Append a token; if it is the one that was expected, the cache may hold it."""
-        expected = bool(self.ahead) and self.ahead.pop(0) == token_id
-        if not expected:
-            self.ahead = []
-        elif self.n_cached == len(self.tokens) < self._held:
-            self.n_cached += 1
-        self.tokens.append(token_id)
-        self._ends.append(end)
-
     def _extend(self, token_ids: Sequence[int]) -> None:
+        """Append tokens; those that were expected, the cache may hold."""
         end = self._ends[-1] if self._ends else 0
         for token_id in token_ids:
+            expected = bool(self.ahead) and self.ahead.pop(0) == token_id
+            if not expected:
+                self.ahead = []
+            elif self.n_cached == len(self.tokens) < self._held:
+                self.n_cached += 1
             end += len(self.pieces[token_id])
-            self._grow(token_id, end)
+            self.tokens.append(token_id)
+            self._ends.append(end)
 
     def _safe_border(self) -> int:
         """Return how many generated tokens to keep unread: later text cannot change them.

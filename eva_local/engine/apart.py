@@ -105,7 +105,7 @@ class ApartSequence(TextSequence):
         if self._thinkers and self._thinkers[index].finished:
             return []
         if index in self._followers and self._followers[index].leader in self._failed:
-            self._followers.pop(index).start()
+            self.states[index].start(self._followers.pop(index).begun)
         return super().pending(index, limit)
 
     def count(self, index: int, run: Run, seconds: float) -> None:

@@ -1,6 +1,5 @@
 """The step loop over many texts: decode for all of them, then advance each."""
 
-import functools
 import logging
 import math
 import time
@@ -17,8 +16,7 @@ from eva_local.engine.grammar import Grammar
 from eva_local.engine.lookahead import DRAFTERS, MOST, DecodeTimes, LookAhead
 from eva_local.engine.request import Panel, Ticket
 from eva_local.engine.sampling import Samplers
-from eva_local.engine.scoring import ScoredSequence
-from eva_local.engine.sequence import Follower, TextSequence
+from eva_local.engine.sequence import Follower, ScoredSequence, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
 from eva_local.llama.model import Logits, Model, Run, decode_all
@@ -38,7 +36,8 @@ _PACED = 8 * (1 + MOST)
 # Threads that take in logits: what needs the GIL lets no more of them be of use.
 _MOST_TAKERS = 4
 
-# A run of a text's member, by its index in the panel, and the logits after it.
+# A run of a text's member, by its index in the panel; and with the logits after it.
+Work = tuple[TextSequence, int, Run]
 Decoded = tuple[TextSequence, int, Run, Logits | None]
 
 
@@ -69,8 +68,6 @@ class Engine:
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
-        #: How many symbols the shared space has, END included.
-        self.n_symbols = space.end + 1
         self._alone: dict[int, Panel] = {}
         self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
         self._n_takers = min(cores(), _MOST_TAKERS)
@@ -169,35 +166,35 @@ class Engine:
         self, ticket: Ticket, readers: Sequence[MemberState], grammar: Grammar | None
     ) -> dict[int, Follower]:
         """Begin the texts of the members of a ticket; return who is still to begin."""
-        followers = self._followers(ticket, readers)
+        led = self._led(ticket, readers)
+        followers: dict[int, Follower] = {}
         ends = [thought.end_id for thought in ticket.thoughts] or [None] * len(readers)
         rows = zip(ticket.panel.members, readers, ticket.prompts, ends, strict=True)
         for index, (member, state, prompt, end) in enumerate(rows):
-            copied = [each.n_tokens for each in followers.values() if each.leader == index]
+            copied = [n_tokens for leader, n_tokens in led.values() if leader == index]
             shared = max([ticket.shared.get(member, 0), *copied])
             begun = Beginning(prompt, ticket.scored_bytes, grammar, end, shared)
-            start = functools.partial(state.start, begun)
-            if index in followers:
-                followers[index].start = start
+            if index in led:
+                followers[index] = Follower(*led[index], begun)
             else:
-                start()
+                state.start(begun)
         return followers
 
-    def _followers(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, Follower]:
-        """Return who waits for another member of its model to have read what both begin with."""
+    def _led(self, ticket: Ticket, states: Sequence[MemberState]) -> dict[int, tuple[int, int]]:
+        """Return who waits for which other member of its model to have read how many tokens."""
         members, prompts = ticket.panel.members, ticket.prompts
-        followers: dict[int, Follower] = {}
+        led: dict[int, tuple[int, int]] = {}
         for index, member in enumerate(members):
             model, prompt = self._models[member], prompts[index]
             found = [
                 (min(common(prompts[other], prompt), len(prompt) - 1), -other)
                 for other in range(index)
-                if other not in followers and self._models[members[other]] is model
+                if other not in led and self._models[members[other]] is model
             ]
             n_tokens, leader = max(found, default=(0, 0))
             if n_tokens - states[index].cache.holds(prompt) >= self.worth_copying(member):
-                followers[index] = Follower(-leader, n_tokens)
-        return followers
+                led[index] = -leader, n_tokens
+        return led
 
     def lost(self, prompts: Mapping[int, Sequence[int]], slot: int) -> int:
         """Return how many tokens a slot holds of other texts, which these prompts would end."""
@@ -272,7 +269,7 @@ class Engine:
             for sequence in sequences:
                 with sequence.own_end():
                     sequence.ask_pivot()
-            sequences = [sequence for sequence in sequences if not sequence.sure]
+            sequences = [sequence for sequence in sequences if sequence.sure is None]
         self._decode_members(members, sequences)
 
     def _look_ahead(self, sequence: TextSequence) -> None:
@@ -285,8 +282,7 @@ class Engine:
             member, state = sequence.panel.members[index], sequence.states[index]
             self._decode_members([member], [sequence])
             for run in ahead.foresee(state, length):
-                decoded: list[Decoded] = []
-                self._run(self._models[member], [(sequence, index, run)], decoded, drafted=True)
+                decoded = self._run(self._models[member], [(sequence, index, run)], drafted=True)
                 self._take(decoded)
                 if sequence.finished or not decoded:
                     return
@@ -304,7 +300,7 @@ class Engine:
 
         def decode(model: Model) -> None:
             if work := self._work(model, by_model[model], sequences):
-                self._run(model, work, decoded)
+                decoded.extend(self._run(model, work))
 
         try:
             if self._pool is None:
@@ -316,14 +312,8 @@ class Engine:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
 
-    def _run(
-        self,
-        model: Model,
-        work: Sequence[tuple[TextSequence, int, Run]],
-        decoded: list[Decoded],
-        *,
-        drafted: bool = False,
-    ) -> None:
+    def _run(self, model: Model, work: Sequence[Work], *, drafted: bool = False) -> list[Decoded]:
+        decoded: list[Decoded] = []
         began = time.perf_counter()
         found = decode_all(model, [run for _, _, run in work])
         seconds, n_tokens = time.perf_counter() - began, sum(len(run.tokens) for _, _, run in work)
@@ -341,12 +331,13 @@ class Engine:
                 sequence.states[index].propose(b"", 0)
             else:
                 sequence.fail(row, index)
+        return decoded
 
     def _work(
         self, model: Model, members: Sequence[int], sequences: Sequence[TextSequence]
-    ) -> list[tuple[TextSequence, int, Run]]:
+    ) -> list[Work]:
         """Return what fits into a batch; runs that score a prompt are decoded here."""
-        work: list[tuple[TextSequence, int, Run]] = []
+        work: list[Work] = []
         room = model.n_batch
         writing = any(sequence.steps for sequence in sequences)
         prompt_room = (self.chunk or room) if writing else room

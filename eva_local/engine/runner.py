@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 
 from eva_local.engine.request import Request, Ticket, Told
 from eva_local.engine.scheduler import Scheduler
@@ -53,17 +54,12 @@ class Runner:
         return self._drawn and not self._running and not self._told
 
     @property
-    def reading(self) -> bool:
-        """Whether a request under way has no slot yet, or is still at its prompt."""
+    def share_read(self) -> float | None:
+        """The share that is read of the prompts under way, from 0 to 1; None where all write."""
         tickets = list(self._running.values())[: self._scheduler.n_slots]
-        return any(not each.done and (each.sequence is None or each.reads) for each in tickets)
-
-    @property
-    def share_read(self) -> float:
-        """The share that is read of the prompts under way, from 0 to 1."""
-        tickets = list(self._running.values())[: self._scheduler.n_slots]
-        shares = [ticket.share_read for ticket in tickets]
-        return sum(shares) / len(shares) if shares else 1.0
+        if any(not each.done and (each.sequence is None or each.reads) for each in tickets):
+            return fmean(ticket.share_read for ticket in tickets)
+        return None
 
     def step(self) -> list[tuple[int, Told]]:
         """Take a step for all that is under way; return what was told, errors too, by number."""

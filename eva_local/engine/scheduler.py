@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from itertools import count, islice
 
 from eva_local.cache.context import common
@@ -17,12 +17,6 @@ log = logging.getLogger("eva_local")
 
 # Prompts that wait among which a common beginning is looked for.
 _LOOKED_AT = 32
-
-
-@dataclass(slots=True, eq=False)
-class _Turn:
-    ended: bool = False
-    error: Exception | None = None
 
 
 class Scheduler:
@@ -47,7 +41,7 @@ class Scheduler:
         self._used: dict[int, int] = {}
         self._clock = count()
         self._changed = threading.Condition()
-        self._turn: _Turn | None = None
+        self._turn: Future[None] | None = None
         self._closed = False
 
     @property
@@ -83,7 +77,8 @@ class Scheduler:
         raised. Nothing is done where what was hoped for is there already, as `unless` says.
         Raises ClosedError after `close`, and what a sink raises.
         """
-        mine = _Turn()
+        mine: Future[None] = Future()
+        mistake: Exception | None = None
         try:
             with self._changed:
                 if unless():
@@ -93,20 +88,18 @@ class Scheduler:
                     if self._closed:
                         raise ClosedError()
                     self._turn = mine
-                else:
-                    self._changed.wait_for(lambda: theirs.ended)
             if theirs is None:
                 # A signal in the middle would take a step from another text, or its slot.
                 with calling():
                     self._advance()
-            elif theirs.error is not None:
-                raise passed_on(theirs.error)
-        except Exception as error:
-            mine.error = error
+            elif (error := theirs.exception()) is not None:
+                raise passed_on(error)
+        except Exception as raised:
+            mistake = raised
             raise
         finally:
             with self._changed:
-                mine.ended = True
+                mine.set_exception(mistake)
                 if self._turn is mine:
                     self._turn = None
                     self._changed.notify_all()
@@ -121,8 +114,7 @@ class Scheduler:
             self._running = {}
         for ticket in asked:
             if not ticket.done:
-                ticket.sink(ClosedError())
-                ticket.done = True
+                _tell(ticket, ClosedError(), last=True)
 
     def _advance(self) -> None:
         self._running = {slot: held for slot, held in self._running.items() if not held.done}

@@ -1,9 +1,9 @@
-"""One text in progress: what was chosen, who voted for it, and what it cost."""
+"""One text in progress, written or given: what was chosen, who voted for it, and what it cost."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,12 @@ from eva_local.engine.detokenizer import TextStream
 from eva_local.engine.lookahead import LookAhead
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
-from eva_local.errors import EvaError, passed_on
+from eva_local.errors import ContextError, EvaError, passed_on
 from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote
 from eva_local.llama.model import Logits, Run
 from eva_local.spaces.base import Beginning, Candidates, MemberState
-from eva_local.types import Ballot, Candidate, FinishReason, Score, Step, Trace, Usage
+from eva_local.types import Ballot, Candidate, FinishReason, Score, ScoredSymbol, Step, Trace, Usage
 
 log = logging.getLogger("eva_local")
 
@@ -28,13 +28,13 @@ _TRACED = 8
 _LONGEST_PIECE = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Follower:
     """A member that begins when `leader`, another one of its model, has read `n_tokens`."""
 
     leader: int
     n_tokens: int
-    start: Callable[[], None] = lambda: None
+    begun: Beginning
 
 
 class TextSequence:
@@ -74,17 +74,15 @@ class TextSequence:
             self._thought = bytearray()
             self._text = TextStream(self._ends)
             sampler.grammar = None
-        # Candidates on which the pivot alone is asked: it is sure.
-        self._sure: Candidates | None = None
+        #: Candidates on which the pivot alone is asked: it is sure.
+        self.sure: Candidates | None = None
         #: What is drafted of the text, where drafts are of use.
         self.ahead: LookAhead | None = None
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
         self._steps_alone = self._read_tokens = 0
-        self._filtered = np.zeros(len(states), dtype=np.int64)
-        self._passes, self._decoded = np.zeros((2, len(states)), dtype=np.int64)
-        seconds = np.zeros((3, len(states)))
-        self._decode_seconds, self._prompt_seconds, self._last_seconds = seconds
+        self._filtered, self._passes, self._decoded = np.zeros((3, len(states)), dtype=np.int64)
+        self._decode_seconds, self._prompt_seconds, self._last_seconds = np.zeros((3, len(states)))
         self._started = time.perf_counter()
         self._first_seconds = 0.0
 
@@ -93,12 +91,7 @@ class TextSequence:
         """Whether all who are asked can vote."""
         if self._followers:
             return False
-        return self._sure is not None or all(state.ready for state in self.states)
-
-    @property
-    def sure(self) -> bool:
-        """Whether the pivot alone decides the next step."""
-        return self._sure is not None
+        return self.sure is not None or all(state.ready for state in self.states)
 
     @property
     def wants_draft(self) -> bool:
@@ -136,7 +129,7 @@ class TextSequence:
             if leader.cache.n_cached < follower.n_tokens:
                 return []
             state.cache.adopt(leader.cache)
-            follower.start()
+            state.start(follower.begun)
             del self._followers[index]
         return [] if state.ready else state.pending(limit)
 
@@ -177,7 +170,7 @@ class TextSequence:
         if candidates.allowed is not None:
             vote = vote.within(candidates.allowed)
         if len(vote) and vote.top(1)[0][1] >= gate:
-            self._sure = candidates
+            self.sure = candidates
 
     def step(self) -> list[Step | Score]:
         """Go a step further if all who are asked can vote; return what is to be told."""
@@ -207,7 +200,7 @@ class TextSequence:
     def _vote(self) -> Candidates:
         if not self._first_seconds:
             self._begin()
-        candidates, self._sure = self._sure, None
+        candidates, self.sure = self.sure, None
         self._steps_alone += candidates is not None
         return candidates or self._candidates()
 
@@ -335,6 +328,70 @@ class TextSequence:
             accepted=self.ahead.accepted if self.ahead else 0,
             seconds=time.perf_counter() - self._started,
             first_seconds=self._first_seconds,
+        )
+
+
+class ScoredSequence(TextSequence):
+    """A text that is given: its symbols are committed one by one, by `Vote.likelihood`."""
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        states: Sequence[MemberState],
+        followers: Mapping[int, Follower] | None = None,
+    ) -> None:
+        super().__init__(ticket, states, Sampler(ticket.sampling), followers)
+        self._symbols = tuple(ticket.symbols or ())
+        self._log_likelihood = 0.0
+        self._unseen = 0
+        # None for a member that was not asked each time.
+        self._members: list[float | None] = [0.0] * len(states)
+        self._told: list[ScoredSymbol] = []
+
+    def _advance(self) -> Score | None:
+        while self.ready:
+            candidates = self._vote()
+            decision = self._fuse(candidates)
+            symbol = self._symbols[self.steps]
+            self.steps += 1
+            self._add(candidates, decision, symbol)
+            self._commit(candidates, decision, symbol)
+            if self.steps == len(self._symbols):
+                self.finished = True
+                return self._score()
+            if self._is_full:
+                raise ContextError(
+                    f"the text to be scored does not fit: {self.steps} of {len(self._symbols)} "
+                    "symbols did; shorten it or raise n_ctx"
+                )
+        return None
+
+    def _candidates(self, only: int | None = None) -> Candidates:
+        return self.panel.space.symbols(self.states, only)
+
+    def _add(self, candidates: Candidates, decision: Decision, symbol: int) -> None:
+        fused, n_symbols = decision.fused, self.panel.space.end + 1
+        likelihood = fused.likelihood(symbol, n_symbols)
+        self._log_likelihood += likelihood
+        self._unseen += not fused.probability(symbol)
+        self._members = [
+            None if vote is None or known is None else known + vote.likelihood(symbol, n_symbols)
+            for known, vote in zip(self._members, decision.votes, strict=True)
+        ]
+        if self._ticket.detailed:
+            top = likeliest(fused, self._ticket.n_top, candidates)
+            self._told.append(ScoredSymbol(candidates.piece(symbol), likelihood, top))
+
+    def _score(self) -> Score:
+        piece = self.panel.space.piece
+        return Score(
+            log_likelihood=self._log_likelihood,
+            n_bytes=sum(len(piece(symbol)) for symbol in self._symbols),
+            n_symbols=len(self._symbols),
+            filtered=tuple(self._filtered.tolist()),
+            unseen=self._unseen,
+            members=tuple(self._members),
+            symbols=tuple(self._told),
         )
 
 

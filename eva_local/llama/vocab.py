@@ -155,12 +155,8 @@ def _kinds(llama: ModuleType, attributes: NDArray[np.int32]) -> NDArray[np.uint8
 
 
 def _pieces(llama: ModuleType, vocab: Any, count: int) -> Iterator[bytes]:
-    size = 64
-    buffer = ctypes.create_string_buffer(size)
+    write, buffer = llama.llama_token_to_piece, ctypes.create_string_buffer(64)
     for token_id in range(count):
-        written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
-        if written < 0:
-            size = -written
-            buffer = ctypes.create_string_buffer(size)
-            written = llama.llama_token_to_piece(vocab, token_id, buffer, size, 0, False)
+        while (written := write(vocab, token_id, buffer, len(buffer), 0, False)) < 0:
+            buffer = ctypes.create_string_buffer(-written)
         yield buffer.raw[:written]

@@ -272,10 +272,7 @@ class ControlTokens:
         dropped, best = logits.take(self._ids), logits.max()
         mass = float(np.exp(dropped - best).sum())
         # Where the likeliest token is none of them, it has a mass of 1: the rest need no look.
-        if mass < 1:
-            return
-        share = mass / float(np.exp(logits - best).sum())
-        if share <= 0.5:
+        if mass < 1 or (share := mass / float(np.exp(logits - best).sum())) <= 0.5:
             return
         if not self._first.acquire(blocking=False):
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -25,21 +24,10 @@ def fault_of(ensemble: Ensemble, error: Exception | None) -> None:
     model.fault = error
 
 
-def waiting_threads(ensemble: Ensemble) -> Callable[[], int]:
-    """Return what tells how many threads wait for the end of the step that is under way."""
-    changed, here = ensemble.scheduler._changed, []
-    wait_for = changed.wait_for
-
-    def counted(predicate: Callable[[], bool]) -> bool:
-        here.append(predicate)
-        try:
-            return wait_for(predicate)
-        finally:
-            here.remove(predicate)
-
-    changed.wait_for = counted
-    # Who waited for the step before may not have awoken yet.
-    return lambda: sum(not predicate() for predicate in list(here))
+def waiting_threads(ensemble: Ensemble) -> int:
+    """Return how many threads wait for the end of the step that is under way."""
+    turn = ensemble.scheduler._turn
+    return 0 if turn is None else len(turn._condition._waiters)
 
 
 @settings(max_examples=15)
@@ -127,12 +115,12 @@ def test_closing_an_iterator_frees_its_place_within_a_step() -> None:
 
 def test_a_failed_step_reaches_all_who_wait_for_it_and_the_next_may_succeed() -> None:
     with open_shared(3) as ensemble, ThreadPoolExecutor(3) as threads:
-        gate, n_waiting = step_gate(ensemble), waiting_threads(ensemble)
+        gate = step_gate(ensemble)
         tasks = [threads.submit(ensemble.complete, prompt, LONG) for prompt in PROMPTS[:3]]
         until(lambda: ensemble.scheduler.n_running == 3)
         with gate.closed():
             # One of them is at the step, and the others wait for its end.
-            until(lambda: gate.is_held and n_waiting() == 2)
+            until(lambda: gate.is_held and waiting_threads(ensemble) == 2)
             fault_of(ensemble, ModelError("no room left"))
         errors = [task.exception(PATIENCE_S) for task in tasks]
         assert [type(error) for error in errors] == [ModelError] * 3
