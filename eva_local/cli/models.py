@@ -113,7 +113,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
         raise InputError("show: give a NAME or -e NAME, not both")
     config = load(overrides)
     if name is not None and name in config.models and name not in config.ensembles:
-        facts = _model_facts(config.model(name))
+        facts = _model_facts(config.models[name])
     else:
         spec = config.ensemble(name)
         facts = {

@@ -55,13 +55,6 @@ class Config:
         """How the ensemble that is run draws its answers."""
         return self._ensemble_of_file(None).sampling
 
-    def model(self, name: str) -> specs.ModelSpec:
-        """Return a model by name; ConfigError names the nearest."""
-        if name not in self.models:
-            hint = did_you_mean(name, self.models)
-            raise ConfigError(f"there is no model {name!r}; {hint}")
-        return self.models[name]
-
     def of_hub(self, called: str) -> tuple[str, specs.ModelSpec | None]:
         """Return the name in full of OWNER/REPO:QUANT, or what is short for it, and its model."""
         known = {
