@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eva_local.batch.forms import Form
-from eva_local.batch.rows import Row, Wishes
+from eva_local.batch.forms import Form, Row, Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, is_torn, json_line, replace_file, write_whole
@@ -153,11 +152,8 @@ class StreamResults:
         self._refusal = f"{'standard output' if target == '-' else target}: cannot be written"
         with refusing(self._refusal):
             # Without a buffer, what a failed write leaves behind cannot fail again later.
-            self._descriptor = (
-                os.dup(sys.stdout.fileno())
-                if target == "-"
-                else os.open(target, os.O_WRONLY | os.O_CLOEXEC)
-            )
+            place = os.dup(sys.stdout.fileno()) if target == "-" else target
+            self._file = open(place, "wb", buffering=0)  # noqa: SIM115, PTH123
 
     def opened(self, mappings: Mapping[str, str] | None = None) -> None:
         """Have nothing to make ready."""
@@ -165,7 +161,7 @@ class StreamResults:
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row. Raises BrokenPipeError where nobody reads any more."""
         try:
-            write_whole(self._descriptor, json_line(result))
+            write_whole(self._file.fileno(), json_line(result))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -173,7 +169,7 @@ class StreamResults:
 
     def close(self) -> None:
         """Close what was opened."""
-        os.close(self._descriptor)
+        self._file.close()
 
 
 Output = FileResults | StreamResults
