@@ -17,7 +17,7 @@ from eva_local.config.config import Config, name_of
 from eva_local.config.elsewhere import HUB_NAME, held, named
 from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import InputError, PromptError, StoreError
-from eva_local.models import store
+from eva_local.models import download, store
 from eva_local.models.header import read_header, refusal
 
 
@@ -191,8 +191,6 @@ def _known(context: click.Context, name: str, force: bool) -> str | None:
     asked = HUB_NAME.fullmatch(name)
     if asked is None or Path(name).is_file():
         return name
-    from eva_local.models.hub import ask
-
     config: Config = context.obj()
     repository, revision, file, quant = asked.groups("")
     called = f"{repository}:{quant}".removesuffix(":")
@@ -205,7 +203,7 @@ def _known(context: click.Context, name: str, force: bool) -> str | None:
             return None
         if spec is not None:
             return spec.name
-    source, size, licence = ask(repository, revision, file, quant)
+    source, size, licence = download.ask(repository, revision, file, quant)
     for spec in config.models.values():
         if spec.source == source:
             return spec.name
