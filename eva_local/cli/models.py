@@ -173,13 +173,13 @@ def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
             if path := store.find(member):
                 contexts[member.name] = member.load.context(read_header(path).n_ctx_train)
     files, cache = [str(path.absolute()) for path in loaded.paths], str(store.cache_folder())
-    rows = [(setting.key, setting.value, setting.origin) for setting in loaded.settings]
     if as_json:
-        settings: dict[str, Any] = {key: {"value": v, "origin": o} for key, v, o in rows}
+        settings: dict[str, Any] = {key: asdict(one) for key, one in loaded.settings.items()}
         settings["n_ctx"]["members"] = contexts
         print_json({"files": files, "cache": cache, "settings": settings})
         return
     click.echo("".join(f"file: {file}\n" for file in files) + f"cache: {cache}\n")
+    rows = ((key, one.value, one.origin) for key, one in loaded.settings.items())
     print_table(("KEY", "VALUE", "FROM"), rows)
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):

@@ -46,7 +46,7 @@ class Config:
     defaults: Sampling
     fusion: specs.FusionSettings
     load: specs.LoadSettings
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, Setting]
     weights: Setting | None = None
     drafter: Setting | None = None
 
@@ -191,7 +191,7 @@ def load_config(
     models: dict[str, specs.ModelSpec] = {}
     ensembles: dict[str, specs.EnsembleSpec] = {}
     owns: dict[str, dict[str, Setting]] = {}
-    chosen = Setting("ensemble", "", "default")
+    chosen = Setting("", "default")
     new: list[list[str]] = []
     for path, document in layers:
         more, own = read_models(path, document.get("models", {}), among)
@@ -220,11 +220,11 @@ def load_config(
         defaults=settings.build(Sampling, effective),
         fusion=settings.build(specs.FusionSettings, effective),
         load=settings.build(specs.LoadSettings, effective),
-        settings=tuple(
-            shown.get(key, Setting(key, getattr(kind(), key), "default"))
+        settings={
+            key: shown.get(key, Setting(getattr(kind(), key), "default"))
             for kind in _KINDS
             for key in settings.keys_of(kind)
-        ),
+        },
         weights=given.get("weights"),
         drafter=drafter,
     )

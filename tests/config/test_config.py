@@ -294,7 +294,7 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
     # b has an n_ctx of its own, which the command line beats too.
     assert config.models["b"].load == LoadSettings(n_ctx=4, n_batch=3, threads=2)
     assert config.ensemble("e").fusion.candidates == 3
-    origins = {setting.key: setting.origin for setting in config.settings}
+    origins = {key: setting.origin for key, setting in config.settings.items()}
     assert tuple(origins) == DEFAULT_KEYS
     assert origins["n_ctx"] == "command line --n-ctx"
     assert origins["n_batch"] == "environment EVA_LOCAL_N_BATCH"
@@ -311,8 +311,8 @@ def test_what_the_chosen_ensemble_or_model_says_itself_is_shown(tmp_path: Path) 
 
     def shown(**overrides: object) -> dict[str, tuple[object, str]]:
         config = load_config(path, {}, overrides)
-        assert tuple(setting.key for setting in config.settings) == DEFAULT_KEYS
-        return {setting.key: (setting.value, setting.origin) for setting in config.settings}
+        assert tuple(config.settings) == DEFAULT_KEYS
+        return {key: (one.value, one.origin) for key, one in config.settings.items()}
 
     found = shown(ensemble="e", candidates=3)
     assert found["space"] == ("bytes", f"{path}: ensembles.e.space")
@@ -377,7 +377,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
     assert config.models["b"].load == LoadSettings(
         7, 7, 7, (3.0, 1.0), 7, 7, "on", "q8_0", False, True, 7
     )
-    assert {setting.origin for setting in config.settings} == {
+    assert {setting.origin for setting in config.settings.values()} == {
         f"environment {name}" for name in environ
     }
 
@@ -471,7 +471,7 @@ def test_a_drafter_from_outside_is_meant_for_the_ensemble_that_is_run(tmp_path: 
             ConfigError, match=rf"command line --drafter: drafter \S+ is no member of {name}; "
         ):
             config.ensemble(name)
-    shown = {each.key: (each.value, each.origin) for each in config.settings}
+    shown = {key: (each.value, each.origin) for key, each in config.settings.items()}
     assert shown["drafter"] == ("a", "command line --drafter")
     config = load(tmp_path, f'[defaults]\ndrafter = "ngram"\n{tables}')
     assert [config.ensemble(name).fusion.drafter for name in ("e", "f")] == ["off", "ngram"]
@@ -527,7 +527,7 @@ def test_of_one_name_the_last_file_holds(tmp_path: Path, monkeypatch: pytest.Mon
     assert config.models["extra"].load.n_ctx == 500
     # It took the place of the ensemble of this name.
     assert [member.name for member in config.members("demo")] == ["demo"]
-    (setting,) = (each for each in config.settings if each.key == "n_ctx")
+    setting = config.settings["n_ctx"]
     assert setting.origin == "models.toml: defaults.n_ctx"
 
 
@@ -725,7 +725,7 @@ def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> N
         message = str(error)
     else:
         message = f"--{key.replace('_', '-')}"
-        assert {setting.key for setting in config.settings} == set(DEFAULT_KEYS)
+        assert {*config.settings} == set(DEFAULT_KEYS)
     assert "\n" not in message
     assert f"--{key.replace('_', '-')}" in message
 
