@@ -152,8 +152,9 @@ class StreamResults:
         self._refusal = f"{'standard output' if target == '-' else target}: cannot be written"
         with refusing(self._refusal):
             # Without a buffer, what a failed write leaves behind cannot fail again later.
-            place = os.dup(sys.stdout.fileno()) if target == "-" else target
-            self._file = open(place, "wb", buffering=0)  # noqa: SIM115, PTH123
+            self._descriptor = (
+                os.dup(sys.stdout.fileno()) if target == "-" else os.open(target, os.O_WRONLY)
+            )
 
     def opened(self, mappings: Mapping[str, str] | None = None) -> None:
         """Have nothing to make ready."""
@@ -161,7 +162,7 @@ class StreamResults:
     def append(self, result: Mapping[str, object]) -> None:
         """Write one row. Raises BrokenPipeError where nobody reads any more."""
         try:
-            write_whole(self._file.fileno(), json_line(result))
+            write_whole(self._descriptor, json_line(result))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -169,7 +170,7 @@ class StreamResults:
 
     def close(self) -> None:
         """Close what was opened."""
-        self._file.close()
+        os.close(self._descriptor)
 
 
 Output = FileResults | StreamResults

@@ -113,7 +113,7 @@ class Chat:
         """Go on with a conversation, in its `log` or a new one; the one before stays saved."""
         self.close()
         self.conversation = conversation
-        # The first turn that the members still read, and the last answer to it or a later one.
+        # The first turn that the members still read, and the last answer that was written.
         self.first = 0
         self.last: Reply | None = None
         self._log = log
