@@ -369,9 +369,6 @@ def completion_of(steps: Sequence[Step]) -> Completion:
     last = steps[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
-    return Completion(
-        "".join(step.text for step in steps),
-        last.finish_reason,
-        last.usage,
-        "".join(step.reasoning or "" for step in steps),
-    )
+    text = "".join(step.text for step in steps)
+    thought = "".join(step.reasoning or "" for step in steps)
+    return Completion(text, last.finish_reason, last.usage, thought)

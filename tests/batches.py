@@ -17,8 +17,8 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import surface
 from eva_local.api import Ensemble
+from eva_local.batch.forms import Wishes
 from eva_local.batch.job import Errand, Progress, carry_out
-from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
 from eva_local.spaces.pivot import PivotSpace

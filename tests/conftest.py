@@ -106,7 +106,7 @@ def templates(llama_models: Path) -> dict[str, str]:
 
 
 def spec(name: str) -> ModelSpec:
-    return load_config(shipped("models.toml"), {}).model(name)
+    return load_config(shipped("models.toml"), {}).models[name]
 
 
 def real_path(name: str) -> Path:

@@ -34,7 +34,7 @@ def main(files: list[Path]) -> None:
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(END + 1))
     counts: dict[str, float] = defaultdict(float)
     for name in MODELS:
-        spec = load_config(shipped("models.toml"), {}).model(name)
+        spec = load_config(shipped("models.toml"), {}).models[name]
         with contextlib.closing(LlamaModel(locate(spec), spec.load, n_branches=BRANCHES)) as model:
             for file in files:
                 for kind, (mean, count) in _found(model, file.read_bytes()[:BYTES]).items():

@@ -1,24 +1,28 @@
-"""The forms of input that are understood, and the rows of output that answer each."""
+"""The forms of input that are understood: their rows, and the rows of output that answer each."""
 
 import contextlib
 import csv
 import hashlib
 import io
+import json
 import re
+import string
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal
 
 from msgspec import Struct
 
-from eva_local.batch.rows import LINE, Row, Wishes, checked_id
 from eva_local.errors import EvaError, InputError
 from eva_local.openai import request
 from eva_local.openai.answer import Answer, Letterhead, chat_tokens
 from eva_local.reading import Words, did_you_mean, read
+from eva_local.types import Message, Sampling
 
+# How the id of a row without one begins: a bare number may well be the id of another row.
+_LINE = "line "
 _BOM = b"\xef\xbb\xbf"
 # What bytes of a table that are no UTF-8 are read as.
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
@@ -33,6 +37,95 @@ _TEXTS = ("stop", "grammar", "json_schema", "chat_template", "thinking_mark")
 
 # A row of the output.
 Result = dict[str, object]
+
+
+@dataclass(slots=True)
+class Row:
+    """One row: `asked`, or a `problem` in plain words. `line` is where it begins, from 1.
+
+    A row without an id of its own has an `id` that tells the line, and a `mark`: the hash of
+    what it says, by which a change is noticed.
+    """
+
+    line: int
+    id: str | int
+    mark: str = ""
+    asked: request.Asked | None = None
+    problem: str = ""
+    endpoint: str = ""
+
+    @property
+    def key(self) -> str:
+        """What no other row of the input may have: an own id is never one that tells a line."""
+        return f"{self.mark}:{self.id}"
+
+
+class Template:
+    """A prompt template: `{column}` stands for a value, `{{` and `}}` for braces.
+
+    What Python's own format would do beyond that (attributes, indices, widths) is refused: rows
+    are data. Raises InputError where the braces do not match or name no column.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise InputError(f"the prompt template cannot be read: {error}") from error
+        for _, column, form, conversion in parts:
+            if column is not None and (not column or form or conversion):
+                raise InputError(
+                    "the prompt template may only have {column}; write {{ and }} for braces"
+                )
+        self._parts = [(fixed, column or "") for fixed, column, _, _ in parts]
+        self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column))
+        if not self.columns:
+            raise InputError("the prompt template names no {column}: all prompts would be the same")
+
+    def fill(self, values: Mapping[str, object]) -> str:
+        """Return the prompt of a row; raise InputError where it lacks a value."""
+        words = {"": ""}
+        for column in self.columns:
+            if column not in values:
+                raise InputError(f"has no {column}, which the prompt template names")
+            value = values[column]
+            words[column] = (
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+        return "".join(fixed + words[column] for fixed, column in self._parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What holds for all rows: the options of the command.
+
+    `n_top` as in `Asked`. `raw` prompts are gone on with as they are, others are a user's message.
+    `system` stands before all messages, unless they have a system message of their own.
+    """
+
+    sampling: Sampling
+    system: str | None = None
+    raw: bool = False
+    template: Template | None = None
+    n_top: int | None = None
+
+    def asked(self, prompt: str | list[Message], sampling: Sampling) -> request.Asked:
+        """Return what a row asks for; raise InputError for messages where prompts are `raw`."""
+        if self.raw and not isinstance(prompt, str):
+            raise InputError("has messages, and --raw takes a prompt: leave --raw out")
+        if not self.raw:
+            prompt = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+            if self.system is not None and all(message.role != "system" for message in prompt):
+                prompt = [Message("system", self.system), *prompt]
+        return request.Asked(prompt, sampling, self.n_top)
+
+
+def _checked_id(value: object) -> str | int:
+    """Return a row's own id; raise InputError for what can be none."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InputError("id must be a text or a whole number")
+    return value
 
 
 class Form(ABC):
@@ -53,7 +146,7 @@ class Form(ABC):
 
     def _row(self, line: int, content: bytes, data: Any) -> Row:
         mark = hashlib.blake2b(content, digest_size=8).hexdigest()
-        row = Row(line, f"{LINE}{line}", mark)
+        row = Row(line, f"{_LINE}{line}", mark)
         try:
             row.asked = self._read(row, data)
         except EvaError as error:
@@ -88,12 +181,12 @@ class Form(ABC):
         if not ("text" in result or "error" in result):
             raise KeyError("text")
         row_id, mark = result["id"], str(result.get("row_hash", ""))
-        return int(str(row_id).removeprefix(LINE)) if mark else checked_id(row_id), mark
+        return int(str(row_id).removeprefix(_LINE)) if mark else _checked_id(row_id), mark
 
     def _named(self, row: Row) -> Result:
         return {"id": row.id, "row_hash": row.mark} if row.mark else {"id": row.id}
 
-    def _asked(self, values: Mapping[str, object]) -> request.Asked:
+    def _asked(self, _row: Row, values: Mapping[str, object]) -> request.Asked:
         options = {key: value for key, value in values.items() if key not in self._data}
         for key, value in options.items():
             if key in _ELSEWHERE:
@@ -127,13 +220,10 @@ class JsonLines(Form):
         if values.get(self._id_key) is not None and self._id_key not in twice:
             self._identify(row, values[self._id_key])
         request.refuse_twice(twice)
-        return self._meant(row, values)
+        return self._asked(row, values)
 
     def _identify(self, row: Row, own_id: object) -> None:
-        row.id, row.mark = checked_id(own_id), ""
-
-    def _meant(self, _row: Row, values: Mapping[str, object]) -> request.Asked:
-        return self._asked(values)
+        row.id, row.mark = _checked_id(own_id), ""
 
 
 class _OpenAIRow(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -154,7 +244,7 @@ class OpenAI(JsonLines):
         if own_id and isinstance(own_id, str):
             row.id, row.mark = own_id, ""
 
-    def _meant(self, row: Row, values: Mapping[str, object]) -> request.Asked:
+    def _asked(self, row: Row, values: Mapping[str, object]) -> request.Asked:
         found = read(request.given(values), _OpenAIRow)
         row.endpoint = found.url
         return request.read_body(found.body, found.url, self._wishes.sampling)
@@ -174,7 +264,7 @@ class OpenAI(JsonLines):
     def identity(self, result: Mapping[str, Any]) -> tuple[str | int, str]:
         """Return id and mark of the row that a row of output belongs to."""
         if result["custom_id"] is not None:
-            return checked_id(result["custom_id"]), ""
+            return _checked_id(result["custom_id"]), ""
         name = str(result["id"]).removeprefix(self._prefix)
         line, _, mark = name.partition("_")
         return int(line), mark
@@ -226,7 +316,7 @@ class Csv(Form):
         # Fields of options are JSON or a text, and empty ones nothing.
         options = _OPTION_COLUMNS.difference(self._data)
         meant = {key: _value_of(key, each) for key, each in values.items() if key in options}
-        return self._asked({**values, **meant})
+        return self._asked(row, {**values, **meant})
 
 
 class Text(Form):

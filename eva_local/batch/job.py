@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eva_local.api import Ensemble
-from eva_local.batch.forms import FORMS, Csv, Form, JsonLines, OpenAI, Text, delimiter_of, lines_of
+from eva_local.batch import forms
+from eva_local.batch.forms import Csv, Form, JsonLines, OpenAI, Row, Text, Wishes
 from eva_local.batch.results import NOTHING, Done, FileResults, Output, StreamResults, grounds_of
-from eva_local.batch.rows import Row, Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.detokenizer import HEAD, refuse_utf16
 from eva_local.engine.request import Request, Told
@@ -115,7 +115,7 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
     file.seek(0)
     refuse_utf16(file.read(HEAD), name)
     file.seek(0)
-    lines = lines_of(file)
+    lines = forms.lines_of(file)
     first = next(lines, (1, b""))[1].strip()
     is_only = next(lines, None) is None
     file.seek(0)
@@ -131,7 +131,7 @@ def form_of(file: BinaryIO, name: str, wishes: Wishes, wanted: str | None = None
     for option, value in given.items():
         if found == OpenAI.name and value is not None:
             raise InputError(f"{option} goes with csv, jsonl and text, and {name} is {found}")
-    return FORMS[found](wishes)
+    return forms.FORMS[found](wishes)
 
 
 def _detected(first: bytes, name: str, wishes: Wishes) -> str:
@@ -144,10 +144,10 @@ def _detected(first: bytes, name: str, wishes: Wishes) -> str:
     if first == b"[" or first.startswith(b"[{"):
         raise InputError(f"{name} is a JSON array; give one object a line (jq -c '.[]' does that)")
     head = first.partition(b"\r")[0].decode("utf-8", "replace")
-    columns: list[str] = []
+    columns, delimiter = list[str](), forms.delimiter_of(head)
     # What does not name its columns well is refused as a table; as plain text, it is answered.
     with contextlib.suppress(csv.Error, StopIteration):
-        columns = next(csv.reader([head], delimiter=delimiter_of(head), skipinitialspace=True))
+        columns = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True))
     has_prompt = "prompt" in [column.strip().lower() for column in columns]
     is_table = has_prompt or Path(name).suffix.lower() in (".csv", ".tsv")
     return Csv.name if is_table or wishes.template is not None else Text.name

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eva_local.batch.forms import Form
-from eva_local.batch.rows import Row, Wishes
+from eva_local.batch.forms import Form, Row, Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, is_torn, json_line, replace_file, write_whole
@@ -154,9 +153,7 @@ class StreamResults:
         with refusing(self._refusal):
             # Without a buffer, what a failed write leaves behind cannot fail again later.
             self._descriptor = (
-                os.dup(sys.stdout.fileno())
-                if target == "-"
-                else os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+                os.dup(sys.stdout.fileno()) if target == "-" else os.open(target, os.O_WRONLY)
             )
 
     def opened(self, mappings: Mapping[str, str] | None = None) -> None:

@@ -83,14 +83,10 @@ class Chat:
     ) -> None:
         self.ensemble = ensemble
         self.sampling = sampling
-        self.conversation = Conversation()
-        # The first turn that the members still read, and what they read of the last question.
-        self.first = 0
-        self.last: Reply | None = None
         self._folder = folder
         self._tell = tell
         self._log: Log | None = None
-        self._saves = True
+        self.take_over(Conversation())
 
     @property
     def path(self) -> Path | None:
@@ -117,10 +113,11 @@ class Chat:
         """Go on with a conversation, in its `log` or a new one; the one before stays saved."""
         self.close()
         self.conversation = conversation
+        # The first turn that the members still read, and the last answer that was written.
+        self.first = 0
+        self.last: Reply | None = None
         self._log = log
         self._saves = True
-        self.first = 0
-        self.last = None
 
     def use_system(self, text: str) -> None:
         """Change the system message; an empty text removes it."""

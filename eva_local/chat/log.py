@@ -104,8 +104,10 @@ class Log(JsonlFile):
     def begin(cls, folder: Path, ensemble: str, conversation: Conversation) -> "Log":
         """Save `conversation` in a new file of `folder`, to go on with."""
         log = cls(_new_file(folder))
+        began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        header = {"schema": SCHEMA, "kind": "chat", "ensemble": ensemble, "began": began}
         with log.closed_on_failure():
-            log.append(*records(ensemble, conversation))
+            log.append(header, *map(_event_line, conversation.events()))
         return log
 
     @classmethod
@@ -143,13 +145,6 @@ def _new_file(folder: Path) -> Path:
                 path.touch(0o600, exist_ok=False)
                 return path
     raise InputError(f"{folder} holds too many conversations of this second")
-
-
-def records(ensemble: str, conversation: Conversation) -> list[dict[str, object]]:
-    """Return a conversation as the lines of a file."""
-    began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    header = {"schema": SCHEMA, "kind": "chat", "ensemble": ensemble, "began": began}
-    return [header, *map(_event_line, conversation.events())]
 
 
 def read(path: Path) -> Saved:

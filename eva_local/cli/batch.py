@@ -73,8 +73,8 @@ def batch(
         raise InputError("--raw has no system message: leave --system out")
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
+    from eva_local.batch.forms import Template, Wishes
     from eva_local.batch.job import Errand
-    from eva_local.batch.rows import Template, Wishes
 
     template = None if prompt_template is None else Template(prompt_template)
     wishes = Wishes(sampling, system, raw, template, n_top)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from eva_local.api import Ensemble
     from eva_local.chat.log import Saved
     from eva_local.chat.reader import Reader
-    from eva_local.chat.terminal import Screen
     from eva_local.config.config import Config
 
 # Columns of --list that are left for the first message.
@@ -74,7 +73,8 @@ def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
     from eva_local.chat import terminal
     from eva_local.chat.chat import Chat
     from eva_local.chat.log import Log, private_folder
-    from eva_local.chat.repl import Repl
+    from eva_local.chat.reader import LineEditor, PlainReader
+    from eva_local.chat.repl import CommandCompleter, Repl
 
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
@@ -99,7 +99,10 @@ def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
         ensemble = opened(config.ensemble())
         held = Chat(ensemble, config.sampling, state_folder() / "chats", screen.note)
         stack.callback(held.close)
-        repl = Repl(held, _reader(screen), screen, config.ensemble, opened)
+        reader: Reader = PlainReader()
+        if screen.interactive:
+            reader = LineEditor(state_folder() / "history", CommandCompleter())
+        repl = Repl(held, reader, screen, config.ensemble, opened)
         repl.greet()
         if file is not None and saved is not None:
             held.take_over(saved.conversation, file)
@@ -111,15 +114,6 @@ def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
         if held.path is not None and screen.interactive:
             screen.note(f"go on with: eva-local chat --resume {held.path.stem}")
     return 0
-
-
-def _reader(screen: Screen) -> Reader:
-    from eva_local.chat.commands import CommandCompleter
-    from eva_local.chat.reader import LineEditor, PlainReader
-
-    if not screen.interactive:
-        return PlainReader()
-    return LineEditor(state_folder() / "history", CommandCompleter())
 
 
 def _list(folder: Path) -> None:

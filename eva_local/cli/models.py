@@ -17,7 +17,7 @@ from eva_local.config.config import Config, name_of
 from eva_local.config.elsewhere import HUB_NAME, held, named
 from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import InputError, PromptError, StoreError
-from eva_local.models import store
+from eva_local.models import download, store
 from eva_local.models.header import read_header, refusal
 
 
@@ -113,7 +113,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
         raise InputError("show: give a NAME or -e NAME, not both")
     config = load(overrides)
     if name is not None and name in config.models and name not in config.ensembles:
-        facts = _model_facts(config.model(name))
+        facts = _model_facts(config.models[name])
     else:
         spec = config.ensemble(name)
         facts = {
@@ -173,13 +173,13 @@ def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
             if path := store.find(member):
                 contexts[member.name] = member.load.context(read_header(path).n_ctx_train)
     files, cache = [str(path.absolute()) for path in loaded.paths], str(store.cache_folder())
-    rows = [(setting.key, setting.value, setting.origin) for setting in loaded.settings]
     if as_json:
-        settings: dict[str, Any] = {key: {"value": v, "origin": o} for key, v, o in rows}
+        settings: dict[str, Any] = {key: asdict(one) for key, one in loaded.settings.items()}
         settings["n_ctx"]["members"] = contexts
         print_json({"files": files, "cache": cache, "settings": settings})
         return
     click.echo("".join(f"file: {file}\n" for file in files) + f"cache: {cache}\n")
+    rows = ((key, one.value, one.origin) for key, one in loaded.settings.items())
     print_table(("KEY", "VALUE", "FROM"), rows)
     cut = [one.shortened(contexts.get(one.name, one.load.n_ctx)) for one in loaded.members()]
     for notice in dict.fromkeys(filter(None, cut)):
@@ -191,8 +191,6 @@ def _known(context: click.Context, name: str, force: bool) -> str | None:
     asked = HUB_NAME.fullmatch(name)
     if asked is None or Path(name).is_file():
         return name
-    from eva_local.models.hub import ask
-
     config: Config = context.obj()
     repository, revision, file, quant = asked.groups("")
     called = f"{repository}:{quant}".removesuffix(":")
@@ -205,7 +203,7 @@ def _known(context: click.Context, name: str, force: bool) -> str | None:
             return None
         if spec is not None:
             return spec.name
-    source, size, licence = ask(repository, revision, file, quant)
+    source, size, licence = download.ask(repository, revision, file, quant)
     for spec in config.models.values():
         if spec.source == source:
             return spec.name

@@ -1,6 +1,5 @@
 """Commands that set eva-local up: add, completion; and help and version, for who types them."""
 
-import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from eva_local.cli.outputs import shown
-from eva_local.config.catalogue import NAME, free_name
+from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
 from eva_local.config.settings import user_path
 from eva_local.config.specs import NO_MEMBER, PathSource, part_names
@@ -100,10 +99,7 @@ def version() -> None:
 
 def append(path: Path, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> None:
     """Append tables to a models.toml, or begin one; it is as it was where that cannot be done."""
-    new = ""
-    for (kind, name), table in tables.items():
-        lines = (f"{key} = {_quoted(value)}\n" for key, value in table.items())
-        new += f"\n[{kind}.{_quoted(name)}]\n{''.join(lines)}"
+    new = "".join(f"\n{written_table(*place, table)}\n" for place, table in tables.items())
     with refusing(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         # What may not be written is not replaced either.
@@ -148,7 +144,3 @@ def _problem(file: Path) -> str:
     except StoreError as error:
         return str(error).removeprefix(f"{file}: ")
     return refusal(file)
-
-
-def _quoted(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

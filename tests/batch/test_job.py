@@ -18,10 +18,9 @@ from batches import do, errand, fake_ensemble, fake_spec, results, texts, write_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eva_local.batch.forms import JsonLines
+from eva_local.batch.forms import JsonLines, Wishes
 from eva_local.batch.job import carry_out
 from eva_local.batch.results import FileResults
-from eva_local.batch.rows import Wishes
 from eva_local.errors import InputError, ModelError
 from eva_local.types import Sampling
 

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Text
+from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Row, Template, Text, Wishes
 from eva_local.batch.job import Source, form_of
 from eva_local.batch.results import _BEGINNING, NOTHING, Done
-from eva_local.batch.rows import Row, Template, Wishes
 from eva_local.errors import EvaError, InputError
 from eva_local.jsonl import json_line
 from eva_local.openai.answer import Answer

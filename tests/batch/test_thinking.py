@@ -16,8 +16,7 @@ from batches import results
 from tiny_thinkers import write_thinkers
 from waiting import PATIENCE_S
 
-from eva_local.batch.forms import Csv, JsonLines
-from eva_local.batch.rows import Template, Wishes
+from eva_local.batch.forms import Csv, JsonLines, Template, Wishes
 from eva_local.types import Message, Sampling
 
 # A job that ends itself, as `kill -9` ends it, once so many rows are written.

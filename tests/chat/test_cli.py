@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from eva_local import cli
 from eva_local.chat import log
 from eva_local.chat.log import Conversation, Turn
+from eva_local.chat.reader import PlainReader
 from eva_local.chat.terminal import Screen
 from eva_local.cli import chat
 
@@ -62,13 +63,6 @@ def test_an_answer_that_nobody_can_take_ends_the_chat(monkeypatch, capsys, state
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Screen, "write", write)
-    monkeypatch.setattr(chat, "_reader", lambda _: Endless())
+    monkeypatch.setattr(PlainReader, "read", lambda _: "the cat")
     assert cli.main(["chat"]) == 2
     assert capsys.readouterr().err == "eva-local: No space left on device\n"
-
-
-class Endless:
-    somebody = False
-
-    def read(self) -> str:
-        return "the cat"

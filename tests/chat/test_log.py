@@ -14,7 +14,6 @@ from strategies import awkward_text
 from eva_local.chat import log
 from eva_local.chat.log import Conversation, Event, Turn
 from eva_local.errors import InputError
-from eva_local.jsonl import json_line
 from eva_local.types import Message
 
 
@@ -161,9 +160,8 @@ def test_links_that_lead_nowhere_are_no_conversations(tmp_path) -> None:
 def test_a_name_is_never_a_path(tmp_path, name) -> None:
     folder = tmp_path / "chats"
     log.Log.begin(folder, "demo", Conversation()).close()
-    (tmp_path / "secret.jsonl").write_bytes(
-        b"".join(map(json_line, log.records("demo", Conversation())))
-    )
+    with log.Log.begin(folder, "demo", Conversation()) as secret:
+        secret.path.rename(tmp_path / "secret.jsonl")
     with pytest.raises(InputError, match="there is no conversation"):
         log.find(folder, name)
 

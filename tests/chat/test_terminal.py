@@ -18,7 +18,7 @@ from waiting import PATIENCE_S
 EDITOR = """
 import sys
 from pathlib import Path
-from eva_local.chat.commands import CommandCompleter
+from eva_local.chat.repl import CommandCompleter
 from eva_local.chat.reader import LineEditor
 from eva_local.chat.terminal import orderly_end, terminal_restored
 with orderly_end(), terminal_restored():

@@ -21,7 +21,8 @@ from eva_local.cli.options import HELP
 from eva_local.config.config import DEFAULT_KEYS, load_config, shipped, user_file
 from eva_local.config.specs import HubSource, PathSource
 from eva_local.errors import EvaError
-from eva_local.models import hub, store, wheels
+from eva_local.models import download as downloading
+from eva_local.models import store
 
 SLOW_MODULES = (
     "numpy",
@@ -511,11 +512,8 @@ def test_only_pull_opens_a_connection(
         monkeypatch.setattr(socket.socket, name, refuse)
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
-    for module, name in (
-        *((wheels, "_download_wheel"), (wheels, "fetch_wheel")),
-        *((hub, "fetch_hub"), (hub, "ask")),
-    ):
-        monkeypatch.setattr(module, name, refuse)
+    for name in ("_download_wheel", "fetch_wheel", "fetch_hub", "ask"):
+        monkeypatch.setattr(downloading, name, refuse)
     runner = CliRunner()
     for command in (
         ["list"],

@@ -13,7 +13,7 @@ from model_sources import COMMIT, Hub, hub_spec, serve
 from eva_local.config.specs import HubSource, ModelSpec
 from eva_local.errors import StoreError
 from eva_local.models import store
-from eva_local.models.hub import ask
+from eva_local.models.download import ask
 
 DATA = b"GGUF" + random.Random(0).randbytes(3 << 20)
 

