@@ -19,7 +19,7 @@ from eva_local.engine.sampling import Samplers
 from eva_local.engine.sequence import Follower, ScoredSequence, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
-from eva_local.llama.model import Logits, Model, Run, decode_all
+from eva_local.llama.model import LOGIT_ROWS, Logits, Model, Run, decode_all
 from eva_local.spaces.base import Beginning, MemberState, Space
 from eva_local.types import Score, Step
 
@@ -262,6 +262,9 @@ class Engine:
         members = list(range(len(self._models)))
         if len(sequences) == 1:
             self._look_ahead(sequences[0])
+        n_rows = max(map(self._models.count, self._models)) * len(sequences)
+        for sequence in sequences:
+            sequence.foretell(LOGIT_ROWS // n_rows - 1)
         if self._all.fusion.gate < 1 and len(members) > 1:
             pivot = self._all.space.pivot
             members.remove(pivot)
@@ -329,6 +332,8 @@ class Engine:
                 # What must be decoded may fit, or have numbers for logits, by itself.
                 sequence.ahead.give_up()
                 sequence.states[index].propose(b"", 0)
+            elif run.logits > 1:
+                sequence.foretold = False
             else:
                 sequence.fail(row, index)
         return decoded

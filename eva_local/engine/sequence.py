@@ -16,8 +16,9 @@ from eva_local.engine.sampling import Sampler
 from eva_local.errors import ContextError, EvaError, passed_on
 from eva_local.fusion.fuser import Decision, Fuser
 from eva_local.fusion.votes import Vote
-from eva_local.llama.model import Logits, Run
+from eva_local.llama.model import LOGIT_ROWS, Logits, Run
 from eva_local.spaces.base import Beginning, Candidates, MemberState
+from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Ballot, Candidate, FinishReason, Score, ScoredSymbol, Step, Trace, Usage
 
 log = logging.getLogger("eva_local")
@@ -78,6 +79,8 @@ class TextSequence:
         self.sure: Candidates | None = None
         #: What is drafted of the text, where drafts are of use.
         self.ahead: LookAhead | None = None
+        #: Whether members decode what is sure to come in one run.
+        self.foretold = False
         self._prompt_tokens = tuple(map(len, ticket.prompts))
         self._cached_tokens: list[int | None] = [None] * len(states)
         self._steps_alone = self._read_tokens = 0
@@ -132,6 +135,9 @@ class TextSequence:
             state.start(follower.begun)
             del self._followers[index]
         return [] if state.ready else state.pending(limit)
+
+    def foretell(self, most: int) -> None:
+        """Let members decode, where they must, at most so many tokens that are sure to come."""
 
     def count(self, index: int, run: Run, seconds: float) -> None:
         """Record that a run of a member was decoded in `seconds`."""
@@ -342,11 +348,25 @@ class ScoredSequence(TextSequence):
     ) -> None:
         super().__init__(ticket, states, Sampler(ticket.sampling), followers)
         self._symbols = tuple(ticket.symbols or ())
+        # In bytes a member also needs rows that end elsewhere.
+        self.foretold = isinstance(self.panel.space, PivotSpace)
+        # After how many symbols each member was told what comes.
+        self._told_at = [0] * len(states)
         self._log_likelihood = 0.0
         self._unseen = 0
         # None for a member that was not asked each time.
         self._members: list[float | None] = [0.0] * len(states)
         self._told: list[ScoredSymbol] = []
+
+    def foretell(self, most: int) -> None:
+        """Let members decode what comes in one run, each at most so many tokens."""
+        # A member may need other tokens in between: it is told more only as far as that held.
+        upcoming = self._symbols[self.steps : self.steps + 2 * LOGIT_ROWS]
+        data = b"".join(map(self.panel.space.piece, upcoming)) if self.foretold else b""
+        for index, state in enumerate(self.states):
+            if data and not state.ready:
+                went, self._told_at[index] = self.steps - self._told_at[index], self.steps
+                state.propose(data, min(most, 2 * went + 1))
 
     def _advance(self) -> Score | None:
         while self.ready:
