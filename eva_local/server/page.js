@@ -1,12 +1,10 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, swatch, describe, vertical, moved } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, swatch, describe, walk } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
   const SAVE_MS = 1000;
   const UNDO_MS = 15_000;
-  const NUMBERS = ["temperature", "max_tokens", "seed"];
-  const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
   const slim = matchMedia("(max-width: 70rem)");
@@ -138,12 +136,12 @@
       localStorage.setItem(PREFS, JSON.stringify(prefs));
     } catch { /* Nor is this. */ }
   }
-  const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
+  const fields = () => [...$("composer").elements].filter(({ name }) => name);
+  const chosen = () => Object.fromEntries(fields().map(({ name, value }) => [name, value]));
   function fill(settings) {
-    for (const name of SETTINGS) {
-      const value = settings[name];
-      const isOffered = !$(name).options || [...$(name).options].some((option) => option.value === value);
-      if (value !== undefined && isOffered) $(name).value = value;
+    for (const field of fields()) {
+      const value = settings[field.name];
+      if (value !== undefined && [...field.options ?? [{ value }]].some((option) => option.value === value)) field.value = value;
     }
   }
   const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
@@ -263,7 +261,6 @@
     const sought = $("find").value.trim().toLowerCase();
     const found = newest().map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
     $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
-    $("none").hidden = found.length > 0;
     $("none").textContent = sought ? "Nothing found." : "Conversations are kept in this browser, and appear here.";
     $("export").disabled = !chats.size;
     if (held) document.querySelector(`#chats [data-key="${held}"]`)?.focus();
@@ -284,14 +281,12 @@
     return node;
   }
   /** Let Enter end the writing in a field, and Escape break it off. */
-  function editing(field, done) {
-    field.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
-      event.preventDefault();
-      event.stopPropagation();
-      done(event.key === "Enter");
-    });
-  }
+  const editing = (field, done) => field.addEventListener("keydown", (event) => {
+    if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    done(event.key === "Enter");
+  });
   function entry(which, hit) {
     const [{ id }, title] = [which, titleOf(which)];
     const go = button("go", undefined, () => {
@@ -417,7 +412,6 @@
       if (turn.steps) settled(turn);
     }
     turns.forEach(branches);
-    $("empty").hidden = turns.length > 0;
     document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
     ready();
     look();
@@ -462,23 +456,19 @@
     field.focus();
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
-  function messages(goesOn) {
-    const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-    const told = turns.flatMap(({ message: { role, content } }, i) => {
-      const isLast = i >= turns.length - 2;
-      const answer = turns[i + 1]?.message.content;
-      const said = (isLast ? goesOn : answer) ? [{ role: "assistant", content: answer }] : [];
-      return role === "user" && (isLast || answer) ? [{ role, content }, ...said] : [];
-    });
-    return [...system, ...told];
+  function messages(asked, goesOn) {
+    const line = [];
+    for (let at = asked; at; at = chat.messages[at.parent]) line.unshift(at);
+    const told = line.filter(({ role, content }, i) => i >= line.length - 2 || (role === "user" ? line[i + 1].content : content));
+    return (goesOn ? told : told.slice(0, -1)).map(({ role, content }) => ({ role, content }));
   }
-  function body(goesOn) {
-    const thinking = $("thinking").value;
-    const settings = NUMBERS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
+  function body(message, goesOn) {
+    const { model, system, thinking, ...numbers } = chosen();
+    const given = Object.entries(numbers).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]);
     return JSON.stringify({
-      model: $("model").value,
-      messages: messages(goesOn),
-      ...Object.fromEntries(settings),
+      model,
+      messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...messages(message, goesOn)],
+      ...Object.fromEntries(given),
       // Behind a begun answer nobody thinks.
       ...(thinking === "auto" || goesOn ? {} : { thinking }),
       stream: true,
@@ -528,7 +518,8 @@
     Object.assign(turn, { began: performance.now(), last: 0 });
     turn.node.classList.add("running");
     turn.text.before(turn.waiting);
-    turn.tools.hidden = turn.notice.hidden = true;
+    turn.tools.hidden = true;
+    turn.notice.textContent = "";
     keepChat(mine);
     list();
     // A button that was pressed may be gone.
@@ -537,7 +528,7 @@
     paint(turn);
     let saved = performance.now();
     try {
-      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(goesOn), signal };
+      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(message, goesOn), signal };
       const response = await request("v1/chat/completions", options);
       await events(response.body, (chunk) => {
         receive(turn, chunk);
@@ -556,7 +547,6 @@
     if (turns.at(-1) !== turn) return;
     running = null;
     settled(turn);
-    hint();
     say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
     ready();
     paint(turn);
@@ -571,7 +561,6 @@
     turn.node.classList.remove("running");
     turn.waiting.remove();
     turn.thought?.fold.classList.remove("thinking");
-    turn.notice.hidden = !ended;
     turn.notice.textContent = ended;
     turn.notice.classList.toggle("calm", !message.note);
     turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
@@ -585,17 +574,16 @@
 
   function newAnswer(message) {
     const turn = {
-      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0, shares: new Map(),
+      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0,
       node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
       waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
-      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), dotted: make("li", "dotted"),
+      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"),
       tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = turn.notice.hidden = true;
+    turn.tools.hidden = true;
     turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
     turn.again = button("again", "Regenerate", () => again(turn));
     turn.goon = button("goon", "Continue", () => goOn(turn));
-    turn.legend.append(turn.dotted);
     add(turn.tools, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
     add(turn.foot, turn.notice, turn.bar, turn.legend, turn.tools);
     add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
@@ -672,7 +660,6 @@
     step.ballots.forEach(({ member }) => part(member));
     if (step.carrier >= 0) part(step.carrier)[1] += 1;
   }
-  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
     if (!turn.tokens.length) {
@@ -685,12 +672,8 @@
       const step = turn.steps[index];
       const box = step.thought ? thoughtOf(turn).text : turn.text;
       const before = box.lastChild === turn.tokens.at(-1) ? turn.steps[index - 1] : undefined;
-      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-      node.classList.toggle("filtered", isFiltered(step));
       // A character that several tokens make is shown by the last of them.
-      node.classList.toggle("begun", step.hex !== "" && step.shown === "");
-      node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
-      node.dataset.index = String(index);
+      const node = tokenOf(step, index, step.hex !== "" && step.shown === "", before !== undefined && before.hex !== "" && before.shown === "");
       turn.tokens.push(node);
       box.append(node);
     }
@@ -753,34 +736,25 @@
       if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
       draw(turn);
     }
-    hint();
   }
   function figures(turn) {
     const { message } = turn;
-    for (const [name, carried] of message.carried) {
-      if (!turn.shares.has(name)) turn.shares.set(name, shareOf(turn, place(name)));
-      const { fill, much } = turn.shares.get(name);
-      const share = message.tokens ? carried / message.tokens : 0;
-      fill.style.width = `${100 * share}%`;
-      much.textContent = percent(share);
-    }
+    const shares = message.carried.map(([name, carried]) => [place(name), message.tokens ? carried / message.tokens : 0]);
+    turn.bar.replaceChildren(...shares.map(([member, share]) => {
+      const fill = make("div", `fill ${colour(member)}`);
+      fill.style.width = percent(share);
+      return fill;
+    }));
+    const filtered = message.filtered ? [make("li", "dotted", `${plural(message.filtered, "token")} with a filtered vote`)] : [];
+    turn.legend.replaceChildren(...shares.map(([member, share]) =>
+      add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", make("span", "much", percent(share)))), ...filtered);
     const is = turn.thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
     if (turn.thought) turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
-    turn.bar.hidden = !message.tokens;
-    turn.dotted.hidden = !message.filtered;
-    turn.dotted.textContent = `${plural(message.filtered, "token")} with a filtered vote`;
     if (!message.tokens) return;
     const facts = [plural(message.tokens, "token"), `first after ${fixed(message.first / 1000, 2)} s`];
     const seconds = message.spent / 1000;
     if (message.tokens > 1 && seconds > 0) facts.splice(1, 0, `${fixed((message.tokens - 1) / seconds, 1)} tokens/s`);
     turn.facts.textContent = facts.join(" · ");
-  }
-  function shareOf(turn, member) {
-    const fill = make("div", `fill ${colour(member)}`);
-    const much = make("span", "much");
-    turn.bar.append(fill);
-    turn.dotted.before(add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", much));
-    return { fill, much };
   }
   // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
   // the end says nothing: text may have come since the last frame.
@@ -802,60 +776,28 @@
     shown.turn?.tokens[shown.index].classList.remove("current");
     shown = at;
     $("card").hidden = at.turn === null;
-    hint();
     if (at.turn === null) return;
     at.turn.tokens[at.index].classList.add("current");
     $("about").replaceChildren(...describe(at.turn.steps[at.index], members, `token ${at.index + 1}`));
     $("card").scrollTop = 0;
   }
-  function hint() {
-    $("hint").hidden = shown.turn !== null || isText() || !turns.some(({ steps }) => steps?.length);
-  }
-  function keep(turn, index) {
-    if (index < 0 || index >= turn.tokens.length) return;
-    follow = false;
-    kept = { turn, index };
-    show(kept);
-    turn.tokens[index].scrollIntoView({ block: "nearest" });
-  }
   function hide() {
     kept = NONE;
     show(NONE);
   }
-  function listen(turn, box) {
-    const at = (event) => {
-      const node = event.target.closest?.(".token");
-      return node ? Number(node.dataset.index) : -1;
-    };
-    box.addEventListener("pointerover", (event) => {
-      // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
-      if (event.pointerType === "touch" || narrow.matches || !moved(event)) return;
-      show(at(event) < 0 ? kept : { turn, index: at(event) });
-    });
-    box.addEventListener("pointerleave", () => show(kept));
-    box.addEventListener("click", (event) => keep(turn, at(event)));
-    box.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
-      event.preventDefault();
-      const all = [...box.querySelectorAll(".token")];
-      const here = kept.turn === turn ? all.indexOf(turn.tokens[kept.index]) : -1;
-      keep(turn, Number(all[KEYS[event.key](all, here)]?.dataset.index ?? -1));
-      if (kept.turn === turn) say(spell(turn.steps[kept.index]));
-    });
-  }
-  const KEYS = {
-    ArrowRight: (_, here) => here + 1,
-    ArrowLeft: (_, here) => here - 1,
-    ArrowDown: (all, here) => (here < 0 ? 0 : vertical(all, here, 1)),
-    ArrowUp: (all, here) => (here < 0 ? 0 : vertical(all, here, -1)),
-    Home: () => 0,
-    End: (all) => all.length - 1,
-  };
-  function spell(step) {
-    const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
-    const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
-    return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
-  }
+  const listen = (turn, box) => walk(box, {
+    // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
+    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches,
+    show: (index) => show(index < 0 ? kept : { turn, index }),
+    kept: () => (kept.turn === turn ? kept.index : -1),
+    keep: (index, aloud) => {
+      follow = false;
+      kept = { turn, index };
+      show(kept);
+      turn.tokens[index].scrollIntoView({ block: "nearest" });
+      if (aloud) say(spell(turn.steps[index], members));
+    },
+  });
 
   // The frame
 
@@ -947,7 +889,7 @@
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
   $("model").addEventListener("change", introduce);
-  for (const name of SETTINGS) $(name).addEventListener("change", () => prefer({ [name]: $(name).value }));
+  $("settings").parentNode.addEventListener("change", () => prefer(chosen()), true);
   for (const name of ["as-text", "as-tokens"]) {
     $(name).addEventListener("change", async () => {
       prefer({ view: name });

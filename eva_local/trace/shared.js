@@ -22,6 +22,7 @@ const eva = (() => {
   }
   const colour = (member) => (member < 0 ? "" : `m${member % COLOURS}`);
   const letter = (member) => String.fromCharCode(65 + (member % 26));
+  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}%`;
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
   function fixed(value, digits) {
@@ -72,6 +73,19 @@ const eva = (() => {
     if (step.hex === "") return add(node, mark("END", "mark chip"));
     if (step.shown === "") return add(node, mark("◦"));
     return glyphs(node, step.shown, broken);
+  }
+  /** Return the node of a step; the tokens of one character are joined: they have `begun` it, or end it. */
+  function tokenOf(step, index, begun, ended) {
+    const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
+    for (const [name, on] of Object.entries({ filtered: isFiltered(step), begun, ended })) node.classList.toggle(name, on);
+    node.dataset.index = String(index);
+    return node;
+  }
+  /** Return what is said aloud of a step. */
+  function spell(step, members) {
+    const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
+    const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
+    return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
   }
   const spoken = (step) =>
     step.hex === "" ? `end of the ${step.thought ? "thought" : "answer"}`
@@ -150,10 +164,37 @@ const eva = (() => {
     return best;
   }
 
+  const KEYS = {
+    ArrowRight: (_, here) => here + 1,
+    ArrowLeft: (_, here) => here - 1,
+    ArrowDown: (all, here) => (here < 0 ? 0 : vertical(all, here, 1)),
+    ArrowUp: (all, here) => (here < 0 ? 0 : vertical(all, here, -1)),
+    Home: () => 0,
+    End: (all) => all.length - 1,
+  };
+  /**
+   * Let a pointer and keys go from token to token in a box. A pointer that `hovers` shows one for the moment, and -1
+   * where there is none; a click or a key keeps one; `kept` returns which.
+   */
+  function walk(box, { show, keep, kept, hovers = () => true }) {
+    const at = ({ target }) => Number(target.closest?.(".token")?.dataset.index ?? -1);
+    box.addEventListener("pointerover", (event) => hovers(event) && moved(event) && show(at(event)));
+    box.addEventListener("pointerleave", () => show(-1));
+    box.addEventListener("click", (event) => at(event) >= 0 && keep(at(event)));
+    box.addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      const all = [...box.querySelectorAll(".token")];
+      const here = all.findIndex((node) => node.dataset.index === String(kept()));
+      const next = all[KEYS[event.key](all, here)];
+      if (next) keep(Number(next.dataset.index), true);
+    });
+  }
+
   // Where the page moves under a pointer that rests, nobody points at what comes to lie there.
   let rests = "";
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, bar, swatch, describe, vertical, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, bar, swatch, describe, walk, moved };
 })();

@@ -860,7 +860,7 @@ def test_an_answer_that_a_reload_cuts_off_is_gone_on_with(page, server) -> None:
     stored(seen, "traces.clear()")
     reload(seen)
     seen.wait(
-        f"document.querySelector('.turn .text').textContent === {json.dumps(begun)} + ' the land.'"
+        f"document.querySelector('.turn .text')?.textContent === {json.dumps(begun)} + ' the land.'"
     )
     assert seen.complaints() == []
 
