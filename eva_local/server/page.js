@@ -24,12 +24,7 @@
   }
 
   /** What went wrong, in words for the user. */
-  class Trouble extends Error {
-    constructor(words, status = 0) {
-      super(words);
-      this.status = status;
-    }
-  }
+  class Trouble extends Error {}
   const say = (words) => { $("said").textContent = words; };
   function trouble(words) {
     if ($("trouble").textContent !== words) $("trouble").textContent = words;
@@ -48,21 +43,18 @@
       if (error.name === "AbortError") throw error;
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
     }
-    if (response.status === 401) throw new Trouble(askForKey(), 401);
-    if (!response.ok) throw new Trouble(await refusal(response), response.status);
+    const { ok, status } = response;
+    if (!ok) throw Object.assign(new Trouble(status === 401 ? askForKey() : await refusal(response)), { status });
     return response;
   }
   async function refusal(response) {
     const told = await response.json().then((body) => body.error?.message, () => undefined);
     const said = typeof told === "string" && told ? told.replace(/[.\s]+$/, "") : "";
-    const reasoned = (words) => (said ? `${words}: ${said}.` : `${words}.`);
+    const isBusy = response.status === 503 || response.status === 429;
     const seconds = Number(response.headers.get("Retry-After"));
-    if (response.status === 503 || response.status === 429) {
-      const again = seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
-      return reasoned("The server is busy") + again;
-    }
-    if (response.status < 500) return reasoned("The server refused the request");
-    return reasoned(`The server failed (${response.status})`);
+    const again = !isBusy ? "" : seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
+    const what = isBusy ? "is busy" : response.status < 500 ? "refused the request" : `failed (${response.status})`;
+    return `The server ${what}${said && `: ${said}`}.${again}`;
   }
   /** Call `take` with the data of every server-sent event; they are one line of JSON each. */
   async function events(body, take) {
@@ -173,8 +165,8 @@
   function newMessage(role, parent, content = "") {
     // Two of the same moment have an order, too.
     const at = Math.max(Date.now(), 1 + (childrenOf(parent).at(-1)?.at ?? 0));
-    const counts = { at, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [] };
-    const message = { id: newId(), parent, role, content, next: null, thought: "", model: "", finish: "", note: "", stopped: false, ...counts };
+    const how = { model: "", finish: "", note: "", stopped: false, first: 0, spent: 0 };
+    const message = { id: newId(), parent, role, content, at, next: null, thought: "", ...how };
     chat.messages[message.id] = message;
     above(message).next = message.id;
     return message;
@@ -215,9 +207,6 @@
     chat = which;
     if (chat.settings.model) fill(chat.settings);
     history.replaceState(null, "", chat.changed ? `#${chat.id}` : location.pathname);
-    $("turns").replaceChildren();
-    turns.length = 0;
-    hide();
     follow = true;
     sync();
     introduce();
@@ -402,7 +391,7 @@
     let same = 0;
     while (same < turns.length && turns[same].message === now[same]) same += 1;
     for (const turn of turns.splice(same)) {
-      if (kept.turn === turn) hide();
+      if ([kept.turn, shown.turn].includes(turn)) hide();
       turn.node.remove();
     }
     for (const message of now.slice(same)) {
@@ -494,7 +483,7 @@
   function again({ message }) {
     if (running || unfit()) return;
     // Where nothing was written, there is nothing to keep beside the new one.
-    const isEmpty = !message.content && !message.tokens && turns.at(-1).message === message;
+    const isEmpty = !message.content && !message.thought && turns.at(-1).message === message;
     answer(isEmpty ? message : newMessage("assistant", message.parent));
   }
   async function goOn({ message }) {
@@ -547,7 +536,7 @@
     if (turns.at(-1) !== turn) return;
     running = null;
     settled(turn);
-    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
+    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${turn.facts.textContent}.`));
     ready();
     paint(turn);
   }
@@ -645,20 +634,11 @@
     };
   }
   function count(turn, step) {
-    const { message } = turn;
     const now = performance.now();
-    if (!message.tokens) message.first = now - turn.began;
-    else if (turn.last) message.spent += now - turn.last;
+    if (!turn.steps.length) turn.message.first = now - turn.began;
+    else if (turn.last) turn.message.spent += now - turn.last;
     turn.last = now;
     turn.steps.push(step);
-    if (step.hex === "") return;
-    message.tokens += 1;
-    if (step.thought) message.thoughts += 1;
-    message.filtered += isFiltered(step);
-    const { carried } = message;
-    const part = (member) => carried.find(([name]) => name === members[member]) ?? carried[carried.push([members[member], 0]) - 1];
-    step.ballots.forEach(({ member }) => part(member));
-    if (step.carrier >= 0) part(step.carrier)[1] += 1;
   }
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
@@ -730,31 +710,33 @@
   async function look() {
     $("talk").classList.toggle("as-text", isText());
     document.body.classList.toggle("wide", isText());
-    const unknown = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens && !traced.has(message.id));
-    if (!isText() && unknown.length) await traces(unknown.map(({ message }) => message.id));
-    for (const turn of turns) {
-      if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
+    turns.forEach(draw);
+    const unknown = turns.filter(({ message, steps }) => steps && !traced.has(message.id));
+    if (unknown.length) await traces(unknown.map(({ message }) => message.id));
+    for (const turn of unknown) {
+      turn.steps = traced.get(turn.message.id) ?? turn.steps;
       draw(turn);
     }
   }
-  function figures(turn) {
-    const { message } = turn;
-    const shares = message.carried.map(([name, carried]) => [place(name), message.tokens ? carried / message.tokens : 0]);
-    turn.bar.replaceChildren(...shares.map(([member, share]) => {
+  function figures({ message, steps, thought, bar, legend, facts }) {
+    const told = steps.filter(({ hex }) => hex);
+    const names = [...new Set(told.flatMap(({ ballots }) => ballots.map(({ member }) => member)))];
+    const shares = names.map((member) => [member, told.filter(({ carrier }) => carrier === member).length / told.length]);
+    bar.replaceChildren(...shares.map(([member, share]) => {
       const fill = make("div", `fill ${colour(member)}`);
       fill.style.width = percent(share);
       return fill;
     }));
-    const filtered = message.filtered ? [make("li", "dotted", `${plural(message.filtered, "token")} with a filtered vote`)] : [];
-    turn.legend.replaceChildren(...shares.map(([member, share]) =>
-      add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", make("span", "much", percent(share)))), ...filtered);
-    const is = turn.thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-    if (turn.thought) turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
-    if (!message.tokens) return;
-    const facts = [plural(message.tokens, "token"), `first after ${fixed(message.first / 1000, 2)} s`];
-    const seconds = message.spent / 1000;
-    if (message.tokens > 1 && seconds > 0) facts.splice(1, 0, `${fixed((message.tokens - 1) / seconds, 1)} tokens/s`);
-    turn.facts.textContent = facts.join(" · ");
+    const filtered = told.filter(isFiltered).length;
+    legend.replaceChildren(...shares.map(([member, share]) =>
+      add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", make("span", "much", percent(share)))));
+    if (filtered) legend.append(make("li", "dotted", `${plural(filtered, "token")} with a filtered vote`));
+    const is = thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
+    if (thought) thought.summary.textContent = `${is} ${plural(told.filter((step) => step.thought).length, "token")}`;
+    if (!told.length) return;
+    const rate = 1000 * (told.length - 1) / message.spent;
+    const all = [plural(told.length, "token"), rate > 0 && rate < Infinity && `${fixed(rate, 1)} tokens/s`, `first after ${fixed(message.first / 1000, 2)} s`];
+    facts.textContent = all.filter(Boolean).join(" · ");
   }
   // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
   // the end says nothing: text may have come since the last frame.

@@ -99,8 +99,7 @@ const store = (() => {
   const STEP = { shown: isText, hex: isText, thought: isFlag, probability: isCount, carrier: Number.isInteger, top: TOP, ballots: [BALLOT] };
   const MESSAGE = {
     id: isId, parent: isLink, next: isLink, role: among("user", "assistant"), content: isText, thought: isText, model: isText,
-    finish: isText, note: isText, stopped: isFlag, at: isCount, tokens: isCount, thoughts: isCount, filtered: isCount,
-    first: isCount, spent: isCount, carried: [tuple(isText, isCount)],
+    finish: isText, note: isText, stopped: isFlag, at: isCount, first: isCount, spent: isCount,
   };
   const CHAT = { id: isId, title: isText, created: isCount, changed: isCount, next: isLink, settings: {}, messages: {} };
   /** Return whether a value is of a shape: what a function finds right, a list of such, or a thing with such parts. */
