@@ -1,10 +1,13 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, swatch, describe, walk } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, bar, swatch, describe, walk } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
   const SAVE_MS = 1000;
   const UNDO_MS = 15_000;
+  const SIDE_BY_SIDE = 3;
+  const LISTED = 12;
+  const NUMBERS = ["temperature", "max_tokens", "seed"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
   const slim = matchMedia("(max-width: 70rem)");
@@ -91,27 +94,64 @@
       if ($("key").hidden) setTimeout(load, RETRY_MS);
     }
   }
+  const cast = new Map();
   function offer(models) {
     cast.clear();
-    for (const { id, members: names } of models) {
-      cast.set(id, names);
-      names.forEach(place);
+    for (const model of models) {
+      cast.set(model.id, model);
+      model.members.forEach(place);
     }
-    $("model").replaceChildren(...models.map(({ id, members: names }) => {
-      const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together)` : "";
+    $("model").replaceChildren(...models.map(({ id, members: names, space }) => {
+      const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together${space === "bytes" ? ", in bytes" : ""})` : "";
       return make("option", "", id + how, { value: id });
     }));
-    fill(chat.settings.model ? chat.settings : prefs);
-    introduce();
+    introduce(chat.settings.model ? chat.settings : prefs);
     ready();
   }
-  const cast = new Map();
-  function introduce() {
-    const names = cast.get($("model").value) ?? [];
+  /** Show who the chosen model is, and what can be set of it; then put settings into the fields. */
+  function introduce(settings = { ...prefs, ...chosen() }) {
+    fill(settings);
+    const { members: names = [], space } = cast.get($("model").value) ?? {};
     $("empty-words").textContent =
       names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
         : "One model answers alone.";
+    $("space").textContent = names.length > 1 && space ? `Shared space: ${space}, as the server was told.` : "";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
+    const field = (type, name, label, value) => {
+      const input = make("input", "", undefined, { type, name: `${name} ${label}`, value, min: 0, step: "any", placeholder: "1", autocomplete: "off" });
+      input.setAttribute("form", "composer");
+      return glyphs(add(make("label", "check"), input), label, true);
+    };
+    const others = [...cast.keys()].filter((id) => id !== $("model").value);
+    $("own").replaceChildren($("own").firstChild, ...names.map((name) => field("number", "weight", name, "")));
+    $("rivals").replaceChildren($("rivals").firstChild, ...others.map((id) => field("checkbox", "beside", id, id)));
+    fill(settings);
+    limit();
+  }
+  const rivals = () => [...$("rivals").querySelectorAll(":checked")].map(({ value }) => value);
+  /** Let settings say what else can be set, and what they come to. */
+  function limit() {
+    const count = 1 + rivals().length;
+    for (const each of $("rivals").querySelectorAll("input")) each.disabled = count >= SIDE_BY_SIDE && !each.checked;
+    $("send").textContent = count > 1 ? `Ask ${count}` : "Send";
+    $("rivals").hidden = cast.size < 2;
+    $("own").hidden = $("weights").value !== "own";
+    const schema = $("json_schema").value.trim() && parsed($("json_schema").value);
+    $("json_schema").setCustomValidity(schema === "" || (schema && typeof schema === "object") ? "" : "A schema is a JSON object.");
+    room();
+  }
+  function parsed(text) {
+    try {
+      return JSON.parse(text);
+    } catch {
+      return null;
+    }
+  }
+  /** Say how much of the context the conversation takes. */
+  function room() {
+    const last = path().findLast(({ used }) => used);
+    const most = cast.get(last?.model)?.max_model_len;
+    $("meter").replaceChildren(...(most ? ["Context", bar(last.used / most, -1), `${last.used} of ${most} tokens`] : []));
   }
 
   // What is remembered of this browser's user: settings, theme, view
@@ -129,11 +169,12 @@
     } catch { /* Nor is this. */ }
   }
   const fields = () => [...$("composer").elements].filter(({ name }) => name);
-  const chosen = () => Object.fromEntries(fields().map(({ name, value }) => [name, value]));
+  const chosen = () => Object.fromEntries(fields().map(({ name, type, checked, value }) => [name, type === "checkbox" && !checked ? "" : value]));
   function fill(settings) {
     for (const field of fields()) {
       const value = settings[field.name];
-      if (value !== undefined && [...field.options ?? [{ value }]].some((option) => option.value === value)) field.value = value;
+      if (field.type === "checkbox") field.checked = Boolean(value);
+      else if (value !== undefined && [...field.options ?? [{ value }]].some((option) => option.value === value)) field.value = value;
     }
   }
   const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
@@ -165,12 +206,14 @@
   function newMessage(role, parent, content = "") {
     // Two of the same moment have an order, too.
     const at = Math.max(Date.now(), 1 + (childrenOf(parent).at(-1)?.at ?? 0));
-    const how = { model: "", finish: "", note: "", stopped: false, first: 0, spent: 0 };
+    const how = { model: "", side: "", finish: "", note: "", stopped: false, first: 0, spent: 0, used: 0 };
     const message = { id: newId(), parent, role, content, at, next: null, thought: "", ...how };
     chat.messages[message.id] = message;
     above(message).next = message.id;
     return message;
   }
+  /** Return the answers that stand side by side with one, itself among them. */
+  const beside = (message) => (message.side ? childrenOf(message.parent).filter(({ side }) => side === message.side) : [message]);
   const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
 
   const warned = new Set();
@@ -205,11 +248,10 @@
     stop();
     running = null;
     chat = which;
-    if (chat.settings.model) fill(chat.settings);
+    introduce(chat.settings.model ? chat.settings : undefined);
     history.replaceState(null, "", chat.changed ? `#${chat.id}` : location.pathname);
     follow = true;
     sync();
-    introduce();
     list();
   }
   function restart() {
@@ -381,13 +423,14 @@
   const turns = [];
   let running = null;
   function ready() {
+    room();
     $("send").disabled = !$("model").value;
     $("stop").hidden = !($("send").hidden = running !== null);
     for (const each of document.querySelectorAll(".again, .goon, .edit, .branches button:not(.end)")) each.disabled = running !== null;
   }
   /** Show the messages of the path, and leave what stands already. */
   function sync() {
-    const now = path();
+    const now = path().flatMap(beside);
     let same = 0;
     while (same < turns.length && turns[same].message === now[same]) same += 1;
     for (const turn of turns.splice(same)) {
@@ -401,24 +444,30 @@
       if (turn.steps) settled(turn);
     }
     turns.forEach(branches);
+    document.body.classList.toggle("sides", turns.some(({ message }) => message.side));
     document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
     ready();
     look();
   }
-  /** Offer the other versions of a message. */
-  function branches({ message, ways }) {
-    const all = childrenOf(message.parent);
-    const here = all.indexOf(message);
+  /** Offer the other versions of a message, and those beside it; answers side by side are one version. */
+  function branches({ message, node, ways, pick }) {
+    const sides = beside(message);
+    const all = childrenOf(message.parent).filter((each) => beside(each)[0] === each);
+    const here = all.indexOf(sides[0]);
     const way = (name, sign, to) => Object.assign(button(all[to] ? "" : "end", sign, () => turnTo(all[to], sign), sign, name), { disabled: !all[to] });
     ways.hidden = all.length < 2;
     ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
+    node.classList.toggle("side", sides.length > 1);
+    node.style.setProperty("--span", 6 / sides.length);
+    if (pick) Object.assign(pick, { hidden: sides.length < 2, ariaPressed: String(path().includes(message)) });
   }
   function turnTo(message, sign) {
     above(message).next = message.id;
     keepChat(chat);
     sync();
-    const { ways } = turns.find((turn) => turn.message === message);
-    (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
+    const { ways, pick } = turns.find((turn) => turn.message === message);
+    if (!sign) return pick.focus();
+    return (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
   }
   function newQuestion(message) {
     const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
@@ -452,15 +501,21 @@
     return (goesOn ? told : told.slice(0, -1)).map(({ role, content }) => ({ role, content }));
   }
   function body(message, goesOn) {
-    const { model, system, thinking, ...numbers } = chosen();
-    const given = Object.entries(numbers).filter(([, value]) => value !== "").map(([name, value]) => [name, Number(value)]);
+    const settings = chosen();
+    const { system, thinking, weights, json_schema: schema } = settings;
+    const numbers = NUMBERS.filter((name) => settings[name] !== "").map((name) => [name, Number(settings[name])]);
+    const { members: names = [] } = cast.get(message.model) ?? {};
+    const own = Object.fromEntries(names.map((name) => [name, Number(settings[`weight ${name}`] || 1)]));
     return JSON.stringify({
-      model,
+      model: message.model,
       messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...messages(message, goesOn)],
-      ...Object.fromEntries(given),
-      // Behind a begun answer nobody thinks.
+      ...Object.fromEntries(numbers),
+      ...(weights === "default" || names.length < 2 ? {} : { weights: weights === "own" ? own : weights }),
+      // Behind a begun answer nobody thinks, and a schema is of a whole one.
       ...(thinking === "auto" || goesOn ? {} : { thinking }),
+      ...(!schema.trim() || goesOn ? {} : { json_schema: parsed(schema) }),
       stream: true,
+      stream_options: { include_usage: true },
       trace: true,
     });
   }
@@ -476,46 +531,63 @@
     if (!mayAsk(question)) return;
     $("words").value = "";
     grow();
-    const last = turns.at(-1)?.message;
+    const last = path().at(-1);
     ask(question, last?.role === "user" ? last.parent : last?.id ?? null);
   }
-  const ask = (question, parent) => answer(newMessage("assistant", newMessage("user", parent, question).id));
+  const ask = (question, parent) => answer(begun(newMessage("user", parent, question).id));
+  /** Return the answers to a question, none of them written: one, or several side by side. */
+  function begun(parent) {
+    const models = [$("model").value, ...rivals()];
+    const side = models.length > 1 ? newId() : "";
+    const all = models.map((model) => Object.assign(newMessage("assistant", parent), { model, side }));
+    above(all[0]).next = all[0].id;
+    return all;
+  }
   function again({ message }) {
     if (running || unfit()) return;
     // Where nothing was written, there is nothing to keep beside the new one.
-    const isEmpty = !message.content && !message.thought && turns.at(-1).message === message;
-    answer(isEmpty ? message : newMessage("assistant", message.parent));
+    const isEmpty = !message.content && !message.thought && !childrenOf(message.id).length;
+    answer(isEmpty ? [message] : begun(message.parent));
   }
   async function goOn({ message }) {
     if (running || unfit()) return;
     await traces([message.id]);
-    if (!running && turns.at(-1)?.message === message) answer(message, true);
+    if (!running && turns.some((turn) => turn.message === message)) answer([message], true);
   }
-  async function answer(message, goesOn = false) {
-    Object.assign(message, { model: $("model").value, finish: "", note: "", stopped: false });
+  /** Let answers be written, at once. */
+  async function answer(all, goesOn = false) {
+    for (const message of all) {
+      Object.assign(message, { model: message.side ? message.model : $("model").value, finish: "", note: "", stopped: false });
+      if (!traced.has(message.id)) traced.set(message.id, []);
+    }
     Object.assign(chat, { settings: chosen(), changed: Date.now() });
     history.replaceState(null, "", `#${chat.id}`);
-    const mine = chat;
     // An answer that is written anew, or gone on with, is drawn anew.
-    const at = turns.findIndex((each) => each.message === message);
+    const at = turns.findIndex(({ message }) => all.includes(message));
     for (const turn of at < 0 ? [] : turns.splice(at)) turn.node.remove();
-    running = new AbortController();
-    const { signal } = running;
-    if (!traced.has(message.id)) traced.set(message.id, []);
+    const mine = running = new AbortController();
     sync();
-    const turn = turns.at(-1);
-    Object.assign(turn, { began: performance.now(), last: 0 });
-    turn.node.classList.add("running");
-    turn.text.before(turn.waiting);
-    turn.tools.hidden = true;
-    turn.notice.textContent = "";
-    keepChat(mine);
+    keepChat(chat);
     list();
     // A button that was pressed may be gone.
     if (document.activeElement === document.body) $("talk").focus();
     follow = true;
+    await Promise.all(turns.filter(({ message }) => all.includes(message)).map((turn) => write(turn, chat, goesOn, mine.signal)));
+    if (running !== mine) return;
+    running = null;
+    const [{ note, stopped }] = all;
+    say(note || (stopped ? "Stopped." : all.length > 1 ? `${all.length} answers complete.` : `Answer complete, ${turns.at(-1).facts.textContent}.`));
+    ready();
+  }
+  /** Write one answer of a conversation, which may be left meanwhile. */
+  async function write(turn, mine, goesOn, signal) {
+    const { message } = turn;
+    let saved = turn.began = performance.now();
+    turn.node.classList.add("running");
+    turn.text.before(turn.waiting);
+    turn.tools.hidden = true;
+    turn.notice.textContent = "";
     paint(turn);
-    let saved = performance.now();
     try {
       const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(message, goesOn), signal };
       const response = await request("v1/chat/completions", options);
@@ -533,12 +605,8 @@
     }
     // It may have been deleted meanwhile.
     if (chats.has(mine.id)) keepChat(mine, [message.id]);
-    if (turns.at(-1) !== turn) return;
-    running = null;
     settled(turn);
-    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${turn.facts.textContent}.`));
-    ready();
-    paint(turn);
+    if (turn.node.isConnected) draw(turn);
   }
   /** Say how an answer ended, and what can be done with it. */
   function settled(turn) {
@@ -566,15 +634,20 @@
       message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0,
       node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
       waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
-      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"),
+      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), contest: make("details", "contest"), ranges: new Map(),
       tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
     turn.tools.hidden = true;
+    turn.look = button("look", "", () => {
+      turn.asText = !isText(turn);
+      look();
+    });
+    turn.pick = button("pick", "Go on with this", () => turnTo(message));
     turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
     turn.again = button("again", "Regenerate", () => again(turn));
     turn.goon = button("goon", "Continue", () => goOn(turn));
-    add(turn.tools, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
-    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.tools);
+    add(turn.tools, turn.pick, turn.look, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
+    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.contest, turn.tools);
     add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
     if (message.thought) thoughtOf(turn);
@@ -593,6 +666,7 @@
   }
   function receive(turn, chunk) {
     if (chunk.error) throw new Trouble(`The server gave up: ${chunk.error.message}`);
+    turn.message.used = chunk.usage?.total_tokens ?? turn.message.used;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     const { message } = turn;
@@ -692,12 +766,12 @@
     $("talk").scrollTop = $("talk").scrollHeight;
     height = $("talk").scrollTop;
   }
-  const isText = () => $("as-text").checked;
+  const isText = ({ asText }) => asText ?? $("as-text").checked;
   // Markdown is read from its beginning: where that takes long, it is done less often.
   function draw(turn) {
     if (!turn.steps) return;
     const now = performance.now();
-    if (!isText()) drawTokens(turn);
+    if (!isText(turn)) drawTokens(turn);
     else if (turn.due > now && turn.node.classList.contains("running")) paint(turn);
     else {
       if (turn.thought) markdown.draw(turn.thought.prose, turn.message.thought);
@@ -705,11 +779,15 @@
       turn.due = performance.now() + 4 * (performance.now() - now);
     }
     figures(turn);
+    if (!turn.node.classList.contains("running")) contest(turn);
   }
   /** Draw all in the view that is chosen, once what is known of its tokens is there. */
   async function look() {
-    $("talk").classList.toggle("as-text", isText());
-    document.body.classList.toggle("wide", isText());
+    for (const turn of turns) {
+      turn.node.classList.toggle("as-text", isText(turn));
+      if (turn.look) turn.look.textContent = isText(turn) ? "Tokens" : "Text";
+    }
+    widen();
     turns.forEach(draw);
     const unknown = turns.filter(({ message, steps }) => steps && !traced.has(message.id));
     if (unknown.length) await traces(unknown.map(({ message }) => message.id));
@@ -738,6 +816,20 @@
     const all = [plural(told.length, "token"), rate > 0 && rate < Infinity && `${fixed(rate, 1)} tokens/s`, `first after ${fixed(message.first / 1000, 2)} s`];
     facts.textContent = all.filter(Boolean).join(" · ");
   }
+  /** List the words on which the members disagree most, and underline them in the text. */
+  function contest(turn) {
+    const { content } = turn.message;
+    const found = disputes.words(content, turn.steps);
+    turn.ranges = disputes.ranges(turn.prose, content, found);
+    CSS.highlights?.set("disputed", new Highlight(...turns.flatMap(({ ranges }) => [...ranges?.values() ?? []])));
+    turn.contest.hidden = !found.length;
+    const worst = found.slice(0, LISTED).map(({ text, index, bits }) => {
+      const jump = button("", undefined, () => keep(turn, index));
+      return add(words(jump, text), " ", make("span", "much", fixed(bits, 2)));
+    });
+    turn.contest.replaceChildren(add(make("summary"), make("u", "", "Where they disagreed"), `: ${plural(found.length, "word")}`),
+      make("p", "aside", disputes.MEANING), add(make("div", "tools"), ...worst));
+  }
   // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
   // the end says nothing: text may have come since the last frame.
   let [follow, height] = [true, 0];
@@ -755,11 +847,14 @@
   let shown = NONE;
   function show(at) {
     if (at.turn === shown.turn && at.index === shown.index) return;
-    shown.turn?.tokens[shown.index].classList.remove("current");
+    shown.turn?.tokens[shown.index]?.classList.remove("current");
     shown = at;
     $("card").hidden = at.turn === null;
+    widen();
+    const range = at.turn?.ranges.get(at.index);
+    CSS.highlights?.set("current", new Highlight(...(range ? [range] : [])));
     if (at.turn === null) return;
-    at.turn.tokens[at.index].classList.add("current");
+    at.turn.tokens[at.index]?.classList.add("current");
     $("about").replaceChildren(...describe(at.turn.steps[at.index], members, `token ${at.index + 1}`));
     $("card").scrollTop = 0;
   }
@@ -767,18 +862,22 @@
     kept = NONE;
     show(NONE);
   }
+  function keep(turn, index, aloud) {
+    follow = false;
+    kept = { turn, index };
+    show(kept);
+    const place = isText(turn) ? turn.ranges.get(index)?.startContainer.parentElement : turn.tokens[index];
+    place?.scrollIntoView({ block: "nearest" });
+    if (aloud) say(spell(turn.steps[index], members));
+  }
+  /** Give the card a column of its own where there is, or soon may be, something in it. */
+  const widen = () => document.body.classList.toggle("wide", shown.turn === null && turns.every(isText));
   const listen = (turn, box) => walk(box, {
     // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
-    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches,
+    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches && !document.body.classList.contains("sides"),
     show: (index) => show(index < 0 ? kept : { turn, index }),
     kept: () => (kept.turn === turn ? kept.index : -1),
-    keep: (index, aloud) => {
-      follow = false;
-      kept = { turn, index };
-      show(kept);
-      turn.tokens[index].scrollIntoView({ block: "nearest" });
-      if (aloud) say(spell(turn.steps[index], members));
-    },
+    keep: (index, aloud) => keep(turn, index, aloud),
   });
 
   // The frame
@@ -846,7 +945,8 @@
     const source = event.target.closest?.(".copy-code");
     if (source) copy(source, markdown.source(source));
   });
-  addEventListener("pagehide", () => running && store.saveNow(chat, [traceOf(turns.at(-1).message.id)]));
+  const unfinished = () => turns.filter(({ node }) => node.classList.contains("running")).map(({ message }) => traceOf(message.id));
+  addEventListener("pagehide", () => running && store.saveNow(chat, unfinished()));
   slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
   $("menu").addEventListener("click", () => {
     aside($("side").hidden);
@@ -870,12 +970,16 @@
   $("new").addEventListener("click", restart);
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
-  $("model").addEventListener("change", introduce);
-  $("settings").parentNode.addEventListener("change", () => prefer(chosen()), true);
+  $("settings").parentNode.addEventListener("change", ({ target }) => {
+    prefer(chosen());
+    if (target === $("model")) introduce();
+    else limit();
+  }, true);
   for (const name of ["as-text", "as-tokens"]) {
     $(name).addEventListener("change", async () => {
       prefer({ view: name });
       hide();
+      for (const turn of turns) turn.asText = undefined;
       // What was at the top stays there.
       const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
       await look();

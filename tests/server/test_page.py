@@ -20,7 +20,7 @@ from servers import serving
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces, thinking_steps
 from waiting import PATIENCE_S, step_gate, until
 
-from eva_local.openai.answer import Letterhead
+from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
@@ -36,12 +36,19 @@ def members_of(name: str) -> Sequence[str]:
     return (name.partition("/")[2],) if "/" in name else MEMBERS
 
 
+def model_of(name: str) -> dict[str, object]:
+    space = None if "/" in name else "pivot"
+    return {"id": name, "members": members_of(name), "space": space, "max_model_len": 400}
+
+
 @dataclass
 class Server:
     """What the next answers are, and what was asked; `gate` holds an answer at `pause`."""
 
     url: str = ""
     steps: Sequence[Step] = ()
+    # What single models answer otherwise.
+    others: dict[str, Sequence[Step]] = field(default_factory=dict)
     pause: int | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
@@ -68,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             page = chat_page()
             self._send(200, page.body, page.headers)
         elif self.path == "/v1/models" and self._may():
-            data = [{"id": name, "members": members_of(name)} for name in told.ids]
+            data = [model_of(name) for name in told.ids]
             body = problem("loading") if told.loading else {"object": "list", "data": data}
             self._send(503 if told.loading else 200, json.dumps(body).encode())
 
@@ -93,9 +100,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        head = Letterhead(CHAT, "x", 0, model, traced=True)
+        head = Letterhead(CHAT, "x", 0, model, counted=True, traced=True)
         self._event(head.opening(0))
-        for number, step in enumerate(told.steps):
+        steps = told.others.get(model, told.steps)
+        for number, step in enumerate(steps):
             if number == told.pause:
                 self._wait()
             if told.trouble:
@@ -103,6 +111,9 @@ class Handler(BaseHTTPRequestHandler):
                     self._event(problem(told.trouble))
                 return
             self._event(head.step(0, step))
+        told_of = Answer()
+        told_of.steps = list(steps)
+        self._event(head.last([told_of], 1))
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
@@ -267,6 +278,7 @@ def test_an_answer_token_by_token(page, server) -> None:
             "model": "trio",
             "messages": [{"role": "user", "content": "Why is the sea salty?"}],
             "stream": True,
+            "stream_options": {"include_usage": True},
             "trace": True,
         }
     ]
@@ -294,7 +306,7 @@ def test_a_thought_is_folded_and_dimmed_and_asked_for_by_a_switch(page, server) 
     seen = page()
     seen.point("#fold", click=True)
     assert seen.run("[...document.getElementById('thinking').options].map(o => o.value)") == [
-        *("auto", "off", "on")
+        *("auto", "off", "on", "apart")
     ]
     seen.run("document.getElementById('thinking').value = 'on'")
     ask(seen, done=False)
@@ -410,10 +422,11 @@ def test_keys_reach_everything(page, server) -> None:
     said = seen.run("document.getElementById('said').textContent")
     assert said.startswith(f"{first.text}, carried by {first.trace.carrier}")
     reached = []
-    for _ in range(3):
+    for _ in range(6):
         seen.press("Tab")
-        reached.append(seen.run("document.activeElement.className || document.activeElement.id"))
-    assert reached == ["copy", "again", "words"]
+        at = "(n => n.className || n.id || n.tagName)(document.activeElement)"
+        reached.append(seen.run(at))
+    assert reached == ["SUMMARY", "look", "copy", "again", "close", "words"]
 
 
 def test_settings_go_with_the_question(page, server) -> None:
@@ -1287,6 +1300,7 @@ def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
         "model": "trio",
         "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": begun}],
         "stream": True,
+        "stream_options": {"include_usage": True},
         "trace": True,
     }
     assert not seen.run("document.querySelector('.goon').checkVisibility()")
@@ -1355,7 +1369,7 @@ def test_everything_is_reached_by_tab_and_seen(page, server) -> None:
     assert set(wanted) <= set(reached)
     nameless = seen.run(
         f'[...document.querySelectorAll("{FOCUSABLE}")].filter(n => !n.hidden &&'
-        "!(n.ariaLabel || n.innerText?.trim() || n.labels?.length || n.tagName === 'PRE'))"
+        "!(n.ariaLabel || n.textContent.trim() || n.labels?.length || n.tagName === 'PRE'))"
         ".map(n => n.id || n.className)"
     )
     assert nameless == []
