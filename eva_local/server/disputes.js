@@ -3,13 +3,13 @@ const disputes = (() => {
   const WORD = /[\p{L}\p{N}_]+/gu;
   const MEANING = `Underlined: votes at least ${eva.DISPUTED} bits apart, by the Jensen-Shannon divergence of what each member named (all members alike; what one did not name counts as one piece). 0 is agreement.`;
 
+  /** Return how much of the beginning of an answer the steps do not tell: all of it, or nothing is usual. */
+  const unknown = (content, steps) => content.length - steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
   /** Return the disputed words of an answer, the most disputed first, each with the step that is. */
   function words(content, steps) {
     const all = [...content.matchAll(WORD)];
     const found = new Map();
-    // Of the beginning, nothing may be known.
-    let at = content.length - steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
-    let order = 0;
+    let [at, order] = [unknown(content, steps), 0];
     steps.forEach((step, index) => {
       if (step.thought) return;
       while (order < all.length && all[order].index + all[order][0].length <= at) order += 1;
@@ -40,5 +40,5 @@ const disputes = (() => {
       return [index, range];
     }));
   }
-  return { words, ranges, MEANING };
+  return { words, ranges, unknown, MEANING };
 })();

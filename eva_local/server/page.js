@@ -1,5 +1,5 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, bar, swatch, describe, walk } = eva;
+  const { make, add, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, button, fill, bar, swatch, describe, walk } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
@@ -13,8 +13,7 @@
   const slim = matchMedia("(max-width: 70rem)");
 
   // Where a browser keeps nothing at all, it lasts as long as the page.
-  const held = new Map();
-  let session = { getItem: (name) => held.get(name) ?? null, setItem: (name, value) => held.set(name, value), removeItem: (name) => held.delete(name) };
+  let session = {};
   try {
     session = sessionStorage;
   } catch { /* Then not in this tab, either. */ }
@@ -31,13 +30,12 @@
   const say = (words) => { $("said").textContent = words; };
   function trouble(words) {
     if ($("trouble").textContent !== words) $("trouble").textContent = words;
-    $("trouble").hidden = !words;
   }
 
   // The server
 
   async function request(path, options = {}) {
-    const secret = session.getItem(SECRET);
+    const secret = session[SECRET];
     const headers = { ...(secret && { Authorization: `Bearer ${secret}` }), ...options.headers };
     let response;
     try {
@@ -77,8 +75,8 @@
 
   /** Show the field for the key, and return why. */
   function askForKey() {
-    const refused = session.getItem(SECRET) !== null;
-    session.removeItem(SECRET);
+    const refused = SECRET in session;
+    delete session[SECRET];
     $("key").hidden = false;
     $("secret").focus();
     return refused ? "The server does not know this API key." : "The server wants its API key.";
@@ -110,7 +108,7 @@
   }
   /** Show who the chosen model is, and what can be set of it; then put settings into the fields. */
   function introduce(settings = { ...prefs, ...chosen() }) {
-    fill(settings);
+    setAll(settings);
     const { members: names = [], space } = cast.get($("model").value) ?? {};
     $("empty-words").textContent =
       names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
@@ -125,7 +123,7 @@
     const others = [...cast.keys()].filter((id) => id !== $("model").value);
     $("own").replaceChildren($("own").firstChild, ...names.map((name) => field("number", "weight", name, "")));
     $("rivals").replaceChildren($("rivals").firstChild, ...others.map((id) => field("checkbox", "beside", id, id)));
-    fill(settings);
+    setAll(settings);
     limit();
   }
   const rivals = () => [...$("rivals").querySelectorAll(":checked")].map(({ value }) => value);
@@ -170,7 +168,7 @@
   }
   const fields = () => [...$("composer").elements].filter(({ name }) => name);
   const chosen = () => Object.fromEntries(fields().map(({ name, type, checked, value }) => [name, type === "checkbox" && !checked ? "" : value]));
-  function fill(settings) {
+  function setAll(settings) {
     for (const field of fields()) {
       const value = settings[field.name];
       if (field.type === "checkbox") field.checked = Boolean(value);
@@ -216,13 +214,11 @@
   const beside = (message) => (message.side ? childrenOf(message.parent).filter(({ side }) => side === message.side) : [message]);
   const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
 
-  const warned = new Set();
   /** Say something of the browser's storage, once. */
   function warn(what, words) {
-    if (warned.has(what)) return;
-    warned.add(what);
+    if (what in $("unkept").dataset) return;
+    $("unkept").dataset[what] = "said";
     $("unkept").append(`${words} `);
-    $("unkept").hidden = false;
   }
   function unkept(error) {
     const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
@@ -305,12 +301,6 @@
     }
     return null;
   }
-  function button(className, label, act, key = "", ariaLabel = null) {
-    const node = make("button", className, label, { type: "button", ariaLabel });
-    node.dataset.key = key;
-    node.addEventListener("click", act);
-    return node;
-  }
   /** Let Enter end the writing in a field, and Escape break it off. */
   const editing = (field, done) => field.addEventListener("keydown", (event) => {
     if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
@@ -323,7 +313,8 @@
     const go = button("go", undefined, () => {
       if (which !== chat) open(which);
       if (slim.matches) aside(false);
-    }, `go-${id}`);
+    });
+    go.dataset.key = `go-${id}`;
     words(go, title);
     if (hit) go.append(words(make("span", "aside"), hit));
     go.ariaCurrent = which === chat ? "true" : null;
@@ -331,8 +322,8 @@
     const more = button("more", "⋯", () => {
       opened = isOpen ? "" : id;
       list();
-    }, `more-${id}`, `More of ${title}`);
-    more.ariaExpanded = String(isOpen);
+    }, { ariaLabel: `More of ${title}`, ariaExpanded: String(isOpen) });
+    more.dataset.key = `more-${id}`;
     const node = add(make("li"), go, more);
     return !isOpen ? node : add(node, add(make("div", "tools"),
       button("rename", "Rename", () => rename(which, node)),
@@ -444,30 +435,28 @@
       if (turn.steps) settled(turn);
     }
     turns.forEach(branches);
-    document.body.classList.toggle("sides", turns.some(({ message }) => message.side));
     document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
     ready();
     look();
   }
   /** Offer the other versions of a message, and those beside it; answers side by side are one version. */
-  function branches({ message, node, ways, pick }) {
+  function branches({ message, node, ways, choose }) {
     const sides = beside(message);
     const all = childrenOf(message.parent).filter((each) => beside(each)[0] === each);
     const here = all.indexOf(sides[0]);
-    const way = (name, sign, to) => Object.assign(button(all[to] ? "" : "end", sign, () => turnTo(all[to], sign), sign, name), { disabled: !all[to] });
+    const way = (name, sign, to) => button(all[to] ? "" : "end", sign, () => turnTo(all[to], name), { ariaLabel: name, disabled: !all[to] });
     ways.hidden = all.length < 2;
     ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
     node.classList.toggle("side", sides.length > 1);
     node.style.setProperty("--span", 6 / sides.length);
-    if (pick) Object.assign(pick, { hidden: sides.length < 2, ariaPressed: String(path().includes(message)) });
+    if (choose) Object.assign(choose, { hidden: sides.length < 2, ariaPressed: String(path().includes(message)) });
   }
-  function turnTo(message, sign) {
+  function turnTo(message, name) {
     above(message).next = message.id;
     keepChat(chat);
     sync();
-    const { ways, pick } = turns.find((turn) => turn.message === message);
-    if (!sign) return pick.focus();
-    return (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
+    const { ways, choose } = turns.find((turn) => turn.message === message);
+    (name ? ways.querySelector(`[aria-label="${name}"]:enabled`) ?? ways.querySelector("button:enabled") : choose).focus();
   }
   function newQuestion(message) {
     const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
@@ -642,11 +631,11 @@
       turn.asText = !isText(turn);
       look();
     });
-    turn.pick = button("pick", "Go on with this", () => turnTo(message));
+    turn.choose = button("choose", "Go on with this", () => turnTo(message));
     turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
     turn.again = button("again", "Regenerate", () => again(turn));
     turn.goon = button("goon", "Continue", () => goOn(turn));
-    add(turn.tools, turn.pick, turn.look, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
+    add(turn.tools, turn.choose, turn.look, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
     add(turn.foot, turn.notice, turn.bar, turn.legend, turn.contest, turn.tools);
     add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
@@ -696,14 +685,12 @@
       probability: vote.probability,
       carrier: vote.decided_by ? place(vote.decided_by) : -1,
       top: top(vote.top),
-      ballots: vote.members.map((ballot) => ({
-        member: place(ballot.name),
+      ballots: vote.members.map(({ name, stayed, ...ballot }) => ({
+        ...ballot,
+        member: place(name),
         top: top(ballot.top),
-        chosen: ballot.chosen,
         // Who was not asked has no candidates.
-        verdict: ballot.stayed ? "stayed" : ballot.top.length ? "filtered" : "absent",
-        reason: ballot.reason,
-        weight: ballot.weight,
+        verdict: stayed ? "stayed" : ballot.top.length ? "filtered" : "absent",
       })),
     };
   }
@@ -717,17 +704,15 @@
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
     if (!turn.tokens.length) {
-      // The beginning of which nothing is known, or all of it.
-      const known = turn.steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
-      const lead = turn.message.content.slice(0, turn.message.content.length - known);
+      const lead = turn.message.content.slice(0, disputes.unknown(turn.message.content, turn.steps));
       turn.text.replaceChildren(...(lead ? [glyphs(make("span"), lead, true)] : []));
     }
     for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
       const step = turn.steps[index];
       const box = step.thought ? thoughtOf(turn).text : turn.text;
-      const before = box.lastChild === turn.tokens.at(-1) ? turn.steps[index - 1] : undefined;
       // A character that several tokens make is shown by the last of them.
-      const node = tokenOf(step, index, step.hex !== "" && step.shown === "", before !== undefined && before.hex !== "" && before.shown === "");
+      const isInside = Boolean(box.lastElementChild?.classList.contains("begun"));
+      const node = tokenOf(step, index, step.hex !== "" && step.shown === "", isInside);
       turn.tokens.push(node);
       box.append(node);
     }
@@ -750,6 +735,7 @@
     say("Copied.");
     setTimeout(() => { button.textContent = before; }, COPIED_MS);
   }
+  markdown.copy = copy;
 
   // What follows the tokens once a frame: shares, figures, and the place on the screen
 
@@ -784,10 +770,9 @@
   /** Draw all in the view that is chosen, once what is known of its tokens is there. */
   async function look() {
     for (const turn of turns) {
-      turn.node.classList.toggle("as-text", isText(turn));
+      turn.node.classList.toggle("as-tokens", !isText(turn));
       if (turn.look) turn.look.textContent = isText(turn) ? "Tokens" : "Text";
     }
-    widen();
     turns.forEach(draw);
     const unknown = turns.filter(({ message, steps }) => steps && !traced.has(message.id));
     if (unknown.length) await traces(unknown.map(({ message }) => message.id));
@@ -800,14 +785,10 @@
     const told = steps.filter(({ hex }) => hex);
     const names = [...new Set(told.flatMap(({ ballots }) => ballots.map(({ member }) => member)))];
     const shares = names.map((member) => [member, told.filter(({ carrier }) => carrier === member).length / told.length]);
-    bar.replaceChildren(...shares.map(([member, share]) => {
-      const fill = make("div", `fill ${colour(member)}`);
-      fill.style.width = percent(share);
-      return fill;
-    }));
+    bar.replaceChildren(...shares.map(([member, share]) => fill(share, member)));
     const filtered = told.filter(isFiltered).length;
     legend.replaceChildren(...shares.map(([member, share]) =>
-      add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", make("span", "much", percent(share)))));
+      add(glyphs(add(make("li"), swatch(member)), members[member], true), make("span", "much", ` ${percent(share)}`))));
     if (filtered) legend.append(make("li", "dotted", `${plural(filtered, "token")} with a filtered vote`));
     const is = thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
     if (thought) thought.summary.textContent = `${is} ${plural(told.filter((step) => step.thought).length, "token")}`;
@@ -850,7 +831,6 @@
     shown.turn?.tokens[shown.index]?.classList.remove("current");
     shown = at;
     $("card").hidden = at.turn === null;
-    widen();
     const range = at.turn?.ranges.get(at.index);
     CSS.highlights?.set("current", new Highlight(...(range ? [range] : [])));
     if (at.turn === null) return;
@@ -870,11 +850,9 @@
     place?.scrollIntoView({ block: "nearest" });
     if (aloud) say(spell(turn.steps[index], members));
   }
-  /** Give the card a column of its own where there is, or soon may be, something in it. */
-  const widen = () => document.body.classList.toggle("wide", shown.turn === null && turns.every(isText));
   const listen = (turn, box) => walk(box, {
     // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
-    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches && !document.body.classList.contains("sides"),
+    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches && !document.querySelector(".side"),
     show: (index) => show(index < 0 ? kept : { turn, index }),
     kept: () => (kept.turn === turn ? kept.index : -1),
     keep: (index, aloud) => keep(turn, index, aloud),
@@ -887,8 +865,8 @@
   function grow() {
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
-    session.removeItem(DRAFT);
-    if ($("words").value) session.setItem(DRAFT, $("words").value);
+    delete session[DRAFT];
+    if ($("words").value) session[DRAFT] = $("words").value;
   }
   function unfold(open) {
     $("settings").hidden = !open;
@@ -915,7 +893,7 @@
   });
   $("key").addEventListener("submit", (event) => {
     event.preventDefault();
-    session.setItem(SECRET, $("secret").value.trim());
+    session[SECRET] = $("secret").value.trim();
     $("secret").value = "";
     $("key").hidden = true;
     trouble("");
@@ -940,10 +918,6 @@
       else if (running) stop();
       else if ($("side").contains(event.target)) $("words").focus();
     }
-  });
-  document.addEventListener("click", (event) => {
-    const source = event.target.closest?.(".copy-code");
-    if (source) copy(source, markdown.source(source));
   });
   const unfinished = () => turns.filter(({ node }) => node.classList.contains("running")).map(({ message }) => traceOf(message.id));
   addEventListener("pagehide", () => running && store.saveNow(chat, unfinished()));
@@ -994,8 +968,8 @@
   paintIn($("theme").value);
   $("theme").addEventListener("change", () => paintIn($("theme").value));
   if (prefs.view === "as-tokens") $("as-tokens").checked = true;
-  fill(prefs);
-  $("words").value = session.getItem(DRAFT) ?? "";
+  setAll(prefs);
+  $("words").value = session[DRAFT] ?? "";
   grow();
   aside(!slim.matches && prefs.side !== "closed");
   look();

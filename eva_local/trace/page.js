@@ -1,5 +1,5 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, tokenOf, isFiltered, spell, bar, swatch, describe, walk, moved } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, tokenOf, isFiltered, spell, button, bar, swatch, describe, walk, moved } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { steps, members, summary } = data;
   const BINS = 300;
@@ -47,12 +47,9 @@
   function legend() {
     const total = Math.max(summary.members.reduce((sum, member) => sum + member.carried, 0), 1);
     summary.members.forEach((member, index) => {
-      const button = glyphs(add(make("button", "spotlight"), swatch(index)), member.name, true);
-      button.type = "button";
-      button.title = "Colour only the tokens that this member carried";
-      button.setAttribute("aria-pressed", "false");
-      button.addEventListener("click", () => spotlight(button, index));
-      const name = add(make("td"), button);
+      const title = "Colour only the tokens that this member carried";
+      const lit = button("spotlight", undefined, () => spotlight(lit, index), { title, ariaPressed: "false" });
+      const name = add(make("td"), glyphs(add(lit, swatch(index)), member.name, true));
       if (member.name === data.pivot) name.append(make("span", "pivot", "pivot"));
       const share = member.carried / total;
       const figure = `${member.carried} (${percent(share)})`;
@@ -63,10 +60,9 @@
         make("td", "figure", `${fixed(member.decode_ms, 1)} ms`)));
     });
   }
-  function spotlight(button, member) {
-    const on = button.getAttribute("aria-pressed") !== "true";
-    for (const other of $("members").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
-    button.setAttribute("aria-pressed", String(on));
+  function spotlight(lit, member) {
+    const on = lit.ariaPressed !== "true";
+    for (const other of $("members").querySelectorAll("button")) other.ariaPressed = String(on && other === lit);
     main.classList.toggle("spotlit", on);
     tokens.forEach((node, i) => node.classList.toggle("lit", on && steps[i].carrier === member));
   }

@@ -111,10 +111,18 @@ const eva = (() => {
       : step.shown === "" ? "part of a character"
       : step.shown.replace(/\n/g, " line break ").trim() || "space";
 
+  function button(className, label, act, properties) {
+    const node = make("button", className, label, { type: "button", ...properties });
+    node.addEventListener("click", act);
+    return node;
+  }
+  function fill(share, member) {
+    const node = make("div", `fill ${colour(member)}`);
+    node.style.width = `${Math.min(100, 100 * share)}%`;
+    return node;
+  }
   function bar(share, member) {
-    const fill = make("div", `fill ${colour(member)}`);
-    fill.style.width = `${Math.min(100, 100 * share)}%`;
-    const track = add(make("div", "track"), fill);
+    const track = add(make("div", "track"), fill(share, member));
     track.setAttribute("aria-hidden", "true");
     return track;
   }
@@ -216,5 +224,5 @@ const eva = (() => {
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, DISPUTED, divergence, spell, bar, swatch, describe, walk, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, DISPUTED, divergence, spell, button, fill, bar, swatch, describe, walk, moved };
 })();

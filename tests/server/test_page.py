@@ -618,7 +618,7 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     assert seen.run("sessionStorage.length") == 0
     server.key = "sesame"
     seen = page(models=False)
-    seen.wait("!document.getElementById('trouble').hidden")
+    seen.wait("document.getElementById('trouble').textContent")
     assert "wants its API key" in text(seen, "#trouble")
     assert seen.run("document.getElementById('send').disabled")
     assert seen.run("document.activeElement.id") == "secret"
@@ -630,7 +630,7 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     seen.press("Enter")
     seen.wait("document.getElementById('model').value")
     assert seen.run("document.getElementById('key').hidden")
-    assert seen.run("document.getElementById('trouble').hidden")
+    assert not seen.run("document.getElementById('trouble').checkVisibility()")
     assert seen.run("Object.values(sessionStorage)") == ["sesame"]
     assert "sesame" not in seen.run("JSON.stringify(localStorage) + document.cookie")
     ask(seen)
@@ -762,7 +762,7 @@ def test_a_server_that_still_loads_is_asked_again(page, server) -> None:
     assert seen.run("document.getElementById('send').disabled")
     server.loading = False
     seen.wait("document.getElementById('model').value")
-    assert seen.run("document.getElementById('trouble').hidden")
+    assert not seen.run("document.getElementById('trouble').checkVisibility()")
     assert not seen.run("document.getElementById('send').disabled")
 
 
@@ -1018,7 +1018,7 @@ def test_damage_is_said_once_and_left_alone(page, server) -> None:
         "if (!at) return; at.update({...at.value, steps: [{shown: 3}]}); at.continue(); }",
     )
     reload(seen)
-    seen.wait("!document.getElementById('unkept').hidden")
+    seen.wait("document.getElementById('unkept').textContent")
     assert "1 conversation of this browser cannot be read" in text(seen, "#unkept")
     assert said(seen) == ["Why?", "Salt."]
     seen.run("document.getElementById('as-tokens').click()")
@@ -1049,7 +1049,7 @@ def test_a_full_or_closed_store_loses_nothing_on_screen(page, server, how) -> No
         finally:
             seen.call("Page.removeScriptToEvaluateOnNewDocument", **added)
     ask(seen, "One?")
-    seen.wait("!document.getElementById('unkept').hidden")
+    seen.wait("document.getElementById('unkept').textContent")
     why = "its room is full" if how == "quota" else "its storage cannot be used"
     assert why in text(seen, "#unkept")
     seen.run("document.getElementById('unkept').textContent = 'x'")
