@@ -110,9 +110,8 @@
   function introduce(settings = { ...prefs, ...chosen() }) {
     setAll(settings);
     const { members: names = [], space } = cast.get($("model").value) ?? {};
-    $("empty-words").textContent =
-      names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
-        : "One model answers alone.";
+    $("empty-words").textContent = names.length < 2 ? "One model answers alone."
+      : "These models write the answer together. Tokens shows which of them carried each token, and what each proposed.";
     $("space").textContent = names.length > 1 && space ? `Shared space: ${space}, as the server was told.` : "";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
     const field = (type, name, label, value) => {
@@ -134,16 +133,7 @@
     $("send").textContent = count > 1 ? `Ask ${count}` : "Send";
     $("rivals").hidden = cast.size < 2;
     $("own").hidden = $("weights").value !== "own";
-    const schema = $("json_schema").value.trim() && parsed($("json_schema").value);
-    $("json_schema").setCustomValidity(schema === "" || (schema && typeof schema === "object") ? "" : "A schema is a JSON object.");
     room();
-  }
-  function parsed(text) {
-    try {
-      return JSON.parse(text);
-    } catch {
-      return null;
-    }
   }
   /** Say how much of the context the conversation takes. */
   function room() {
@@ -261,10 +251,9 @@
       const { fitting, gone, bad } = await store.all();
       gone.forEach((id) => chats.delete(id));
       for (const found of fitting) {
-        const mine = chats.get(found.id);
-        if (mine) Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) });
-        if (mine) store.join(mine, found);
-        else chats.set(found.id, found);
+        const mine = chats.get(found.id) ?? found;
+        chats.set(found.id, Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) }));
+        store.join(mine, found);
       }
       if (bad) warn("bad", `${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
     } catch (error) {
@@ -301,13 +290,24 @@
     }
     return null;
   }
-  /** Let Enter end the writing in a field, and Escape break it off. */
-  const editing = (field, done) => field.addEventListener("keydown", (event) => {
-    if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
-    event.preventDefault();
-    event.stopPropagation();
-    done(event.key === "Enter");
-  });
+  /** Put a field in place of a node for a while; `done` is told what was written, or null; what it `may` not be is written on. */
+  function editing(stands, field, label, done, may = () => true) {
+    const end = (isMeant) => {
+      if (isMeant && !may(field.value)) return;
+      form.replaceWith(stands);
+      done(isMeant ? field.value : null);
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      end(event.key === "Enter");
+    });
+    const tools = add(make("div", "tools"), button("", label, () => end(true)), button("", "Cancel", () => end(false)));
+    const form = add(make("div", "change"), field, tools);
+    stands.replaceWith(form);
+    field.focus();
+  }
   function entry(which, hit) {
     const [{ id }, title] = [which, titleOf(which)];
     const go = button("go", undefined, () => {
@@ -333,18 +333,12 @@
   }
   function rename(which, node) {
     const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
-    const done = (isMeant) => {
-      if (!field.isConnected) return;
-      field.remove();
-      if (isMeant) which.title = field.value.trim();
-      if (isMeant) keepChat(which);
+    editing(node, field, "Rename", (title) => {
+      if (title !== null) keepChat(Object.assign(which, { title: title.trim() }));
       opened = "";
       list();
       document.querySelector(`[data-key="go-${which.id}"]`)?.focus();
-    };
-    editing(field, done);
-    field.addEventListener("blur", () => setTimeout(done, 0, true));
-    node.replaceChildren(field);
+    });
     field.select();
   }
   let [pending, undo] = [0, null];
@@ -352,22 +346,22 @@
     if (which === chat) restart();
     chats.delete(which.id);
     store.save({ ...which, deleted: Date.now() }).catch(unkept);
-    undo = () => {
+    list();
+    toast(`Deleted “${titleOf(which)}”.`, () => {
       keepChat(which);
       if (!turns.length) open(which);
       list();
-    };
-    list();
-    toast(`Deleted “${titleOf(which)}”.`, true);
+    });
   }
-  function toast(said, canUndo = false) {
+  function toast(said, act = null) {
+    undo = act;
     clearTimeout(pending);
     if (slim.matches) aside(false);
     $("toast-words").replaceChildren(words(make("span"), said));
-    $("undo").hidden = !canUndo;
+    $("undo").hidden = !undo;
     $("toast").hidden = false;
     say(said);
-    if (canUndo) $("undo").focus();
+    if (undo) $("undo").focus();
     pending = setTimeout(() => { $("toast").hidden = true; }, UNDO_MS);
   }
 
@@ -461,26 +455,19 @@
   function newQuestion(message) {
     const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
     turn.edit = button("edit", "Edit", () => change(turn));
-    add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), turn.edit, turn.ways));
+    add(turn.node, add(make("div", "tools"), make("h2", "eyebrow", "You"), turn.edit, turn.ways), turn.said);
     return turn;
   }
   /** Let a question be written anew: what is sent stands beside the old one. */
   function change({ message, said, edit }) {
     const field = make("textarea", "", undefined, { value: message.content, ariaLabel: "Your message, edited" });
     field.rows = Math.min(12, field.value.split("\n").length + 1);
-    const done = (isMeant) => {
-      if (isMeant && !mayAsk(field.value)) return;
-      form.replaceWith(said);
-      edit.hidden = false;
-      if (isMeant) ask(field.value, message.parent);
-      (isMeant ? $("words") : edit).focus();
-    };
-    editing(field, done);
-    const tools = add(make("div", "tools"), button("", "Send", () => done(true)), button("", "Cancel", () => done(false)));
-    const form = add(make("div", "change"), field, tools);
-    said.replaceWith(form);
     edit.hidden = true;
-    field.focus();
+    editing(said, field, "Send", (question) => {
+      edit.hidden = false;
+      if (question !== null) ask(question, message.parent);
+      (question === null ? edit : $("words")).focus();
+    }, mayAsk);
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
   function messages(asked, goesOn) {
@@ -502,7 +489,7 @@
       ...(weights === "default" || names.length < 2 ? {} : { weights: weights === "own" ? own : weights }),
       // Behind a begun answer nobody thinks, and a schema is of a whole one.
       ...(thinking === "auto" || goesOn ? {} : { thinking }),
-      ...(!schema.trim() || goesOn ? {} : { json_schema: parsed(schema) }),
+      ...(!schema.trim() || goesOn ? {} : { json_schema: schema }),
       stream: true,
       stream_options: { include_usage: true },
       trace: true,
@@ -573,9 +560,6 @@
     const { message } = turn;
     let saved = turn.began = performance.now();
     turn.node.classList.add("running");
-    turn.text.before(turn.waiting);
-    turn.tools.hidden = true;
-    turn.notice.textContent = "";
     paint(turn);
     try {
       const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(message, goesOn), signal };
@@ -605,14 +589,11 @@
       : message.finish === "length" ? `Cut off${where}: max tokens are reached, or the members have no room for more.`
       : message.finish ? "" : "Interrupted: the page was closed before the end.");
     turn.node.classList.remove("running");
-    turn.waiting.remove();
-    turn.thought?.fold.classList.remove("thinking");
     turn.notice.textContent = ended;
     turn.notice.classList.toggle("calm", !message.note);
     turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
     turn.goon.hidden = !message.content || message.finish === "stop";
     turn.copy.hidden = !message.content;
-    turn.tools.hidden = false;
   }
   const stop = () => running?.abort();
 
@@ -622,11 +603,10 @@
     const turn = {
       message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0,
       node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
-      waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
+      waiting: make("p", "waiting aside", "reading the prompt…"), notice: make("p", "note"),
       bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), contest: make("details", "contest"), ranges: new Map(),
       tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    turn.tools.hidden = true;
     turn.look = button("look", "", () => {
       turn.asText = !isText(turn);
       look();
@@ -637,19 +617,19 @@
     turn.goon = button("goon", "Continue", () => goOn(turn));
     add(turn.tools, turn.choose, turn.look, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
     add(turn.foot, turn.notice, turn.bar, turn.legend, turn.contest, turn.tools);
-    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
+    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.waiting, turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
     if (message.thought) thoughtOf(turn);
     return turn;
   }
-  const tokenBox = (what) =>
-    make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
+  const tokenBox = (what) => make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
   /** Return the fold of a thought, before the answer. */
   function thoughtOf(turn) {
     if (turn.thought) return turn.thought;
-    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), tokenBox("Thought"), make("div", "prose")];
+    const { fold, summary, text, prose } = turn.thought = {
+      fold: make("details", "thought"), summary: make("summary"), text: tokenBox("Thought"), prose: make("div", "prose"),
+    };
     turn.text.before(add(fold, summary, text, prose));
-    turn.thought = { fold, summary, text, prose };
     listen(turn, text);
     return turn.thought;
   }
@@ -665,10 +645,8 @@
     message.content += written;
     message.finish = choice.finish_reason ?? message.finish;
     if (!thought && !written && !choice.eva) return;
-    turn.waiting.remove();
     const step = choice.eva && stepOf(choice.eva, thought || written);
-    if (thought || step?.thought) thoughtOf(turn).fold.classList.add("thinking");
-    else turn.thought?.fold.classList.remove("thinking");
+    if (thought || step?.thought) thoughtOf(turn);
     if (step) count(turn, step);
     paint(turn);
   }
@@ -781,7 +759,7 @@
       draw(turn);
     }
   }
-  function figures({ message, steps, thought, bar, legend, facts }) {
+  function figures({ message, node, steps, thought, bar, legend, facts }) {
     const told = steps.filter(({ hex }) => hex);
     const names = [...new Set(told.flatMap(({ ballots }) => ballots.map(({ member }) => member)))];
     const shares = names.map((member) => [member, told.filter(({ carrier }) => carrier === member).length / told.length]);
@@ -790,8 +768,9 @@
     legend.replaceChildren(...shares.map(([member, share]) =>
       add(glyphs(add(make("li"), swatch(member)), members[member], true), make("span", "much", ` ${percent(share)}`))));
     if (filtered) legend.append(make("li", "dotted", `${plural(filtered, "token")} with a filtered vote`));
-    const is = thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-    if (thought) thought.summary.textContent = `${is} ${plural(told.filter((step) => step.thought).length, "token")}`;
+    const isThinking = node.classList.contains("running") && !message.content;
+    thought?.fold.classList.toggle("thinking", isThinking);
+    if (thought) thought.summary.textContent = `${isThinking ? "Thinking…" : "Thought,"} ${plural(told.filter((step) => step.thought).length, "token")}`;
     if (!told.length) return;
     const rate = 1000 * (told.length - 1) / message.spent;
     const all = [plural(told.length, "token"), rate > 0 && rate < Infinity && `${fixed(rate, 1)} tokens/s`, `first after ${fixed(message.first / 1000, 2)} s`];
@@ -824,8 +803,7 @@
   // The card: a pointer shows a token for the moment, a click or a key keeps it
 
   const NONE = { turn: null, index: -1 };
-  let kept = NONE;
-  let shown = NONE;
+  let [kept, shown] = [NONE, NONE];
   function show(at) {
     if (at.turn === shown.turn && at.index === shown.index) return;
     shown.turn?.tokens[shown.index]?.classList.remove("current");
@@ -875,7 +853,8 @@
   /** Open or close the list of conversations: beside the talk, or over it where there is no room. */
   function aside(open) {
     const had = $("side").contains(document.activeElement);
-    $("side").hidden = $("shade").hidden = !open;
+    $("side").hidden = !open;
+    $("shade").hidden = !open || !slim.matches;
     // What lies under it cannot be reached.
     for (const under of document.querySelectorAll("header, #talk, .dock")) under.inert = open && slim.matches;
     $("menu").ariaExpanded = String(open);
@@ -896,7 +875,6 @@
     session[SECRET] = $("secret").value.trim();
     $("secret").value = "";
     $("key").hidden = true;
-    trouble("");
     load();
     $("words").focus();
   });
@@ -949,21 +927,16 @@
     if (target === $("model")) introduce();
     else limit();
   }, true);
-  for (const name of ["as-text", "as-tokens"]) {
-    $(name).addEventListener("change", async () => {
-      prefer({ view: name });
-      hide();
-      for (const turn of turns) turn.asText = undefined;
-      // What was at the top stays there.
-      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
-      await look();
-      if (!follow) first?.node.scrollIntoView();
-    });
-  }
+  $("view").addEventListener("change", async ({ target }) => {
+    prefer({ view: target.id });
+    hide();
+    for (const turn of turns) turn.asText = undefined;
+    // What was at the top stays there.
+    const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
+    await look();
+    if (!follow) first?.node.scrollIntoView();
+  });
   $("talk").addEventListener("scroll", scrolled, { passive: true });
-  for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
-    $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));
-  }
   if (["light", "dark"].includes(prefs.theme)) $("theme").value = prefs.theme;
   paintIn($("theme").value);
   $("theme").addEventListener("change", () => paintIn($("theme").value));
