@@ -95,10 +95,8 @@
   const cast = new Map();
   function offer(models) {
     cast.clear();
-    for (const model of models) {
-      cast.set(model.id, model);
-      model.members.forEach(place);
-    }
+    for (const model of models) cast.set(model.id, model);
+    models.flatMap((model) => model.members).forEach(place);
     $("model").replaceChildren(...models.map(({ id, members: names, space }) => {
       const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together${space === "bytes" ? ", in bytes" : ""})` : "";
       return make("option", "", id + how, { value: id });
@@ -333,7 +331,8 @@
   }
   function rename(which, node) {
     const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
-    editing(node, field, "Rename", (title) => {
+    node.replaceChildren(node.firstChild);
+    editing(node.firstChild, field, "Rename", (title) => {
       if (title !== null) keepChat(Object.assign(which, { title: title.trim() }));
       opened = "";
       list();
@@ -479,13 +478,12 @@
   function body(message, goesOn) {
     const settings = chosen();
     const { system, thinking, weights, json_schema: schema } = settings;
-    const numbers = NUMBERS.filter((name) => settings[name] !== "").map((name) => [name, Number(settings[name])]);
     const { members: names = [] } = cast.get(message.model) ?? {};
     const own = Object.fromEntries(names.map((name) => [name, Number(settings[`weight ${name}`] || 1)]));
     return JSON.stringify({
       model: message.model,
       messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...messages(message, goesOn)],
-      ...Object.fromEntries(numbers),
+      ...Object.fromEntries(NUMBERS.filter((name) => settings[name]).map((name) => [name, Number(settings[name])])),
       ...(weights === "default" || names.length < 2 ? {} : { weights: weights === "own" ? own : weights }),
       // Behind a begun answer nobody thinks, and a schema is of a whole one.
       ...(thinking === "auto" || goesOn ? {} : { thinking }),

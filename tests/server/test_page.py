@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from eva_local.openai.request import CHAT
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
 from eva_local.server.guard import problem
-from eva_local.types import Step
+from eva_local.types import Candidate, Step, Trace
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
 MESSAGES = [{"role": "user", "content": "the unbelievable"}]
@@ -58,6 +59,8 @@ class Server:
     loading: bool = False
     trouble: str = ""
     ids: Sequence[str] = IDS
+    # The one model that has no place.
+    refused: str = ""
     asked: list[dict[str, object]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -86,9 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         if not self._may():
             return
         told.asked.append(body)
-        if told.status != 200:
-            again = {"Retry-After": "2"} if told.status == 503 else {}
-            self._send(told.status, json.dumps(problem(told.message)).encode(), again)
+        status = 503 if body["model"] == told.refused else told.status
+        if status != 200:
+            again = {"Retry-After": "2"} if status == 503 else {}
+            self._send(status, json.dumps(problem(told.message)).encode(), again)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -1311,6 +1315,268 @@ def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
     assert answer(seen) == f"{begun} rivers bring."
 
 
+# Answers side by side.
+
+
+def alone(words: str, name: str) -> list[Step]:
+    """Return what a member writes alone: all of it its own."""
+    return [
+        replace(step, trace=Trace(step.trace.ballots[0].top, (replace(step.trace.ballots[0]),)))
+        for step in made_steps(pieces(words), (name, *MEMBERS))
+    ]
+
+
+def choose(seen: Browser, *names: str) -> None:
+    """Let models be asked beside the chosen one."""
+    for name in names:
+        seen.run(
+            f"document.querySelector('#rivals input[value=' + CSS.escape({json.dumps(name)}) + ']')"
+            ".click()"
+        )
+
+
+def columns(seen: Browser) -> list[str]:
+    return list(
+        seen.run("[...document.querySelectorAll('.side > .prose')].map(n => n.textContent.trim())")
+    )
+
+
+def test_answers_stand_side_by_side_and_one_is_gone_on_with(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    server.others = {IDS[1]: alone("Rivers.", MEMBERS[0]), IDS[2]: alone("Rocks.", MEMBERS[1])}
+    seen = page(view="text")
+    choose(seen, IDS[1], IDS[2])
+    # Three are the most.
+    assert seen.run("document.querySelectorAll('#rivals :disabled').length") == 1
+    assert text(seen, "#send") == "Ask 3"
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    finished(seen)
+    assert columns(seen) == ["Salt.", "Rivers.", "Rocks."]
+    assert sorted(str(asked["model"]) for asked in server.asked) == sorted(IDS[:3])
+    question = [{"role": "user", "content": "Why?"}]
+    assert all(asked["messages"] == question for asked in server.asked)
+    tops = seen.run("[...document.querySelectorAll('.side')].map(n => n.offsetTop)")
+    assert len(set(tops)) == 1
+    # Each has a view of its own.
+    seen.point(".side:nth-child(3) .look", click=True)
+    shown = "[...document.querySelectorAll('.side > .prose')].map(n => n.checkVisibility())"
+    assert seen.run(shown) == [True, False, True]
+    seen.point(".side:nth-child(3) .token", click=True)
+    assert "token 1" in text(seen, "#card")
+    pressed = "[...document.querySelectorAll('.choose')].map(n => n.ariaPressed)"
+    assert seen.run(pressed) == ["true", "false", "false"]
+    seen.point(".side:nth-child(4) .choose", click=True)
+    assert seen.run(pressed) == ["false", "false", "true"]
+    reload(seen)
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    assert columns(seen) == ["Salt.", "Rivers.", "Rocks."]
+    assert seen.run(pressed) == ["false", "false", "true"]
+    choose(seen, IDS[1], IDS[2])
+    assert text(seen, "#send") == "Send"
+    ask(seen, "And?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == ["Why?", "Rocks.", "And?"]
+    # Another choice leads to what was said behind it.
+    seen.point(".side:nth-child(2) .choose", click=True)
+    assert seen.run("document.querySelectorAll('.turn').length") == 4
+    ask(seen, "So?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == ["Why?", "Salt.", "So?"]
+    assert seen.complaints() == []
+
+
+def test_on_a_phone_one_answer_is_below_the_other(page, server) -> None:
+    seen = page(view="text", size=(390, 844))
+    choose(seen, IDS[1])
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
+    boxes = seen.run(
+        "[...document.querySelectorAll('.side')].map(n => n.getBoundingClientRect())"
+        ".map(r => [r.left, r.top, r.width])"
+    )
+    assert boxes[0][0] == boxes[1][0]
+    assert boxes[0][1] < boxes[1][1]
+    assert boxes[0][2] > 300
+    assert seen.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_one_of_several_that_fails_is_tried_again_by_itself(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    server.refused = IDS[1]
+    seen = page(view="text")
+    choose(seen, IDS[1])
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
+    assert columns(seen) == ["Salt.", ""]
+    assert "The server is busy" in text(seen, ".side:nth-child(3) .note")
+    server.refused = ""
+    seen.point(".side:nth-child(3) .again", click=True)
+    seen.wait("document.querySelector('.side:nth-child(3) .prose').textContent")
+    finished(seen)
+    assert columns(seen) == ["Salt.", "Salt."]
+    assert [asked["model"] for asked in server.asked][2:] == [IDS[1]]
+    # Asked anew, both are a version of their own.
+    seen.point(".side .again", click=True)
+    finished(seen)
+    assert text(seen, ".side .branches").split() == ["‹", "2/2", "›"]
+    assert len(server.asked) == 5
+
+
+# Where members disagree.
+
+
+def test_disputed_words_are_underlined_and_listed(page, server) -> None:
+    server.steps = disputed_steps()
+    seen = page(view="text")
+    ask(seen)
+    assert text(seen, ".contest summary") == "Where they disagreed: 2 words"
+    marked = "[...CSS.highlights.get('disputed')].map(range => range.toString())"
+    # The word that stands there twice is underlined where it is disputed.
+    assert sorted(seen.run(marked)) == ["salt", "water"]
+    inside = "[...CSS.highlights.get('disputed')].map(range => range.startContainer.data)"
+    assert set(seen.run(inside)) == {" the salt of water."}
+    seen.point(".contest summary", click=True)
+    assert "Jensen-Shannon" in text(seen, ".contest p")
+    words = "[...document.querySelectorAll('.contest .tools button')].map(n => n.innerText)"
+    assert seen.run(words) == ["salt 1.00", "water 0.40"]
+    seen.point(".contest .tools button:nth-child(2)", click=True)
+    assert "votes 0.40 bits apart" in text(seen, "#card")
+    assert seen.run("[...CSS.highlights.get('current')].join()") == "water"
+    seen.press("Escape")
+    assert seen.run("document.getElementById('card').hidden")
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    lines = f"[...document.querySelectorAll({json.dumps(TOKENS + '.disputed')})]"
+    assert seen.run(f"{lines}.map(n => n.textContent.trim())") == ["salt", "water"]
+    seen.point(".contest .tools button", click=True)
+    assert current(seen) == 4
+    assert seen.complaints() == []
+
+
+def disputed_steps() -> list[Step]:
+    """Return an answer of two members that disagree of two words: one wholly, one in part."""
+    cut = [b"The", b" salt", b" *is*", b" the", b" salt", b" of", b" water", b"."]
+    votes = {4: (1.0, 0.0), 6: (0.9, 0.2)}
+    steps = made_steps(cut, MEMBERS[:2])
+    for number, step in enumerate(steps):
+        beliefs = votes.get(number, (0.8, 0.8))
+        ballots = tuple(
+            replace(ballot, chosen=belief, stayed=True, weight=0.5, top=tops(step.piece, belief))
+            for ballot, belief in zip(step.trace.ballots, beliefs, strict=True)
+        )
+        steps[number] = replace(step, stayed=(True, True), trace=Trace(ballots[0].top, ballots))
+    return steps
+
+
+def tops(piece: bytes, belief: float) -> tuple[Candidate, ...]:
+    found = [Candidate(piece, belief), Candidate(b" other", 1 - belief)]
+    return tuple(sorted((c for c in found if c.probability), key=lambda c: -c.probability))
+
+
+# Settings of the answer, and the context.
+
+
+def test_weights_a_schema_and_thoughts_apart_are_asked_for(page, server) -> None:
+    seen = page(view="text")
+    assert "Shared space: pivot" in seen.run("document.getElementById('space').textContent")
+    seen.point("#fold", click=True)
+
+    def put(name: str, value: str) -> None:
+        seen.run(
+            f"(n => {{ n.value = {json.dumps(value)}; n.dispatchEvent(new Event('change')); }})"
+            f"(document.querySelector('[name={json.dumps(name)}]'))"
+        )
+
+    ask(seen)
+    assert not {"weights", "json_schema", "thinking"} & server.asked[-1].keys()
+    put("weights", "running")
+    put("thinking", "apart")
+    put("json_schema", '{"type": "object"}')
+    ask(seen)
+    asked = server.asked[-1]
+    assert (asked["weights"], asked["thinking"]) == ("running", "apart")
+    assert asked["json_schema"] == '{"type": "object"}'
+    assert not seen.run("document.getElementById('own').checkVisibility()")
+    put("weights", "own")
+    put(f"weight {MEMBERS[1]}", "2.5")
+    ask(seen)
+    own = dict(zip(MEMBERS, (1, 2.5, 1), strict=True))
+    assert server.asked[-1]["weights"] == own
+    # They come back with a reload; a member alone has no weight.
+    reload(seen)
+    seen.wait(f"document.querySelector('[name=\"weight {MEMBERS[1]}\"]')?.value === '2.5'")
+    put("model", IDS[1])
+    ask(seen)
+    assert "weights" not in server.asked[-1]
+
+
+def test_the_context_that_a_conversation_takes_is_shown(page, server) -> None:
+    seen = page(view="text")
+    assert not seen.run("document.getElementById('meter').checkVisibility()")
+    ask(seen)
+    taken = 31 + len(server.steps) - 1
+    assert text(seen, "#meter").split("\n")[-1] == f"{taken} of 400 tokens"
+    share = seen.run("parseFloat(document.querySelector('#meter .fill').style.width)")
+    assert abs(share - taken / 4) < 0.1
+    seen.point("#new", click=True)
+    assert not seen.run("document.getElementById('meter').checkVisibility()")
+    seen.point("#chats .go", click=True)
+    assert f"{taken} of 400" in text(seen, "#meter")
+
+
+# What axe-core (`npm pack axe-core`) finds is found where its file is named.
+AXE = os.environ.get("EVA_LOCAL_AXE")
+
+
+@pytest.mark.skipif(not AXE, reason="EVA_LOCAL_AXE names no axe.min.js")
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(page, server, size, dark) -> None:
+    server.steps = made_steps(pieces(f"{MARKDOWN}\n{FENCED}\n"))
+    seen = page(view="text", size=size, dark=dark)
+    faults = []
+
+    def look() -> None:
+        seen.settle()
+        seen.run(f"{Path(str(AXE)).read_text()}; 1")
+        found = "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes[0].html]))"
+        told = seen.call(
+            "Runtime.evaluate", expression=found, awaitPromise=True, returnByValue=True
+        )
+        faults.extend(f for f in told["result"]["value"] if f[0] in ("serious", "critical"))
+
+    look()
+    seen.point("#fold", click=True)
+    choose(seen, IDS[1], IDS[2])
+    look()
+    seen.point("#fold", click=True)
+    seen.point("#words", click=True)
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    finished(seen)
+    seen.point(".contest summary", click=True)
+    look()
+    seen.point(".side .look", click=True)
+    seen.point(".side .token", click=True)
+    look()
+    seen.press("Escape")
+    seen.point(".edit", click=True)
+    look()
+    seen.point("#menu", click=True)
+    if seen.run("document.getElementById('side').hidden"):
+        seen.point("#menu", click=True)
+    seen.point("#chats .more", click=True)
+    look()
+    seen.point("#chats .rename", click=True)
+    look()
+    assert faults == []
+
+
 # The frame.
 
 
@@ -1379,11 +1645,22 @@ def test_a_finger_finds_targets_of_44_pixels(page, server) -> None:
     server.steps = made_steps(pieces(FENCED))
     seen = page(view="text", size=(390, 844))
     assert seen.run("document.getElementById('side').hidden")
-    ask(seen)
+    seen.point("#fold", click=True)
+    seen.run("(w => { w.value = 'own'; w.dispatchEvent(new Event('change')); })(weights)")
+    choose(seen, IDS[1])
+    seen.point("#words", click=True)
+    seen.type("Why is the sea salty?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
     seen.point(".turn:last-child .again", click=True)
     finished(seen)
+    seen.point(".contest summary", click=True)
+    targets = "button, select, #find, #view label, #words, summary, .check, #settings input"
+    targets += ", #settings textarea"
     small = (
-        "[...document.querySelectorAll('button, select, #find, #view label, #words')]"
+        f"[...document.querySelectorAll({json.dumps(targets)})]"
+        ".filter(n => n.type !== 'checkbox')"
         ".filter(n => n.checkVisibility()).map(n => [n, n.getBoundingClientRect()])"
         ".filter(([, r]) => r.width < 44 || r.height < 44).map(([n]) => n.id || n.className)"
     )
