@@ -148,7 +148,9 @@ ROUTES = (
 
 def _described(model: ServedModel) -> Body:
     head = {"id": model.name, "object": "model", "created": model.created, "owned_by": "eva-local"}
-    return {**head, "members": list(model.members), "max_model_len": model.n_ctx}
+    space = model.ensemble.spec.fusion.space if model.alone is None else None
+    size = {"space": space, "max_model_len": model.n_ctx}
+    return {**head, "members": list(model.members), **size}
 
 
 def _watched(app: ASGIApp, service: Service) -> ASGIApp:

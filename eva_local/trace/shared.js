@@ -3,8 +3,8 @@
 const eva = (() => {
   const COLOURS = 8;
   const SHOWN = 5;
-  // How many bits votes are apart, at least, where they count as disputed.
-  const DISPUTED = 0.3;
+  // How many bits votes differ by, at least, where a page says that they are apart.
+  const APART = 0.3;
 
   // Text of users and models reaches the document through here and `glyphs` only, as text.
   function make(tag, className, text, properties) {
@@ -96,7 +96,7 @@ const eva = (() => {
   /** Return the node of a step; the tokens of one character are joined: they have `begun` it, or end it. */
   function tokenOf(step, index, begun, ended) {
     const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-    for (const [name, on] of Object.entries({ filtered: isFiltered(step), disputed: divergence(step) >= DISPUTED, begun, ended })) node.classList.toggle(name, on);
+    for (const [name, on] of Object.entries({ filtered: isFiltered(step), apart: divergence(step) >= APART, begun, ended })) node.classList.toggle(name, on);
     node.dataset.index = String(index);
     return node;
   }
@@ -224,5 +224,5 @@ const eva = (() => {
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, DISPUTED, divergence, spell, button, fill, bar, swatch, describe, walk, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, APART, divergence, spell, button, fill, bar, swatch, describe, walk, moved };
 })();

@@ -1450,7 +1450,7 @@ def test_disputed_words_are_underlined_and_listed(page, server) -> None:
     assert seen.run("document.getElementById('card').hidden")
     seen.run("document.getElementById('as-tokens').click()")
     seen.settle()
-    lines = f"[...document.querySelectorAll({json.dumps(TOKENS + '.disputed')})]"
+    lines = f"[...document.querySelectorAll({json.dumps(TOKENS + '.apart')})]"
     assert seen.run(f"{lines}.map(n => n.textContent.trim())") == ["salt", "water"]
     seen.point(".contest .tools button", click=True)
     assert current(seen) == 4
@@ -1726,6 +1726,27 @@ def test_the_real_server_answers_the_page(browser, spec) -> None:
         seen.point("#new", click=True)
         ask(seen, "the unbelievable")
         assert letters(answer(seen)) == letters(alone)
+        assert seen.complaints() == []
+
+
+def test_the_real_server_answers_side_by_side(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec)) as client:
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        assert "Shared space: pivot" in seen.run("document.getElementById('space').textContent")
+        choose(seen, "pair/a", "pair/b")
+        seen.point("#words", click=True)
+        seen.type("the unbelievable")
+        seen.press("Enter")
+        seen.wait("document.querySelectorAll('.side').length === 3")
+        finished(seen)
+        written = "[...document.querySelectorAll('.side > .text')].map(n => n.textContent)"
+        for words, name in zip(seen.run(written), ("pair", "pair/a", "pair/b"), strict=True):
+            expected = client.chat(model=name).body["choices"][0]["message"]["content"]
+            assert letters(words) == letters(expected)
+        usage = client.chat().body["usage"]["total_tokens"]
+        most = client.ask("/v1/models").body["data"][0]["max_model_len"]
+        assert f"{usage} of {most} tokens" in text(seen, "#meter")
         assert seen.complaints() == []
 
 
