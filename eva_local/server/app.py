@@ -50,7 +50,8 @@ _BODIES: dict[str, type[Struct]] = {
     "/detokenize": shapes.DetokenizeRequest,
 }
 # What the page's own script needs: libraries as they are published, and parts of ours.
-_SCRIPTS = ("vendor/marked.umd.js", "vendor/highlight.min.js", "markdown.js", "store.js")
+_LIBRARIES = ("vendor/marked.umd.js", "vendor/highlight.min.js")
+_SCRIPTS = (*_LIBRARIES, "markdown.js", "store.js", "disputes.js")
 
 
 def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
@@ -148,7 +149,9 @@ ROUTES = (
 
 def _described(model: ServedModel) -> Body:
     head = {"id": model.name, "object": "model", "created": model.created, "owned_by": "eva-local"}
-    return {**head, "members": list(model.members), "max_model_len": model.n_ctx}
+    space = model.ensemble.spec.fusion.space if model.alone is None else None
+    size = {"space": space, "max_model_len": model.n_ctx}
+    return {**head, "members": list(model.members), **size}
 
 
 def _watched(app: ASGIApp, service: Service) -> ASGIApp:

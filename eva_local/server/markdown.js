@@ -1,6 +1,6 @@
 // Markdown as nodes. Text of a model becomes text nodes alone, never markup: there is nothing to clean.
 const markdown = (() => {
-  const { make, add, words } = eva;
+  const { make, add, words, button } = eva;
   const DEEPEST = 24;
   const LONGEST = 200_000;
   const SCHEMES = ["http:", "https:", "mailto:"];
@@ -46,8 +46,7 @@ const markdown = (() => {
   }
   function code(token) {
     const language = /^[\w+#.-]+/.exec(token.lang ?? "")?.[0].toLowerCase() ?? "";
-    const copy = make("button", "copy-code", "Copy", { type: "button", ariaLabel: "Copy code" });
-    sources.set(copy, token.text);
+    const copy = button("copy-code", "Copy", () => ours.copy(copy, token.text), { ariaLabel: "Copy code" });
     let parts = [token.text];
     if (hljs.getLanguage(language) && token.text.length < LONGEST) {
       const found = hljs.highlight(token.text, { language, ignoreIllegals: true })._emitter?.rootNode;
@@ -88,8 +87,7 @@ const markdown = (() => {
     }
   }
 
-  // What a copy button copies, and what stands in each box already.
-  const sources = new WeakMap();
+  // What stands in each box already.
   const drawn = new WeakMap();
   /** Show a text in a box: of what stands there, only blocks that changed are drawn anew. */
   function draw(box, text) {
@@ -107,5 +105,7 @@ const markdown = (() => {
     }
     drawn.set(box, { raws: tokens.map(({ raw }) => raw), text, links });
   }
-  return { draw, source: (button) => sources.get(button) };
+  // The page says how a text is copied.
+  const ours = { draw, copy: null };
+  return ours;
 })();

@@ -1,19 +1,19 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, swatch, describe, vertical, moved } = eva;
+  const { make, add, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, spell, button, fill, bar, swatch, describe, walk } = eva;
   const SECRET = "eva-local-key";
   const RETRY_MS = 2000;
   const COPIED_MS = 1500;
   const SAVE_MS = 1000;
   const UNDO_MS = 15_000;
+  const SIDE_BY_SIDE = 3;
+  const LISTED = 12;
   const NUMBERS = ["temperature", "max_tokens", "seed"];
-  const SETTINGS = ["model", "system", ...NUMBERS, "thinking"];
   const $ = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 60rem)");
   const slim = matchMedia("(max-width: 70rem)");
 
   // Where a browser keeps nothing at all, it lasts as long as the page.
-  const held = new Map();
-  let session = { getItem: (name) => held.get(name) ?? null, setItem: (name, value) => held.set(name, value), removeItem: (name) => held.delete(name) };
+  let session = {};
   try {
     session = sessionStorage;
   } catch { /* Then not in this tab, either. */ }
@@ -26,22 +26,16 @@
   }
 
   /** What went wrong, in words for the user. */
-  class Trouble extends Error {
-    constructor(words, status = 0) {
-      super(words);
-      this.status = status;
-    }
-  }
+  class Trouble extends Error {}
   const say = (words) => { $("said").textContent = words; };
   function trouble(words) {
     if ($("trouble").textContent !== words) $("trouble").textContent = words;
-    $("trouble").hidden = !words;
   }
 
   // The server
 
   async function request(path, options = {}) {
-    const secret = session.getItem(SECRET);
+    const secret = session[SECRET];
     const headers = { ...(secret && { Authorization: `Bearer ${secret}` }), ...options.headers };
     let response;
     try {
@@ -50,21 +44,18 @@
       if (error.name === "AbortError") throw error;
       throw new Trouble("The server cannot be reached. Is eva-local serve still running?");
     }
-    if (response.status === 401) throw new Trouble(askForKey(), 401);
-    if (!response.ok) throw new Trouble(await refusal(response), response.status);
+    const { ok, status } = response;
+    if (!ok) throw Object.assign(new Trouble(status === 401 ? askForKey() : await refusal(response)), { status });
     return response;
   }
   async function refusal(response) {
     const told = await response.json().then((body) => body.error?.message, () => undefined);
     const said = typeof told === "string" && told ? told.replace(/[.\s]+$/, "") : "";
-    const reasoned = (words) => (said ? `${words}: ${said}.` : `${words}.`);
+    const isBusy = response.status === 503 || response.status === 429;
     const seconds = Number(response.headers.get("Retry-After"));
-    if (response.status === 503 || response.status === 429) {
-      const again = seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
-      return reasoned("The server is busy") + again;
-    }
-    if (response.status < 500) return reasoned("The server refused the request");
-    return reasoned(`The server failed (${response.status})`);
+    const again = !isBusy ? "" : seconds > 0 ? ` Try again in ${seconds} s.` : " Try again soon.";
+    const what = isBusy ? "is busy" : response.status < 500 ? "refused the request" : `failed (${response.status})`;
+    return `The server ${what}${said && `: ${said}`}.${again}`;
   }
   /** Call `take` with the data of every server-sent event; they are one line of JSON each. */
   async function events(body, take) {
@@ -84,8 +75,8 @@
 
   /** Show the field for the key, and return why. */
   function askForKey() {
-    const refused = session.getItem(SECRET) !== null;
-    session.removeItem(SECRET);
+    const refused = SECRET in session;
+    delete session[SECRET];
     $("key").hidden = false;
     $("secret").focus();
     return refused ? "The server does not know this API key." : "The server wants its API key.";
@@ -101,27 +92,52 @@
       if ($("key").hidden) setTimeout(load, RETRY_MS);
     }
   }
+  const cast = new Map();
   function offer(models) {
     cast.clear();
-    for (const { id, members: names } of models) {
-      cast.set(id, names);
-      names.forEach(place);
-    }
-    $("model").replaceChildren(...models.map(({ id, members: names }) => {
-      const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together)` : "";
+    for (const model of models) cast.set(model.id, model);
+    models.flatMap((model) => model.members).forEach(place);
+    $("model").replaceChildren(...models.map(({ id, members: names, space }) => {
+      const how = id.includes("/") ? " alone" : names.length > 1 ? ` (${names.length} members together${space === "bytes" ? ", in bytes" : ""})` : "";
       return make("option", "", id + how, { value: id });
     }));
-    fill(chat.settings.model ? chat.settings : prefs);
-    introduce();
+    introduce(chat.settings.model ? chat.settings : prefs);
     ready();
   }
-  const cast = new Map();
-  function introduce() {
-    const names = cast.get($("model").value) ?? [];
-    $("empty-words").textContent =
-      names.length > 1 ? "These models write the answer together. Tokens shows which of them carried each token, and what each proposed."
-        : "One model answers alone.";
+  /** Show who the chosen model is, and what can be set of it; then put settings into the fields. */
+  function introduce(settings = { ...prefs, ...chosen() }) {
+    setAll(settings);
+    const { members: names = [], space } = cast.get($("model").value) ?? {};
+    $("empty-words").textContent = names.length < 2 ? "One model answers alone."
+      : "These models write the answer together. Tokens shows which of them carried each token, and what each proposed.";
+    $("space").textContent = names.length > 1 && space ? `Shared space: ${space}, as the server was told.` : "";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
+    const field = (type, name, label, value) => {
+      const input = make("input", "", undefined, { type, name: `${name} ${label}`, value, min: 0, step: "any", placeholder: "1", autocomplete: "off" });
+      input.setAttribute("form", "composer");
+      return glyphs(add(make("label", "check"), input), label, true);
+    };
+    const others = [...cast.keys()].filter((id) => id !== $("model").value);
+    $("own").replaceChildren($("own").firstChild, ...names.map((name) => field("number", "weight", name, "")));
+    $("rivals").replaceChildren($("rivals").firstChild, ...others.map((id) => field("checkbox", "beside", id, id)));
+    setAll(settings);
+    limit();
+  }
+  const rivals = () => [...$("rivals").querySelectorAll(":checked")].map(({ value }) => value);
+  /** Let settings say what else can be set, and what they come to. */
+  function limit() {
+    const count = 1 + rivals().length;
+    for (const each of $("rivals").querySelectorAll("input")) each.disabled = count >= SIDE_BY_SIDE && !each.checked;
+    $("send").textContent = count > 1 ? `Ask ${count}` : "Send";
+    $("rivals").hidden = cast.size < 2;
+    $("own").hidden = $("weights").value !== "own";
+    room();
+  }
+  /** Say how much of the context the conversation takes. */
+  function room() {
+    const last = path().findLast(({ used }) => used);
+    const most = cast.get(last?.model)?.max_model_len;
+    $("meter").replaceChildren(...(most ? ["Context", bar(last.used / most, -1), `${last.used} of ${most} tokens`] : []));
   }
 
   // What is remembered of this browser's user: settings, theme, view
@@ -138,12 +154,13 @@
       localStorage.setItem(PREFS, JSON.stringify(prefs));
     } catch { /* Nor is this. */ }
   }
-  const chosen = () => Object.fromEntries(SETTINGS.map((name) => [name, $(name).value]));
-  function fill(settings) {
-    for (const name of SETTINGS) {
-      const value = settings[name];
-      const isOffered = !$(name).options || [...$(name).options].some((option) => option.value === value);
-      if (value !== undefined && isOffered) $(name).value = value;
+  const fields = () => [...$("composer").elements].filter(({ name }) => name);
+  const chosen = () => Object.fromEntries(fields().map(({ name, type, checked, value }) => [name, type === "checkbox" && !checked ? "" : value]));
+  function setAll(settings) {
+    for (const field of fields()) {
+      const value = settings[field.name];
+      if (field.type === "checkbox") field.checked = Boolean(value);
+      else if (value !== undefined && [...field.options ?? [{ value }]].some((option) => option.value === value)) field.value = value;
     }
   }
   const schemes = [...document.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText.includes("prefers-color-scheme"));
@@ -175,21 +192,21 @@
   function newMessage(role, parent, content = "") {
     // Two of the same moment have an order, too.
     const at = Math.max(Date.now(), 1 + (childrenOf(parent).at(-1)?.at ?? 0));
-    const counts = { at, tokens: 0, thoughts: 0, filtered: 0, first: 0, spent: 0, carried: [] };
-    const message = { id: newId(), parent, role, content, next: null, thought: "", model: "", finish: "", note: "", stopped: false, ...counts };
+    const how = { model: "", side: "", finish: "", note: "", stopped: false, first: 0, spent: 0, used: 0 };
+    const message = { id: newId(), parent, role, content, at, next: null, thought: "", ...how };
     chat.messages[message.id] = message;
     above(message).next = message.id;
     return message;
   }
+  /** Return the answers that stand side by side with one, itself among them. */
+  const beside = (message) => (message.side ? childrenOf(message.parent).filter(({ side }) => side === message.side) : [message]);
   const titleOf = (which) => which.title || childrenOf(null, which)[0]?.content.trim().split("\n")[0].slice(0, 80) || "New chat";
 
-  const warned = new Set();
   /** Say something of the browser's storage, once. */
   function warn(what, words) {
-    if (warned.has(what)) return;
-    warned.add(what);
+    if (what in $("unkept").dataset) return;
+    $("unkept").dataset[what] = "said";
     $("unkept").append(`${words} `);
-    $("unkept").hidden = false;
   }
   function unkept(error) {
     const why = error?.name === "QuotaExceededError" ? "its room is full" : "its storage cannot be used";
@@ -215,14 +232,10 @@
     stop();
     running = null;
     chat = which;
-    if (chat.settings.model) fill(chat.settings);
+    introduce(chat.settings.model ? chat.settings : undefined);
     history.replaceState(null, "", chat.changed ? `#${chat.id}` : location.pathname);
-    $("turns").replaceChildren();
-    turns.length = 0;
-    hide();
     follow = true;
     sync();
-    introduce();
     list();
   }
   function restart() {
@@ -236,10 +249,9 @@
       const { fitting, gone, bad } = await store.all();
       gone.forEach((id) => chats.delete(id));
       for (const found of fitting) {
-        const mine = chats.get(found.id);
-        if (mine) Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) });
-        if (mine) store.join(mine, found);
-        else chats.set(found.id, found);
+        const mine = chats.get(found.id) ?? found;
+        chats.set(found.id, Object.assign(mine, { title: found.title, changed: Math.max(mine.changed, found.changed) }));
+        store.join(mine, found);
       }
       if (bad) warn("bad", `${plural(bad, "conversation")} of this browser cannot be read: left as it is.`);
     } catch (error) {
@@ -263,7 +275,6 @@
     const sought = $("find").value.trim().toLowerCase();
     const found = newest().map((each) => [each, snippet(each, sought)]).filter(([, hit]) => hit !== null);
     $("chats").replaceChildren(...found.map(([each, hit]) => entry(each, hit)));
-    $("none").hidden = found.length > 0;
     $("none").textContent = sought ? "Nothing found." : "Conversations are kept in this browser, and appear here.";
     $("export").disabled = !chats.size;
     if (held) document.querySelector(`#chats [data-key="${held}"]`)?.focus();
@@ -277,27 +288,31 @@
     }
     return null;
   }
-  function button(className, label, act, key = "", ariaLabel = null) {
-    const node = make("button", className, label, { type: "button", ariaLabel });
-    node.dataset.key = key;
-    node.addEventListener("click", act);
-    return node;
-  }
-  /** Let Enter end the writing in a field, and Escape break it off. */
-  function editing(field, done) {
+  /** Put a field in place of a node for a while; `done` is told what was written, or null; what it `may` not be is written on. */
+  function editing(stands, field, label, done, may = () => true) {
+    const end = (isMeant) => {
+      if (isMeant && !may(field.value)) return;
+      form.replaceWith(stands);
+      done(isMeant ? field.value : null);
+    };
     field.addEventListener("keydown", (event) => {
       if (event.isComposing || event.shiftKey || !["Enter", "Escape"].includes(event.key)) return;
       event.preventDefault();
       event.stopPropagation();
-      done(event.key === "Enter");
+      end(event.key === "Enter");
     });
+    const tools = add(make("div", "tools"), button("", label, () => end(true)), button("", "Cancel", () => end(false)));
+    const form = add(make("div", "change"), field, tools);
+    stands.replaceWith(form);
+    field.focus();
   }
   function entry(which, hit) {
     const [{ id }, title] = [which, titleOf(which)];
     const go = button("go", undefined, () => {
       if (which !== chat) open(which);
       if (slim.matches) aside(false);
-    }, `go-${id}`);
+    });
+    go.dataset.key = `go-${id}`;
     words(go, title);
     if (hit) go.append(words(make("span", "aside"), hit));
     go.ariaCurrent = which === chat ? "true" : null;
@@ -305,8 +320,8 @@
     const more = button("more", "⋯", () => {
       opened = isOpen ? "" : id;
       list();
-    }, `more-${id}`, `More of ${title}`);
-    more.ariaExpanded = String(isOpen);
+    }, { ariaLabel: `More of ${title}`, ariaExpanded: String(isOpen) });
+    more.dataset.key = `more-${id}`;
     const node = add(make("li"), go, more);
     return !isOpen ? node : add(node, add(make("div", "tools"),
       button("rename", "Rename", () => rename(which, node)),
@@ -316,18 +331,13 @@
   }
   function rename(which, node) {
     const field = make("input", "name", undefined, { value: titleOf(which), maxLength: 200, ariaLabel: "New name" });
-    const done = (isMeant) => {
-      if (!field.isConnected) return;
-      field.remove();
-      if (isMeant) which.title = field.value.trim();
-      if (isMeant) keepChat(which);
+    node.replaceChildren(node.firstChild);
+    editing(node.firstChild, field, "Rename", (title) => {
+      if (title !== null) keepChat(Object.assign(which, { title: title.trim() }));
       opened = "";
       list();
       document.querySelector(`[data-key="go-${which.id}"]`)?.focus();
-    };
-    editing(field, done);
-    field.addEventListener("blur", () => setTimeout(done, 0, true));
-    node.replaceChildren(field);
+    });
     field.select();
   }
   let [pending, undo] = [0, null];
@@ -335,22 +345,22 @@
     if (which === chat) restart();
     chats.delete(which.id);
     store.save({ ...which, deleted: Date.now() }).catch(unkept);
-    undo = () => {
+    list();
+    toast(`Deleted “${titleOf(which)}”.`, () => {
       keepChat(which);
       if (!turns.length) open(which);
       list();
-    };
-    list();
-    toast(`Deleted “${titleOf(which)}”.`, true);
+    });
   }
-  function toast(said, canUndo = false) {
+  function toast(said, act = null) {
+    undo = act;
     clearTimeout(pending);
     if (slim.matches) aside(false);
     $("toast-words").replaceChildren(words(make("span"), said));
-    $("undo").hidden = !canUndo;
+    $("undo").hidden = !undo;
     $("toast").hidden = false;
     say(said);
-    if (canUndo) $("undo").focus();
+    if (undo) $("undo").focus();
     pending = setTimeout(() => { $("toast").hidden = true; }, UNDO_MS);
   }
 
@@ -397,17 +407,18 @@
   const turns = [];
   let running = null;
   function ready() {
+    room();
     $("send").disabled = !$("model").value;
     $("stop").hidden = !($("send").hidden = running !== null);
     for (const each of document.querySelectorAll(".again, .goon, .edit, .branches button:not(.end)")) each.disabled = running !== null;
   }
   /** Show the messages of the path, and leave what stands already. */
   function sync() {
-    const now = path();
+    const now = path().flatMap(beside);
     let same = 0;
     while (same < turns.length && turns[same].message === now[same]) same += 1;
     for (const turn of turns.splice(same)) {
-      if (kept.turn === turn) hide();
+      if ([kept.turn, shown.turn].includes(turn)) hide();
       turn.node.remove();
     }
     for (const message of now.slice(same)) {
@@ -417,71 +428,68 @@
       if (turn.steps) settled(turn);
     }
     turns.forEach(branches);
-    $("empty").hidden = turns.length > 0;
     document.title = turns.length ? `${titleOf(chat)} – eva-local` : "eva-local";
     ready();
     look();
   }
-  /** Offer the other versions of a message. */
-  function branches({ message, ways }) {
-    const all = childrenOf(message.parent);
-    const here = all.indexOf(message);
-    const way = (name, sign, to) => Object.assign(button(all[to] ? "" : "end", sign, () => turnTo(all[to], sign), sign, name), { disabled: !all[to] });
+  /** Offer the other versions of a message, and those beside it; answers side by side are one version. */
+  function branches({ message, node, ways, choose }) {
+    const sides = beside(message);
+    const all = childrenOf(message.parent).filter((each) => beside(each)[0] === each);
+    const here = all.indexOf(sides[0]);
+    const way = (name, sign, to) => button(all[to] ? "" : "end", sign, () => turnTo(all[to], name), { ariaLabel: name, disabled: !all[to] });
     ways.hidden = all.length < 2;
     ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
+    node.classList.toggle("side", sides.length > 1);
+    node.style.setProperty("--span", 6 / sides.length);
+    if (choose) Object.assign(choose, { hidden: sides.length < 2, ariaPressed: String(path().includes(message)) });
   }
-  function turnTo(message, sign) {
+  function turnTo(message, name) {
     above(message).next = message.id;
     keepChat(chat);
     sync();
-    const { ways } = turns.find((turn) => turn.message === message);
-    (ways.querySelector(`[data-key="${sign}"]:enabled`) ?? ways.querySelector("button:enabled")).focus();
+    const { ways, choose } = turns.find((turn) => turn.message === message);
+    (name ? ways.querySelector(`[aria-label="${name}"]:enabled`) ?? ways.querySelector("button:enabled") : choose).focus();
   }
   function newQuestion(message) {
     const turn = { message, node: make("article", "turn asked"), said: words(make("div", "said"), message.content), ways: make("span", "branches") };
     turn.edit = button("edit", "Edit", () => change(turn));
-    add(turn.node, make("h2", "eyebrow", "You"), turn.said, add(make("div", "tools"), turn.edit, turn.ways));
+    add(turn.node, add(make("div", "tools"), make("h2", "eyebrow", "You"), turn.edit, turn.ways), turn.said);
     return turn;
   }
   /** Let a question be written anew: what is sent stands beside the old one. */
   function change({ message, said, edit }) {
     const field = make("textarea", "", undefined, { value: message.content, ariaLabel: "Your message, edited" });
     field.rows = Math.min(12, field.value.split("\n").length + 1);
-    const done = (isMeant) => {
-      if (isMeant && !mayAsk(field.value)) return;
-      form.replaceWith(said);
-      edit.hidden = false;
-      if (isMeant) ask(field.value, message.parent);
-      (isMeant ? $("words") : edit).focus();
-    };
-    editing(field, done);
-    const tools = add(make("div", "tools"), button("", "Send", () => done(true)), button("", "Cancel", () => done(false)));
-    const form = add(make("div", "change"), field, tools);
-    said.replaceWith(form);
     edit.hidden = true;
-    field.focus();
+    editing(said, field, "Send", (question) => {
+      edit.hidden = false;
+      if (question !== null) ask(question, message.parent);
+      (question === null ? edit : $("words")).focus();
+    }, mayAsk);
   }
   /** Return what is asked: a question that got no answer is not asked again with the next one. */
-  function messages(goesOn) {
-    const system = $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
-    const told = turns.flatMap(({ message: { role, content } }, i) => {
-      const isLast = i >= turns.length - 2;
-      const answer = turns[i + 1]?.message.content;
-      const said = (isLast ? goesOn : answer) ? [{ role: "assistant", content: answer }] : [];
-      return role === "user" && (isLast || answer) ? [{ role, content }, ...said] : [];
-    });
-    return [...system, ...told];
+  function messages(asked, goesOn) {
+    const line = [];
+    for (let at = asked; at; at = chat.messages[at.parent]) line.unshift(at);
+    const told = line.filter(({ role, content }, i) => i >= line.length - 2 || (role === "user" ? line[i + 1].content : content));
+    return (goesOn ? told : told.slice(0, -1)).map(({ role, content }) => ({ role, content }));
   }
-  function body(goesOn) {
-    const thinking = $("thinking").value;
-    const settings = NUMBERS.filter((name) => $(name).value !== "").map((name) => [name, Number($(name).value)]);
+  function body(message, goesOn) {
+    const settings = chosen();
+    const { system, thinking, weights, json_schema: schema } = settings;
+    const { members: names = [] } = cast.get(message.model) ?? {};
+    const own = Object.fromEntries(names.map((name) => [name, Number(settings[`weight ${name}`] || 1)]));
     return JSON.stringify({
-      model: $("model").value,
-      messages: messages(goesOn),
-      ...Object.fromEntries(settings),
-      // Behind a begun answer nobody thinks.
+      model: message.model,
+      messages: [...(system.trim() ? [{ role: "system", content: system }] : []), ...messages(message, goesOn)],
+      ...Object.fromEntries(NUMBERS.filter((name) => settings[name]).map((name) => [name, Number(settings[name])])),
+      ...(weights === "default" || names.length < 2 ? {} : { weights: weights === "own" ? own : weights }),
+      // Behind a begun answer nobody thinks, and a schema is of a whole one.
       ...(thinking === "auto" || goesOn ? {} : { thinking }),
+      ...(!schema.trim() || goesOn ? {} : { json_schema: schema }),
       stream: true,
+      stream_options: { include_usage: true },
       trace: true,
     });
   }
@@ -497,47 +505,62 @@
     if (!mayAsk(question)) return;
     $("words").value = "";
     grow();
-    const last = turns.at(-1)?.message;
+    const last = path().at(-1);
     ask(question, last?.role === "user" ? last.parent : last?.id ?? null);
   }
-  const ask = (question, parent) => answer(newMessage("assistant", newMessage("user", parent, question).id));
+  const ask = (question, parent) => answer(begun(newMessage("user", parent, question).id));
+  /** Return the answers to a question, none of them written: one, or several side by side. */
+  function begun(parent) {
+    const models = [$("model").value, ...rivals()];
+    const side = models.length > 1 ? newId() : "";
+    const all = models.map((model) => Object.assign(newMessage("assistant", parent), { model, side }));
+    above(all[0]).next = all[0].id;
+    return all;
+  }
   function again({ message }) {
     if (running || unfit()) return;
     // Where nothing was written, there is nothing to keep beside the new one.
-    const isEmpty = !message.content && !message.tokens && turns.at(-1).message === message;
-    answer(isEmpty ? message : newMessage("assistant", message.parent));
+    const isEmpty = !message.content && !message.thought && !childrenOf(message.id).length;
+    answer(isEmpty ? [message] : begun(message.parent));
   }
   async function goOn({ message }) {
     if (running || unfit()) return;
     await traces([message.id]);
-    if (!running && turns.at(-1)?.message === message) answer(message, true);
+    if (!running && turns.some((turn) => turn.message === message)) answer([message], true);
   }
-  async function answer(message, goesOn = false) {
-    Object.assign(message, { model: $("model").value, finish: "", note: "", stopped: false });
+  /** Let answers be written, at once. */
+  async function answer(all, goesOn = false) {
+    for (const message of all) {
+      Object.assign(message, { model: message.side ? message.model : $("model").value, finish: "", note: "", stopped: false });
+      if (!traced.has(message.id)) traced.set(message.id, []);
+    }
     Object.assign(chat, { settings: chosen(), changed: Date.now() });
     history.replaceState(null, "", `#${chat.id}`);
-    const mine = chat;
     // An answer that is written anew, or gone on with, is drawn anew.
-    const at = turns.findIndex((each) => each.message === message);
+    const at = turns.findIndex(({ message }) => all.includes(message));
     for (const turn of at < 0 ? [] : turns.splice(at)) turn.node.remove();
-    running = new AbortController();
-    const { signal } = running;
-    if (!traced.has(message.id)) traced.set(message.id, []);
+    const mine = running = new AbortController();
     sync();
-    const turn = turns.at(-1);
-    Object.assign(turn, { began: performance.now(), last: 0 });
-    turn.node.classList.add("running");
-    turn.text.before(turn.waiting);
-    turn.tools.hidden = turn.notice.hidden = true;
-    keepChat(mine);
+    keepChat(chat);
     list();
     // A button that was pressed may be gone.
     if (document.activeElement === document.body) $("talk").focus();
     follow = true;
+    await Promise.all(turns.filter(({ message }) => all.includes(message)).map((turn) => write(turn, chat, goesOn, mine.signal)));
+    if (running !== mine) return;
+    running = null;
+    const [{ note, stopped }] = all;
+    say(note || (stopped ? "Stopped." : all.length > 1 ? `${all.length} answers complete.` : `Answer complete, ${turns.at(-1).facts.textContent}.`));
+    ready();
+  }
+  /** Write one answer of a conversation, which may be left meanwhile. */
+  async function write(turn, mine, goesOn, signal) {
+    const { message } = turn;
+    let saved = turn.began = performance.now();
+    turn.node.classList.add("running");
     paint(turn);
-    let saved = performance.now();
     try {
-      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(goesOn), signal };
+      const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: body(message, goesOn), signal };
       const response = await request("v1/chat/completions", options);
       await events(response.body, (chunk) => {
         receive(turn, chunk);
@@ -553,13 +576,8 @@
     }
     // It may have been deleted meanwhile.
     if (chats.has(mine.id)) keepChat(mine, [message.id]);
-    if (turns.at(-1) !== turn) return;
-    running = null;
     settled(turn);
-    hint();
-    say(message.note || (message.stopped ? "Stopped." : `Answer complete, ${plural(message.tokens, "token")}.`));
-    ready();
-    paint(turn);
+    if (turn.node.isConnected) draw(turn);
   }
   /** Say how an answer ended, and what can be done with it. */
   function settled(turn) {
@@ -569,15 +587,11 @@
       : message.finish === "length" ? `Cut off${where}: max tokens are reached, or the members have no room for more.`
       : message.finish ? "" : "Interrupted: the page was closed before the end.");
     turn.node.classList.remove("running");
-    turn.waiting.remove();
-    turn.thought?.fold.classList.remove("thinking");
-    turn.notice.hidden = !ended;
     turn.notice.textContent = ended;
     turn.notice.classList.toggle("calm", !message.note);
     turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
     turn.goon.hidden = !message.content || message.finish === "stop";
     turn.copy.hidden = !message.content;
-    turn.tools.hidden = false;
   }
   const stop = () => running?.abort();
 
@@ -585,37 +599,41 @@
 
   function newAnswer(message) {
     const turn = {
-      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0, shares: new Map(),
+      message, steps: traced.get(message.id) ?? [], tokens: [], thought: null, began: 0, last: 0,
       node: make("article", "turn"), text: tokenBox("Answer"), prose: make("div", "prose"), foot: make("div", "foot"),
-      waiting: make("p", "waiting", "reading the prompt…"), notice: make("p", "note"),
-      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), dotted: make("li", "dotted"),
+      waiting: make("p", "waiting aside", "reading the prompt…"), notice: make("p", "note"),
+      bar: make("div", "shares", "", { ariaHidden: "true" }), legend: make("ul", "legend"), contest: make("details", "contest"), ranges: new Map(),
       tools: make("div", "tools"), facts: make("span", "facts"), ways: make("span", "branches"),
     };
-    turn.bar.hidden = turn.dotted.hidden = turn.tools.hidden = turn.notice.hidden = true;
+    turn.look = button("look", "", () => {
+      turn.asText = !isText(turn);
+      look();
+    });
+    turn.choose = button("choose", "Go on with this", () => turnTo(message));
     turn.copy = button("copy", "Copy", () => copy(turn.copy, message.content));
     turn.again = button("again", "Regenerate", () => again(turn));
     turn.goon = button("goon", "Continue", () => goOn(turn));
-    turn.legend.append(turn.dotted);
-    add(turn.tools, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
-    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.tools);
-    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.text, turn.prose, turn.foot);
+    add(turn.tools, turn.choose, turn.look, turn.copy, turn.again, turn.goon, turn.ways, turn.facts);
+    add(turn.foot, turn.notice, turn.bar, turn.legend, turn.contest, turn.tools);
+    add(turn.node, glyphs(make("h2", "eyebrow"), message.model, true), turn.waiting, turn.text, turn.prose, turn.foot);
     listen(turn, turn.text);
     if (message.thought) thoughtOf(turn);
     return turn;
   }
-  const tokenBox = (what) =>
-    make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
+  const tokenBox = (what) => make("div", "text", undefined, { tabIndex: 0, role: "group", ariaLabel: `${what}: arrow keys go from token to token` });
   /** Return the fold of a thought, before the answer. */
   function thoughtOf(turn) {
     if (turn.thought) return turn.thought;
-    const [fold, summary, text, prose] = [make("details", "thought"), make("summary"), tokenBox("Thought"), make("div", "prose")];
+    const { fold, summary, text, prose } = turn.thought = {
+      fold: make("details", "thought"), summary: make("summary"), text: tokenBox("Thought"), prose: make("div", "prose"),
+    };
     turn.text.before(add(fold, summary, text, prose));
-    turn.thought = { fold, summary, text, prose };
     listen(turn, text);
     return turn.thought;
   }
   function receive(turn, chunk) {
     if (chunk.error) throw new Trouble(`The server gave up: ${chunk.error.message}`);
+    turn.message.used = chunk.usage?.total_tokens ?? turn.message.used;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     const { message } = turn;
@@ -625,10 +643,8 @@
     message.content += written;
     message.finish = choice.finish_reason ?? message.finish;
     if (!thought && !written && !choice.eva) return;
-    turn.waiting.remove();
     const step = choice.eva && stepOf(choice.eva, thought || written);
-    if (thought || step?.thought) thoughtOf(turn).fold.classList.add("thinking");
-    else turn.thought?.fold.classList.remove("thinking");
+    if (thought || step?.thought) thoughtOf(turn);
     if (step) count(turn, step);
     paint(turn);
   }
@@ -645,52 +661,34 @@
       probability: vote.probability,
       carrier: vote.decided_by ? place(vote.decided_by) : -1,
       top: top(vote.top),
-      ballots: vote.members.map((ballot) => ({
-        member: place(ballot.name),
+      ballots: vote.members.map(({ name, stayed, ...ballot }) => ({
+        ...ballot,
+        member: place(name),
         top: top(ballot.top),
-        chosen: ballot.chosen,
         // Who was not asked has no candidates.
-        verdict: ballot.stayed ? "stayed" : ballot.top.length ? "filtered" : "absent",
-        reason: ballot.reason,
-        weight: ballot.weight,
+        verdict: stayed ? "stayed" : ballot.top.length ? "filtered" : "absent",
       })),
     };
   }
   function count(turn, step) {
-    const { message } = turn;
     const now = performance.now();
-    if (!message.tokens) message.first = now - turn.began;
-    else if (turn.last) message.spent += now - turn.last;
+    if (!turn.steps.length) turn.message.first = now - turn.began;
+    else if (turn.last) turn.message.spent += now - turn.last;
     turn.last = now;
     turn.steps.push(step);
-    if (step.hex === "") return;
-    message.tokens += 1;
-    if (step.thought) message.thoughts += 1;
-    message.filtered += isFiltered(step);
-    const { carried } = message;
-    const part = (member) => carried.find(([name]) => name === members[member]) ?? carried[carried.push([members[member], 0]) - 1];
-    step.ballots.forEach(({ member }) => part(member));
-    if (step.carrier >= 0) part(step.carrier)[1] += 1;
   }
-  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   /** Append the tokens that are not there yet; nothing that stands already is touched. */
   function drawTokens(turn) {
     if (!turn.tokens.length) {
-      // The beginning of which nothing is known, or all of it.
-      const known = turn.steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
-      const lead = turn.message.content.slice(0, turn.message.content.length - known);
+      const lead = turn.message.content.slice(0, disputes.unknown(turn.message.content, turn.steps));
       turn.text.replaceChildren(...(lead ? [glyphs(make("span"), lead, true)] : []));
     }
     for (let index = turn.tokens.length; index < turn.steps.length; index += 1) {
       const step = turn.steps[index];
       const box = step.thought ? thoughtOf(turn).text : turn.text;
-      const before = box.lastChild === turn.tokens.at(-1) ? turn.steps[index - 1] : undefined;
-      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-      node.classList.toggle("filtered", isFiltered(step));
       // A character that several tokens make is shown by the last of them.
-      node.classList.toggle("begun", step.hex !== "" && step.shown === "");
-      node.classList.toggle("ended", before !== undefined && before.hex !== "" && before.shown === "");
-      node.dataset.index = String(index);
+      const isInside = Boolean(box.lastElementChild?.classList.contains("begun"));
+      const node = tokenOf(step, index, step.hex !== "" && step.shown === "", isInside);
       turn.tokens.push(node);
       box.append(node);
     }
@@ -713,6 +711,7 @@
     say("Copied.");
     setTimeout(() => { button.textContent = before; }, COPIED_MS);
   }
+  markdown.copy = copy;
 
   // What follows the tokens once a frame: shares, figures, and the place on the screen
 
@@ -729,12 +728,12 @@
     $("talk").scrollTop = $("talk").scrollHeight;
     height = $("talk").scrollTop;
   }
-  const isText = () => $("as-text").checked;
+  const isText = ({ asText }) => asText ?? $("as-text").checked;
   // Markdown is read from its beginning: where that takes long, it is done less often.
   function draw(turn) {
     if (!turn.steps) return;
     const now = performance.now();
-    if (!isText()) drawTokens(turn);
+    if (!isText(turn)) drawTokens(turn);
     else if (turn.due > now && turn.node.classList.contains("running")) paint(turn);
     else {
       if (turn.thought) markdown.draw(turn.thought.prose, turn.message.thought);
@@ -742,45 +741,52 @@
       turn.due = performance.now() + 4 * (performance.now() - now);
     }
     figures(turn);
+    if (!turn.node.classList.contains("running")) contest(turn);
   }
   /** Draw all in the view that is chosen, once what is known of its tokens is there. */
   async function look() {
-    $("talk").classList.toggle("as-text", isText());
-    document.body.classList.toggle("wide", isText());
-    const unknown = turns.filter(({ message, steps }) => steps?.length === 0 && message.tokens && !traced.has(message.id));
-    if (!isText() && unknown.length) await traces(unknown.map(({ message }) => message.id));
     for (const turn of turns) {
-      if (turn.steps?.length === 0) turn.steps = traced.get(turn.message.id) ?? turn.steps;
+      turn.node.classList.toggle("as-tokens", !isText(turn));
+      if (turn.look) turn.look.textContent = isText(turn) ? "Tokens" : "Text";
+    }
+    turns.forEach(draw);
+    const unknown = turns.filter(({ message, steps }) => steps && !traced.has(message.id));
+    if (unknown.length) await traces(unknown.map(({ message }) => message.id));
+    for (const turn of unknown) {
+      turn.steps = traced.get(turn.message.id) ?? turn.steps;
       draw(turn);
     }
-    hint();
   }
-  function figures(turn) {
-    const { message } = turn;
-    for (const [name, carried] of message.carried) {
-      if (!turn.shares.has(name)) turn.shares.set(name, shareOf(turn, place(name)));
-      const { fill, much } = turn.shares.get(name);
-      const share = message.tokens ? carried / message.tokens : 0;
-      fill.style.width = `${100 * share}%`;
-      much.textContent = percent(share);
-    }
-    const is = turn.thought?.fold.classList.contains("thinking") ? "Thinking…" : "Thought,";
-    if (turn.thought) turn.thought.summary.textContent = `${is} ${plural(message.thoughts, "token")}`;
-    turn.bar.hidden = !message.tokens;
-    turn.dotted.hidden = !message.filtered;
-    turn.dotted.textContent = `${plural(message.filtered, "token")} with a filtered vote`;
-    if (!message.tokens) return;
-    const facts = [plural(message.tokens, "token"), `first after ${fixed(message.first / 1000, 2)} s`];
-    const seconds = message.spent / 1000;
-    if (message.tokens > 1 && seconds > 0) facts.splice(1, 0, `${fixed((message.tokens - 1) / seconds, 1)} tokens/s`);
-    turn.facts.textContent = facts.join(" · ");
+  function figures({ message, node, steps, thought, bar, legend, facts }) {
+    const told = steps.filter(({ hex }) => hex);
+    const names = [...new Set(told.flatMap(({ ballots }) => ballots.map(({ member }) => member)))];
+    const shares = names.map((member) => [member, told.filter(({ carrier }) => carrier === member).length / told.length]);
+    bar.replaceChildren(...shares.map(([member, share]) => fill(share, member)));
+    const filtered = told.filter(isFiltered).length;
+    legend.replaceChildren(...shares.map(([member, share]) =>
+      add(glyphs(add(make("li"), swatch(member)), members[member], true), make("span", "much", ` ${percent(share)}`))));
+    if (filtered) legend.append(make("li", "dotted", `${plural(filtered, "token")} with a filtered vote`));
+    const isThinking = node.classList.contains("running") && !message.content;
+    thought?.fold.classList.toggle("thinking", isThinking);
+    if (thought) thought.summary.textContent = `${isThinking ? "Thinking…" : "Thought,"} ${plural(told.filter((step) => step.thought).length, "token")}`;
+    if (!told.length) return;
+    const rate = 1000 * (told.length - 1) / message.spent;
+    const all = [plural(told.length, "token"), rate > 0 && rate < Infinity && `${fixed(rate, 1)} tokens/s`, `first after ${fixed(message.first / 1000, 2)} s`];
+    facts.textContent = all.filter(Boolean).join(" · ");
   }
-  function shareOf(turn, member) {
-    const fill = make("div", `fill ${colour(member)}`);
-    const much = make("span", "much");
-    turn.bar.append(fill);
-    turn.dotted.before(add(glyphs(add(make("li"), swatch(member)), members[member], true), " ", much));
-    return { fill, much };
+  /** List the words on which the members disagree most, and underline them in the text. */
+  function contest(turn) {
+    const { content } = turn.message;
+    const found = disputes.words(content, turn.steps);
+    turn.ranges = disputes.ranges(turn.prose, content, found);
+    CSS.highlights?.set("disputed", new Highlight(...turns.flatMap(({ ranges }) => [...ranges?.values() ?? []])));
+    turn.contest.hidden = !found.length;
+    const worst = found.slice(0, LISTED).map(({ text, index, bits }) => {
+      const jump = button("", undefined, () => keep(turn, index));
+      return add(words(jump, text), " ", make("span", "much", fixed(bits, 2)));
+    });
+    turn.contest.replaceChildren(add(make("summary"), make("u", "", "Where they disagreed"), `: ${plural(found.length, "word")}`),
+      make("p", "aside", disputes.MEANING), add(make("div", "tools"), ...worst));
   }
   // The end of the answer stays in sight until the user scrolls up or keeps a token. Not being at
   // the end says nothing: text may have come since the last frame.
@@ -795,67 +801,38 @@
   // The card: a pointer shows a token for the moment, a click or a key keeps it
 
   const NONE = { turn: null, index: -1 };
-  let kept = NONE;
-  let shown = NONE;
+  let [kept, shown] = [NONE, NONE];
   function show(at) {
     if (at.turn === shown.turn && at.index === shown.index) return;
-    shown.turn?.tokens[shown.index].classList.remove("current");
+    shown.turn?.tokens[shown.index]?.classList.remove("current");
     shown = at;
     $("card").hidden = at.turn === null;
-    hint();
+    const range = at.turn?.ranges.get(at.index);
+    CSS.highlights?.set("current", new Highlight(...(range ? [range] : [])));
     if (at.turn === null) return;
-    at.turn.tokens[at.index].classList.add("current");
+    at.turn.tokens[at.index]?.classList.add("current");
     $("about").replaceChildren(...describe(at.turn.steps[at.index], members, `token ${at.index + 1}`));
     $("card").scrollTop = 0;
-  }
-  function hint() {
-    $("hint").hidden = shown.turn !== null || isText() || !turns.some(({ steps }) => steps?.length);
-  }
-  function keep(turn, index) {
-    if (index < 0 || index >= turn.tokens.length) return;
-    follow = false;
-    kept = { turn, index };
-    show(kept);
-    turn.tokens[index].scrollIntoView({ block: "nearest" });
   }
   function hide() {
     kept = NONE;
     show(NONE);
   }
-  function listen(turn, box) {
-    const at = (event) => {
-      const node = event.target.closest?.(".token");
-      return node ? Number(node.dataset.index) : -1;
-    };
-    box.addEventListener("pointerover", (event) => {
-      // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
-      if (event.pointerType === "touch" || narrow.matches || !moved(event)) return;
-      show(at(event) < 0 ? kept : { turn, index: at(event) });
-    });
-    box.addEventListener("pointerleave", () => show(kept));
-    box.addEventListener("click", (event) => keep(turn, at(event)));
-    box.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
-      event.preventDefault();
-      const all = [...box.querySelectorAll(".token")];
-      const here = kept.turn === turn ? all.indexOf(turn.tokens[kept.index]) : -1;
-      keep(turn, Number(all[KEYS[event.key](all, here)]?.dataset.index ?? -1));
-      if (kept.turn === turn) say(spell(turn.steps[kept.index]));
-    });
+  function keep(turn, index, aloud) {
+    follow = false;
+    kept = { turn, index };
+    show(kept);
+    const place = isText(turn) ? turn.ranges.get(index)?.startContainer.parentElement : turn.tokens[index];
+    place?.scrollIntoView({ block: "nearest" });
+    if (aloud) say(spell(turn.steps[index], members));
   }
-  const KEYS = {
-    ArrowRight: (_, here) => here + 1,
-    ArrowLeft: (_, here) => here - 1,
-    ArrowDown: (all, here) => (here < 0 ? 0 : vertical(all, here, 1)),
-    ArrowUp: (all, here) => (here < 0 ? 0 : vertical(all, here, -1)),
-    Home: () => 0,
-    End: (all) => all.length - 1,
-  };
-  function spell(step) {
-    const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
-    const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
-    return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
-  }
+  const listen = (turn, box) => walk(box, {
+    // A finger scrolls, and on a narrow screen the card would cover what is pointed at.
+    hovers: ({ pointerType }) => pointerType !== "touch" && !narrow.matches && !document.querySelector(".side"),
+    show: (index) => show(index < 0 ? kept : { turn, index }),
+    kept: () => (kept.turn === turn ? kept.index : -1),
+    keep: (index, aloud) => keep(turn, index, aloud),
+  });
 
   // The frame
 
@@ -864,8 +841,8 @@
   function grow() {
     $("words").style.height = "auto";
     $("words").style.height = `${$("words").scrollHeight}px`;
-    session.removeItem(DRAFT);
-    if ($("words").value) session.setItem(DRAFT, $("words").value);
+    delete session[DRAFT];
+    if ($("words").value) session[DRAFT] = $("words").value;
   }
   function unfold(open) {
     $("settings").hidden = !open;
@@ -874,7 +851,8 @@
   /** Open or close the list of conversations: beside the talk, or over it where there is no room. */
   function aside(open) {
     const had = $("side").contains(document.activeElement);
-    $("side").hidden = $("shade").hidden = !open;
+    $("side").hidden = !open;
+    $("shade").hidden = !open || !slim.matches;
     // What lies under it cannot be reached.
     for (const under of document.querySelectorAll("header, #talk, .dock")) under.inert = open && slim.matches;
     $("menu").ariaExpanded = String(open);
@@ -892,10 +870,9 @@
   });
   $("key").addEventListener("submit", (event) => {
     event.preventDefault();
-    session.setItem(SECRET, $("secret").value.trim());
+    session[SECRET] = $("secret").value.trim();
     $("secret").value = "";
     $("key").hidden = true;
-    trouble("");
     load();
     $("words").focus();
   });
@@ -918,11 +895,8 @@
       else if ($("side").contains(event.target)) $("words").focus();
     }
   });
-  document.addEventListener("click", (event) => {
-    const source = event.target.closest?.(".copy-code");
-    if (source) copy(source, markdown.source(source));
-  });
-  addEventListener("pagehide", () => running && store.saveNow(chat, [traceOf(turns.at(-1).message.id)]));
+  const unfinished = () => turns.filter(({ node }) => node.classList.contains("running")).map(({ message }) => traceOf(message.id));
+  addEventListener("pagehide", () => running && store.saveNow(chat, unfinished()));
   slim.addEventListener("change", () => aside(!slim.matches && prefs.side !== "closed"));
   $("menu").addEventListener("click", () => {
     aside($("side").hidden);
@@ -946,28 +920,27 @@
   $("new").addEventListener("click", restart);
   $("close").addEventListener("click", hide);
   $("fold").addEventListener("click", () => unfold($("settings").hidden));
-  $("model").addEventListener("change", introduce);
-  for (const name of SETTINGS) $(name).addEventListener("change", () => prefer({ [name]: $(name).value }));
-  for (const name of ["as-text", "as-tokens"]) {
-    $(name).addEventListener("change", async () => {
-      prefer({ view: name });
-      hide();
-      // What was at the top stays there.
-      const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
-      await look();
-      if (!follow) first?.node.scrollIntoView();
-    });
-  }
+  $("settings").parentNode.addEventListener("change", ({ target }) => {
+    prefer(chosen());
+    if (target === $("model")) introduce();
+    else limit();
+  }, true);
+  $("view").addEventListener("change", async ({ target }) => {
+    prefer({ view: target.id });
+    hide();
+    for (const turn of turns) turn.asText = undefined;
+    // What was at the top stays there.
+    const first = turns.find(({ node }) => node.getBoundingClientRect().bottom > $("talk").getBoundingClientRect().top + 20);
+    await look();
+    if (!follow) first?.node.scrollIntoView();
+  });
   $("talk").addEventListener("scroll", scrolled, { passive: true });
-  for (const [box, name, on] of [["coloured", "plain", false], ["mono", "mono", true]]) {
-    $(box).addEventListener("change", () => $("talk").classList.toggle(name, $(box).checked === on));
-  }
   if (["light", "dark"].includes(prefs.theme)) $("theme").value = prefs.theme;
   paintIn($("theme").value);
   $("theme").addEventListener("change", () => paintIn($("theme").value));
   if (prefs.view === "as-tokens") $("as-tokens").checked = true;
-  fill(prefs);
-  $("words").value = session.getItem(DRAFT) ?? "";
+  setAll(prefs);
+  $("words").value = session[DRAFT] ?? "";
   grow();
   aside(!slim.matches && prefs.side !== "closed");
   look();

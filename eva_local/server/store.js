@@ -92,6 +92,7 @@ const store = (() => {
   const isLink = (value) => value === null || isId(value);
   const among = (...values) => (value) => values.includes(value);
   const tuple = (...shapes) => (value) => Array.isArray(value) && value.length === shapes.length && shapes.every((one, i) => one(value[i]));
+  const optional = (shape) => (value) => value === undefined || shape(value);
   const TOP = [tuple(isText, isCount, isFlag)];
   const BALLOT = {
     member: Number.isInteger, chosen: isCount, weight: isCount, reason: isText, verdict: among("stayed", "filtered", "absent"), top: TOP,
@@ -99,8 +100,9 @@ const store = (() => {
   const STEP = { shown: isText, hex: isText, thought: isFlag, probability: isCount, carrier: Number.isInteger, top: TOP, ballots: [BALLOT] };
   const MESSAGE = {
     id: isId, parent: isLink, next: isLink, role: among("user", "assistant"), content: isText, thought: isText, model: isText,
-    finish: isText, note: isText, stopped: isFlag, at: isCount, tokens: isCount, thoughts: isCount, filtered: isCount,
-    first: isCount, spent: isCount, carried: [tuple(isText, isCount)],
+    finish: isText, note: isText, stopped: isFlag, at: isCount, first: isCount, spent: isCount,
+    // Older conversations have none of these.
+    side: optional(isText), used: optional(isCount),
   };
   const CHAT = { id: isId, title: isText, created: isCount, changed: isCount, next: isLink, settings: {}, messages: {} };
   /** Return whether a value is of a shape: what a function finds right, a list of such, or a thing with such parts. */

@@ -1,5 +1,5 @@
 (() => {
-  const { make, add, colour, percent, plural, fixed, glyphs, token, spoken, bar, swatch, describe, vertical, moved } = eva;
+  const { make, add, colour, percent, plural, fixed, glyphs, tokenOf, isFiltered, spell, button, bar, swatch, describe, walk, moved } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { steps, members, summary } = data;
   const BINS = 300;
@@ -47,12 +47,9 @@
   function legend() {
     const total = Math.max(summary.members.reduce((sum, member) => sum + member.carried, 0), 1);
     summary.members.forEach((member, index) => {
-      const button = glyphs(add(make("button", "spotlight"), swatch(index)), member.name, true);
-      button.type = "button";
-      button.title = "Colour only the tokens that this member carried";
-      button.setAttribute("aria-pressed", "false");
-      button.addEventListener("click", () => spotlight(button, index));
-      const name = add(make("td"), button);
+      const title = "Colour only the tokens that this member carried";
+      const lit = button("spotlight", undefined, () => spotlight(lit, index), { title, ariaPressed: "false" });
+      const name = add(make("td"), glyphs(add(lit, swatch(index)), member.name, true));
       if (member.name === data.pivot) name.append(make("span", "pivot", "pivot"));
       const share = member.carried / total;
       const figure = `${member.carried} (${percent(share)})`;
@@ -63,35 +60,26 @@
         make("td", "figure", `${fixed(member.decode_ms, 1)} ms`)));
     });
   }
-  function spotlight(button, member) {
-    const on = button.getAttribute("aria-pressed") !== "true";
-    for (const other of $("members").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
-    button.setAttribute("aria-pressed", String(on));
+  function spotlight(lit, member) {
+    const on = lit.ariaPressed !== "true";
+    for (const other of $("members").querySelectorAll("button")) other.ariaPressed = String(on && other === lit);
     main.classList.toggle("spotlit", on);
     tokens.forEach((node, i) => node.classList.toggle("lit", on && steps[i].carrier === member));
   }
 
-  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   const tokens = [];
   function text() {
     let whole = true;
     const all = boxes.map(() => document.createDocumentFragment());
     steps.forEach((step, index) => {
-      const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-      const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
-      if (filtered) node.classList.add("filtered");
-      if (!step.whole) node.classList.add("begun");
-      if (!whole) node.classList.add("ended");
+      const node = tokenOf(step, index, !step.whole, !whole);
       whole = step.whole;
       node.setAttribute("role", "option");
       node.setAttribute("aria-selected", "false");
       node.setAttribute("aria-setsize", String(steps.length));
       node.setAttribute("aria-posinset", String(index + 1));
-      const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
-      const dropped = filtered ? `, ${plural(filtered, "vote")} filtered` : "";
-      node.setAttribute("aria-label", `${spoken(step)}${carrier}${dropped}`);
+      node.setAttribute("aria-label", spell(step, members));
       node.tabIndex = -1;
-      node.dataset.index = String(index);
       tokens.push(node);
       all[step.thought ? 0 : 1].append(node);
     });
@@ -140,31 +128,10 @@
     }
     return undefined;
   }
-  const KEYS = {
-    ArrowRight: (_, here) => here + 1,
-    ArrowLeft: (_, here) => here - 1,
-    ArrowDown: (all, here) => vertical(all, here, 1),
-    ArrowUp: (all, here) => vertical(all, here, -1),
-    Home: () => 0,
-    End: (all) => all.length - 1,
-  };
-
   function listen() {
-    const at = (event) => {
-      const node = event.target.closest?.(".token");
-      return node ? Number(node.dataset.index) : -1;
-    };
     for (const box of boxes) {
-      box.addEventListener("pointerover", (event) => moved(event) && show(at(event) < 0 ? kept : at(event)));
-      box.addEventListener("pointerleave", () => show(kept));
-      box.addEventListener("focusin", (event) => at(event) >= 0 && keep(at(event)));
-      box.addEventListener("click", (event) => at(event) >= 0 && go(at(event)));
-      box.addEventListener("keydown", (event) => {
-        if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
-        event.preventDefault();
-        const all = [...box.children];
-        go(Number(all[KEYS[event.key](all, all.indexOf(tokens[kept]))]?.dataset.index ?? -1));
-      });
+      walk(box, { show: (index) => show(index < 0 ? kept : index), keep: go, kept: () => kept });
+      box.addEventListener("focusin", ({ target }) => target.dataset.index && keep(Number(target.dataset.index)));
     }
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;

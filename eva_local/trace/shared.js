@@ -3,6 +3,8 @@
 const eva = (() => {
   const COLOURS = 8;
   const SHOWN = 5;
+  // How many bits votes differ by, at least, where a page says that they are apart.
+  const APART = 0.3;
 
   // Text of users and models reaches the document through here and `glyphs` only, as text.
   function make(tag, className, text, properties) {
@@ -22,6 +24,7 @@ const eva = (() => {
   }
   const colour = (member) => (member < 0 ? "" : `m${member % COLOURS}`);
   const letter = (member) => String.fromCharCode(65 + (member % 26));
+  const isFiltered = (step) => step.ballots.some((ballot) => ballot.verdict === "filtered");
   const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}%`;
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
   function fixed(value, digits) {
@@ -73,15 +76,53 @@ const eva = (() => {
     if (step.shown === "") return add(node, mark("◦"));
     return glyphs(node, step.shown, broken);
   }
+  /**
+   * Return how far apart the votes of a step are, in bits: the Jensen-Shannon divergence, each member alike, of the pieces
+   * that each names; what a member does not name is one piece more. 0 is agreement; two that have nothing in common are 1 apart.
+   */
+  function divergence({ ballots }) {
+    const votes = ballots.filter(({ top }) => top.length).map(({ top }) => {
+      const named = new Map(top.map(([piece, share]) => [piece, share]));
+      return named.set(null, Math.max(0, 1 - top.reduce((sum, [, share]) => sum + share, 0)));
+    });
+    let sum = 0;
+    for (const piece of new Set(votes.flatMap((vote) => [...vote.keys()]))) {
+      const shares = votes.map((vote) => vote.get(piece) ?? 0);
+      const mean = shares.reduce((all, share) => all + share, 0) / votes.length;
+      for (const share of shares) if (share > 0) sum += share * Math.log2(share / mean);
+    }
+    return votes.length ? sum / votes.length : 0;
+  }
+  /** Return the node of a step; the tokens of one character are joined: they have `begun` it, or end it. */
+  function tokenOf(step, index, begun, ended) {
+    const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
+    for (const [name, on] of Object.entries({ filtered: isFiltered(step), apart: divergence(step) >= APART, begun, ended })) node.classList.toggle(name, on);
+    node.dataset.index = String(index);
+    return node;
+  }
+  /** Return what is said aloud of a step. */
+  function spell(step, members) {
+    const filtered = step.ballots.filter((ballot) => ballot.verdict === "filtered").length;
+    const carrier = step.carrier < 0 ? "" : `, carried by ${members[step.carrier]}`;
+    return `${spoken(step)}${carrier}${filtered ? `, ${plural(filtered, "vote")} filtered` : ""}`;
+  }
   const spoken = (step) =>
     step.hex === "" ? `end of the ${step.thought ? "thought" : "answer"}`
       : step.shown === "" ? "part of a character"
       : step.shown.replace(/\n/g, " line break ").trim() || "space";
 
+  function button(className, label, act, properties) {
+    const node = make("button", className, label, { type: "button", ...properties });
+    node.addEventListener("click", act);
+    return node;
+  }
+  function fill(share, member) {
+    const node = make("div", `fill ${colour(member)}`);
+    node.style.width = `${Math.min(100, 100 * share)}%`;
+    return node;
+  }
   function bar(share, member) {
-    const fill = make("div", `fill ${colour(member)}`);
-    fill.style.width = `${Math.min(100, 100 * share)}%`;
-    const track = add(make("div", "track"), fill);
+    const track = add(make("div", "track"), fill(share, member));
     track.setAttribute("aria-hidden", "true");
     return track;
   }
@@ -129,6 +170,7 @@ const eva = (() => {
     add(title, make("span", "verdict", `chosen with ${percent(step.probability)}`));
     fused.append(title);
     candidates(fused, step.top, -1);
+    if (step.ballots.length > 1) fused.append(make("p", "aside", `votes ${fixed(divergence(step), 2)} bits apart`));
     const parts = step.ballots.map((vote) => ballot(vote, members));
     if (!parts.length) parts.push(make("p", "aside", "Nothing more was recorded of this step."));
     return [head, bytes, fused, ...parts];
@@ -150,10 +192,37 @@ const eva = (() => {
     return best;
   }
 
+  const KEYS = {
+    ArrowRight: (_, here) => here + 1,
+    ArrowLeft: (_, here) => here - 1,
+    ArrowDown: (all, here) => (here < 0 ? 0 : vertical(all, here, 1)),
+    ArrowUp: (all, here) => (here < 0 ? 0 : vertical(all, here, -1)),
+    Home: () => 0,
+    End: (all) => all.length - 1,
+  };
+  /**
+   * Let a pointer and keys go from token to token in a box. A pointer that `hovers` shows one for the moment, and -1
+   * where there is none; a click or a key keeps one; `kept` returns which.
+   */
+  function walk(box, { show, keep, kept, hovers = () => true }) {
+    const at = ({ target }) => Number(target.closest?.(".token")?.dataset.index ?? -1);
+    box.addEventListener("pointerover", (event) => hovers(event) && moved(event) && show(at(event)));
+    box.addEventListener("pointerleave", () => show(-1));
+    box.addEventListener("click", (event) => at(event) >= 0 && keep(at(event)));
+    box.addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      const all = [...box.querySelectorAll(".token")];
+      const here = all.findIndex((node) => node.dataset.index === String(kept()));
+      const next = all[KEYS[event.key](all, here)];
+      if (next) keep(Number(next.dataset.index), true);
+    });
+  }
+
   // Where the page moves under a pointer that rests, nobody points at what comes to lie there.
   let rests = "";
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, words, token, spoken, bar, swatch, describe, vertical, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, APART, divergence, spell, button, fill, bar, swatch, describe, walk, moved };
 })();

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,12 @@ from servers import serving
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces, thinking_steps
 from waiting import PATIENCE_S, step_gate, until
 
-from eva_local.openai.answer import Letterhead
+from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
 from eva_local.server.guard import problem
-from eva_local.types import Step
+from eva_local.types import Candidate, Step, Trace
 
 IDS = ("trio", *(f"trio/{name}" for name in MEMBERS))
 MESSAGES = [{"role": "user", "content": "the unbelievable"}]
@@ -36,12 +37,19 @@ def members_of(name: str) -> Sequence[str]:
     return (name.partition("/")[2],) if "/" in name else MEMBERS
 
 
+def model_of(name: str) -> dict[str, object]:
+    space = None if "/" in name else "pivot"
+    return {"id": name, "members": members_of(name), "space": space, "max_model_len": 400}
+
+
 @dataclass
 class Server:
     """What the next answers are, and what was asked; `gate` holds an answer at `pause`."""
 
     url: str = ""
     steps: Sequence[Step] = ()
+    # What single models answer otherwise.
+    others: dict[str, Sequence[Step]] = field(default_factory=dict)
     pause: int | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
@@ -51,6 +59,8 @@ class Server:
     loading: bool = False
     trouble: str = ""
     ids: Sequence[str] = IDS
+    # The one model that has no place.
+    refused: str = ""
     asked: list[dict[str, object]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -68,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             page = chat_page()
             self._send(200, page.body, page.headers)
         elif self.path == "/v1/models" and self._may():
-            data = [{"id": name, "members": members_of(name)} for name in told.ids]
+            data = [model_of(name) for name in told.ids]
             body = problem("loading") if told.loading else {"object": "list", "data": data}
             self._send(503 if told.loading else 200, json.dumps(body).encode())
 
@@ -79,9 +89,10 @@ class Handler(BaseHTTPRequestHandler):
         if not self._may():
             return
         told.asked.append(body)
-        if told.status != 200:
-            again = {"Retry-After": "2"} if told.status == 503 else {}
-            self._send(told.status, json.dumps(problem(told.message)).encode(), again)
+        status = 503 if body["model"] == told.refused else told.status
+        if status != 200:
+            again = {"Retry-After": "2"} if status == 503 else {}
+            self._send(status, json.dumps(problem(told.message)).encode(), again)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -93,9 +104,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        head = Letterhead(CHAT, "x", 0, model, traced=True)
+        head = Letterhead(CHAT, "x", 0, model, counted=True, traced=True)
         self._event(head.opening(0))
-        for number, step in enumerate(told.steps):
+        steps = told.others.get(model, told.steps)
+        for number, step in enumerate(steps):
             if number == told.pause:
                 self._wait()
             if told.trouble:
@@ -103,6 +115,9 @@ class Handler(BaseHTTPRequestHandler):
                     self._event(problem(told.trouble))
                 return
             self._event(head.step(0, step))
+        told_of = Answer()
+        told_of.steps = list(steps)
+        self._event(head.last([told_of], 1))
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
@@ -267,6 +282,7 @@ def test_an_answer_token_by_token(page, server) -> None:
             "model": "trio",
             "messages": [{"role": "user", "content": "Why is the sea salty?"}],
             "stream": True,
+            "stream_options": {"include_usage": True},
             "trace": True,
         }
     ]
@@ -294,7 +310,7 @@ def test_a_thought_is_folded_and_dimmed_and_asked_for_by_a_switch(page, server) 
     seen = page()
     seen.point("#fold", click=True)
     assert seen.run("[...document.getElementById('thinking').options].map(o => o.value)") == [
-        *("auto", "off", "on")
+        *("auto", "off", "on", "apart")
     ]
     seen.run("document.getElementById('thinking').value = 'on'")
     ask(seen, done=False)
@@ -410,10 +426,11 @@ def test_keys_reach_everything(page, server) -> None:
     said = seen.run("document.getElementById('said').textContent")
     assert said.startswith(f"{first.text}, carried by {first.trace.carrier}")
     reached = []
-    for _ in range(3):
+    for _ in range(6):
         seen.press("Tab")
-        reached.append(seen.run("document.activeElement.className || document.activeElement.id"))
-    assert reached == ["copy", "again", "words"]
+        at = "(n => n.className || n.id || n.tagName)(document.activeElement)"
+        reached.append(seen.run(at))
+    assert reached == ["SUMMARY", "look", "copy", "again", "close", "words"]
 
 
 def test_settings_go_with_the_question(page, server) -> None:
@@ -605,7 +622,7 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     assert seen.run("sessionStorage.length") == 0
     server.key = "sesame"
     seen = page(models=False)
-    seen.wait("!document.getElementById('trouble').hidden")
+    seen.wait("document.getElementById('trouble').textContent")
     assert "wants its API key" in text(seen, "#trouble")
     assert seen.run("document.getElementById('send').disabled")
     assert seen.run("document.activeElement.id") == "secret"
@@ -617,7 +634,7 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page, server) -> None
     seen.press("Enter")
     seen.wait("document.getElementById('model').value")
     assert seen.run("document.getElementById('key').hidden")
-    assert seen.run("document.getElementById('trouble').hidden")
+    assert not seen.run("document.getElementById('trouble').checkVisibility()")
     assert seen.run("Object.values(sessionStorage)") == ["sesame"]
     assert "sesame" not in seen.run("JSON.stringify(localStorage) + document.cookie")
     ask(seen)
@@ -749,7 +766,7 @@ def test_a_server_that_still_loads_is_asked_again(page, server) -> None:
     assert seen.run("document.getElementById('send').disabled")
     server.loading = False
     seen.wait("document.getElementById('model').value")
-    assert seen.run("document.getElementById('trouble').hidden")
+    assert not seen.run("document.getElementById('trouble').checkVisibility()")
     assert not seen.run("document.getElementById('send').disabled")
 
 
@@ -860,7 +877,7 @@ def test_an_answer_that_a_reload_cuts_off_is_gone_on_with(page, server) -> None:
     stored(seen, "traces.clear()")
     reload(seen)
     seen.wait(
-        f"document.querySelector('.turn .text').textContent === {json.dumps(begun)} + ' the land.'"
+        f"document.querySelector('.turn .text')?.textContent === {json.dumps(begun)} + ' the land.'"
     )
     assert seen.complaints() == []
 
@@ -1005,7 +1022,7 @@ def test_damage_is_said_once_and_left_alone(page, server) -> None:
         "if (!at) return; at.update({...at.value, steps: [{shown: 3}]}); at.continue(); }",
     )
     reload(seen)
-    seen.wait("!document.getElementById('unkept').hidden")
+    seen.wait("document.getElementById('unkept').textContent")
     assert "1 conversation of this browser cannot be read" in text(seen, "#unkept")
     assert said(seen) == ["Why?", "Salt."]
     seen.run("document.getElementById('as-tokens').click()")
@@ -1036,7 +1053,7 @@ def test_a_full_or_closed_store_loses_nothing_on_screen(page, server, how) -> No
         finally:
             seen.call("Page.removeScriptToEvaluateOnNewDocument", **added)
     ask(seen, "One?")
-    seen.wait("!document.getElementById('unkept').hidden")
+    seen.wait("document.getElementById('unkept').textContent")
     why = "its room is full" if how == "quota" else "its storage cannot be used"
     assert why in text(seen, "#unkept")
     seen.run("document.getElementById('unkept').textContent = 'x'")
@@ -1287,6 +1304,7 @@ def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
         "model": "trio",
         "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": begun}],
         "stream": True,
+        "stream_options": {"include_usage": True},
         "trace": True,
     }
     assert not seen.run("document.querySelector('.goon').checkVisibility()")
@@ -1295,6 +1313,268 @@ def test_an_answer_that_was_cut_off_is_gone_on_with(page, server) -> None:
     seen.run("document.getElementById('as-tokens').click()")
     seen.settle()
     assert answer(seen) == f"{begun} rivers bring."
+
+
+# Answers side by side.
+
+
+def alone(words: str, name: str) -> list[Step]:
+    """Return what a member writes alone: all of it its own."""
+    return [
+        replace(step, trace=Trace(step.trace.ballots[0].top, (replace(step.trace.ballots[0]),)))
+        for step in made_steps(pieces(words), (name, *MEMBERS))
+    ]
+
+
+def choose(seen: Browser, *names: str) -> None:
+    """Let models be asked beside the chosen one."""
+    for name in names:
+        seen.run(
+            f"document.querySelector('#rivals input[value=' + CSS.escape({json.dumps(name)}) + ']')"
+            ".click()"
+        )
+
+
+def columns(seen: Browser) -> list[str]:
+    return list(
+        seen.run("[...document.querySelectorAll('.side > .prose')].map(n => n.textContent.trim())")
+    )
+
+
+def test_answers_stand_side_by_side_and_one_is_gone_on_with(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    server.others = {IDS[1]: alone("Rivers.", MEMBERS[0]), IDS[2]: alone("Rocks.", MEMBERS[1])}
+    seen = page(view="text")
+    choose(seen, IDS[1], IDS[2])
+    # Three are the most.
+    assert seen.run("document.querySelectorAll('#rivals :disabled').length") == 1
+    assert text(seen, "#send") == "Ask 3"
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    finished(seen)
+    assert columns(seen) == ["Salt.", "Rivers.", "Rocks."]
+    assert sorted(str(asked["model"]) for asked in server.asked) == sorted(IDS[:3])
+    question = [{"role": "user", "content": "Why?"}]
+    assert all(asked["messages"] == question for asked in server.asked)
+    tops = seen.run("[...document.querySelectorAll('.side')].map(n => n.offsetTop)")
+    assert len(set(tops)) == 1
+    # Each has a view of its own.
+    seen.point(".side:nth-child(3) .look", click=True)
+    shown = "[...document.querySelectorAll('.side > .prose')].map(n => n.checkVisibility())"
+    assert seen.run(shown) == [True, False, True]
+    seen.point(".side:nth-child(3) .token", click=True)
+    assert "token 1" in text(seen, "#card")
+    pressed = "[...document.querySelectorAll('.choose')].map(n => n.ariaPressed)"
+    assert seen.run(pressed) == ["true", "false", "false"]
+    seen.point(".side:nth-child(4) .choose", click=True)
+    assert seen.run(pressed) == ["false", "false", "true"]
+    reload(seen)
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    assert columns(seen) == ["Salt.", "Rivers.", "Rocks."]
+    assert seen.run(pressed) == ["false", "false", "true"]
+    choose(seen, IDS[1], IDS[2])
+    assert text(seen, "#send") == "Send"
+    ask(seen, "And?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == ["Why?", "Rocks.", "And?"]
+    # Another choice leads to what was said behind it.
+    seen.point(".side:nth-child(2) .choose", click=True)
+    assert seen.run("document.querySelectorAll('.turn').length") == 4
+    ask(seen, "So?")
+    assert [each["content"] for each in server.asked[-1]["messages"]] == ["Why?", "Salt.", "So?"]
+    assert seen.complaints() == []
+
+
+def test_on_a_phone_one_answer_is_below_the_other(page, server) -> None:
+    seen = page(view="text", size=(390, 844))
+    choose(seen, IDS[1])
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
+    boxes = seen.run(
+        "[...document.querySelectorAll('.side')].map(n => n.getBoundingClientRect())"
+        ".map(r => [r.left, r.top, r.width])"
+    )
+    assert boxes[0][0] == boxes[1][0]
+    assert boxes[0][1] < boxes[1][1]
+    assert boxes[0][2] > 300
+    assert seen.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_one_of_several_that_fails_is_tried_again_by_itself(page, server) -> None:
+    server.steps = made_steps(pieces("Salt."))
+    server.refused = IDS[1]
+    seen = page(view="text")
+    choose(seen, IDS[1])
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
+    assert columns(seen) == ["Salt.", ""]
+    assert "The server is busy" in text(seen, ".side:nth-child(3) .note")
+    server.refused = ""
+    seen.point(".side:nth-child(3) .again", click=True)
+    seen.wait("document.querySelector('.side:nth-child(3) .prose').textContent")
+    finished(seen)
+    assert columns(seen) == ["Salt.", "Salt."]
+    assert [asked["model"] for asked in server.asked][2:] == [IDS[1]]
+    # Asked anew, both are a version of their own.
+    seen.point(".side .again", click=True)
+    finished(seen)
+    assert text(seen, ".side .branches").split() == ["‹", "2/2", "›"]
+    assert len(server.asked) == 5
+
+
+# Where members disagree.
+
+
+def test_disputed_words_are_underlined_and_listed(page, server) -> None:
+    server.steps = disputed_steps()
+    seen = page(view="text")
+    ask(seen)
+    assert text(seen, ".contest summary") == "Where they disagreed: 2 words"
+    marked = "[...CSS.highlights.get('disputed')].map(range => range.toString())"
+    # The word that stands there twice is underlined where it is disputed.
+    assert sorted(seen.run(marked)) == ["salt", "water"]
+    inside = "[...CSS.highlights.get('disputed')].map(range => range.startContainer.data)"
+    assert set(seen.run(inside)) == {" the salt of water."}
+    seen.point(".contest summary", click=True)
+    assert "Jensen-Shannon" in text(seen, ".contest p")
+    words = "[...document.querySelectorAll('.contest .tools button')].map(n => n.innerText)"
+    assert seen.run(words) == ["salt 1.00", "water 0.40"]
+    seen.point(".contest .tools button:nth-child(2)", click=True)
+    assert "votes 0.40 bits apart" in text(seen, "#card")
+    assert seen.run("[...CSS.highlights.get('current')].join()") == "water"
+    seen.press("Escape")
+    assert seen.run("document.getElementById('card').hidden")
+    seen.run("document.getElementById('as-tokens').click()")
+    seen.settle()
+    lines = f"[...document.querySelectorAll({json.dumps(TOKENS + '.apart')})]"
+    assert seen.run(f"{lines}.map(n => n.textContent.trim())") == ["salt", "water"]
+    seen.point(".contest .tools button", click=True)
+    assert current(seen) == 4
+    assert seen.complaints() == []
+
+
+def disputed_steps() -> list[Step]:
+    """Return an answer of two members that disagree of two words: one wholly, one in part."""
+    cut = [b"The", b" salt", b" *is*", b" the", b" salt", b" of", b" water", b"."]
+    votes = {4: (1.0, 0.0), 6: (0.9, 0.2)}
+    steps = made_steps(cut, MEMBERS[:2])
+    for number, step in enumerate(steps):
+        beliefs = votes.get(number, (0.8, 0.8))
+        ballots = tuple(
+            replace(ballot, chosen=belief, stayed=True, weight=0.5, top=tops(step.piece, belief))
+            for ballot, belief in zip(step.trace.ballots, beliefs, strict=True)
+        )
+        steps[number] = replace(step, stayed=(True, True), trace=Trace(ballots[0].top, ballots))
+    return steps
+
+
+def tops(piece: bytes, belief: float) -> tuple[Candidate, ...]:
+    found = [Candidate(piece, belief), Candidate(b" other", 1 - belief)]
+    return tuple(sorted((c for c in found if c.probability), key=lambda c: -c.probability))
+
+
+# Settings of the answer, and the context.
+
+
+def test_weights_a_schema_and_thoughts_apart_are_asked_for(page, server) -> None:
+    seen = page(view="text")
+    assert "Shared space: pivot" in seen.run("document.getElementById('space').textContent")
+    seen.point("#fold", click=True)
+
+    def put(name: str, value: str) -> None:
+        seen.run(
+            f"(n => {{ n.value = {json.dumps(value)}; n.dispatchEvent(new Event('change')); }})"
+            f"(document.querySelector('[name={json.dumps(name)}]'))"
+        )
+
+    ask(seen)
+    assert not {"weights", "json_schema", "thinking"} & server.asked[-1].keys()
+    put("weights", "running")
+    put("thinking", "apart")
+    put("json_schema", '{"type": "object"}')
+    ask(seen)
+    asked = server.asked[-1]
+    assert (asked["weights"], asked["thinking"]) == ("running", "apart")
+    assert asked["json_schema"] == '{"type": "object"}'
+    assert not seen.run("document.getElementById('own').checkVisibility()")
+    put("weights", "own")
+    put(f"weight {MEMBERS[1]}", "2.5")
+    ask(seen)
+    own = dict(zip(MEMBERS, (1, 2.5, 1), strict=True))
+    assert server.asked[-1]["weights"] == own
+    # They come back with a reload; a member alone has no weight.
+    reload(seen)
+    seen.wait(f"document.querySelector('[name=\"weight {MEMBERS[1]}\"]')?.value === '2.5'")
+    put("model", IDS[1])
+    ask(seen)
+    assert "weights" not in server.asked[-1]
+
+
+def test_the_context_that_a_conversation_takes_is_shown(page, server) -> None:
+    seen = page(view="text")
+    assert not seen.run("document.getElementById('meter').checkVisibility()")
+    ask(seen)
+    taken = 31 + len(server.steps) - 1
+    assert text(seen, "#meter").split("\n")[-1] == f"{taken} of 400 tokens"
+    share = seen.run("parseFloat(document.querySelector('#meter .fill').style.width)")
+    assert abs(share - taken / 4) < 0.1
+    seen.point("#new", click=True)
+    assert not seen.run("document.getElementById('meter').checkVisibility()")
+    seen.point("#chats .go", click=True)
+    assert f"{taken} of 400" in text(seen, "#meter")
+
+
+# What axe-core (`npm pack axe-core`) finds is found where its file is named.
+AXE = os.environ.get("EVA_LOCAL_AXE")
+
+
+@pytest.mark.skipif(not AXE, reason="EVA_LOCAL_AXE names no axe.min.js")
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(page, server, size, dark) -> None:
+    server.steps = made_steps(pieces(f"{MARKDOWN}\n{FENCED}\n"))
+    seen = page(view="text", size=size, dark=dark)
+    faults = []
+
+    def look() -> None:
+        seen.settle()
+        seen.run(f"{Path(str(AXE)).read_text()}; 1")
+        found = "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes[0].html]))"
+        told = seen.call(
+            "Runtime.evaluate", expression=found, awaitPromise=True, returnByValue=True
+        )
+        faults.extend(f for f in told["result"]["value"] if f[0] in ("serious", "critical"))
+
+    look()
+    seen.point("#fold", click=True)
+    choose(seen, IDS[1], IDS[2])
+    look()
+    seen.point("#fold", click=True)
+    seen.point("#words", click=True)
+    seen.type("Why?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 3")
+    finished(seen)
+    seen.point(".contest summary", click=True)
+    look()
+    seen.point(".side .look", click=True)
+    seen.point(".side .token", click=True)
+    look()
+    seen.press("Escape")
+    seen.point(".edit", click=True)
+    look()
+    seen.point("#menu", click=True)
+    if seen.run("document.getElementById('side').hidden"):
+        seen.point("#menu", click=True)
+    seen.point("#chats .more", click=True)
+    look()
+    seen.point("#chats .rename", click=True)
+    look()
+    assert faults == []
 
 
 # The frame.
@@ -1355,7 +1635,7 @@ def test_everything_is_reached_by_tab_and_seen(page, server) -> None:
     assert set(wanted) <= set(reached)
     nameless = seen.run(
         f'[...document.querySelectorAll("{FOCUSABLE}")].filter(n => !n.hidden &&'
-        "!(n.ariaLabel || n.innerText?.trim() || n.labels?.length || n.tagName === 'PRE'))"
+        "!(n.ariaLabel || n.textContent.trim() || n.labels?.length || n.tagName === 'PRE'))"
         ".map(n => n.id || n.className)"
     )
     assert nameless == []
@@ -1365,11 +1645,22 @@ def test_a_finger_finds_targets_of_44_pixels(page, server) -> None:
     server.steps = made_steps(pieces(FENCED))
     seen = page(view="text", size=(390, 844))
     assert seen.run("document.getElementById('side').hidden")
-    ask(seen)
+    seen.point("#fold", click=True)
+    seen.run("(w => { w.value = 'own'; w.dispatchEvent(new Event('change')); })(weights)")
+    choose(seen, IDS[1])
+    seen.point("#words", click=True)
+    seen.type("Why is the sea salty?")
+    seen.press("Enter")
+    seen.wait("document.querySelectorAll('.side').length === 2")
+    finished(seen)
     seen.point(".turn:last-child .again", click=True)
     finished(seen)
+    seen.point(".contest summary", click=True)
+    targets = "button, select, #find, #view label, #words, summary, .check, #settings input"
+    targets += ", #settings textarea"
     small = (
-        "[...document.querySelectorAll('button, select, #find, #view label, #words')]"
+        f"[...document.querySelectorAll({json.dumps(targets)})]"
+        ".filter(n => n.type !== 'checkbox')"
         ".filter(n => n.checkVisibility()).map(n => [n, n.getBoundingClientRect()])"
         ".filter(([, r]) => r.width < 44 || r.height < 44).map(([n]) => n.id || n.className)"
     )
@@ -1435,6 +1726,27 @@ def test_the_real_server_answers_the_page(browser, spec) -> None:
         seen.point("#new", click=True)
         ask(seen, "the unbelievable")
         assert letters(answer(seen)) == letters(alone)
+        assert seen.complaints() == []
+
+
+def test_the_real_server_answers_side_by_side(browser, spec) -> None:
+    with serving(lambda: fake_ensemble(spec)) as client:
+        seen = opened(browser, client)
+        seen.wait("document.getElementById('model').value")
+        assert "Shared space: pivot" in seen.run("document.getElementById('space').textContent")
+        choose(seen, "pair/a", "pair/b")
+        seen.point("#words", click=True)
+        seen.type("the unbelievable")
+        seen.press("Enter")
+        seen.wait("document.querySelectorAll('.side').length === 3")
+        finished(seen)
+        written = "[...document.querySelectorAll('.side > .text')].map(n => n.textContent)"
+        for words, name in zip(seen.run(written), ("pair", "pair/a", "pair/b"), strict=True):
+            expected = client.chat(model=name).body["choices"][0]["message"]["content"]
+            assert letters(words) == letters(expected)
+        usage = client.chat().body["usage"]["total_tokens"]
+        most = client.ask("/v1/models").body["data"][0]["max_model_len"]
+        assert f"{usage} of {most} tokens" in text(seen, "#meter")
         assert seen.complaints() == []
 
 

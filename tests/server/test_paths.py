@@ -56,6 +56,7 @@ def test_models_and_their_members(client) -> None:
         ("pair/a", ["a"]),
         ("pair/b", ["b"]),
     ]
+    assert [each["space"] for each in found] == ["pivot", None, None]
     assert client.ask("/v1/models/pair/b").body == found[2]
     reply = client.chat(model="par")
     assert reply.status == 404
