@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.sequence import ScoredSequence, TextSequence
 from eva_local.errors import ContextError, InputError
-from eva_local.types import Sampling
+from eva_local.types import Sampling, Score
 
 
 @pytest.mark.parametrize("text", ["e", " unbelievable Paris", "é中\n"])
@@ -62,6 +63,36 @@ def test_a_score_is_the_product_of_what_the_steps_of_an_answer_gave() -> None:
         assert found.log_likelihood == pytest.approx(expected)
         compared += 1
     assert compared > 5
+
+
+@pytest.mark.parametrize("can_roll_back", [True, False])
+def test_a_text_is_decoded_in_long_runs_and_scored_as_step_by_step(
+    monkeypatch, can_roll_back
+) -> None:
+    def scored() -> tuple[Score, list[int]]:
+        members = [FakeModel(words, can_roll_back=can_roll_back) for words in (WORDS_A, WORDS_B)]
+        calls = [0, 0]
+        for number, member in enumerate(members):
+
+            def counted(runs, number=number, decode=member.decode):
+                calls[number] += 1
+                return decode(runs)
+
+            member.decode = counted
+        fusion = FusionSettings(candidates=0, weights="running", combine="geometric")
+        return ensemble(members, fusion).score("the", " unbelievable Paris there" * 10), calls
+
+    in_runs, calls = scored()
+    monkeypatch.setattr(ScoredSequence, "foretell", TextSequence.foretell)
+    by_step, calls_by_step = scored()
+    assert in_runs == by_step
+    assert min(calls_by_step) >= in_runs.n_symbols
+    if can_roll_back:
+        # Of the pivot's own tokens, up to 32 at once; the other's differ inside words.
+        assert calls[0] < calls_by_step[0] / 5
+        assert calls[1] < calls_by_step[1]
+    else:
+        assert calls == calls_by_step
 
 
 def test_choices_share_the_prompt() -> None:
