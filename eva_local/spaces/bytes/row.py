@@ -162,17 +162,17 @@ class OpenRow:
         return pieces, shares, ends
 
     def support(
-        self, begun: bytes, pieces: Sequence[bytes], shares: Floats, ends: Floats
+        self, opened: bytes, pieces: Sequence[bytes], shares: Floats, ends: Floats
     ) -> Floats:
         """Return (m,): the mass of the tokens that begin with each of `pieces`, END without bytes.
 
-        Before each of them come the open bytes, `begun`.
+        Before each of them come the open bytes, `opened`.
         A piece is whole, and not the beginning of a longer one, with probability `ends: (m,)`.
         Where no token begins with a piece, the member would write it in several: the mass of the
         first of them is split among all pieces that it begins so, in proportion to `shares: (m,)`.
         """
         trie, here = self._trie, self.node
-        paths = [trie.path(begun + piece) for piece in pieces]
+        paths = [trie.path(opened + piece) for piece in pieces]
         nodes = np.asarray([node for node, _ in paths])
         masses = np.zeros(len(pieces))
         reached = nodes > here
