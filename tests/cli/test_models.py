@@ -429,6 +429,8 @@ def test_another_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected"),
     [
         (("frob",), "No such command 'frob'; see: eva-local --help"),
+        (("ls",), "no such command 'ls'; did you mean 'list'?; see: eva-local --help"),
+        (("Download", "x"), "no such command 'Download'; did you mean 'pull'?; see: eva-local"),
         (("list", "--frob"), "No such option '--frob'; see: eva-local list --help"),
         (("pull", "--ensemble"), "Option '--ensemble' requires an argument"),
         (("show", "a", "b"), "Got unexpected extra argument (b); see: eva-local show --help"),
