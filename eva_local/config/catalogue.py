@@ -126,7 +126,8 @@ def read_ensembles(
             raise ConfigError(f"{place}.weights: the members have weights of their own; remove it")
         given = values if weights is None else {**values, "weights": weights}
         own = settings.read_settings((specs.FusionSettings, Sampling), given, f"{place}.".__add__)
-        check_numbers(own, len(names))
+        if "weights" in own:
+            check_weights(own["weights"], len(names))
         told = among(own)
         try:
             ensembles[name] = specs.EnsembleSpec(
@@ -199,13 +200,13 @@ def written_table(section: str, name: str, values: Mapping[str, object]) -> str:
     return f"[{section}.{quoted(name)}]{''.join(lines)}"
 
 
-def check_numbers(given: Mapping[str, Setting], members: int) -> None:
-    """Raise ConfigError where a list of numbers does not fit the number of members."""
-    for key, kind in (("weights", "weights"), ("prior", "numbers")):
-        numbers = given[key].value if key in given else ()
-        if isinstance(numbers, tuple) and numbers and len(numbers) != members:
-            told = f"needs {members} {kind}, one for each member, not {len(numbers)}"
-            raise ConfigError(f"{given[key].origin}: {told}")
+def check_weights(setting: Setting, members: int) -> None:
+    """Raise ConfigError where a list of weights does not fit the number of members."""
+    weights = setting.value
+    if isinstance(weights, tuple) and len(weights) != members:
+        raise ConfigError(
+            f"{setting.origin}: needs {members} weights, one for each member, not {len(weights)}"
+        )
 
 
 def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -5,12 +5,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eva_local.config import settings, specs
-from eva_local.config.catalogue import check_numbers, free_name, read_ensembles, read_models
+from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
 from eva_local.config.elsewhere import HUB_NAME, Held, held, named, tag
 from eva_local.config.settings import Setting
 from eva_local.errors import ConfigError, InputError, refusing
@@ -47,7 +47,7 @@ class Config:
     fusion: specs.FusionSettings
     load: specs.LoadSettings
     settings: Mapping[str, Setting]
-    given: Mapping[str, Setting] = field(default_factory=dict)
+    weights: Setting | None = None
     drafter: Setting | None = None
 
     @property
@@ -91,7 +91,8 @@ class Config:
             spec = replace(spec, pivot=pivot)
         # Weights and a drafter from outside the file are meant for the one ensemble that is run, so
         # they are measured against its members here and not for every ensemble of the file.
-        check_numbers(self.given, len(spec.members))
+        if self.weights is not None:
+            check_weights(self.weights, len(spec.members))
         if self.drafter is None:
             return spec
         try:
@@ -224,7 +225,7 @@ def load_config(
             for kind in _KINDS
             for key in settings.keys_of(kind)
         },
-        given=given,
+        weights=given.get("weights"),
         drafter=drafter,
     )
     try:
@@ -324,10 +325,9 @@ def _read_defaults(path: Path, values: object) -> dict[str, Setting]:
         raise ConfigError(f"{place}: must be a table")
     settings.refuse_unknown(values, DEFAULT_KEYS, f"{place}.")
     defaults = settings.read_settings(_KINDS, values, f"{place}.".__add__)
-    for key in ("weights", "prior"):
-        if key in defaults and isinstance(defaults[key].value, tuple) and defaults[key].value:
-            problem = "can be no list here; give the list in [ensembles.NAME]"
-            raise ConfigError(f"{place}.{key}: {problem}")
+    if "weights" in defaults and isinstance(defaults["weights"].value, tuple):
+        problem = "can be no list here; give the list in [ensembles.NAME]"
+        raise ConfigError(f"{place}.weights: {problem}")
     if "drafter" in defaults and defaults["drafter"].value not in specs.NO_MEMBER:
         problem = f"must be one of {', '.join(specs.NO_MEMBER)}; name a member in [ensembles.NAME]"
         raise ConfigError(f"{place}.drafter: {problem}")

@@ -64,12 +64,11 @@ class FusionSettings:
     the members, or follow the members' likelihood of the text so far (running), of the prompt
     (prompt-perplexity) or of what each thought apart (thought): the softmax of nats per byte over
     weight_temperature, where running forgets by weight_decay per byte. The first two begin with
-    what the last prompt_evidence bytes of a prompt say; running, in conversations, with the prior:
-    how likely the members find texts as a rule, in nats per byte; all equal where it is empty.
-    Numbers may be negative with the geometric mean: what such a member thinks likely is made less
-    likely. A geometric mean is raised to the power of sharpness: members err in part independently,
-    so what they agree on is likelier than each of them says. Where the pivot's likeliest symbol has
-    at least the probability gate, the others are not asked; 1 asks them always.
+    what the last prompt_evidence bytes of a prompt say. Numbers may be negative with the geometric
+    mean: what such a member thinks likely is made less likely. A geometric mean is raised to the
+    power of sharpness: members err in part independently, so what they agree on is likelier than
+    each of them says. Where the pivot's likeliest symbol has at least the probability gate, the
+    others are not asked; 1 asks them always.
 
     The drafter proposes what may come next, which changes how soon an answer is there and nothing
     of it: ngram copies what followed before, a member's name lets that one go first, auto takes
@@ -87,7 +86,6 @@ class FusionSettings:
     weight_temperature: Scale = 0.13
     weight_decay: Share = 0.99
     prompt_evidence: Whole = 1000
-    prior: tuple[Number, ...] = ()
     gate: Share = 1.0
     drafter: Words = "auto"
 

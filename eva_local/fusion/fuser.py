@@ -35,14 +35,13 @@ class Fuser:
     """Fuses the votes of one text, step by step.
 
     `evidence: (members,)` is each member's mean log-likelihood in nats per byte, of the prompt
-    or of the text so far, at first the prior; weights that follow it are its softmax. It is -inf
-    of one that is left out.
+    or of the text so far, 0 at first; weights that follow it are its softmax. It is -inf of one
+    that is left out.
     """
 
     def __init__(self, fusion: FusionSettings, n_members: int) -> None:
         self._fusion = fusion
-        prior = fusion.prior if fusion.weights == "running" else ()
-        self.evidence: Floats = np.array(prior or (0.0,) * n_members, dtype=np.float64)
+        self.evidence: Floats = np.zeros(n_members)
 
     def begin(self, evidence: Sequence[float]) -> None:
         """Take in how well each member predicts its prompt, in nats per byte."""

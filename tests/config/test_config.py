@@ -213,11 +213,6 @@ def test_default_ensemble(tmp_path: Path) -> None:
             "ensembles.e.weights: needs 1 weights",
         ),
         (
-            '[ensembles.e]\nmembers = ["a", "b"]\nprior = [-1]',
-            "ensembles.e.prior: needs 2 numbers, one for each member, not 1",
-        ),
-        ("[defaults]\nprior = [-1, -2]", "defaults.prior: can be no list here"),
-        (
             '[ensembles.e]\nmembers = ["a"]\nweights = "x"',
             'ensembles.e.weights: must be "equal" or',
         ),
@@ -368,7 +363,6 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         weight_temperature=7.0,
         weight_decay=0.5,
         prompt_evidence=7,
-        prior=(7.0,),
         gate=0.5,
         drafter="ngram",
     )
@@ -465,9 +459,6 @@ def test_weights_from_outside_are_measured_against_the_ensemble_that_is_run(tmp_
     with pytest.raises(ConfigError, match="command line --weights: needs 1 weights"):
         config.ensemble("a")
     assert load(tmp_path, weights="equal").ensemble("a").fusion.weights == "equal"
-    assert load(tmp_path, prior="-1").ensemble("a").fusion.prior == (-1.0,)
-    with pytest.raises(ConfigError, match="command line --prior: needs 1 numbers"):
-        load(tmp_path, prior="-1,-2").ensemble("a")
 
 
 def test_a_drafter_from_outside_is_meant_for_the_ensemble_that_is_run(tmp_path: Path) -> None:

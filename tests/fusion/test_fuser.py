@@ -42,19 +42,6 @@ def test_running_weights_by_hand() -> None:
     assert as_dict(second.fused) == as_dict(combine(ballots, second.weights))
 
 
-def test_running_weights_begin_with_the_prior_where_no_prompt_is_known() -> None:
-    settings = {"prior": (-0.5, -1.0), "weight_temperature": 0.5}
-    ballots = [vote(a=0.5, b=0.5), vote(a=0.9, b=0.1)]
-    deciding = judge(2, weights="running", **settings)
-    usual = (math.e / (1 + math.e), 1 / (1 + math.e))
-    assert deciding.decide(ballots).weights == pytest.approx(usual)
-    deciding.begin([-1.0, -0.5])
-    assert deciding.decide(ballots).weights == pytest.approx(usual[::-1])
-    assert judge(2, weights="equal", **settings).decide(ballots).weights == (0.5, 0.5)
-    # What one member says is not weighed.
-    assert judge(1, weights="equal", **settings).decide(ballots[:1]).weights == (1,)
-
-
 def test_a_symbol_that_a_vote_cut_off_counts_with_its_smallest_probability() -> None:
     deciding = judge(2, weights="running", weight_decay=0.5)
     decision = deciding.decide([vote(a=0.8, b=0.2), vote(c=1.0)])
