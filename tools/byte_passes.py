@@ -9,6 +9,7 @@ With `--recurrent` each model is treated as if it could take no tokens back.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def main(
     texts = {file.name: cut(file.read_bytes(), BYTES)[0] for file in files}
     print(f"| text | member | by tokens | by bytes | | forward passes |\n|{' --- |' * 6}")
     for name in MODELS:
-        spec = load_config(shipped("models.toml"), {}).models[name]
+        spec = load_config(shipped("models.toml"), os.environ).models[name]
         with contextlib.closing(kind(locate(spec), spec.load, n_branches=BRANCHES)) as model:
             for label, whole in texts.items():
                 text = without(whole, model.tokenizer.missing_bytes)
