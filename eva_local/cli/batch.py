@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.options import drawing_options, parallel_option, system_option, written
+from eva_local.cli.options import declared, drawing_options, parallel_option
 from eva_local.cli.outputs import ProgressDisplay, open_shown
 from eva_local.errors import InputError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
 FAILED = 1
-_FORMATS = ("jsonl", "openai", "csv", "text")
 
 
 @click.command()
@@ -32,25 +31,7 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.argument("target", metavar="OUT", type=click.Path())
 @drawing_options
 @parallel_option("rows")
-@click.option("--resume/--restart", default=True, help="Go on with what OUT has, or throw it away.")
-@click.option("--retry-errors", is_flag=True, help="Try rows again that failed before.")
-@click.option("--ordered", is_flag=True, help="Write the rows in the order of IN.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="What IN is, if not guessed.")
-@click.option(
-    "--prompt-template",
-    metavar="TEXT",
-    type=written,
-    help="The prompt of each row: '… {column} …' of its values.",
-)
-@system_option
-@click.option("--raw", is_flag=True, help="Go on with prompts as they are, without chat templates.")
-@click.option(
-    "--logprobs",
-    "n_top",
-    metavar="N",
-    type=click.IntRange(0, 20),
-    help="Add the log-probability of each token, and the N likeliest.",
-)
+@declared("batch")
 def batch(
     config: Config,
     sampling: Sampling,

@@ -14,7 +14,7 @@ import click
 
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
-from eva_local.cli.options import Load, count_option, setting_options
+from eva_local.cli.options import Load, declared, setting_options
 from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
@@ -38,41 +38,8 @@ _TUNABLE = 20
 
 @click.command("eval")
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--task",
-    "kind",
-    type=click.Choice(["auto", "generate", "choice", "bpb", "translate"]),
-    default="auto",
-    help="What the rows are; auto looks at their fields.",
-)
-@count_option("--limit", text="Take the first rows of each FILE.")
-@outputs.file_option(
-    "--few-shot",
-    "shot_files",
-    multiple=True,
-    text="Put solved rows before each prompt; repeat it for several tasks.",
-)
-@count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
-@click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
-@click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
-@count_option("--max-tokens", text="Length of answers; else as tasks need.")
-@count_option("--text-bytes", text="Take so much of each text at most.")
-@count_option("--prompt-bytes", default=0, least=0, text="Read, not score, so much of each text.")
-@click.option("--members/--no-members", default=True, help="Measure each member alone too.")
-@click.option(
-    "--compare",
-    multiple=True,
-    metavar="SETTINGS",
-    help="Also measure KEY=VALUE,... or another ensemble or model by name; may be repeated.",
-)
-@count_option(
-    "--samples", least=2, most=64, text="Let the best member also answer so often, and vote."
-)
-@click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
-@count_option("--parallel", default=4, text="Do so many rows side by side.")
-@outputs.file_option("--results", text="Keep each answer there: the same command goes on.")
-@click.option("--fresh", is_flag=True, help="Do again what is kept already.")
-@outputs.output_options
+@declared("eval")
+@declared("outputs")
 @setting_options(
     "ensemble", "n_ctx", "threads", "n_gpu_layers", *keys_of(FusionSettings), *THINKING_KEYS
 )
@@ -270,8 +237,8 @@ def _show_task(summary: TaskSummary, n_shots: int) -> None:
 
 
 @click.command()
-@click.option("--fresh", is_flag=True, help="Do again what is kept of an earlier check.")
-@outputs.output_options
+@declared("check")
+@declared("outputs")
 @setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
 @click.pass_obj
 def check(
