@@ -297,5 +297,3 @@ class Job:
         while self._next in self._early:
             self.output.append(self._early.pop(self._next))
             self._next += 1
-
-

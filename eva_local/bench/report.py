@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-from eva_local.bench.answers import Answers
 from eva_local.bench.pace import Spread
-from eva_local.bench.trial import Benchmark, Trial
+from eva_local.bench.trial import Answers, Benchmark, Trial
 from eva_local.pages.frame import Line, member_class, report
 
 

@@ -17,9 +17,8 @@ from eva_local.config.settings import keys_of
 from eva_local.config.specs import FusionSettings, LoadSettings
 
 if TYPE_CHECKING:
-    from eva_local.bench.answers import Answers
     from eva_local.bench.pace import Spread
-    from eva_local.bench.trial import Benchmark, Trial
+    from eva_local.bench.trial import Answers, Benchmark, Trial
 
 
 @click.command("bench")
