@@ -25,9 +25,8 @@ from eva_local.types import THINKING_KEYS
 if TYPE_CHECKING:
     from eva_local.api import Report
     from eva_local.evaluate.check import Check, Speed
-    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
-    from eva_local.evaluate.rows import Kind, Task
+    from eva_local.evaluate.rows import Kind
     from eva_local.evaluate.summary import TaskSummary
 
 # Questions that `check` answers to see how quick the members are.
@@ -75,7 +74,7 @@ def evaluate(
     prompt-perplexity need --prompt-bytes there.
     """
     from eva_local.evaluate.contest import Contest
-    from eva_local.evaluate.evaluation import report_page
+    from eva_local.evaluate.evaluation import hold, report_page
     from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.results import Results
     from eva_local.evaluate.rows import BUILT_IN, read_tasks
@@ -108,57 +107,18 @@ def evaluate(
         how = Conditions(**conditions, own_shots=sharing)
         contest = Contest(models, kept, how, parallel, progress)
         try:
-            evaluation = _held(contest, specs, tasks, samples, members=members, tuned=tune)
+            tasks = [contest.scorable(task) for task in tasks]
+            if tune and sum(len(task.rows) for task in tasks) < _TUNABLE:
+                told = f"--tune needs {_TUNABLE} rows, better 200, and there are fewer"
+                click.echo(f"eva-local: {told}: nothing is tuned", err=True)
+                tune = False
+            evaluation = hold(contest, specs, tasks, samples, members=members, tuned=tune)
         except KeyboardInterrupt:
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
     shown, page = partial(_show, evaluation), partial(report_page, evaluation)
     outputs.write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
-
-
-def _held(
-    contest: Contest,
-    specs: list[EnsembleSpec],
-    tasks: Sequence[Task],
-    n_samples: int | None,
-    *,
-    members: bool,
-    tuned: bool,
-) -> Evaluation:
-    from eva_local.evaluate.contest import each_alone
-    from eva_local.evaluate.evaluation import Evaluation
-    from eva_local.evaluate.summary import summarize
-    from eva_local.evaluate.tune import block, halves, tune
-
-    spec, tuned_block = specs[0], ""
-    tasks = [contest.scorable(task) for task in tasks]
-    if tuned and sum(len(task.rows) for task in tasks) < _TUNABLE:
-        told = f"--tune needs {_TUNABLE} rows, better 200, and there are fewer: nothing is tuned"
-        click.echo(f"eva-local: {told}", err=True)
-    elif tuned:
-        fit, tasks = halves(tasks)
-        best = tune(contest, fit, spec)
-        tuned_block = block(best, fit)
-        if best.fusion != spec.fusion:
-            specs = [*specs, best]
-    contestants = each_alone(spec) if members else []
-    n_members = len(contestants)
-    if len(spec.members) > 1:
-        pairs = zip(names_of(specs), specs, strict=True)
-        contestants += [replace(one, name=name) for name, one in pairs]
-    entries = contest.run(tasks, contestants)
-    summaries = []
-    for seed, task in enumerate(tasks):
-        found = [entry for entry in entries if entry.task is task]
-        summary = summarize(found, seed, n_members)
-        if n_samples and summary.best and not task.scored:
-            best = summary.standing(summary.best).spec
-            drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
-            found += contest.run([task], [drawn], n_samples)
-            summary = summarize(found, seed, n_members)
-        summaries.append(summary)
-    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 
 
 def variant(
@@ -194,14 +154,6 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
                 name = free_name(member.name, [one.name for one in found])
                 found.append(replace(member, name=name))
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
-
-
-def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
-    """Return the ensembles' names, with a number where one was there before."""
-    names: list[str] = []
-    for spec in specs:
-        names.append(free_name(spec.name, names, "{} ({})"))
-    return names
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ModelError
-from eva_local.evaluate.contest import Contest, each_alone
-from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.contest import Contest
+from eva_local.evaluate.evaluation import Evaluation, hold
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import BUILT_IN, read_tasks
-from eva_local.evaluate.summary import Estimate, TaskSummary, lead, summarize
+from eva_local.evaluate.summary import Estimate, TaskSummary, lead
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
@@ -153,18 +153,11 @@ def _tested(
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
     contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
-    contestants = each_alone(spec)
-    n_members = len(contestants)
+    specs = [spec]
     if len(spec.members) > 1:
         other = replace(spec.fusion, space="pivot" if spec.fusion.space == "bytes" else "bytes")
-        contestants += [spec, replace(spec, name=f"{spec.name}, {other.space}", fusion=other)]
-    tasks = [contest.scorable(task) for task in read_tasks(BUILT_IN)]
-    entries = contest.run(tasks, contestants)
-    summaries = [
-        summarize([entry for entry in entries if entry.task is task], seed, n_members)
-        for seed, task in enumerate(tasks)
-    ]
-    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries))
+        specs += [replace(spec, name=f"{spec.name}, {other.space}", fusion=other)]
+    return hold(contest, specs, [contest.scorable(task) for task in read_tasks(BUILT_IN)])
 
 
 def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:

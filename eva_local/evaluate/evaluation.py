@@ -1,10 +1,22 @@
 """What an evaluation came to, for tables, JSON and the page, and what follows for a user."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
+from eva_local.config.catalogue import free_name
+from eva_local.config.specs import EnsembleSpec
+from eva_local.evaluate.contest import Contest, each_alone
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.summary import FAR_APART, Estimate, Standing, TaskSummary, mean_of
+from eva_local.evaluate.rows import Task
+from eva_local.evaluate.summary import (
+    FAR_APART,
+    Estimate,
+    Standing,
+    TaskSummary,
+    mean_of,
+    summarize,
+)
+from eva_local.evaluate.tune import block, halves, tune
 from eva_local.pages.frame import Line, member_class, report
 
 _INTERVAL = "95% interval"
@@ -68,6 +80,55 @@ class Evaluation:
             "overall": {name: _estimate(self.overall(name)) for name in self.ensembles},
             "tuned": self.tuned or None,
         }
+
+
+def hold(
+    contest: Contest,
+    specs: Sequence[EnsembleSpec],
+    tasks: Sequence[Task],
+    n_samples: int | None = None,
+    *,
+    members: bool = True,
+    tuned: bool = False,
+) -> Evaluation:
+    """Let the first of `specs`, its `members` and the others do all tasks.
+
+    With `tuned`, settings of it are fitted on half of the rows, and do the rest with the others;
+    the vote of `n_samples` answers of the best member does all that is not scored.
+    """
+    spec, *_ = specs
+    tuned_block = ""
+    if tuned:
+        fit, tasks = halves(tasks)
+        best = tune(contest, fit, spec)
+        tuned_block = block(best, fit)
+        if best.fusion != spec.fusion:
+            specs = [*specs, best]
+    contestants = each_alone(spec) if members else []
+    n_members = len(contestants)
+    if len(spec.members) > 1:
+        pairs = zip(names_of(specs), specs, strict=True)
+        contestants += [replace(one, name=name) for name, one in pairs]
+    entries = contest.run(tasks, contestants)
+    summaries = []
+    for seed, task in enumerate(tasks):
+        found = [entry for entry in entries if entry.task is task]
+        summary = summarize(found, seed, n_members)
+        if n_samples and summary.best and not task.scored:
+            best = summary.standing(summary.best).spec
+            drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
+            found += contest.run([task], [drawn], n_samples)
+            summary = summarize(found, seed, n_members)
+        summaries.append(summary)
+    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
+
+
+def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
+    """Return the ensembles' names, with a number where one was there before."""
+    names: list[str] = []
+    for spec in specs:
+        names.append(free_name(spec.name, names, "{} ({})"))
+    return names
 
 
 def headings(summary: TaskSummary, style: Callable[[str], str] = str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 from msgspec import structs
 
 from eva_local.cli import main
-from eva_local.cli.evaluate import names_of, variant
+from eva_local.cli.evaluate import variant
 from eva_local.cli.options import Load
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
