@@ -49,8 +49,8 @@ def find_or_build(
     """Return the mapping from `member` to `pivot`.
 
     Looks into `folders` in turn; builds it into the first one, with a message, where none holds
-    it. Members with equal vocabularies need no file. Raises MappingError for a damaged or
-    foreign file.
+    it. Members with equal vocabularies need no file. Raises MappingError for a file that is
+    damaged, stale, or for other vocabularies.
     """
     if member.vocabulary.fingerprint == pivot.vocabulary.fingerprint:
         return identity(pivot)
@@ -62,24 +62,18 @@ def find_or_build(
         if method in BY_EMBEDDING:
             sides = embedding.output_layer(member), embedding.output_layer(pivot)
         METHODS[method](*sides, progress).save(path)
-    return read(path, member, pivot)
+    found = Mapping.load(path)
+    if (found.member, found.pivot) != (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint):
+        raise MappingError(f"{path}: made for other vocabularies; {REMEDY}")
+    if found.parameters != BY_EMBEDDING.get(found.method, {}):
+        raise MappingError(f"{path}: made with other parameters; {REMEDY}")
+    return found
 
 
 def find(method: str, member: Model, pivot: Model, folders: Sequence[Path]) -> Path | None:
     """Return the file of a mapping in the first folder that has it."""
     candidates = (folder / file_name(method, member, pivot) for folder in folders)
     return next((path for path in candidates if path.exists()), None)
-
-
-def read(path: Path, member: Model, pivot: Model) -> Mapping:
-    """Read a mapping; MappingError where it is damaged, stale, or for other vocabularies."""
-    found = Mapping.load(path)
-    expected = (member.vocabulary.fingerprint, pivot.vocabulary.fingerprint)
-    if (found.member, found.pivot) != expected:
-        raise MappingError(f"{path}: made for other vocabularies; {REMEDY}")
-    if found.parameters != BY_EMBEDDING.get(found.method, {}):
-        raise MappingError(f"{path}: made with other parameters; {REMEDY}")
-    return found
 
 
 def identity(model: Model) -> Mapping:

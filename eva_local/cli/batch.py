@@ -17,7 +17,7 @@ from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.job import Errand, Progress
+    from eva_local.batch.job import Progress
     from eva_local.config.config import Config
     from eva_local.types import Sampling
 
@@ -55,17 +55,12 @@ def batch(
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
     from eva_local.batch.forms import Template, Wishes
-    from eva_local.batch.job import Errand
+    from eva_local.batch.job import Errand, carry_out
 
     template = None if prompt_template is None else Template(prompt_template)
     wishes = Wishes(sampling, system, raw, template, n_top)
     job |= {"restart": not resume, "retry_errors": retry_errors}
-    return _carried_out(Errand(spec=config.ensemble(), wishes=wishes, **job), parallel)
-
-
-def _carried_out(errand: Errand, parallel: int | None) -> int:
-    from eva_local.batch.job import carry_out
-
+    errand = Errand(spec=config.ensemble(), wishes=wishes, **job)
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
     signals: list[int] = []
 
@@ -82,7 +77,7 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
         stack.callback(display.close)
 
         def opener(n_rows: int) -> Ensemble:
-            spec = replace(errand.spec, sampling=errand.wishes.sampling)
+            spec = replace(errand.spec, sampling=sampling)
             ensemble = open_shown(spec, parallel, most=n_rows)
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, note))

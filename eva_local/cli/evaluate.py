@@ -171,15 +171,17 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def _show_task(summary: TaskSummary, n_shots: int) -> None:
-    from eva_local.evaluate.evaluation import cells, headings, verdict, warning
+    from eva_local.evaluate.evaluation import figures, verdict, warning
 
     task = summary.task
     shots = f", {n_shots} examples before each" if n_shots else ""
     click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
-    rows = [(one.name, *cells(summary, one)) for one in summary.standings]
+    table = {one.name: figures(summary, one, str.upper) for one in summary.standings}
+    rows = [(name, *(figure for _, figure in found)) for name, found in table.items()]
+    head = ("", *(name for name, _ in next(iter(table.values()))))
     if summary.oracle is not None:
         rows.append(("best of members", format(summary.oracle, summary.scale.form)))
-    outputs.print_table(headings(summary, str.upper), rows)
+    outputs.print_table(head, rows)
     if summary.agreement is not None:
         click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
     if text := warning(summary):

@@ -22,20 +22,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Load = Callable[..., Config]
 
 _AUTO = "auto"
-_SHORT = {
-    "ensemble": ("-e",),
-    "n_ctx": ("-c", "--ctx-size"),
-    "threads": ("-t",),
-    "n_gpu_layers": ("-ngl",),
-    "max_tokens": ("-n",),
-    "temperature": ("--temp",),
-}
-
 _HERE = Path(__file__).parent
 #: What each setting is for.
 HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
-# The other options, by command or group: how click declares them, but for their `type`.
+# The other options, by command or group: how click declares them, but for their `type`; and the
+# short names of settings.
 _OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
+_SHORT = _OPTIONS["short"]
 
 
 def written(text: str) -> str:

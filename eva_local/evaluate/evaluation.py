@@ -131,32 +131,27 @@ def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
     return names
 
 
-def headings(summary: TaskSummary, style: Callable[[str], str] = str) -> tuple[str, ...]:
-    """Return what stands over the names and the cells; names of ensembles have no style."""
-    compared = (f"{style('against')} {summary.base}", style(_INTERVAL)) if summary.base else ()
-    return (
-        *map(style, ("", "score", _INTERVAL, "ahead", _INTERVAL)),
-        *compared,
-        *map(style, ("filtered", "s/row", *summary.standings[0].more)),
-    )
+def figures(
+    summary: TaskSummary, standing: Standing, style: Callable[[str], str] = str
+) -> list[tuple[str, str]]:
+    """Return a contestant's figures, each under its heading; names of ensembles have no style."""
+    form, unit = summary.scale.form, "%" if summary.scale.in_bits else ""
 
+    def difference(name: str, found: Estimate | None) -> list[tuple[str, str]]:
+        told = ("", "") if found is None else (f"{found.value:+.1f}{unit}", found.interval())
+        return [(name, told[0]), (style(_INTERVAL), told[1])]
 
-def cells(summary: TaskSummary, standing: Standing) -> tuple[str, ...]:
-    """Return a contestant's figures, in the order of the headings after the first."""
-    return (
-        format(standing.score.value, summary.scale.form),
-        standing.score.interval(summary.scale.form),
-        *_difference(summary, standing.ahead),
-        *(_difference(summary, standing.change) if summary.base else ()),
-        "" if standing.filtered is None else f"{standing.filtered:.0%}",
-        f"{standing.seconds:.2f}",
-        *(f"{value:.1f}" for value in standing.more.values()),
-    )
-
-
-def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
-    unit = "%" if summary.scale.in_bits else ""
-    return ("", "") if found is None else (f"{found.value:+.1f}{unit}", found.interval())
+    dropped = "" if standing.filtered is None else f"{standing.filtered:.0%}"
+    against = f"{style('against')} {summary.base}"
+    return [
+        (style("score"), format(standing.score.value, form)),
+        (style(_INTERVAL), standing.score.interval(form)),
+        *difference(style("ahead"), standing.ahead),
+        *(difference(against, standing.change) if summary.base else ()),
+        (style("filtered"), dropped),
+        (style("s/row"), f"{standing.seconds:.2f}"),
+        *((style(name), f"{value:.1f}") for name, value in standing.more.items()),
+    ]
 
 
 def _task(summary: TaskSummary) -> dict[str, object]:
@@ -305,7 +300,7 @@ def report_page(evaluation: Evaluation) -> str:
             (one, _scores(one, css), _gains(one), _patterns(one, css)) for one in evaluation.tasks
         ],
         n_shown=_SHOWN_ROWS,
-        **{each.__name__: each for each in (verdict, warning, headings, cells, asdict, furthest)},
+        **{each.__name__: each for each in (verdict, warning, figures, asdict, furthest)},
     )
 
 
