@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from eva_local.api import Report
-from eva_local.config.specs import EnsembleSpec, MemberSpec
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ModelError
 from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.evaluation import Evaluation, hold
@@ -111,7 +111,8 @@ def refuse_too_large(spec: EnsembleSpec) -> None:
     free = free_memory()
     on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
     weights = {member.opened: size(member) or 0 for member in on_cpu}
-    caches = sum(_cache(spec, member) for member in on_cpu)
+    bytewise = spec.fusion.space == "bytes"
+    caches = sum(bytes_of_text(member, bytewise=bytewise) for member in on_cpu)
     needed = sum(weights.values()) + caches
     if free is not None and needed > free:
         largest = max(on_cpu, key=lambda member: weights[member.opened])
@@ -121,10 +122,6 @@ def refuse_too_large(spec: EnsembleSpec) -> None:
             f"leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or take smaller "
             "quantisations"
         )
-
-
-def _cache(spec: EnsembleSpec, member: MemberSpec) -> int:
-    return bytes_of_text(member, bytewise=spec.fusion.space == "bytes")
 
 
 def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
@@ -143,7 +140,7 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
             has_chat_template=bool(member.chat_template) or header.has_chat_template,
             takes_back=model.can_roll_back,
             weights=0 if member.opened in seen else size(member) or 0,
-            cache=_cache(spec, member),
+            cache=bytes_of_text(member, bytewise=spec.fusion.space == "bytes"),
         )
         seen.add(member.opened)
 
