@@ -213,21 +213,18 @@ class Bench:
             for number in range(_WARM_UP + self.rounds):
                 self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
-                rounds.append(self._round(runner))
+                for meter in self.meters.values():
+                    meter.reset()
+                began = self.clock()
+                told = len(_steps(runner))
+                seconds = self.clock() - began
+                parts = tuple(meter.part() for meter in self.meters.values())
+                rounds.append(Round(seconds, busy(self.meters.values()), told, parts))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
         own = _sampling(self.ensemble.spec)
         return self.ensemble.runner(Request(prompt, replace(own, seed=n)) for n in count(seed))
-
-    def _round(self, runner: Runner) -> Round:
-        for meter in self.meters.values():
-            meter.reset()
-        began = self.clock()
-        told = len(_steps(runner))
-        seconds = self.clock() - began
-        parts = tuple(meter.part() for meter in self.meters.values())
-        return Round(seconds, busy(self.meters.values()), told, parts)
 
 
 def answers(ensemble: Ensemble, count: int, report: Report) -> Iterator[Answers]:

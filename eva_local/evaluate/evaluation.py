@@ -289,25 +289,23 @@ def _way_out(summary: TaskSummary) -> str:
 
 def report_page(evaluation: Evaluation) -> str:
     """Return the page, as HTML that needs nothing else. Text of rows and models is data to it."""
-    css = _colours(evaluation)
+    names = [one.name for one in evaluation.tasks[0].standings if one.name != evaluation.ensemble]
+    css = {name: member_class(number) for number, name in enumerate(names)}
+    css[evaluation.ensemble] = "main"
+    tasks = []
+    for one in evaluation.tasks:
+        scores = [_line(x.name, css[x.name], x.score, one.scale.form) for x in one.standings]
+        tasks.append((one, scores, _gains(one), _patterns(one, css)))
     return report(
         "evaluate/report.html",
         title=f"{evaluation.ensemble}: evaluation",
         evaluation=evaluation,
         css=css,
         overview=list(_overview(evaluation, css)),
-        tasks=[
-            (one, _scores(one, css), _gains(one), _patterns(one, css)) for one in evaluation.tasks
-        ],
+        tasks=tasks,
         n_shown=_SHOWN_ROWS,
         **{each.__name__: each for each in (verdict, warning, figures, asdict, furthest)},
     )
-
-
-def _colours(evaluation: Evaluation) -> dict[str, str]:
-    names = [standing.name for standing in evaluation.tasks[0].standings]
-    others = [name for name in names if name != evaluation.ensemble]
-    return {name: member_class(n) for n, name in enumerate(others)} | {evaluation.ensemble: "main"}
 
 
 def _overview(evaluation: Evaluation, css: dict[str, str]) -> Iterator[tuple[str, list[Line]]]:
@@ -325,11 +323,6 @@ def _overview(evaluation: Evaluation, css: dict[str, str]) -> Iterator[tuple[str
             lines += [_line("" if n else label, *each, form, sign) for n, each in enumerate(known)]
         if lines:
             yield unit, lines
-
-
-def _scores(summary: TaskSummary, css: dict[str, str]) -> list[Line]:
-    found = [(one.name, css[one.name], one.score) for one in summary.standings]
-    return [_line(*each, summary.scale.form) for each in found]
 
 
 def _gains(summary: TaskSummary) -> list[float]:
