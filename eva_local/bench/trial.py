@@ -28,13 +28,13 @@ from eva_local.engine.runner import Runner
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.backend import can_offload
 from eva_local.opening import ensemble_of, open_models
-from eva_local.pages.frame import shipped
+from eva_local.pages import frame
 from eva_local.types import Message, Sampling, Usage
 
 #: What is asked, by its kind.
 ASKED: tuple[tuple[str, str], ...] = tuple(
     (row["kind"], row["text"])
-    for row in map(json.loads, shipped("bench/questions.jsonl").splitlines())
+    for row in map(json.loads, frame.shipped("bench/questions.jsonl").splitlines())
 )
 _TOKENS = 96
 _TEMPERATURES = (0.0, 0.7)
@@ -348,3 +348,41 @@ def passage(n_tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
     texts = range(len(found))
     longer = bisect_right(texts, n_tokens, lo=2, key=lambda n: count(" ".join(found[:n])))
     return " ".join(found[: longer - 1])
+
+
+def report_page(benchmark: Benchmark) -> str:
+    """Return the page, as HTML."""
+    named = [(_name(trial), trial.writing) for trial in benchmark.trials]
+    return frame.report(
+        "bench/report.html",
+        title=f"{benchmark.ensemble}: what it costs",
+        benchmark=benchmark,
+        answers=[x for one in benchmark.answers for x in _line(_told(one), one.over_sum, "{:.2f}")],
+        sums=[x for name, pace in named for x in _line(name, pace.over_sum, "{:.3f}")],
+        slowest=[x for name, pace in named for x in _line(name, pace.over_slowest, "{:.3f}")],
+        shares=[x for name, pace in named for x in _line(name, pace.bookkeeping, "{:.1f}%", 100)],
+        trials=[(_name(trial), trial, list(_alone(trial))) for trial in benchmark.trials],
+    )
+
+
+def _told(one: Answers) -> str:
+    return f"{one.drafter}, temperature {one.temperature:g}"
+
+
+def _name(trial: Trial) -> str:
+    texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
+    return f"{trial.context:,} tokens, {texts}"
+
+
+def _alone(trial: Trial) -> Iterator[frame.Line]:
+    for number, one in enumerate(trial.writing.members):
+        yield from _line(one.name, one.alone, "{:.1f} ms", 1000, frame.member_class(number))
+    yield from _line("ensemble", trial.writing.step, "{:.1f} ms", 1000)
+
+
+def _line(
+    label: str, spread: Spread | None, form: str, factor: float = 1, css: str = "main"
+) -> Iterator[frame.Line]:
+    if spread is not None:
+        median, low, high = (factor * x for x in (spread.median, spread.low, spread.high))
+        yield frame.Line(label, css, median, low, high, form.format(median))

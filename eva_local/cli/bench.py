@@ -43,8 +43,7 @@ def bench(
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     Questions are answered without look-ahead and with it, in turns.
     """
-    from eva_local.bench.report import report_page
-    from eva_local.bench.trial import measure
+    from eva_local.bench.trial import measure, report_page
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})
     spec = load(overrides).ensemble()
