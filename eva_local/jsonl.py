@@ -72,19 +72,32 @@ class JsonlFile:
     """A file of records to append to; what is there stays. A context manager.
 
     One process at a time writes it; without `busy`, processes take turns and lock the file for
-    one record. A pipe or a device is written too, but neither locked nor mended.
+    one record. A pipe or a device is written too, but neither locked nor mended, and so is what
+    an open `descriptor` leads to.
     Raises InputError: where the system refuses something, now or later, with `refusal` and its
     reason, and where another process writes, with `busy`.
     """
 
     def __init__(
-        self, path: Path, refusal: str, *, busy: str | None = None, create: bool = True
+        self,
+        path: Path,
+        refusal: str,
+        *,
+        busy: str | None = None,
+        create: bool = True,
+        descriptor: int | None = None,
     ) -> None:
         self.path = path
         self._refusal = refusal
         self._busy = busy
         with refusing(self._refusal):
-            self._file = self._opened(path, os.O_CREAT if create else 0)
+            if descriptor is not None:
+                self._file = os.dup(descriptor)
+            else:
+                self._file = self._opened(path, os.O_CREAT if create else 0)
+            is_file = stat.S_ISREG(os.fstat(self._file).st_mode)
+        #: Whether what is written is kept, and can be read again.
+        self.is_regular = is_file and descriptor is None
 
     def __enter__(self) -> Self:
         return self
@@ -156,15 +169,11 @@ class JsonlFile:
             return
         with refusing(self._refusal):
             try:
-                if self._is_regular:
+                if self.is_regular:
                     os.fsync(self._file)
             finally:
                 os.close(self._file)
                 self._file = -1
-
-    @property
-    def _is_regular(self) -> bool:
-        return stat.S_ISREG(os.fstat(self._file).st_mode)
 
     def _opened(self, path: Path, flags: int) -> int:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
@@ -185,7 +194,7 @@ class JsonlFile:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the lock, unless it is held all the time, over a file without a torn line."""
-        if self._busy is not None or not self._is_regular:
+        if self._busy is not None or not self.is_regular:
             yield
             return
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -204,7 +213,7 @@ class JsonlFile:
                 return data[data.rfind(b"\n") + 1 :]
 
     def _cut(self, size: int) -> None:
-        if self._is_regular:
+        if self.is_regular:
             os.ftruncate(self._file, size)
 
 

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from eva_local.bench.answers import ASKED
+from eva_local.bench.trial import ASKED
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.lookahead import DecodeTimes

@@ -19,7 +19,7 @@ from itertools import product, zip_longest
 from typing import Literal
 
 from eva_local.api import Ensemble
-from eva_local.bench.answers import ASKED
+from eva_local.bench.trial import ASKED
 from eva_local.config.config import load_config, shipped
 from eva_local.engine.lookahead import LookAhead
 from eva_local.opening import ensemble_of, open_models

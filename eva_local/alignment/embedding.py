@@ -1,8 +1,15 @@
-"""Mappings learned from output embeddings: EVA as it was published, and EVA mended.
+"""Output embeddings of two models laid over each other by VecMap, and neighbours by CSLS.
 
-EVA (Xu, Lu and Zhang: "Bridging the Gap between Different Vocabularies for LLM Ensemble", NAACL
-2024) lays the output embeddings of two models over each other by the tokens that both have, and
-lets each token's probability flow to its nearest neighbours (`overlay.py`).
+Artetxe, Labaka and Agirre: "Generalizing and improving bilingual word embedding mappings with a
+multi-step framework of linear transformations" (AAAI 2018), of which EVA (Xu et al. 2024) takes
+the supervised setting: normalise, whiten, rotate, re-weight, undo the whitening.
+
+Cross-domain similarity local scaling, Conneau, Lample, Ranzato, Denoyer and Jégou: "Word
+translation without parallel data" (ICLR 2018, equation 4): cosines, less the nearness of symbols
+that are near to everything. EVA's form has a neighbourhood of one, and only the symbols' side of
+it, which alone changes the order in a row:
+
+    score(i, j) = 2 cos(i, j) - max over i' of cos(i', j)
 """
 
 from collections.abc import Callable, Sequence
@@ -13,31 +20,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eva_local.alignment.mapping import Mapping, Progress, from_entries, twins
-from eva_local.alignment.overlay import Ids, Neighbours, nearest, normalise, supervised
+from eva_local.alignment.mapping import twins
 from eva_local.config.specs import part_names
 from eva_local.errors import MappingError
 from eva_local.llama.model import Model
 from eva_local.llama.vocab import Vocabulary
 
-Weights = NDArray[np.float64]
+Matrix = NDArray[np.float32]
+Square = NDArray[np.float64]
+Ids = NDArray[np.int64]
 
 _TOKENS = "tokenizer.ggml.tokens"
-# Rows that are dequantised together.
+# Rows that are worked on together.
 _ROWS = 8192
-# EVA's filters against noise (Xu et al. 2024, section 3.1; the values are those of its code): of
-# so many neighbours those that score so much, and none where more than five score alike.
-_NEIGHBOURS = 10
-_FLOOR = 0.1
-_FLAT_COUNT = 5
-_FLAT = 0.01
-# `eva` keeps the directions in which the anchors agree best: the others cost time and are noise.
-# Held-out anchors at rank 1 with 256, 384 and all 576: 95.5, 95.8, 95.6% (SmolLM2 to Gemma).
-_DIRECTIONS = 384
-# What the files of the two methods record: with other values they are stale.
-PAPER_PARAMETERS = {"neighbours": _NEIGHBOURS, "floor": _FLOOR}
-PAPER_PARAMETERS |= {"flat_count": _FLAT_COUNT, "flat": _FLAT}
-PARAMETERS = {**PAPER_PARAMETERS, "directions": _DIRECTIONS}
+# An eigenvalue below this share of the largest is a direction in which no anchor lies.
+_NOTHING = 1e-9
+# Cells of one block of cosines: 64 MiB of float32.
+_CELLS = 1 << 24
+# Nearly all cells of the first block pass, and their ids take many times its memory: it is small.
+_FIRST = 16
+# Scores are rounded, so that the last bits of a sum (the number of threads decides them) matter
+# neither for the choice nor for the file.
+_DECIMALS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +135,173 @@ def written(vocabulary: Vocabulary) -> Ids:
     return np.sort(np.fromiter(ids, dtype=np.int64, count=len(ids)))
 
 
+def normalise(x: Matrix) -> None:
+    """Make rows unit length, subtract their mean, make them unit length again, in place.
+
+    `x: (n, width)`. A row of zeros only (a token that was never trained) stays one.
+    """
+    _unit(x)
+    empty = ~x.any(axis=1)
+    x -= x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x[empty] = 0
+    _unit(x)
+
+
+def supervised(
+    x: Matrix, z: Matrix, x_anchors: Ids, z_anchors: Ids, directions: int | None = None
+) -> tuple[Matrix, Matrix]:
+    """Map both spaces into a common one; the memory of `x` and `z` is used for the result.
+
+    `x: (n, d)` and `z: (m, e)` are normalised; row `x_anchors[i]` of `x` means the same as row
+    `z_anchors[i]` of `z`. Returns views (n, r) and (m, r) with rows of unit length, so that
+    their products are cosines: r = min(d, e), or fewer `directions`, namely those in which the
+    anchors agree best.
+    """
+    x_map, z_map = transforms(
+        _products(x, x, x_anchors, x_anchors),
+        _products(z, z, z_anchors, z_anchors),
+        _products(x, z, x_anchors, z_anchors),
+    )
+    return _apply(x, x_map[:, :directions]), _apply(z, z_map[:, :directions])
+
+
+def transforms(x_gram: Square, z_gram: Square, cross: Square) -> tuple[Square, Square]:
+    """Return the matrices (d, r) and (e, r) that carry both spaces into the common one.
+
+    `x_gram = X'X: (d, d)`, `z_gram = Z'Z: (e, e)` and `cross = X'Z: (d, e)` of the anchors'
+    rows X and Z. The steps of Artetxe et al. 2018, section 3: whitening by (X'X)^-1/2; from the
+    singular value decomposition U S V' of the whitened cross-covariance the rotations U and V;
+    re-weighting by S^1/2 on each side; de-whitening, each space by its own (X'X)^1/2 rotated.
+    """
+    x_white, x_colour = _whitening(x_gram)
+    z_white, z_colour = _whitening(z_gram)
+    u, s, v = np.linalg.svd(x_white @ cross @ z_white, full_matrices=False)
+    v = v.T
+    weight = np.sqrt(s)
+    return (
+        (x_white @ u * weight) @ (u.T @ x_colour @ u),
+        (z_white @ v * weight) @ (v.T @ z_colour @ v),
+    )
+
+
+def _whitening(gram: Square) -> tuple[Square, Square]:
+    values, vectors = np.linalg.eigh(gram)
+    # Directions without anchors stay as they are.
+    values = np.where(values > _NOTHING * values.max(), values, 1.0)
+    roots = np.sqrt(values)
+    return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
+
+
+def _products(x: Matrix, z: Matrix, x_rows: Ids, z_rows: Ids) -> Square:
+    """Return X'Z of the chosen rows, summed block by block in float64."""
+    total = np.zeros((x.shape[1], z.shape[1]))
+    for start in range(0, len(x_rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        total += x[x_rows[part]].T @ z[z_rows[part]]
+    return total
+
+
+def _apply(x: Matrix, transform: Square) -> Matrix:
+    matrix = transform.astype(np.float32)
+    width = matrix.shape[1]
+    for start in range(0, len(x), _ROWS):
+        x[start : start + _ROWS, :width] = x[start : start + _ROWS] @ matrix
+    mapped = x[:, :width]
+    _unit(mapped)
+    return mapped
+
+
+def _unit(x: Matrix) -> None:
+    length = np.sqrt(np.einsum("ij,ij->i", x, x))
+    x /= np.where(length > 0, length, 1)[:, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    """The best symbols of some rows: `symbols, scores: (rows, count)`, best first.
+
+    Equal scores go to the lower symbol. Where a row has fewer, the rest is symbol -1 with
+    score -inf.
+    """
+
+    symbols: Ids
+    scores: Matrix
+
+    def add(self, rows: Ids, symbols: Ids, scores: Matrix) -> None:
+        """Take in more (row, symbol, score) cells, in place."""
+        count = self.scores.shape[1]
+        touched, index = np.unique(rows, return_inverse=True)
+        index = np.concatenate([index, np.repeat(np.arange(len(touched)), count)])
+        symbols = np.concatenate([symbols, self.symbols[touched].ravel()])
+        scores = np.concatenate([np.round(scores, _DECIMALS), self.scores[touched].ravel()])
+        order = np.lexsort((symbols, -scores, index))
+        # How many cells of the same row stand before each.
+        starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        order, rank = order[rank < count], rank[rank < count]
+        self.symbols[touched[index[order]], rank] = symbols[order]
+        self.scores[touched[index[order]], rank] = scores[order]
+
+
+def nearest(
+    x: Matrix,
+    z: Matrix,
+    rows: Ids,
+    count: int,
+    floor: float,
+    near: Matrix | None = None,
+    progress: Callable[[float], None] | None = None,
+    cells: int = _CELLS,
+) -> Neighbours:
+    """Return the `count` best symbols of each of `rows` by CSLS that score at least `floor`.
+
+    `x: (n, r)` tokens and `z: (m, r)` symbols, in one space, of unit length. `near: (m,)` may
+    give cosines that some token is known to have with each symbol: a lower bound of its
+    nearness, which saves work and changes nothing. `cells` bounds the memory: so many cosines
+    are held at a time. Exact: the nearness of a symbol, from its cosines with all tokens, is
+    found wherever the bound that `rows` and `near` give leaves it among the best of some row.
+    """
+    others = np.setdiff1d(np.arange(len(x)), rows)
+    asked = x[rows]
+    shape = len(rows), count
+    best = Neighbours(np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32))
+    done = 0
+    for symbols in _blocks(len(z), max(1, -(-len(z) * len(rows) // cells))):
+        part = z[symbols]
+        halves = part @ asked.T
+        bound = halves.max(axis=1, initial=-1.0)
+        if near is not None:
+            np.maximum(bound, near[symbols], out=bound)
+        halves -= (bound / 2)[:, None]
+        # What a score must reach to get in: (rows,).
+        worst = np.maximum(best.scores[:, -1], np.float32(floor))
+        cell = np.flatnonzero(halves >= worst / 2)
+        column, row = np.divmod(cell, len(rows))
+        scores = 2 * halves.ravel()[cell]
+        for start in range(0, len(others), _ROWS):
+            left = np.unique(column)
+            nearest_other = (part[left] @ x[others[start : start + _ROWS]].T).max(axis=1)
+            rise = np.zeros(len(symbols), dtype=np.float32)
+            rise[left] = np.maximum(nearest_other - bound[left], 0)
+            bound += rise
+            scores -= rise[column]
+            kept = scores >= worst[row]
+            column, row, scores = column[kept], row[kept], scores[kept]
+        best.add(row, symbols[column], scores)
+        done += len(symbols)
+        if progress is not None:
+            progress(done / len(z))
+    return best
+
+
+def _blocks(n_symbols: int, count: int) -> list[Ids]:
+    # Each has every so manieth symbol: being like the whole, it finds early what must be beaten.
+    first = np.arange(0, n_symbols, count)
+    small = np.arange(len(first)) % _FIRST == 0
+    others = (np.arange(block, n_symbols, count) for block in range(1, count))
+    return [first[small], first[~small], *others]
+
+
 def overlay(
     member: OutputLayer,
     pivot: OutputLayer,
@@ -158,61 +329,3 @@ def overlay(
     near = np.full(len(symbols), -1, dtype=np.float32)
     np.maximum.at(near, columns, np.einsum("ij,ij->i", x[rows], z[columns]))
     return partial(nearest, x, z, near=near)
-
-
-def eva(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
-    """Map each token to its twin, and those without one to their nearest symbols by CSLS.
-
-    EVA mended: twins are found by bytes and keep all of their mass, so that only tokens without
-    a twin are looked up; tokens that stand for no text take no part at all.
-    Raises MappingError where the vocabularies have no token in common.
-    """
-    sides = member.vocabulary, pivot.vocabulary
-    twin, anchors = twins(*sides), anchors_by_bytes(*sides)
-    tokens, symbols = np.flatnonzero(member.vocabulary.speakable), written(pivot.vocabulary)
-    look_up = overlay(member, pivot, tokens, symbols, anchors, _DIRECTIONS)
-    alone = np.flatnonzero(twin[tokens] < 0)
-    rows, found, weights = trusted(look_up(alone, _NEIGHBOURS, _FLOOR, progress=progress))
-    paired = np.flatnonzero(twin >= 0)
-    rows = np.concatenate([paired, tokens[alone[rows]]])
-    symbols = np.concatenate([twin[paired], symbols[found]])
-    weights = np.concatenate([np.ones(len(paired)), weights])
-    return from_entries("eva", *sides, rows, symbols, weights, parameters=PARAMETERS)
-
-
-def eva_paper(member: OutputLayer, pivot: OutputLayer, progress: Progress | None = None) -> Mapping:
-    """Map each token to its nearest symbols by CSLS, as EVA was published.
-
-    Anchors are tokens that the two vocabulary files spell equally, whatever bytes they stand
-    for: between a SentencePiece and a byte-level vocabulary no word with a space in front is
-    one. They are looked up like all others, among all rows of the pivot's matrix.
-
-    The published code differs in two things. It maps ids 0 to 2 onto themselves, taking those
-    for the special tokens; here special tokens are known by their attributes, and get nothing.
-    Its matrix holds the scores as they are, and the projected distribution is not scaled again,
-    so that a token with many good neighbours counts for more; here a row sums to 1.
-
-    Raises MappingError where no token is spelled alike.
-    """
-    sides = member.vocabulary, pivot.vocabulary
-    anchors = anchors_by_spelling(member.spellings, pivot.spellings)
-    tokens, symbols = (np.arange(len(vocabulary)) for vocabulary in sides)
-    look_up = overlay(member, pivot, tokens, symbols, anchors)
-    found = look_up(tokens, _NEIGHBOURS, _FLOOR, progress=progress)
-    found.scores[~pivot.vocabulary.speakable[found.symbols]] = -np.inf
-    rows, symbols, weights = trusted(found)
-    return from_entries("eva-paper", *sides, rows, symbols, weights, parameters=PAPER_PARAMETERS)
-
-
-def trusted(found: Neighbours) -> tuple[Ids, Ids, Weights]:
-    """Return (row, symbol, score) of the neighbours that pass EVA's filters.
-
-    Scores under 0.1 are dropped. A row of which more than 5 are left is dropped where their
-    standard deviation is at most 0.01: who is equally near to many means nothing.
-    """
-    scores = found.scores.astype(np.float64)
-    good = scores >= _FLOOR
-    deviation = np.ma.masked_array(scores, ~good).std(axis=1).filled(0)
-    good &= ~((good.sum(axis=1) > _FLAT_COUNT) & (deviation <= _FLAT))[:, None]
-    rows, columns = np.nonzero(good)
-    return rows, found.symbols[rows, columns], scores[rows, columns]

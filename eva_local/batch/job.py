@@ -16,7 +16,7 @@ from typing import BinaryIO
 from eva_local.api import Ensemble
 from eva_local.batch import forms
 from eva_local.batch.forms import Csv, Form, JsonLines, OpenAI, Row, Text, Wishes
-from eva_local.batch.results import NOTHING, Done, FileResults, Output, StreamResults, grounds_of
+from eva_local.batch.results import Done, FileResults, grounds_of
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.detokenizer import HEAD, refuse_utf16
 from eva_local.engine.request import Request, Told
@@ -206,18 +206,22 @@ def carry_out(
     is called with the number of rows, and nothing is thrown away before it has returned. Ends
     early where `stopped`. Raises InputError and ConfigError.
     """
-    with (
-        open_source(errand.source, errand.wishes, errand.form) as source,
-        _output(errand, source.form) as (output, done),
-    ):
+    with contextlib.ExitStack() as files:
+        source = files.enter_context(open_source(errand.source, errand.wishes, errand.form))
+        with contextlib.suppress(OSError):
+            if Path(errand.target).samefile(errand.source):
+                raise InputError(f"{errand.target} is the input itself; give another output")
+        output = files.enter_context(FileResults(errand.target, source.form))
+        grounds = grounds_of(errand.spec, errand.wishes, source.form.name)
+        done = output.begin(grounds, restart=errand.restart, retry=errand.retry_errors)
         n_left = source.count(done, ordered=errand.ordered)
         progress = Progress(done, n_left, n_failed=done.n_failed)
         if not n_left:
             output.opened()
             return progress
         with open_ensemble(n_left) as ensemble:
-            files = ensemble.mapping_files()
-            output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in files})
+            mappings = ensemble.mapping_files()
+            output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in mappings})
             progress.n_slots, progress.started = ensemble.n_slots, time.monotonic()
             job = Job(errand, ensemble, source.form, output, progress)
             progress.finished = job.run(source.left(done), stopped, told)
@@ -231,7 +235,7 @@ class Job:
     errand: Errand
     ensemble: Ensemble
     form: Form
-    output: Output
+    output: FileResults
     progress: Progress
     # Rows that are being answered, each behind its place in the input, and what came so far.
     _asked: dict[int, tuple[int, Row, Answer]] = field(default_factory=dict)
@@ -293,23 +297,3 @@ class Job:
         while self._next in self._early:
             self.output.append(self._early.pop(self._next))
             self._next += 1
-
-
-@contextlib.contextmanager
-def _output(errand: Errand, form: Form) -> Iterator[tuple[Output, Done]]:
-    target = Path(errand.target)
-    with contextlib.suppress(OSError):
-        if target.samefile(errand.source):
-            raise InputError(f"{errand.target} is the input itself; give another output")
-    is_stream = errand.target == "-"
-    with contextlib.suppress(OSError):
-        is_stream |= target.exists() and not (target.is_file() or target.is_dir())
-    if is_stream:
-        if errand.retry_errors:
-            raise InputError("--retry-errors needs an output that is a file")
-        with contextlib.closing(StreamResults(errand.target)) as stream:
-            yield stream, NOTHING
-        return
-    with FileResults(target, form) as file:
-        grounds = grounds_of(errand.spec, errand.wishes, form.name)
-        yield file, file.begin(grounds, restart=errand.restart, retry=errand.retry_errors)

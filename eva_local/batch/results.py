@@ -6,7 +6,6 @@ Beside a file, a manifest keeps what its answers rest on, so that a later run ca
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from eva_local.batch.forms import Form, Row, Wishes
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, refusing
-from eva_local.jsonl import JsonlFile, is_torn, json_line, replace_file, write_whole
+from eva_local.jsonl import JsonlFile, is_torn, replace_file
 from eva_local.models.store import checksum
 
 SCHEMA = 1
@@ -58,12 +57,15 @@ NOTHING = Done(0, 0, frozenset())
 class FileResults(JsonlFile):
     """A file of results, which one process at a time may write; an earlier run may have begun it.
 
-    Nothing that is there is changed before the models are open.
+    Nothing that is there is changed before the models are open. Standard output (`-`), a pipe or
+    a device keeps nothing: every run begins anew.
     """
 
-    def __init__(self, path: Path, form: Form) -> None:
-        busy = f"{path} is being written by another process"
-        super().__init__(path, f"{path}: cannot be written", busy=busy)
+    def __init__(self, target: str | Path, form: Form) -> None:
+        path, busy = Path(target), f"{target} is being written by another process"
+        stdout = sys.stdout.fileno() if target == "-" else None
+        refusal = f"{target if stdout is None else 'standard output'}: cannot be written"
+        super().__init__(path, refusal, busy=busy, descriptor=stdout)
         self._form = form
         self._manifest = path.with_name(f"{path.name}.manifest.json")
         self._grounds: Grounds = {}
@@ -76,7 +78,9 @@ class FileResults(JsonlFile):
         Raises InputError where another job was begun, or a line is no row of output.
         """
         self._grounds, self._retry = grounds, retry
-        if restart or not any(self.lines()):
+        if retry and not self.is_regular:
+            raise InputError("--retry-errors needs an output that is a file")
+        if restart or not self.is_regular or not any(self.lines()):
             return NOTHING
         if not self._manifest.exists():
             raise InputError(
@@ -93,6 +97,8 @@ class FileResults(JsonlFile):
         A row that was not written whole is taken out, and failed rows that are tried again.
         """
         now = {} if mappings is None else {"mappings": mappings}
+        if not self.is_regular:
+            return
         if self._earlier is not None or not now:
             self._refuse_changes(self._earlier or {}, now)
             self.mend()
@@ -104,6 +110,15 @@ class FileResults(JsonlFile):
         content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
         with refusing(f"{self._manifest}: cannot be written"):
             replace_file(self._manifest, json.dumps(content, indent=1).encode() + b"\n")
+
+    def append(self, *records: Mapping[str, object]) -> None:
+        """Write rows. Raises BrokenPipeError where nobody reads any more."""
+        try:
+            super().append(*records)
+        except InputError as error:
+            if isinstance(error.__cause__, BrokenPipeError):
+                raise error.__cause__ from None
+            raise
 
     def _read_manifest(self) -> Grounds:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
@@ -143,37 +158,6 @@ class FileResults(JsonlFile):
     def _parsed(self, line: bytes) -> tuple[str | int, str, bool]:
         result = json.loads(line)
         return *self._form.identity(result), bool(result.get("error"))
-
-
-class StreamResults:
-    """Standard output (`-`), a pipe or a device, which keeps nothing: every run begins anew."""
-
-    def __init__(self, target: str) -> None:
-        self._refusal = f"{'standard output' if target == '-' else target}: cannot be written"
-        with refusing(self._refusal):
-            # Without a buffer, what a failed write leaves behind cannot fail again later.
-            self._descriptor = (
-                os.dup(sys.stdout.fileno()) if target == "-" else os.open(target, os.O_WRONLY)
-            )
-
-    def opened(self, mappings: Mapping[str, str] | None = None) -> None:
-        """Have nothing to make ready."""
-
-    def append(self, result: Mapping[str, object]) -> None:
-        """Write one row. Raises BrokenPipeError where nobody reads any more."""
-        try:
-            write_whole(self._descriptor, json_line(result))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise InputError(f"{self._refusal}: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Close what was opened."""
-        os.close(self._descriptor)
-
-
-Output = FileResults | StreamResults
 
 
 def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:

@@ -128,15 +128,6 @@ def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """One call of llama.cpp: when it began and ended, in seconds, and what it decoded."""
-
-    began: float
-    ended: float
-    runs: Sequence[Run]
-
-
 class Meter:
     """A model, as the engine sees one, that notes when llama.cpp decodes for it, in seconds."""
 
@@ -151,8 +142,8 @@ class Meter:
 
     def reset(self) -> None:
         """Forget what was noted."""
-        #: What was decoded since then.
-        self.decodings: list[Decoding] = []
+        #: The calls of llama.cpp since then: when each began and ended, and what it decoded.
+        self.decodings: list[tuple[float, float, Sequence[Run]]] = []
         self._can_repeat = self.can_roll_back
 
     def part(self) -> MemberPart:
@@ -161,15 +152,15 @@ class Meter:
         The cache ends up as it was. Unknown is what cannot be done again: tokens cannot be taken
         back, or were since then.
         """
-        n_tokens = sum(len(run.tokens) for each in self.decodings for run in each.runs)
-        inside = sum(each.ended - each.began for each in self.decodings)
+        n_tokens = sum(len(run.tokens) for *_, runs in self.decodings for run in runs)
+        inside = sum(ended - began for began, ended, _ in self.decodings)
         return MemberPart(n_tokens, inside, alone=self._repeat())
 
     def _repeat(self) -> float:
         if not self._can_repeat:
             return UNKNOWN
         seconds = 0.0
-        for runs in (each.runs for each in self.decodings):
+        for *_, runs in self.decodings:
             if not all(self._model.remove(run.seq_id, run.start) == run.start for run in runs):
                 return UNKNOWN
             began = self._clock()
@@ -180,7 +171,7 @@ class Meter:
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         began = self._clock()
         logits = self._model.decode(runs)
-        self.decodings.append(Decoding(began, self._clock(), runs))
+        self.decodings.append((began, self._clock(), runs))
         return logits
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
@@ -188,7 +179,7 @@ class Meter:
         began = self._clock()
         for block in self._model.decode_every(run):
             part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
-            self.decodings.append(Decoding(began, self._clock(), [part]))
+            self.decodings.append((began, self._clock(), [part]))
             done += len(block)
             yield block
             began = self._clock()
@@ -207,7 +198,7 @@ class Meter:
 
 def busy(meters: Iterable[Meter]) -> float:
     """Return the seconds in which some member decoded: what overlaps counts once."""
-    spans = sorted((each.began, each.ended) for meter in meters for each in meter.decodings)
+    spans = sorted(each[:2] for meter in meters for each in meter.decodings)
     total, until = 0.0, float("-inf")
     for began, ended in spans:
         total += max(ended - max(began, until), 0.0)

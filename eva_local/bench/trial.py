@@ -1,5 +1,9 @@
-"""Let an ensemble read and write, and its members decode the same alone right after each step."""
+"""Let an ensemble read and write, and its members decode the same alone right after each step.
 
+And answers to what people ask, with look-ahead and without it, in turns.
+"""
+
+import json
 import os
 import platform
 import random
@@ -14,17 +18,28 @@ from importlib.metadata import version
 from itertools import count, islice
 from statistics import median
 
+import numpy as np
+
 from eva_local.api import Ensemble, Report
-from eva_local.bench.answers import Answers, answers
-from eva_local.bench.pace import Clock, Meter, Pace, Round, busy, pace
+from eva_local.bench.pace import Clock, Meter, Pace, Round, Spread, busy, pace
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.request import Request, Told
 from eva_local.engine.runner import Runner
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.backend import can_offload
 from eva_local.opening import ensemble_of, open_models
-from eva_local.types import Sampling
+from eva_local.pages import frame
+from eva_local.types import Message, Sampling, Usage
 
+#: What is asked, by its kind.
+ASKED: tuple[tuple[str, str], ...] = tuple(
+    (row["kind"], row["text"])
+    for row in map(json.loads, frame.shipped("bench/questions.jsonl").splitlines())
+)
+_TOKENS = 96
+_TEMPERATURES = (0.0, 0.7)
+# What four tokens in one batch may cost elsewhere, as a multiple of one.
+_FOUR = (1.0, 1.5, 2.0)
 # A short prompt is read so often.
 _READINGS = 3
 # Steps before the rounds that count.
@@ -56,6 +71,32 @@ class Trial:
     cached_first_seconds: float
     writing: Pace
     peak_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What answers cost with one drafter, at one temperature.
+
+    `step` is the time of a token, in seconds, and `over_sum` that of each answer over the time
+    that all members together decoded for the same one without look-ahead: `total` is the same
+    of all answers together, `by_kind` of those of a kind, and `over_each` over each member's own
+    part of that decoding. `passes` and `decoded` are how often each member decoded for a token,
+    and how many tokens. `elsewhere` is what `total` comes to by these counts where four tokens in
+    a batch cost 1, 1.5 or 2 times as much as one.
+    """
+
+    drafter: str
+    temperature: float
+    step: Spread
+    over_sum: Spread
+    total: float
+    by_kind: dict[str, float]
+    over_each: tuple[float, ...]
+    passes: tuple[float, ...]
+    decoded: tuple[float, ...]
+    drafted: int
+    accepted: int
+    elsewhere: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +213,74 @@ class Bench:
             for number in range(_WARM_UP + self.rounds):
                 self.report(label, number / (_WARM_UP + self.rounds))
                 runner.draw()
-                rounds.append(self._round(runner))
+                for meter in self.meters.values():
+                    meter.reset()
+                began = self.clock()
+                told = len(_steps(runner))
+                seconds = self.clock() - began
+                parts = tuple(meter.part() for meter in self.meters.values())
+                rounds.append(Round(seconds, busy(self.meters.values()), told, parts))
         return rounds[_WARM_UP:], first
 
     def _texts(self, prompt: str, seed: int = 0) -> Runner:
         own = _sampling(self.ensemble.spec)
         return self.ensemble.runner(Request(prompt, replace(own, seed=n)) for n in count(seed))
 
-    def _round(self, runner: Runner) -> Round:
-        for meter in self.meters.values():
-            meter.reset()
-        began = self.clock()
-        told = len(_steps(runner))
-        seconds = self.clock() - began
-        parts = tuple(meter.part() for meter in self.meters.values())
-        return Round(seconds, busy(self.meters.values()), told, parts)
+
+def answers(ensemble: Ensemble, count: int, report: Report) -> Iterator[Answers]:
+    """Yield what the first `count` of `ASKED` cost, without and with the ensemble's drafter."""
+    asked, drafter = ASKED[:count], ensemble.drafter
+    for temperature in _TEMPERATURES if asked else ():
+        found: dict[str, list[Usage]] = {mode: [] for mode in ("off", drafter)}
+        sampling = replace(
+            ensemble.spec.sampling, temperature=temperature, max_tokens=_TOKENS, seed=0, stop=()
+        )
+        for number, (_, text) in enumerate(asked):
+            report(f"answers at temperature {temperature}", number / len(asked))
+            for mode in found if number % 2 else reversed(found):
+                ensemble.drafter = mode
+                told = ensemble.complete([Message("user", text)], sampling)
+                found[mode].append(told.usage)
+        for mode in found:
+            yield _summed(mode, temperature, [kind for kind, _ in asked], found)
+    ensemble.drafter = drafter
+
+
+def _summed(
+    drafter: str, temperature: float, kinds: Sequence[str], found: Mapping[str, Sequence[Usage]]
+) -> Answers:
+    usages, plain = found[drafter], found["off"]
+    # Of each answer: its time, its tokens, and the decoding of each member without look-ahead.
+    seconds = np.array([each.seconds - each.first_seconds for each in usages])
+    steps = np.array([max(each.steps, 1) for each in usages])
+    parts = np.array([np.subtract(u.decode_seconds, u.prompt_seconds) for u in plain])
+    passes, decoded = (np.array([getattr(u, key) for u in usages]) for key in ("passes", "decoded"))
+    singles = parts.sum(axis=0) / np.maximum(sum(np.array(u.passes) for u in plain), 1)
+    sums = np.maximum(parts.sum(axis=1), 1e-9)
+    over, step = Spread.of(seconds / sums), Spread.of(seconds / steps)
+    assert over is not None
+    assert step is not None
+    more = decoded - passes
+    return Answers(
+        drafter=drafter,
+        temperature=temperature,
+        step=step,
+        over_sum=over,
+        total=float(seconds.sum() / sums.sum()),
+        by_kind={
+            kind: float(seconds[of_kind].sum() / sums[of_kind].sum())
+            for kind in dict.fromkeys(kinds)
+            if (of_kind := [each == kind for each in kinds])
+        },
+        over_each=tuple((seconds.sum() / np.maximum(parts.sum(axis=0), 1e-9)).tolist()),
+        passes=tuple((passes.sum(axis=0) / steps.sum()).tolist()),
+        decoded=tuple((decoded.sum(axis=0) / steps.sum()).tolist()),
+        drafted=sum(each.drafted for each in usages),
+        accepted=sum(each.accepted for each in usages),
+        elsewhere=tuple(
+            float(((passes + (four - 1) / 3 * more) @ singles).sum() / sums.sum()) for four in _FOUR
+        ),
+    )
 
 
 def _named(spec: EnsembleSpec, metered: Sequence[Meter], meter: Meter) -> str:
@@ -254,3 +348,41 @@ def passage(n_tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
     texts = range(len(found))
     longer = bisect_right(texts, n_tokens, lo=2, key=lambda n: count(" ".join(found[:n])))
     return " ".join(found[: longer - 1])
+
+
+def report_page(benchmark: Benchmark) -> str:
+    """Return the page, as HTML."""
+    named = [(_name(trial), trial.writing) for trial in benchmark.trials]
+    return frame.report(
+        "bench/report.html",
+        title=f"{benchmark.ensemble}: what it costs",
+        benchmark=benchmark,
+        answers=[x for one in benchmark.answers for x in _line(_told(one), one.over_sum, "{:.2f}")],
+        sums=[x for name, pace in named for x in _line(name, pace.over_sum, "{:.3f}")],
+        slowest=[x for name, pace in named for x in _line(name, pace.over_slowest, "{:.3f}")],
+        shares=[x for name, pace in named for x in _line(name, pace.bookkeeping, "{:.1f}%", 100)],
+        trials=[(_name(trial), trial, list(_alone(trial))) for trial in benchmark.trials],
+    )
+
+
+def _told(one: Answers) -> str:
+    return f"{one.drafter}, temperature {one.temperature:g}"
+
+
+def _name(trial: Trial) -> str:
+    texts = "one text" if trial.texts == 1 else f"{trial.texts} texts"
+    return f"{trial.context:,} tokens, {texts}"
+
+
+def _alone(trial: Trial) -> Iterator[frame.Line]:
+    for number, one in enumerate(trial.writing.members):
+        yield from _line(one.name, one.alone, "{:.1f} ms", 1000, frame.member_class(number))
+    yield from _line("ensemble", trial.writing.step, "{:.1f} ms", 1000)
+
+
+def _line(
+    label: str, spread: Spread | None, form: str, factor: float = 1, css: str = "main"
+) -> Iterator[frame.Line]:
+    if spread is not None:
+        median, low, high = (factor * x for x in (spread.median, spread.low, spread.high))
+        yield frame.Line(label, css, median, low, high, form.format(median))

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.options import drawing_options, parallel_option, system_option, written
+from eva_local.cli.options import declared, drawing_options, parallel_option
 from eva_local.cli.outputs import ProgressDisplay, open_shown
 from eva_local.errors import InputError
 
 if TYPE_CHECKING:
     from eva_local.api import Ensemble
-    from eva_local.batch.job import Errand, Progress
+    from eva_local.batch.job import Progress
     from eva_local.config.config import Config
     from eva_local.types import Sampling
 
 # Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
 FAILED = 1
-_FORMATS = ("jsonl", "openai", "csv", "text")
 
 
 @click.command()
@@ -32,25 +31,7 @@ _FORMATS = ("jsonl", "openai", "csv", "text")
 @click.argument("target", metavar="OUT", type=click.Path())
 @drawing_options
 @parallel_option("rows")
-@click.option("--resume/--restart", default=True, help="Go on with what OUT has, or throw it away.")
-@click.option("--retry-errors", is_flag=True, help="Try rows again that failed before.")
-@click.option("--ordered", is_flag=True, help="Write the rows in the order of IN.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="What IN is, if not guessed.")
-@click.option(
-    "--prompt-template",
-    metavar="TEXT",
-    type=written,
-    help="The prompt of each row: '… {column} …' of its values.",
-)
-@system_option
-@click.option("--raw", is_flag=True, help="Go on with prompts as they are, without chat templates.")
-@click.option(
-    "--logprobs",
-    "n_top",
-    metavar="N",
-    type=click.IntRange(0, 20),
-    help="Add the log-probability of each token, and the N likeliest.",
-)
+@declared("batch")
 def batch(
     config: Config,
     sampling: Sampling,
@@ -74,17 +55,12 @@ def batch(
     if retry_errors and not resume:
         raise InputError("--restart tries all rows again: leave --retry-errors out")
     from eva_local.batch.forms import Template, Wishes
-    from eva_local.batch.job import Errand
+    from eva_local.batch.job import Errand, carry_out
 
     template = None if prompt_template is None else Template(prompt_template)
     wishes = Wishes(sampling, system, raw, template, n_top)
     job |= {"restart": not resume, "retry_errors": retry_errors}
-    return _carried_out(Errand(spec=config.ensemble(), wishes=wishes, **job), parallel)
-
-
-def _carried_out(errand: Errand, parallel: int | None) -> int:
-    from eva_local.batch.job import carry_out
-
+    errand = Errand(spec=config.ensemble(), wishes=wishes, **job)
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
     signals: list[int] = []
 
@@ -101,7 +77,7 @@ def _carried_out(errand: Errand, parallel: int | None) -> int:
         stack.callback(display.close)
 
         def opener(n_rows: int) -> Ensemble:
-            spec = replace(errand.spec, sampling=errand.wishes.sampling)
+            spec = replace(errand.spec, sampling=sampling)
             ensemble = open_shown(spec, parallel, most=n_rows)
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, note))

@@ -12,29 +12,18 @@ from typing import TYPE_CHECKING
 import click
 
 from eva_local.cli import outputs
-from eva_local.cli.options import Load, count_option, setting_options
+from eva_local.cli.options import Load, declared, setting_options
 from eva_local.config.settings import keys_of
 from eva_local.config.specs import FusionSettings, LoadSettings
 
 if TYPE_CHECKING:
-    from eva_local.bench.answers import Answers
     from eva_local.bench.pace import Spread
-    from eva_local.bench.trial import Benchmark, Trial
+    from eva_local.bench.trial import Answers, Benchmark, Trial
 
 
 @click.command("bench")
-@click.option(
-    "--context",
-    "contexts",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(100, 3000),
-    help="Tokens of text before what is measured, as the pivot counts them. Repeatable.",
-)
-@count_option("--parallel", default=8, text="Measure one text, and so many side by side.")
-@count_option("--rounds", default=20, text="Steps that are measured of each.")
-@count_option("--questions", "n_asked", default=12, least=0, text="Answer so many of 12.")
-@outputs.output_options
+@declared("bench")
+@declared("outputs")
 @setting_options("ensemble", *keys_of(LoadSettings, FusionSettings))
 @click.pass_obj
 def bench(
@@ -54,8 +43,7 @@ def bench(
     what else the machine does counts for both. Shown are medians and, in brackets, quartiles.
     Questions are answered without look-ahead and with it, in turns.
     """
-    from eva_local.bench.report import report_page
-    from eva_local.bench.trial import measure
+    from eva_local.bench.trial import measure, report_page
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})
     spec = load(overrides).ensemble()

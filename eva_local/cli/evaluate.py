@@ -14,7 +14,7 @@ import click
 
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
-from eva_local.cli.options import Load, count_option, setting_options
+from eva_local.cli.options import Load, declared, setting_options
 from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
@@ -25,9 +25,8 @@ from eva_local.types import THINKING_KEYS
 if TYPE_CHECKING:
     from eva_local.api import Report
     from eva_local.evaluate.check import Check, Speed
-    from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import Evaluation
-    from eva_local.evaluate.rows import Kind, Task
+    from eva_local.evaluate.rows import Kind
     from eva_local.evaluate.summary import TaskSummary
 
 # Questions that `check` answers to see how quick the members are.
@@ -38,41 +37,8 @@ _TUNABLE = 20
 
 @click.command("eval")
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--task",
-    "kind",
-    type=click.Choice(["auto", "generate", "choice", "bpb", "translate"]),
-    default="auto",
-    help="What the rows are; auto looks at their fields.",
-)
-@count_option("--limit", text="Take the first rows of each FILE.")
-@outputs.file_option(
-    "--few-shot",
-    "shot_files",
-    multiple=True,
-    text="Put solved rows before each prompt; repeat it for several tasks.",
-)
-@count_option("--shots", "n_shots", default=4, least=0, text="How many of them.")
-@click.option("--own-shots", is_flag=True, help="Give each member so many of its own.")
-@click.option("--chat", is_flag=True, help="Use the members' chat templates, not plain text.")
-@count_option("--max-tokens", text="Length of answers; else as tasks need.")
-@count_option("--text-bytes", text="Take so much of each text at most.")
-@count_option("--prompt-bytes", default=0, least=0, text="Read, not score, so much of each text.")
-@click.option("--members/--no-members", default=True, help="Measure each member alone too.")
-@click.option(
-    "--compare",
-    multiple=True,
-    metavar="SETTINGS",
-    help="Also measure KEY=VALUE,... or another ensemble or model by name; may be repeated.",
-)
-@count_option(
-    "--samples", least=2, most=64, text="Let the best member also answer so often, and vote."
-)
-@click.option("--tune", is_flag=True, help="Fit settings on half of the rows, report on the rest.")
-@count_option("--parallel", default=4, text="Do so many rows side by side.")
-@outputs.file_option("--results", text="Keep each answer there: the same command goes on.")
-@click.option("--fresh", is_flag=True, help="Do again what is kept already.")
-@outputs.output_options
+@declared("eval")
+@declared("outputs")
 @setting_options(
     "ensemble", "n_ctx", "threads", "n_gpu_layers", *keys_of(FusionSettings), *THINKING_KEYS
 )
@@ -108,7 +74,7 @@ def evaluate(
     prompt-perplexity need --prompt-bytes there.
     """
     from eva_local.evaluate.contest import Contest
-    from eva_local.evaluate.evaluation import report_page
+    from eva_local.evaluate.evaluation import hold, report_page
     from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.results import Results
     from eva_local.evaluate.rows import BUILT_IN, read_tasks
@@ -141,57 +107,18 @@ def evaluate(
         how = Conditions(**conditions, own_shots=sharing)
         contest = Contest(models, kept, how, parallel, progress)
         try:
-            evaluation = _held(contest, specs, tasks, samples, members=members, tuned=tune)
+            tasks = [contest.scorable(task) for task in tasks]
+            if tune and sum(len(task.rows) for task in tasks) < _TUNABLE:
+                told = f"--tune needs {_TUNABLE} rows, better 200, and there are fewer"
+                click.echo(f"eva-local: {told}: nothing is tuned", err=True)
+                tune = False
+            evaluation = hold(contest, specs, tasks, samples, members=members, tuned=tune)
         except KeyboardInterrupt:
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
     shown, page = partial(_show, evaluation), partial(report_page, evaluation)
     outputs.write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
-
-
-def _held(
-    contest: Contest,
-    specs: list[EnsembleSpec],
-    tasks: Sequence[Task],
-    n_samples: int | None,
-    *,
-    members: bool,
-    tuned: bool,
-) -> Evaluation:
-    from eva_local.evaluate.contest import each_alone
-    from eva_local.evaluate.evaluation import Evaluation
-    from eva_local.evaluate.summary import summarize
-    from eva_local.evaluate.tune import block, halves, tune
-
-    spec, tuned_block = specs[0], ""
-    tasks = [contest.scorable(task) for task in tasks]
-    if tuned and sum(len(task.rows) for task in tasks) < _TUNABLE:
-        told = f"--tune needs {_TUNABLE} rows, better 200, and there are fewer: nothing is tuned"
-        click.echo(f"eva-local: {told}", err=True)
-    elif tuned:
-        fit, tasks = halves(tasks)
-        best = tune(contest, fit, spec)
-        tuned_block = block(best, fit)
-        if best.fusion != spec.fusion:
-            specs = [*specs, best]
-    contestants = each_alone(spec) if members else []
-    n_members = len(contestants)
-    if len(spec.members) > 1:
-        pairs = zip(names_of(specs), specs, strict=True)
-        contestants += [replace(one, name=name) for name, one in pairs]
-    entries = contest.run(tasks, contestants)
-    summaries = []
-    for seed, task in enumerate(tasks):
-        found = [entry for entry in entries if entry.task is task]
-        summary = summarize(found, seed, n_members)
-        if n_samples and summary.best and not task.scored:
-            best = summary.standing(summary.best).spec
-            drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
-            found += contest.run([task], [drawn], n_samples)
-            summary = summarize(found, seed, n_members)
-        summaries.append(summary)
-    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 
 
 def variant(
@@ -229,14 +156,6 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
-def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
-    """Return the ensembles' names, with a number where one was there before."""
-    names: list[str] = []
-    for spec in specs:
-        names.append(free_name(spec.name, names, "{} ({})"))
-    return names
-
-
 def _show(evaluation: Evaluation) -> None:
     for summary in evaluation.tasks:
         _show_task(summary, evaluation.conditions.shots_of(summary.task))
@@ -252,15 +171,17 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def _show_task(summary: TaskSummary, n_shots: int) -> None:
-    from eva_local.evaluate.evaluation import cells, headings, verdict, warning
+    from eva_local.evaluate.evaluation import figures, verdict, warning
 
     task = summary.task
     shots = f", {n_shots} examples before each" if n_shots else ""
     click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
-    rows = [(one.name, *cells(summary, one)) for one in summary.standings]
+    table = {one.name: figures(summary, one, str.upper) for one in summary.standings}
+    rows = [(name, *(figure for _, figure in found)) for name, found in table.items()]
+    head = ("", *(name for name, _ in next(iter(table.values()))))
     if summary.oracle is not None:
         rows.append(("best of members", format(summary.oracle, summary.scale.form)))
-    outputs.print_table(headings(summary, str.upper), rows)
+    outputs.print_table(head, rows)
     if summary.agreement is not None:
         click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
     if text := warning(summary):
@@ -270,8 +191,8 @@ def _show_task(summary: TaskSummary, n_shots: int) -> None:
 
 
 @click.command()
-@click.option("--fresh", is_flag=True, help="Do again what is kept of an earlier check.")
-@outputs.output_options
+@declared("check")
+@declared("outputs")
 @setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
 @click.pass_obj
 def check(

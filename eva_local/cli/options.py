@@ -22,17 +22,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Load = Callable[..., Config]
 
 _AUTO = "auto"
-_SHORT = {
-    "ensemble": ("-e",),
-    "n_ctx": ("-c", "--ctx-size"),
-    "threads": ("-t",),
-    "n_gpu_layers": ("-ngl",),
-    "max_tokens": ("-n",),
-    "temperature": ("--temp",),
-}
-
+_HERE = Path(__file__).parent
 #: What each setting is for.
-HELP: dict[str, str] = json.loads((Path(__file__).parent / "help.json").read_text("utf-8"))
+HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
+# The other options, by command or group: how click declares them, but for their `type`; and the
+# short names of settings.
+_OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
+_SHORT = _OPTIONS["short"]
 
 
 def written(text: str) -> str:
@@ -133,31 +129,31 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def _text_option(name: str, text: str) -> Callable[[Command], Command]:
-    read = functools.partial(read_text, where=name)
-    return click.option(name, metavar="FILE", type=lambda file: read(Path(file)), help=text)
+def declared(group: str) -> Callable[[Command], Command]:
+    """Add the options of a group of options.json."""
+
+    def decorate(command: Command) -> Command:
+        for names, how in reversed(_OPTIONS[group].items()):
+            told = _typed(how.get("type"), names)
+            command = click.option(*names.split(), **{**how, **told})(command)
+        return command
+
+    return decorate
 
 
-_DRAWING = (
-    setting_options(),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated."),
-    click.option(
-        "--logit-bias",
-        multiple=True,
-        metavar="TEXT=VALUE",
-        type=_bias,
-        help="Add VALUE to the log-probability of the token TEXT; false forbids it. Repeatable.",
-    ),
-    _text_option("--grammar", "Write only what this grammar allows (GBNF)."),
-    _text_option("--json-schema", "Write only JSON that obeys this schema."),
-    _text_option("--chat-template", "Put conversations to all members as this file says (Jinja)."),
-    click.option(
-        "--chat-template-kwargs",
-        metavar="JSON",
-        type=_object,
-        help='Tell this to the chat templates, such as \'{"reasoning_effort": "low"}\'.',
-    ),
-)
+def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
+    match kind:
+        case "file":
+            return {"metavar": "FILE", "type": click.Path(path_type=Path)}
+        case "content":
+            return {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)}
+        case "text":
+            return {"metavar": "TEXT", "type": written}
+        case [str(), *_]:
+            return {"type": click.Choice(kind)}
+        case [*bounds]:
+            return {"type": click.IntRange(*bounds)}
+    return {"type": {"bias": _bias, "object": _object}.get(kind or "")}
 
 
 def drawing_options(function: Command) -> Command:
@@ -183,6 +179,5 @@ def drawing_options(function: Command) -> Command:
         return function(config=config, sampling=sampling, **options)
 
     made: Any = click.pass_obj(command)
-    for option in reversed(_DRAWING):
-        made = option(made)
-    return made  # type: ignore[no-any-return]  # click keeps the type of what it wraps
+    decorated: Command = setting_options()(declared("drawing")(made))
+    return decorated

@@ -62,15 +62,6 @@ def file_option(*names: str, text: str, **how: Any) -> Callable[[Command], Comma
     return click.option(*names, metavar="FILE", type=click.Path(path_type=Path), help=text, **how)
 
 
-def output_options(command: Command) -> Command:
-    """Add --json and --html, as `json_out` and `html_out`."""
-    page = file_option("--html", "html_out", text="Write a report with plots.")
-    # Without a value, it is stdout.
-    text = "Write all figures as JSON; - is stdout."
-    json_ = file_option("--json", "json_out", text=text, is_flag=False, flag_value="-")
-    return json_(page(command))
-
-
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
     """Find out before long work which of `outputs` (by option) cannot be written, or is read."""
     read = {path.resolve() for path in inputs}

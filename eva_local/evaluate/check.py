@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from eva_local.api import Report
-from eva_local.config.specs import EnsembleSpec, MemberSpec
+from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ModelError
-from eva_local.evaluate.contest import Contest, each_alone
-from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.contest import Contest
+from eva_local.evaluate.evaluation import Evaluation, hold
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import BUILT_IN, read_tasks
-from eva_local.evaluate.summary import Estimate, TaskSummary, lead, summarize
+from eva_local.evaluate.summary import Estimate, TaskSummary, lead
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
@@ -111,7 +111,8 @@ def refuse_too_large(spec: EnsembleSpec) -> None:
     free = free_memory()
     on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
     weights = {member.opened: size(member) or 0 for member in on_cpu}
-    caches = sum(_cache(spec, member) for member in on_cpu)
+    bytewise = spec.fusion.space == "bytes"
+    caches = sum(bytes_of_text(member, bytewise=bytewise) for member in on_cpu)
     needed = sum(weights.values()) + caches
     if free is not None and needed > free:
         largest = max(on_cpu, key=lambda member: weights[member.opened])
@@ -121,10 +122,6 @@ def refuse_too_large(spec: EnsembleSpec) -> None:
             f"leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or take smaller "
             "quantisations"
         )
-
-
-def _cache(spec: EnsembleSpec, member: MemberSpec) -> int:
-    return bytes_of_text(member, bytewise=spec.fusion.space == "bytes")
 
 
 def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
@@ -143,7 +140,7 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
             has_chat_template=bool(member.chat_template) or header.has_chat_template,
             takes_back=model.can_roll_back,
             weights=0 if member.opened in seen else size(member) or 0,
-            cache=_cache(spec, member),
+            cache=bytes_of_text(member, bytewise=spec.fusion.space == "bytes"),
         )
         seen.add(member.opened)
 
@@ -153,18 +150,11 @@ def _tested(
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
     contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
-    contestants = each_alone(spec)
-    n_members = len(contestants)
+    specs = [spec]
     if len(spec.members) > 1:
         other = replace(spec.fusion, space="pivot" if spec.fusion.space == "bytes" else "bytes")
-        contestants += [spec, replace(spec, name=f"{spec.name}, {other.space}", fusion=other)]
-    tasks = [contest.scorable(task) for task in read_tasks(BUILT_IN)]
-    entries = contest.run(tasks, contestants)
-    summaries = [
-        summarize([entry for entry in entries if entry.task is task], seed, n_members)
-        for seed, task in enumerate(tasks)
-    ]
-    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries))
+        specs += [replace(spec, name=f"{spec.name}, {other.space}", fusion=other)]
+    return hold(contest, specs, [contest.scorable(task) for task in read_tasks(BUILT_IN)])
 
 
 def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:

@@ -1,10 +1,22 @@
 """What an evaluation came to, for tables, JSON and the page, and what follows for a user."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
+from eva_local.config.catalogue import free_name
+from eva_local.config.specs import EnsembleSpec
+from eva_local.evaluate.contest import Contest, each_alone
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.summary import FAR_APART, Estimate, Standing, TaskSummary, mean_of
+from eva_local.evaluate.rows import Task
+from eva_local.evaluate.summary import (
+    FAR_APART,
+    Estimate,
+    Standing,
+    TaskSummary,
+    mean_of,
+    summarize,
+)
+from eva_local.evaluate.tune import block, halves, tune
 from eva_local.pages.frame import Line, member_class, report
 
 _INTERVAL = "95% interval"
@@ -70,32 +82,76 @@ class Evaluation:
         }
 
 
-def headings(summary: TaskSummary, style: Callable[[str], str] = str) -> tuple[str, ...]:
-    """Return what stands over the names and the cells; names of ensembles have no style."""
-    compared = (f"{style('against')} {summary.base}", style(_INTERVAL)) if summary.base else ()
-    return (
-        *map(style, ("", "score", _INTERVAL, "ahead", _INTERVAL)),
-        *compared,
-        *map(style, ("filtered", "s/row", *summary.standings[0].more)),
-    )
+def hold(
+    contest: Contest,
+    specs: Sequence[EnsembleSpec],
+    tasks: Sequence[Task],
+    n_samples: int | None = None,
+    *,
+    members: bool = True,
+    tuned: bool = False,
+) -> Evaluation:
+    """Let the first of `specs`, its `members` and the others do all tasks.
+
+    With `tuned`, settings of it are fitted on half of the rows, and do the rest with the others;
+    the vote of `n_samples` answers of the best member does all that is not scored.
+    """
+    spec, *_ = specs
+    tuned_block = ""
+    if tuned:
+        fit, tasks = halves(tasks)
+        best = tune(contest, fit, spec)
+        tuned_block = block(best, fit)
+        if best.fusion != spec.fusion:
+            specs = [*specs, best]
+    contestants = each_alone(spec) if members else []
+    n_members = len(contestants)
+    if len(spec.members) > 1:
+        pairs = zip(names_of(specs), specs, strict=True)
+        contestants += [replace(one, name=name) for name, one in pairs]
+    entries = contest.run(tasks, contestants)
+    summaries = []
+    for seed, task in enumerate(tasks):
+        found = [entry for entry in entries if entry.task is task]
+        summary = summarize(found, seed, n_members)
+        if n_samples and summary.best and not task.scored:
+            best = summary.standing(summary.best).spec
+            drawn = replace(best, name=f"{best.name}, vote of {n_samples}")
+            found += contest.run([task], [drawn], n_samples)
+            summary = summarize(found, seed, n_members)
+        summaries.append(summary)
+    return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
 
 
-def cells(summary: TaskSummary, standing: Standing) -> tuple[str, ...]:
-    """Return a contestant's figures, in the order of the headings after the first."""
-    return (
-        format(standing.score.value, summary.scale.form),
-        standing.score.interval(summary.scale.form),
-        *_difference(summary, standing.ahead),
-        *(_difference(summary, standing.change) if summary.base else ()),
-        "" if standing.filtered is None else f"{standing.filtered:.0%}",
-        f"{standing.seconds:.2f}",
-        *(f"{value:.1f}" for value in standing.more.values()),
-    )
+def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
+    """Return the ensembles' names, with a number where one was there before."""
+    names: list[str] = []
+    for spec in specs:
+        names.append(free_name(spec.name, names, "{} ({})"))
+    return names
 
 
-def _difference(summary: TaskSummary, found: Estimate | None) -> tuple[str, str]:
-    unit = "%" if summary.scale.in_bits else ""
-    return ("", "") if found is None else (f"{found.value:+.1f}{unit}", found.interval())
+def figures(
+    summary: TaskSummary, standing: Standing, style: Callable[[str], str] = str
+) -> list[tuple[str, str]]:
+    """Return a contestant's figures, each under its heading; names of ensembles have no style."""
+    form, unit = summary.scale.form, "%" if summary.scale.in_bits else ""
+
+    def difference(name: str, found: Estimate | None) -> list[tuple[str, str]]:
+        told = ("", "") if found is None else (f"{found.value:+.1f}{unit}", found.interval())
+        return [(name, told[0]), (style(_INTERVAL), told[1])]
+
+    dropped = "" if standing.filtered is None else f"{standing.filtered:.0%}"
+    against = f"{style('against')} {summary.base}"
+    return [
+        (style("score"), format(standing.score.value, form)),
+        (style(_INTERVAL), standing.score.interval(form)),
+        *difference(style("ahead"), standing.ahead),
+        *(difference(against, standing.change) if summary.base else ()),
+        (style("filtered"), dropped),
+        (style("s/row"), f"{standing.seconds:.2f}"),
+        *((style(name), f"{value:.1f}") for name, value in standing.more.items()),
+    ]
 
 
 def _task(summary: TaskSummary) -> dict[str, object]:
@@ -233,25 +289,23 @@ def _way_out(summary: TaskSummary) -> str:
 
 def report_page(evaluation: Evaluation) -> str:
     """Return the page, as HTML that needs nothing else. Text of rows and models is data to it."""
-    css = _colours(evaluation)
+    names = [one.name for one in evaluation.tasks[0].standings if one.name != evaluation.ensemble]
+    css = {name: member_class(number) for number, name in enumerate(names)}
+    css[evaluation.ensemble] = "main"
+    tasks = []
+    for one in evaluation.tasks:
+        scores = [_line(x.name, css[x.name], x.score, one.scale.form) for x in one.standings]
+        tasks.append((one, scores, _gains(one), _patterns(one, css)))
     return report(
         "evaluate/report.html",
         title=f"{evaluation.ensemble}: evaluation",
         evaluation=evaluation,
         css=css,
         overview=list(_overview(evaluation, css)),
-        tasks=[
-            (one, _scores(one, css), _gains(one), _patterns(one, css)) for one in evaluation.tasks
-        ],
+        tasks=tasks,
         n_shown=_SHOWN_ROWS,
-        **{each.__name__: each for each in (verdict, warning, headings, cells, asdict, furthest)},
+        **{each.__name__: each for each in (verdict, warning, figures, asdict, furthest)},
     )
-
-
-def _colours(evaluation: Evaluation) -> dict[str, str]:
-    names = [standing.name for standing in evaluation.tasks[0].standings]
-    others = [name for name in names if name != evaluation.ensemble]
-    return {name: member_class(n) for n, name in enumerate(others)} | {evaluation.ensemble: "main"}
 
 
 def _overview(evaluation: Evaluation, css: dict[str, str]) -> Iterator[tuple[str, list[Line]]]:
@@ -269,11 +323,6 @@ def _overview(evaluation: Evaluation, css: dict[str, str]) -> Iterator[tuple[str
             lines += [_line("" if n else label, *each, form, sign) for n, each in enumerate(known)]
         if lines:
             yield unit, lines
-
-
-def _scores(summary: TaskSummary, css: dict[str, str]) -> list[Line]:
-    found = [(one.name, css[one.name], one.score) for one in summary.standings]
-    return [_line(*each, summary.scale.form) for each in found]
 
 
 def _gains(summary: TaskSummary) -> list[float]:

@@ -115,7 +115,9 @@ def read_rows(path: Path) -> tuple[TaskRow, ...]:
 def read_texts(path: Path) -> tuple[TaskRow, ...]:
     """Read texts: one from each row of JSON lines; a file of another name is cut into rows."""
     if path.suffix == ".jsonl":
-        return tuple(_text(line, number) for number, line in enumerate(_lines(path), 1))
+        found = [line.read(_Text) for line in _lines(path)]
+        texts = [(one.id, one.text or one.question or one.prompt) for one in found]
+        return tuple(TaskRow(_name(own, n), text=text) for n, (own, text) in enumerate(texts, 1))
     try:
         text = _read(path).decode()
     except UnicodeDecodeError as error:
@@ -159,11 +161,6 @@ def _lines(path: Path) -> list[Checked]:
     if not lines:
         raise InputError(f"{path}: holds no row")
     return lines
-
-
-def _text(line: Checked, number: int) -> TaskRow:
-    found = line.read(_Text)
-    return TaskRow(_name(found.id, number), text=found.text or found.question or found.prompt)
 
 
 def _row(line: Checked, number: int) -> TaskRow:

@@ -18,10 +18,9 @@ from eva_local.config.catalogue import written_table
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.request import Request
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, answer_each
+from eva_local.evaluate.contest import Contest, Heard, Replay, answer_each, recording
 from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, Replay, recording
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
 from eva_local.llama.prompt import Prompt

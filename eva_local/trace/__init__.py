@@ -298,15 +298,12 @@ def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:
         seconds = [vote.seconds for vote in asked]
         carried = sum(trace.carrier == name for trace in traces)
         filtered = sum(not vote.stayed for vote in asked)
-        weight, decoding = _mean([vote.weight for vote in asked]), _mean(seconds[1:] or seconds)
+        weight = fmean([vote.weight for vote in asked] or [0.0])
+        decoding = fmean(seconds[1:] or seconds or [0.0])
         parts.append(MemberSummary(name, carried, filtered, weight, 1000 * decoding))
     return Summary(
         tokens=sum(bool(step.piece) for step in steps),
         disputed=sum(map(disputed, steps)),
-        probability=_mean([step.probability for step in steps]),
+        probability=fmean([step.probability for step in steps] or [0.0]),
         members=tuple(parts),
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else 0.0

@@ -10,14 +10,16 @@ from fakes import WORDS_A, WORDS_B, FakeModel
 from laws import check_law_3, check_twins
 
 from eva_local.alignment.embedding import (
+    Neighbours,
     anchors_by_bytes,
     anchors_by_spelling,
-    eva,
-    eva_paper,
+    nearest,
+    normalise,
     overlay,
-    trusted,
+    supervised,
+    transforms,
 )
-from eva_local.alignment.overlay import Neighbours, nearest, normalise, supervised, transforms
+from eva_local.alignment.library import eva, eva_paper, trusted
 from eva_local.errors import MappingError
 from eva_local.llama.vocab import Vocabulary
 from tools.mapping_quality import held_out

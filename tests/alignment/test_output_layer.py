@@ -13,7 +13,8 @@ from gguf import GGMLQuantizationType as Kind
 from headers import rewritten
 from laws import check_law_3, dense
 
-from eva_local.alignment.embedding import eva, eva_paper, output_layer
+from eva_local.alignment.embedding import output_layer
+from eva_local.alignment.library import eva, eva_paper
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import MappingError
 from eva_local.llama.llama_model import LlamaModel

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import submit
 
-from eva_local.bench.pace import Decoding, MemberPart, Meter, Round, Spread, busy, pace
+from eva_local.bench.pace import MemberPart, Meter, Round, Spread, busy, pace
 from eva_local.bench.trial import Bench, measure, passage
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, MemberSpec
@@ -91,8 +91,8 @@ def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
 
 def test_what_overlaps_is_busy_once() -> None:
     meters = [Meter(FakeModel()) for _ in range(2)]
-    meters[0].decodings = [Decoding(0, 2, []), Decoding(5, 6, [])]
-    meters[1].decodings = [Decoding(1, 3, []), Decoding(1.5, 2.5, [])]
+    meters[0].decodings = [(0, 2, []), (5, 6, [])]
+    meters[1].decodings = [(1, 3, []), (1.5, 2.5, [])]
     assert busy(meters) == 4
     assert meters[1].part().inside == 3
 

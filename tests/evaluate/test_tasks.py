@@ -14,12 +14,13 @@ from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 from msgspec import structs
 
 from eva_local.cli import main
-from eva_local.cli.evaluate import names_of, variant
+from eva_local.cli.evaluate import variant
 from eva_local.cli.options import Load
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Entry, alone
+from eva_local.evaluate.evaluation import names_of
 from eva_local.evaluate.forms import Conditions, prompt_of, scored_of, with_shots
 from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
 from eva_local.evaluate.rows import Task, TaskRow

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from eva_local.config.config import load_config
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest
+from eva_local.evaluate.contest import Contest, Heard, recording
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.replay import Heard, recording
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow
 from eva_local.evaluate.tune import Example, Lesson, block, halves, listen, tune

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import AWKWARD, awkward_bytes, awkward_text, cut
 
-from eva_local.alignment.embedding import eva, eva_paper
-from eva_local.alignment.library import share_of_twins
+from eva_local.alignment.library import eva, eva_paper, share_of_twins
 from eva_local.alignment.mapping import Mapping, surface, surface_refined, twins
 from eva_local.cache.context import Context
 from eva_local.llama.prompt import PromptWriter
