@@ -16,12 +16,8 @@ from eva_local.types import Message, Sampling, Thinking
 
 log = logging.getLogger("eva_local")
 
-# A character has no more in UTF-8.
-_MOST_BYTES = 4
 # Chat templates of requests that are kept compiled.
 _TEMPLATES = 8
-# Fewer bytes are read in no time, and then each member's exact number can be told.
-_QUICKLY_READ = 1 << 18
 
 
 class Readers:
@@ -61,8 +57,7 @@ class Readers:
         """Return a prompt as each member reads it, and the thought that it leaves open, if any.
 
         Raises InputError and PromptError where it cannot be put to a member. With `fitting` it
-        raises ContextError, before anybody has read it, for a prompt whose bytes alone prove
-        that it does not fit.
+        raises ContextError for a prompt that does not fit.
         """
         plain = self._plain(prompt, only)
         members = self._members(only)
@@ -82,8 +77,6 @@ class Readers:
             if thinking == "apart":
                 thinking, unmarked = "on", self._instruct(said, writers, sampling)
             arguments = sampling.chat_template_kwargs
-            if fitting:
-                self._refuse_long(said, writers, arguments, thinking)
             found = []
             for member, writer in writers.items():
                 tokens, thought = writer.read(said[member], arguments, thinking)
@@ -91,7 +84,10 @@ class Readers:
                     is_text = isinstance(plain, str | bytes)
                     thought = writer.marked(sampling.thinking_mark, is_text=is_text)
                 found.append((tokens, thought))
-            return found
+        if fitting:
+            lengths = {member: len(tokens) for member, (tokens, _) in zip(said, found, strict=True)}
+            self._engine.refuse_too_long("prompt", lengths)
+        return found
 
     def _instruct(
         self,
@@ -194,24 +190,6 @@ class Readers:
     def _members(self, only: int | None) -> Sequence[int]:
         return range(len(self._models)) if only is None else [only]
 
-    def _refuse_long(
-        self,
-        said: Mapping[int, Prompt | bytes],
-        writers: Mapping[int, PromptWriter],
-        arguments: Mapping[str, object],
-        thinking: Thinking,
-    ) -> None:
-        most = _MOST_BYTES * max(map(_length, said.values()))
-        if most < _QUICKLY_READ:
-            return
-        # Only what may be too long is put into a template once more.
-        least = {
-            member: writer.least(said[member], arguments, thinking)
-            for member, writer in writers.items()
-            if self._models[member].tokenizer.least(most) >= self._models[member].n_ctx
-        }
-        self._engine.refuse_too_long("prompt", least, "at least ")
-
     def _plain(self, prompt: AnyPrompt, only: int | None) -> Prompt | bytes:
         if isinstance(prompt, str):
             return prompt
@@ -224,8 +202,3 @@ class Readers:
         if len(symbols) == len(prompt):
             return self.bytes_of(symbols, only)
         raise InputError("a prompt is a text, a list of Message, or a list of symbols")
-
-
-def _length(prompt: Prompt | bytes) -> int:
-    texts = [prompt] if isinstance(prompt, str | bytes) else [each.content for each in prompt]
-    return sum(map(len, texts))

@@ -118,26 +118,6 @@ class PromptWriter:
         """Whether its chat template knows thoughts."""
         return not self.is_plain and self._thinker.marks is not None
 
-    def least(
-        self,
-        prompt: Prompt | bytes,
-        arguments: Mapping[str, object] | None = None,
-        thinking: Thinking | None = None,
-    ) -> int:
-        """Return how many tokens a prompt has at least, by its control tokens and its bytes."""
-        n_control, said = 0, b""
-        if isinstance(prompt, bytes):
-            said = prompt
-        else:
-            segments = list(self._segments(prompt, thinking, arguments or {})[0])
-            n_control = sum(isinstance(segment, int) for segment in segments)
-            texts = (segment for segment in segments if isinstance(segment, str))
-            # SentencePiece reads U+2581, three bytes, as a space.
-            said = "".join(texts).replace("\u2581", " ").encode("utf-8", "replace")
-        # What cannot be spelled is read as another character, of a quarter of its bytes at least.
-        n_bytes = len(said) // (1 if self._tokenizer.missing_bytes.isdisjoint(said) else 4)
-        return n_control + self._tokenizer.least(n_bytes)
-
     def _segments(
         self, prompt: Prompt, thinking: Thinking | None, arguments: Mapping[str, object]
     ) -> tuple[Iterator[int | str], bool]:
