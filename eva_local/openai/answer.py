@@ -1,13 +1,15 @@
 """Answers as OpenAI's API writes them: whole, or in the parts of a stream."""
 
 import codecs
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any, ClassVar, Protocol
 
 from eva_local.openai.request import CHAT
-from eva_local.openai.tools import BEGIN, calls_in
+from eva_local.openai.tools import BEGIN, calls_in, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
 # What OpenAI's API says of a probability of 0.
@@ -48,10 +50,12 @@ class Answer:
     def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
         self._functions = functions
         self._held = ""
-        #: The calls of functions that the whole answer consists of.
+        #: The calls of functions that the answer ends with, once it has ended.
         self.calls: list[Body] = []
         self.echo: Echo | None = None
         self.steps: list[Step] = []
+        #: The same steps with the text that is shown: nothing of a call.
+        self.shown: list[Step] = []
         self.tokens: list[Token] = []
         self.told = told
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -67,8 +71,7 @@ class Answer:
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
         self.steps.append(step)
-        if self._functions and step.finish_reason == "stop":
-            self.calls = calls_in(self.text, self._functions)
+        self.shown.append(self._uncalled(step) if self._functions else step)
         if not self.told or step.reasoning is not None:
             return []
         is_all = self.echo is not None
@@ -83,20 +86,22 @@ class Answer:
         self.tokens += ready
         return ready
 
-    def held(self, step: Step) -> Step:
-        """Return a step without what may be a call of a function; the last has what was none."""
-        begun = self.text.lstrip()
-        may_be = begun[:1] == "{" or BEGIN.startswith(begun[: len(BEGIN)])
-        self._held += step.text
-        if (self._functions and may_be and step.finish_reason is None) or self.calls:
-            return replace(step, text="")
-        text, self._held = self._held, ""
+    def _uncalled(self, step: Step) -> Step:
+        """Return a step without what may be a call; the last one has what was none."""
+        is_first = not any(shown.text for shown in self.shown)
+        text, self._held = split(self._held + step.text, is_first=is_first)
+        if step.finish_reason is not None:
+            is_cut = step.finish_reason != "stop"
+            self.calls = [] if is_cut else calls_in(self._held, self._functions)
+            # A call that is cut off is none, and no text either.
+            is_told = self.calls or (is_cut and self._held.lstrip().startswith(BEGIN))
+            text += "" if is_told else self._held
         return replace(step, text=text)
 
     @property
     def text(self) -> str:
         """What was written, behind the echo."""
-        return "".join([self.echo.text if self.echo else "", *(step.text for step in self.steps)])
+        return "".join([self.echo.text if self.echo else "", *(step.text for step in self.shown)])
 
     @property
     def reasoning(self) -> str:
@@ -122,9 +127,35 @@ class Answer:
         return self.echo.n_tokens if self.echo else 0
 
 
+class Form(Protocol):
+    """How a protocol writes the answers to a request: whole, or in parts as they come."""
+
+    #: What a stream of parts is, as HTTP says it.
+    media: ClassVar[str]
+    #: What a stream ends with, and has in it where nothing is heard for long.
+    done: ClassVar[bytes]
+    alive: ClassVar[bytes]
+
+    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
+        """Return `n` answers to each prompt."""
+
+    def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield what the last step of an answer says, with the tokens that are told by it."""
+
+    def last(self, answers: Sequence[Answer], n: int = 1) -> Body | None:
+        """Return the part that comes when all answers have ended, if one does."""
+
+    def event(self, part: Body) -> bytes:
+        """Return a part, or an error as OpenAI tells it, as the stream has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Letterhead:
     """What all bodies about a request begin with, and whether they tell the cost and why."""
+
+    media: ClassVar[str] = "text/event-stream"
+    done: ClassVar[bytes] = b"data: [DONE]\n\n"
+    alive: ClassVar[bytes] = b": the members are reading\n\n"
 
     endpoint: str
     name: str
@@ -140,7 +171,7 @@ class Letterhead:
             thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
             said: Body = {"text": answer.text, **thought}
             if self.endpoint == CHAT:
-                content = None if answer.calls else answer.text
+                content = (answer.text or None) if answer.calls else answer.text
                 message: Body = {"role": "assistant", "content": content, "refusal": None}
                 called = {"tool_calls": answer.calls} if answer.calls else {}
                 said = {"message": {**message, **thought, **called}}
@@ -148,12 +179,19 @@ class Letterhead:
             choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
             if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
+        return self._body("chat.completion", choices) | {"usage": self.counts(answers, n)}
 
     def opening(self, index: int, *, thinks: bool = False) -> Body:
         """Return what comes before a chat's answer; where it `thinks` first, no content begins."""
         delta = {"role": "assistant", "content": None if thinks else "", "refusal": None}
         return self._part(self._choice(index, {"delta": delta}))
+
+    def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield what the last step of an answer says, with the tokens that are told by it."""
+        if self.endpoint == CHAT and len(answer.steps) == 1:
+            yield self.opening(index, thinks=answer.steps[0].reasoning is not None)
+        if (part := self.step(index, answer.shown[-1], tokens, answer.calls)) is not None:
+            yield part
 
     def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
         """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
@@ -179,23 +217,32 @@ class Letterhead:
             choice["eva"] = trace_of(step)
         return self._part(choice)
 
-    def last(self, answers: Sequence[Answer], n: int) -> Body:
-        """Return the part that tells what the answers cost."""
-        return self._part() | {"usage": self._counts(answers, n)}
+    def last(self, answers: Sequence[Answer], n: int = 1) -> Body | None:
+        """Return the part that tells what the answers cost, where it is told."""
+        return self._part() | {"usage": self.counts(answers, n)} if self.counted else None
 
-    def _counts(self, answers: Sequence[Answer], n: int) -> Body:
+    def event(self, part: Body) -> bytes:
+        """Return a part, or an error as OpenAI tells it, as the stream has it."""
+        return b"data: " + json.dumps(part, separators=(",", ":")).encode() + b"\n\n"
+
+    def counts(self, answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
+        """Return what `n` answers to each prompt cost, in tokens."""
         usages = [answer.usage for answer in answers if answer.usage]
         read, written = sum(each.n_read for each in answers[::n]), sum(u.steps for u in usages)
+        cached = sum(each.usage.cached_tokens[0] for each in answers[::n] if each.usage)
         n_thought = sum(usage.reasoning_steps for usage in usages)
         details: Body = {"reasoning_tokens": n_thought}
         if drafted := sum(usage.drafted for usage in usages):
             accepted = sum(usage.accepted for usage in usages)
             details["accepted_prediction_tokens"] = accepted
             details["rejected_prediction_tokens"] = drafted - accepted
-        counts = {"prompt_tokens": read, "completion_tokens": written}
+        counts: Body = {"prompt_tokens": read, "completion_tokens": written}
+        counts |= {
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
         is_told = self.endpoint == CHAT or n_thought
-        told = {"completion_tokens_details": details} if is_told else {}
-        return {**counts, "total_tokens": read + written, **told}
+        return counts | ({"completion_tokens_details": details} if is_told else {})
 
     def _choice(
         self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object

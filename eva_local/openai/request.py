@@ -39,6 +39,7 @@ IGNORED = (
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
     *("keep_alive", "timings_per_token", "return_progress", "id_slot", "priority", "request_id"),
     *("verbosity", "reasoning_format", "prediction", "skip_special_tokens"),
+    "prompt_cache_options",
 )
 # What nobody can do, beside the value that asks for nothing.
 _REFUSED: Values = {
@@ -54,6 +55,10 @@ _REFUSED: Values = {
     **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
     "add_generation_prompt": True,
     "stop_token_ids": [],
+    # Of /v1/responses: what a server would have to remember, or do by itself.
+    **dict.fromkeys(("previous_response_id", "conversation", "max_tool_calls", "moderation")),
+    "background": False,
+    "truncation": "disabled",
 }
 # Values of options that ask for what the option's default is.
 _DEFAULTS: Values = {"max_tokens": -1, "stop": ""}

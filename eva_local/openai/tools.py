@@ -5,6 +5,7 @@ is one form for all members: what Qwen's templates write.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from eva_local.reading import Words, did_you_mean
 from eva_local.types import Message
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+_BEGINNINGS = "|".join(BEGIN[:length] for length in range(len(BEGIN) - 1, 0, -1))
+_MAY_BE_CALLS = re.compile(rf"\s*(?:{BEGIN}[\s\S]*|{_BEGINNINGS})?\Z")
 _TOLD = (
     "You can call these functions, each with arguments as its schema says:\n\n{functions}\n\n"
     f'To call one, answer with nothing but\n{BEGIN}\n{{"name": …, "arguments": {{…}}}}\n{END}'
@@ -104,6 +107,17 @@ def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
     if not ways:
         raise InputError("tool_choice: there are no tools to choose from")
     return json.dumps(ways[0] if len(ways) == 1 else {"anyOf": ways})
+
+
+def split(text: str, *, is_first: bool) -> tuple[str, str]:
+    """Return what of a text can be shown, and the end of it that may be calls.
+
+    Where it `is_first`, calls may stand there without marks.
+    """
+    if is_first and text.lstrip()[:1] == "{":
+        return "", text
+    at = _MAY_BE_CALLS.search(text).start()  # type: ignore[union-attr]  # the end always is
+    return text[:at], text[at:]
 
 
 def calls_in(text: str, names: Sequence[str]) -> list[dict[str, object]]:

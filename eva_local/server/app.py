@@ -21,9 +21,17 @@ from eva_local.errors import EvaError
 from eva_local.openai import shapes
 from eva_local.openai.answer import Body
 from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
+from eva_local.openai.responses import RESPONSES, ResponseRequest
 from eva_local.pages.frame import source_hash, template
 from eva_local.reading import fields_of
-from eva_local.server.endpoints import complete, detokenize, score, tokenize, tokenizer_info
+from eva_local.server.endpoints import (
+    complete,
+    detokenize,
+    respond,
+    score,
+    tokenize,
+    tokenizer_info,
+)
 from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
@@ -45,6 +53,7 @@ _MEDIA = {"/": "text/html", "/metrics": "text/plain"}
 _BODIES: dict[str, type[Struct]] = {
     CHAT: shapes.ChatRequest,
     COMPLETION: shapes.CompletionRequest,
+    RESPONSES: ResponseRequest,
     "/v1/score": shapes.ScoreRequest,
     "/tokenize": shapes.TokenizeRequest,
     "/detokenize": shapes.DetokenizeRequest,
@@ -139,6 +148,7 @@ ROUTES = (
     Route("/v1/models/{name:path}", model),
     Route(CHAT, complete, methods=["POST"]),
     Route(COMPLETION, complete, methods=["POST"]),
+    Route(RESPONSES, respond, methods=["POST"]),
     Route("/v1/score", score, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -15,9 +14,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, chat_tokens, tokens_of
+from eva_local.openai.answer import (
+    Answer,
+    Body,
+    Echo,
+    Form,
+    Letterhead,
+    Token,
+    chat_tokens,
+    tokens_of,
+)
 from eva_local.openai.call import Call, read_call, texts_of, weights_of
-from eva_local.openai.request import CHAT, given, read_messages
+from eva_local.openai.request import CHAT, Values, given, read_messages
+from eva_local.openai.responses import Response as NewResponse
+from eva_local.openai.responses import chat_of
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
@@ -31,8 +41,6 @@ Paced = AsyncGenerator[Body | None, None]
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
-_COMMENT = b": the members are reading\n\n"
-_DONE = b"data: [DONE]\n\n"
 _HEADERS = {
     "Cache-Control": "no-store",
     # nginx would keep the parts until the answer is whole.
@@ -45,6 +53,23 @@ async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
     endpoint = request.scope["path"]
     model, body = await asked(request)
+    call = await _called(request, model, body, endpoint)
+    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
+    options = call.request.stream_options
+    counted = options is not None and options.include_usage
+    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
+    return await _answered(request, model, call, head)
+
+
+async def respond(request: HttpRequest) -> ASGIApp:
+    """Answer as OpenAI's newer API does; nothing is kept."""
+    model, body = await asked(request)
+    call = await _called(request, model, chat_of(body), CHAT)
+    return await _answered(request, model, call, NewResponse(model.name, body, call.sampling))
+
+
+async def _called(request: HttpRequest, model: ServedModel, body: Values, endpoint: str) -> Call:
+    """Return what a body asks for; raise InputError for what cannot be done."""
     if body.get("chat_template") is not None and not service_of(request).trust_templates:
         raise InputError(
             "chat_template: this server takes no programs from clients (--trust-templates); "
@@ -56,36 +81,34 @@ async def complete(request: HttpRequest) -> ASGIApp:
     )
     # A schema may take a while.
     await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
-    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    options = call.request.stream_options
-    counted = options is not None and options.include_usage
-    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
+    return call
+
+
+async def _answered(request: HttpRequest, model: ServedModel, call: Call, form: Form) -> ASGIApp:
     is_told, functions = call.request.n_top is not None, call.functions
     answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
-        return await event_stream(_parts(written, call, head, answers))
+        return await event_stream(_parts(written, call, form, answers), form)
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(head.whole(answers, call.request.n))
+    return JSONResponse(form.whole(answers, call.request.n))
 
 
 async def _parts(
-    written: AsyncGenerator[Said, None], call: Call, head: Letterhead, answers: Sequence[Answer]
+    written: AsyncGenerator[Said, None], call: Call, form: Form, answers: Sequence[Answer]
 ) -> AsyncGenerator[Body, None]:
     async with contextlib.aclosing(written):
         async for index, said, tokens in written:
             if isinstance(said, Echo):
-                yield head.echo(index, said, last=call.scored)
+                assert isinstance(form, Letterhead)
+                yield form.echo(index, said, last=call.scored)
                 continue
-            if head.endpoint == CHAT and len(answers[index].steps) == 1:
-                yield head.opening(index, thinks=said.reasoning is not None)
-            shown, calls = answers[index].held(said), answers[index].calls
-            if (part := head.step(index, shown, tokens, calls)) is not None:
+            for part in form.parts(index, answers[index], tokens):
                 yield part
-    if head.counted:
-        yield head.last(answers, call.request.n)
+    if (last := form.last(answers, call.request.n)) is not None:
+        yield last
 
 
 async def _written(
@@ -137,15 +160,17 @@ def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
     return model.text(ids), ids
 
 
-async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> ASGIApp:
-    """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
+async def event_stream(
+    parts: AsyncGenerator[Body, None], form: Form, quiet: float = QUIET_S
+) -> ASGIApp:
+    """Return what sends `parts`, and a sign of life where none comes for `quiet` seconds.
 
     Waits that long for the first part, so that what is refused at once has its status: raises
     what the parts raise until then.
     """
     paced = _paced(parts, quiet)
-    events = _sent(await anext(paced, _END), paced)
-    response = StreamingResponse(events, headers=_HEADERS, media_type="text/event-stream")
+    events = _sent(await anext(paced, _END), paced, form)
+    response = StreamingResponse(events, headers=_HEADERS, media_type=form.media)
 
     async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
@@ -155,18 +180,14 @@ async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S
     return answer
 
 
-async def _sent(part: Body | None, others: Paced) -> AsyncGenerator[bytes, None]:
+async def _sent(part: Body | None, others: Paced, form: Form) -> AsyncGenerator[bytes, None]:
     try:
         while part is not _END:
-            yield _COMMENT if part is None else _event(part, separators=(",", ":"))
+            yield form.alive if part is None else form.event(part)
             part = await anext(others, _END)
     except EvaError as error:
-        yield _event(problem_of(error))
-    yield _DONE
-
-
-def _event(part: Body, separators: tuple[str, str] | None = None) -> bytes:
-    return b"data: " + json.dumps(part, separators=separators).encode() + b"\n\n"
+        yield form.event(problem_of(error))
+    yield form.done
 
 
 async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:

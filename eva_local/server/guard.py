@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import ConfigError, ContextError, EvaError, InputError, PromptError
 from eva_local.openai.request import KEYS
-from eva_local.reading import UnknownKeyError
+from eva_local.reading import ReadError, UnknownKeyError
 
 #: What the caller can put right. Other errors speak of the machine, and perhaps of its files.
 OF_CALLER = (ConfigError, ContextError, InputError, PromptError)
@@ -47,7 +47,7 @@ def problem_of(error: EvaError) -> dict[str, object]:
         message = f"{message[:_LONGEST]}…"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
     first_word = re.split(r"\W", message, maxsplit=1)[0]
-    param = first_word if first_word in KEYS else None
+    param = first_word if first_word in KEYS or isinstance(error, ReadError) else None
     if isinstance(error, UnknownKeyError):
         param = error.path
     return problem(message, param=param, code=code)

@@ -552,6 +552,7 @@ def test_results_in_openais_format() -> None:
     assert choice["finish_reason"] == "stop"
     assert choice["logprobs"]["content"][1]["bytes"] == [0xC3]
     details = {"completion_tokens_details": {"reasoning_tokens": 0}}
+    details |= {"prompt_tokens_details": {"cached_tokens": 0}}
     counts = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
     assert body["usage"] == counts | details
     assert body["model"] == "demo"

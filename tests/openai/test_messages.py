@@ -223,8 +223,8 @@ def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({}, "continuation is missing", None),
-        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", None),
+        ({}, "continuation is missing", "continuation"),
+        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", "continuation"),
         (
             {"continuation": ["a"] * 129},
             "continuation: from 1 to 128 texts can be scored at once",

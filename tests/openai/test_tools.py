@@ -38,7 +38,7 @@ def written(*texts: str, functions=("add", "now"), reason="stop") -> tuple[Answe
         last = number == len(texts) - 1
         step = Step(text.encode(), text, 1.0, (True,), reason if last else None)
         answer.push(step)
-        shown, calls = answer.held(step), answer.calls
+        shown, calls = answer.shown[-1], answer.calls
         parts.append(head.step(0, shown, (), calls))
     return answer, [part["choices"][0] for part in parts if part is not None]
 

@@ -141,6 +141,8 @@ def test_the_stream_tells_usage_where_it_is_asked(client) -> None:
     assert all(part["usage"] is None for part in parts[:-1])
     assert parts[-1]["choices"] == []
     told, whole = parts[-1]["usage"], client.chat(max_tokens=3).body["usage"]
+    cached = [usage.pop("prompt_tokens_details")["cached_tokens"] for usage in (told, whole)]
+    assert cached[0] < cached[1] == told["prompt_tokens"] - 1
     for usage in (told, whole):
         # How many drafted tokens came depends on how long decoding took before.
         del usage["completion_tokens_details"]
@@ -399,6 +401,8 @@ UNDONE = {
     *("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "typical_p", "typ_p"),
     *("min_tokens", "n_probs", "length_penalty", "ignore_eos", "use_beam_search"),
     *("continue_final_message", "add_generation_prompt", "stop_token_ids"),
+    *("previous_response_id", "conversation", "max_tool_calls", "moderation"),
+    *("background", "truncation"),
 }
 
 

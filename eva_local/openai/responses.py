@@ -1,0 +1,264 @@
+"""OpenAI's newer API, /v1/responses, in terms of chats: bodies that ask, and answers as items."""
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from msgspec import Struct
+
+from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
+from eva_local.openai.request import CHAT, Values, given, refuse_undone
+from eva_local.reading import ReadError, Whole, read, shown
+from eva_local.types import Sampling
+
+#: Where it is asked for.
+RESPONSES = "/v1/responses"
+# What is said in other words here.
+_ELSEWHERE = ("messages", "n", "response_format")
+# What no member is told of a message, or of a part of it.
+_UNSAID = ("type", "id", "status", "phase", "annotations", "logprobs")
+_LOGPROBS = "message.output_text.logprobs"
+_Named = dict[str, Any]
+
+
+class _Words(Struct, frozen=True, forbid_unknown_fields=True):
+    format: _Named | None = None
+    verbosity: Any = None
+
+
+class _Thinking(Struct, frozen=True, forbid_unknown_fields=True):
+    effort: str | None = None
+    summary: Any = None
+    generate_summary: Any = None
+
+
+class ResponseRequest(Struct, kw_only=True):
+    """What is asked for in other words than in a chat; all other keys are those of a chat."""
+
+    input: str | list[_Named]
+    instructions: str | None = None
+    text: _Words = _Words()
+    tools: list[_Named] = []
+    tool_choice: str | _Named = "auto"
+    reasoning: _Thinking = _Thinking()
+    max_output_tokens: int | None = None
+    top_logprobs: Whole = 0
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
+
+
+def chat_of(body: Values) -> dict[str, object]:
+    """Return what a body asks for as the body of a chat; raise InputError for what cannot be."""
+    own = ResponseRequest.__struct_fields__
+    for key in _ELSEWHERE:
+        refuse_undone(key, body.get(key))
+    asked = read({key: body[key] for key in own if key in body}, ResponseRequest)
+    chat: dict[str, object] = {
+        "messages": list(_messages(asked)),
+        "max_tokens": asked.max_output_tokens,
+        "reasoning_effort": asked.reasoning.effort,
+        "response_format": _nested(asked.text.format),
+        "tools": [_nested(tool) for tool in asked.tools],
+        "tool_choice": _nested(asked.tool_choice),
+        "top_logprobs": asked.top_logprobs,
+        "logprobs": asked.top_logprobs > 0 or _LOGPROBS in asked.include,
+    }
+    return given({key: value for key, value in body.items() if key not in own} | chat)
+
+
+def _nested(value: Any) -> Any:
+    """Return what has a type with all else in a place of its own, as chats have it."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return {"type": kind, kind: _kept(value)} if kind in ("function", "json_schema") else value
+
+
+def _messages(asked: ResponseRequest) -> Iterator[_Named]:
+    """Yield the messages of a chat; no later turn is told a thought."""
+    if asked.instructions is not None:
+        yield {"role": "system", "content": asked.instructions}
+    if isinstance(asked.input, str):
+        yield {"role": "user", "content": asked.input}
+        return
+    calls: list[_Named] = []
+    for place, item in enumerate(asked.input):
+        kind = item.get("type", "message")
+        if kind == "function_call":
+            calls.append({"id": item.get("call_id"), "function": _kept(item, "call_id")})
+            if len(calls) == 1:
+                yield {"role": "assistant", "tool_calls": calls}
+            continue
+        calls = []
+        if kind == "message":
+            yield _kept(item) | {"content": _plain(item.get("content"))}
+        elif kind == "function_call_output":
+            told = {"role": "tool", "content": _plain(item.get("output"))}
+            yield told | {"tool_call_id": item.get("call_id")}
+        elif kind != "reasoning":
+            raise ReadError(f"input[{place}].type", f"{shown(kind)} is not supported here")
+
+
+def _plain(content: Any) -> Any:
+    """Return content with its texts as chats have them."""
+    texts = ("input_text", "output_text")
+    return (
+        [
+            {"type": "text", **_kept(part)}
+            if isinstance(part, dict) and part.get("type") in texts
+            else part
+            for part in content
+        ]
+        if isinstance(content, list)
+        else content
+    )
+
+
+def _kept(said: _Named, *unsaid: str) -> _Named:
+    return {key: value for key, value in said.items() if key not in (*_UNSAID, *unsaid)}
+
+
+class Response:
+    """The answer to one request, whole or as events; `body` is what was asked."""
+
+    media: ClassVar[str] = Letterhead.media
+    done: ClassVar[bytes] = b""
+    alive: ClassVar[bytes] = Letterhead.alive
+
+    def __init__(self, model: str, body: Values, sampling: Sampling) -> None:
+        self._head = Letterhead(CHAT, _id("resp"), int(time.time()), model)
+        asked: Body = {"text": {"format": {"type": "text"}}, "tools": [], "tool_choice": "auto"}
+        asked |= {"metadata": {}, "parallel_tool_calls": True}
+        keys = (*asked, "instructions", "max_output_tokens", "reasoning")
+        self._asked = asked | {key: body.get(key, asked.get(key)) for key in keys}
+        self._asked |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        self._asked |= {"previous_response_id": None, "store": False, "truncation": "disabled"}
+        self._count = 0
+        # Items that are finished, and of the one that is being written its kind, id, text, tokens.
+        self._items: list[Body] = []
+        self._kind = self._id = self._text = ""
+        self._tokens: list[Body] = []
+
+    def whole(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+        """Return the answer."""
+        (answer,) = answers
+        if answer.reasoning:
+            self._items.append(_item("reasoning", _id("rs"), answer.reasoning, []))
+        if answer.text:
+            told = chat_tokens(answer.tokens)
+            self._items.append(_item("message", _id("msg"), answer.text, told))
+        self._items += map(_called, answer.calls)
+        return self._body(answer)
+
+    def parts(self, _index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield the events of the last step."""
+        step = answer.shown[-1]
+        if len(answer.steps) == 1:
+            yield self._event("created", response=self._body())
+            yield self._event("in_progress", response=self._body())
+        if step.reasoning:
+            yield from self._more("reasoning", step.reasoning, [])
+        if step.text or tokens:
+            yield from self._more("message", step.text, chat_tokens(tokens))
+        if step.finish_reason is not None:
+            yield from self._close()
+        for item in map(_called, answer.calls):
+            yield self._added({**item, "arguments": "", "status": "in_progress"})
+            place = {"item_id": item["id"], "output_index": len(self._items)}
+            kind, arguments = "function_call_arguments", item["arguments"]
+            yield self._event(f"{kind}.delta", **place, delta=arguments)
+            yield self._event(f"{kind}.done", **place, name=item["name"], arguments=arguments)
+            yield self._finished(item)
+
+    def last(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+        """Return the event that has all of it."""
+        body = self._body(answers[0])
+        return self._event(str(body["status"]), response=body)
+
+    def event(self, part: Body) -> bytes:
+        """Return an event as the stream has it; an error becomes one."""
+        if isinstance(error := part.get("error"), dict):
+            part = self._event("", **{key: error[key] for key in ("message", "param", "code")})
+            part["type"] = "error"
+        return f"event: {part['type']}\n".encode() + self._head.event(part)
+
+    def _more(self, kind: str, text: str, tokens: list[Body]) -> Iterator[Body]:
+        if kind != self._kind:
+            yield from self._close()
+            self._kind, self._id, self._text, self._tokens = kind, _id(_IDS[kind]), "", []
+            new = {**_item(kind, self._id, "", []), "content": [], "status": "in_progress"}
+            yield self._added(new)
+            yield self._event("content_part.added", **self._place, part=_part(kind, "", []))
+        self._text += text
+        self._tokens += tokens
+        told = {"logprobs": tokens} if kind == "message" else {}
+        yield self._event(f"{_TEXTS[kind]}.delta", **self._place, delta=text, **told)
+
+    def _close(self) -> Iterator[Body]:
+        if kind := self._kind:
+            told = {"logprobs": self._tokens} if kind == "message" else {}
+            yield self._event(f"{_TEXTS[kind]}.done", **self._place, text=self._text, **told)
+            part = _part(kind, self._text, self._tokens)
+            yield self._event("content_part.done", **self._place, part=part)
+            yield self._finished(_item(kind, self._id, self._text, self._tokens))
+            self._kind = ""
+
+    @property
+    def _place(self) -> dict[str, object]:
+        return {"item_id": self._id, "output_index": len(self._items), "content_index": 0}
+
+    def _added(self, item: Body) -> Body:
+        return self._event("output_item.added", output_index=len(self._items), item=item)
+
+    def _finished(self, item: Body) -> Body:
+        self._items.append(item)
+        return self._event("output_item.done", output_index=len(self._items) - 1, item=item)
+
+    def _event(self, kind: str, **said: object) -> Body:
+        self._count += 1
+        return {"type": f"response.{kind}", "sequence_number": self._count - 1, **said}
+
+    def _body(self, answer: Answer | None = None) -> Body:
+        """Return the response as it stands, or with an `answer` that has ended."""
+        status, why, usage = "in_progress", None, None
+        if answer is not None:
+            is_cut = answer.finish_reason == "length"
+            status = "incomplete" if is_cut else "completed"
+            why = {"reason": "max_output_tokens"} if is_cut else None
+            usage = _usage(self._head.counts([answer]))
+        head: Body = {"id": self._head.name, "object": "response", "status": status, "error": None}
+        head |= {"created_at": self._head.created, "model": self._head.model}
+        head |= {"incomplete_details": why, "output": list(self._items), "usage": usage}
+        return head | self._asked
+
+
+_IDS = {"message": "msg", "reasoning": "rs"}
+_TEXTS = {"message": "output_text", "reasoning": "reasoning_text"}
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _part(kind: str, text: str, tokens: list[Body]) -> Body:
+    told: Body = {"annotations": [], "logprobs": tokens} if kind == "message" else {}
+    return {"type": _TEXTS[kind], "text": text, **told}
+
+
+def _item(kind: str, name: str, text: str, tokens: list[Body]) -> Body:
+    own: Body = {"role": "assistant"} if kind == "message" else {"summary": []}
+    content = [_part(kind, text, tokens)]
+    return {"id": name, "type": kind, "status": "completed", **own, "content": content}
+
+
+def _called(call: _Named) -> Body:
+    item = {"id": _id("fc"), "type": "function_call", "status": "completed"}
+    return {**item, "call_id": call["id"], **call["function"]}
+
+
+def _usage(counts: _Named) -> Body:
+    return {
+        "input_tokens": counts["prompt_tokens"],
+        "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": counts["completion_tokens"],
+        "output_tokens_details": counts["completion_tokens_details"],
+        "total_tokens": counts["total_tokens"],
+    }
