@@ -25,11 +25,12 @@ OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
 ALIASES = {
     "max_completion_tokens": "max_tokens",
-    # Those of llama-server, of its requests, and of vLLM.
+    # Those of llama-server, of its requests, of vLLM, and of ollama.
     "reasoning_budget": "thinking_budget",
     "thinking_budget_tokens": "thinking_budget",
     "thinking_token_budget": "thinking_budget",
     "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
     "max_new_tokens": "max_tokens",
     "repetition_penalty": "repeat_penalty",
 }
@@ -51,7 +52,7 @@ _REFUSED: Values = {
     # Of llama-server and vLLM.
     **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
     **dict.fromkeys(("min_tokens", "n_probs"), 0),
-    **dict.fromkeys(("typical_p", "typ_p", "length_penalty"), 1),
+    **dict.fromkeys(("typical_p", "typ_p", "tfs_z", "length_penalty"), 1),
     **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
     "add_generation_prompt": True,
     "stop_token_ids": [],
@@ -267,6 +268,13 @@ def refuse_undone(key: str, value: object) -> None:
 def given(body: Values) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
+
+
+def joined(said: Values, others: Values) -> dict[str, object]:
+    """Return what a body says by names of its protocol's own, and else; it is said but once."""
+    for key in said.keys() & others.keys():
+        raise InputError(f"{key} is said in other words here; leave it out")
+    return {**others, **said}
 
 
 def parsed(

@@ -8,14 +8,12 @@ from typing import Any, ClassVar, Literal
 from msgspec import Struct
 
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
-from eva_local.openai.request import CHAT, Values, given, refuse_undone
+from eva_local.openai.request import CHAT, Values, given, joined
 from eva_local.reading import ReadError, Whole, read, shown
 from eva_local.types import Sampling
 
 #: Where it is asked for.
 RESPONSES = "/v1/responses"
-# What is said in other words here.
-_ELSEWHERE = ("messages", "n", "response_format")
 # What no member is told of a message, or of a part of it.
 _UNSAID = ("type", "id", "status", "phase", "annotations", "logprobs")
 _LOGPROBS = "message.output_text.logprobs"
@@ -50,8 +48,6 @@ class ResponseRequest(Struct, kw_only=True):
 def chat_of(body: Values) -> dict[str, object]:
     """Return what a body asks for as the body of a chat; raise InputError for what cannot be."""
     own = ResponseRequest.__struct_fields__
-    for key in _ELSEWHERE:
-        refuse_undone(key, body.get(key))
     asked = read({key: body[key] for key in own if key in body}, ResponseRequest)
     chat: dict[str, object] = {
         "messages": list(_messages(asked)),
@@ -60,10 +56,10 @@ def chat_of(body: Values) -> dict[str, object]:
         "response_format": _nested(asked.text.format),
         "tools": [_nested(tool) for tool in asked.tools],
         "tool_choice": _nested(asked.tool_choice),
-        "top_logprobs": asked.top_logprobs,
-        "logprobs": asked.top_logprobs > 0 or _LOGPROBS in asked.include,
+        "top_logprobs": asked.top_logprobs or None,
+        "logprobs": asked.top_logprobs > 0 or _LOGPROBS in asked.include or None,
     }
-    return given({key: value for key, value in body.items() if key not in own} | chat)
+    return joined(given(chat), {key: value for key, value in body.items() if key not in own})
 
 
 def _nested(value: Any) -> Any:
@@ -116,7 +112,7 @@ def _kept(said: _Named, *unsaid: str) -> _Named:
     return {key: value for key, value in said.items() if key not in (*_UNSAID, *unsaid)}
 
 
-class Response:
+class Reply:
     """The answer to one request, whole or as events; `body` is what was asked."""
 
     media: ClassVar[str] = Letterhead.media

@@ -24,6 +24,7 @@ from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
 from eva_local.openai.responses import RESPONSES, ResponseRequest
 from eva_local.pages.frame import source_hash, template
 from eva_local.reading import fields_of
+from eva_local.server import ollama
 from eva_local.server.endpoints import (
     complete,
     detokenize,
@@ -32,7 +33,15 @@ from eva_local.server.endpoints import (
     tokenize,
     tokenizer_info,
 )
-from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
+from eva_local.server.guard import (
+    OF_CALLER,
+    RefusedError,
+    guarded,
+    problem,
+    problem_of,
+    received,
+    refusal,
+)
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
 from eva_local.types import Sampling
@@ -55,6 +64,8 @@ _BODIES: dict[str, type[Struct]] = {
     COMPLETION: shapes.CompletionRequest,
     RESPONSES: ResponseRequest,
     "/v1/score": shapes.ScoreRequest,
+    **ollama.BODIES,
+    "/api/show": ollama.Named,
     "/tokenize": shapes.TokenizeRequest,
     "/detokenize": shapes.DetokenizeRequest,
 }
@@ -150,6 +161,12 @@ ROUTES = (
     Route(COMPLETION, complete, methods=["POST"]),
     Route(RESPONSES, respond, methods=["POST"]),
     Route("/v1/score", score, methods=["POST"]),
+    Route("/api/chat", ollama.talk, methods=["POST"]),
+    Route("/api/generate", ollama.talk, methods=["POST"]),
+    Route("/api/tags", ollama.tags),
+    Route("/api/ps", ollama.tags),
+    Route("/api/show", ollama.show, methods=["POST"]),
+    Route("/api/version", ollama.version),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/tokenizer_info", tokenizer_info),
@@ -182,28 +199,28 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
         try:
             await app(scope, receive, noted)
         except RefusedError as error:
-            await error.response(scope, receive, noted)
+            await refusal(scope["path"], *error.told)(scope, receive, noted)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             if started:
                 # The connection must break off, or half an answer would look whole.
                 raise
             body = problem("the server failed; its log says why", "server_error")
-            await JSONResponse(body, 500)(scope, receive, noted)
+            await refusal(scope["path"], body, 500)(scope, receive, noted)
 
     return answer
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
+    path = request.scope["path"]
     if isinstance(error, EvaError):
         if not (of_caller := isinstance(error, OF_CALLER)):
             log.error("%s", error)
-        return JSONResponse(problem_of(error), 400 if of_caller else 500)
+        return refusal(path, problem_of(error), 400 if of_caller else 500)
     assert isinstance(error, HTTPException)
-    path = request.scope["path"][:60]
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
-    body = problem(f"{what} {path}; /openapi.json lists what can be asked")
-    return JSONResponse(body, error.status_code, error.headers)
+    body = problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
+    return refusal(path, body, error.status_code, error.headers)
 
 
 def _document(models: Sequence[str]) -> Schema:

@@ -25,9 +25,8 @@ from eva_local.openai.answer import (
     tokens_of,
 )
 from eva_local.openai.call import Call, read_call, texts_of, weights_of
-from eva_local.openai.request import CHAT, Values, given, read_messages
-from eva_local.openai.responses import Response as NewResponse
-from eva_local.openai.responses import chat_of
+from eva_local.openai.request import CHAT, Values, given, read_messages, refuse_undone
+from eva_local.openai.responses import Reply, chat_of
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
@@ -47,29 +46,33 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
 }
 _END: Body = {}
+# What only the endpoints have a form for that OpenAI has for it.
+_OF_OPENAI = ("n", "trace", "echo")
 
 
 async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
     endpoint = request.scope["path"]
     model, body = await asked(request)
-    call = await _called(request, model, body, endpoint)
+    call = await called(request, model, body, endpoint)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
     options = call.request.stream_options
     counted = options is not None and options.include_usage
     head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
-    return await _answered(request, model, call, head)
+    return await answered(request, model, call, head)
 
 
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
-    call = await _called(request, model, chat_of(body), CHAT)
-    return await _answered(request, model, call, NewResponse(model.name, body, call.sampling))
+    call = await called(request, model, chat_of(body), CHAT)
+    return await answered(request, model, call, Reply(model.name, body, call.sampling))
 
 
-async def _called(request: HttpRequest, model: ServedModel, body: Values, endpoint: str) -> Call:
+async def called(request: HttpRequest, model: ServedModel, body: Values, endpoint: str) -> Call:
     """Return what a body asks for; raise InputError for what cannot be done."""
+    for key in () if request.scope["path"].endswith(endpoint) else _OF_OPENAI:
+        refuse_undone(key, body.get(key))
     if body.get("chat_template") is not None and not service_of(request).trust_templates:
         raise InputError(
             "chat_template: this server takes no programs from clients (--trust-templates); "
@@ -84,7 +87,8 @@ async def _called(request: HttpRequest, model: ServedModel, body: Values, endpoi
     return call
 
 
-async def _answered(request: HttpRequest, model: ServedModel, call: Call, form: Form) -> ASGIApp:
+async def answered(request: HttpRequest, model: ServedModel, call: Call, form: Form) -> ASGIApp:
+    """Return the answers to a call in a protocol's form, whole or as a stream."""
     is_told, functions = call.request.n_top is not None, call.functions
     answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -54,14 +55,22 @@ def problem_of(error: EvaError) -> dict[str, object]:
 
 
 class RefusedError(Exception):
-    """A request that is not answered, and why; `response` is what the caller gets."""
+    """A request that is not answered, and why; `told` are body, status and headers."""
 
     def __init__(
         self, status: int, message: str, headers: Mapping[str, str] | None = None, **why: str
     ) -> None:
         """Refuse with an HTTP `status`; `why` goes on to `problem`."""
         super().__init__(message)
-        self.response = JSONResponse(problem(message, **why), status, headers)
+        self.told = (problem(message, **why), status, headers)
+
+
+def refusal(
+    path: str, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return what tells of an error, in the shape of the protocol that is spoken at a path."""
+    is_ollama = path.startswith("/api/")
+    return JSONResponse({"error": body["error"]["message"]} if is_ollama else body, status, headers)
 
 
 def come_again(message: str, code: str) -> RefusedError:

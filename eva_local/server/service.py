@@ -195,8 +195,9 @@ class Service:
         first, *_ = self.models
         if name is None:
             return first
-        if isinstance(name, str) and name in self._models:
-            return self._models[name]
+        # ollama's clients put a tag behind a name that has none.
+        if isinstance(name, str) and name.removesuffix(":latest") in self._models:
+            return self._models[name.removesuffix(":latest")]
         status = 404 if isinstance(name, str) else 400
         what = f"model {shown(name)} is not here; {did_you_mean(str(name)[:60], self._models)}"
         raise RefusedError(status, what, code="model_not_found", param="model")

@@ -402,7 +402,7 @@ UNDONE = {
     *("min_tokens", "n_probs", "length_penalty", "ignore_eos", "use_beam_search"),
     *("continue_final_message", "add_generation_prompt", "stop_token_ids"),
     *("previous_response_id", "conversation", "max_tool_calls", "moderation"),
-    *("background", "truncation"),
+    *("background", "truncation", "tfs_z"),
 }
 
 

@@ -12,7 +12,7 @@ from servers import Client, serving
 from traces import thinking_steps
 
 from eva_local.openai.answer import Answer
-from eva_local.openai.responses import Response
+from eva_local.openai.responses import Reply
 from eva_local.types import Sampling
 
 TEXT = "the unbelievable"
@@ -100,12 +100,12 @@ def test_a_call_and_its_result(client) -> None:
 
 
 def test_a_thought_is_an_item_of_its_own() -> None:
-    answer, form = Answer(), Response("m", {}, Sampling())
+    answer, form = Answer(), Reply("m", {}, Sampling())
     events = []
     for step in thinking_steps("Let me see.", TEXT):
         events += form.parts(0, answer, answer.push(step))
     final = form.last([answer])["response"]
-    whole = Response("m", {}, Sampling()).whole([answer])
+    whole = Reply("m", {}, Sampling()).whole([answer])
     texts = [[part["text"] for part in item["content"]] for item in final["output"]]
     assert texts == [[answer.reasoning], [answer.text]]
     assert [[part["text"] for part in item["content"]] for item in whole["output"]] == texts
@@ -121,7 +121,7 @@ def test_errors_have_their_status_or_are_events(client, served, monkeypatch) -> 
     assert (reply.status, reply.body["error"]["param"]) == (400, "input")
     with pytest.raises(openai.NotFoundError, match="did you mean pair"):
         client.responses.create(model="par", input=TEXT)
-    form = Response("m", {}, Sampling())
+    form = Reply("m", {}, Sampling())
     sent = form.event(
         {"error": {"message": "x", "type": "server_error", "param": None, "code": None}}
     )

@@ -1,0 +1,209 @@
+"""ollama's protocol in terms of chats, for programs that speak no other."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from eva_local.openai.answer import Answer, Body, Token, chat_tokens
+from eva_local.openai.request import CHAT, COMPLETION, given, joined
+from eva_local.openai.shapes import Effort
+from eva_local.reading import read
+from eva_local.server.endpoints import answered, called
+from eva_local.server.service import ServedModel, asked, service_of
+
+# Clients ask for the lowest version that has what they need: this is the one whose words are known.
+_VERSION = "0.12.11"
+# What says how to load a model or to work, and nothing of the answer.
+_HOW = (
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram"),
+    *("f16_kv", "vocab_only", "use_mmap", "use_mlock", "mirostat_tau", "mirostat_eta"),
+)
+_NAMES = {"thinking": "reasoning", "tool_name": "name"}
+_Named = dict[str, Any]
+_Nothing = Annotated[list[Any], Meta(max_length=0, description="left out: send messages")]
+
+
+class OllamaRequest(Struct, kw_only=True):
+    """What is asked for in other words than in a chat; all other keys are those of a chat."""
+
+    stream: bool = True
+    options: _Named = {}
+    format: Literal["", "json"] | _Named = ""
+    think: bool | Effort | None = None
+
+
+class OllamaChat(OllamaRequest, kw_only=True):
+    """A conversation; without messages the model is to be loaded."""
+
+    messages: list[_Named] = []
+
+
+class OllamaText(OllamaRequest, kw_only=True):
+    """A question, or with `raw` a text to be gone on with."""
+
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+    template: Literal[""] = ""
+    context: _Nothing = []
+
+
+class Named(Struct, kw_only=True):
+    """A model."""
+
+    model: str
+
+
+class Lines:
+    """The answer to one request as JSON, whole or in lines."""
+
+    media: ClassVar[str] = "application/x-ndjson"
+    done: ClassVar[bytes] = b""
+    alive: ClassVar[bytes] = b""
+
+    def __init__(self, model: str, *, is_chat: bool) -> None:
+        self._model = model
+        self._is_chat = is_chat
+
+    def whole(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+        """Return the answer."""
+        (answer,) = answers
+        said = self.said(answer.text, answer.reasoning, answer.calls, answer.tokens)
+        return said | _end(answer)
+
+    def parts(self, _index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield what the last step says."""
+        step = answer.shown[-1]
+        if step.text or step.reasoning or tokens:
+            yield self.said(step.text, step.reasoning, (), tokens)
+
+    def last(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+        """Return the line that ends the answer, with calls."""
+        return self.said("", "", answers[0].calls, ()) | _end(answers[0])
+
+    def event(self, part: Body) -> bytes:
+        """Return a line."""
+        error: Any = part.get("error")
+        return json.dumps({"error": error["message"]} if error else part).encode() + b"\n"
+
+    def said(
+        self, text: str, thought: str | None, calls: Sequence[Any], tokens: Sequence[Token]
+    ) -> Body:
+        """Return what is said, before its end."""
+        told: Body = {"thinking": thought} if thought else {}
+        if calls:
+            told["tool_calls"] = [{"id": call["id"], "function": _function(call)} for call in calls]
+        message = {"role": "assistant", "content": text, **told}
+        body: Body = {"model": self._model, "created_at": _time(datetime.now(UTC).timestamp())}
+        body |= {"message": message} if self._is_chat else {"response": text, **told}
+        return body | ({"logprobs": chat_tokens(tokens)} if tokens else {}) | {"done": False}
+
+
+BODIES: Mapping[str, type[OllamaChat | OllamaText]] = {
+    "/api/chat": OllamaChat,
+    "/api/generate": OllamaText,
+}
+
+
+async def talk(request: HttpRequest) -> ASGIApp:
+    """Answer as ollama does; a request without words finds the model loaded."""
+    model, body = await asked(request)
+    kind = BODIES[request.scope["path"]]
+    wanted = read({k: v for k, v in body.items() if k in kind.__struct_fields__}, kind)
+    others = {k: v for k, v in body.items() if k not in kind.__struct_fields__}
+    chat = joined(_chat_of(wanted), others)
+    form = Lines(model.name, is_chat=kind is OllamaChat)
+    if not (chat.get("messages") or chat.get("prompt")):
+        return JSONResponse(form.said("", "", (), ()) | {"done": True, "done_reason": "load"})
+    call = await called(request, model, chat, COMPLETION if "prompt" in chat else CHAT)
+    return await answered(request, model, call, form)
+
+
+async def tags(request: HttpRequest) -> Response:
+    """List the models as ollama does; all of them are loaded."""
+    models = service_of(request).models
+    return JSONResponse({"models": [_described(model) for model in models]})
+
+
+async def show(request: HttpRequest) -> Response:
+    """Describe a model as ollama does."""
+    model, _ = await asked(request)
+    info = {"general.architecture": "eva-local", "eva-local.context_length": model.n_ctx}
+    empty = dict.fromkeys(("modelfile", "parameters", "template", "license"), "")
+    able = ["completion", "tools", "thinking"]
+    return JSONResponse({**empty, "model_info": info, "capabilities": able, **_described(model)})
+
+
+async def version(_request: HttpRequest) -> Response:
+    """Say which version of ollama's protocol is spoken."""
+    return JSONResponse({"version": _VERSION})
+
+
+def _chat_of(wanted: OllamaRequest) -> dict[str, object]:
+    chat: dict[str, object] = {k: v for k, v in given(wanted.options).items() if k not in _HOW}
+    chat["stream"] = wanted.stream
+    if wanted.format:
+        schema = {} if isinstance(wanted.format, str) else wanted.format
+        chat["response_format"] = {"type": "json_object", "schema": schema}
+    if wanted.think is not None:
+        key = "enable_thinking" if isinstance(wanted.think, bool) else "reasoning_effort"
+        chat[key] = wanted.think
+    if isinstance(wanted, OllamaChat):
+        return chat | {"messages": [_turn(message) for message in wanted.messages]}
+    assert isinstance(wanted, OllamaText)
+    if wanted.raw:
+        return chat | {"prompt": wanted.prompt}
+    turns = {"system": wanted.system, "user": wanted.prompt} if wanted.prompt else {}
+    said = [{"role": role, "content": text} for role, text in turns.items() if text]
+    return chat | {"messages": said}
+
+
+def _turn(message: _Named) -> _Named:
+    """Return a message with the arguments of its calls as text."""
+    turn = {_NAMES.get(key, key): value for key, value in message.items()}
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
+            function.pop("index", None)
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return turn
+
+
+def _function(call: _Named) -> _Named:
+    function = call["function"]
+    return {"name": function["name"], "arguments": json.loads(function["arguments"])}
+
+
+def _end(answer: Answer) -> Body:
+    """Return what the end of an answer tells: why, how much, and how long, in nanoseconds."""
+    body: Body = {"done": True, "done_reason": answer.steps[-1].finish_reason}
+    if (usage := answer.usage) is not None:
+        first, whole = int(usage.first_seconds * 1e9), int(usage.seconds * 1e9)
+        body |= {"total_duration": whole, "load_duration": 0, "prompt_eval_count": answer.n_read}
+        body |= {"prompt_eval_duration": first, "eval_count": usage.steps}
+        body["eval_duration"] = whole - first
+    return body
+
+
+def _described(model: ServedModel) -> Body:
+    details = {"parent_model": "", "format": "gguf", "family": "eva-local"}
+    details |= {"parameter_size": "", "quantization_level": ""}
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": _time(model.created),
+        "size": 0,
+        "digest": sha256(model.name.encode()).hexdigest(),
+        "details": {**details, "families": list(model.members)},
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
