@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
+from eva_local.engine.grammar import BEGIN
 from eva_local.openai.request import CHAT
-from eva_local.openai.tools import BEGIN, calls_in, split
+from eva_local.openai.tools import calls_in, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
 # What OpenAI's API says of a probability of 0.

@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from eva_local.engine.grammar import Calls
 from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.openai import shapes
 from eva_local.openai.request import CHAT, Values, conversation, read_request, said
-from eva_local.openai.tools import told
+from eva_local.openai.tools import calls_of, told
 from eva_local.reading import ReadError, shown
 from eva_local.types import Sampling
 
@@ -27,7 +28,7 @@ class Call:
     """A request, with `request.n` answers to each of the prompts.
 
     Where `scored` nothing is written: the prompt alone is echoed. `weights` weighs the members
-    otherwise than the ensemble does.
+    otherwise than the ensemble does. `calls` of functions are what answers may be.
     """
 
     request: shapes.AnyRequest
@@ -35,19 +36,12 @@ class Call:
     sampling: Sampling
     scored: bool = False
     weights: Weights | None = None
+    calls: Calls | None = None
 
     @property
     def n_answers(self) -> int:
         """How many answers are asked for."""
         return len(self.prompts) * self.request.n
-
-    @property
-    def functions(self) -> tuple[str, ...]:
-        """The names of the functions that answers may call."""
-        request = self.request
-        if not isinstance(request, shapes.ChatRequest) or not request.calls:
-            return ()
-        return tuple(tool.function.name for tool in request.tools)
 
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
@@ -73,12 +67,19 @@ def read_call(
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream true")
     prompts: tuple[AnyPrompt, ...]
-    if isinstance(request, shapes.ChatRequest):
-        talk = conversation(request.messages)
-        prompts = (told(talk, request.tools) if request.calls else talk,)
-    else:
+    calls = None
+    if not isinstance(request, shapes.ChatRequest):
         prompts = texts_of(request.prompt, "prompt")
-    call = Call(request, prompts, sampling, scored, weights_of(request.weights, members))
+    elif request.calls:
+        prompts = (told(conversation(request.messages), request.tools),)
+        several = request.parallel_tool_calls
+        calls = calls_of(request.tools, request.tool_choice, several=several)
+        if calls.due:
+            sampling = replace(sampling, json_schema=None, grammar=None)
+    else:
+        prompts = (conversation(request.messages),)
+    weights = weights_of(request.weights, members)
+    call = Call(request, prompts, sampling, scored, weights, calls)
     if call.n_answers > shapes.MOST_ANSWERS:
         raise InputError(
             f"n: {call.n_answers} answers are asked for, and {shapes.MOST_ANSWERS} can be"

@@ -129,10 +129,6 @@ def read_request(
         raise ReadError("top_logprobs", "needs logprobs true")
     values.pop("logit_bias", None)
     sampling = _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
-    if isinstance(request, shapes.ChatRequest) and request.calls:
-        schema = tools.schema_of(request.tools, request.tool_choice)
-        if schema is not None:
-            sampling = replace(sampling, json_schema=schema, grammar=None)
     return request, sampling
 
 
@@ -165,15 +161,18 @@ def read_messages(value: object) -> list[Message]:
 def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
     messages: list[Message] = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         role, content = turn.role, turn.content
         if content is None and not turn.tool_calls:
-            raise ReadError(f"messages[{len(messages)}].content", "is missing")
+            raise ReadError(f"messages[{number}].content", "is missing")
         parts = [content] if isinstance(content, str) else [part.text for part in content or ()]
         parts += [tools.words_of(turn.tool_calls)] if turn.tool_calls else []
         text = "\n".join(filter(None, parts)) if turn.tool_calls else "".join(parts)
         if role == "tool":
             role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+            if number and turns[number - 1].role == "tool":
+                # Many templates know no two messages of a user in a row.
+                text = f"{messages.pop().content}\n{text}"
         messages.append(Message("system" if role == "developer" else role, text))
     return messages
 

@@ -134,6 +134,7 @@ class ChatRequest(AnswerRequest, kw_only=True):
     top_logprobs: Top = 0
     tools: list[Tool] = []
     tool_choice: Choice = "auto"
+    parallel_tool_calls: bool = True
     echo: ClassVar[bool] = False
 
     @property

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from eva_local.engine.grammar import BEGIN, END, Calls
 from eva_local.errors import InputError
 from eva_local.reading import Words, did_you_mean
 from eva_local.types import Message
 
-BEGIN, END = "<tool_call>", "</tool_call>"
 _BEGINNINGS = "|".join(BEGIN[:length] for length in range(len(BEGIN) - 1, 0, -1))
 _MAY_BE_CALLS = re.compile(rf"\s*(?:{BEGIN}[\s\S]*|{_BEGINNINGS})?\Z")
 _TOLD = (
@@ -81,10 +81,8 @@ def told(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     return [Message("system", text), *messages]
 
 
-def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
-    """Return what an answer must obey that is to be a call; None where it need not be one."""
-    if choice in ("none", "auto"):
-        return None
+def calls_of(tools: Sequence[Tool], choice: Choice, *, several: bool) -> Calls:
+    """Return what calls an answer may have, or must be; raise InputError."""
     names = [tool.function.name for tool in tools]
     if isinstance(choice, Tool):
         name = choice.function.name
@@ -92,21 +90,11 @@ def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
         if not tools:
             problem = f"{name} is none of the tools; {did_you_mean(name, names)}"
             raise InputError(f"tool_choice: {problem}")
-    ways = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": {"type": "object", **tool.function.parameters},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    if not ways:
+    if not tools:
         raise InputError("tool_choice: there are no tools to choose from")
-    return json.dumps(ways[0] if len(ways) == 1 else {"anyOf": ways})
+    functions = [tool.function for tool in tools]
+    schemas = [(each.name, json.dumps({"type": "object", **each.parameters})) for each in functions]
+    return Calls(tuple(schemas), due=choice != "auto", several=several)
 
 
 def split(text: str, *, is_first: bool) -> tuple[str, str]:

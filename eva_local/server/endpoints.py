@@ -83,13 +83,15 @@ async def called(request: HttpRequest, model: ServedModel, body: Values, endpoin
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
-    await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
+    check = model.ensemble.check
+    await asyncio.to_thread(check, call.sampling, alone=model.alone, calls=call.calls)
     return call
 
 
 async def answered(request: HttpRequest, model: ServedModel, call: Call, form: Form) -> ASGIApp:
     """Return the answers to a call in a protocol's form, whole or as a stream."""
-    is_told, functions = call.request.n_top is not None, call.functions
+    is_told = call.request.n_top is not None
+    functions = [name for name, _ in call.calls.functions] if call.calls else []
     answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service_of(request).measures)
     if call.request.stream:
@@ -130,7 +132,11 @@ async def _written(
                 yield index, echo, echo.tokens
         if call.scored:
             return
-        options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
+        options: dict[str, Any] = {
+            "alone": model.alone,
+            "weights": call.weights,
+            "calls": call.calls,
+        }
         options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
         requests = [
             Request(prompt, call.seeded(sample), **options)
