@@ -45,6 +45,19 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
 )
 @click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Be called NAME, too, such as host.docker.internal or '*.local'. Repeatable.",
+)
+@click.option(
+    "--unknown-keys",
+    type=click.Choice(["refuse", "warn"]),
+    default="refuse",
+    help="What to do with keys of requests that mean nothing here.",
+)
+@click.option(
     "--trust-templates",
     is_flag=True,
     help="Take chat templates from clients: programs, which can take all time and memory.",

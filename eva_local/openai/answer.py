@@ -152,7 +152,7 @@ class Form(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """What all bodies about a request begin with, and whether they tell the cost and why."""
+    """What all bodies about a request begin with, and whether they tell cost, reasons and times."""
 
     media: ClassVar[str] = "text/event-stream"
     done: ClassVar[bytes] = b"data: [DONE]\n\n"
@@ -164,6 +164,7 @@ class Letterhead:
     model: str
     counted: bool = False
     traced: bool = False
+    timed: bool = False
 
     def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
         """Return `n` answers to each prompt, with logprobs where they are told."""
@@ -180,7 +181,8 @@ class Letterhead:
             choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
             if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        return self._body("chat.completion", choices) | {"usage": self.counts(answers, n)}
+        told: Body = {"usage": self.counts(answers, n), **self._timings(answers)}
+        return self._body("chat.completion", choices) | told
 
     def opening(self, index: int, *, thinks: bool = False) -> Body:
         """Return what comes before a chat's answer; where it `thinks` first, no content begins."""
@@ -220,7 +222,9 @@ class Letterhead:
 
     def last(self, answers: Sequence[Answer], n: int = 1) -> Body | None:
         """Return the part that tells what the answers cost, where it is told."""
-        return self._part() | {"usage": self.counts(answers, n)} if self.counted else None
+        told: Body = {"usage": self.counts(answers, n)} if self.counted else {}
+        told |= self._timings(answers)
+        return self._part() | told if told else None
 
     def event(self, part: Body) -> bytes:
         """Return a part, or an error as OpenAI tells it, as the stream has it."""
@@ -244,6 +248,22 @@ class Letterhead:
         }
         is_told = self.endpoint == CHAT or n_thought
         return counts | ({"completion_tokens_details": details} if is_told else {})
+
+    def _timings(self, answers: Sequence[Answer]) -> Body:
+        """Return how long the first answer took, in the words of llama-server."""
+        if not self.timed or (usage := answers[0].usage) is None:
+            return {}
+        cached, read = usage.cached_tokens[0], usage.prompt_tokens[0]
+        times: Body = {"cache_n": cached}
+        writing = usage.seconds - usage.first_seconds
+        steps = {
+            "prompt": (read - cached, usage.first_seconds),
+            "predicted": (usage.steps, writing),
+        }
+        for name, (count, seconds) in steps.items():
+            times |= {f"{name}_n": count, f"{name}_ms": 1000 * seconds}
+            times[f"{name}_per_second"] = count / max(seconds, 1e-9)
+        return {"timings": times}
 
     def _choice(
         self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object

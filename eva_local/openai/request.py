@@ -38,7 +38,7 @@ ALIASES = {
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
-    *("keep_alive", "timings_per_token", "return_progress", "id_slot", "priority", "request_id"),
+    *("keep_alive", "return_progress", "id_slot", "priority", "request_id"),
     *("verbosity", "reasoning_format", "prediction", "skip_special_tokens"),
     "prompt_cache_options",
 )
@@ -61,6 +61,8 @@ _REFUSED: Values = {
     "background": False,
     "truncation": "disabled",
 }
+# How vLLM says that a last message of the assistant is gone on with, which it is in any case.
+_GOES_ON: Values = {"continue_final_message": True, "add_generation_prompt": False}
 # Values of options that ask for what the option's default is.
 _DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
 # The same of what a server can do, where nothing else can.
@@ -72,6 +74,7 @@ _SERVED: Values = {
     "tool_choice": "none",
     "echo": False,
     "trace": False,
+    "timings_per_token": False,
     "weights": None,
 }
 _ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
@@ -117,11 +120,14 @@ def read_request(
     """Read a body, and how its answers are drawn but for biases; raise InputError."""
     values = said(body)
     kind = _ENDPOINTS[endpoint]
+    messages = values.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    goes_on = _GOES_ON if isinstance(last, dict) and last.get("role") == "assistant" else {}
     for key, value in values.items():
         if key not in KEYS:
             raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
-            refuse_undone(key, value)
+            refuse_undone(key, None if goes_on.get(key) is value else value)
         elif value and key not in (*kind.__struct_encode_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = _own(values, kind)

@@ -120,6 +120,7 @@ class AnswerRequest(Options, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     trace: bool = False
+    timings_per_token: bool = False
     weights: MemberWeights = None
     logit_bias: Annotated[
         Biases | None, Meta(description="an object of token ids with a number each, or false")

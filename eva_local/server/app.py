@@ -73,20 +73,26 @@ _BODIES: dict[str, type[Struct]] = {
 _SCRIPTS = ("vendor/marked.umd.js", "vendor/highlight.min.js", "markdown.js", "store.js")
 
 
-def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
-    """Return the application: asks for one of `keys`, lets pages from `origins` read answers."""
+def make_app(
+    service: Service, keys: Sequence[str], origins: Sequence[str], hosts: Sequence[str] = ()
+) -> Starlette:
+    """Return the application: asks for one of `keys`, lets pages from `origins` read answers.
+
+    Without keys, pages from elsewhere can read why they are refused, and nothing but that. Requests
+    to `hosts` are for this machine, too.
+    """
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=list(origins),
+        allow_origins=list(origins) if keys else ["*"],
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
     )
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            *([cors] if origins else []),
+            cors,
             Middleware(_watched, service=service),
-            Middleware(guarded, keys=keys, origins=origins),
+            Middleware(guarded, keys=keys, origins=origins, hosts=hosts),
             Middleware(received),
         ],
         exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
@@ -150,26 +156,67 @@ async def description(request: Request) -> Response:
     return JSONResponse(_document(names))
 
 
-ROUTES = (
+async def props(request: Request) -> Response:
+    """Describe a model as llama-server does."""
+    model = service_of(request).named(request.query_params.get("model"))
+    told = {
+        "default_generation_settings": {"n_ctx": model.n_ctx},
+        "total_slots": model.ensemble.n_slots,
+        "model_alias": model.name,
+        "model_path": model.name,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"eva-local {version('eva-local')}",
+    }
+    return JSONResponse(told)
+
+
+async def embed(_request: Request) -> Response:
+    """Refuse, by name."""
+    what = "this server does not support embeddings: its models write text"
+    raise RefusedError(400, what, code="not_supported")
+
+
+_OWN = (
     Route("/", page),
     Route("/health", health),
     Route("/metrics", metrics),
     Route("/openapi.json", description),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", model),
-    Route(CHAT, complete, methods=["POST"]),
-    Route(COMPLETION, complete, methods=["POST"]),
-    Route(RESPONSES, respond, methods=["POST"]),
-    Route("/v1/score", score, methods=["POST"]),
+    Route("/props", props),
     Route("/api/chat", ollama.talk, methods=["POST"]),
     Route("/api/generate", ollama.talk, methods=["POST"]),
     Route("/api/tags", ollama.tags),
     Route("/api/ps", ollama.tags),
     Route("/api/show", ollama.show, methods=["POST"]),
     Route("/api/version", ollama.version),
+    Route("/api/embed", embed, methods=["POST"], include_in_schema=False),
+    Route("/api/embeddings", embed, methods=["POST"], include_in_schema=False),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/tokenizer_info", tokenizer_info),
+)
+_OPENAI = (
+    Route("/v1/models", models),
+    Route("/v1/models/{name:path}", model),
+    Route(CHAT, complete, methods=["POST"]),
+    Route(COMPLETION, complete, methods=["POST"]),
+    Route(RESPONSES, respond, methods=["POST"]),
+    Route("/v1/score", score, methods=["POST"]),
+    Route("/v1/embeddings", embed, methods=["POST"], include_in_schema=False),
+)
+#: Those of OpenAI answer without /v1 as well.
+ROUTES = (
+    *_OWN,
+    *_OPENAI,
+    Route("/v1/health", health, include_in_schema=False),
+    *(
+        Route(
+            route.path.removeprefix("/v1"),
+            route.endpoint,
+            methods=list(route.methods or ()),
+            include_in_schema=False,
+        )
+        for route in _OPENAI
+    ),
 )
 
 
@@ -240,7 +287,11 @@ def _document(models: Sequence[str]) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "eva-local", "version": version("eva-local")},
-        "paths": {route.path: _operation(route) for route in ROUTES if "{" not in route.path},
+        "paths": {
+            route.path: _operation(route)
+            for route in ROUTES
+            if route.include_in_schema and "{" not in route.path
+        },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             "schemas": schemas,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -25,7 +26,15 @@ from eva_local.openai.answer import (
     tokens_of,
 )
 from eva_local.openai.call import Call, read_call, texts_of, weights_of
-from eva_local.openai.request import CHAT, Values, given, read_messages, refuse_undone
+from eva_local.openai.request import (
+    CHAT,
+    COMPLETION,
+    KEYS,
+    Values,
+    given,
+    read_messages,
+    refuse_undone,
+)
 from eva_local.openai.responses import Reply, chat_of
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
@@ -48,17 +57,22 @@ _HEADERS = {
 _END: Body = {}
 # What only the endpoints have a form for that OpenAI has for it.
 _OF_OPENAI = ("n", "trace", "echo")
+# Of names of keys, in the log.
+_LONGEST = 500
+
+log = logging.getLogger("eva_local")
 
 
 async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
-    endpoint = request.scope["path"]
+    endpoint = CHAT if request.scope["path"].endswith("/chat/completions") else COMPLETION
     model, body = await asked(request)
     call = await called(request, model, body, endpoint)
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
     options = call.request.stream_options
     counted = options is not None and options.include_usage
-    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
+    told = (counted, call.request.trace, call.request.timings_per_token)
+    head = Letterhead(endpoint, name, int(time.time()), model.name, *told)
     return await answered(request, model, call, head)
 
 
@@ -71,9 +85,15 @@ async def respond(request: HttpRequest) -> ASGIApp:
 
 async def called(request: HttpRequest, model: ServedModel, body: Values, endpoint: str) -> Call:
     """Return what a body asks for; raise InputError for what cannot be done."""
-    for key in () if request.scope["path"].endswith(endpoint) else _OF_OPENAI:
+    for key in () if endpoint.endswith(request.scope["path"]) else _OF_OPENAI:
         refuse_undone(key, body.get(key))
-    if body.get("chat_template") is not None and not service_of(request).trust_templates:
+    service = service_of(request)
+    if service.takes_unknown and (unknown := body.keys() - KEYS):
+        log.warning(
+            "ignored what is not known: %s", ", ".join(map(repr, sorted(unknown)))[:_LONGEST]
+        )
+        body = {key: value for key, value in body.items() if key not in unknown}
+    if body.get("chat_template") is not None and not service.trust_templates:
         raise InputError(
             "chat_template: this server takes no programs from clients (--trust-templates); "
             "chat_template_kwargs can be sent"

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -25,7 +26,7 @@ _REQUEST_ERROR = "invalid_request_error"
 # What is wrong may be repeated in what is said of it, as long as it may be.
 _LONGEST = 500
 # What holds no secret, and must be there for who has no key yet.
-_OPEN = ("/", "/health")
+_OPEN = ("/", "/health", "/v1/health")
 #: Bytes of a body at most: more than the longest context holds.
 MOST_BYTES = 4 * 2**20
 #: How long a body may take.
@@ -97,13 +98,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guarded(app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> ASGIApp:
-    """Let in who has one of `keys`; without any, this machine and pages from `origins`."""
+def guarded(
+    app: ASGIApp, keys: Sequence[str], origins: Sequence[str], hosts: Sequence[str]
+) -> ASGIApp:
+    """Let in who has one of `keys`; without any, this machine and pages from `origins`.
+
+    This machine goes by its own names and those that are like one of `hosts`, such as *.local.
+    """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         if not keys:
-            _refuse_stranger(headers, origins)
+            _refuse_stranger(headers, origins, hosts)
         elif scope["path"] not in _OPEN and not _has_key(headers, keys):
             why = {"kind": "authentication_error", "code": "invalid_api_key"}
             what = "an API key is needed: Authorization: Bearer KEY"
@@ -153,12 +159,14 @@ def _has_key(headers: Headers, keys: Sequence[str]) -> bool:
     return scheme.lower() == "bearer" and any(right)
 
 
-def _refuse_stranger(headers: Headers, origins: Sequence[str]) -> None:
+def _refuse_stranger(headers: Headers, origins: Sequence[str], hosts: Sequence[str]) -> None:
     """Refuse web pages: one whose name was made to point here, and one from elsewhere."""
     host, origin = headers.get("host", ""), headers.get("origin")
     name, colon, port = host.rpartition(":")
-    if not is_loopback(name if colon and port.isdigit() else host):
-        raise RefusedError(403, "the Host header must name this machine, such as localhost")
+    name = name if colon and port.isdigit() else host
+    if not is_loopback(name) and not any(fnmatchcase(name.lower(), each) for each in hosts):
+        what = "the Host header must name this machine, such as localhost"
+        raise RefusedError(403, f"{what}; --allow-host NAME lets another name do")
     if origin not in (None, f"http://{host}", *origins):
         raise RefusedError(403, "pages from elsewhere are not answered; --cors ORIGIN allows one")
 

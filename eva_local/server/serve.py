@@ -34,12 +34,14 @@ class Server(uvicorn.Server):
         port: int = 0,
         keys: Sequence[str] = (),
         origins: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         n_waiting: int,
         trust_templates: bool = False,
+        unknown_keys: str = "refuse",
         told: Callable[[str], None] = lambda _: None,
     ) -> None:
         refuse_open_door(host, keys)
-        self.service = Service(trust_templates)
+        self.service = Service(trust_templates, unknown_keys == "warn")
         self.url = ""
         self._openers = openers
         self._n_waiting = n_waiting
@@ -47,7 +49,7 @@ class Server(uvicorn.Server):
         self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
         config = uvicorn.Config(
-            make_app(self.service, keys, origins),
+            make_app(self.service, keys, origins, hosts),
             host=host,
             port=port,
             http="h11",

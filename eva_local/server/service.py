@@ -170,11 +170,13 @@ class ServedModel:
 class Service:
     """One server's models, in the order of the command line, and measures.
 
-    Where it may `trust_templates`, requests can bring chat templates of their own.
+    Where it may `trust_templates`, requests can bring chat templates of their own. Keys that it
+    does not know are refused, unless it `takes_unknown` ones, with a warning.
     """
 
-    def __init__(self, trust_templates: bool = False) -> None:
+    def __init__(self, trust_templates: bool = False, takes_unknown: bool = False) -> None:
         self.trust_templates = trust_templates
+        self.takes_unknown = takes_unknown
         self.measures = Measures()
         self._models: dict[str, ServedModel] = {}
 
