@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from eva_local.engine.grammar import BEGIN
 from eva_local.openai.request import CHAT
@@ -128,32 +128,14 @@ class Answer:
         return self.echo.n_tokens if self.echo else 0
 
 
-class Form(Protocol):
-    """How a protocol writes the answers to a request: whole, or in parts as they come."""
-
-    #: What a stream of parts is, as HTTP says it.
-    media: ClassVar[str]
-    #: What a stream ends with, and has in it where nothing is heard for long.
-    done: ClassVar[bytes]
-    alive: ClassVar[bytes]
-
-    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
-        """Return `n` answers to each prompt."""
-
-    def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
-        """Yield what the last step of an answer says, with the tokens that are told by it."""
-
-    def last(self, answers: Sequence[Answer], n: int = 1) -> Body | None:
-        """Return the part that comes when all answers have ended, if one does."""
-
-    def event(self, part: Body) -> bytes:
-        """Return a part, or an error as OpenAI tells it, as the stream has it."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Letterhead:
-    """What all bodies about a request begin with, and whether they tell cost, reasons and times."""
+    """What all bodies about a request begin with, and whether they tell cost, reasons and times.
 
+    Other protocols have letterheads of their own.
+    """
+
+    #: What a stream is, what it ends with, and has in it where nothing is heard for long.
     media: ClassVar[str] = "text/event-stream"
     done: ClassVar[bytes] = b"data: [DONE]\n\n"
     alive: ClassVar[bytes] = b": the members are reading\n\n"
@@ -165,9 +147,11 @@ class Letterhead:
     counted: bool = False
     traced: bool = False
     timed: bool = False
+    #: Answers to each prompt.
+    n: int = 1
 
-    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
-        """Return `n` answers to each prompt, with logprobs where they are told."""
+    def whole(self, answers: Sequence[Answer]) -> Body:
+        """Return the answers, with logprobs where they are told."""
         choices = []
         for index, answer in enumerate(answers):
             thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
@@ -181,7 +165,7 @@ class Letterhead:
             choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
             if self.traced:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        told: Body = {"usage": self.counts(answers, n), **self._timings(answers)}
+        told: Body = {"usage": self.counts(answers), **self._timings(answers)}
         return self._body("chat.completion", choices) | told
 
     def opening(self, index: int, *, thinks: bool = False) -> Body:
@@ -220,9 +204,9 @@ class Letterhead:
             choice["eva"] = trace_of(step)
         return self._part(choice)
 
-    def last(self, answers: Sequence[Answer], n: int = 1) -> Body | None:
+    def last(self, answers: Sequence[Answer]) -> Body | None:
         """Return the part that tells what the answers cost, where it is told."""
-        told: Body = {"usage": self.counts(answers, n)} if self.counted else {}
+        told: Body = {"usage": self.counts(answers)} if self.counted else {}
         told |= self._timings(answers)
         return self._part() | told if told else None
 
@@ -230,11 +214,14 @@ class Letterhead:
         """Return a part, or an error as OpenAI tells it, as the stream has it."""
         return b"data: " + json.dumps(part, separators=(",", ":")).encode() + b"\n\n"
 
-    def counts(self, answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
-        """Return what `n` answers to each prompt cost, in tokens."""
+    def counts(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return what the answers cost, in tokens."""
         usages = [answer.usage for answer in answers if answer.usage]
-        read, written = sum(each.n_read for each in answers[::n]), sum(u.steps for u in usages)
-        cached = sum(each.usage.cached_tokens[0] for each in answers[::n] if each.usage)
+        read, written = (
+            sum(each.n_read for each in answers[:: self.n]),
+            sum(u.steps for u in usages),
+        )
+        cached = sum(each.usage.cached_tokens[0] for each in answers[:: self.n] if each.usage)
         n_thought = sum(usage.reasoning_steps for usage in usages)
         details: Body = {"reasoning_tokens": n_thought}
         if drafted := sum(usage.drafted for usage in usages):

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -112,15 +112,13 @@ def _kept(said: _Named, *unsaid: str) -> _Named:
     return {key: value for key, value in said.items() if key not in (*_UNSAID, *unsaid)}
 
 
-class Reply:
+class Reply(Letterhead):
     """The answer to one request, whole or as events; `body` is what was asked."""
 
-    media: ClassVar[str] = Letterhead.media
-    done: ClassVar[bytes] = b""
-    alive: ClassVar[bytes] = Letterhead.alive
+    done = b""
 
     def __init__(self, model: str, body: Values, sampling: Sampling) -> None:
-        self._head = Letterhead(CHAT, _id("resp"), int(time.time()), model)
+        super().__init__(CHAT, _id("resp"), int(time.time()), model)
         asked: Body = {"text": {"format": {"type": "text"}}, "tools": [], "tool_choice": "auto"}
         asked |= {"metadata": {}, "parallel_tool_calls": True}
         keys = (*asked, "instructions", "max_output_tokens", "reasoning")
@@ -133,26 +131,24 @@ class Reply:
         self._kind = self._id = self._text = ""
         self._tokens: list[Body] = []
 
-    def whole(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+    def whole(self, answers: Sequence[Answer]) -> Body:
         """Return the answer."""
         (answer,) = answers
-        if answer.reasoning:
-            self._items.append(_item("reasoning", _id("rs"), answer.reasoning, []))
-        if answer.text:
-            told = chat_tokens(answer.tokens)
-            self._items.append(_item("message", _id("msg"), answer.text, told))
+        for kind, text in (("reasoning", answer.reasoning), ("message", answer.text)):
+            tokens = chat_tokens(answer.tokens) if kind == "message" else []
+            self._items += [_item(kind, _id(_IDS[kind]), text, tokens)] if text else []
         self._items += map(_called, answer.calls)
-        return self._body(answer)
+        return self._answer(answer)
 
     def parts(self, _index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
         """Yield the events of the last step."""
         step = answer.shown[-1]
         if len(answer.steps) == 1:
-            yield self._event("created", response=self._body())
-            yield self._event("in_progress", response=self._body())
+            yield self._event("created", response=self._answer())
+            yield self._event("in_progress", response=self._answer())
         if step.reasoning:
             yield from self._more("reasoning", step.reasoning, [])
-        if step.text or tokens:
+        if step.text or (tokens and self._kind == "message"):
             yield from self._more("message", step.text, chat_tokens(tokens))
         if step.finish_reason is not None:
             yield from self._close()
@@ -164,9 +160,9 @@ class Reply:
             yield self._event(f"{kind}.done", **place, name=item["name"], arguments=arguments)
             yield self._finished(item)
 
-    def last(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+    def last(self, answers: Sequence[Answer]) -> Body:
         """Return the event that has all of it."""
-        body = self._body(answers[0])
+        body = self._answer(answers[0])
         return self._event(str(body["status"]), response=body)
 
     def event(self, part: Body) -> bytes:
@@ -174,7 +170,7 @@ class Reply:
         if isinstance(error := part.get("error"), dict):
             part = self._event("", **{key: error[key] for key in ("message", "param", "code")})
             part["type"] = "error"
-        return f"event: {part['type']}\n".encode() + self._head.event(part)
+        return f"event: {part['type']}\n".encode() + super().event(part)
 
     def _more(self, kind: str, text: str, tokens: list[Body]) -> Iterator[Body]:
         if kind != self._kind:
@@ -212,17 +208,14 @@ class Reply:
         self._count += 1
         return {"type": f"response.{kind}", "sequence_number": self._count - 1, **said}
 
-    def _body(self, answer: Answer | None = None) -> Body:
+    def _answer(self, answer: Answer | None = None) -> Body:
         """Return the response as it stands, or with an `answer` that has ended."""
-        status, why, usage = "in_progress", None, None
-        if answer is not None:
-            is_cut = answer.finish_reason == "length"
-            status = "incomplete" if is_cut else "completed"
-            why = {"reason": "max_output_tokens"} if is_cut else None
-            usage = _usage(self._head.counts([answer]))
-        head: Body = {"id": self._head.name, "object": "response", "status": status, "error": None}
-        head |= {"created_at": self._head.created, "model": self._head.model}
-        head |= {"incomplete_details": why, "output": list(self._items), "usage": usage}
+        is_cut = answer is not None and answer.finish_reason == "length"
+        status = "incomplete" if is_cut else "completed" if answer else "in_progress"
+        head: Body = {"id": self.name, "object": "response", "created_at": self.created}
+        head |= {"model": self.model, "status": status, "error": None, "output": [*self._items]}
+        head["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
+        head["usage"] = _usage(self.counts([answer])) if answer else None
         return head | self._asked
 
 

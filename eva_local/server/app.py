@@ -1,7 +1,7 @@
 """The application: what answers at which path, what all paths have in common, as OpenAPI too."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -176,47 +176,45 @@ async def embed(_request: Request) -> Response:
     raise RefusedError(400, what, code="not_supported")
 
 
-_OWN = (
-    Route("/", page),
-    Route("/health", health),
-    Route("/metrics", metrics),
-    Route("/openapi.json", description),
-    Route("/props", props),
-    Route("/api/chat", ollama.talk, methods=["POST"]),
-    Route("/api/generate", ollama.talk, methods=["POST"]),
-    Route("/api/tags", ollama.tags),
-    Route("/api/ps", ollama.tags),
-    Route("/api/show", ollama.show, methods=["POST"]),
-    Route("/api/version", ollama.version),
-    Route("/api/embed", embed, methods=["POST"], include_in_schema=False),
-    Route("/api/embeddings", embed, methods=["POST"], include_in_schema=False),
-    Route("/tokenize", tokenize, methods=["POST"]),
-    Route("/detokenize", detokenize, methods=["POST"]),
-    Route("/tokenizer_info", tokenizer_info),
+_PATHS: Mapping[str, Mapping[str, Any]] = {
+    "GET": {
+        "/": page,
+        "/health": health,
+        "/metrics": metrics,
+        "/openapi.json": description,
+        "/props": props,
+        "/tokenizer_info": tokenizer_info,
+        "/v1/health": health,
+        "/v1/models": models,
+        "/v1/models/{name:path}": model,
+        **dict.fromkeys(("/api/tags", "/api/ps"), ollama.tags),
+        "/api/version": ollama.version,
+    },
+    "POST": {
+        **dict.fromkeys((CHAT, COMPLETION), complete),
+        RESPONSES: respond,
+        "/v1/score": score,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+        **dict.fromkeys(ollama.BODIES, ollama.talk),
+        "/api/show": ollama.show,
+        **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), embed),
+    },
+}
+# What is no path of its own, or is only refused.
+_UNTOLD = (
+    "/v1/models/{name:path}",
+    "/v1/health",
+    "/v1/embeddings",
+    "/api/embed",
+    "/api/embeddings",
 )
-_OPENAI = (
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", model),
-    Route(CHAT, complete, methods=["POST"]),
-    Route(COMPLETION, complete, methods=["POST"]),
-    Route(RESPONSES, respond, methods=["POST"]),
-    Route("/v1/score", score, methods=["POST"]),
-    Route("/v1/embeddings", embed, methods=["POST"], include_in_schema=False),
-)
-#: Those of OpenAI answer without /v1 as well.
-ROUTES = (
-    *_OWN,
-    *_OPENAI,
-    Route("/v1/health", health, include_in_schema=False),
-    *(
-        Route(
-            route.path.removeprefix("/v1"),
-            route.endpoint,
-            methods=list(route.methods or ()),
-            include_in_schema=False,
-        )
-        for route in _OPENAI
-    ),
+#: Paths answer without /v1, too.
+ROUTES = tuple(
+    Route(called, endpoint, methods=[method], include_in_schema=called == path not in _UNTOLD)
+    for method, endpoints in _PATHS.items()
+    for path, endpoint in endpoints.items()
+    for called in dict.fromkeys((path, path.removeprefix("/v1")))
 )
 
 
@@ -287,11 +285,7 @@ def _document(models: Sequence[str]) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "eva-local", "version": version("eva-local")},
-        "paths": {
-            route.path: _operation(route)
-            for route in ROUTES
-            if route.include_in_schema and "{" not in route.path
-        },
+        "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             "schemas": schemas,

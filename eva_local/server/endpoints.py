@@ -15,16 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import (
-    Answer,
-    Body,
-    Echo,
-    Form,
-    Letterhead,
-    Token,
-    chat_tokens,
-    tokens_of,
-)
+from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, chat_tokens, tokens_of
 from eva_local.openai.call import Call, read_call, texts_of, weights_of
 from eva_local.openai.request import (
     CHAT,
@@ -71,7 +62,7 @@ async def complete(request: HttpRequest) -> ASGIApp:
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
     options = call.request.stream_options
     counted = options is not None and options.include_usage
-    told = (counted, call.request.trace, call.request.timings_per_token)
+    told = (counted, call.request.trace, call.request.timings_per_token, call.request.n)
     head = Letterhead(endpoint, name, int(time.time()), model.name, *told)
     return await answered(request, model, call, head)
 
@@ -108,7 +99,9 @@ async def called(request: HttpRequest, model: ServedModel, body: Values, endpoin
     return call
 
 
-async def answered(request: HttpRequest, model: ServedModel, call: Call, form: Form) -> ASGIApp:
+async def answered(
+    request: HttpRequest, model: ServedModel, call: Call, form: Letterhead
+) -> ASGIApp:
     """Return the answers to a call in a protocol's form, whole or as a stream."""
     is_told = call.request.n_top is not None
     functions = [name for name, _ in call.calls.functions] if call.calls else []
@@ -119,21 +112,20 @@ async def answered(request: HttpRequest, model: ServedModel, call: Call, form: F
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(form.whole(answers, call.request.n))
+    return JSONResponse(form.whole(answers))
 
 
 async def _parts(
-    written: AsyncGenerator[Said, None], call: Call, form: Form, answers: Sequence[Answer]
+    written: AsyncGenerator[Said, None], call: Call, form: Letterhead, answers: Sequence[Answer]
 ) -> AsyncGenerator[Body, None]:
     async with contextlib.aclosing(written):
         async for index, said, tokens in written:
             if isinstance(said, Echo):
-                assert isinstance(form, Letterhead)
                 yield form.echo(index, said, last=call.scored)
                 continue
             for part in form.parts(index, answers[index], tokens):
                 yield part
-    if (last := form.last(answers, call.request.n)) is not None:
+    if (last := form.last(answers)) is not None:
         yield last
 
 
@@ -191,7 +183,7 @@ def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
 
 
 async def event_stream(
-    parts: AsyncGenerator[Body, None], form: Form, quiet: float = QUIET_S
+    parts: AsyncGenerator[Body, None], form: Letterhead, quiet: float = QUIET_S
 ) -> ASGIApp:
     """Return what sends `parts`, and a sign of life where none comes for `quiet` seconds.
 
@@ -210,7 +202,7 @@ async def event_stream(
     return answer
 
 
-async def _sent(part: Body | None, others: Paced, form: Form) -> AsyncGenerator[bytes, None]:
+async def _sent(part: Body | None, others: Paced, form: Letterhead) -> AsyncGenerator[bytes, None]:
     try:
         while part is not _END:
             yield form.alive if part is None else form.event(part)

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from eva_local.openai.answer import Answer, Body, Token, chat_tokens
+from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, COMPLETION, given, joined
 from eva_local.openai.shapes import Effort
 from eva_local.reading import read
@@ -61,18 +61,13 @@ class Named(Struct, kw_only=True):
     model: str
 
 
-class Lines:
+class Lines(Letterhead):
     """The answer to one request as JSON, whole or in lines."""
 
-    media: ClassVar[str] = "application/x-ndjson"
-    done: ClassVar[bytes] = b""
-    alive: ClassVar[bytes] = b""
+    media = "application/x-ndjson"
+    done = alive = b""
 
-    def __init__(self, model: str, *, is_chat: bool) -> None:
-        self._model = model
-        self._is_chat = is_chat
-
-    def whole(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+    def whole(self, answers: Sequence[Answer]) -> Body:
         """Return the answer."""
         (answer,) = answers
         said = self.said(answer.text, answer.reasoning, answer.calls, answer.tokens)
@@ -84,7 +79,7 @@ class Lines:
         if step.text or step.reasoning or tokens:
             yield self.said(step.text, step.reasoning, (), tokens)
 
-    def last(self, answers: Sequence[Answer], _n: int = 1) -> Body:
+    def last(self, answers: Sequence[Answer]) -> Body:
         """Return the line that ends the answer, with calls."""
         return self.said("", "", answers[0].calls, ()) | _end(answers[0])
 
@@ -101,8 +96,8 @@ class Lines:
         if calls:
             told["tool_calls"] = [{"id": call["id"], "function": _function(call)} for call in calls]
         message = {"role": "assistant", "content": text, **told}
-        body: Body = {"model": self._model, "created_at": _time(datetime.now(UTC).timestamp())}
-        body |= {"message": message} if self._is_chat else {"response": text, **told}
+        body: Body = {"model": self.model, "created_at": _time(datetime.now(UTC).timestamp())}
+        body |= {"message": message} if self.endpoint == "/api/chat" else {"response": text, **told}
         return body | ({"logprobs": chat_tokens(tokens)} if tokens else {}) | {"done": False}
 
 
@@ -115,11 +110,12 @@ BODIES: Mapping[str, type[OllamaChat | OllamaText]] = {
 async def talk(request: HttpRequest) -> ASGIApp:
     """Answer as ollama does; a request without words finds the model loaded."""
     model, body = await asked(request)
-    kind = BODIES[request.scope["path"]]
+    path = request.scope["path"]
+    kind = BODIES[path]
     wanted = read({k: v for k, v in body.items() if k in kind.__struct_fields__}, kind)
     others = {k: v for k, v in body.items() if k not in kind.__struct_fields__}
     chat = joined(_chat_of(wanted), others)
-    form = Lines(model.name, is_chat=kind is OllamaChat)
+    form = Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
         return JSONResponse(form.said("", "", (), ()) | {"done": True, "done_reason": "load"})
     call = await called(request, model, chat, COMPLETION if "prompt" in chat else CHAT)

@@ -85,7 +85,7 @@ def test_formats_and_thoughts(client) -> None:
     made = client.chat("pair", ASKED, format="json", think=False, options={"num_predict": 9})
     assert made.message.content.startswith("{")
     answer, lines = Answer(), []
-    form = Lines("m", is_chat=True)
+    form = Lines("/api/chat", "", 0, "m")
     for step in thinking_steps("Let me see.", TEXT):
         lines += form.parts(0, answer, answer.push(step))
     assert "".join(each["message"].get("thinking", "") for each in lines) == answer.reasoning
