@@ -322,10 +322,11 @@ ok("forced tool", forced.toolCalls.length === 1);
 def python_client(client: Client, home: Path) -> tuple[list[str], str]:
     """Install a client of Python; return how to run its script, and its version."""
     python = home / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", *client.packages, "pydantic"]
-        subprocess.run(pip, check=True)
+    if not (home / "client.py").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        uv = ["uv", "pip", "install", "--python", str(python)]
+        pip = uv if shutil.which("uv") else [str(python), "-m", "pip", "install"]
+        subprocess.run([*pip, "--quiet", *client.packages, "pydantic"], check=True)
     script = home / "client.py"
     script.write_text(_HEAD + client.script)
     name = client.packages[0].partition("[")[0]

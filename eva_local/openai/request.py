@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args
 
+from msgspec import Struct
+
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai import shapes, tools
@@ -15,6 +17,7 @@ from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling, Thinking
 
 Known = TypeVar("Known", bound=shapes.Options)
+Asking = TypeVar("Asking", bound=Struct)
 # What a JSON object says.
 Values = Mapping[str, object]
 
@@ -275,11 +278,14 @@ def given(body: Values) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def joined(said: Values, others: Values) -> dict[str, object]:
-    """Return what a body says by names of its protocol's own, and else; it is said but once."""
-    for key in said.keys() & others.keys():
+def in_chat(body: Values, kind: type[Asking], chat_of: Callable[[Asking], Values]) -> Values:
+    """Return the body of a chat for one that has words of its own for some of it, in a `kind`."""
+    own = kind.__struct_fields__
+    chat = given(chat_of(read({key: body[key] for key in own if key in body}, kind)))
+    others = {key: value for key, value in body.items() if key not in own}
+    for key in chat.keys() & others.keys():
         raise InputError(f"{key} is said in other words here; leave it out")
-    return {**others, **said}
+    return {**others, **chat}
 
 
 def parsed(

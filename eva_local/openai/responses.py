@@ -8,14 +8,12 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
-from eva_local.openai.request import CHAT, Values, given, joined
-from eva_local.reading import ReadError, Whole, read, shown
+from eva_local.openai.request import CHAT, Values
+from eva_local.reading import ReadError, Whole, shown
 from eva_local.types import Sampling
 
 #: Where it is asked for.
 RESPONSES = "/v1/responses"
-# What no member is told of a message, or of a part of it.
-_UNSAID = ("type", "id", "status", "phase", "annotations", "logprobs")
 _LOGPROBS = "message.output_text.logprobs"
 _Named = dict[str, Any]
 
@@ -45,11 +43,9 @@ class ResponseRequest(Struct, kw_only=True):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
 
 
-def chat_of(body: Values) -> dict[str, object]:
-    """Return what a body asks for as the body of a chat; raise InputError for what cannot be."""
-    own = ResponseRequest.__struct_fields__
-    asked = read({key: body[key] for key in own if key in body}, ResponseRequest)
-    chat: dict[str, object] = {
+def chat_of(asked: ResponseRequest) -> dict[str, object]:
+    """Return what is asked for as the body of a chat; raise InputError for what cannot be."""
+    return {
         "messages": list(_messages(asked)),
         "max_tokens": asked.max_output_tokens,
         "reasoning_effort": asked.reasoning.effort,
@@ -59,13 +55,14 @@ def chat_of(body: Values) -> dict[str, object]:
         "top_logprobs": asked.top_logprobs or None,
         "logprobs": asked.top_logprobs > 0 or _LOGPROBS in asked.include or None,
     }
-    return joined(given(chat), {key: value for key, value in body.items() if key not in own})
 
 
 def _nested(value: Any) -> Any:
     """Return what has a type with all else in a place of its own, as chats have it."""
     kind = value.get("type") if isinstance(value, dict) else None
-    return {"type": kind, kind: _kept(value)} if kind in ("function", "json_schema") else value
+    if kind not in ("function", "json_schema"):
+        return value
+    return {"type": kind, kind: {key: value[key] for key in value if key != "type"}}
 
 
 def _messages(asked: ResponseRequest) -> Iterator[_Named]:
@@ -79,37 +76,18 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
     for place, item in enumerate(asked.input):
         kind = item.get("type", "message")
         if kind == "function_call":
-            calls.append({"id": item.get("call_id"), "function": _kept(item, "call_id")})
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            calls.append({"id": item.get("call_id"), "function": function})
             if len(calls) == 1:
                 yield {"role": "assistant", "tool_calls": calls}
             continue
         calls = []
         if kind == "message":
-            yield _kept(item) | {"content": _plain(item.get("content"))}
+            yield item
         elif kind == "function_call_output":
-            told = {"role": "tool", "content": _plain(item.get("output"))}
-            yield told | {"tool_call_id": item.get("call_id")}
+            yield {"role": "tool", "content": item.get("output")}
         elif kind != "reasoning":
             raise ReadError(f"input[{place}].type", f"{shown(kind)} is not supported here")
-
-
-def _plain(content: Any) -> Any:
-    """Return content with its texts as chats have them."""
-    texts = ("input_text", "output_text")
-    return (
-        [
-            {"type": "text", **_kept(part)}
-            if isinstance(part, dict) and part.get("type") in texts
-            else part
-            for part in content
-        ]
-        if isinstance(content, list)
-        else content
-    )
-
-
-def _kept(said: _Named, *unsaid: str) -> _Named:
-    return {key: value for key, value in said.items() if key not in (*_UNSAID, *unsaid)}
 
 
 class Reply(Letterhead):

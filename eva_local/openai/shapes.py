@@ -36,10 +36,12 @@ MemberWeights = Annotated[
 
 
 class TextPart(Struct, forbid_unknown_fields=True):
-    """A part of a message."""
+    """A part of a message, by any of OpenAI's names for it."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+    annotations: Any = None
+    logprobs: Any = None
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True):
@@ -53,9 +55,15 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] = []
     tool_call_id: Any = None
+    tool_name: Any = None
     name: Any = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    thinking: str | None = None
+    id: Any = None
+    type: Any = None
+    status: Any = None
+    phase: Any = None
 
 
 ChatMessages = Annotated[

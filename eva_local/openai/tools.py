@@ -47,10 +47,11 @@ Choice = Literal["none", "auto", "required"] | Tool
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True):
-    """What was called: its arguments are JSON, as text."""
+    """What was called: its arguments are JSON, as text or as ollama has it."""
 
     name: Words
-    arguments: str
+    arguments: str | dict[str, Any]
+    index: Any = None
 
 
 class ToolCall(Struct, forbid_unknown_fields=True):
@@ -65,7 +66,8 @@ class ToolCall(Struct, forbid_unknown_fields=True):
 def words_of(calls: Sequence[ToolCall]) -> str:
     """Return calls as an answer has them."""
     said = []
-    for name, arguments in ((call.function.name, call.function.arguments) for call in calls):
+    for name, given in ((call.function.name, call.function.arguments) for call in calls):
+        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         told = f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}'
         said.append(f"{BEGIN}\n{told}\n{END}")
     return "\n".join(said)

@@ -24,24 +24,7 @@ from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
 from eva_local.openai.responses import RESPONSES, ResponseRequest
 from eva_local.pages.frame import source_hash, template
 from eva_local.reading import fields_of
-from eva_local.server import ollama
-from eva_local.server.endpoints import (
-    complete,
-    detokenize,
-    respond,
-    score,
-    tokenize,
-    tokenizer_info,
-)
-from eva_local.server.guard import (
-    OF_CALLER,
-    RefusedError,
-    guarded,
-    problem,
-    problem_of,
-    received,
-    refusal,
-)
+from eva_local.server import endpoints, guard, ollama
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
 from eva_local.types import Sampling
@@ -59,16 +42,6 @@ _POLICY = (
 )
 _JSON = "application/json"
 _MEDIA = {"/": "text/html", "/metrics": "text/plain"}
-_BODIES: dict[str, type[Struct]] = {
-    CHAT: shapes.ChatRequest,
-    COMPLETION: shapes.CompletionRequest,
-    RESPONSES: ResponseRequest,
-    "/v1/score": shapes.ScoreRequest,
-    **ollama.BODIES,
-    "/api/show": ollama.Named,
-    "/tokenize": shapes.TokenizeRequest,
-    "/detokenize": shapes.DetokenizeRequest,
-}
 # What the page's own script needs: libraries as they are published, and parts of ours.
 _SCRIPTS = ("vendor/marked.umd.js", "vendor/highlight.min.js", "markdown.js", "store.js")
 
@@ -92,8 +65,8 @@ def make_app(
         middleware=[
             cors,
             Middleware(_watched, service=service),
-            Middleware(guarded, keys=keys, origins=origins, hosts=hosts),
-            Middleware(received),
+            Middleware(guard.guarded, keys=keys, origins=origins, hosts=hosts),
+            Middleware(guard.received),
         ],
         exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
     )
@@ -173,48 +146,44 @@ async def props(request: Request) -> Response:
 async def embed(_request: Request) -> Response:
     """Refuse, by name."""
     what = "this server does not support embeddings: its models write text"
-    raise RefusedError(400, what, code="not_supported")
+    raise guard.RefusedError(400, what, code="not_supported")
 
 
-_PATHS: Mapping[str, Mapping[str, Any]] = {
-    "GET": {
-        "/": page,
-        "/health": health,
-        "/metrics": metrics,
-        "/openapi.json": description,
-        "/props": props,
-        "/tokenizer_info": tokenizer_info,
-        "/v1/health": health,
-        "/v1/models": models,
-        "/v1/models/{name:path}": model,
-        **dict.fromkeys(("/api/tags", "/api/ps"), ollama.tags),
-        "/api/version": ollama.version,
-    },
-    "POST": {
-        **dict.fromkeys((CHAT, COMPLETION), complete),
-        RESPONSES: respond,
-        "/v1/score": score,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-        **dict.fromkeys(ollama.BODIES, ollama.talk),
-        "/api/show": ollama.show,
-        **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), embed),
-    },
+_GETS: Mapping[str, Any] = {
+    "/": page,
+    **dict.fromkeys(("/health", "/v1/health"), health),
+    "/metrics": metrics,
+    "/openapi.json": description,
+    "/props": props,
+    "/tokenizer_info": endpoints.tokenizer_info,
+    "/v1/models": models,
+    "/v1/models/{name:path}": model,
+    **dict.fromkeys(("/api/tags", "/api/ps"), ollama.tags),
+    "/api/version": ollama.version,
 }
-# What is no path of its own, or is only refused.
-_UNTOLD = (
-    "/v1/models/{name:path}",
-    "/v1/health",
-    "/v1/embeddings",
-    "/api/embed",
-    "/api/embeddings",
-)
+# With the bodies that they read.
+_POSTS: Mapping[str, tuple[Any, type[Struct] | None]] = {
+    CHAT: (endpoints.complete, shapes.ChatRequest),
+    COMPLETION: (endpoints.complete, shapes.CompletionRequest),
+    RESPONSES: (endpoints.respond, ResponseRequest),
+    "/v1/score": (endpoints.score, shapes.ScoreRequest),
+    **{path: (ollama.talk, body) for path, body in ollama.BODIES.items()},
+    "/api/show": (ollama.show, ollama.Named),
+    "/tokenize": (endpoints.tokenize, shapes.TokenizeRequest),
+    "/detokenize": (endpoints.detokenize, shapes.DetokenizeRequest),
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), (embed, None)),
+}
+# What is described: no path that has a better name, or is only refused.
+_TOLD = {path for path in _GETS if path != "/v1/health" and "{" not in path}
+_TOLD |= {path for path, (_, body) in _POSTS.items() if body}
 #: Paths answer without /v1, too.
 ROUTES = tuple(
-    Route(called, endpoint, methods=[method], include_in_schema=called == path not in _UNTOLD)
-    for method, endpoints in _PATHS.items()
-    for path, endpoint in endpoints.items()
-    for called in dict.fromkeys((path, path.removeprefix("/v1")))
+    Route(each, endpoint, methods=[method], include_in_schema=each in _TOLD)
+    for method, endpoint, path in (
+        *(("GET", endpoint, path) for path, endpoint in _GETS.items()),
+        *(("POST", endpoint, path) for path, (endpoint, _) in _POSTS.items()),
+    )
+    for each in dict.fromkeys((path, path.removeprefix("/v1")))
 )
 
 
@@ -243,15 +212,15 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
 
         try:
             await app(scope, receive, noted)
-        except RefusedError as error:
-            await refusal(scope["path"], *error.told)(scope, receive, noted)
+        except guard.RefusedError as error:
+            await guard.refusal(scope["path"], *error.told)(scope, receive, noted)
         except Exception as error:
             log.error("a request failed", exc_info=error)
             if started:
                 # The connection must break off, or half an answer would look whole.
                 raise
-            body = problem("the server failed; its log says why", "server_error")
-            await refusal(scope["path"], body, 500)(scope, receive, noted)
+            body = guard.problem("the server failed; its log says why", "server_error")
+            await guard.refusal(scope["path"], body, 500)(scope, receive, noted)
 
     return answer
 
@@ -259,18 +228,18 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
 async def _wrong(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
     if isinstance(error, EvaError):
-        if not (of_caller := isinstance(error, OF_CALLER)):
+        if not (of_caller := isinstance(error, guard.OF_CALLER)):
             log.error("%s", error)
-        return refusal(path, problem_of(error), 400 if of_caller else 500)
+        return guard.refusal(path, guard.problem_of(error), 400 if of_caller else 500)
     assert isinstance(error, HTTPException)
     what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
-    body = problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
-    return refusal(path, body, error.status_code, error.headers)
+    body = guard.problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
+    return guard.refusal(path, body, error.status_code, error.headers)
 
 
 def _document(models: Sequence[str]) -> Schema:
     """Describe what can be asked, as OpenAPI 3.1; `models` can be named, where that is known."""
-    bodies = list(_BODIES.values())
+    bodies = [body for _, body in _POSTS.values() if body]
     _, schemas = schema_components(
         [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
     )
@@ -295,7 +264,7 @@ def _document(models: Sequence[str]) -> Schema:
 
 
 def _operation(route: Route) -> Schema:
-    media, body = _MEDIA.get(route.path, _JSON), _BODIES.get(route.path)
+    media, (_, body) = _MEDIA.get(route.path, _JSON), _POSTS.get(route.path, (None, None))
     answer: Schema = {media: {"schema": {"type": "object" if media == _JSON else "string"}}}
     error = {"description": "What is wrong, as OpenAI tells it.", "content": {_JSON: {}}}
     operation: Schema = {

@@ -23,10 +23,11 @@ from eva_local.openai.request import (
     KEYS,
     Values,
     given,
+    in_chat,
     read_messages,
     refuse_undone,
 )
-from eva_local.openai.responses import Reply, chat_of
+from eva_local.openai.responses import Reply, ResponseRequest, chat_of
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
@@ -70,7 +71,8 @@ async def complete(request: HttpRequest) -> ASGIApp:
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
-    call = await called(request, model, chat_of(body), CHAT)
+    chat = in_chat(body, ResponseRequest, chat_of)
+    call = await called(request, model, chat, CHAT)
     return await answered(request, model, call, Reply(model.name, body, call.sampling))
 
 

@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
-from eva_local.openai.request import CHAT, COMPLETION, given, joined
+from eva_local.openai.request import CHAT, COMPLETION, given, in_chat
 from eva_local.openai.shapes import Effort
-from eva_local.reading import read
 from eva_local.server.endpoints import answered, called
 from eva_local.server.service import ServedModel, asked, service_of
 
@@ -25,7 +24,6 @@ _HOW = (
     *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram"),
     *("f16_kv", "vocab_only", "use_mmap", "use_mlock", "mirostat_tau", "mirostat_eta"),
 )
-_NAMES = {"thinking": "reasoning", "tool_name": "name"}
 _Named = dict[str, Any]
 _Nothing = Annotated[list[Any], Meta(max_length=0, description="left out: send messages")]
 
@@ -111,11 +109,7 @@ async def talk(request: HttpRequest) -> ASGIApp:
     """Answer as ollama does; a request without words finds the model loaded."""
     model, body = await asked(request)
     path = request.scope["path"]
-    kind = BODIES[path]
-    wanted = read({k: v for k, v in body.items() if k in kind.__struct_fields__}, kind)
-    others = {k: v for k, v in body.items() if k not in kind.__struct_fields__}
-    chat = joined(_chat_of(wanted), others)
-    form = Lines(path, "", 0, model.name)
+    chat, form = in_chat(body, BODIES[path], _chat_of), Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
         return JSONResponse(form.said("", "", (), ()) | {"done": True, "done_reason": "load"})
     call = await called(request, model, chat, COMPLETION if "prompt" in chat else CHAT)
@@ -152,24 +146,13 @@ def _chat_of(wanted: OllamaRequest) -> dict[str, object]:
         key = "enable_thinking" if isinstance(wanted.think, bool) else "reasoning_effort"
         chat[key] = wanted.think
     if isinstance(wanted, OllamaChat):
-        return chat | {"messages": [_turn(message) for message in wanted.messages]}
+        return chat | {"messages": wanted.messages}
     assert isinstance(wanted, OllamaText)
     if wanted.raw:
         return chat | {"prompt": wanted.prompt}
     turns = {"system": wanted.system, "user": wanted.prompt} if wanted.prompt else {}
     said = [{"role": role, "content": text} for role, text in turns.items() if text]
     return chat | {"messages": said}
-
-
-def _turn(message: _Named) -> _Named:
-    """Return a message with the arguments of its calls as text."""
-    turn = {_NAMES.get(key, key): value for key, value in message.items()}
-    for call in turn.get("tool_calls") or ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
-            function.pop("index", None)
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return turn
 
 
 def _function(call: _Named) -> _Named:

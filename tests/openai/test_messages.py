@@ -51,6 +51,9 @@ def one(**message) -> dict:
 STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
 
 
+PARTS = '"input_text" or "output_text" or "text"'
+
+
 @pytest.mark.parametrize(
     ("more", "message", "param"),
     [
@@ -179,7 +182,7 @@ STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
         ),
         (
             one(role="user", content=[{"type": "text", "text": "a"}, {"type": "image_url"}]),
-            "messages[0].content[1].type must be \"text\", not 'image_url'",
+            f"messages[0].content[1].type must be {PARTS}, not 'image_url'",
             "messages",
         ),
         (

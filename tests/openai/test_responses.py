@@ -6,8 +6,8 @@ import pytest
 
 from eva_local.errors import InputError
 from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT
-from eva_local.openai.responses import chat_of
+from eva_local.openai.request import CHAT, in_chat
+from eva_local.openai.responses import ResponseRequest, chat_of
 from eva_local.types import Message, Sampling
 
 USER = {"role": "user", "content": "1 + 1?"}
@@ -15,7 +15,7 @@ ADD = {"name": "add", "description": "Add", "parameters": {"type": "object"}}
 
 
 def chat(**body) -> dict:
-    return chat_of({"input": "a", **body})
+    return dict(in_chat({"input": "a", **body}, ResponseRequest, chat_of))
 
 
 def test_a_text_is_a_message_behind_the_instructions() -> None:
