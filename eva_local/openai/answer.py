@@ -50,7 +50,7 @@ class Answer:
 
     def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
         self._functions = functions
-        self._held = ""
+        self._held, self._is_first = "", True
         #: The calls of functions that the answer ends with, once it has ended.
         self.calls: list[Body] = []
         self.echo: Echo | None = None
@@ -89,8 +89,8 @@ class Answer:
 
     def _uncalled(self, step: Step) -> Step:
         """Return a step without what may be a call; the last one has what was none."""
-        is_first = not any(shown.text for shown in self.shown)
-        text, self._held = split(self._held + step.text, is_first=is_first)
+        text, self._held = split(self._held + step.text, is_first=self._is_first)
+        self._is_first &= not text
         if step.finish_reason is not None:
             is_cut = step.finish_reason != "stop"
             self.calls = [] if is_cut else calls_in(self._held, self._functions)
@@ -217,11 +217,8 @@ class Letterhead:
     def counts(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return what the answers cost, in tokens."""
         usages = [answer.usage for answer in answers if answer.usage]
-        read, written = (
-            sum(each.n_read for each in answers[:: self.n]),
-            sum(u.steps for u in usages),
-        )
-        cached = sum(each.usage.cached_tokens[0] for each in answers[:: self.n] if each.usage)
+        read, written = sum(a.n_read for a in answers[:: self.n]), sum(u.steps for u in usages)
+        cached = sum(u.cached_tokens[0] for u in usages[:: self.n])
         n_thought = sum(usage.reasoning_steps for usage in usages)
         details: Body = {"reasoning_tokens": n_thought}
         if drafted := sum(usage.drafted for usage in usages):
@@ -229,10 +226,8 @@ class Letterhead:
             details["accepted_prediction_tokens"] = accepted
             details["rejected_prediction_tokens"] = drafted - accepted
         counts: Body = {"prompt_tokens": read, "completion_tokens": written}
-        counts |= {
-            "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
+        counts["total_tokens"] = read + written
+        counts["prompt_tokens_details"] = {"cached_tokens": cached}
         is_told = self.endpoint == CHAT or n_thought
         return counts | ({"completion_tokens_details": details} if is_told else {})
 
@@ -242,14 +237,13 @@ class Letterhead:
             return {}
         cached, read = usage.cached_tokens[0], usage.prompt_tokens[0]
         times: Body = {"cache_n": cached}
-        writing = usage.seconds - usage.first_seconds
-        steps = {
-            "prompt": (read - cached, usage.first_seconds),
-            "predicted": (usage.steps, writing),
-        }
-        for name, (count, seconds) in steps.items():
-            times |= {f"{name}_n": count, f"{name}_ms": 1000 * seconds}
-            times[f"{name}_per_second"] = count / max(seconds, 1e-9)
+        first, rest = usage.first_seconds, usage.seconds - usage.first_seconds
+        for name, n, seconds in (
+            ("prompt", read - cached, first),
+            ("predicted", usage.steps, rest),
+        ):
+            times |= {f"{name}_n": n, f"{name}_ms": 1000 * seconds}
+            times[f"{name}_per_second"] = n / max(seconds, 1e-9)
         return {"timings": times}
 
     def _choice(
