@@ -109,7 +109,7 @@ async def talk(request: HttpRequest) -> ASGIApp:
     """Answer as ollama does; a request without words finds the model loaded."""
     model, body = await asked(request)
     path = request.scope["path"]
-    chat, form = in_chat(body, BODIES[path], _chat_of), Lines(path, "", 0, model.name)
+    chat, form = in_chat(body, BODIES[path], chat_of), Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
         return JSONResponse(form.said("", "", (), ()) | {"done": True, "done_reason": "load"})
     call = await called(request, model, chat, COMPLETION if "prompt" in chat else CHAT)
@@ -136,7 +136,8 @@ async def version(_request: HttpRequest) -> Response:
     return JSONResponse({"version": _VERSION})
 
 
-def _chat_of(wanted: OllamaRequest) -> dict[str, object]:
+def chat_of(wanted: OllamaRequest) -> dict[str, object]:
+    """Return what is asked for as the body of a chat, or of a text to be gone on with."""
     chat: dict[str, object] = {k: v for k, v in given(wanted.options).items() if k not in _HOW}
     chat["stream"] = wanted.stream
     if wanted.format:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eva_local.errors import InputError
 from eva_local.openai.call import read_call
 from eva_local.openai.request import CHAT, in_chat
 from eva_local.openai.responses import ResponseRequest, chat_of
+from eva_local.server.ollama import OllamaChat, OllamaText
+from eva_local.server.ollama import chat_of as ollama_chat_of
 from eva_local.types import Message, Sampling
 
 USER = {"role": "user", "content": "1 + 1?"}
@@ -106,3 +112,32 @@ def test_what_cannot_be_done_is_refused(body, problem) -> None:
 def test_values_that_ask_for_nothing_are_taken() -> None:
     nothing = {"background": False, "truncation": "disabled", "n": 1, "store": False}
     read_call(chat(**nothing), CHAT, Sampling(), piece_of=bytes, members=("a",))
+
+
+_PLAIN = st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "a", "auto"])
+_KEYS = st.sampled_from(
+    [
+        *("type", "role", "content", "name", "arguments", "output", "call_id", "format", "effort"),
+        *("message", "function_call", "function_call_output", "function", "text", "schema"),
+        *("json_schema", "user", "assistant", "input_text", "parameters", "options", "think"),
+    ]
+)
+_VALUES = st.recursive(
+    _PLAIN | _KEYS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+_BODIES = st.dictionaries(
+    st.sampled_from(
+        [*ResponseRequest.__struct_fields__, *OllamaText.__struct_fields__, "messages", "n"]
+    ),
+    _VALUES,
+)
+
+
+@given(_BODIES, st.sampled_from([ResponseRequest, OllamaChat, OllamaText]))
+def test_any_body_is_understood_or_refused(body, kind) -> None:
+    translate = chat_of if kind is ResponseRequest else ollama_chat_of
+    said = {key: value for key, value in body.items() if value is not None}
+    with contextlib.suppress(InputError):
+        read_call(in_chat(said, kind, translate), CHAT, Sampling(), piece_of=bytes, members=("a",))
