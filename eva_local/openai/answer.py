@@ -31,15 +31,6 @@ class Token:
     top: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """A prompt in front of its answer; the tokens are there where probabilities are told."""
-
-    text: str
-    n_tokens: int
-    tokens: tuple[Token, ...] = ()
-
-
 class Answer:
     """One answer as it is written; `tokens` are there where probabilities are `told`.
 
@@ -49,33 +40,31 @@ class Answer:
     """
 
     def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
+        self.told = told
+        #: The steps with the text that is shown: nothing of a call. An echo, first, is one of none.
+        self.steps: list[Step] = []
+        self.tokens: list[Token] = []
+        #: The calls of functions that the answer ends with, once it has ended.
+        self.calls: list[dict[str, Any]] = []
         self._functions = functions
         self._held, self._is_first = "", True
-        #: The calls of functions that the answer ends with, once it has ended.
-        self.calls: list[Body] = []
-        self.echo: Echo | None = None
-        self.steps: list[Step] = []
-        #: The same steps with the text that is shown: nothing of a call.
-        self.shown: list[Step] = []
-        self.tokens: list[Token] = []
-        self.told = told
+        self._n_echoed: int | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = self._at = self._start = 0
 
-    def repeat(self, echo: Echo) -> None:
-        """Put the prompt in front."""
-        self.echo = echo
-        self.tokens += echo.tokens
-        self._start = len(echo.text)
+    def repeat(self, text: str, n_tokens: int, tokens: Sequence[Token], *, last: bool) -> None:
+        """Put the prompt in front, with the tokens that are told of it; or as the `last`."""
+        self.steps.append(Step(b"", text, 1.0, (), "length" if last else None))
+        self.tokens += tokens
+        self._n_echoed, self._start = n_tokens, len(text)
 
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
-        self.steps.append(step)
-        self.shown.append(self._uncalled(step) if self._functions else step)
+        self.steps.append(self._uncalled(step) if self._functions else step)
         if not self.told or step.reasoning is not None:
             return []
-        is_all = self.echo is not None
+        is_all = self._n_echoed is not None
         if step.piece or is_all:
             token = Token(step.piece, self._start, _log_of(step.probability), step.top)
             self._waiting.append((self._at, token))
@@ -102,7 +91,7 @@ class Answer:
     @property
     def text(self) -> str:
         """What was written, behind the echo."""
-        return "".join([self.echo.text if self.echo else "", *(step.text for step in self.shown)])
+        return "".join(step.text for step in self.steps)
 
     @property
     def reasoning(self) -> str:
@@ -111,21 +100,18 @@ class Answer:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why it ended; an echo alone is as long as was asked for."""
-        reason = self.steps[-1].finish_reason if self.steps else "length"
-        return "tool_calls" if self.calls else reason
+        """Why it ended, if it did; an echo alone is as long as was asked for."""
+        return "tool_calls" if self.calls else self.steps[-1].finish_reason
 
     @property
     def usage(self) -> Usage | None:
         """What it cost, once it is finished; an echo alone has none."""
-        return self.steps[-1].usage if self.steps else None
+        return self.steps[-1].usage
 
     @property
     def n_read(self) -> int:
         """The tokens of the prompt, as the first member reads it."""
-        if self.usage is not None:
-            return self.usage.prompt_tokens[0]
-        return self.echo.n_tokens if self.echo else 0
+        return self.usage.prompt_tokens[0] if self.usage else self._n_echoed or 0
 
 
 @dataclass(slots=True)
@@ -154,55 +140,27 @@ class Letterhead:
         """Return the answers, with logprobs where they are told."""
         choices = []
         for index, answer in enumerate(answers):
-            thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
-            said: Body = {"text": answer.text, **thought}
-            if self.endpoint == CHAT:
-                content = (answer.text or None) if answer.calls else answer.text
-                message: Body = {"role": "assistant", "content": content, "refusal": None}
-                called = {"tool_calls": answer.calls} if answer.calls else {}
-                said = {"message": {**message, **thought, **called}}
             tokens = answer.tokens if answer.told else None
-            choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
+            choices.append(self._choice(index, answer, answer, tokens))
             if self.traced:
-                choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
+                choices[-1]["eva"] = [trace_of(step) for step in answer.steps if step.stayed]
         told: Body = {"usage": self.counts(answers), **self._timings(answers)}
         return self._body("chat.completion", choices) | told
 
-    def opening(self, index: int, *, thinks: bool = False) -> Body:
-        """Return what comes before a chat's answer; where it `thinks` first, no content begins."""
-        delta = {"role": "assistant", "content": None if thinks else "", "refusal": None}
-        return self._part(self._choice(index, {"delta": delta}))
-
     def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
         """Yield what the last step of an answer says, with the tokens that are told by it."""
+        step = answer.steps[-1]
         if self.endpoint == CHAT and len(answer.steps) == 1:
-            yield self.opening(index, thinks=answer.steps[0].reasoning is not None)
-        if (part := self.step(index, answer.shown[-1], tokens, answer.calls)) is not None:
-            yield part
-
-    def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
-        """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
-        reason = "length" if last else None
-        said: Body = {"text": echo.text}
-        return self._part(self._choice(index, said, echo.tokens or None, finish_reason=reason))
-
-    def step(
-        self, index: int, step: Step, tokens: Sequence[Token] = (), calls: Sequence[Body] = ()
-    ) -> Body | None:
-        """Return what a step says, and the last one calls; None where there is nothing yet."""
-        if not (step.text or step.reasoning or tokens or self.traced or step.finish_reason):
-            return None
-        thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
-        said: Body = {"text": step.text, **thought}
-        if self.endpoint == CHAT:
-            called: Body = {"tool_calls": [{"index": n, **c} for n, c in enumerate(calls)]}
-            delta = {**thought, **({"content": step.text} if step.text else {})}
-            said = {"delta": delta | (called if calls else {})}
-        reason = "tool_calls" if calls else step.finish_reason
-        choice = self._choice(index, said, tokens or None, finish_reason=reason)
-        if self.traced:
-            choice["eva"] = trace_of(step)
-        return self._part(choice)
+            # Where a thought comes first, no content begins.
+            content = "" if step.reasoning is None else None
+            delta = {"role": "assistant", "content": content, "refusal": None}
+            head: Body = {"index": index, "delta": delta}
+            yield self._part({**head, "logprobs": None, "finish_reason": None})
+        if step.text or step.reasoning or tokens or self.traced or step.finish_reason:
+            choice = self._choice(index, answer, step, tokens or None)
+            if self.traced and step.stayed:
+                choice["eva"] = trace_of(step)
+            yield self._part(choice)
 
     def last(self, answers: Sequence[Answer]) -> Body | None:
         """Return the part that tells what the answers cost, where it is told."""
@@ -238,23 +196,34 @@ class Letterhead:
         cached, read = usage.cached_tokens[0], usage.prompt_tokens[0]
         times: Body = {"cache_n": cached}
         first, rest = usage.first_seconds, usage.seconds - usage.first_seconds
-        for name, n, seconds in (
-            ("prompt", read - cached, first),
-            ("predicted", usage.steps, rest),
-        ):
-            times |= {f"{name}_n": n, f"{name}_ms": 1000 * seconds}
-            times[f"{name}_per_second"] = n / max(seconds, 1e-9)
+        for name, n, took in (("prompt", read - cached, first), ("predicted", usage.steps, rest)):
+            times |= {f"{name}_n": n, f"{name}_ms": 1000 * took}
+            times[f"{name}_per_second"] = n / max(took, 1e-9)
         return {"timings": times}
 
     def _choice(
-        self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object
+        self, index: int, answer: Answer, said: Answer | Step, tokens: Sequence[Token] | None
     ) -> Body:
-        told: Body | None = None
-        if tokens is not None and self.endpoint == CHAT:
-            told = {"content": chat_tokens(tokens), "refusal": None}
-        elif tokens is not None:
-            told = _text_logprobs(tokens)
-        return {"index": index, **said, "logprobs": told, "finish_reason": None, **more}
+        """Return what an answer says, whole or in one step."""
+        told: Body = {"reasoning_content": said.reasoning} if said.reasoning else {}
+        logprobs: Body | None = None
+        if self.endpoint != CHAT:
+            told["text"] = said.text
+            logprobs = None if tokens is None else _text_logprobs(tokens)
+        else:
+            if tokens is not None:
+                logprobs = {"content": chat_tokens(tokens), "refusal": None}
+            if said is answer:
+                content = said.text or (None if answer.calls else "")
+                told |= {"role": "assistant", "content": content, "refusal": None}
+                told |= {"tool_calls": answer.calls} if answer.calls else {}
+                told = {"message": told}
+            else:
+                told |= {"content": said.text} if said.text else {}
+                calls = [{"index": number, **call} for number, call in enumerate(answer.calls)]
+                told = {"delta": told | ({"tool_calls": calls} if calls else {})}
+        reason = answer.finish_reason
+        return {"index": index, **told, "logprobs": logprobs, "finish_reason": reason}
 
     def _part(self, *choices: Body) -> Body:
         body = self._body("chat.completion.chunk", choices)

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -10,7 +10,7 @@ from msgspec import Struct
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, Values
 from eva_local.reading import ReadError, Whole, shown
-from eva_local.types import Sampling
+from eva_local.types import Sampling, Step
 
 #: Where it is asked for.
 RESPONSES = "/v1/responses"
@@ -90,6 +90,13 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
             raise ReadError(f"input[{place}].type", f"{shown(kind)} is not supported here")
 
 
+# How the id of an item begins, what its deltas are of, and what it has beside its content.
+_KINDS: Mapping[str, tuple[str, str, Body]] = {
+    "message": ("msg", "output_text", {"role": "assistant"}),
+    "reasoning": ("rs", "reasoning_text", {"summary": []}),
+}
+
+
 class Reply(Letterhead):
     """The answer to one request, whole or as events; `body` is what was asked."""
 
@@ -110,27 +117,36 @@ class Reply(Letterhead):
         self._tokens: list[Body] = []
 
     def whole(self, answers: Sequence[Answer]) -> Body:
-        """Return the answer."""
         (answer,) = answers
-        for kind, text in (("reasoning", answer.reasoning), ("message", answer.text)):
-            tokens = chat_tokens(answer.tokens) if kind == "message" else []
-            self._items += [_item(kind, _id(_IDS[kind]), text, tokens)] if text else []
-        self._items += map(_called, answer.calls)
+        list(self._told(answer, answer, answer.tokens))
         return self._answer(answer)
 
     def parts(self, _index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
-        """Yield the events of the last step."""
-        step = answer.shown[-1]
-        if len(answer.steps) == 1:
-            yield self._event("created", response=self._answer())
-            yield self._event("in_progress", response=self._answer())
-        if step.reasoning:
-            yield from self._more("reasoning", step.reasoning, [])
-        if step.text or (tokens and self._kind == "message"):
-            yield from self._more("message", step.text, chat_tokens(tokens))
-        if step.finish_reason is not None:
+        for kind in ("created", "in_progress") if len(answer.steps) == 1 else ():
+            yield self._event(kind, response=self._answer())
+        yield from self._told(answer, answer.steps[-1], tokens)
+
+    def last(self, answers: Sequence[Answer]) -> Body:
+        body = self._answer(answers[0])
+        return self._event(str(body["status"]), response=body)
+
+    def event(self, part: Body) -> bytes:
+        if isinstance(error := part.get("error"), dict):
+            part = self._event("", **{key: error[key] for key in ("message", "param", "code")})
+            part["type"] = "error"
+        return f"event: {part['type']}\n".encode() + super().event(part)
+
+    def _told(self, answer: Answer, said: Answer | Step, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield the events of what an answer says, whole or in its last step."""
+        if said.reasoning:
+            yield from self._more("reasoning", said.reasoning, [])
+        if said.text or (tokens and self._kind == "message"):
+            yield from self._more("message", said.text, chat_tokens(tokens))
+        if said.finish_reason is not None:
             yield from self._close()
-        for item in map(_called, answer.calls):
+        for call in answer.calls:
+            head = {"id": _id("fc"), "type": "function_call", "call_id": call["id"]}
+            item: _Named = {**head, "status": "completed", **call["function"]}
             yield self._added({**item, "arguments": "", "status": "in_progress"})
             place = {"item_id": item["id"], "output_index": len(self._items)}
             kind, arguments = "function_call_arguments", item["arguments"]
@@ -138,38 +154,35 @@ class Reply(Letterhead):
             yield self._event(f"{kind}.done", **place, name=item["name"], arguments=arguments)
             yield self._finished(item)
 
-    def last(self, answers: Sequence[Answer]) -> Body:
-        """Return the event that has all of it."""
-        body = self._answer(answers[0])
-        return self._event(str(body["status"]), response=body)
-
-    def event(self, part: Body) -> bytes:
-        """Return an event as the stream has it; an error becomes one."""
-        if isinstance(error := part.get("error"), dict):
-            part = self._event("", **{key: error[key] for key in ("message", "param", "code")})
-            part["type"] = "error"
-        return f"event: {part['type']}\n".encode() + super().event(part)
-
     def _more(self, kind: str, text: str, tokens: list[Body]) -> Iterator[Body]:
         if kind != self._kind:
             yield from self._close()
-            self._kind, self._id, self._text, self._tokens = kind, _id(_IDS[kind]), "", []
-            new = {**_item(kind, self._id, "", []), "content": [], "status": "in_progress"}
-            yield self._added(new)
-            yield self._event("content_part.added", **self._place, part=_part(kind, "", []))
+            self._kind, self._id, self._text, self._tokens = kind, _id(_KINDS[kind][0]), "", []
+            item, part = self._item()
+            yield self._added({**item, "content": [], "status": "in_progress"})
+            yield self._event("content_part.added", **self._place, part=part)
         self._text += text
         self._tokens += tokens
         told = {"logprobs": tokens} if kind == "message" else {}
-        yield self._event(f"{_TEXTS[kind]}.delta", **self._place, delta=text, **told)
+        yield self._event(f"{_KINDS[kind][1]}.delta", **self._place, delta=text, **told)
 
     def _close(self) -> Iterator[Body]:
-        if kind := self._kind:
-            told = {"logprobs": self._tokens} if kind == "message" else {}
-            yield self._event(f"{_TEXTS[kind]}.done", **self._place, text=self._text, **told)
-            part = _part(kind, self._text, self._tokens)
+        if self._kind:
+            item, part = self._item()
+            told = {key: part[key] for key in ("text", "logprobs") if key in part}
+            yield self._event(f"{part['type']}.done", **self._place, **told)
             yield self._event("content_part.done", **self._place, part=part)
-            yield self._finished(_item(kind, self._id, self._text, self._tokens))
+            yield self._finished(item)
             self._kind = ""
+
+    def _item(self) -> tuple[Body, Body]:
+        """Return the item that is being written, and what it holds."""
+        _, kind, own = _KINDS[self._kind]
+        part: Body = {"type": kind, "text": self._text}
+        if self._kind == "message":
+            part |= {"annotations": [], "logprobs": [*self._tokens]}
+        head = {"id": self._id, "type": self._kind, "status": "completed"}
+        return {**head, **own, "content": [part]}, part
 
     @property
     def _place(self) -> dict[str, object]:
@@ -197,28 +210,8 @@ class Reply(Letterhead):
         return head | self._asked
 
 
-_IDS = {"message": "msg", "reasoning": "rs"}
-_TEXTS = {"message": "output_text", "reasoning": "reasoning_text"}
-
-
 def _id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
-
-
-def _part(kind: str, text: str, tokens: list[Body]) -> Body:
-    told: Body = {"annotations": [], "logprobs": tokens} if kind == "message" else {}
-    return {"type": _TEXTS[kind], "text": text, **told}
-
-
-def _item(kind: str, name: str, text: str, tokens: list[Body]) -> Body:
-    own: Body = {"role": "assistant"} if kind == "message" else {"summary": []}
-    content = [_part(kind, text, tokens)]
-    return {"id": name, "type": kind, "status": "completed", **own, "content": content}
-
-
-def _called(call: _Named) -> Body:
-    item = {"id": _id("fc"), "type": "function_call", "status": "completed"}
-    return {**item, "call_id": call["id"], **call["function"]}
 
 
 def _usage(counts: _Named) -> Body:

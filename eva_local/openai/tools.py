@@ -110,9 +110,9 @@ def split(text: str, *, is_first: bool) -> tuple[str, str]:
     return text[:at], text[at:]
 
 
-def calls_in(text: str, names: Sequence[str]) -> list[dict[str, object]]:
+def calls_in(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the calls of known functions that an answer consists of; [] where it is another."""
-    calls: list[dict[str, object]] = []
+    calls: list[dict[str, Any]] = []
     for part in text.replace(END, BEGIN).split(BEGIN):
         if not part.strip():
             continue

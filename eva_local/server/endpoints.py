@@ -5,8 +5,9 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, chat_tokens, tokens_of
+from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens, tokens_of
 from eva_local.openai.call import Call, read_call, texts_of, weights_of
 from eva_local.openai.request import (
     CHAT,
@@ -34,10 +35,8 @@ from eva_local.server.guard import problem_of
 from eva_local.server.service import Measures, ServedModel, Texts, asked, service_of
 from eva_local.types import Step
 
-# The number of an answer, what it says next, and the tokens that are told by it.
-Said = tuple[int, Echo | Step, Sequence[Token]]
-# What is streamed; None is a sign of life.
-Paced = AsyncGenerator[Body | None, None]
+# The number of an answer that says more, and the tokens that are told by it.
+Said = tuple[int, Sequence[Token]]
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
@@ -46,7 +45,6 @@ _HEADERS = {
     # nginx would keep the parts until the answer is whole.
     "X-Accel-Buffering": "no",
 }
-_END: Body = {}
 # What only the endpoints have a form for that OpenAI has for it.
 _OF_OPENAI = ("n", "trace", "echo")
 # Of names of keys, in the log.
@@ -57,60 +55,62 @@ log = logging.getLogger("eva_local")
 
 async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
-    endpoint = CHAT if request.scope["path"].endswith("/chat/completions") else COMPLETION
     model, body = await asked(request)
-    call = await called(request, model, body, endpoint)
+    endpoint = CHAT if request.scope["path"].endswith("/chat/completions") else COMPLETION
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    options = call.request.stream_options
-    counted = options is not None and options.include_usage
-    told = (counted, call.request.trace, call.request.timings_per_token, call.request.n)
-    head = Letterhead(endpoint, name, int(time.time()), model.name, *told)
-    return await answered(request, model, call, head)
+
+    def head(call: Call) -> Letterhead:
+        wanted, options = call.request, call.request.stream_options
+        counted = options is not None and options.include_usage
+        told = (counted, wanted.trace, wanted.timings_per_token, wanted.n)
+        return Letterhead(endpoint, name, int(time.time()), model.name, *told)
+
+    return await answered(request, model, body, endpoint, head)
 
 
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
     chat = in_chat(body, ResponseRequest, chat_of)
-    call = await called(request, model, chat, CHAT)
-    return await answered(request, model, call, Reply(model.name, body, call.sampling))
+    form = partial(Reply, model.name, body)
+    return await answered(request, model, chat, CHAT, lambda call: form(call.sampling))
 
 
-async def called(request: HttpRequest, model: ServedModel, body: Values, endpoint: str) -> Call:
-    """Return what a body asks for; raise InputError for what cannot be done."""
+async def answered(
+    request: HttpRequest,
+    model: ServedModel,
+    body: Values,
+    endpoint: str,
+    form_of: Callable[[Call], Letterhead],
+) -> ASGIApp:
+    """Return the answers to a body in a protocol's form, whole or as a stream.
+
+    Raises InputError for what cannot be done.
+    """
     for key in () if endpoint.endswith(request.scope["path"]) else _OF_OPENAI:
         refuse_undone(key, body.get(key))
     service = service_of(request)
     if service.takes_unknown and (unknown := body.keys() - KEYS):
-        log.warning(
-            "ignored what is not known: %s", ", ".join(map(repr, sorted(unknown)))[:_LONGEST]
-        )
+        names = ", ".join(map(repr, sorted(unknown)))
+        log.warning("ignored what is not known: %s", names[:_LONGEST])
         body = {key: value for key, value in body.items() if key not in unknown}
     if body.get("chat_template") is not None and not service.trust_templates:
         raise InputError(
             "chat_template: this server takes no programs from clients (--trust-templates); "
             "chat_template_kwargs can be sent"
         )
-    defaults = model.ensemble.spec.sampling
+    defaults, check = model.ensemble.spec.sampling, model.ensemble.check
     call = read_call(
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
-    check = model.ensemble.check
     await asyncio.to_thread(check, call.sampling, alone=model.alone, calls=call.calls)
-    return call
-
-
-async def answered(
-    request: HttpRequest, model: ServedModel, call: Call, form: Letterhead
-) -> ASGIApp:
-    """Return the answers to a call in a protocol's form, whole or as a stream."""
-    is_told = call.request.n_top is not None
+    form, is_told = form_of(call), call.request.n_top is not None
     functions = [name for name, _ in call.calls.functions] if call.calls else []
     answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
-    written = _written(model, call, answers, service_of(request).measures)
+    written = _written(model, call, answers, service.measures)
     if call.request.stream:
-        return await event_stream(_parts(written, call, form, answers), form)
+        return await event_stream(_parts(written, form, answers), form)
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
@@ -118,13 +118,10 @@ async def answered(
 
 
 async def _parts(
-    written: AsyncGenerator[Said, None], call: Call, form: Letterhead, answers: Sequence[Answer]
+    written: AsyncGenerator[Said, None], form: Letterhead, answers: Sequence[Answer]
 ) -> AsyncGenerator[Body, None]:
     async with contextlib.aclosing(written):
-        async for index, said, tokens in written:
-            if isinstance(said, Echo):
-                yield form.echo(index, said, last=call.scored)
-                continue
+        async for index, tokens in written:
             for part in form.parts(index, answers[index], tokens):
                 yield part
     if (last := form.last(answers)) is not None:
@@ -134,24 +131,22 @@ async def _parts(
 async def _written(
     model: ServedModel, call: Call, answers: Sequence[Answer], measures: Measures
 ) -> AsyncGenerator[Said, None]:
-    """Write all answers of a call; yield what each says as it comes.
+    """Write all answers of a call; yield the number of each that says more, as it comes.
 
     An answer's echo, if there is one, comes before its steps. Closing the iterator ends them all.
     Raises RefusedError where there is no slot, and the first error that an answer meets.
     """
     with model.slots.take(call.n_answers):
-        for number, echo in enumerate(await _echoes(model, call) if call.request.echo else ()):
-            for index in range(number * call.request.n, (number + 1) * call.request.n):
-                answers[index].repeat(echo)
-                yield index, echo, echo.tokens
+        echoes = await _echoes(model, call) if call.request.echo else []
+        for index, answer in enumerate(answers if echoes else ()):
+            text, n_tokens, tokens = echoes[index // call.request.n]
+            answer.repeat(text, n_tokens, tokens, last=call.scored)
+            yield index, tokens
         if call.scored:
             return
-        options: dict[str, Any] = {
-            "alone": model.alone,
-            "weights": call.weights,
-            "calls": call.calls,
-        }
-        options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
+        options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
+        options |= {"calls": call.calls, "trace": call.request.trace}
+        options["n_top"] = call.request.n_top or 0
         requests = [
             Request(prompt, call.seeded(sample), **options)
             for prompt in call.prompts
@@ -161,27 +156,28 @@ async def _written(
             async for index, told in all_told:
                 assert isinstance(told, Step)
                 measures.hear(model.name, told)
-                yield index, told, answers[index].push(told)
+                yield index, answers[index].push(told)
 
 
-async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
-    read = await asyncio.to_thread(lambda: [_read(model, prompt) for prompt in call.prompts])
+async def _echoes(model: ServedModel, call: Call) -> list[tuple[str, int, tuple[Token, ...]]]:
+    """Return the prompts as texts, how many tokens they have, and those that are told."""
+
+    def read(prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
+        if isinstance(prompt, str):
+            return prompt, model.tokenize(prompt)
+        ids = [each for each in prompt if isinstance(each, int)]
+        return model.text(ids), ids
+
+    texts = await asyncio.to_thread(lambda: list(map(read, call.prompts)))
     if call.request.n_top is None:
-        return [Echo(text, len(ids)) for text, ids in read]
-    scores = await model.score([("", ids) for _, ids in read], call.weights, call.request.n_top)
+        return [(text, len(ids), ()) for text, ids in texts]
+    scores = await model.score([("", ids) for _, ids in texts], call.weights, call.request.n_top)
     echoes = []
-    for (text, ids), score in zip(read, scores, strict=True):
+    for (text, ids), score in zip(texts, scores, strict=True):
         first, *others = tokens_of(score.symbols)
         # OpenAI tells no probability of the first: evaluation harnesses expect that.
-        echoes.append(Echo(text, len(ids), (replace(first, logprob=None), *others)))
+        echoes.append((text, len(ids), (replace(first, logprob=None), *others)))
     return echoes
-
-
-def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
-    if isinstance(prompt, str):
-        return prompt, model.tokenize(prompt)
-    ids = [each for each in prompt if isinstance(each, int)]
-    return model.text(ids), ids
 
 
 async def event_stream(
@@ -192,43 +188,48 @@ async def event_stream(
     Waits that long for the first part, so that what is refused at once has its status: raises
     what the parts raise until then.
     """
-    paced = _paced(parts, quiet)
-    events = _sent(await anext(paced, _END), paced, form)
+    events = _events(parts, form, quiet)
+    await anext(events)
     response = StreamingResponse(events, headers=_HEADERS, media_type=form.media)
 
     async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
-        async with contextlib.aclosing(paced):
+        async with contextlib.aclosing(events):
             await response.stream_response(send)
 
     return answer
 
 
-async def _sent(part: Body | None, others: Paced, form: Letterhead) -> AsyncGenerator[bytes, None]:
+async def _events(
+    parts: AsyncGenerator[Body, None], form: Letterhead, quiet: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield nothing once there is something, then what a stream has for parts and for pauses.
+
+    Raises an error that comes first, and tells a later one. Closes the parts in any case.
+    """
+    begun = ended = False
+    upcoming: asyncio.Future[Body | None] | None = None
     try:
-        while part is not _END:
-            yield form.alive if part is None else form.event(part)
-            part = await anext(others, _END)
+        while not ended:
+            upcoming = upcoming or asyncio.ensure_future(anext(parts, None))
+            event = form.alive
+            if (await asyncio.wait((upcoming,), timeout=quiet))[0]:
+                part, upcoming = upcoming.result(), None
+                ended = part is None
+                event = form.done if part is None else form.event(part)
+            if not begun:
+                yield b""
+            begun = True
+            yield event
     except EvaError as error:
+        if not begun:
+            raise
         yield form.event(problem_of(error))
-    yield form.done
-
-
-async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:
-    """Yield the parts, and None where none comes for `quiet` seconds; close them in any case."""
-    upcoming = asyncio.ensure_future(anext(parts, _END))
-    try:
-        while True:
-            if not (await asyncio.wait((upcoming,), timeout=quiet))[0]:
-                yield None
-            elif (part := upcoming.result()) is _END:
-                return
-            else:
-                yield part
-                upcoming = asyncio.ensure_future(anext(parts, _END))
+        yield form.done
     finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
         await parts.aclose()
 
 

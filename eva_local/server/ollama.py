@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, COMPLETION, given, in_chat
 from eva_local.openai.shapes import Effort
-from eva_local.server.endpoints import answered, called
+from eva_local.server.endpoints import answered
 from eva_local.server.service import ServedModel, asked, service_of
+from eva_local.types import Step
 
 # Clients ask for the lowest version that has what they need: this is the one whose words are known.
 _VERSION = "0.12.11"
@@ -66,31 +67,27 @@ class Lines(Letterhead):
     done = alive = b""
 
     def whole(self, answers: Sequence[Answer]) -> Body:
-        """Return the answer."""
         (answer,) = answers
-        said = self.said(answer.text, answer.reasoning, answer.calls, answer.tokens)
-        return said | _end(answer)
+        return self.said(answer, answer.tokens, answer.calls) | _end(answer)
 
     def parts(self, _index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
-        """Yield what the last step says."""
-        step = answer.shown[-1]
+        step = answer.steps[-1]
         if step.text or step.reasoning or tokens:
-            yield self.said(step.text, step.reasoning, (), tokens)
+            yield self.said(step, tokens)
 
     def last(self, answers: Sequence[Answer]) -> Body:
-        """Return the line that ends the answer, with calls."""
-        return self.said("", "", answers[0].calls, ()) | _end(answers[0])
+        return self.said(None, (), answers[0].calls) | _end(answers[0])
 
     def event(self, part: Body) -> bytes:
-        """Return a line."""
         error: Any = part.get("error")
         return json.dumps({"error": error["message"]} if error else part).encode() + b"\n"
 
     def said(
-        self, text: str, thought: str | None, calls: Sequence[Any], tokens: Sequence[Token]
+        self, said: Answer | Step | None, tokens: Sequence[Token] = (), calls: Sequence[_Named] = ()
     ) -> Body:
         """Return what is said, before its end."""
-        told: Body = {"thinking": thought} if thought else {}
+        text = said.text if said else ""
+        told: Body = {"thinking": said.reasoning} if said and said.reasoning else {}
         if calls:
             told["tool_calls"] = [{"id": call["id"], "function": _function(call)} for call in calls]
         message = {"role": "assistant", "content": text, **told}
@@ -111,9 +108,9 @@ async def talk(request: HttpRequest) -> ASGIApp:
     path = request.scope["path"]
     chat, form = in_chat(body, BODIES[path], chat_of), Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
-        return JSONResponse(form.said("", "", (), ()) | {"done": True, "done_reason": "load"})
-    call = await called(request, model, chat, COMPLETION if "prompt" in chat else CHAT)
-    return await answered(request, model, call, form)
+        return JSONResponse(form.said(None) | {"done": True, "done_reason": "load"})
+    endpoint = COMPLETION if "prompt" in chat else CHAT
+    return await answered(request, model, chat, endpoint, lambda _: form)
 
 
 async def tags(request: HttpRequest) -> Response:

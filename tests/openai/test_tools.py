@@ -38,10 +38,8 @@ def written(*texts: str, functions=("add", "now"), reason="stop") -> tuple[Answe
     for number, text in enumerate(texts):
         last = number == len(texts) - 1
         step = Step(text.encode(), text, 1.0, (True,), reason if last else None)
-        answer.push(step)
-        shown, calls = answer.shown[-1], answer.calls
-        parts.append(head.step(0, shown, (), calls))
-    return answer, [part["choices"][0] for part in parts if part is not None]
+        parts += head.parts(0, answer, answer.push(step))
+    return answer, [part["choices"][0] for part in parts[1:]]
 
 
 def test_members_are_told_of_the_tools() -> None:

@@ -230,7 +230,7 @@ def test_an_answer_that_breaks_in_the_middle_breaks_off(opener, monkeypatch) -> 
         yield b"data: {}\n\n"
         raise ZeroDivisionError
 
-    monkeypatch.setattr(endpoints, "_sent", written)
+    monkeypatch.setattr(endpoints, "_events", written)
     with serving(opener) as client:
         body = {"prompt": "the", "max_tokens": 3, "stream": True}
         with contextlib.closing(client.open("/v1/completions", body)) as connection:

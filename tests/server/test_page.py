@@ -20,7 +20,7 @@ from servers import serving
 from traces import LONG, MEMBERS, TEXT, made_steps, pieces, thinking_steps
 from waiting import PATIENCE_S, step_gate, until
 
-from eva_local.openai.answer import Letterhead
+from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
@@ -94,7 +94,8 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, model: str) -> None:
         told = self.server.told
         head = Letterhead(CHAT, "x", 0, model, traced=True)
-        self._event(head.opening(0))
+        self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        answer = Answer()
         for number, step in enumerate(told.steps):
             if number == told.pause:
                 self._wait()
@@ -102,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
                 if told.trouble != "break":
                     self._event(problem(told.trouble))
                 return
-            self._event(head.step(0, step))
+            *_, part = head.parts(0, answer, answer.push(step))
+            self._event(part)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:
