@@ -207,7 +207,7 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
             if message["type"] == "http.response.start":
                 started = True
                 path = next((r.path for r in ROUTES if r.path == scope["path"]), "other")
-                service.measures.answered(path, message["status"])
+                service.measures.requests.labels(path, message["status"]).inc()
             await send(message)
 
         try:

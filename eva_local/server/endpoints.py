@@ -17,16 +17,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens, tokens_of
-from eva_local.openai.call import Call, read_call, texts_of, weights_of
 from eva_local.openai.request import (
     CHAT,
     COMPLETION,
     KEYS,
+    Call,
     Values,
     given,
     in_chat,
+    read_call,
     read_messages,
     refuse_undone,
+    texts_of,
+    weights_of,
 )
 from eva_local.openai.responses import Reply, ResponseRequest, chat_of
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from eva_local.api import Ensemble
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.request import given, parsed, refuse_twice
+from eva_local.openai.request import given, parsed
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.guard import RefusedError, come_again
 from eva_local.types import Score, Step
@@ -27,12 +27,12 @@ Texts = Sequence[tuple[AnyPrompt, str | Sequence[int]]]
 
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-_GAUGES: Mapping[str, tuple[str, Callable[[ServedModel], float]]] = {
-    "taken": ("Answers under way, those that wait among them.", lambda model: model.slots.taken),
-    "running": ("Answers being written.", lambda model: model.ensemble.scheduler.n_running),
-    "waiting": ("Answers that wait for a place.", lambda model: model.ensemble.scheduler.n_waiting),
-    "places": ("Answers that can be written side by side.", lambda model: model.ensemble.n_slots),
-}
+_GAUGES: Sequence[tuple[str, str, Callable[[ServedModel], float]]] = (
+    ("taken", "Answers under way, those that wait among them.", lambda each: each.slots.taken),
+    ("running", "Answers being written.", lambda each: each.ensemble.scheduler.n_running),
+    ("waiting", "Answers that wait for a place.", lambda each: each.ensemble.scheduler.n_waiting),
+    ("places", "Answers that can be written side by side.", lambda each: each.ensemble.n_slots),
+)
 
 
 class Measures:
@@ -46,7 +46,8 @@ class Measures:
         histogram = partial(
             prometheus.Histogram, namespace="eva_local", registry=registry, buckets=_SECONDS
         )
-        self._requests = counter("requests", "Requests answered.", ("path", "status"))
+        #: Counts requests by path and status.
+        self.requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
         self._read = counter(
             "prompt_tokens",
@@ -61,19 +62,14 @@ class Measures:
         first, whole = "From a place to the first token.", "From a place to the end of an answer."
         self._first = histogram("first_token_seconds", first, ("model",))
         self._whole = histogram("answer_seconds", whole, ("model",))
-        self._gauges = {
-            name: (gauge(f"answers_{name}", what, ("model",)), count)
-            for name, (what, count) in _GAUGES.items()
-        }
+        self._gauges = [
+            (gauge(f"answers_{name}", what, ("model",)), count) for name, what, count in _GAUGES
+        ]
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
-        for gauge, count in self._gauges.values():
+        for gauge, count in self._gauges:
             gauge.labels(model.name).set_function(partial(count, model))
-
-    def answered(self, path: str, status: int) -> None:
-        """Count a request."""
-        self._requests.labels(path, str(status)).inc()
 
     def hear(self, name: str, step: Step) -> None:
         """Count what an answer of a model says."""
@@ -159,9 +155,9 @@ class ServedModel:
 
     async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
-        options: dict[str, Any] = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
-        options["symbols"] = n_top is not None
-        requests = [Request(prompt, continuation=text, **options) for prompt, text in texts]
+        how: dict[str, Any] = {"n_top": n_top or 0, "symbols": n_top is not None}
+        how |= {"alone": self.alone, "weights": weights}
+        requests = [Request(prompt, continuation=text, **how) for prompt, text in texts]
         async with contextlib.aclosing(self.run(requests)) as all_told:
             scores = {number: told async for number, told in all_told if isinstance(told, Score)}
         return [scores[number] for number in range(len(requests))]
@@ -208,15 +204,11 @@ class Service:
         """Offer ensembles from now on, before each of which `n_waiting` answers may wait."""
         models = []
         for ensemble in ensembles:
-            slots = Slots(ensemble.n_slots, n_waiting)
-            name = ensemble.spec.name
+            name, slots = ensemble.spec.name, Slots(ensemble.n_slots, n_waiting)
             models.append(ServedModel(name, ensemble, slots))
             self.measures.watch(models[-1])
-            if len(ensemble.members) > 1:
-                models += [
-                    ServedModel(f"{name}/{member}", ensemble, slots, member)
-                    for member in dict.fromkeys(ensemble.members)
-                ]
+            alone = dict.fromkeys(ensemble.members) if len(ensemble.members) > 1 else ()
+            models += [ServedModel(f"{name}/{each}", ensemble, slots, each) for each in alone]
         self._models = {model.name: model for model in models}
 
 
@@ -232,15 +224,14 @@ async def asked(request: HttpRequest) -> tuple[ServedModel, dict[str, object]]:
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
         body, twice = parsed(data.decode("utf-8-sig"), _refuse_constant)
-        refuse_twice(twice)
         # JSON can name half a character, which is no text.
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError("the body holds half of a surrogate pair, which is no text") from error
-    except InputError as error:
-        raise InputError(f"the body {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
+    if twice:
+        raise InputError(f"the body has the key {shown(twice[0])} twice: give it once")
     if not isinstance(body, dict):
         raise InputError("the body must be a JSON object")
     return service_of(request).named(body.get("model")), given(body)

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import CHAT, COMPLETION, read_call
 from eva_local.server.endpoints import read_score_call
 from eva_local.server.guard import problem_of
 from eva_local.types import Sampling

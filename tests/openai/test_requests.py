@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from eva_local.errors import ConfigError, InputError
 from eva_local.openai.answer import Answer, tokens_of
-from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body
+from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body, read_call
 from eva_local.server.endpoints import read_score_call
 from eva_local.server.guard import problem_of
 from eva_local.types import Sampling, Step

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.errors import InputError
-from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT, in_chat
+from eva_local.openai.request import CHAT, in_chat, read_call
 from eva_local.openai.responses import ResponseRequest, chat_of
 from eva_local.server.ollama import OllamaChat, OllamaText
 from eva_local.server.ollama import chat_of as ollama_chat_of

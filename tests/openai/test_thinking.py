@@ -7,8 +7,14 @@ from traces import thinking_steps
 
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead, trace_of
-from eva_local.openai.call import LONGEST_GRAMMAR, read_call
-from eva_local.openai.request import CHAT, COMPLETION, read_body, read_options
+from eva_local.openai.request import (
+    CHAT,
+    COMPLETION,
+    LONGEST_GRAMMAR,
+    read_body,
+    read_call,
+    read_options,
+)
 from eva_local.openai.shapes import ChatMessages
 from eva_local.reading import read
 from eva_local.server.guard import problem_of

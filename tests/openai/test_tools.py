@@ -9,8 +9,7 @@ import pytest
 from eva_local.engine.grammar import Calls
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead
-from eva_local.openai.call import Call, read_call
-from eva_local.openai.request import CHAT
+from eva_local.openai.request import CHAT, Call, read_call
 from eva_local.openai.tools import calls_in
 from eva_local.types import Sampling, Step
 
