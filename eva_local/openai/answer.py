@@ -4,11 +4,12 @@ import codecs
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from eva_local.engine.grammar import BEGIN
+from eva_local.openai import shapes
 from eva_local.openai.request import CHAT
 from eva_local.openai.tools import calls_in, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
@@ -116,7 +117,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Letterhead:
-    """What all bodies about a request begin with, and whether they tell cost, reasons and times.
+    """What all bodies about a request begin with; `asked` says what is told beside the answers.
 
     Other protocols have letterheads of their own.
     """
@@ -130,11 +131,12 @@ class Letterhead:
     name: str
     created: int
     model: str
-    counted: bool = False
-    traced: bool = False
-    timed: bool = False
-    #: Answers to each prompt.
-    n: int = 1
+    asked: shapes.AnswerRequest = field(default_factory=shapes.AnswerRequest)
+
+    @property
+    def _is_counted(self) -> bool:
+        options = self.asked.stream_options
+        return options is not None and options.include_usage
 
     def whole(self, answers: Sequence[Answer]) -> Body:
         """Return the answers, with logprobs where they are told."""
@@ -142,7 +144,7 @@ class Letterhead:
         for index, answer in enumerate(answers):
             tokens = answer.tokens if answer.told else None
             choices.append(self._choice(index, answer, answer, tokens))
-            if self.traced:
+            if self.asked.trace:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps if step.stayed]
         told: Body = {"usage": self.counts(answers), **self._timings(answers)}
         return self._body("chat.completion", choices) | told
@@ -156,16 +158,17 @@ class Letterhead:
             delta = {"role": "assistant", "content": content, "refusal": None}
             head: Body = {"index": index, "delta": delta}
             yield self._part({**head, "logprobs": None, "finish_reason": None})
-        if step.text or step.reasoning or tokens or self.traced or step.finish_reason:
+        if step.text or step.reasoning or tokens or self.asked.trace or step.finish_reason:
             choice = self._choice(index, answer, step, tokens or None)
-            if self.traced and step.stayed:
+            if self.asked.trace and step.stayed:
                 choice["eva"] = trace_of(step)
             yield self._part(choice)
 
     def last(self, answers: Sequence[Answer]) -> Body | None:
         """Return the part that tells what the answers cost, where it is told."""
-        told: Body = {"usage": self.counts(answers)} if self.counted else {}
-        told |= self._timings(answers)
+        told = self._timings(answers)
+        if self._is_counted:
+            told["usage"] = self.counts(answers)
         return self._part() | told if told else None
 
     def event(self, part: Body) -> bytes:
@@ -174,9 +177,9 @@ class Letterhead:
 
     def counts(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return what the answers cost, in tokens."""
-        usages = [answer.usage for answer in answers if answer.usage]
-        read, written = sum(a.n_read for a in answers[:: self.n]), sum(u.steps for u in usages)
-        cached = sum(u.cached_tokens[0] for u in usages[:: self.n])
+        usages, n = [answer.usage for answer in answers if answer.usage], self.asked.n
+        read, written = sum(a.n_read for a in answers[::n]), sum(u.steps for u in usages)
+        cached = sum(u.cached_tokens[0] for u in usages[::n])
         n_thought = sum(usage.reasoning_steps for usage in usages)
         details: Body = {"reasoning_tokens": n_thought}
         if drafted := sum(usage.drafted for usage in usages):
@@ -191,7 +194,7 @@ class Letterhead:
 
     def _timings(self, answers: Sequence[Answer]) -> Body:
         """Return how long the first answer took, in the words of llama-server."""
-        if not self.timed or (usage := answers[0].usage) is None:
+        if not self.asked.timings_per_token or (usage := answers[0].usage) is None:
             return {}
         cached, read = usage.cached_tokens[0], usage.prompt_tokens[0]
         times: Body = {"cache_n": cached}
@@ -227,7 +230,7 @@ class Letterhead:
 
     def _part(self, *choices: Body) -> Body:
         body = self._body("chat.completion.chunk", choices)
-        return body | {"usage": None} if self.counted else body
+        return body | {"usage": None} if self._is_counted else body
 
     def _body(self, chat: str, choices: Sequence[Body]) -> Body:
         kind = chat if self.endpoint == CHAT else "text_completion"

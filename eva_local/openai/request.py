@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, get_args
-
-from msgspec import Struct
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from eva_local.engine.grammar import Calls
 from eva_local.engine.request import AnyPrompt, Weights
@@ -20,7 +18,6 @@ from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Message, Sampling, Thinking
 
 Known = TypeVar("Known", bound=shapes.Options)
-Asking = TypeVar("Asking", bound=Struct)
 # What a JSON object says.
 Values = Mapping[str, object]
 
@@ -100,6 +97,15 @@ MOST_BIASES = 1024
 LONGEST_GRAMMAR = 64 * 1024
 # The bytes of a token.
 PieceOf = Callable[[int], bytes]
+
+
+class ChatLike(Protocol):
+    """What is asked for in other words than in a chat; all other keys are those of a chat."""
+
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+    def chat(self) -> dict[str, object]:
+        """Return the body of a chat; raise InputError for what cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,10 +410,10 @@ def given(body: Values) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def in_chat(body: Values, kind: type[Asking], chat_of: Callable[[Asking], Values]) -> Values:
+def in_chat(body: Values, kind: type[ChatLike]) -> Values:
     """Return the body of a chat for one that has words of its own for some of it, in a `kind`."""
     own = kind.__struct_fields__
-    chat = given(chat_of(read({key: body[key] for key in own if key in body}, kind)))
+    chat = given(read({key: body[key] for key in own if key in body}, kind).chat())
     others = {key: value for key, value in body.items() if key not in own}
     for key in chat.keys() & others.keys():
         raise InputError(f"{key} is said in other words here; leave it out")

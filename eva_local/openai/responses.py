@@ -42,19 +42,17 @@ class ResponseRequest(Struct, kw_only=True):
     top_logprobs: Whole = 0
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
 
-
-def chat_of(asked: ResponseRequest) -> dict[str, object]:
-    """Return what is asked for as the body of a chat; raise InputError for what cannot be."""
-    return {
-        "messages": list(_messages(asked)),
-        "max_tokens": asked.max_output_tokens,
-        "reasoning_effort": asked.reasoning.effort,
-        "response_format": _nested(asked.text.format),
-        "tools": [_nested(tool) for tool in asked.tools],
-        "tool_choice": _nested(asked.tool_choice),
-        "top_logprobs": asked.top_logprobs or None,
-        "logprobs": asked.top_logprobs > 0 or _LOGPROBS in asked.include or None,
-    }
+    def chat(self) -> dict[str, object]:
+        return {
+            "messages": list(_messages(self)),
+            "max_tokens": self.max_output_tokens,
+            "reasoning_effort": self.reasoning.effort,
+            "response_format": _nested(self.text.format),
+            "tools": [_nested(tool) for tool in self.tools],
+            "tool_choice": _nested(self.tool_choice),
+            "top_logprobs": self.top_logprobs or None,
+            "logprobs": self.top_logprobs > 0 or _LOGPROBS in self.include or None,
+        }
 
 
 def _nested(value: Any) -> Any:

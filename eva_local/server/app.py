@@ -126,7 +126,27 @@ async def description(request: Request) -> Response:
     """Describe all endpoints, as OpenAPI."""
     service = service_of(request)
     names = [each.name for each in service.models] if service.is_ready else ()
-    return JSONResponse(_document(names))
+    bodies = [body for _, body in _POSTS.values() if body]
+    _, schemas = schema_components(
+        [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
+    )
+    sampling = schemas.pop(Sampling.__name__)["properties"]
+    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
+    sampling |= {key: {} for key in IGNORED}
+    for body in bodies:
+        properties = schemas[body.__name__]["properties"]
+        properties["model"] = {"enum": names} if names else {"type": "string"}
+        if issubclass(body, shapes.AnswerRequest):
+            schemas[body.__name__]["properties"] = sampling | properties
+    how = {"key": {"type": "http", "scheme": "bearer"}}
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": "eva-local", "version": version("eva-local")},
+        "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
+        "components": {"securitySchemes": how, "schemas": schemas},
+        "security": [{}, {"key": []}],
+    }
+    return JSONResponse(document)
 
 
 async def props(request: Request) -> Response:
@@ -212,55 +232,21 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
 
         try:
             await app(scope, receive, noted)
-        except guard.RefusedError as error:
-            await guard.refusal(scope["path"], *error.told)(scope, receive, noted)
         except Exception as error:
-            log.error("a request failed", exc_info=error)
+            if not isinstance(error, guard.RefusedError):
+                log.error("a request failed", exc_info=error)
             if started:
                 # The connection must break off, or half an answer would look whole.
                 raise
-            body = guard.problem("the server failed; its log says why", "server_error")
-            await guard.refusal(scope["path"], body, 500)(scope, receive, noted)
+            await guard.refusal(scope, error)(scope, receive, noted)
 
     return answer
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    path = request.scope["path"]
-    if isinstance(error, EvaError):
-        if not (of_caller := isinstance(error, guard.OF_CALLER)):
-            log.error("%s", error)
-        return guard.refusal(path, guard.problem_of(error), 400 if of_caller else 500)
-    assert isinstance(error, HTTPException)
-    what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
-    body = guard.problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
-    return guard.refusal(path, body, error.status_code, error.headers)
-
-
-def _document(models: Sequence[str]) -> Schema:
-    """Describe what can be asked, as OpenAPI 3.1; `models` can be named, where that is known."""
-    bodies = [body for _, body in _POSTS.values() if body]
-    _, schemas = schema_components(
-        [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
-    )
-    sampling = schemas.pop(Sampling.__name__)["properties"]
-    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
-    sampling |= {key: {} for key in IGNORED}
-    for body in bodies:
-        properties = schemas[body.__name__]["properties"]
-        properties["model"] = {"enum": list(models)} if models else {"type": "string"}
-        if issubclass(body, shapes.AnswerRequest):
-            schemas[body.__name__]["properties"] = sampling | properties
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "eva-local", "version": version("eva-local")},
-        "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
-        "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": schemas,
-        },
-        "security": [{}, {"key": []}],
-    }
+    if isinstance(error, EvaError) and not isinstance(error, guard.OF_CALLER):
+        log.error("%s", error)
+    return guard.refusal(request.scope, error)
 
 
 def _operation(route: Route) -> Schema:

@@ -31,7 +31,7 @@ from eva_local.openai.request import (
     texts_of,
     weights_of,
 )
-from eva_local.openai.responses import Reply, ResponseRequest, chat_of
+from eva_local.openai.responses import Reply, ResponseRequest
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
@@ -61,21 +61,14 @@ async def complete(request: HttpRequest) -> ASGIApp:
     model, body = await asked(request)
     endpoint = CHAT if request.scope["path"].endswith("/chat/completions") else COMPLETION
     name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-
-    def head(call: Call) -> Letterhead:
-        wanted, options = call.request, call.request.stream_options
-        counted = options is not None and options.include_usage
-        told = (counted, wanted.trace, wanted.timings_per_token, wanted.n)
-        return Letterhead(endpoint, name, int(time.time()), model.name, *told)
-
-    return await answered(request, model, body, endpoint, head)
+    form = partial(Letterhead, endpoint, name, int(time.time()), model.name)
+    return await answered(request, model, body, endpoint, lambda call: form(call.request))
 
 
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
-    chat = in_chat(body, ResponseRequest, chat_of)
-    form = partial(Reply, model.name, body)
+    chat, form = in_chat(body, ResponseRequest), partial(Reply, model.name, body)
     return await answered(request, model, chat, CHAT, lambda call: form(call.sampling))
 
 
@@ -245,16 +238,10 @@ async def score(request: HttpRequest) -> Response:
     data = []
     for index, each in enumerate(scores):
         # Log-likelihoods are in nats.
-        told: Body = {
-            "index": index,
-            "object": "score",
-            "log_likelihood": each.log_likelihood,
-            "per_byte": each.per_byte,
-            "n_bytes": each.n_bytes,
-            "n_tokens": each.n_symbols,
-            "unseen": each.unseen,
-            "members": dict(zip(model.members, each.members, strict=True)),
-        }
+        told: Body = {"index": index, "object": "score"}
+        told |= {key: getattr(each, key) for key in ("log_likelihood", "per_byte", "n_bytes")}
+        told |= {"n_tokens": each.n_symbols, "unseen": each.unseen}
+        told["members"] = dict(zip(model.members, each.members, strict=True))
         if n_top is not None:
             told["logprobs"] = chat_tokens(tokens_of(each.symbols))
         data.append(told)
@@ -303,6 +290,5 @@ async def detokenize(request: HttpRequest) -> Response:
 async def tokenizer_info(request: HttpRequest) -> Response:
     """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
     model = service_of(request).named(None)
-    return JSONResponse(
-        {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
-    )
+    none = dict.fromkeys(("bos_token", "eos_token", "chat_template"))
+    return JSONResponse({"model": model.name, **none})

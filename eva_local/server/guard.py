@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,12 +36,12 @@ PATIENCE_S = 60.0
 
 def problem(
     message: str, kind: str = _REQUEST_ERROR, *, param: str | None = None, code: str | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the body that tells of an error."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def problem_of(error: EvaError) -> dict[str, object]:
+def problem_of(error: EvaError) -> dict[str, Any]:
     """Return the body that tells of an error; of one that is not the caller's, nothing exact."""
     if not isinstance(error, OF_CALLER):
         return problem("the models failed; the server's log says why", "server_error")
@@ -66,12 +67,21 @@ class RefusedError(Exception):
         self.told = (problem(message, **why), status, headers)
 
 
-def refusal(
-    path: str, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
+def refusal(scope: Scope, error: Exception) -> JSONResponse:
     """Return what tells of an error, in the shape of the protocol that is spoken at a path."""
-    is_ollama = path.startswith("/api/")
-    return JSONResponse({"error": body["error"]["message"]} if is_ollama else body, status, headers)
+    path, headers = scope["path"], None
+    body, status = problem("the server failed; its log says why", "server_error"), 500
+    if isinstance(error, RefusedError):
+        body, status, headers = error.told
+    elif isinstance(error, EvaError):
+        body, status = problem_of(error), 400 if isinstance(error, OF_CALLER) else 500
+    elif isinstance(error, HTTPException):
+        status, headers = error.status_code, error.headers
+        what = f"{scope['method']} cannot be done at" if status == 405 else "there is no"
+        body = problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
+    return JSONResponse(
+        {"error": body["error"]["message"]} if path.startswith("/api/") else body, status, headers
+    )
 
 
 def come_again(message: str, code: str) -> RefusedError:

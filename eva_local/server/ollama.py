@@ -37,11 +37,23 @@ class OllamaRequest(Struct, kw_only=True):
     format: Literal["", "json"] | _Named = ""
     think: bool | Effort | None = None
 
+    def chat(self) -> dict[str, object]:
+        chat = {key: each for key, each in given(self.options).items() if key not in _HOW}
+        chat["stream"] = self.stream
+        if self.format:
+            schema = {} if isinstance(self.format, str) else self.format
+            chat["response_format"] = {"type": "json_object", "schema": schema}
+        key = "enable_thinking" if isinstance(self.think, bool) else "reasoning_effort"
+        return chat | {key: self.think}
+
 
 class OllamaChat(OllamaRequest, kw_only=True):
     """A conversation; without messages the model is to be loaded."""
 
     messages: list[_Named] = []
+
+    def chat(self) -> dict[str, object]:
+        return super().chat() | {"messages": self.messages}
 
 
 class OllamaText(OllamaRequest, kw_only=True):
@@ -52,6 +64,13 @@ class OllamaText(OllamaRequest, kw_only=True):
     raw: bool = False
     template: Literal[""] = ""
     context: _Nothing = []
+
+    def chat(self) -> dict[str, object]:
+        if self.raw:
+            return super().chat() | {"prompt": self.prompt}
+        turns = {"system": self.system, "user": self.prompt} if self.prompt else {}
+        said = [{"role": role, "content": text} for role, text in turns.items() if text]
+        return super().chat() | {"messages": said}
 
 
 class Named(Struct, kw_only=True):
@@ -106,7 +125,7 @@ async def talk(request: HttpRequest) -> ASGIApp:
     """Answer as ollama does; a request without words finds the model loaded."""
     model, body = await asked(request)
     path = request.scope["path"]
-    chat, form = in_chat(body, BODIES[path], chat_of), Lines(path, "", 0, model.name)
+    chat, form = in_chat(body, BODIES[path]), Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
         return JSONResponse(form.said(None) | {"done": True, "done_reason": "load"})
     endpoint = COMPLETION if "prompt" in chat else CHAT
@@ -131,26 +150,6 @@ async def show(request: HttpRequest) -> Response:
 async def version(_request: HttpRequest) -> Response:
     """Say which version of ollama's protocol is spoken."""
     return JSONResponse({"version": _VERSION})
-
-
-def chat_of(wanted: OllamaRequest) -> dict[str, object]:
-    """Return what is asked for as the body of a chat, or of a text to be gone on with."""
-    chat: dict[str, object] = {k: v for k, v in given(wanted.options).items() if k not in _HOW}
-    chat["stream"] = wanted.stream
-    if wanted.format:
-        schema = {} if isinstance(wanted.format, str) else wanted.format
-        chat["response_format"] = {"type": "json_object", "schema": schema}
-    if wanted.think is not None:
-        key = "enable_thinking" if isinstance(wanted.think, bool) else "reasoning_effort"
-        chat[key] = wanted.think
-    if isinstance(wanted, OllamaChat):
-        return chat | {"messages": wanted.messages}
-    assert isinstance(wanted, OllamaText)
-    if wanted.raw:
-        return chat | {"prompt": wanted.prompt}
-    turns = {"system": wanted.system, "user": wanted.prompt} if wanted.prompt else {}
-    said = [{"role": role, "content": text} for role, text in turns.items() if text]
-    return chat | {"messages": said}
 
 
 def _function(call: _Named) -> _Named:

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from eva_local.errors import InputError
 from eva_local.openai.request import CHAT, in_chat, read_call
-from eva_local.openai.responses import ResponseRequest, chat_of
+from eva_local.openai.responses import ResponseRequest
 from eva_local.server.ollama import OllamaChat, OllamaText
-from eva_local.server.ollama import chat_of as ollama_chat_of
 from eva_local.types import Message, Sampling
 
 USER = {"role": "user", "content": "1 + 1?"}
@@ -20,7 +19,7 @@ ADD = {"name": "add", "description": "Add", "parameters": {"type": "object"}}
 
 
 def chat(**body) -> dict:
-    return dict(in_chat({"input": "a", **body}, ResponseRequest, chat_of))
+    return dict(in_chat({"input": "a", **body}, ResponseRequest))
 
 
 def test_a_text_is_a_message_behind_the_instructions() -> None:
@@ -136,7 +135,6 @@ _BODIES = st.dictionaries(
 
 @given(_BODIES, st.sampled_from([ResponseRequest, OllamaChat, OllamaText]))
 def test_any_body_is_understood_or_refused(body, kind) -> None:
-    translate = chat_of if kind is ResponseRequest else ollama_chat_of
     said = {key: value for key, value in body.items() if value is not None}
     with contextlib.suppress(InputError):
-        read_call(in_chat(said, kind, translate), CHAT, Sampling(), piece_of=bytes, members=("a",))
+        read_call(in_chat(said, kind), CHAT, Sampling(), piece_of=bytes, members=("a",))

@@ -15,7 +15,7 @@ from eva_local.openai.request import (
     read_call,
     read_options,
 )
-from eva_local.openai.shapes import ChatMessages
+from eva_local.openai.shapes import AnswerRequest, ChatMessages
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
 from eva_local.types import Message, Sampling
@@ -198,7 +198,7 @@ def streamed(head: Letterhead) -> list[dict]:
 
 def test_an_answer_tells_its_thought_apart() -> None:
     answer = answered(told=True)[1]
-    body = Letterhead(CHAT, "x", 0, "trio", traced=True).whole([answer])
+    body = Letterhead(CHAT, "x", 0, "trio", AnswerRequest(trace=True)).whole([answer])
     (choice,) = body["choices"]
     assert choice["message"]["content"] == "It is salt."
     assert choice["message"]["reasoning_content"] == "Let me see."

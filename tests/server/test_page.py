@@ -22,6 +22,7 @@ from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT
+from eva_local.openai.shapes import AnswerRequest
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
 from eva_local.server.guard import problem
@@ -93,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        head = Letterhead(CHAT, "x", 0, model, traced=True)
+        head = Letterhead(CHAT, "x", 0, model, AnswerRequest(trace=True))
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         answer = Answer()
         for number, step in enumerate(told.steps):
