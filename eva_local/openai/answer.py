@@ -127,6 +127,9 @@ class Letterhead:
     done: ClassVar[bytes] = b"data: [DONE]\n\n"
     alive: ClassVar[bytes] = b": the members are reading\n\n"
 
+    #: What the tokens are of that are counted.
+    words: ClassVar[tuple[str, str]] = ("prompt", "completion")
+
     endpoint: str
     name: str
     created: int
@@ -186,11 +189,12 @@ class Letterhead:
             accepted = sum(usage.accepted for usage in usages)
             details["accepted_prediction_tokens"] = accepted
             details["rejected_prediction_tokens"] = drafted - accepted
-        counts: Body = {"prompt_tokens": read, "completion_tokens": written}
+        asked, said = self.words
+        counts: Body = {f"{asked}_tokens": read, f"{said}_tokens": written}
         counts["total_tokens"] = read + written
-        counts["prompt_tokens_details"] = {"cached_tokens": cached}
+        counts[f"{asked}_tokens_details"] = {"cached_tokens": cached}
         is_told = self.endpoint == CHAT or n_thought
-        return counts | ({"completion_tokens_details": details} if is_told else {})
+        return counts | ({f"{said}_tokens_details": details} if is_told else {})
 
     def _timings(self, answers: Sequence[Answer]) -> Body:
         """Return how long the first answer took, in the words of llama-server."""

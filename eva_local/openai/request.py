@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from eva_local.engine.grammar import Calls
 from eva_local.engine.request import AnyPrompt, Weights
@@ -27,38 +27,32 @@ CHAT, COMPLETION = get_args(Endpoint)
 OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
 ALIASES = {
-    "max_completion_tokens": "max_tokens",
-    # Those of llama-server, of its requests, of vLLM, and of ollama.
-    "reasoning_budget": "thinking_budget",
-    "thinking_budget_tokens": "thinking_budget",
-    "thinking_token_budget": "thinking_budget",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
+    # Also those of llama-server, of its requests, of vLLM, and of ollama.
+    **dict.fromkeys(("max_completion_tokens", "n_predict", "num_predict"), "max_tokens"),
     "max_new_tokens": "max_tokens",
+    **dict.fromkeys(("reasoning_budget", "thinking_budget_tokens"), "thinking_budget"),
+    "thinking_token_budget": "thinking_budget",
     "repetition_penalty": "repeat_penalty",
 }
 #: What says nothing about the answer: whose it is, or how to work.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
-    *("keep_alive", "return_progress", "id_slot", "priority", "request_id"),
-    *("verbosity", "reasoning_format", "prediction", "skip_special_tokens"),
-    "prompt_cache_options",
+    *("keep_alive", "return_progress", "id_slot", "priority", "request_id", "verbosity"),
+    *("reasoning_format", "prediction", "skip_special_tokens", "prompt_cache_options"),
 )
 # What nobody can do, beside the value that asks for nothing.
 _REFUSED: Values = {
-    "best_of": 1,
+    **dict.fromkeys(("best_of", "typical_p", "typ_p", "tfs_z", "length_penalty"), 1),
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
+    **dict.fromkeys(("min_tokens", "n_probs"), 0),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
     "suffix": "",
     "functions": [],
     "function_call": "none",
     "modalities": ["text"],
-    # Of llama-server and vLLM.
-    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
-    **dict.fromkeys(("min_tokens", "n_probs"), 0),
-    **dict.fromkeys(("typical_p", "typ_p", "tfs_z", "length_penalty"), 1),
-    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
-    "add_generation_prompt": True,
     "stop_token_ids": [],
+    "add_generation_prompt": True,
     # Of /v1/responses: what a server would have to remember, or do by itself.
     **dict.fromkeys(("previous_response_id", "conversation", "max_tool_calls", "moderation")),
     "background": False,
@@ -70,24 +64,24 @@ _GOES_ON: Values = {"continue_final_message": True, "add_generation_prompt": Fal
 _DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
 # The same of what a server can do, where nothing else can.
 _SERVED: Values = {
+    **dict.fromkeys(("stream", "echo", "trace", "timings_per_token"), False),
     "n": 1,
-    "stream": False,
     "stream_options": {},
     "tools": [],
     "tool_choice": "none",
-    "echo": False,
-    "trace": False,
-    "timings_per_token": False,
     "weights": None,
 }
 _ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
 #: What `read_options` reads.
 OPTION_KEYS = tuple(dict.fromkeys((*OPTIONS, *ALIASES, *shapes.Options.__struct_fields__)))
+_KINDS: Mapping[str, type[shapes.AnyRequest]] = {
+    CHAT: shapes.ChatRequest,
+    COMPLETION: shapes.CompletionRequest,
+}
 # The arguments by which chat templates are told to think.
 _SWITCHES = ("enable_thinking", "thinking")
 #: What the body of a request can say.
 KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
-
 
 #: Stop strings and biases are looked at again in every step, beside all other answers.
 MOST_STOPS = 16
@@ -97,15 +91,6 @@ MOST_BIASES = 1024
 LONGEST_GRAMMAR = 64 * 1024
 # The bytes of a token.
 PieceOf = Callable[[int], bytes]
-
-
-class ChatLike(Protocol):
-    """What is asked for in other words than in a chat; all other keys are those of a chat."""
-
-    __struct_fields__: ClassVar[tuple[str, ...]]
-
-    def chat(self) -> dict[str, object]:
-        """Return the body of a chat; raise InputError for what cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +245,7 @@ def read_request(
 ) -> tuple[shapes.AnyRequest, Sampling]:
     """Read a body, and how its answers are drawn but for biases; raise InputError."""
     values = said(body)
-    kind: type[shapes.AnyRequest] = shapes.CompletionRequest
-    if endpoint == CHAT:
-        kind = shapes.ChatRequest
+    kind = _KINDS[endpoint]
     messages = values.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
     goes_on = _GOES_ON if isinstance(last, dict) and last.get("role") == "assistant" else {}
@@ -410,8 +393,8 @@ def given(body: Values) -> dict[str, object]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def in_chat(body: Values, kind: type[ChatLike]) -> Values:
-    """Return the body of a chat for one that has words of its own for some of it, in a `kind`."""
+def in_chat(body: Values, kind: type[Any]) -> Values:
+    """Return the body of a chat for one that is partly of a `kind`, whose `chat()` tells it."""
     own = kind.__struct_fields__
     chat = given(read({key: body[key] for key in own if key in body}, kind).chat())
     others = {key: value for key, value in body.items() if key not in own}

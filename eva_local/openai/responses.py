@@ -98,7 +98,7 @@ _KINDS: Mapping[str, tuple[str, str, Body]] = {
 class Reply(Letterhead):
     """The answer to one request, whole or as events; `body` is what was asked."""
 
-    done = b""
+    done, words = b"", ("input", "output")
 
     def __init__(self, model: str, body: Values, sampling: Sampling) -> None:
         super().__init__(CHAT, _id("resp"), int(time.time()), model)
@@ -204,19 +204,11 @@ class Reply(Letterhead):
         head: Body = {"id": self.name, "object": "response", "created_at": self.created}
         head |= {"model": self.model, "status": status, "error": None, "output": [*self._items]}
         head["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
-        head["usage"] = _usage(self.counts([answer])) if answer else None
+        head["usage"] = usage = self.counts([answer]) if answer else None
+        if usage is not None:
+            usage["input_tokens_details"]["cache_write_tokens"] = 0
         return head | self._asked
 
 
 def _id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
-
-
-def _usage(counts: _Named) -> Body:
-    return {
-        "input_tokens": counts["prompt_tokens"],
-        "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
-        "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": counts["completion_tokens_details"],
-        "total_tokens": counts["total_tokens"],
-    }

@@ -48,8 +48,6 @@ _HEADERS = {
     # nginx would keep the parts until the answer is whole.
     "X-Accel-Buffering": "no",
 }
-# What only the endpoints have a form for that OpenAI has for it.
-_OF_OPENAI = ("n", "trace", "echo")
 # Of names of keys, in the log.
 _LONGEST = 500
 
@@ -83,7 +81,8 @@ async def answered(
 
     Raises InputError for what cannot be done.
     """
-    for key in () if endpoint.endswith(request.scope["path"]) else _OF_OPENAI:
+    # Other protocols have no form for these.
+    for key in () if endpoint.endswith(request.scope["path"]) else ("n", "trace", "echo"):
         refuse_undone(key, body.get(key))
     service = service_of(request)
     if service.takes_unknown and (unknown := body.keys() - KEYS):
