@@ -80,7 +80,12 @@ def serve(
     http://127.0.0.1:8080/v1, and a page to chat with is at http://127.0.0.1:8080. Without a key,
     only this machine can ask. Ctrl-C ends it.
     """
-    keys = _keys(api_key_file)
+    keys: tuple[str, ...] = ()
+    if api_key_file is not None:
+        lines = read_text(Path(api_key_file), "--api-key-file").splitlines()
+        keys = tuple(filter(None, map(str.strip, lines)))
+        if not keys:
+            raise InputError(f"--api-key-file: {api_key_file} holds no key")
     config = load(overrides)
     asked = [*names, *([listed(models)] if models else [])]
     specs = [config.ensemble(name) for name in asked or (None,)]
@@ -112,12 +117,3 @@ def serve(
     with handled(stop, *_ENDINGS):
         asyncio.run(server.serve())
     return 0
-
-
-def _keys(file: str | None) -> tuple[str, ...]:
-    if file is None:
-        return ()
-    lines = map(str.strip, read_text(Path(file), "--api-key-file").splitlines())
-    if keys := tuple(filter(None, lines)):
-        return keys
-    raise InputError(f"--api-key-file: {file} holds no key")

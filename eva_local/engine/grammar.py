@@ -128,7 +128,7 @@ class Grammars:
         with self._one_at_a_time:
             if self._tokenizer is None:
                 self._tokenizer = self._prepared()
-        return _followed(self._tokenizer, self._space.end, gbnf, schema, calls)
+        return _followed(self._tokenizer, gbnf, schema, calls)
 
     def _prepared(self) -> LLTokenizer:
         from llguidance import LLTokenizer
@@ -148,8 +148,7 @@ def check(sampling: Sampling) -> None:
     if sampling.grammar is not None or sampling.json_schema is not None:
         from llguidance import LLTokenizer
 
-        tokenizer = LLTokenizer("byte")
-        _followed(tokenizer, tokenizer.eos_token, sampling.grammar, sampling.json_schema)
+        _followed(LLTokenizer("byte"), sampling.grammar, sampling.json_schema)
 
 
 class _Described:
@@ -167,25 +166,20 @@ class _Described:
 
 
 def _followed(
-    tokenizer: LLTokenizer,
-    end: int,
-    gbnf: str | None,
-    schema: str | None,
-    calls: Calls | None = None,
+    tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, calls: Calls | None = None
 ) -> Grammar:
     from llguidance import LLMatcher, LLParserLimits
 
     name = "grammar" if gbnf is not None else "json_schema" if calls is None else "tools"
+    limits = LLParserLimits(verbose_errors=False)
     try:
         compiled = _compiled(gbnf, schema, calls)
+        matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        return Grammar(matcher, tokenizer.eos_token)
     except ValueError as error:
         raise _error(name, str(error)) from error
-    limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
-    if matcher.is_error():
-        raise _error(name, matcher.get_error())
-    try:
-        return Grammar(matcher, end)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 
@@ -212,8 +206,8 @@ def _part(name: str, schema: str) -> dict[str, Any]:
     form: Any = {"item_separator": ", ", "key_separator": ": "}
     form |= {"whitespace_flexible": False, "lenient": False}
     compiled = json.loads(LLMatcher.grammar_from_json_schema(schema, overrides=form))
-    whole: Path = ()
     ways_of = functools.partial(ways_of_part, json.loads(schema))
+    whole: Path = ()
     refuse_endless(whole, ways_of, lambda path: "/".join(("part #", *path)))
     return {**compiled["grammars"][0], "name": name}
 
@@ -249,9 +243,8 @@ def refuse_endless(
     A head has ways, of which one will do, and each needs other heads. What is not understood
     counts as something that ends.
     """
-    ways = {first: ways_of(first)}
+    ways, deepest = {first: ways_of(first)}, 1
     trail = [chain(*ways[first])]
-    deepest = 1
     while trail:
         after = next((head for head in trail[-1] if head not in ways), None)
         if after is None:
@@ -267,10 +260,9 @@ def refuse_endless(
         ending.update(
             head for head in reversed(ways) if any(ending.issuperset(way) for way in ways[head])
         )
-    for head in ways:
-        if head not in ending:
-            problem = f"no text completes the {named(head)}"
-            raise ValueError(f"{problem}: what it needs always needs itself again")
+    if endless := [head for head in ways if head not in ending]:
+        problem = f"no text completes the {named(endless[0])}"
+        raise ValueError(f"{problem}: what it needs always needs itself again")
     if deepest > _DEEPEST:
         problem = f"{deepest} parts lead from one to the next, over {_DEEPEST}"
         raise ValueError(f"{problem}: flatten it")

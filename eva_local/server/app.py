@@ -40,30 +40,28 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_JSON = "application/json"
+_JSON, _VERSION = "application/json", version("eva-local")
 _MEDIA = {"/": "text/html", "/metrics": "text/plain"}
 # What the page's own script needs: libraries as they are published, and parts of ours.
 _SCRIPTS = ("vendor/marked.umd.js", "vendor/highlight.min.js", "markdown.js", "store.js")
 
 
 def make_app(
-    service: Service, keys: Sequence[str], origins: Sequence[str], hosts: Sequence[str] = ()
+    service: Service,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
 ) -> Starlette:
     """Return the application: asks for one of `keys`, lets pages from `origins` read answers.
 
     Without keys, pages from elsewhere can read why they are refused, and nothing but that. Requests
     to `hosts` are for this machine, too.
     """
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=list(origins) if keys else ["*"],
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-    )
+    how: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            cors,
+            Middleware(CORSMiddleware, allow_origins=list(origins) if keys else ["*"], **how),
             Middleware(_watched, service=service),
             Middleware(guard.guarded, keys=keys, origins=origins, hosts=hosts),
             Middleware(guard.received),
@@ -141,7 +139,7 @@ async def description(request: Request) -> Response:
     how = {"key": {"type": "http", "scheme": "bearer"}}
     document = {
         "openapi": "3.1.0",
-        "info": {"title": "eva-local", "version": version("eva-local")},
+        "info": {"title": "eva-local", "version": _VERSION},
         "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
         "components": {"securitySchemes": how, "schemas": schemas},
         "security": [{}, {"key": []}],
@@ -152,15 +150,10 @@ async def description(request: Request) -> Response:
 async def props(request: Request) -> Response:
     """Describe a model as llama-server does."""
     model = service_of(request).named(request.query_params.get("model"))
-    told = {
-        "default_generation_settings": {"n_ctx": model.n_ctx},
-        "total_slots": model.ensemble.n_slots,
-        "model_alias": model.name,
-        "model_path": model.name,
-        "modalities": {"vision": False, "audio": False},
-        "build_info": f"eva-local {version('eva-local')}",
-    }
-    return JSONResponse(told)
+    told: Body = {"default_generation_settings": {"n_ctx": model.n_ctx}}
+    told |= {"total_slots": model.ensemble.n_slots, "build_info": f"eva-local {_VERSION}"}
+    told |= {"model_alias": model.name, "model_path": model.name}
+    return JSONResponse({**told, "modalities": {"vision": False, "audio": False}})
 
 
 async def embed(_request: Request) -> Response:
