@@ -115,7 +115,6 @@ class Grammars:
         self._space = space
         self._missing = missing
         self._one_at_a_time = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
         self._beginning = functools.lru_cache(_KEPT)(self._compile)
 
     def open(self, sampling: Sampling, calls: Calls | None = None) -> Grammar | None:
@@ -126,11 +125,11 @@ class Grammars:
 
     def _compile(self, gbnf: str | None, schema: str | None, calls: Calls | None) -> Grammar:
         with self._one_at_a_time:
-            if self._tokenizer is None:
-                self._tokenizer = self._prepared()
-        return _followed(self._tokenizer, gbnf, schema, calls)
+            tokenizer = self._tokenizer
+        return _followed(tokenizer, gbnf, schema, calls)
 
-    def _prepared(self) -> LLTokenizer:
+    @functools.cached_property
+    def _tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
         space, end, missing = self._space, self._space.end, self._missing

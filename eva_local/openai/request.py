@@ -124,9 +124,8 @@ class Call:
 
     def seeded(self, sample: int) -> Sampling:
         """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
-        if self.sampling.seed is None or not sample:
-            return self.sampling
-        return replace(self.sampling, seed=self.sampling.seed + sample)
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + sample)
 
 
 def read_body(body: Values, endpoint: str, defaults: Sampling) -> Asked:
@@ -164,9 +163,10 @@ def read_call(
     calls = None
     if isinstance(request, shapes.ChatRequest):
         messages = conversation(request.messages)
-        if request.calls:
+        choice = request.tool_choice
+        if choice != "none" and (request.tools or choice != "auto"):
             messages, several = tools.told(messages, request.tools), request.parallel_tool_calls
-            calls = tools.calls_of(request.tools, request.tool_choice, several=several)
+            calls = tools.calls_of(request.tools, choice, several=several)
             if calls.due:
                 sampling = replace(sampling, json_schema=None, grammar=None)
         prompts = (messages,)
@@ -174,10 +174,8 @@ def read_call(
         prompts = texts_of(request.prompt, "prompt")
     weights = weights_of(request.weights, members)
     call = Call(request, prompts, sampling, scored, weights, calls)
-    if call.n_answers > shapes.MOST_ANSWERS:
-        raise InputError(
-            f"n: {call.n_answers} answers are asked for, and {shapes.MOST_ANSWERS} can be"
-        )
+    if call.n_answers > (most := shapes.MOST_ANSWERS):
+        raise InputError(f"n: {call.n_answers} answers are asked for, and {most} can be")
     return call
 
 
@@ -204,10 +202,8 @@ def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str])
     if isinstance(value, dict) and value.keys() == set(members):
         weights = tuple(value[name] for name in members)
     if isinstance(weights, dict) or len(weights) != len(members) or not 0 < sum(weights) < math.inf:
-        given = list(value) if isinstance(value, tuple) else value
-        raise InputError(
-            f"weights must be {shapes.WEIGHTS} of {', '.join(members)}; not {shown(given)}"
-        )
+        given, names = list(value) if isinstance(value, tuple) else value, ", ".join(members)
+        raise InputError(f"weights must be {shapes.WEIGHTS} of {names}; not {shown(given)}")
     return weights
 
 
@@ -230,9 +226,8 @@ def _text_biases(biases: shapes.Biases, piece_of: PieceOf) -> shapes.Biases:
 
 def _refuse_too_much(sampling: Sampling) -> None:
     if len(sampling.stop) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in sampling.stop):
-        raise InputError(
-            f"stop: at most {MOST_STOPS} texts of {LONGEST_STOP} characters can be looked for"
-        )
+        most = f"at most {MOST_STOPS} texts of {LONGEST_STOP} characters"
+        raise InputError(f"stop: {most} can be looked for")
     if len(sampling.logit_bias) > MOST_BIASES:
         raise InputError(f"logit_bias: at most {MOST_BIASES} tokens can be biased")
     for key in ("grammar", "json_schema", "chat_template"):
@@ -359,10 +354,8 @@ def _thought(
     asking += [k for k, m in modes.items() if m == "on" or (m == "apart" and k != "thinking")]
     asking += ["chat_template_kwargs"] if given.keys() - _SWITCHES else []
     if asking and not told:
-        raise InputError(
-            f"{asking[0]} is for messages: a text that is gone on with has no chat template, and "
-            "no thought; leave it out"
-        )
+        why = "a text that is gone on with has no chat template, and no thought; leave it out"
+        raise InputError(f"{asking[0]} is for messages: {why}")
     if effort is not None and given.setdefault("reasoning_effort", effort) != effort:
         raise InputError("reasoning_effort and that of chat_template_kwargs differ: give one")
     if effort == "none":

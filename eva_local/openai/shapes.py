@@ -147,11 +147,6 @@ class ChatRequest(AnswerRequest, kw_only=True):
     echo: ClassVar[bool] = False
 
     @property
-    def calls(self) -> bool:
-        """Whether the answer may be calls of functions."""
-        return self.tool_choice != "none" and bool(self.tools or self.tool_choice != "auto")
-
-    @property
     def n_top(self) -> int | None:
         """How many likely symbols are to be named; None where nothing is told of them."""
         return self.top_logprobs if self.logprobs else None

@@ -85,18 +85,19 @@ def told(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
 
 def calls_of(tools: Sequence[Tool], choice: Choice, *, several: bool) -> Calls:
     """Return what calls an answer may have, or must be; raise InputError."""
-    names = [tool.function.name for tool in tools]
     if isinstance(choice, Tool):
-        name = choice.function.name
+        name, names = choice.function.name, [tool.function.name for tool in tools]
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise InputError(f"tool_choice: {name} is none of the tools; {hint}")
         tools = [tool for tool in tools if tool.function.name == name]
-        if not tools:
-            problem = f"{name} is none of the tools; {did_you_mean(name, names)}"
-            raise InputError(f"tool_choice: {problem}")
     if not tools:
         raise InputError("tool_choice: there are no tools to choose from")
-    functions = [tool.function for tool in tools]
-    schemas = [(each.name, json.dumps({"type": "object", **each.parameters})) for each in functions]
-    return Calls(tuple(schemas), due=choice != "auto", several=several)
+    functions = tuple(
+        (each.function.name, json.dumps({"type": "object", **each.function.parameters}))
+        for each in tools
+    )
+    return Calls(functions, due=choice != "auto", several=several)
 
 
 def split(text: str, *, is_first: bool) -> tuple[str, str]:

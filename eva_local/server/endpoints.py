@@ -90,10 +90,8 @@ async def answered(
         log.warning("ignored what is not known: %s", names[:_LONGEST])
         body = {key: value for key, value in body.items() if key not in unknown}
     if body.get("chat_template") is not None and not service.trust_templates:
-        raise InputError(
-            "chat_template: this server takes no programs from clients (--trust-templates); "
-            "chat_template_kwargs can be sent"
-        )
+        why = "this server takes no programs from clients (--trust-templates)"
+        raise InputError(f"chat_template: {why}; chat_template_kwargs can be sent")
     defaults, check = model.ensemble.spec.sampling, model.ensemble.check
     call = read_call(
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members

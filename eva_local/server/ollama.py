@@ -163,22 +163,17 @@ def _end(answer: Answer) -> Body:
     if (usage := answer.usage) is not None:
         first, whole = int(usage.first_seconds * 1e9), int(usage.seconds * 1e9)
         body |= {"total_duration": whole, "load_duration": 0, "prompt_eval_count": answer.n_read}
-        body |= {"prompt_eval_duration": first, "eval_count": usage.steps}
-        body["eval_duration"] = whole - first
+        body |= {"prompt_eval_duration": first, "eval_duration": whole - first}
+        body["eval_count"] = usage.steps
     return body
 
 
 def _described(model: ServedModel) -> Body:
-    details = {"parent_model": "", "format": "gguf", "family": "eva-local"}
-    details |= {"parameter_size": "", "quantization_level": ""}
-    return {
-        "name": model.name,
-        "model": model.name,
-        "modified_at": _time(model.created),
-        "size": 0,
-        "digest": sha256(model.name.encode()).hexdigest(),
-        "details": {**details, "families": list(model.members)},
-    }
+    empty = dict.fromkeys(("parent_model", "parameter_size", "quantization_level"), "")
+    details = {**empty, "format": "gguf", "family": "eva-local", "families": list(model.members)}
+    head: Body = {"name": model.name, "model": model.name, "modified_at": _time(model.created)}
+    digest = sha256(model.name.encode()).hexdigest()
+    return {**head, "size": 0, "digest": digest, "details": details}
 
 
 def _time(seconds: float) -> str:

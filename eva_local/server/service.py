@@ -99,10 +99,9 @@ class Slots:
     @contextlib.contextmanager
     def take(self, count: int) -> Iterator[None]:
         """Let `count` answers in for a `with` block; refuse where all is full, or ever would be."""
-        if count > self._most:
-            raise RefusedError(
-                400, f"{count} answers are asked for at once, and {self._most} can be; ask for less"
-            )
+        if count > (most := self._most):
+            what = f"{count} answers are asked for at once, and {most} can be; ask for less"
+            raise RefusedError(400, what)
         if self.taken + count > self._most:
             raise come_again("too many answers are asked for at this moment", "queue_full")
         self.taken += count
