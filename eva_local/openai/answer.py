@@ -14,6 +14,8 @@ from eva_local.openai.request import CHAT
 from eva_local.openai.tools import calls_in, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
+# What the parts of a chat's stream are.
+_PART = "chat.completion.chunk"
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
 # Enough for every number of a trace's page, and half the bytes.
@@ -138,8 +140,7 @@ class Letterhead:
 
     @property
     def _is_counted(self) -> bool:
-        options = self.asked.stream_options
-        return options is not None and options.include_usage
+        return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
 
     def whole(self, answers: Sequence[Answer]) -> Body:
         """Return the answers, with logprobs where they are told."""
@@ -150,7 +151,7 @@ class Letterhead:
             if self.asked.trace:
                 choices[-1]["eva"] = [trace_of(step) for step in answer.steps if step.stayed]
         told: Body = {"usage": self.counts(answers), **self._timings(answers)}
-        return self._body("chat.completion", choices) | told
+        return self._body("chat.completion", *choices) | told
 
     def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
         """Yield what the last step of an answer says, with the tokens that are told by it."""
@@ -160,19 +161,19 @@ class Letterhead:
             content = "" if step.reasoning is None else None
             delta = {"role": "assistant", "content": content, "refusal": None}
             head: Body = {"index": index, "delta": delta}
-            yield self._part({**head, "logprobs": None, "finish_reason": None})
+            yield self._body(_PART, {**head, "logprobs": None, "finish_reason": None})
         if step.text or step.reasoning or tokens or self.asked.trace or step.finish_reason:
             choice = self._choice(index, answer, step, tokens or None)
             if self.asked.trace and step.stayed:
                 choice["eva"] = trace_of(step)
-            yield self._part(choice)
+            yield self._body(_PART, choice)
 
     def last(self, answers: Sequence[Answer]) -> Body | None:
         """Return the part that tells what the answers cost, where it is told."""
         told = self._timings(answers)
         if self._is_counted:
             told["usage"] = self.counts(answers)
-        return self._part() | told if told else None
+        return self._body(_PART) | told if told else None
 
     def event(self, part: Body) -> bytes:
         """Return a part, or an error as OpenAI tells it, as the stream has it."""
@@ -232,14 +233,10 @@ class Letterhead:
         reason = answer.finish_reason
         return {"index": index, **told, "logprobs": logprobs, "finish_reason": reason}
 
-    def _part(self, *choices: Body) -> Body:
-        body = self._body("chat.completion.chunk", choices)
-        return body | {"usage": None} if self._is_counted else body
-
-    def _body(self, chat: str, choices: Sequence[Body]) -> Body:
+    def _body(self, chat: str, *choices: Body) -> Body:
         kind = chat if self.endpoint == CHAT else "text_completion"
         head = {"id": self.name, "object": kind, "created": self.created, "model": self.model}
-        return {**head, "choices": choices}
+        return {**head, "choices": choices, **({"usage": None} if self._is_counted else {})}
 
 
 def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:

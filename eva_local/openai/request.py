@@ -122,11 +122,6 @@ class Call:
         """How many answers are asked for."""
         return len(self.prompts) * self.request.n
 
-    def seeded(self, sample: int) -> Sampling:
-        """Return how the answer number `sample` to a prompt is drawn: not as the one before."""
-        seed = self.sampling.seed
-        return self.sampling if seed is None else replace(self.sampling, seed=seed + sample)
-
 
 def read_body(body: Values, endpoint: str, defaults: Sampling) -> Asked:
     """Read the body of a request; raise InputError where it asks for what cannot be done."""

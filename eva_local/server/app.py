@@ -125,9 +125,8 @@ async def description(request: Request) -> Response:
     service = service_of(request)
     names = [each.name for each in service.models] if service.is_ready else ()
     bodies = [body for _, body in _POSTS.values() if body]
-    _, schemas = schema_components(
-        [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
-    )
+    kinds = [*bodies, fields_of(Sampling)]
+    _, schemas = schema_components(kinds, ref_template="#/components/schemas/{name}")
     sampling = schemas.pop(Sampling.__name__)["properties"]
     sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
     sampling |= {key: {} for key in IGNORED}

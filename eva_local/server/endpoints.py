@@ -16,21 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
+from eva_local.openai import request as asking
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens, tokens_of
-from eva_local.openai.request import (
-    CHAT,
-    COMPLETION,
-    KEYS,
-    Call,
-    Values,
-    given,
-    in_chat,
-    read_call,
-    read_messages,
-    refuse_undone,
-    texts_of,
-    weights_of,
-)
+from eva_local.openai.request import CHAT, COMPLETION, Call, Values
 from eva_local.openai.responses import Reply, ResponseRequest
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
@@ -41,13 +29,13 @@ from eva_local.types import Step
 # The number of an answer that says more, and the tokens that are told by it.
 Said = tuple[int, Sequence[Token]]
 
+# How a protocol tells the answers to a call.
+FormOf = Callable[[Call], Letterhead]
+
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
-_HEADERS = {
-    "Cache-Control": "no-store",
-    # nginx would keep the parts until the answer is whole.
-    "X-Accel-Buffering": "no",
-}
+# nginx would keep the parts until the answer is whole.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 # Of names of keys, in the log.
 _LONGEST = 500
 
@@ -66,16 +54,12 @@ async def complete(request: HttpRequest) -> ASGIApp:
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
-    chat, form = in_chat(body, ResponseRequest), partial(Reply, model.name, body)
+    chat, form = asking.in_chat(body, ResponseRequest), partial(Reply, model.name, body)
     return await answered(request, model, chat, CHAT, lambda call: form(call.sampling))
 
 
 async def answered(
-    request: HttpRequest,
-    model: ServedModel,
-    body: Values,
-    endpoint: str,
-    form_of: Callable[[Call], Letterhead],
+    request: HttpRequest, model: ServedModel, body: Values, endpoint: str, form_of: FormOf
 ) -> ASGIApp:
     """Return the answers to a body in a protocol's form, whole or as a stream.
 
@@ -83,9 +67,9 @@ async def answered(
     """
     # Other protocols have no form for these.
     for key in () if endpoint.endswith(request.scope["path"]) else ("n", "trace", "echo"):
-        refuse_undone(key, body.get(key))
+        asking.refuse_undone(key, body.get(key))
     service = service_of(request)
-    if service.takes_unknown and (unknown := body.keys() - KEYS):
+    if service.takes_unknown and (unknown := body.keys() - asking.KEYS):
         names = ", ".join(map(repr, sorted(unknown)))
         log.warning("ignored what is not known: %s", names[:_LONGEST])
         body = {key: value for key, value in body.items() if key not in unknown}
@@ -93,7 +77,7 @@ async def answered(
         why = "this server takes no programs from clients (--trust-templates)"
         raise InputError(f"chat_template: {why}; chat_template_kwargs can be sent")
     defaults, check = model.ensemble.spec.sampling, model.ensemble.check
-    call = read_call(
+    call = asking.read_call(
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
@@ -140,10 +124,13 @@ async def _written(
         options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
         options |= {"calls": call.calls, "trace": call.request.trace}
         options["n_top"] = call.request.n_top or 0
+        # None is drawn as another one.
+        drawn, first = call.sampling, call.sampling.seed
+        seeds = [None if first is None else first + n for n in range(call.request.n)]
         requests = [
-            Request(prompt, call.seeded(sample), **options)
+            Request(prompt, replace(drawn, seed=seed), **options)
             for prompt in call.prompts
-            for sample in range(call.request.n)
+            for seed in seeds
         ]
         async with contextlib.aclosing(model.run(requests)) as all_told:
             async for index, told in all_told:
@@ -249,17 +236,17 @@ def read_score_call(
     body: Mapping[str, object], members: Sequence[str]
 ) -> tuple[Texts, Weights | None, int | None]:
     """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
-    body = given(body)
+    body = asking.given(body)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
-    messages = read_messages(body.pop("messages")) if "messages" in body else None
+    messages = asking.read_messages(body.pop("messages")) if "messages" in body else None
     request = read(body, ScoreRequest)
-    continuations = texts_of(request.continuation, "continuation")
+    continuations = asking.texts_of(request.continuation, "continuation")
     if len(continuations) > MOST_ANSWERS:
         raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
-    (prompt,) = texts_of(request.prompt, "prompt")
+    (prompt,) = asking.texts_of(request.prompt, "prompt")
     texts = [(messages or prompt, each) for each in continuations]
-    return texts, weights_of(request.weights, members), request.logprobs
+    return texts, asking.weights_of(request.weights, members), request.logprobs
 
 
 async def tokenize(request: HttpRequest) -> Response:

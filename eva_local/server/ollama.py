@@ -1,7 +1,7 @@
 """ollama's protocol in terms of chats, for programs that speak no other."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal
@@ -115,10 +115,7 @@ class Lines(Letterhead):
         return body | ({"logprobs": chat_tokens(tokens)} if tokens else {}) | {"done": False}
 
 
-BODIES: Mapping[str, type[OllamaChat | OllamaText]] = {
-    "/api/chat": OllamaChat,
-    "/api/generate": OllamaText,
-}
+BODIES: dict[str, type[OllamaRequest]] = {"/api/chat": OllamaChat, "/api/generate": OllamaText}
 
 
 async def talk(request: HttpRequest) -> ASGIApp:
@@ -153,8 +150,7 @@ async def version(_request: HttpRequest) -> Response:
 
 
 def _function(call: _Named) -> _Named:
-    function = call["function"]
-    return {"name": function["name"], "arguments": json.loads(function["arguments"])}
+    return {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
 
 
 def _end(answer: Answer) -> Body:

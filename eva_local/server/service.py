@@ -43,25 +43,17 @@ class Measures:
         prometheus.ProcessCollector(registry=registry)
         counter = partial(prometheus.Counter, namespace="eva_local", registry=registry)
         gauge = partial(prometheus.Gauge, namespace="eva_local", registry=registry)
-        histogram = partial(
-            prometheus.Histogram, namespace="eva_local", registry=registry, buckets=_SECONDS
-        )
+        histogram = partial(prometheus.Histogram, namespace="eva_local", registry=registry)
         #: Counts requests by path and status.
         self.requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
-        self._read = counter(
-            "prompt_tokens",
-            "Tokens of prompts of answers that came to their end, as each member reads them.",
-            ("model", "member"),
-        )
-        self._drafted = counter(
-            "drafted_tokens",
-            "Tokens decoded before they were chosen, by whether these came.",
-            ("model", "came"),
-        )
+        read = "Tokens of prompts of answers that came to their end, as each member reads them."
+        self._read = counter("prompt_tokens", read, ("model", "member"))
+        drafted = "Tokens decoded before they were chosen, by whether these came."
+        self._drafted = counter("drafted_tokens", drafted, ("model", "came"))
         first, whole = "From a place to the first token.", "From a place to the end of an answer."
-        self._first = histogram("first_token_seconds", first, ("model",))
-        self._whole = histogram("answer_seconds", whole, ("model",))
+        self._first = histogram("first_token_seconds", first, ("model",), buckets=_SECONDS)
+        self._whole = histogram("answer_seconds", whole, ("model",), buckets=_SECONDS)
         self._gauges = [
             (gauge(f"answers_{name}", what, ("model",)), count) for name, what, count in _GAUGES
         ]
