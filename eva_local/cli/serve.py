@@ -94,16 +94,12 @@ def serve(
     try:
         from eva_local.server.serve import Server
     except ImportError as error:
+        hint = "pip install 'eva-local[server]'"
         raise InputError(
-            f"the server needs {error.name}, which is not installed: "
-            "pip install 'eva-local[server]'"
+            f"the server needs {error.name}, which is not installed: {hint}"
         ) from error
-    server = Server(
-        [partial(open_shown, spec, parallel) for spec in specs],
-        keys=keys,
-        told=partial(click.echo, err=True),
-        **where,
-    )
+    openers = [partial(open_shown, spec, parallel) for spec in specs]
+    server = Server(openers, keys=keys, told=partial(click.echo, err=True), **where)
     import asyncio
 
     from eva_local.chat.terminal import handled

@@ -261,9 +261,9 @@ def said(body: Values) -> dict[str, object]:
         try:
             json.dumps([key, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
+            name = key.encode("ascii", "backslashreplace").decode()
             # A row is called what it likes.
             if key != "id":
-                name = key.encode("ascii", "backslashreplace").decode()
                 raise InputError(f"{name}: half a surrogate pair is no text") from error
     for alias, name in ALIASES.items():
         if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):

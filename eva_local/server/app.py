@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.json import schema_components
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -117,7 +118,8 @@ async def model(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Count for Prometheus."""
-    return service_of(request).measures.response()
+    text = generate_latest(service_of(request).measures.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def description(request: Request) -> Response:

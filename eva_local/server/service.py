@@ -12,7 +12,6 @@ from typing import Any
 
 import prometheus_client as prometheus
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
 
 from eva_local.api import Ensemble
 from eva_local.engine.request import AnyPrompt, Request, Weights
@@ -39,7 +38,8 @@ class Measures:
     """What one server counts and times, as Prometheus reads it."""
 
     def __init__(self) -> None:
-        self._registry = registry = prometheus.CollectorRegistry()
+        #: All of it, for Prometheus.
+        self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         counter = partial(prometheus.Counter, namespace="eva_local", registry=registry)
         gauge = partial(prometheus.Gauge, namespace="eva_local", registry=registry)
@@ -74,11 +74,6 @@ class Measures:
             self._drafted.labels(name, "no").inc(usage.drafted - usage.accepted)
             self._first.labels(name).observe(usage.first_seconds)
             self._whole.labels(name).observe(usage.seconds)
-
-    def response(self) -> Response:
-        """Return all of it as text."""
-        text = prometheus.generate_latest(self._registry)
-        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
 
 class Slots:
@@ -154,6 +149,7 @@ class ServedModel:
         return [scores[number] for number in range(len(requests))]
 
 
+@dataclass(slots=True)
 class Service:
     """One server's models, in the order of the command line, and measures.
 
@@ -161,11 +157,10 @@ class Service:
     does not know are refused, unless it `takes_unknown` ones, with a warning.
     """
 
-    def __init__(self, trust_templates: bool = False, takes_unknown: bool = False) -> None:
-        self.trust_templates = trust_templates
-        self.takes_unknown = takes_unknown
-        self.measures = Measures()
-        self._models: dict[str, ServedModel] = {}
+    trust_templates: bool = False
+    takes_unknown: bool = False
+    measures: Measures = field(default_factory=Measures)
+    _models: dict[str, ServedModel] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -211,10 +206,9 @@ def service_of(request: HttpRequest) -> Service:
 
 async def asked(request: HttpRequest) -> tuple[ServedModel, dict[str, object]]:
     """Return the model that a request names, and its body's JSON object; raise InputError."""
-    data = await request.body()
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
-        body, twice = parsed(data.decode("utf-8-sig"), _refuse_constant)
+        body, twice = parsed((await request.body()).decode("utf-8-sig"), _refuse_constant)
         # JSON can name half a character, which is no text.
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -274,7 +274,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"body": {**CHAT, "response_format": {"type": "json_schema"}}}, "json_schema is missing"),
         (
             {"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}},
-            'content[0].type must be "text"',
+            'content[0].type must be "input_text" or',
         ),
         ({"url": "/v1/completions", "body": {"prompt": [1, 2]}}, "prompt must be one text"),
         ({"priority": 5}, "unknown option 'priority'"),
