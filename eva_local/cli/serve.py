@@ -94,10 +94,8 @@ def serve(
     try:
         from eva_local.server.serve import Server
     except ImportError as error:
-        hint = "pip install 'eva-local[server]'"
-        raise InputError(
-            f"the server needs {error.name}, which is not installed: {hint}"
-        ) from error
+        hint = "which is not installed: pip install 'eva-local[server]'"
+        raise InputError(f"the server needs {error.name}, {hint}") from error
     openers = [partial(open_shown, spec, parallel) for spec in specs]
     server = Server(openers, keys=keys, told=partial(click.echo, err=True), **where)
     import asyncio

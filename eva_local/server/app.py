@@ -193,10 +193,8 @@ _TOLD |= {path for path, (_, body) in _POSTS.items() if body}
 #: Paths answer without /v1, too.
 ROUTES = tuple(
     Route(each, endpoint, methods=[method], include_in_schema=each in _TOLD)
-    for method, endpoint, path in (
-        *(("GET", endpoint, path) for path, endpoint in _GETS.items()),
-        *(("POST", endpoint, path) for path, (endpoint, _) in _POSTS.items()),
-    )
+    for method, endpoints_of in (("GET", _GETS), ("POST", {p: e for p, (e, _) in _POSTS.items()}))
+    for path, endpoint in endpoints_of.items()
     for each in dict.fromkeys((path, path.removeprefix("/v1")))
 )
 

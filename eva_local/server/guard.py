@@ -50,10 +50,9 @@ def problem_of(error: EvaError) -> dict[str, Any]:
         message = f"{message[:_LONGEST]}…"
     code = "context_length_exceeded" if isinstance(error, ContextError) else None
     first_word = re.split(r"\W", message, maxsplit=1)[0]
-    param = first_word if first_word in KEYS or isinstance(error, ReadError) else None
-    if isinstance(error, UnknownKeyError):
-        param = error.path
-    return problem(message, param=param, code=code)
+    param = error.path if isinstance(error, UnknownKeyError) else first_word
+    is_key = first_word in KEYS or isinstance(error, ReadError)
+    return problem(message, param=param if is_key else None, code=code)
 
 
 class RefusedError(Exception):
@@ -79,9 +78,9 @@ def refusal(scope: Scope, error: Exception) -> JSONResponse:
         status, headers = error.status_code, error.headers
         what = f"{scope['method']} cannot be done at" if status == 405 else "there is no"
         body = problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
-    return JSONResponse(
-        {"error": body["error"]["message"]} if path.startswith("/api/") else body, status, headers
-    )
+    if path.startswith("/api/"):
+        body = {"error": body["error"]["message"]}
+    return JSONResponse(body, status, headers)
 
 
 def come_again(message: str, code: str) -> RefusedError:
