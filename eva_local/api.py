@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
+from eva_local.engine.grammar import Calls
 from eva_local.engine.readers import Readers
 from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
 from eva_local.engine.runner import Driver, Runner
@@ -205,9 +206,11 @@ class Ensemble:
         """Return what takes requests through the ensemble, step by step; see `run_many`."""
         return Runner(self.scheduler, requests, self._prepared)
 
-    def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
+    def check(
+        self, sampling: Sampling, *, alone: str | None = None, calls: Calls | None = None
+    ) -> None:
         """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
-        self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
+        self._engine.panel(self._number_of(alone)).samplers.prepare(sampling, calls)
 
     def complete(
         self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
@@ -281,7 +284,9 @@ class Ensemble:
             sampling,
             thoughts=thoughts,
             alone=[self._engine.panel(member) for member in panel.members] if apart else (),
-            sampler=None if symbols is not None else panel.samplers.prepare(sampling),
+            sampler=None
+            if symbols is not None
+            else panel.samplers.prepare(sampling, request.calls),
             symbols=symbols,
             detailed=request.symbols or request.n_top > 0,
             trace=request.trace,

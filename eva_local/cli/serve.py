@@ -45,6 +45,19 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
     help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
 )
 @click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Be called NAME, too, such as host.docker.internal or '*.local'. Repeatable.",
+)
+@click.option(
+    "--unknown-keys",
+    type=click.Choice(["refuse", "warn"]),
+    default="refuse",
+    help="What to do with keys of requests that mean nothing here.",
+)
+@click.option(
     "--trust-templates",
     is_flag=True,
     help="Take chat templates from clients: programs, which can take all time and memory.",
@@ -67,7 +80,12 @@ def serve(
     http://127.0.0.1:8080/v1, and a page to chat with is at http://127.0.0.1:8080. Without a key,
     only this machine can ask. Ctrl-C ends it.
     """
-    keys = _keys(api_key_file)
+    keys: tuple[str, ...] = ()
+    if api_key_file is not None:
+        lines = read_text(Path(api_key_file), "--api-key-file").splitlines()
+        keys = tuple(filter(None, map(str.strip, lines)))
+        if not keys:
+            raise InputError(f"--api-key-file: {api_key_file} holds no key")
     config = load(overrides)
     asked = [*names, *([listed(models)] if models else [])]
     specs = [config.ensemble(name) for name in asked or (None,)]
@@ -76,16 +94,10 @@ def serve(
     try:
         from eva_local.server.serve import Server
     except ImportError as error:
-        raise InputError(
-            f"the server needs {error.name}, which is not installed: "
-            "pip install 'eva-local[server]'"
-        ) from error
-    server = Server(
-        [partial(open_shown, spec, parallel) for spec in specs],
-        keys=keys,
-        told=partial(click.echo, err=True),
-        **where,
-    )
+        hint = "which is not installed: pip install 'eva-local[server]'"
+        raise InputError(f"the server needs {error.name}, {hint}") from error
+    openers = [partial(open_shown, spec, parallel) for spec in specs]
+    server = Server(openers, keys=keys, told=partial(click.echo, err=True), **where)
     import asyncio
 
     from eva_local.chat.terminal import handled
@@ -99,12 +111,3 @@ def serve(
     with handled(stop, *_ENDINGS):
         asyncio.run(server.serve())
     return 0
-
-
-def _keys(file: str | None) -> tuple[str, ...]:
-    if file is None:
-        return ()
-    lines = map(str.strip, read_text(Path(file), "--api-key-file").splitlines())
-    if keys := tuple(filter(None, lines)):
-        return keys
-    raise InputError(f"--api-key-file: {file} holds no key")

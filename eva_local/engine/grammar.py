@@ -1,4 +1,4 @@
-"""What an answer may be: a grammar in GBNF, or a JSON schema, checked piece by piece.
+"""What an answer may be: a grammar in GBNF, a JSON schema, calls of functions; piece by piece.
 
 llguidance does the work, on the bytes of the shared space's symbols, so that any space will
 do. The only module that imports it, and only when an answer is constrained.
@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Head = TypeVar("Head", bound=Hashable)
 Path = tuple[str, ...]
 
+#: What stands before and behind a call of a function.
+BEGIN, END = "<tool_call>", "</tool_call>"
 _LONGEST_MESSAGE = 200
 # Grammars and schemas that are kept ready for the next answer.
 _KEPT = 32
@@ -36,6 +39,20 @@ _KEPT = 32
 _DEEPEST = 1000
 _PARTS = ("items", "additionalProperties", "anyOf", "oneOf")
 _FURTHER = ("properties", "patternProperties", "prefixItems", "allOf")
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of functions, by names and JSON schemas of their arguments, as an answer may have them.
+
+    One that is `due` is all of the answer, without marks. Else the answer is free up to the mark
+    that begins a call, and ends with the call, or `several`; it obeys a schema, if there is one, as
+    long as it calls nothing.
+    """
+
+    functions: tuple[tuple[str, str], ...]
+    due: bool = False
+    several: bool = True
 
 
 class Grammar:
@@ -98,22 +115,21 @@ class Grammars:
         self._space = space
         self._missing = missing
         self._one_at_a_time = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
         self._beginning = functools.lru_cache(_KEPT)(self._compile)
 
-    def open(self, sampling: Sampling) -> Grammar | None:
+    def open(self, sampling: Sampling, calls: Calls | None = None) -> Grammar | None:
         """Return a fresh grammar for one answer, or None where it is free; slow if it is new."""
-        if sampling.grammar is None and sampling.json_schema is None:
+        if sampling.grammar is None and sampling.json_schema is None and calls is None:
             return None
-        return self._beginning(sampling.grammar, sampling.json_schema).fork()
+        return self._beginning(sampling.grammar, sampling.json_schema, calls).fork()
 
-    def _compile(self, gbnf: str | None, schema: str | None) -> Grammar:
+    def _compile(self, gbnf: str | None, schema: str | None, calls: Calls | None) -> Grammar:
         with self._one_at_a_time:
-            if self._tokenizer is None:
-                self._tokenizer = self._prepared()
-        return _followed(self._tokenizer, gbnf, schema, self._space.end)
+            tokenizer = self._tokenizer
+        return _followed(tokenizer, gbnf, schema, calls)
 
-    def _prepared(self) -> LLTokenizer:
+    @functools.cached_property
+    def _tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
         space, end, missing = self._space, self._space.end, self._missing
@@ -131,8 +147,7 @@ def check(sampling: Sampling) -> None:
     if sampling.grammar is not None or sampling.json_schema is not None:
         from llguidance import LLTokenizer
 
-        tokenizer = LLTokenizer("byte")
-        _followed(tokenizer, sampling.grammar, sampling.json_schema, tokenizer.eos_token)
+        _followed(LLTokenizer("byte"), sampling.grammar, sampling.json_schema)
 
 
 class _Described:
@@ -149,41 +164,67 @@ class _Described:
         return self.split(text)
 
 
-def _followed(tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, end: int) -> Grammar:
+def _followed(
+    tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, calls: Calls | None = None
+) -> Grammar:
     from llguidance import LLMatcher, LLParserLimits
 
-    name = "json_schema" if gbnf is None else "grammar"
-    compiled, limits = _compiled(name, gbnf or schema or ""), LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
-    if matcher.is_error():
-        raise _error(name, matcher.get_error())
+    name = "grammar" if gbnf is not None else "json_schema" if calls is None else "tools"
+    limits = LLParserLimits(verbose_errors=False)
     try:
-        return Grammar(matcher, end)
+        compiled = _compiled(gbnf, schema, calls)
+        matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        return Grammar(matcher, tokenizer.eos_token)
+    except ValueError as error:
+        raise _error(name, str(error)) from error
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 
 
 @functools.lru_cache(_KEPT)
-def _compiled(name: str, text: str) -> str:
+def _compiled(gbnf: str | None, schema: str | None, calls: Calls | None) -> str:
+    """Return the grammar as llguidance reads it; raise ValueError."""
+    if gbnf is not None:
+        lark, ways = read_gbnf(gbnf)
+        refuse_endless("root", ways.__getitem__, "rule {}".format)
+        return lark
+    parts = [] if schema is None else [_part("answer", schema)]
+    rules = "start: @answer" if calls is None else _rules(calls, "@answer" if parts else "")
+    for number, (_, arguments) in enumerate(calls.functions if calls else ()):
+        parts.append(_part(f"arguments_{number}", arguments))
+    return json.dumps({"grammars": [{"lark_grammar": f"{OPTIONS}\n{rules}"}, *parts]})
+
+
+def _part(name: str, schema: str) -> dict[str, Any]:
+    """Return the part of a grammar that obeys a schema; raise ValueError."""
     from llguidance import LLMatcher
 
-    try:
-        if name == "grammar":
-            compiled, ways = read_gbnf(text)
-            refuse_endless("root", ways.__getitem__, "rule {}".format)
-        else:
-            # As json.dumps writes it: free whitespace would let a small model write nothing else.
-            form: Any = {"item_separator": ", ", "key_separator": ": "}
-            form |= {"whitespace_flexible": False, "lenient": False}
-            compiled = LLMatcher.grammar_from_json_schema(text, overrides=form)
-            options = json.dumps(f"{OPTIONS}\nstart: @json_schema")
-            compiled = compiled.replace("[", f'[{{"lark_grammar": {options}}}, ', 1)
-            whole: Path = ()
-            ways_of = functools.partial(ways_of_part, json.loads(text))
-            refuse_endless(whole, ways_of, lambda path: "/".join(("part #", *path)))
-    except ValueError as error:
-        raise _error(name, str(error)) from error
-    return compiled
+    # As json.dumps writes it: free whitespace would let a small model write nothing else.
+    form: Any = {"item_separator": ", ", "key_separator": ": "}
+    form |= {"whitespace_flexible": False, "lenient": False}
+    compiled = json.loads(LLMatcher.grammar_from_json_schema(schema, overrides=form))
+    ways_of = functools.partial(ways_of_part, json.loads(schema))
+    whole: Path = ()
+    refuse_endless(whole, ways_of, lambda path: "/".join(("part #", *path)))
+    return {**compiled["grammars"][0], "name": name}
+
+
+def _rules(calls: Calls, answer: str) -> str:
+    """Return what an answer with calls may be, in Lark."""
+    heads = [f'{{"name": {json.dumps(name)}, "arguments": ' for name, _ in calls.functions]
+    ways = [f'{json.dumps(head)} @arguments_{n} "}}"' for n, head in enumerate(heads)]
+    more = rf'("\n{BEGIN}" marked)*' if calls.several else ""
+    rules = [
+        f"call: {' | '.join(ways)}",
+        "start: call" if calls.due else f"start: {answer or 'TEXT'} | lead marked {more}",
+        rf'marked: "\n" call "\n{END}"',
+        rf"TEXT: /(.|\n)*/ & ~/(.|\n)*{BEGIN}(.|\n)*/",
+        # Lazy, it ends at the first mark.
+        f'lead: "{BEGIN}"' if answer else rf'lead[lazy]: /(.|\n)*/ "{BEGIN}"',
+    ]
+    return "\n".join(rules)
 
 
 def _error(what: str, reason: str) -> InputError:
@@ -201,9 +242,8 @@ def refuse_endless(
     A head has ways, of which one will do, and each needs other heads. What is not understood
     counts as something that ends.
     """
-    ways = {first: ways_of(first)}
+    ways, deepest = {first: ways_of(first)}, 1
     trail = [chain(*ways[first])]
-    deepest = 1
     while trail:
         after = next((head for head in trail[-1] if head not in ways), None)
         if after is None:
@@ -219,10 +259,9 @@ def refuse_endless(
         ending.update(
             head for head in reversed(ways) if any(ending.issuperset(way) for way in ways[head])
         )
-    for head in ways:
-        if head not in ending:
-            problem = f"no text completes the {named(head)}"
-            raise ValueError(f"{problem}: what it needs always needs itself again")
+    if endless := [head for head in ways if head not in ending]:
+        problem = f"no text completes the {named(endless[0])}"
+        raise ValueError(f"{problem}: what it needs always needs itself again")
     if deepest > _DEEPEST:
         problem = f"{deepest} parts lead from one to the next, over {_DEEPEST}"
         raise ValueError(f"{problem}: flatten it")

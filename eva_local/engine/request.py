@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.grammar import Calls
 from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.fuser import Observer
@@ -46,7 +47,7 @@ class Request:
     after the prompt, and with `symbols` how likely each symbol is. With `trace` every step says why
     its piece was chosen, with `n_top` it names as many of the likeliest. The member named by
     `alone` writes or is scored by itself. `weights` stand in place of the ensemble's, and `observe`
-    hears of every decision.
+    hears of every decision. `calls` are what the answer may be instead.
     """
 
     prompt: AnyPrompt
@@ -58,6 +59,7 @@ class Request:
     weights: Weights | None = None
     observe: Observer | None = None
     symbols: bool = False
+    calls: Calls | None = None
 
     def __post_init__(self) -> None:
         said: Any = self.prompt

@@ -1,15 +1,21 @@
 """Answers as OpenAI's API writes them: whole, or in the parts of a stream."""
 
 import codecs
+import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any, ClassVar
 
+from eva_local.engine.grammar import BEGIN
+from eva_local.openai import shapes
 from eva_local.openai.request import CHAT
-from eva_local.openai.tools import BEGIN, calls_in
+from eva_local.openai.tools import calls_in, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
+# What the parts of a chat's stream are.
+_PART = "chat.completion.chunk"
 # What OpenAI's API says of a probability of 0.
 _NEVER = -9999.0
 # Enough for every number of a trace's page, and half the bytes.
@@ -28,15 +34,6 @@ class Token:
     top: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """A prompt in front of its answer; the tokens are there where probabilities are told."""
-
-    text: str
-    n_tokens: int
-    tokens: tuple[Token, ...] = ()
-
-
 class Answer:
     """One answer as it is written; `tokens` are there where probabilities are `told`.
 
@@ -46,32 +43,31 @@ class Answer:
     """
 
     def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
-        self._functions = functions
-        self._held = ""
-        #: The calls of functions that the whole answer consists of.
-        self.calls: list[Body] = []
-        self.echo: Echo | None = None
+        self.told = told
+        #: The steps with the text that is shown: nothing of a call. An echo, first, is one of none.
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
-        self.told = told
+        #: The calls of functions that the answer ends with, once it has ended.
+        self.calls: list[dict[str, Any]] = []
+        self._functions = functions
+        self._held, self._is_first = "", True
+        self._n_echoed: int | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
         self._shown = self._at = self._start = 0
 
-    def repeat(self, echo: Echo) -> None:
-        """Put the prompt in front."""
-        self.echo = echo
-        self.tokens += echo.tokens
-        self._start = len(echo.text)
+    def repeat(self, text: str, n_tokens: int, tokens: Sequence[Token], *, last: bool) -> None:
+        """Put the prompt in front, with the tokens that are told of it; or as the `last`."""
+        self.steps.append(Step(b"", text, 1.0, (), "length" if last else None))
+        self.tokens += tokens
+        self._n_echoed, self._start = n_tokens, len(text)
 
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
-        self.steps.append(step)
-        if self._functions and step.finish_reason == "stop":
-            self.calls = calls_in(self.text, self._functions)
+        self.steps.append(self._uncalled(step) if self._functions else step)
         if not self.told or step.reasoning is not None:
             return []
-        is_all = self.echo is not None
+        is_all = self._n_echoed is not None
         if step.piece or is_all:
             token = Token(step.piece, self._start, _log_of(step.probability), step.top)
             self._waiting.append((self._at, token))
@@ -83,20 +79,22 @@ class Answer:
         self.tokens += ready
         return ready
 
-    def held(self, step: Step) -> Step:
-        """Return a step without what may be a call of a function; the last has what was none."""
-        begun = self.text.lstrip()
-        may_be = begun[:1] == "{" or BEGIN.startswith(begun[: len(BEGIN)])
-        self._held += step.text
-        if (self._functions and may_be and step.finish_reason is None) or self.calls:
-            return replace(step, text="")
-        text, self._held = self._held, ""
+    def _uncalled(self, step: Step) -> Step:
+        """Return a step without what may be a call; the last one has what was none."""
+        text, self._held = split(self._held + step.text, is_first=self._is_first)
+        self._is_first &= not text
+        if step.finish_reason is not None:
+            is_cut = step.finish_reason != "stop"
+            self.calls = [] if is_cut else calls_in(self._held, self._functions)
+            # A call that is cut off is none, and no text either.
+            is_told = self.calls or (is_cut and self._held.lstrip().startswith(BEGIN))
+            text += "" if is_told else self._held
         return replace(step, text=text)
 
     @property
     def text(self) -> str:
         """What was written, behind the echo."""
-        return "".join([self.echo.text if self.echo else "", *(step.text for step in self.steps)])
+        return "".join(step.text for step in self.steps)
 
     @property
     def reasoning(self) -> str:
@@ -105,116 +103,140 @@ class Answer:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why it ended; an echo alone is as long as was asked for."""
-        reason = self.steps[-1].finish_reason if self.steps else "length"
-        return "tool_calls" if self.calls else reason
+        """Why it ended, if it did; an echo alone is as long as was asked for."""
+        return "tool_calls" if self.calls else self.steps[-1].finish_reason
 
     @property
     def usage(self) -> Usage | None:
         """What it cost, once it is finished; an echo alone has none."""
-        return self.steps[-1].usage if self.steps else None
+        return self.steps[-1].usage
 
     @property
     def n_read(self) -> int:
         """The tokens of the prompt, as the first member reads it."""
-        if self.usage is not None:
-            return self.usage.prompt_tokens[0]
-        return self.echo.n_tokens if self.echo else 0
+        return self.usage.prompt_tokens[0] if self.usage else self._n_echoed or 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Letterhead:
-    """What all bodies about a request begin with, and whether they tell the cost and why."""
+    """What all bodies about a request begin with; `asked` says what is told beside the answers.
+
+    Other protocols have letterheads of their own.
+    """
+
+    #: What a stream is, what it ends with, and has in it where nothing is heard for long.
+    media: ClassVar[str] = "text/event-stream"
+    done: ClassVar[bytes] = b"data: [DONE]\n\n"
+    alive: ClassVar[bytes] = b": the members are reading\n\n"
+
+    #: What the tokens are of that are counted.
+    words: ClassVar[tuple[str, str]] = ("prompt", "completion")
 
     endpoint: str
     name: str
     created: int
     model: str
-    counted: bool = False
-    traced: bool = False
+    asked: shapes.AnswerRequest = field(default_factory=shapes.AnswerRequest)
 
-    def whole(self, answers: Sequence[Answer], n: int = 1) -> Body:
-        """Return `n` answers to each prompt, with logprobs where they are told."""
+    @property
+    def _is_counted(self) -> bool:
+        return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
+
+    def whole(self, answers: Sequence[Answer]) -> Body:
+        """Return the answers, with logprobs where they are told."""
         choices = []
         for index, answer in enumerate(answers):
-            thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
-            said: Body = {"text": answer.text, **thought}
-            if self.endpoint == CHAT:
-                content = None if answer.calls else answer.text
-                message: Body = {"role": "assistant", "content": content, "refusal": None}
-                called = {"tool_calls": answer.calls} if answer.calls else {}
-                said = {"message": {**message, **thought, **called}}
             tokens = answer.tokens if answer.told else None
-            choices.append(self._choice(index, said, tokens, finish_reason=answer.finish_reason))
-            if self.traced:
-                choices[-1]["eva"] = [trace_of(step) for step in answer.steps]
-        return self._body("chat.completion", choices) | {"usage": self._counts(answers, n)}
+            choices.append(self._choice(index, answer, answer, tokens))
+            if self.asked.trace:
+                choices[-1]["eva"] = [trace_of(step) for step in answer.steps if step.stayed]
+        told: Body = {"usage": self.counts(answers), **self._timings(answers)}
+        return self._body("chat.completion", *choices) | told
 
-    def opening(self, index: int, *, thinks: bool = False) -> Body:
-        """Return what comes before a chat's answer; where it `thinks` first, no content begins."""
-        delta = {"role": "assistant", "content": None if thinks else "", "refusal": None}
-        return self._part(self._choice(index, {"delta": delta}))
+    def parts(self, index: int, answer: Answer, tokens: Sequence[Token]) -> Iterator[Body]:
+        """Yield what the last step of an answer says, with the tokens that are told by it."""
+        step = answer.steps[-1]
+        if self.endpoint == CHAT and len(answer.steps) == 1:
+            # Where a thought comes first, no content begins.
+            content = "" if step.reasoning is None else None
+            delta = {"role": "assistant", "content": content, "refusal": None}
+            head: Body = {"index": index, "delta": delta}
+            yield self._body(_PART, {**head, "logprobs": None, "finish_reason": None})
+        if step.text or step.reasoning or tokens or self.asked.trace or step.finish_reason:
+            choice = self._choice(index, answer, step, tokens or None)
+            if self.asked.trace and step.stayed:
+                choice["eva"] = trace_of(step)
+            yield self._body(_PART, choice)
 
-    def echo(self, index: int, echo: Echo, *, last: bool) -> Body:
-        """Return the prompt of a plain completion, in front of its answer; or as the `last`."""
-        reason = "length" if last else None
-        said: Body = {"text": echo.text}
-        return self._part(self._choice(index, said, echo.tokens or None, finish_reason=reason))
+    def last(self, answers: Sequence[Answer]) -> Body | None:
+        """Return the part that tells what the answers cost, where it is told."""
+        told = self._timings(answers)
+        if self._is_counted:
+            told["usage"] = self.counts(answers)
+        return self._body(_PART) | told if told else None
 
-    def step(
-        self, index: int, step: Step, tokens: Sequence[Token] = (), calls: Sequence[Body] = ()
-    ) -> Body | None:
-        """Return what a step says, and the last one calls; None where there is nothing yet."""
-        if not (step.text or step.reasoning or tokens or self.traced or step.finish_reason):
-            return None
-        thought = {"reasoning_content": step.reasoning} if step.reasoning else {}
-        said: Body = {"text": step.text, **thought}
-        if self.endpoint == CHAT:
-            called: Body = {"tool_calls": [{"index": n, **c} for n, c in enumerate(calls)]}
-            delta = {**thought, **({"content": step.text} if step.text else {})}
-            said = {"delta": delta | (called if calls else {})}
-        reason = "tool_calls" if calls else step.finish_reason
-        choice = self._choice(index, said, tokens or None, finish_reason=reason)
-        if self.traced:
-            choice["eva"] = trace_of(step)
-        return self._part(choice)
+    def event(self, part: Body) -> bytes:
+        """Return a part, or an error as OpenAI tells it, as the stream has it."""
+        return b"data: " + json.dumps(part, separators=(",", ":")).encode() + b"\n\n"
 
-    def last(self, answers: Sequence[Answer], n: int) -> Body:
-        """Return the part that tells what the answers cost."""
-        return self._part() | {"usage": self._counts(answers, n)}
-
-    def _counts(self, answers: Sequence[Answer], n: int) -> Body:
-        usages = [answer.usage for answer in answers if answer.usage]
-        read, written = sum(each.n_read for each in answers[::n]), sum(u.steps for u in usages)
+    def counts(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return what the answers cost, in tokens."""
+        usages, n = [answer.usage for answer in answers if answer.usage], self.asked.n
+        read, written = sum(a.n_read for a in answers[::n]), sum(u.steps for u in usages)
+        cached = sum(u.cached_tokens[0] for u in usages[::n])
         n_thought = sum(usage.reasoning_steps for usage in usages)
         details: Body = {"reasoning_tokens": n_thought}
         if drafted := sum(usage.drafted for usage in usages):
             accepted = sum(usage.accepted for usage in usages)
             details["accepted_prediction_tokens"] = accepted
             details["rejected_prediction_tokens"] = drafted - accepted
-        counts = {"prompt_tokens": read, "completion_tokens": written}
+        asked, said = self.words
+        counts: Body = {f"{asked}_tokens": read, f"{said}_tokens": written}
+        counts["total_tokens"] = read + written
+        counts[f"{asked}_tokens_details"] = {"cached_tokens": cached}
         is_told = self.endpoint == CHAT or n_thought
-        told = {"completion_tokens_details": details} if is_told else {}
-        return {**counts, "total_tokens": read + written, **told}
+        return counts | ({f"{said}_tokens_details": details} if is_told else {})
+
+    def _timings(self, answers: Sequence[Answer]) -> Body:
+        """Return how long the first answer took, in the words of llama-server."""
+        if not self.asked.timings_per_token or (usage := answers[0].usage) is None:
+            return {}
+        cached, read = usage.cached_tokens[0], usage.prompt_tokens[0]
+        times: Body = {"cache_n": cached}
+        first, rest = usage.first_seconds, usage.seconds - usage.first_seconds
+        for name, n, took in (("prompt", read - cached, first), ("predicted", usage.steps, rest)):
+            times |= {f"{name}_n": n, f"{name}_ms": 1000 * took}
+            times[f"{name}_per_second"] = n / max(took, 1e-9)
+        return {"timings": times}
 
     def _choice(
-        self, index: int, said: Body, tokens: Sequence[Token] | None = None, **more: object
+        self, index: int, answer: Answer, said: Answer | Step, tokens: Sequence[Token] | None
     ) -> Body:
-        told: Body | None = None
-        if tokens is not None and self.endpoint == CHAT:
-            told = {"content": chat_tokens(tokens), "refusal": None}
-        elif tokens is not None:
-            told = _text_logprobs(tokens)
-        return {"index": index, **said, "logprobs": told, "finish_reason": None, **more}
+        """Return what an answer says, whole or in one step."""
+        told: Body = {"reasoning_content": said.reasoning} if said.reasoning else {}
+        logprobs: Body | None = None
+        if self.endpoint != CHAT:
+            told["text"] = said.text
+            logprobs = None if tokens is None else _text_logprobs(tokens)
+        else:
+            if tokens is not None:
+                logprobs = {"content": chat_tokens(tokens), "refusal": None}
+            if said is answer:
+                content = said.text or (None if answer.calls else "")
+                told |= {"role": "assistant", "content": content, "refusal": None}
+                told |= {"tool_calls": answer.calls} if answer.calls else {}
+                told = {"message": told}
+            else:
+                told |= {"content": said.text} if said.text else {}
+                calls = [{"index": number, **call} for number, call in enumerate(answer.calls)]
+                told = {"delta": told | ({"tool_calls": calls} if calls else {})}
+        reason = answer.finish_reason
+        return {"index": index, **told, "logprobs": logprobs, "finish_reason": reason}
 
-    def _part(self, *choices: Body) -> Body:
-        body = self._body("chat.completion.chunk", choices)
-        return body | {"usage": None} if self.counted else body
-
-    def _body(self, chat: str, choices: Sequence[Body]) -> Body:
+    def _body(self, chat: str, *choices: Body) -> Body:
         kind = chat if self.endpoint == CHAT else "text_completion"
         head = {"id": self.name, "object": kind, "created": self.created, "model": self.model}
-        return {**head, "choices": choices}
+        return {**head, "choices": choices, **({"usage": None} if self._is_counted else {})}
 
 
 def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:

@@ -2,12 +2,15 @@
 
 import difflib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args
 
+from eva_local.engine.grammar import Calls
+from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai import shapes, tools
@@ -24,61 +27,70 @@ CHAT, COMPLETION = get_args(Endpoint)
 OPTIONS = tuple(field.name for field in fields(Sampling))
 # OpenAI's names for what is called otherwise here.
 ALIASES = {
-    "max_completion_tokens": "max_tokens",
-    # Those of llama-server, of its requests, and of vLLM.
-    "reasoning_budget": "thinking_budget",
-    "thinking_budget_tokens": "thinking_budget",
-    "thinking_token_budget": "thinking_budget",
-    "n_predict": "max_tokens",
+    # Also those of llama-server, of its requests, of vLLM, and of ollama.
+    **dict.fromkeys(("max_completion_tokens", "n_predict", "num_predict"), "max_tokens"),
     "max_new_tokens": "max_tokens",
+    **dict.fromkeys(("reasoning_budget", "thinking_budget_tokens"), "thinking_budget"),
+    "thinking_token_budget": "thinking_budget",
     "repetition_penalty": "repeat_penalty",
 }
 #: What says nothing about the answer: whose it is, or how to work.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
-    *("keep_alive", "timings_per_token", "return_progress", "id_slot", "priority", "request_id"),
-    *("verbosity", "reasoning_format", "prediction", "skip_special_tokens"),
+    *("keep_alive", "return_progress", "id_slot", "priority", "request_id", "verbosity"),
+    *("reasoning_format", "prediction", "skip_special_tokens", "prompt_cache_options"),
 )
 # What nobody can do, beside the value that asks for nothing.
 _REFUSED: Values = {
-    "best_of": 1,
+    **dict.fromkeys(("best_of", "typical_p", "typ_p", "tfs_z", "length_penalty"), 1),
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
+    **dict.fromkeys(("min_tokens", "n_probs"), 0),
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
     "suffix": "",
     "functions": [],
     "function_call": "none",
     "modalities": ["text"],
-    # Of llama-server and vLLM.
-    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
-    **dict.fromkeys(("min_tokens", "n_probs"), 0),
-    **dict.fromkeys(("typical_p", "typ_p", "length_penalty"), 1),
-    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
-    "add_generation_prompt": True,
     "stop_token_ids": [],
+    "add_generation_prompt": True,
+    # Of /v1/responses: what a server would have to remember, or do by itself.
+    **dict.fromkeys(("previous_response_id", "conversation", "max_tool_calls", "moderation")),
+    "background": False,
+    "truncation": "disabled",
 }
+# How vLLM says that a last message of the assistant is gone on with, which it is in any case.
+_GOES_ON: Values = {"continue_final_message": True, "add_generation_prompt": False}
 # Values of options that ask for what the option's default is.
 _DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
 # The same of what a server can do, where nothing else can.
 _SERVED: Values = {
+    **dict.fromkeys(("stream", "echo", "trace", "timings_per_token"), False),
     "n": 1,
-    "stream": False,
     "stream_options": {},
     "tools": [],
     "tool_choice": "none",
-    "echo": False,
-    "trace": False,
     "weights": None,
 }
 _ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
 #: What `read_options` reads.
 OPTION_KEYS = tuple(dict.fromkeys((*OPTIONS, *ALIASES, *shapes.Options.__struct_fields__)))
-# The arguments by which chat templates are told to think.
-_SWITCHES = ("enable_thinking", "thinking")
-_ENDPOINTS: Mapping[str, type[shapes.AnyRequest]] = {
+_KINDS: Mapping[str, type[shapes.AnyRequest]] = {
     CHAT: shapes.ChatRequest,
     COMPLETION: shapes.CompletionRequest,
 }
+# The arguments by which chat templates are told to think.
+_SWITCHES = ("enable_thinking", "thinking")
 #: What the body of a request can say.
 KEYS = frozenset((*OPTION_KEYS, *IGNORED, *_ASKS_NOTHING, "messages", "prompt"))
+
+#: Stop strings and biases are looked at again in every step, beside all other answers.
+MOST_STOPS = 16
+LONGEST_STOP = 256
+MOST_BIASES = 1024
+#: Characters of a grammar or schema at most.
+LONGEST_GRAMMAR = 64 * 1024
+# The bytes of a token.
+PieceOf = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,27 @@ class Asked:
     n_top: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request, with `request.n` answers to each of the prompts.
+
+    Where `scored` nothing is written: the prompt alone is echoed. `weights` weighs the members
+    otherwise than the ensemble does. `calls` of functions are what answers may be.
+    """
+
+    request: shapes.AnyRequest
+    prompts: tuple[AnyPrompt, ...]
+    sampling: Sampling
+    scored: bool = False
+    weights: Weights | None = None
+    calls: Calls | None = None
+
+    @property
+    def n_answers(self) -> int:
+        """How many answers are asked for."""
+        return len(self.prompts) * self.request.n
+
+
 def read_body(body: Values, endpoint: str, defaults: Sampling) -> Asked:
     """Read the body of a request; raise InputError where it asks for what cannot be done."""
     for key in _SERVED:
@@ -99,10 +132,102 @@ def read_body(body: Values, endpoint: str, defaults: Sampling) -> Asked:
         raise InputError("logit_bias names tokens by number, which differ from model to model")
     if isinstance(request, shapes.ChatRequest):
         return Asked(conversation(request.messages), sampling, request.n_top)
-    prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    if len(prompts) != 1 or not isinstance(prompts[0], str):
+    prompt, *more = texts_of(request.prompt, "prompt")
+    if more or not isinstance(prompt, str):
         raise InputError("prompt must be one text")
-    return Asked(prompts[0], sampling, request.n_top)
+    return Asked(prompt, sampling, request.n_top)
+
+
+def read_call(
+    body: Values, endpoint: str, defaults: Sampling, *, piece_of: PieceOf, members: Sequence[str]
+) -> Call:
+    """Read the body of a call; `piece_of` gives a token's bytes. Raises InputError."""
+    body = said(body)
+    if endpoint == CHAT and body.get("echo"):
+        raise InputError("echo: a conversation is not repeated; leave it out")
+    scored = body.get("echo") is True and body.get("max_tokens") == 0
+    if scored:
+        del body["max_tokens"]
+    request, sampling = read_request(body, endpoint, defaults)
+    if request.logit_bias is not None:
+        sampling = replace(sampling, logit_bias=_text_biases(request.logit_bias, piece_of))
+    _refuse_too_much(sampling)
+    if request.stream_options is not None and not request.stream:
+        raise InputError("stream_options needs stream true")
+    prompts: tuple[AnyPrompt, ...]
+    calls = None
+    if isinstance(request, shapes.ChatRequest):
+        messages = conversation(request.messages)
+        choice = request.tool_choice
+        if choice != "none" and (request.tools or choice != "auto"):
+            messages, several = tools.told(messages, request.tools), request.parallel_tool_calls
+            calls = tools.calls_of(request.tools, choice, several=several)
+            if calls.due:
+                sampling = replace(sampling, json_schema=None, grammar=None)
+        prompts = (messages,)
+    else:
+        prompts = texts_of(request.prompt, "prompt")
+    weights = weights_of(request.weights, members)
+    call = Call(request, prompts, sampling, scored, weights, calls)
+    if call.n_answers > (most := shapes.MOST_ANSWERS):
+        raise InputError(f"n: {call.n_answers} answers are asked for, and {most} can be")
+    return call
+
+
+def texts_of(
+    value: str | Sequence[int | str | Sequence[int]], key: str
+) -> tuple[str | tuple[int, ...], ...]:
+    """Return texts and lists of token ids: one of them where `value` is one."""
+    if isinstance(value, str):
+        return (value,)
+    ids = tuple(each for each in value if isinstance(each, int))
+    texts = [each for each in value if not isinstance(each, int)]
+    if not texts:
+        return (ids,)
+    if ids:
+        raise ReadError(key, f"must be {shapes.SEVERAL}, not {shown(value)}")
+    return tuple(each if isinstance(each, str) else tuple(each) for each in texts)
+
+
+def weights_of(value: Weights | dict[str, float] | None, members: Sequence[str]) -> Weights | None:
+    """Return what each member is to count; raise InputError for what is no weights of theirs."""
+    if value is None or isinstance(value, str):
+        return value
+    weights = value
+    if isinstance(value, dict) and value.keys() == set(members):
+        weights = tuple(value[name] for name in members)
+    if isinstance(weights, dict) or len(weights) != len(members) or not 0 < sum(weights) < math.inf:
+        given, names = list(value) if isinstance(value, tuple) else value, ", ".join(members)
+        raise InputError(f"weights must be {shapes.WEIGHTS} of {names}; not {shown(given)}")
+    return weights
+
+
+def _text_biases(biases: shapes.Biases, piece_of: PieceOf) -> shapes.Biases:
+    found: shapes.Biases = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InputError(f"logit_bias {shown(key)} is no token id (see /tokenize)")
+        try:
+            text = piece_of(int(key)).decode()
+        except (InputError, UnicodeDecodeError):
+            text = ""
+        if not text:
+            raise InputError(f"logit_bias {key}: no token, or one that is no whole text of its own")
+        if text in found:
+            raise InputError(f"logit_bias {key}: {shown(text)} has a bias already: give one")
+        found[text] = bias
+    return found
+
+
+def _refuse_too_much(sampling: Sampling) -> None:
+    if len(sampling.stop) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in sampling.stop):
+        most = f"at most {MOST_STOPS} texts of {LONGEST_STOP} characters"
+        raise InputError(f"stop: {most} can be looked for")
+    if len(sampling.logit_bias) > MOST_BIASES:
+        raise InputError(f"logit_bias: at most {MOST_BIASES} tokens can be biased")
+    for key in ("grammar", "json_schema", "chat_template"):
+        if len(getattr(sampling, key) or "") > LONGEST_GRAMMAR:
+            raise InputError(f"{key}: at most {LONGEST_GRAMMAR} characters can be obeyed")
 
 
 def read_request(
@@ -110,12 +235,15 @@ def read_request(
 ) -> tuple[shapes.AnyRequest, Sampling]:
     """Read a body, and how its answers are drawn but for biases; raise InputError."""
     values = said(body)
-    kind = _ENDPOINTS[endpoint]
+    kind = _KINDS[endpoint]
+    messages = values.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    goes_on = _GOES_ON if isinstance(last, dict) and last.get("role") == "assistant" else {}
     for key, value in values.items():
         if key not in KEYS:
             raise UnknownKeyError(key, KEYS)
         if key in _REFUSED:
-            refuse_undone(key, value)
+            refuse_undone(key, None if goes_on.get(key) is value else value)
         elif value and key not in (*kind.__struct_encode_fields__, *OPTIONS, *IGNORED):
             raise InputError(f"{key} is nothing that {endpoint} knows; leave it out")
     request = _own(values, kind)
@@ -123,10 +251,6 @@ def read_request(
         raise ReadError("top_logprobs", "needs logprobs true")
     values.pop("logit_bias", None)
     sampling = _drawn(values, request, defaults, told=kind is shapes.ChatRequest)
-    if isinstance(request, shapes.ChatRequest) and request.calls:
-        schema = tools.schema_of(request.tools, request.tool_choice)
-        if schema is not None:
-            sampling = replace(sampling, json_schema=schema, grammar=None)
     return request, sampling
 
 
@@ -137,9 +261,9 @@ def said(body: Values) -> dict[str, object]:
         try:
             json.dumps([key, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
+            name = key.encode("ascii", "backslashreplace").decode()
             # A row is called what it likes.
             if key != "id":
-                name = key.encode("ascii", "backslashreplace").decode()
                 raise InputError(f"{name}: half a surrogate pair is no text") from error
     for alias, name in ALIASES.items():
         if alias in values and values.setdefault(name, values[alias]) != values.pop(alias):
@@ -159,15 +283,18 @@ def read_messages(value: object) -> list[Message]:
 def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
     """Return messages as a template takes them."""
     messages: list[Message] = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         role, content = turn.role, turn.content
         if content is None and not turn.tool_calls:
-            raise ReadError(f"messages[{len(messages)}].content", "is missing")
+            raise ReadError(f"messages[{number}].content", "is missing")
         parts = [content] if isinstance(content, str) else [part.text for part in content or ()]
         parts += [tools.words_of(turn.tool_calls)] if turn.tool_calls else []
         text = "\n".join(filter(None, parts)) if turn.tool_calls else "".join(parts)
         if role == "tool":
             role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+            if number and turns[number - 1].role == "tool":
+                # Many templates know no two messages of a user in a row.
+                text = f"{messages.pop().content}\n{text}"
         messages.append(Message("system" if role == "developer" else role, text))
     return messages
 
@@ -188,16 +315,7 @@ def _own(values: Values, kind: type[Known]) -> Known:
 
 def _drawn(values: Values, own: shapes.Options, defaults: Sampling, *, told: bool) -> Sampling:
     changed: dict[str, Any] = {key: values[key] for key in OPTIONS if key in values}
-    modes = _modes(own, defaults)
-    asking = ["chat_template"] if "chat_template" in changed else []
-    asking += [k for k, m in modes.items() if m == "on" or (m == "apart" and k != "thinking")]
-    asking += ["chat_template_kwargs"] if own.chat_template_kwargs.keys() - _SWITCHES else []
-    if asking and not told:
-        raise InputError(
-            f"{asking[0]} is for messages: a text that is gone on with has no chat template, and "
-            "no thought; leave it out"
-        )
-    changed |= _thought(own, modes, defaults)
+    changed |= _thought(own, defaults, told=told, has_template="chat_template" in changed)
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)
     # Of grammar and json_schema only one can be obeyed: what is asked for wins.
@@ -214,31 +332,30 @@ def _drawn(values: Values, own: shapes.Options, defaults: Sampling, *, told: boo
     return replace(defaults, **changed) if changed else defaults
 
 
-def _modes(own: shapes.Options, defaults: Sampling) -> dict[str, Thinking]:
-    says: dict[str, object] = {
-        "enable_thinking": own.enable_thinking,
-        "reasoning_effort": own.reasoning_effort and own.reasoning_effort != "none",
-    }
-    for name in _SWITCHES:
-        says[f"chat_template_kwargs.{name}"] = own.chat_template_kwargs.get(name)
+def _thought(
+    own: shapes.Options, defaults: Sampling, *, told: bool, has_template: bool
+) -> dict[str, Any]:
+    """Return whether and how members think; raise InputError for what contradicts itself."""
+    given, effort = dict(own.chat_template_kwargs), own.reasoning_effort
+    says: dict[str, object] = {"enable_thinking": own.enable_thinking}
+    says["reasoning_effort"] = effort and effort != "none"
+    says |= {f"chat_template_kwargs.{name}": given.get(name) for name in _SWITCHES}
     modes: dict[str, Thinking] = {} if own.thinking is None else {"thinking": own.thinking}
     how: Thinking = "apart" if (own.thinking or defaults.thinking) == "apart" else "on"
     modes |= {name: how if on else "off" for name, on in says.items() if isinstance(on, bool)}
     if len(set(modes.values())) > 1:
         raise InputError(f"{' and '.join(modes)} contradict each other: give one")
-    return modes
-
-
-def _thought(
-    own: shapes.Options, modes: Mapping[str, Thinking], defaults: Sampling
-) -> dict[str, Any]:
-    given = dict(own.chat_template_kwargs)
-    if own.reasoning_effort is not None:
-        if given.setdefault("reasoning_effort", own.reasoning_effort) != own.reasoning_effort:
-            raise InputError("reasoning_effort and that of chat_template_kwargs differ: give one")
-        if own.reasoning_effort == "none":
-            del given["reasoning_effort"]
-    dropped = (*(_SWITCHES if modes else ()), own.reasoning_effort and "reasoning_effort")
+    asking = ["chat_template"] if has_template else []
+    asking += [k for k, m in modes.items() if m == "on" or (m == "apart" and k != "thinking")]
+    asking += ["chat_template_kwargs"] if given.keys() - _SWITCHES else []
+    if asking and not told:
+        why = "a text that is gone on with has no chat template, and no thought; leave it out"
+        raise InputError(f"{asking[0]} is for messages: {why}")
+    if effort is not None and given.setdefault("reasoning_effort", effort) != effort:
+        raise InputError("reasoning_effort and that of chat_template_kwargs differ: give one")
+    if effort == "none":
+        del given["reasoning_effort"]
+    dropped = (*(_SWITCHES if modes else ()), effort and "reasoning_effort")
     kept = {k: v for k, v in defaults.chat_template_kwargs.items() if k not in dropped}
     thinking = next(iter(modes.values()), defaults.thinking)
     return {"thinking": thinking, "chat_template_kwargs": {**kept, **given}}
@@ -262,6 +379,16 @@ def refuse_undone(key: str, value: object) -> None:
 def given(body: Values) -> dict[str, object]:
     """Return what a body says: null says nothing."""
     return {key: value for key, value in body.items() if value is not None}
+
+
+def in_chat(body: Values, kind: type[Any]) -> Values:
+    """Return the body of a chat for one that is partly of a `kind`, whose `chat()` tells it."""
+    own = kind.__struct_fields__
+    chat = given(read({key: body[key] for key in own if key in body}, kind).chat())
+    others = {key: value for key, value in body.items() if key not in own}
+    for key in chat.keys() & others.keys():
+        raise InputError(f"{key} is said in other words here; leave it out")
+    return {**others, **chat}
 
 
 def parsed(

@@ -36,10 +36,12 @@ MemberWeights = Annotated[
 
 
 class TextPart(Struct, forbid_unknown_fields=True):
-    """A part of a message."""
+    """A part of a message, by any of OpenAI's names for it."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+    annotations: Any = None
+    logprobs: Any = None
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True):
@@ -53,9 +55,15 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] = []
     tool_call_id: Any = None
+    tool_name: Any = None
     name: Any = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    thinking: str | None = None
+    id: Any = None
+    type: Any = None
+    status: Any = None
+    phase: Any = None
 
 
 ChatMessages = Annotated[
@@ -120,6 +128,7 @@ class AnswerRequest(Options, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     trace: bool = False
+    timings_per_token: bool = False
     weights: MemberWeights = None
     logit_bias: Annotated[
         Biases | None, Meta(description="an object of token ids with a number each, or false")
@@ -134,12 +143,8 @@ class ChatRequest(AnswerRequest, kw_only=True):
     top_logprobs: Top = 0
     tools: list[Tool] = []
     tool_choice: Choice = "auto"
+    parallel_tool_calls: bool = True
     echo: ClassVar[bool] = False
-
-    @property
-    def calls(self) -> bool:
-        """Whether the answer may be calls of functions."""
-        return self.tool_choice != "none" and bool(self.tools or self.tool_choice != "auto")
 
     @property
     def n_top(self) -> int | None:

@@ -5,6 +5,7 @@ is one form for all members: what Qwen's templates write.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,11 +13,13 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from eva_local.engine.grammar import BEGIN, END, Calls
 from eva_local.errors import InputError
 from eva_local.reading import Words, did_you_mean
 from eva_local.types import Message
 
-BEGIN, END = "<tool_call>", "</tool_call>"
+_BEGINNINGS = "|".join(BEGIN[:length] for length in range(len(BEGIN) - 1, 0, -1))
+_MAY_BE_CALLS = re.compile(rf"\s*(?:{BEGIN}[\s\S]*|{_BEGINNINGS})?\Z")
 _TOLD = (
     "You can call these functions, each with arguments as its schema says:\n\n{functions}\n\n"
     f'To call one, answer with nothing but\n{BEGIN}\n{{"name": …, "arguments": {{…}}}}\n{END}'
@@ -44,10 +47,11 @@ Choice = Literal["none", "auto", "required"] | Tool
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True):
-    """What was called: its arguments are JSON, as text."""
+    """What was called: its arguments are JSON, as text or as ollama has it."""
 
     name: Words
-    arguments: str
+    arguments: str | dict[str, Any]
+    index: Any = None
 
 
 class ToolCall(Struct, forbid_unknown_fields=True):
@@ -62,7 +66,8 @@ class ToolCall(Struct, forbid_unknown_fields=True):
 def words_of(calls: Sequence[ToolCall]) -> str:
     """Return calls as an answer has them."""
     said = []
-    for name, arguments in ((call.function.name, call.function.arguments) for call in calls):
+    for name, given in ((call.function.name, call.function.arguments) for call in calls):
+        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         told = f'{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}'
         said.append(f"{BEGIN}\n{told}\n{END}")
     return "\n".join(said)
@@ -78,37 +83,37 @@ def told(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     return [Message("system", text), *messages]
 
 
-def schema_of(tools: Sequence[Tool], choice: Choice) -> str | None:
-    """Return what an answer must obey that is to be a call; None where it need not be one."""
-    if choice in ("none", "auto"):
-        return None
-    names = [tool.function.name for tool in tools]
+def calls_of(tools: Sequence[Tool], choice: Choice, *, several: bool) -> Calls:
+    """Return what calls an answer may have, or must be; raise InputError."""
     if isinstance(choice, Tool):
-        name = choice.function.name
+        name, names = choice.function.name, [tool.function.name for tool in tools]
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise InputError(f"tool_choice: {name} is none of the tools; {hint}")
         tools = [tool for tool in tools if tool.function.name == name]
-        if not tools:
-            problem = f"{name} is none of the tools; {did_you_mean(name, names)}"
-            raise InputError(f"tool_choice: {problem}")
-    ways = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": {"type": "object", **tool.function.parameters},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    if not ways:
+    if not tools:
         raise InputError("tool_choice: there are no tools to choose from")
-    return json.dumps(ways[0] if len(ways) == 1 else {"anyOf": ways})
+    functions = tuple(
+        (each.function.name, json.dumps({"type": "object", **each.function.parameters}))
+        for each in tools
+    )
+    return Calls(functions, due=choice != "auto", several=several)
 
 
-def calls_in(text: str, names: Sequence[str]) -> list[dict[str, object]]:
+def split(text: str, *, is_first: bool) -> tuple[str, str]:
+    """Return what of a text can be shown, and the end of it that may be calls.
+
+    Where it `is_first`, calls may stand there without marks.
+    """
+    if is_first and text.lstrip()[:1] == "{":
+        return "", text
+    at = _MAY_BE_CALLS.search(text).start()  # type: ignore[union-attr]  # the end always is
+    return text[:at], text[at:]
+
+
+def calls_in(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the calls of known functions that an answer consists of; [] where it is another."""
-    calls: list[dict[str, object]] = []
+    calls: list[dict[str, Any]] = []
     for part in text.replace(END, BEGIN).split(BEGIN):
         if not part.strip():
             continue

@@ -1,13 +1,14 @@
 """The application: what answers at which path, what all paths have in common, as OpenAPI too."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from msgspec import Struct
 from msgspec.json import schema_components
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,10 +22,10 @@ from eva_local.errors import EvaError
 from eva_local.openai import shapes
 from eva_local.openai.answer import Body
 from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
+from eva_local.openai.responses import RESPONSES, ResponseRequest
 from eva_local.pages.frame import source_hash, template
 from eva_local.reading import fields_of
-from eva_local.server.endpoints import complete, detokenize, score, tokenize, tokenizer_info
-from eva_local.server.guard import OF_CALLER, RefusedError, guarded, problem, problem_of, received
+from eva_local.server import endpoints, guard, ollama
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
 from eva_local.types import Sampling
@@ -40,35 +41,32 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_JSON = "application/json"
+_JSON, _VERSION = "application/json", version("eva-local")
 _MEDIA = {"/": "text/html", "/metrics": "text/plain"}
-_BODIES: dict[str, type[Struct]] = {
-    CHAT: shapes.ChatRequest,
-    COMPLETION: shapes.CompletionRequest,
-    "/v1/score": shapes.ScoreRequest,
-    "/tokenize": shapes.TokenizeRequest,
-    "/detokenize": shapes.DetokenizeRequest,
-}
 # What the page's own script needs: libraries as they are published, and parts of ours.
 _LIBRARIES = ("vendor/marked.umd.js", "vendor/highlight.min.js")
 _SCRIPTS = (*_LIBRARIES, "markdown.js", "store.js", "disputes.js")
 
 
-def make_app(service: Service, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
-    """Return the application: asks for one of `keys`, lets pages from `origins` read answers."""
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=list(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-    )
+def make_app(
+    service: Service,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+) -> Starlette:
+    """Return the application: asks for one of `keys`, lets pages from `origins` read answers.
+
+    Without keys, pages from elsewhere can read why they are refused, and nothing but that. Requests
+    to `hosts` are for this machine, too.
+    """
+    how: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            *([cors] if origins else []),
+            Middleware(CORSMiddleware, allow_origins=list(origins) if keys else ["*"], **how),
             Middleware(_watched, service=service),
-            Middleware(guarded, keys=keys, origins=origins),
-            Middleware(received),
+            Middleware(guard.guarded, keys=keys, origins=origins, hosts=hosts),
+            Middleware(guard.received),
         ],
         exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
     )
@@ -121,29 +119,84 @@ async def model(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Count for Prometheus."""
-    return service_of(request).measures.response()
+    text = generate_latest(service_of(request).measures.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def description(request: Request) -> Response:
     """Describe all endpoints, as OpenAPI."""
     service = service_of(request)
     names = [each.name for each in service.models] if service.is_ready else ()
-    return JSONResponse(_document(names))
+    bodies = [body for _, body in _POSTS.values() if body]
+    kinds = [*bodies, fields_of(Sampling)]
+    _, schemas = schema_components(kinds, ref_template="#/components/schemas/{name}")
+    sampling = schemas.pop(Sampling.__name__)["properties"]
+    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
+    sampling |= {key: {} for key in IGNORED}
+    for body in bodies:
+        properties = schemas[body.__name__]["properties"]
+        properties["model"] = {"enum": names} if names else {"type": "string"}
+        if issubclass(body, shapes.AnswerRequest):
+            schemas[body.__name__]["properties"] = sampling | properties
+    how = {"key": {"type": "http", "scheme": "bearer"}}
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": "eva-local", "version": _VERSION},
+        "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
+        "components": {"securitySchemes": how, "schemas": schemas},
+        "security": [{}, {"key": []}],
+    }
+    return JSONResponse(document)
 
 
-ROUTES = (
-    Route("/", page),
-    Route("/health", health),
-    Route("/metrics", metrics),
-    Route("/openapi.json", description),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", model),
-    Route(CHAT, complete, methods=["POST"]),
-    Route(COMPLETION, complete, methods=["POST"]),
-    Route("/v1/score", score, methods=["POST"]),
-    Route("/tokenize", tokenize, methods=["POST"]),
-    Route("/detokenize", detokenize, methods=["POST"]),
-    Route("/tokenizer_info", tokenizer_info),
+async def props(request: Request) -> Response:
+    """Describe a model as llama-server does."""
+    model = service_of(request).named(request.query_params.get("model"))
+    told: Body = {"default_generation_settings": {"n_ctx": model.n_ctx}}
+    told |= {"total_slots": model.ensemble.n_slots, "build_info": f"eva-local {_VERSION}"}
+    told |= {"model_alias": model.name, "model_path": model.name}
+    return JSONResponse({**told, "modalities": {"vision": False, "audio": False}})
+
+
+async def embed(_request: Request) -> Response:
+    """Refuse, by name."""
+    what = "this server does not support embeddings: its models write text"
+    raise guard.RefusedError(400, what, code="not_supported")
+
+
+_GETS: Mapping[str, Any] = {
+    "/": page,
+    **dict.fromkeys(("/health", "/v1/health"), health),
+    "/metrics": metrics,
+    "/openapi.json": description,
+    "/props": props,
+    "/tokenizer_info": endpoints.tokenizer_info,
+    "/v1/models": models,
+    "/v1/models/{name:path}": model,
+    **dict.fromkeys(("/api/tags", "/api/ps"), ollama.tags),
+    "/api/version": ollama.version,
+}
+# With the bodies that they read.
+_POSTS: Mapping[str, tuple[Any, type[Struct] | None]] = {
+    CHAT: (endpoints.complete, shapes.ChatRequest),
+    COMPLETION: (endpoints.complete, shapes.CompletionRequest),
+    RESPONSES: (endpoints.respond, ResponseRequest),
+    "/v1/score": (endpoints.score, shapes.ScoreRequest),
+    **{path: (ollama.talk, body) for path, body in ollama.BODIES.items()},
+    "/api/show": (ollama.show, ollama.Named),
+    "/tokenize": (endpoints.tokenize, shapes.TokenizeRequest),
+    "/detokenize": (endpoints.detokenize, shapes.DetokenizeRequest),
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), (embed, None)),
+}
+# What is described: no path that has a better name, or is only refused.
+_TOLD = {path for path in _GETS if path != "/v1/health" and "{" not in path}
+_TOLD |= {path for path, (_, body) in _POSTS.items() if body}
+#: Paths answer without /v1, too.
+ROUTES = tuple(
+    Route(each, endpoint, methods=[method], include_in_schema=each in _TOLD)
+    for method, endpoints_of in (("GET", _GETS), ("POST", {p: e for p, (e, _) in _POSTS.items()}))
+    for path, endpoint in endpoints_of.items()
+    for each in dict.fromkeys((path, path.removeprefix("/v1")))
 )
 
 
@@ -169,64 +222,30 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
             if message["type"] == "http.response.start":
                 started = True
                 path = next((r.path for r in ROUTES if r.path == scope["path"]), "other")
-                service.measures.answered(path, message["status"])
+                service.measures.requests.labels(path, message["status"]).inc()
             await send(message)
 
         try:
             await app(scope, receive, noted)
-        except RefusedError as error:
-            await error.response(scope, receive, noted)
         except Exception as error:
-            log.error("a request failed", exc_info=error)
+            if not isinstance(error, guard.RefusedError):
+                log.error("a request failed", exc_info=error)
             if started:
                 # The connection must break off, or half an answer would look whole.
                 raise
-            body = problem("the server failed; its log says why", "server_error")
-            await JSONResponse(body, 500)(scope, receive, noted)
+            await guard.refusal(scope, error)(scope, receive, noted)
 
     return answer
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    if isinstance(error, EvaError):
-        if not (of_caller := isinstance(error, OF_CALLER)):
-            log.error("%s", error)
-        return JSONResponse(problem_of(error), 400 if of_caller else 500)
-    assert isinstance(error, HTTPException)
-    path = request.scope["path"][:60]
-    what = f"{request.method} cannot be done at" if error.status_code == 405 else "there is no"
-    body = problem(f"{what} {path}; /openapi.json lists what can be asked")
-    return JSONResponse(body, error.status_code, error.headers)
-
-
-def _document(models: Sequence[str]) -> Schema:
-    """Describe what can be asked, as OpenAPI 3.1; `models` can be named, where that is known."""
-    bodies = list(_BODIES.values())
-    _, schemas = schema_components(
-        [*bodies, fields_of(Sampling)], ref_template="#/components/schemas/{name}"
-    )
-    sampling = schemas.pop(Sampling.__name__)["properties"]
-    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
-    sampling |= {key: {} for key in IGNORED}
-    for body in bodies:
-        properties = schemas[body.__name__]["properties"]
-        properties["model"] = {"enum": list(models)} if models else {"type": "string"}
-        if issubclass(body, shapes.AnswerRequest):
-            schemas[body.__name__]["properties"] = sampling | properties
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "eva-local", "version": version("eva-local")},
-        "paths": {route.path: _operation(route) for route in ROUTES if "{" not in route.path},
-        "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": schemas,
-        },
-        "security": [{}, {"key": []}],
-    }
+    if isinstance(error, EvaError) and not isinstance(error, guard.OF_CALLER):
+        log.error("%s", error)
+    return guard.refusal(request.scope, error)
 
 
 def _operation(route: Route) -> Schema:
-    media, body = _MEDIA.get(route.path, _JSON), _BODIES.get(route.path)
+    media, (_, body) = _MEDIA.get(route.path, _JSON), _POSTS.get(route.path, (None, None))
     answer: Schema = {media: {"schema": {"type": "object" if media == _JSON else "string"}}}
     error = {"description": "What is wrong, as OpenAI tells it.", "content": {_JSON: {}}}
     operation: Schema = {

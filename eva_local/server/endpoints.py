@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-import json
+import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -15,175 +16,200 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.answer import Answer, Body, Echo, Letterhead, Token, chat_tokens, tokens_of
-from eva_local.openai.call import Call, read_call, texts_of, weights_of
-from eva_local.openai.request import CHAT, given, read_messages
+from eva_local.openai import request as asking
+from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens, tokens_of
+from eva_local.openai.request import CHAT, COMPLETION, Call, Values
+from eva_local.openai.responses import Reply, ResponseRequest
 from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
 from eva_local.server.service import Measures, ServedModel, Texts, asked, service_of
 from eva_local.types import Step
 
-# The number of an answer, what it says next, and the tokens that are told by it.
-Said = tuple[int, Echo | Step, Sequence[Token]]
-# What is streamed; None is a sign of life.
-Paced = AsyncGenerator[Body | None, None]
+# The number of an answer that says more, and the tokens that are told by it.
+Said = tuple[int, Sequence[Token]]
+
+# How a protocol tells the answers to a call.
+FormOf = Callable[[Call], Letterhead]
 
 # How long nothing may be heard of an answer: proxies and clients give up after longer silence.
 QUIET_S = 5.0
-_COMMENT = b": the members are reading\n\n"
-_DONE = b"data: [DONE]\n\n"
-_HEADERS = {
-    "Cache-Control": "no-store",
-    # nginx would keep the parts until the answer is whole.
-    "X-Accel-Buffering": "no",
-}
-_END: Body = {}
+# nginx would keep the parts until the answer is whole.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+# Of names of keys, in the log.
+_LONGEST = 500
+
+log = logging.getLogger("eva_local")
 
 
 async def complete(request: HttpRequest) -> ASGIApp:
     """Answer a conversation, or go on with texts: the path says which."""
-    endpoint = request.scope["path"]
     model, body = await asked(request)
-    if body.get("chat_template") is not None and not service_of(request).trust_templates:
-        raise InputError(
-            "chat_template: this server takes no programs from clients (--trust-templates); "
-            "chat_template_kwargs can be sent"
-        )
-    defaults = model.ensemble.spec.sampling
-    call = read_call(
+    endpoint = CHAT if request.scope["path"].endswith("/chat/completions") else COMPLETION
+    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
+    form = partial(Letterhead, endpoint, name, int(time.time()), model.name)
+    return await answered(request, model, body, endpoint, lambda call: form(call.request))
+
+
+async def respond(request: HttpRequest) -> ASGIApp:
+    """Answer as OpenAI's newer API does; nothing is kept."""
+    model, body = await asked(request)
+    chat, form = asking.in_chat(body, ResponseRequest), partial(Reply, model.name, body)
+    return await answered(request, model, chat, CHAT, lambda call: form(call.sampling))
+
+
+async def answered(
+    request: HttpRequest, model: ServedModel, body: Values, endpoint: str, form_of: FormOf
+) -> ASGIApp:
+    """Return the answers to a body in a protocol's form, whole or as a stream.
+
+    Raises InputError for what cannot be done.
+    """
+    # Other protocols have no form for these.
+    for key in () if endpoint.endswith(request.scope["path"]) else ("n", "trace", "echo"):
+        asking.refuse_undone(key, body.get(key))
+    service = service_of(request)
+    if service.takes_unknown and (unknown := body.keys() - asking.KEYS):
+        names = ", ".join(map(repr, sorted(unknown)))
+        log.warning("ignored what is not known: %s", names[:_LONGEST])
+        body = {key: value for key, value in body.items() if key not in unknown}
+    if body.get("chat_template") is not None and not service.trust_templates:
+        why = "this server takes no programs from clients (--trust-templates)"
+        raise InputError(f"chat_template: {why}; chat_template_kwargs can be sent")
+    defaults, check = model.ensemble.spec.sampling, model.ensemble.check
+    call = asking.read_call(
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
-    await asyncio.to_thread(model.ensemble.check, call.sampling, alone=model.alone)
-    name = f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{secrets.token_hex(12)}"
-    options = call.request.stream_options
-    counted = options is not None and options.include_usage
-    head = Letterhead(endpoint, name, int(time.time()), model.name, counted, call.request.trace)
-    is_told, functions = call.request.n_top is not None, call.functions
+    await asyncio.to_thread(check, call.sampling, alone=model.alone, calls=call.calls)
+    form, is_told = form_of(call), call.request.n_top is not None
+    functions = [name for name, _ in call.calls.functions] if call.calls else []
     answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
-    written = _written(model, call, answers, service_of(request).measures)
+    written = _written(model, call, answers, service.measures)
     if call.request.stream:
-        return await event_stream(_parts(written, call, head, answers))
+        return await event_stream(_parts(written, form, answers), form)
     async with contextlib.aclosing(written):
         async for _ in written:
             pass
-    return JSONResponse(head.whole(answers, call.request.n))
+    return JSONResponse(form.whole(answers))
 
 
 async def _parts(
-    written: AsyncGenerator[Said, None], call: Call, head: Letterhead, answers: Sequence[Answer]
+    written: AsyncGenerator[Said, None], form: Letterhead, answers: Sequence[Answer]
 ) -> AsyncGenerator[Body, None]:
     async with contextlib.aclosing(written):
-        async for index, said, tokens in written:
-            if isinstance(said, Echo):
-                yield head.echo(index, said, last=call.scored)
-                continue
-            if head.endpoint == CHAT and len(answers[index].steps) == 1:
-                yield head.opening(index, thinks=said.reasoning is not None)
-            shown, calls = answers[index].held(said), answers[index].calls
-            if (part := head.step(index, shown, tokens, calls)) is not None:
+        async for index, tokens in written:
+            for part in form.parts(index, answers[index], tokens):
                 yield part
-    if head.counted:
-        yield head.last(answers, call.request.n)
+    if (last := form.last(answers)) is not None:
+        yield last
 
 
 async def _written(
     model: ServedModel, call: Call, answers: Sequence[Answer], measures: Measures
 ) -> AsyncGenerator[Said, None]:
-    """Write all answers of a call; yield what each says as it comes.
+    """Write all answers of a call; yield the number of each that says more, as it comes.
 
     An answer's echo, if there is one, comes before its steps. Closing the iterator ends them all.
     Raises RefusedError where there is no slot, and the first error that an answer meets.
     """
     with model.slots.take(call.n_answers):
-        for number, echo in enumerate(await _echoes(model, call) if call.request.echo else ()):
-            for index in range(number * call.request.n, (number + 1) * call.request.n):
-                answers[index].repeat(echo)
-                yield index, echo, echo.tokens
+        echoes = await _echoes(model, call) if call.request.echo else []
+        for index, answer in enumerate(answers if echoes else ()):
+            text, n_tokens, tokens = echoes[index // call.request.n]
+            answer.repeat(text, n_tokens, tokens, last=call.scored)
+            yield index, tokens
         if call.scored:
             return
         options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
-        options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
+        options |= {"calls": call.calls, "trace": call.request.trace}
+        options["n_top"] = call.request.n_top or 0
+        # None is drawn as another one.
+        drawn, first = call.sampling, call.sampling.seed
+        seeds = [None if first is None else first + n for n in range(call.request.n)]
         requests = [
-            Request(prompt, call.seeded(sample), **options)
+            Request(prompt, replace(drawn, seed=seed), **options)
             for prompt in call.prompts
-            for sample in range(call.request.n)
+            for seed in seeds
         ]
         async with contextlib.aclosing(model.run(requests)) as all_told:
             async for index, told in all_told:
                 assert isinstance(told, Step)
                 measures.hear(model.name, told)
-                yield index, told, answers[index].push(told)
+                yield index, answers[index].push(told)
 
 
-async def _echoes(model: ServedModel, call: Call) -> list[Echo]:
-    read = await asyncio.to_thread(lambda: [_read(model, prompt) for prompt in call.prompts])
+async def _echoes(model: ServedModel, call: Call) -> list[tuple[str, int, tuple[Token, ...]]]:
+    """Return the prompts as texts, how many tokens they have, and those that are told."""
+
+    def read(prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
+        if isinstance(prompt, str):
+            return prompt, model.tokenize(prompt)
+        ids = [each for each in prompt if isinstance(each, int)]
+        return model.text(ids), ids
+
+    texts = await asyncio.to_thread(lambda: list(map(read, call.prompts)))
     if call.request.n_top is None:
-        return [Echo(text, len(ids)) for text, ids in read]
-    scores = await model.score([("", ids) for _, ids in read], call.weights, call.request.n_top)
+        return [(text, len(ids), ()) for text, ids in texts]
+    scores = await model.score([("", ids) for _, ids in texts], call.weights, call.request.n_top)
     echoes = []
-    for (text, ids), score in zip(read, scores, strict=True):
+    for (text, ids), score in zip(texts, scores, strict=True):
         first, *others = tokens_of(score.symbols)
         # OpenAI tells no probability of the first: evaluation harnesses expect that.
-        echoes.append(Echo(text, len(ids), (replace(first, logprob=None), *others)))
+        echoes.append((text, len(ids), (replace(first, logprob=None), *others)))
     return echoes
 
 
-def _read(model: ServedModel, prompt: AnyPrompt) -> tuple[str, Sequence[int]]:
-    if isinstance(prompt, str):
-        return prompt, model.tokenize(prompt)
-    ids = [each for each in prompt if isinstance(each, int)]
-    return model.text(ids), ids
-
-
-async def event_stream(parts: AsyncGenerator[Body, None], quiet: float = QUIET_S) -> ASGIApp:
-    """Return what sends `parts`, and a comment where none comes for `quiet` seconds.
+async def event_stream(
+    parts: AsyncGenerator[Body, None], form: Letterhead, quiet: float = QUIET_S
+) -> ASGIApp:
+    """Return what sends `parts`, and a sign of life where none comes for `quiet` seconds.
 
     Waits that long for the first part, so that what is refused at once has its status: raises
     what the parts raise until then.
     """
-    paced = _paced(parts, quiet)
-    events = _sent(await anext(paced, _END), paced)
-    response = StreamingResponse(events, headers=_HEADERS, media_type="text/event-stream")
+    events = _events(parts, form, quiet)
+    await anext(events)
+    response = StreamingResponse(events, headers=_HEADERS, media_type=form.media)
 
     async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
         # Whatever becomes of it, the parts are closed. `received` sees whether the client is there.
-        async with contextlib.aclosing(paced):
+        async with contextlib.aclosing(events):
             await response.stream_response(send)
 
     return answer
 
 
-async def _sent(part: Body | None, others: Paced) -> AsyncGenerator[bytes, None]:
+async def _events(
+    parts: AsyncGenerator[Body, None], form: Letterhead, quiet: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield nothing once there is something, then what a stream has for parts and for pauses.
+
+    Raises an error that comes first, and tells a later one. Closes the parts in any case.
+    """
+    begun = ended = False
+    upcoming: asyncio.Future[Body | None] | None = None
     try:
-        while part is not _END:
-            yield _COMMENT if part is None else _event(part, separators=(",", ":"))
-            part = await anext(others, _END)
+        while not ended:
+            upcoming = upcoming or asyncio.ensure_future(anext(parts, None))
+            event = form.alive
+            if (await asyncio.wait((upcoming,), timeout=quiet))[0]:
+                part, upcoming = upcoming.result(), None
+                ended = part is None
+                event = form.done if part is None else form.event(part)
+            if not begun:
+                yield b""
+            begun = True
+            yield event
     except EvaError as error:
-        yield _event(problem_of(error))
-    yield _DONE
-
-
-def _event(part: Body, separators: tuple[str, str] | None = None) -> bytes:
-    return b"data: " + json.dumps(part, separators=separators).encode() + b"\n\n"
-
-
-async def _paced(parts: AsyncGenerator[Body, None], quiet: float) -> Paced:
-    """Yield the parts, and None where none comes for `quiet` seconds; close them in any case."""
-    upcoming = asyncio.ensure_future(anext(parts, _END))
-    try:
-        while True:
-            if not (await asyncio.wait((upcoming,), timeout=quiet))[0]:
-                yield None
-            elif (part := upcoming.result()) is _END:
-                return
-            else:
-                yield part
-                upcoming = asyncio.ensure_future(anext(parts, _END))
+        if not begun:
+            raise
+        yield form.event(problem_of(error))
+        yield form.done
     finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
         await parts.aclose()
 
 
@@ -196,16 +222,10 @@ async def score(request: HttpRequest) -> Response:
     data = []
     for index, each in enumerate(scores):
         # Log-likelihoods are in nats.
-        told: Body = {
-            "index": index,
-            "object": "score",
-            "log_likelihood": each.log_likelihood,
-            "per_byte": each.per_byte,
-            "n_bytes": each.n_bytes,
-            "n_tokens": each.n_symbols,
-            "unseen": each.unseen,
-            "members": dict(zip(model.members, each.members, strict=True)),
-        }
+        told: Body = {"index": index, "object": "score"}
+        told |= {key: getattr(each, key) for key in ("log_likelihood", "per_byte", "n_bytes")}
+        told |= {"n_tokens": each.n_symbols, "unseen": each.unseen}
+        told["members"] = dict(zip(model.members, each.members, strict=True))
         if n_top is not None:
             told["logprobs"] = chat_tokens(tokens_of(each.symbols))
         data.append(told)
@@ -216,17 +236,17 @@ def read_score_call(
     body: Mapping[str, object], members: Sequence[str]
 ) -> tuple[Texts, Weights | None, int | None]:
     """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
-    body = given(body)
+    body = asking.given(body)
     if "messages" in body and "prompt" in body:
         raise InputError("prompt and messages exclude each other: give one")
-    messages = read_messages(body.pop("messages")) if "messages" in body else None
+    messages = asking.read_messages(body.pop("messages")) if "messages" in body else None
     request = read(body, ScoreRequest)
-    continuations = texts_of(request.continuation, "continuation")
+    continuations = asking.texts_of(request.continuation, "continuation")
     if len(continuations) > MOST_ANSWERS:
         raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
-    (prompt,) = texts_of(request.prompt, "prompt")
+    (prompt,) = asking.texts_of(request.prompt, "prompt")
     texts = [(messages or prompt, each) for each in continuations]
-    return texts, weights_of(request.weights, members), request.logprobs
+    return texts, asking.weights_of(request.weights, members), request.logprobs
 
 
 async def tokenize(request: HttpRequest) -> Response:
@@ -254,6 +274,5 @@ async def detokenize(request: HttpRequest) -> Response:
 async def tokenizer_info(request: HttpRequest) -> Response:
     """Say what lm-evaluation-harness wants to know of a tokeniser: nothing is put in front."""
     model = service_of(request).named(None)
-    return JSONResponse(
-        {"model": model.name, "bos_token": None, "eos_token": None, "chat_template": None}
-    )
+    none = dict.fromkeys(("bos_token", "eos_token", "chat_template"))
+    return JSONResponse({"model": model.name, **none})

@@ -22,8 +22,8 @@ class Server(uvicorn.Server):
     """One server, from its port to its end; `url` is where it listens, once it does.
 
     Each of the `openers` opens an ensemble, before which `n_waiting` answers wait for a slot. Port
-    0 takes one that is free. `told` hears where it listens, and when it can answer. InputError is
-    raised for a server that is open to everyone.
+    0 takes one that is free. `told` hears where it listens, and when it can answer. The `door` is
+    that of `make_app`. InputError is raised for a server that is open to everyone.
     """
 
     def __init__(
@@ -32,22 +32,19 @@ class Server(uvicorn.Server):
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        keys: Sequence[str] = (),
-        origins: Sequence[str] = (),
         n_waiting: int,
         trust_templates: bool = False,
+        unknown_keys: str = "refuse",
         told: Callable[[str], None] = lambda _: None,
+        **door: Sequence[str],
     ) -> None:
-        refuse_open_door(host, keys)
-        self.service = Service(trust_templates)
-        self.url = ""
-        self._openers = openers
-        self._n_waiting = n_waiting
-        self._told = told
+        refuse_open_door(host, door.get("keys", ()))
+        self.service, self.url = Service(trust_templates, unknown_keys == "warn"), ""
+        self._openers, self._n_waiting, self._told = openers, n_waiting, told
         self._loading: asyncio.Task[None] | None = None
         self._resources = contextlib.ExitStack()
         config = uvicorn.Config(
-            make_app(self.service, keys, origins),
+            make_app(self.service, **door),
             host=host,
             port=port,
             http="h11",

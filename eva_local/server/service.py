@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import prometheus_client as prometheus
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
 
 from eva_local.api import Ensemble
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.request import given, parsed, refuse_twice
+from eva_local.openai.request import given, parsed
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.guard import RefusedError, come_again
 from eva_local.types import Score, Step
@@ -27,53 +26,42 @@ Texts = Sequence[tuple[AnyPrompt, str | Sequence[int]]]
 
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-_GAUGES: Mapping[str, tuple[str, Callable[[ServedModel], float]]] = {
-    "taken": ("Answers under way, those that wait among them.", lambda model: model.slots.taken),
-    "running": ("Answers being written.", lambda model: model.ensemble.scheduler.n_running),
-    "waiting": ("Answers that wait for a place.", lambda model: model.ensemble.scheduler.n_waiting),
-    "places": ("Answers that can be written side by side.", lambda model: model.ensemble.n_slots),
-}
+_GAUGES: Sequence[tuple[str, str, Callable[[ServedModel], float]]] = (
+    ("taken", "Answers under way, those that wait among them.", lambda each: each.slots.taken),
+    ("running", "Answers being written.", lambda each: each.ensemble.scheduler.n_running),
+    ("waiting", "Answers that wait for a place.", lambda each: each.ensemble.scheduler.n_waiting),
+    ("places", "Answers that can be written side by side.", lambda each: each.ensemble.n_slots),
+)
 
 
 class Measures:
     """What one server counts and times, as Prometheus reads it."""
 
     def __init__(self) -> None:
-        self._registry = registry = prometheus.CollectorRegistry()
+        #: All of it, for Prometheus.
+        self.registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         counter = partial(prometheus.Counter, namespace="eva_local", registry=registry)
         gauge = partial(prometheus.Gauge, namespace="eva_local", registry=registry)
-        histogram = partial(
-            prometheus.Histogram, namespace="eva_local", registry=registry, buckets=_SECONDS
-        )
-        self._requests = counter("requests", "Requests answered.", ("path", "status"))
+        histogram = partial(prometheus.Histogram, namespace="eva_local", registry=registry)
+        #: Counts requests by path and status.
+        self.requests = counter("requests", "Requests answered.", ("path", "status"))
         self._written = counter("tokens", "Tokens written.", ("model",))
-        self._read = counter(
-            "prompt_tokens",
-            "Tokens of prompts of answers that came to their end, as each member reads them.",
-            ("model", "member"),
-        )
-        self._drafted = counter(
-            "drafted_tokens",
-            "Tokens decoded before they were chosen, by whether these came.",
-            ("model", "came"),
-        )
+        read = "Tokens of prompts of answers that came to their end, as each member reads them."
+        self._read = counter("prompt_tokens", read, ("model", "member"))
+        drafted = "Tokens decoded before they were chosen, by whether these came."
+        self._drafted = counter("drafted_tokens", drafted, ("model", "came"))
         first, whole = "From a place to the first token.", "From a place to the end of an answer."
-        self._first = histogram("first_token_seconds", first, ("model",))
-        self._whole = histogram("answer_seconds", whole, ("model",))
-        self._gauges = {
-            name: (gauge(f"answers_{name}", what, ("model",)), count)
-            for name, (what, count) in _GAUGES.items()
-        }
+        self._first = histogram("first_token_seconds", first, ("model",), buckets=_SECONDS)
+        self._whole = histogram("answer_seconds", whole, ("model",), buckets=_SECONDS)
+        self._gauges = [
+            (gauge(f"answers_{name}", what, ("model",)), count) for name, what, count in _GAUGES
+        ]
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
-        for gauge, count in self._gauges.values():
+        for gauge, count in self._gauges:
             gauge.labels(model.name).set_function(partial(count, model))
-
-    def answered(self, path: str, status: int) -> None:
-        """Count a request."""
-        self._requests.labels(path, str(status)).inc()
 
     def hear(self, name: str, step: Step) -> None:
         """Count what an answer of a model says."""
@@ -87,11 +75,6 @@ class Measures:
             self._first.labels(name).observe(usage.first_seconds)
             self._whole.labels(name).observe(usage.seconds)
 
-    def response(self) -> Response:
-        """Return all of it as text."""
-        text = prometheus.generate_latest(self._registry)
-        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
-
 
 class Slots:
     """Counts the answers of one ensemble, for one thread: that of the event loop."""
@@ -103,10 +86,9 @@ class Slots:
     @contextlib.contextmanager
     def take(self, count: int) -> Iterator[None]:
         """Let `count` answers in for a `with` block; refuse where all is full, or ever would be."""
-        if count > self._most:
-            raise RefusedError(
-                400, f"{count} answers are asked for at once, and {self._most} can be; ask for less"
-            )
+        if count > (most := self._most):
+            what = f"{count} answers are asked for at once, and {most} can be; ask for less"
+            raise RefusedError(400, what)
         if self.taken + count > self._most:
             raise come_again("too many answers are asked for at this moment", "queue_full")
         self.taken += count
@@ -159,24 +141,26 @@ class ServedModel:
 
     async def score(self, texts: Texts, weights: Weights | None, n_top: int | None) -> list[Score]:
         """Score texts after their prompts, with `n_top` by symbol; raise the first error."""
-        options: dict[str, Any] = {"n_top": n_top or 0, "alone": self.alone, "weights": weights}
-        options["symbols"] = n_top is not None
-        requests = [Request(prompt, continuation=text, **options) for prompt, text in texts]
+        how: dict[str, Any] = {"n_top": n_top or 0, "symbols": n_top is not None}
+        how |= {"alone": self.alone, "weights": weights}
+        requests = [Request(prompt, continuation=text, **how) for prompt, text in texts]
         async with contextlib.aclosing(self.run(requests)) as all_told:
             scores = {number: told async for number, told in all_told if isinstance(told, Score)}
         return [scores[number] for number in range(len(requests))]
 
 
+@dataclass(slots=True)
 class Service:
     """One server's models, in the order of the command line, and measures.
 
-    Where it may `trust_templates`, requests can bring chat templates of their own.
+    Where it may `trust_templates`, requests can bring chat templates of their own. Keys that it
+    does not know are refused, unless it `takes_unknown` ones, with a warning.
     """
 
-    def __init__(self, trust_templates: bool = False) -> None:
-        self.trust_templates = trust_templates
-        self.measures = Measures()
-        self._models: dict[str, ServedModel] = {}
+    trust_templates: bool = False
+    takes_unknown: bool = False
+    measures: Measures = field(default_factory=Measures)
+    _models: dict[str, ServedModel] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -195,8 +179,9 @@ class Service:
         first, *_ = self.models
         if name is None:
             return first
-        if isinstance(name, str) and name in self._models:
-            return self._models[name]
+        # ollama's clients put a tag behind a name that has none.
+        if isinstance(name, str) and name.removesuffix(":latest") in self._models:
+            return self._models[name.removesuffix(":latest")]
         status = 404 if isinstance(name, str) else 400
         what = f"model {shown(name)} is not here; {did_you_mean(str(name)[:60], self._models)}"
         raise RefusedError(status, what, code="model_not_found", param="model")
@@ -205,15 +190,11 @@ class Service:
         """Offer ensembles from now on, before each of which `n_waiting` answers may wait."""
         models = []
         for ensemble in ensembles:
-            slots = Slots(ensemble.n_slots, n_waiting)
-            name = ensemble.spec.name
+            name, slots = ensemble.spec.name, Slots(ensemble.n_slots, n_waiting)
             models.append(ServedModel(name, ensemble, slots))
             self.measures.watch(models[-1])
-            if len(ensemble.members) > 1:
-                models += [
-                    ServedModel(f"{name}/{member}", ensemble, slots, member)
-                    for member in dict.fromkeys(ensemble.members)
-                ]
+            alone = dict.fromkeys(ensemble.members) if len(ensemble.members) > 1 else ()
+            models += [ServedModel(f"{name}/{each}", ensemble, slots, each) for each in alone]
         self._models = {model.name: model for model in models}
 
 
@@ -225,19 +206,17 @@ def service_of(request: HttpRequest) -> Service:
 
 async def asked(request: HttpRequest) -> tuple[ServedModel, dict[str, object]]:
     """Return the model that a request names, and its body's JSON object; raise InputError."""
-    data = await request.body()
     try:
         # Bytes would be read as UTF-16, too, and leniently; some clients put a mark in front.
-        body, twice = parsed(data.decode("utf-8-sig"), _refuse_constant)
-        refuse_twice(twice)
+        body, twice = parsed((await request.body()).decode("utf-8-sig"), _refuse_constant)
         # JSON can name half a character, which is no text.
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError("the body holds half of a surrogate pair, which is no text") from error
-    except InputError as error:
-        raise InputError(f"the body {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is no JSON: {str(error) or 'too deep'}") from error
+    if twice:
+        raise InputError(f"the body has the key {shown(twice[0])} twice: give it once")
     if not isinstance(body, dict):
         raise InputError("the body must be a JSON object")
     return service_of(request).named(body.get("model")), given(body)

@@ -273,7 +273,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"body": {**CHAT, "response_format": {"type": "json_schema"}}}, "json_schema is missing"),
         (
             {"body": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}},
-            'content[0].type must be "text"',
+            'content[0].type must be "input_text" or',
         ),
         ({"url": "/v1/completions", "body": {"prompt": [1, 2]}}, "prompt must be one text"),
         ({"priority": 5}, "unknown option 'priority'"),
@@ -551,6 +551,7 @@ def test_results_in_openais_format() -> None:
     assert choice["finish_reason"] == "stop"
     assert choice["logprobs"]["content"][1]["bytes"] == [0xC3]
     details = {"completion_tokens_details": {"reasoning_tokens": 0}}
+    details |= {"prompt_tokens_details": {"cached_tokens": 0}}
     counts = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
     assert body["usage"] == counts | details
     assert body["model"] == "demo"

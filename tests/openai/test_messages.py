@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eva_local.errors import EvaError, InputError
-from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.request import CHAT, COMPLETION, read_call
 from eva_local.server.endpoints import read_score_call
 from eva_local.server.guard import problem_of
 from eva_local.types import Sampling
@@ -49,6 +48,9 @@ def one(**message) -> dict:
 
 
 STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
+
+
+PARTS = '"input_text" or "output_text" or "text"'
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ STREAMED = "continuous_usage_stats, include_obfuscation, include_usage"
         ),
         (
             one(role="user", content=[{"type": "text", "text": "a"}, {"type": "image_url"}]),
-            "messages[0].content[1].type must be \"text\", not 'image_url'",
+            f"messages[0].content[1].type must be {PARTS}, not 'image_url'",
             "messages",
         ),
         (
@@ -223,8 +225,8 @@ def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        ({}, "continuation is missing", None),
-        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", None),
+        ({}, "continuation is missing", "continuation"),
+        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", "continuation"),
         (
             {"continuation": ["a"] * 129},
             "continuation: from 1 to 128 texts can be scored at once",

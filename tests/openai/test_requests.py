@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_local.errors import ConfigError, InputError
-from eva_local.openai.answer import Answer, Echo, tokens_of
-from eva_local.openai.call import read_call
-from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body
+from eva_local.openai.answer import Answer, tokens_of
+from eva_local.openai.request import CHAT, COMPLETION, KEYS, read_body, read_call
 from eva_local.server.endpoints import read_score_call
 from eva_local.server.guard import problem_of
 from eva_local.types import Sampling, Step
@@ -253,7 +252,7 @@ def telling(echo: str | None = None) -> Answer:
     """An answer, perhaps behind an echo of its prompt, whose tokens are told."""
     answer = Answer(told=True)
     if echo is not None:
-        answer.repeat(Echo(echo, 1))
+        answer.repeat(echo, 1, (), last=False)
     return answer
 
 

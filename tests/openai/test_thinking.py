@@ -7,9 +7,15 @@ from traces import thinking_steps
 
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead, trace_of
-from eva_local.openai.call import LONGEST_GRAMMAR, read_call
-from eva_local.openai.request import CHAT, COMPLETION, read_body, read_options
-from eva_local.openai.shapes import ChatMessages
+from eva_local.openai.request import (
+    CHAT,
+    COMPLETION,
+    LONGEST_GRAMMAR,
+    read_body,
+    read_call,
+    read_options,
+)
+from eva_local.openai.shapes import AnswerRequest, ChatMessages
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
 from eva_local.types import Message, Sampling
@@ -185,9 +191,14 @@ def answered(**how: bool) -> tuple[Letterhead, Answer]:
     return Letterhead(CHAT, "x", 0, "trio"), answer
 
 
+def streamed(head: Letterhead) -> list[dict]:
+    answer = Answer()
+    return [part for step in STEPS for part in head.parts(0, answer, answer.push(step))]
+
+
 def test_an_answer_tells_its_thought_apart() -> None:
     answer = answered(told=True)[1]
-    body = Letterhead(CHAT, "x", 0, "trio", traced=True).whole([answer])
+    body = Letterhead(CHAT, "x", 0, "trio", AnswerRequest(trace=True)).whole([answer])
     (choice,) = body["choices"]
     assert choice["message"]["content"] == "It is salt."
     assert choice["message"]["reasoning_content"] == "Let me see."
@@ -209,7 +220,7 @@ def test_so_does_a_text_that_is_gone_on_with() -> None:
     (choice,) = body["choices"]
     assert (choice["text"], choice["reasoning_content"]) == ("It is salt.", "Let me see.")
     assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
-    parts = [part["choices"][0] for step in STEPS if (part := head.step(0, step)) is not None]
+    parts = [part["choices"][0] for part in streamed(head)]
     for key, text in (("reasoning_content", "Let me see."), ("text", "It is salt.")):
         assert "".join(part.get(key, "") for part in parts) == text
 
@@ -225,8 +236,8 @@ def test_an_answer_without_a_thought_has_no_such_field() -> None:
 
 def test_a_stream_tells_the_thought_before_any_content() -> None:
     head, _ = answered()
-    assert head.opening(0, thinks=True)["choices"][0]["delta"]["content"] is None
-    parts = [part for step in STEPS if (part := head.step(0, step)) is not None]
+    opening, *parts = streamed(head)
+    assert opening["choices"][0]["delta"]["content"] is None
     deltas = [part["choices"][0]["delta"] for part in parts]
     keys = [key for delta in deltas for key in delta]
     assert keys == sorted(keys, reverse=True)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from eva_local.engine.grammar import Calls
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead
-from eva_local.openai.call import Call, read_call
-from eva_local.openai.request import CHAT
+from eva_local.openai.request import CHAT, Call, read_call
 from eva_local.openai.tools import calls_in
 from eva_local.types import Sampling, Step
 
@@ -37,10 +37,8 @@ def written(*texts: str, functions=("add", "now"), reason="stop") -> tuple[Answe
     for number, text in enumerate(texts):
         last = number == len(texts) - 1
         step = Step(text.encode(), text, 1.0, (True,), reason if last else None)
-        answer.push(step)
-        shown, calls = answer.held(step), answer.calls
-        parts.append(head.step(0, shown, (), calls))
-    return answer, [part["choices"][0] for part in parts if part is not None]
+        parts += head.parts(0, answer, answer.push(step))
+    return answer, [part["choices"][0] for part in parts[1:]]
 
 
 def test_members_are_told_of_the_tools() -> None:
@@ -55,21 +53,27 @@ def test_members_are_told_of_the_tools() -> None:
         {"tool_choice": "none", "tools": [ADD]},
         {"tools": []},
         {"tool_choice": "auto"},
+        {"parallel_tool_calls": False},
     ):
         (prompt,) = call(**nothing).prompts
         assert [each.content for each in prompt] == ["1 + 1?"]
 
 
-def test_a_call_that_is_due_obeys_a_schema() -> None:
-    one = json.loads(call(tools=[ADD], tool_choice="required").sampling.json_schema)
-    assert one["properties"]["name"] == {"const": "add"}
-    assert one["properties"]["arguments"] == ADD["function"]["parameters"]
+def test_what_calls_an_answer_may_have() -> None:
+    add = ("add", json.dumps(ADD["function"]["parameters"]))
+    now = ("now", '{"type": "object"}')
+    assert call(tools=[ADD, NOW]).calls == Calls((add, now))
+    assert call(tools=[NOW], parallel_tool_calls=False).calls == Calls((now,), several=False)
+    assert call(tools=[ADD, NOW], tool_choice="required").calls == Calls((add, now), due=True)
     chosen = {"type": "function", "function": {"name": "now"}}
-    named = json.loads(call(tools=[ADD, NOW], tool_choice=chosen).sampling.json_schema)
-    assert named["properties"]["name"] == {"const": "now"}
-    several = json.loads(call(tools=[ADD, NOW], tool_choice="required").sampling.json_schema)
-    assert [way["properties"]["name"]["const"] for way in several["anyOf"]] == ["add", "now"]
-    assert call(tools=[ADD]).sampling.json_schema is None
+    assert call(tools=[ADD, NOW], tool_choice=chosen).calls == Calls((now,), due=True)
+    assert call(tools=[ADD], tool_choice="none").calls is None
+    assert call(tools=[]).calls is None
+    # A call that is due is all of the answer, whatever else it would obey.
+    form = {"type": "json_object"}
+    due = call(tools=[ADD], tool_choice="required", response_format=form)
+    assert due.sampling.json_schema is None
+    assert call(tools=[ADD], response_format=form).sampling.json_schema == '{"type": "object"}'
     with pytest.raises(InputError, match="tool_choice: ad is none of the tools; did you mean add"):
         call(tools=[ADD], tool_choice={"type": "function", "function": {"name": "ad"}})
     with pytest.raises(InputError, match="tool_choice: there are no tools"):
@@ -87,8 +91,14 @@ def test_calls_and_their_results_of_earlier_turns_are_told_in_words() -> None:
     assert [each.role for each in prompt] == ["user", "assistant", "user"]
     assert prompt[1].content == f"<tool_call>\n{CALLED}\n</tool_call>"
     assert prompt[2].content == "<tool_response>\n2\n</tool_response>"
-    with pytest.raises(InputError, match=r"messages\[0\].content is missing"):
-        call(messages=[{"role": "user"}])
+    # Results of several calls are one message.
+    results = [{"role": "tool", "tool_call_id": "c", "content": text} for text in "23"]
+    (prompt,) = call(messages=[*messages[:2], *results]).prompts
+    assert [each.role for each in prompt] == ["user", "assistant", "user"]
+    told = [f"<tool_response>\n{text}\n</tool_response>" for text in "23"]
+    assert prompt[2].content == "\n".join(told)
+    with pytest.raises(InputError, match=r"messages\[3\].content is missing"):
+        call(messages=[messages[0], *results, {"role": "user"}])
 
 
 @pytest.mark.parametrize(
@@ -111,15 +121,33 @@ def test_calls_are_found_where_an_answer_is_nothing_else(text: str, names: list[
     assert len({each["id"] for each in calls}) == len(calls)
 
 
-def test_a_call_is_streamed_whole_and_no_text_of_it() -> None:
-    answer, parts = written("<tool_", "call>\n", CALLED, "\n</tool_call>")
-    assert [part["delta"].get("content") for part in parts] == [None]
-    assert parts[0]["delta"]["tool_calls"] == [{"index": 0, **answer.calls[0]}]
-    assert parts[0]["finish_reason"] == "tool_calls"
-    message = Letterhead(CHAT, "x", 0, "m").whole([answer])["choices"][0]
-    assert message["message"]["content"] is None
-    assert message["message"]["tool_calls"] == answer.calls
-    assert message["finish_reason"] == "tool_calls"
+@pytest.mark.parametrize("before", ["", "Let me see.", "1 < 2, so <tool> it is: "])
+def test_a_call_is_streamed_whole_and_no_text_of_it(before) -> None:
+    said = f"{before}\n\n<tool_call>\n{CALLED}\n</tool_call>"
+    for size in (1, 3, 7, len(said)):
+        texts = [said[at : at + size] for at in range(0, len(said), size)]
+        answer, parts = written(*texts)
+        shown = "".join(part["delta"].get("content", "") for part in parts)
+        assert shown == before.rstrip()
+        assert parts[-1]["delta"]["tool_calls"] == [{"index": 0, **answer.calls[0]}]
+        assert parts[-1]["finish_reason"] == "tool_calls"
+        message = Letterhead(CHAT, "x", 0, "m").whole([answer])["choices"][0]
+        assert message["message"]["content"] == (before.rstrip() or None)
+        assert message["message"]["tool_calls"] == answer.calls
+        assert message["finish_reason"] == "tool_calls"
+        # What is cut off is no call, and no text.
+        answer, parts = written(*texts[:-1], "", reason="length")
+        if size < len(said):
+            assert answer.text == before.rstrip()
+            assert (answer.calls, answer.finish_reason) == ([], "length")
+
+
+def test_several_calls_have_numbers() -> None:
+    one = f"<tool_call>\n{CALLED}\n</tool_call>"
+    _, parts = written("Well. ", one, "\n", one)
+    calls = parts[-1]["delta"]["tool_calls"]
+    assert [each["index"] for each in calls] == [0, 1]
+    assert len({each["id"] for each in calls}) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from waiting import PATIENCE_S, step_gate, until
 
 from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT
+from eva_local.openai.shapes import AnswerRequest, StreamOptions
 from eva_local.pages.frame import shipped
 from eva_local.server.app import chat_page
 from eva_local.server.guard import problem
@@ -104,20 +105,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, model: str) -> None:
         told = self.server.told
-        head = Letterhead(CHAT, "x", 0, model, counted=True, traced=True)
-        self._event(head.opening(0))
-        steps = told.others.get(model, told.steps)
-        for number, step in enumerate(steps):
+        asked = AnswerRequest(trace=True, stream_options=StreamOptions(include_usage=True))
+        head = Letterhead(CHAT, "x", 0, model, asked)
+        self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        answer = Answer()
+        for number, step in enumerate(told.others.get(model, told.steps)):
             if number == told.pause:
                 self._wait()
             if told.trouble:
                 if told.trouble != "break":
                     self._event(problem(told.trouble))
                 return
-            self._event(head.step(0, step))
-        told_of = Answer()
-        told_of.steps = list(steps)
-        self._event(head.last([told_of], 1))
+            *_, part = head.parts(0, answer, answer.push(step))
+            self._event(part)
+        self._event(head.last([answer]))
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _wait(self) -> None:

@@ -142,6 +142,8 @@ def test_the_stream_tells_usage_where_it_is_asked(client) -> None:
     assert all(part["usage"] is None for part in parts[:-1])
     assert parts[-1]["choices"] == []
     told, whole = parts[-1]["usage"], client.chat(max_tokens=3).body["usage"]
+    cached = [usage.pop("prompt_tokens_details")["cached_tokens"] for usage in (told, whole)]
+    assert cached[0] < cached[1] == told["prompt_tokens"] - 1
     for usage in (told, whole):
         # How many drafted tokens came depends on how long decoding took before.
         del usage["completion_tokens_details"]
@@ -372,8 +374,8 @@ def test_a_prompt_that_does_not_fit(client, count) -> None:
 
 
 def test_paths_that_are_none(client) -> None:
-    assert client.ask("/v1/embeddings", {"input": "a"}).status == 404
-    assert "there is no /v1/embeddings" in client.ask("/v1/embeddings", {}).problem
+    assert client.ask("/v1/images/generations", {"prompt": "a"}).status == 404
+    assert "there is no /v1/images/generations" in client.ask("/v1/images/generations", {}).problem
     reply = client.ask(CHAT)
     assert reply.status == 405
     assert reply.problem.startswith("GET cannot be done")
@@ -400,12 +402,14 @@ UNDONE = {
     *("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "typical_p", "typ_p"),
     *("min_tokens", "n_probs", "length_penalty", "ignore_eos", "use_beam_search"),
     *("continue_final_message", "add_generation_prompt", "stop_token_ids"),
+    *("previous_response_id", "conversation", "max_tool_calls", "moderation"),
+    *("background", "truncation", "tfs_z"),
 }
 
 
 def test_what_is_described_is_what_there_is(client) -> None:
     document = client.ask("/openapi.json").body
-    paths = {route.path for route in ROUTES if "{" not in route.path}
+    paths = {route.path for route in ROUTES if route.include_in_schema}
     assert set(document["paths"]) == paths
     body = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     chat = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
@@ -485,3 +489,63 @@ def test_two_ensembles(spec, tmp_path) -> None:
         names = [each["id"] for each in client.ask("/v1/models").body["data"]]
         assert names == ["single", "pair", "pair/a", "pair/b"]
         assert client.chat(max_tokens=1).body["model"] == "single"
+
+
+def test_paths_without_v1_are_those_with_it(client) -> None:
+    assert client.ask("/models").body == client.ask("/v1/models").body
+    assert client.ask("/models/pair/b").body["id"] == "pair/b"
+    assert client.ask("/v1/health").body == client.ask("/health").body == {"status": "ok"}
+    body = {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 3, "n": 2}
+    whole = client.ask("/chat/completions", body).body
+    assert whole["object"] == "chat.completion"
+    assert len(whole["choices"]) == 2
+    assert client.ask("/completions", {"prompt": TEXT, "max_tokens": 1}).body["object"] == (
+        "text_completion"
+    )
+    assert client.ask("/responses", {"input": TEXT, "max_output_tokens": 1}).status == 200
+    assert client.ask("/score", {"continuation": "a"}).status == 200
+
+
+def test_props_as_llama_server_has_them(client) -> None:
+    props = client.ask("/props?model=pair/b").body
+    assert (props["model_alias"], props["total_slots"]) == ("pair/b", 4)
+    assert props["default_generation_settings"]["n_ctx"] == 4096
+    assert client.ask("/props").body["model_alias"] == "pair"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings"])
+def test_embeddings_are_refused_by_name(client, path) -> None:
+    reply = client.ask(path, {"model": "pair", "input": "a"})
+    assert reply.status == 400
+    assert "does not support embeddings" in str(reply.body["error"])
+
+
+def test_times_are_told_where_they_are_asked_for(client) -> None:
+    times = client.chat(max_tokens=3, timings_per_token=True).body["timings"]
+    usage = client.chat(max_tokens=3).body["usage"]
+    assert times["prompt_n"] + times["cache_n"] == usage["prompt_tokens"]
+    assert times["predicted_n"] == 3
+    assert times["predicted_per_second"] == pytest.approx(3000 / times["predicted_ms"])
+    parts = client.complete(max_tokens=3, timings_per_token=True, stream=True).parts
+    assert ["timings" in part for part in parts[-2:]] == [False, True]
+    assert "timings" not in client.chat(max_tokens=3).body
+
+
+def test_a_message_that_is_gone_on_with_in_the_words_of_vllm(client) -> None:
+    said = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "the"}]
+    body = {"messages": said, "max_tokens": 4}
+    words = {"continue_final_message": True, "add_generation_prompt": False}
+    told = [client.ask(CHAT, {**body, **more}) for more in ({}, words)]
+    assert [reply.status for reply in told] == [200, 200]
+    assert told[0].body["choices"] == told[1].body["choices"]
+    for key, value in words.items():
+        reply = client.chat(**{key: value})
+        assert (reply.status, reply.body["error"]["param"]) == (400, key)
+
+
+def test_unknown_keys_are_ignored_where_that_is_wanted(spec, caplog) -> None:
+    with serving(lambda: fake_ensemble(spec), unknown_keys="warn") as lenient:
+        assert lenient.chat(max_tokens=1, nothing=1, other=None).status == 200
+        assert "ignored what is not known: 'nothing'" in caplog.text
+        assert lenient.chat(max_tokens=1, mirostat=1).status == 400
+        assert lenient.ask("/v1/responses", {"input": "a", "nothing": 1}).status == 200

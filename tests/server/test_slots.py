@@ -17,10 +17,13 @@ from waiting import Gate, step_gate, until
 from eva_local.api import Ensemble
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import InputError, ModelError
+from eva_local.openai.answer import Letterhead
+from eva_local.openai.request import CHAT
 from eva_local.server.endpoints import event_stream
 from eva_local.server.guard import RefusedError
 from eva_local.server.service import Slots
 
+HEAD = Letterhead(CHAT, "x", 0, "m")
 LONG = {"prompt": "the", "max_tokens": 3000}
 
 
@@ -202,7 +205,7 @@ def streamed(*told: Any) -> tuple[list[str], bool]:
 
     async def run() -> None:
         # Nothing is quiet for an hour.
-        events = await event_stream(parts(), 0.001 if None in told else 3600)
+        events = await event_stream(parts(), HEAD, 0.001 if None in told else 3600)
         await events({}, None, send)
 
     asyncio.run(run())
@@ -244,7 +247,7 @@ def test_a_stream_that_is_left_closes_its_parts() -> None:
             closed.append(True)
 
     async def run() -> None:
-        events = await event_stream(parts())
+        events = await event_stream(parts(), HEAD)
 
         async def send(message) -> None:
             if message.get("body"):
