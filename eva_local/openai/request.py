@@ -162,6 +162,8 @@ def read_call(
         if choice != "none" and (request.tools or choice != "auto"):
             messages, several = tools.told(messages, request.tools), request.parallel_tool_calls
             calls = tools.calls_of(request.tools, choice, several=several)
+            if sum(len(name) + len(schema) for name, schema in calls.functions) > LONGEST_GRAMMAR:
+                raise InputError(f"tools: at most {LONGEST_GRAMMAR} characters can be obeyed")
             if calls.due:
                 sampling = replace(sampling, json_schema=None, grammar=None)
         prompts = (messages,)

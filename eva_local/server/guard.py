@@ -173,7 +173,7 @@ def _refuse_stranger(headers: Headers, origins: Sequence[str], hosts: Sequence[s
     host, origin = headers.get("host", ""), headers.get("origin")
     name, colon, port = host.rpartition(":")
     name = name if colon and port.isdigit() else host
-    if not is_loopback(name) and not any(fnmatchcase(name.lower(), each) for each in hosts):
+    if not is_loopback(name) and not any(fnmatchcase(name.lower(), each.lower()) for each in hosts):
         what = "the Host header must name this machine, such as localhost"
         raise RefusedError(403, f"{what}; --allow-host NAME lets another name do")
     if origin not in (None, f"http://{host}", *origins):

@@ -9,7 +9,7 @@ import pytest
 from eva_local.engine.grammar import Calls
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead
-from eva_local.openai.request import CHAT, Call, read_call
+from eva_local.openai.request import CHAT, LONGEST_GRAMMAR, Call, read_call
 from eva_local.openai.tools import calls_in
 from eva_local.types import Sampling, Step
 
@@ -76,6 +76,9 @@ def test_what_calls_an_answer_may_have() -> None:
     assert call(tools=[ADD], response_format=form).sampling.json_schema == '{"type": "object"}'
     with pytest.raises(InputError, match="tool_choice: ad is none of the tools; did you mean add"):
         call(tools=[ADD], tool_choice={"type": "function", "function": {"name": "ad"}})
+    long = {"name": "long", "parameters": {"description": "a" * LONGEST_GRAMMAR}}
+    with pytest.raises(InputError, match="tools: at most 65536 characters can be obeyed"):
+        call(tools=[{"type": "function", "function": long}])
     with pytest.raises(InputError, match="tool_choice: there are no tools"):
         call(tool_choice="required")
 

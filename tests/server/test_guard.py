@@ -163,7 +163,7 @@ def test_cors_is_for_those_who_are_named(opener, client) -> None:
 
 
 def test_other_names_of_this_machine_are_an_option(opener) -> None:
-    with serving(opener, hosts=("host.docker.internal", "*.local")) as named:
+    with serving(opener, hosts=("host.docker.internal", "*.Local")) as named:
         for host in ("host.docker.internal:8080", "my.Local", "localhost"):
             assert named.ask("/v1/models", Host=host).status == 200
         for host in ("docker.internal", "local", "my.local.evil.com", "evil.com"):
