@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 from eva_local.cli import batch, bench, chat, evaluate, models, run, serve, setup
-from eva_local.cli.outputs import file_option, give_up_output, open_streams
+from eva_local.cli.options import declared
+from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
@@ -64,8 +65,7 @@ class _Commands(click.Group):
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@file_option("--config", "config_path", text="Read models and settings from FILE.")
-@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what llama.cpp says.")
+@declared("eva-local")
 @click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None:

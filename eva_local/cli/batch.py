@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.options import declared, drawing_options, parallel_option
+from eva_local.cli.options import declared, drawing_options
 from eva_local.cli.outputs import ProgressDisplay, open_shown
 from eva_local.errors import InputError
 
@@ -30,7 +30,6 @@ FAILED = 1
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target", metavar="OUT", type=click.Path())
 @drawing_options
-@parallel_option("rows")
 @declared("batch")
 def batch(
     config: Config,

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@declared("bench")
-@declared("outputs")
+@declared("bench", "outputs")
 @setting_options("ensemble", *keys_of(LoadSettings, FusionSettings))
 @click.pass_obj
 def bench(

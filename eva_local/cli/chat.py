@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import Load, setting_options, system_option
+from eva_local.cli.options import Load, declared, setting_options
 from eva_local.cli.outputs import input_is_closed, open_shown, print_table
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
@@ -26,10 +26,7 @@ _FIRST_WORDS = 28
 
 @click.command()
 @setting_options()
-@system_option
-@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
-@click.option("--resume", metavar="ID", help="Go on with that conversation; see --list.")
-@click.option("--list", "listing", is_flag=True, help="List the saved conversations, and end.")
+@declared("chat")
 @click.pass_obj
 def chat(
     load: Load,

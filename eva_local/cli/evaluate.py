@@ -37,8 +37,7 @@ _TUNABLE = 20
 
 @click.command("eval")
 @click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@declared("eval")
-@declared("outputs")
+@declared("eval", "outputs")
 @setting_options(
     "ensemble", "n_ctx", "threads", "n_gpu_layers", *keys_of(FusionSettings), *THINKING_KEYS
 )
@@ -191,8 +190,7 @@ def _show_task(summary: TaskSummary, n_shots: int) -> None:
 
 
 @click.command()
-@declared("check")
-@declared("outputs")
+@declared("check", "outputs")
 @setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
 @click.pass_obj
 def check(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, completed, json_option, setting_options
+from eva_local.cli.options import Load, completed, declared, setting_options
 from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
 from eva_local.cli.setup import append, written
 from eva_local.config.catalogue import free_name
@@ -24,7 +24,7 @@ from eva_local.models.header import read_header, refusal
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
 @setting_options("ensemble")
-@click.option("--force", is_flag=True, help="Fetch again what is here already.")
+@declared("pull")
 @click.pass_context
 def pull(
     context: click.Context, names: tuple[str, ...], overrides: dict[str, str | None], force: bool
@@ -51,8 +51,7 @@ def pull(
 
 
 @click.command("list")
-@click.option("--all", "everything", is_flag=True, help="List what other programs hold, too.")
-@json_option
+@declared("list", "json")
 @click.pass_obj
 def list_models(load: Load, everything: bool, as_json: bool) -> None:
     """List models and ensembles."""
@@ -101,7 +100,7 @@ def list_models(load: Load, everything: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False, shell_complete=completed)
 @setting_options("ensemble")
-@json_option
+@declared("json")
 @click.pass_obj
 def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json: bool) -> None:
     """Show what is known of a model or ensemble.
@@ -132,7 +131,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
 @setting_options("ensemble")
-@json_option
+@declared("json")
 @click.pass_obj
 def verify(
     load: Load, names: tuple[str, ...], overrides: dict[str, str | None], as_json: bool
@@ -161,7 +160,7 @@ def verify(
 
 @click.command()
 @setting_options()
-@json_option
+@declared("json")
 @click.pass_obj
 def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
     """Show every setting and where it comes from."""

@@ -25,8 +25,8 @@ _AUTO = "auto"
 _HERE = Path(__file__).parent
 #: What each setting is for.
 HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
-# The other options, by command or group: how click declares them, but for their `type`; and the
-# short names of settings.
+# The other options, by command or group: how click declares them, but for their `type`; what is
+# not said there is said in `shared`. And the short names of settings.
 _OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
 _SHORT = _OPTIONS["short"]
 
@@ -34,12 +34,6 @@ _SHORT = _OPTIONS["short"]
 def written(text: str) -> str:
     """Return a text without the byte order mark of a file that a shell put in its place."""
     return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-
-
-system_option = click.option(
-    "-s", "--system", metavar="TEXT", type=written, help="What the system message says."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def completed(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -51,39 +45,6 @@ def completed(context: click.Context, _: click.Parameter, begun: str) -> list[Co
         if names := [CompletionItem(name) for name in known if name.startswith(begun)]:
             return names
     return [CompletionItem(begun, type="file")]
-
-
-MODEL = ("-m", "--model")
-MODEL_HOW: dict[str, Any] = {
-    "multiple": True,
-    "metavar": "MODEL",
-    "shell_complete": completed,
-    "help": "A member: a GGUF file or a model's name; repeat it. The first is the pivot.",
-}
-
-
-def parallel_option(things: str) -> Callable[[Command], Command]:
-    """Add --parallel to a command that writes `things`; it gets an int, or None for auto."""
-
-    def number_of_texts(text: str) -> int | None:
-        if text != _AUTO and not (text.isdecimal() and int(text)):
-            raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
-        return None if text == _AUTO else int(text)
-
-    return click.option(
-        "--parallel",
-        metavar="N",
-        default=_AUTO,
-        type=number_of_texts,
-        help=f"Write N {things} side by side; auto asks memory.",
-    )
-
-
-def count_option(
-    *names: str, text: str, least: int = 1, most: int | None = None, default: int | None = None
-) -> Callable[[Command], Command]:
-    """Add an option for a whole number."""
-    return click.option(*names, type=click.IntRange(least, most), default=default, help=text)
 
 
 def setting_options(*keys: str) -> Callable[[Command], Command]:
@@ -98,15 +59,16 @@ def setting_options(*keys: str) -> Callable[[Command], Command]:
         if value is not None or key not in given:
             given[key] = value
 
-    how: dict[str, Any] = {"metavar": "VALUE", "expose_value": False, "callback": note}
+    how: dict[str, Any] = {"expose_value": False, "callback": note}
 
     def decorate(command: Command) -> Command:
         for key in reversed(keys or DEFAULT_KEYS):
             names = [*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]
-            told = how | ({"shell_complete": completed} if key == "ensemble" else {})
-            command = click.option(*names, help=HELP[key], **told)(command)
+            complete = completed if key == "ensemble" else None
+            told = how | {"metavar": "VALUE", "help": HELP[key], "shell_complete": complete}
+            command = click.option(*names, **told)(command)
             if key == "ensemble":
-                command = click.option(*MODEL, **how | MODEL_HOW)(command)
+                command = _option("-m --model", how)(command)
         return command
 
     return decorate
@@ -129,16 +91,27 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def declared(group: str) -> Callable[[Command], Command]:
-    """Add the options of a group of options.json."""
+def _n_texts(text: str) -> int | None:
+    if text != _AUTO and not (text.isdecimal() and int(text)):
+        raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
+    return None if text == _AUTO else int(text)
+
+
+def declared(*groups: str) -> Callable[[Command], Command]:
+    """Add the options of groups of options.json, in the order of both."""
 
     def decorate(command: Command) -> Command:
-        for names, how in reversed(_OPTIONS[group].items()):
-            told = _typed(how.get("type"), names)
-            command = click.option(*names.split(), **{**how, **told})(command)
+        for group in reversed(groups):
+            for names, how in reversed(_OPTIONS[group].items()):
+                command = _option(names, how)(command)
         return command
 
     return decorate
+
+
+def _option(names: str, how: dict[str, Any]) -> Callable[[Command], Command]:
+    told = _OPTIONS["shared"].get(names, {}) | how
+    return click.option(*names.split(), **told | _typed(told.get("type"), names))
 
 
 def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
@@ -149,6 +122,10 @@ def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
             return {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)}
         case "text":
             return {"metavar": "TEXT", "type": written}
+        case "name":
+            return {"type": None, "shell_complete": completed}
+        case "parallel":
+            return {"metavar": "N", "default": _AUTO, "type": _n_texts}
         case [str(), *_]:
             return {"type": click.Choice(kind)}
         case [*bounds]:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import Command
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import InputError, refusing
 
@@ -55,11 +54,6 @@ def shown(value: object, form: str = "") -> str:
         value = ",".join(map(str, value)) or None
     text = format(value, form) if isinstance(value, float) else str(value)
     return "-" if value is None else harmless_line(text)
-
-
-def file_option(*names: str, text: str, **how: Any) -> Callable[[Command], Command]:
-    """Add an option for a file."""
-    return click.option(*names, metavar="FILE", type=click.Path(path_type=Path), help=text, **how)
 
 
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import drawing_options, json_option, system_option, written
-from eva_local.cli.outputs import ProgressDisplay, file_option, input_is_closed, open_shown
+from eva_local.cli.options import declared, drawing_options, written
+from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
 from eva_local.config.settings import read_text
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
@@ -29,13 +29,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False, type=written)
-@file_option("-f", "--file", text="Read PROMPT there.")
+@declared("prompt")
 @drawing_options
-@system_option
-@click.option("--raw", is_flag=True, help="Go on with PROMPT as it is, without chat templates.")
-@file_option("--trace", text="Write why each token was chosen; see: eva-local trace --help.")
-@click.option("--stats", is_flag=True, help="Say on stderr what the answer cost.")
-@json_option
+@declared("run")
 def run(
     config: Config,
     sampling: Sampling,
@@ -160,12 +156,7 @@ def _write(text: str) -> None:
 
 @click.command()
 @click.argument("file", metavar="FILE.jsonl", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    metavar="PAGE.html",
-    help="Write the page there; - is stdout. Without it, FILE.html beside FILE.jsonl.",
-)
+@declared("trace")
 def trace(file: Path, output: str | None) -> None:
     """Make a page of a trace that `run --trace FILE.jsonl` wrote.
 

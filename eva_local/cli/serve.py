@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli import options
+from eva_local.cli.options import Load, declared, setting_options
 from eva_local.cli.outputs import open_shown
 from eva_local.config.config import DEFAULT_KEYS, listed
 from eva_local.config.settings import read_text
@@ -18,58 +18,15 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
-@click.option(
-    "-e",
-    "--ensemble",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=options.completed,
-    help="Offer this ensemble or model; may be repeated. The first is the default.",
-)
-@click.option(*options.MODEL, "models", **options.MODEL_HOW)
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", help="Listen here.")
-@options.count_option(
-    "--port", default=8080, least=0, most=65535, text="Listen on this port; 0 takes a free one."
-)
-@click.option("--api-key-file", metavar="FILE", help="Ask for a key that is a line of FILE.")
-@options.parallel_option("answers")
-@options.count_option(
-    "--queue", "n_waiting", default=64, least=0, text="Let so many more wait, and refuse the rest."
-)
-@click.option(
-    "--cors",
-    "origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Let web pages from ORIGIN ask, such as http://localhost:3000. Repeatable.",
-)
-@click.option(
-    "--allow-host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    help="Be called NAME, too, such as host.docker.internal or '*.local'. Repeatable.",
-)
-@click.option(
-    "--unknown-keys",
-    type=click.Choice(["refuse", "warn"]),
-    default="refuse",
-    help="What to do with keys of requests that mean nothing here.",
-)
-@click.option(
-    "--trust-templates",
-    is_flag=True,
-    help="Take chat templates from clients: programs, which can take all time and memory.",
-)
-@options.setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
+@declared("serve")
+@setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
 @click.pass_obj
 def serve(
-    load: options.Load,
+    load: Load,
     /,
     names: tuple[str, ...],
-    models: tuple[str, ...],
-    api_key_file: str | None,
+    model: tuple[str, ...],
+    api_key_file: Path | None,
     parallel: int | None,
     overrides: dict[str, object],
     **where: Any,
@@ -82,12 +39,12 @@ def serve(
     """
     keys: tuple[str, ...] = ()
     if api_key_file is not None:
-        lines = read_text(Path(api_key_file), "--api-key-file").splitlines()
+        lines = read_text(api_key_file, "--api-key-file").splitlines()
         keys = tuple(filter(None, map(str.strip, lines)))
         if not keys:
             raise InputError(f"--api-key-file: {api_key_file} holds no key")
     config = load(overrides)
-    asked = [*names, *([listed(models)] if models else [])]
+    asked = [*names, *([listed(model)] if model else [])]
     specs = [config.ensemble(name) for name in asked or (None,)]
     if len({spec.name for spec in specs}) < len(specs):
         raise InputError("-e names an ensemble twice")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from eva_local.cli.options import declared
 from eva_local.cli.outputs import shown
 from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
@@ -23,7 +24,7 @@ _SHELLS = ("bash", "zsh", "fish")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("-e", "--ensemble", metavar="NAME", help="Make an ensemble of them, the first pivot.")
+@declared("add")
 @click.pass_context
 def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -> None:
     """Add GGUF files to your models.toml.
