@@ -348,8 +348,9 @@ class ScoredSequence(TextSequence):
     ) -> None:
         super().__init__(ticket, states, Sampler(ticket.sampling), followers)
         self._symbols = tuple(ticket.symbols or ())
-        # In bytes a member also needs rows that end elsewhere.
-        self.foretold = isinstance(self.panel.space, PivotSpace)
+        # In bytes a member also needs rows that end elsewhere; a gate asks for one step at a time.
+        space, fusion = self.panel.space, self.panel.fusion
+        self.foretold = isinstance(space, PivotSpace) and fusion.gate == 1
         # After how many symbols each member was told what comes.
         self._told_at = [0] * len(states)
         self._log_likelihood = 0.0
@@ -361,7 +362,7 @@ class ScoredSequence(TextSequence):
     def foretell(self, most: int) -> None:
         """Let members decode what comes in one run, each at most so many tokens."""
         # A member may need other tokens in between: it is told more only as far as that held.
-        upcoming = self._symbols[self.steps : self.steps + 2 * LOGIT_ROWS]
+        upcoming = self._symbols[self.steps : -1][: 2 * LOGIT_ROWS]
         data = b"".join(map(self.panel.space.piece, upcoming)) if self.foretold else b""
         for index, state in enumerate(self.states):
             if data and not state.ready:
