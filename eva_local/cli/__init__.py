@@ -111,7 +111,7 @@ def _log_to_stderr(level: int) -> None:
         # A prompt is put to the members in every row, or every turn: a warning is given once.
         message = record.getMessage()
         is_known = message in given
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING and not record.exc_info:
             given.add(message)
         return not is_known
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from eva_local.engine.grammar import BEGIN
 from eva_local.openai import shapes
 from eva_local.openai.request import CHAT
-from eva_local.openai.tools import calls_in, split
+from eva_local.openai.tools import calls_in, is_begun, split
 from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
 
 # What the parts of a chat's stream are.
@@ -42,14 +41,17 @@ class Answer:
     shown: evaluation harnesses rely on one for each that was chosen.
     """
 
-    def __init__(self, *, told: bool = False, functions: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, told: bool = False, functions: Sequence[str] = (), due: bool = False
+    ) -> None:
         self.told = told
         #: The steps with the text that is shown: nothing of a call. An echo, first, is one of none.
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
         #: The calls of functions that the answer ends with, once it has ended.
         self.calls: list[dict[str, Any]] = []
-        self._functions = functions
+        # Where a call is due, nothing else is said.
+        self._functions, self._due = functions, due
         self._held, self._is_first = "", True
         self._n_echoed: int | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -87,8 +89,8 @@ class Answer:
             is_cut = step.finish_reason != "stop"
             self.calls = [] if is_cut else calls_in(self._held, self._functions)
             # A call that is cut off is none, and no text either.
-            is_told = self.calls or (is_cut and self._held.lstrip().startswith(BEGIN))
-            text += "" if is_told else self._held
+            is_call = self.calls or self._due or is_begun(self._held, is_cut=is_cut)
+            text += "" if is_call else self._held
         return replace(step, text=text)
 
     @property

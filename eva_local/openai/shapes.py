@@ -164,17 +164,6 @@ class CompletionRequest(AnswerRequest, kw_only=True):
 AnyRequest = ChatRequest | CompletionRequest
 
 
-class ScoreRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Texts that are to be scored after a prompt."""
-
-    continuation: Several
-    prompt: Spoken = ""
-    messages: ChatMessages | None = None
-    model: str | None = None
-    logprobs: Top | None = None
-    weights: MemberWeights = None
-
-
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """A text that is to be cut into tokens, under any of three names; text is always text."""
 

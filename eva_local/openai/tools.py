@@ -5,8 +5,10 @@ is one form for all members: what Qwen's templates write.
 """
 
 import json
+import math
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from eva_local.types import Message
 
 _BEGINNINGS = "|".join(BEGIN[:length] for length in range(len(BEGIN) - 1, 0, -1))
 _MAY_BE_CALLS = re.compile(rf"\s*(?:{BEGIN}[\s\S]*|{_BEGINNINGS})?\Z")
+_BETWEEN = re.compile(rf"\s*(?:{END}\s*)?(?:{BEGIN}\s*)?")
 _TOLD = (
     "You can call these functions, each with arguments as its schema says:\n\n{functions}\n\n"
     f'To call one, answer with nothing but\n{BEGIN}\n{{"name": …, "arguments": {{…}}}}\n{END}'
@@ -93,6 +96,12 @@ def calls_of(tools: Sequence[Tool], choice: Choice, *, several: bool) -> Calls:
         tools = [tool for tool in tools if tool.function.name == name]
     if not tools:
         raise InputError("tool_choice: there are no tools to choose from")
+    for name, n in Counter(tool.function.name for tool in tools).items():
+        if n > 1:
+            raise InputError(f"tools: {name} is there {n} times: nobody could tell which is called")
+    for tool in tools:
+        if tool.function.parameters.get("type", "object") != "object":
+            raise InputError(f"tools: the parameters of {tool.function.name} must be an object")
     functions = tuple(
         (each.function.name, json.dumps({"type": "object", **each.function.parameters}))
         for each in tools
@@ -114,16 +123,37 @@ def split(text: str, *, is_first: bool) -> tuple[str, str]:
 def calls_in(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the calls of known functions that an answer consists of; [] where it is another."""
     calls: list[dict[str, Any]] = []
-    for part in text.replace(END, BEGIN).split(BEGIN):
-        if not part.strip():
-            continue
-        called = None
-        with suppress(ValueError, RecursionError):
-            called = json.loads(part)
-        if not isinstance(called, dict) or called.get("name") not in names:
-            return []
-        arguments = json.dumps(called.get("arguments", {}), ensure_ascii=False)
-        function = {"name": called["name"], "arguments": arguments}
-        name = f"call_{secrets.token_hex(12)}"
-        calls.append({"id": name, "type": "function", "function": function})
-    return calls
+    at = _BETWEEN.match(text).end()  # type: ignore[union-attr]  # it may be empty
+    # No JSON, or what cannot be sent as JSON.
+    with suppress(ValueError, RecursionError):
+        while at < len(text):
+            called, at = _DECODER.raw_decode(text, at)
+            if not isinstance(called, dict) or called.keys() != {"name", "arguments"}:
+                return []
+            name, given = called["name"], called["arguments"]
+            if name not in names or not isinstance(given, dict):
+                return []
+            function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
+            function["arguments"].encode()
+            id_ = f"call_{secrets.token_hex(12)}"
+            calls.append({"id": id_, "type": "function", "function": function})
+            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        return calls
+    return []
+
+
+def is_begun(text: str, *, is_cut: bool) -> bool:
+    """Return whether an answer ends within a call, or maybe within the mark of one."""
+    text = text.strip()
+    if text.startswith(BEGIN):
+        return is_cut or END not in text
+    return is_cut and len(text) > 1 and BEGIN.startswith(text)
+
+
+def _finite(written: str) -> float:
+    if not math.isfinite(value := float(written)):
+        raise ValueError(written)
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)

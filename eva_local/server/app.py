@@ -181,7 +181,6 @@ _POSTS: Mapping[str, tuple[Any, type[Struct] | None]] = {
     CHAT: (endpoints.complete, shapes.ChatRequest),
     COMPLETION: (endpoints.complete, shapes.CompletionRequest),
     RESPONSES: (endpoints.respond, ResponseRequest),
-    "/v1/score": (endpoints.score, shapes.ScoreRequest),
     **{path: (ollama.talk, body) for path, body in ollama.BODIES.items()},
     "/api/show": (ollama.show, ollama.Named),
     "/tokenize": (endpoints.tokenize, shapes.TokenizeRequest),

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,16 +14,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eva_local.engine.request import AnyPrompt, Request, Weights
+from eva_local.engine.request import AnyPrompt, Request
 from eva_local.errors import EvaError, InputError
 from eva_local.openai import request as asking
-from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens, tokens_of
+from eva_local.openai.answer import Answer, Body, Letterhead, Token, tokens_of
 from eva_local.openai.request import CHAT, COMPLETION, Call, Values
 from eva_local.openai.responses import Reply, ResponseRequest
-from eva_local.openai.shapes import MOST_ANSWERS, DetokenizeRequest, ScoreRequest, TokenizeRequest
+from eva_local.openai.shapes import DetokenizeRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
-from eva_local.server.service import Measures, ServedModel, Texts, asked, service_of
+from eva_local.server.service import Measures, ServedModel, asked, service_of
 from eva_local.types import Step
 
 # The number of an answer that says more, and the tokens that are told by it.
@@ -84,7 +84,8 @@ async def answered(
     await asyncio.to_thread(check, call.sampling, alone=model.alone, calls=call.calls)
     form, is_told = form_of(call), call.request.n_top is not None
     functions = [name for name, _ in call.calls.functions] if call.calls else []
-    answers = [Answer(told=is_told, functions=functions) for _ in range(call.n_answers)]
+    due = call.calls is not None and call.calls.due
+    answers = [Answer(told=is_told, functions=functions, due=due) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service.measures)
     if call.request.stream:
         return await event_stream(_parts(written, form, answers), form)
@@ -211,42 +212,6 @@ async def _events(
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
         await parts.aclose()
-
-
-async def score(request: HttpRequest) -> Response:
-    """Return how likely each continuation is right after the prompt."""
-    model, body = await asked(request)
-    texts, weights, n_top = read_score_call(body, model.members)
-    with model.slots.take(len(texts)):
-        scores = await model.score(texts, weights, n_top)
-    data = []
-    for index, each in enumerate(scores):
-        # Log-likelihoods are in nats.
-        told: Body = {"index": index, "object": "score"}
-        told |= {key: getattr(each, key) for key in ("log_likelihood", "per_byte", "n_bytes")}
-        told |= {"n_tokens": each.n_symbols, "unseen": each.unseen}
-        told["members"] = dict(zip(model.members, each.members, strict=True))
-        if n_top is not None:
-            told["logprobs"] = chat_tokens(tokens_of(each.symbols))
-        data.append(told)
-    return JSONResponse({"object": "list", "model": model.name, "data": data})
-
-
-def read_score_call(
-    body: Mapping[str, object], members: Sequence[str]
-) -> tuple[Texts, Weights | None, int | None]:
-    """Read a body: texts with their prompts, weights and `n_top`; raise InputError."""
-    body = asking.given(body)
-    if "messages" in body and "prompt" in body:
-        raise InputError("prompt and messages exclude each other: give one")
-    messages = asking.read_messages(body.pop("messages")) if "messages" in body else None
-    request = read(body, ScoreRequest)
-    continuations = asking.texts_of(request.continuation, "continuation")
-    if len(continuations) > MOST_ANSWERS:
-        raise InputError(f"continuation: from 1 to {MOST_ANSWERS} texts can be scored at once")
-    (prompt,) = asking.texts_of(request.prompt, "prompt")
-    texts = [(messages or prompt, each) for each in continuations]
-    return texts, asking.weights_of(request.weights, members), request.logprobs
 
 
 async def tokenize(request: HttpRequest) -> Response:

@@ -172,8 +172,8 @@ def _refuse_stranger(headers: Headers, origins: Sequence[str], hosts: Sequence[s
     """Refuse web pages: one whose name was made to point here, and one from elsewhere."""
     host, origin = headers.get("host", ""), headers.get("origin")
     name, colon, port = host.rpartition(":")
-    name = name if colon and port.isdigit() else host
-    if not is_loopback(name) and not any(fnmatchcase(name.lower(), each.lower()) for each in hosts):
+    name = (name if colon and port.isdigit() else host).lower()
+    if not is_loopback(name) and not any(fnmatchcase(name, each.lower()) for each in hosts):
         what = "the Host header must name this machine, such as localhost"
         raise RefusedError(403, f"{what}; --allow-host NAME lets another name do")
     if origin not in (None, f"http://{host}", *origins):

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, COMPLETION, given, in_chat
 from eva_local.openai.shapes import Effort
@@ -25,6 +26,11 @@ _HOW = (
     *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram"),
     *("f16_kv", "vocab_only", "use_mmap", "use_mlock", "mirostat_tau", "mirostat_eta"),
 )
+# What is asked, and what `think`, `format` and `stream` say.
+_WORDS = {
+    *("messages", "prompt", "stream", "tools", "tool_choice", "response_format"),
+    *("reasoning_effort", "enable_thinking", "thinking"),
+}
 _Named = dict[str, Any]
 _Nothing = Annotated[list[Any], Meta(max_length=0, description="left out: send messages")]
 
@@ -39,6 +45,8 @@ class OllamaRequest(Struct, kw_only=True):
 
     def chat(self) -> dict[str, object]:
         chat = {key: each for key, each in given(self.options).items() if key not in _HOW}
+        for key in chat.keys() & _WORDS:
+            raise InputError(f"options: {key} is no option; say it beside them")
         chat["stream"] = self.stream
         if self.format:
             schema = {} if isinstance(self.format, str) else self.format
@@ -66,6 +74,8 @@ class OllamaText(OllamaRequest, kw_only=True):
     context: _Nothing = []
 
     def chat(self) -> dict[str, object]:
+        if self.raw and self.system:
+            raise InputError("system: a raw prompt is all that is said; leave it out")
         if self.raw:
             return super().chat() | {"prompt": self.prompt}
         turns = {"system": self.system, "user": self.prompt} if self.prompt else {}
@@ -137,7 +147,9 @@ async def tags(request: HttpRequest) -> Response:
 
 async def show(request: HttpRequest) -> Response:
     """Describe a model as ollama does."""
-    model, _ = await asked(request)
+    model, body = await asked(request)
+    if "name" in body:
+        model = service_of(request).named(body["name"])
     info = {"general.architecture": "eva-local", "eva-local.context_length": model.n_ctx}
     empty = dict.fromkeys(("modelfile", "parameters", "template", "license"), "")
     able = ["completion", "tools", "thinking"]

@@ -68,5 +68,3 @@ def test_a_server_refuses_conversations_and_does_the_rest(
             assert reply.status == 400
             assert f"a: its chat template {problem}" in reply.problem
         assert client.complete("the", max_tokens=2).status == 200
-        scored = {"prompt": "the", "continuation": " end"}
-        assert client.ask("/v1/score", scored).status == 200

@@ -8,7 +8,6 @@ import pytest
 
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import CHAT, COMPLETION, read_call
-from eva_local.server.endpoints import read_score_call
 from eva_local.server.guard import problem_of
 from eva_local.types import Sampling
 
@@ -220,39 +219,6 @@ def test_a_chat_that_cannot_be_answered(more, message, param) -> None:
 )
 def test_a_text_that_cannot_be_gone_on_with(body, message, param) -> None:
     assert told(lambda body: called(body, COMPLETION), body) == (message, param)
-
-
-@pytest.mark.parametrize(
-    ("body", "message", "param"),
-    [
-        ({}, "continuation is missing", "continuation"),
-        ({"continuation": [1, "a"]}, f"continuation {SEVERAL}, not [1, 'a']", "continuation"),
-        (
-            {"continuation": ["a"] * 129},
-            "continuation: from 1 to 128 texts can be scored at once",
-            None,
-        ),
-        ({"continuation": "a", "prompt": 1}, f"prompt {TEXT}, not 1", "prompt"),
-        (
-            {"continuation": "a", "prompt": "a", "messages": []},
-            "prompt and messages exclude each other: give one",
-            "prompt",
-        ),
-        (
-            {"continuation": "a", "logprobs": 21},
-            "logprobs must be from 0 to 20, not 21",
-            "logprobs",
-        ),
-        ({"continuation": "a", "weights": 1}, f"{WEIGHTS} member, not 1", "weights"),
-        (
-            {"continuaton": "a"},
-            "unknown option 'continuaton'; did you mean continuation?",
-            "continuaton",
-        ),
-    ],
-)
-def test_a_text_that_cannot_be_scored(body, message, param) -> None:
-    assert told(lambda body: read_score_call(body, ("a", "b")), body) == (message, param)
 
 
 @pytest.mark.parametrize(

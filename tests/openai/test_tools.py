@@ -79,6 +79,11 @@ def test_what_calls_an_answer_may_have() -> None:
     long = {"name": "long", "parameters": {"description": "a" * LONGEST_GRAMMAR}}
     with pytest.raises(InputError, match="tools: at most 65536 characters can be obeyed"):
         call(tools=[{"type": "function", "function": long}])
+    with pytest.raises(InputError, match="tools: add is there 2 times: nobody could tell"):
+        call(tools=[ADD, NOW, ADD])
+    number = {"name": "n", "parameters": {"type": "number"}}
+    with pytest.raises(InputError, match="tools: the parameters of n must be an object"):
+        call(tools=[{"type": "function", "function": number}])
     with pytest.raises(InputError, match="tool_choice: there are no tools"):
         call(tool_choice="required")
 
@@ -115,6 +120,14 @@ def test_calls_and_their_results_of_earlier_turns_are_told_in_words() -> None:
         ('{"name": "add"', []),
         ("", []),
         ("[" * 100_000, []),
+        # What cannot be sent as JSON, or says more or other than a call does.
+        ('{"name": "add", "arguments": {"a": NaN}}', []),
+        ('{"name": "add", "arguments": {"a": 1e999}}', []),
+        ('{"name": "add", "arguments": {"a": "\\ud800"}}', []),
+        ('{"name": "add", "arguments": [1]}', []),
+        ('{"name": "add"}', []),
+        ('{"name": "add", "arguments": {"a": 1}, "age": 3}', []),
+        ('{"name": ["add"], "arguments": {"a": 1}}', []),
     ],
 )
 def test_calls_are_found_where_an_answer_is_nothing_else(text: str, names: list[str]) -> None:
@@ -122,6 +135,29 @@ def test_calls_are_found_where_an_answer_is_nothing_else(text: str, names: list[
     assert [each["function"]["name"] for each in calls] == names
     assert all(each["function"]["arguments"] == '{"a": 1}' for each in calls)
     assert len({each["id"] for each in calls}) == len(calls)
+
+
+def test_arguments_may_hold_the_marks_of_calls() -> None:
+    said = '{"name": "now", "arguments": {"t": "</tool_call> <tool_call>"}}'
+    for text in (said, f"<tool_call>\n{said}\n</tool_call>"):
+        (found,) = calls_in(text, ("now",))
+        assert json.loads(found["function"]["arguments"]) == {"t": "</tool_call> <tool_call>"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "due"),
+    [
+        ('{"name": "add', "length", True),
+        ('{"name": "add", "', "stop", True),
+        ('<tool_call>\n{"name": "add", "', "stop", False),
+        (f"<tool_call>\n{CALLED}\n</tool_call>\n<tool_call>", "length", False),
+        ("<tool_call", "length", False),
+    ],
+)
+def test_nothing_of_a_call_that_is_cut_off_is_shown(text, reason, due) -> None:
+    answer = Answer(functions=("add",), due=due)
+    answer.push(Step(text.encode(), text, 1.0, (True,), reason))
+    assert (answer.text, answer.calls, answer.finish_reason) == ("", [], reason)
 
 
 @pytest.mark.parametrize("before", ["", "Let me see.", "1 < 2, so <tool> it is: "])

@@ -128,6 +128,8 @@ def test_a_call_and_its_result(client) -> None:
         ("chat", {"options": {"num_tokens": 1}}, "unknown option 'num_tokens'"),
         ("chat", {"options": {"n": 2}}, "n 2 is not supported here"),
         ("chat", {"options": 3}, "options is no JSON object"),
+        ("chat", {"options": {"messages": []}}, "options: messages is no option; say it beside"),
+        ("chat", {"options": {"reasoning_effort": "x"}}, "options: reasoning_effort is no option"),
         ("chat", {"format": "xml"}, 'format must be "" or "json" or an object'),
         ("chat", {"format": "json", "response_format": {}}, "response_format is said in other"),
         ("chat", {"messages": [{**ASKED[0], "images": ["x"]}]}, "unknown option 'messages[0].im"),
@@ -137,6 +139,7 @@ def test_a_call_and_its_result(client) -> None:
         ("generate", {"template": "x"}, 'template must be ""'),
         ("generate", {"suffix": "x"}, "suffix 'x' is not supported here"),
         ("generate", {"raw": True, "echo": True}, "echo true is not supported here"),
+        ("generate", {"raw": True, "system": "Be brief."}, "system: a raw prompt is all that is"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_its_shape(client, served, path, body, problem) -> None:
@@ -148,3 +151,4 @@ def test_what_cannot_be_done_is_said_in_its_shape(client, served, path, body, pr
     with pytest.raises(ollama.ResponseError, match="is not here"):
         client.chat("par", ASKED)
     assert set(served.ask("/api/pull", {}).body) == {"error"}
+    assert served.ask("/api/show", {"name": "par"}).status == 404

@@ -216,25 +216,6 @@ def test_echo_with_logprobs_is_the_score_of_the_prompt(client, ensemble) -> None
     )
 
 
-def test_scores(client, ensemble) -> None:
-    body = {"prompt": TEXT, "continuation": [" Paris", " the un"], "logprobs": 1}
-    data = client.ask("/v1/score", body).body["data"]
-    for each, text in zip(data, body["continuation"], strict=True):
-        expected = ensemble.score(TEXT, text)
-        assert each["log_likelihood"] == pytest.approx(expected.log_likelihood)
-        assert each["members"] == pytest.approx(dict(zip("ab", expected.members, strict=True)))
-        assert sum(t["logprob"] for t in each["logprobs"]) == pytest.approx(each["log_likelihood"])
-    messages = [{"role": "user", "content": TEXT}]
-    (chat,) = client.ask("/v1/score", {"messages": messages, "continuation": "un"}).body["data"]
-    expected = ensemble.score([Message("user", TEXT)], "un")
-    assert chat["log_likelihood"] == pytest.approx(expected.log_likelihood)
-    (alone,) = client.ask("/v1/score", body | {"model": "pair/b", "continuation": "un"}).body[
-        "data"
-    ]
-    assert list(alone["members"]) == ["b"]
-    assert alone["log_likelihood"] == pytest.approx(alone["members"]["b"])
-
-
 def test_biases_by_id(client, ensemble) -> None:
     (paris,) = ensemble.tokenize(" Paris")
     reply = client.complete(max_tokens=2, logit_bias={str(paris): 100})
@@ -503,7 +484,6 @@ def test_paths_without_v1_are_those_with_it(client) -> None:
         "text_completion"
     )
     assert client.ask("/responses", {"input": TEXT, "max_output_tokens": 1}).status == 200
-    assert client.ask("/score", {"continuation": "a"}).status == 200
 
 
 def test_props_as_llama_server_has_them(client) -> None:

@@ -92,19 +92,19 @@ def test_the_queue_is_bounded(client, gate) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/score"])
-def test_who_leaves_while_running_frees_the_slot(client, gate, stream, endpoint) -> None:
+@pytest.mark.parametrize("scored", [False, True])
+def test_who_leaves_while_running_frees_the_slot(client, gate, stream, scored) -> None:
     body = LONG | {"stream": stream}
-    if endpoint == "/v1/score":
-        body = {"continuation": "the " * 900}
+    if scored:
+        body = {"prompt": "the " * 900, "echo": True, "logprobs": 1, "max_tokens": 0}
     before = gate.n_passed
     client.complete("a", max_tokens=3)
     usual = gate.n_passed - before
     with gate.closed():
-        connection = client.open(endpoint, body)
+        connection = client.open("/v1/completions", body)
         gate.let(5)
         gate.wait_until_held()
-        if stream and endpoint == "/v1/completions":
+        if stream and not scored:
             connection.getresponse().readline()
         n_passed = gate.n_passed
         # In the middle of a step.
