@@ -287,30 +287,23 @@ class PromptLikelihood:
     def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
         """Score what comes after each token of a run; `blocks` are the logits after them.
 
-        Returns the logits after the last, if the run wants them.
+        They are (m, n_vocab) each. Tokens that stand for no bytes are not scored: a template
+        wrote them. Returns the logits after the last, if the run wants them.
         """
         position = run.start + 1
         for block in blocks:
-            self._score(self._prompt[position : position + len(block)], position, block)
+            # Row by row in the same memory: half of the time that fresh memory for all takes.
+            spread = np.empty_like(block[0])
+            tokens = self._prompt[position : position + len(block)]
+            for at, (token_id, row) in enumerate(zip(tokens, block, strict=False), position):
+                if n_bytes := len(self._pieces[token_id]):
+                    best = row.max()
+                    np.exp(np.subtract(row, best, out=spread), out=spread)
+                    nats = float(row[token_id] - best) - float(np.log(spread.sum()))
+                    self._scored[at] = (nats, n_bytes, token_id)
             position += len(block)
             last = block[-1]
         return last if run.logits else None
-
-    def _score(self, tokens: Sequence[int], position: int, logits: Logits) -> None:
-        """Remember how likely the tokens from `position` on were, by the logits before each.
-
-        `logits: (m, n_vocab)`. Tokens that stand for no bytes are not scored: a template wrote
-        them.
-        """
-        # Row by row in the same memory: half of the time that fresh memory for all of them takes.
-        spread = np.empty_like(logits[0])
-        for offset, (token_id, row) in enumerate(zip(tokens, logits, strict=False)):
-            n_bytes = len(self._pieces[token_id])
-            if n_bytes:
-                best = row.max()
-                np.exp(np.subtract(row, best, out=spread), out=spread)
-                nats = float(row[token_id] - best) - float(np.log(spread.sum()))
-                self._scored[position + offset] = (nats, n_bytes, token_id)
 
     def per_byte(self) -> float:
         """Return the mean log-likelihood of what was to be scored, in nats per byte; else 0."""
