@@ -143,7 +143,7 @@ class ByteBeam:
 
     def _likely(self) -> list[Border]:
         shares = self._waiting_shares()
-        live = self._live()
+        live = sum(map(self._weight, self._open))
         bound = self._threshold * (live + sum(shares))
         ranked = sorted(zip(shares, self._waiting, strict=True), key=lambda pair: -pair[0])
         found = [border for share, border in ranked if share >= bound]
@@ -154,7 +154,9 @@ class ByteBeam:
         self._waiting.remove(border)
         self._change()
         entered = OpenRow(border, branch, logits, self._trie, self._end_ids)
-        self._learn(border.kind, entered)
+        masses = np.zeros(END + 1)
+        masses[entered.labels], masses[END] = entered.sums, entered.end
+        self.boundary_prior.learn(border.kind, masses)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
                 return
@@ -190,7 +192,7 @@ class ByteBeam:
 
     def settle(self) -> None:
         """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
-        if here := self._here():
+        if here := [each for each in self._waiting if each.covers == len(self.text)]:
             self._open, self._waiting = [], here
             self._change()
 
@@ -222,9 +224,6 @@ class ByteBeam:
 
     def _inside(self) -> str:
         return border_kind(self.text[-1]) if self.text else ANY
-
-    def _here(self) -> list[Border]:
-        return [border for border in self._waiting if border.covers == len(self.text)]
 
     def pieces(self, count: int) -> Offer:
         """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
@@ -274,17 +273,8 @@ class ByteBeam:
             return True
         return self._may_follow(last, token)
 
-    def _learn(self, kind: str, row: OpenRow) -> None:
-        masses = np.zeros(END + 1)
-        masses[row.labels] = row.sums
-        masses[END] = row.end
-        self.boundary_prior.learn(kind, masses)
-
     def _weight(self, row: OpenRow) -> float:
         return math.exp(row.log_weight - self._scale) * row.left
-
-    def _live(self) -> float:
-        return sum(map(self._weight, self._open))
 
     def _waiting_shares(self) -> list[float]:
         if self._shares is None:
