@@ -18,7 +18,7 @@ import eva_local
 from eva_local.config.config import load_config, shipped
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.store import locate
-from eva_local.spaces.bytes.boundary import END
+from eva_local.spaces.bytes.row import END
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from tools.byte_passes import forced
 

@@ -4,8 +4,7 @@ from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from eva_local.cache.context import as_row, common, reusable
-from eva_local.cache.likelihood import PromptLikelihood
+from eva_local.cache.context import PromptLikelihood, as_row, common, reusable
 from eva_local.llama.memory import Snapshot, retained
 from eva_local.llama.model import Model, Run
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eva_local.cache.likelihood import PromptLikelihood
-from eva_local.llama.model import Model, Run
+from eva_local.llama.model import Logits, Model, Run
 
 # How far back re-tokenising may reach, in bytes: longer than nearly every piece.
 TAIL = 48
 # Tokens between snapshots of an answer without spaces.
 _APART = 24
+# What is scored begins at a multiple of so many tokens: prompts with a common beginning then
+# mostly begin at the same token, and what was scored for one of them serves the others.
+_STRIDE = 64
 
 
 class Context:
@@ -235,6 +237,79 @@ class Context:
             behind = at - self._model.holds(self._seq_id, at - 1)
             if at == self._border or behind > _APART:
                 self._model.snapshot(self._seq_id, lasting=False)
+
+
+class PromptLikelihood:
+    """How well a member predicts a prompt: the log-likelihoods of its last tokens, by position."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._scored: dict[int, tuple[float, int, int]] = {}
+        self._prompt: Sequence[int] = ()
+        self._first = 0
+
+    def begin(self, prompt: Sequence[int], kept: int, n_bytes: int) -> int:
+        """Begin a new prompt, of which the first `kept` tokens are the same as before.
+
+        Its last `n_bytes` bytes are to be scored, as whole tokens, with up to a stride of those
+        before. Returns how many leading tokens need not be decoded: at most `kept`, fewer where
+        some of what is to be scored was not yet.
+        """
+        same, known = (kept, *prompt[kept : kept + 1]), self._scored.items()
+        self._scored = {at: its for at, its in known if at < kept or (at, its[2]) == same}
+        self._prompt, self._first = prompt, len(prompt)
+        # Nothing comes before the first token that could say how likely it was.
+        while self._first > 1 and n_bytes > 0:
+            self._first -= 1
+            n_bytes -= len(self._pieces[prompt[self._first]])
+        if self._first < len(prompt):
+            self._first = max(self._first - self._first % _STRIDE, 1)
+        # The token after those that are kept is scored by the logits after the last of these.
+        for position in range(self._first, min(kept + 1, len(prompt))):
+            if position not in self._scored and self._pieces[prompt[position]]:
+                return position - 1
+        return kept
+
+    def stretch(self, position: int) -> tuple[int, bool]:
+        """Return where a run of the prompt from `position` on must end at the latest.
+
+        With it goes whether the logits after each of its tokens are wanted, to score the next.
+        """
+        end = len(self._prompt)
+        if self._first == end or position >= end - 1:
+            return end, False
+        return (self._first - 1, False) if position < self._first - 1 else (end, True)
+
+    def adopt(self, other: PromptLikelihood) -> None:
+        """Know what `other`, of the same member, knows."""
+        self._scored = dict(other._scored)
+
+    def read(self, run: Run, blocks: Iterable[Logits]) -> Logits | None:
+        """Score what comes after each token of a run; `blocks` are the logits after them.
+
+        They are (m, n_vocab) each. Tokens that stand for no bytes are not scored: a template
+        wrote them. Returns the logits after the last, if the run wants them.
+        """
+        position = run.start + 1
+        for block in blocks:
+            # Row by row in the same memory: half of the time that fresh memory for all takes.
+            spread = np.empty_like(block[0])
+            tokens = self._prompt[position : position + len(block)]
+            for at, (token_id, row) in enumerate(zip(tokens, block, strict=False), position):
+                if n_bytes := len(self._pieces[token_id]):
+                    best = row.max()
+                    np.exp(np.subtract(row, best, out=spread), out=spread)
+                    nats = float(row[token_id] - best) - float(np.log(spread.sum()))
+                    self._scored[at] = (nats, n_bytes, token_id)
+            position += len(block)
+            last = block[-1]
+        return last if run.logits else None
+
+    def per_byte(self) -> float:
+        """Return the mean log-likelihood of what was to be scored, in nats per byte; else 0."""
+        found = [scored for position, scored in self._scored.items() if position >= self._first]
+        n_bytes = sum(count for _, count, _ in found)
+        return sum(nats for nats, *_ in found) / n_bytes if n_bytes else 0.0
 
 
 def marks(

@@ -11,7 +11,7 @@ from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
 from eva_local.engine.sequence import Follower, TextSequence, cut
 from eva_local.errors import ContextError, EvaError
-from eva_local.fusion.fuser import Decision
+from eva_local.fusion.votes import Decision
 from eva_local.llama.model import Logits, Run
 from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.types import Score, Step

@@ -13,7 +13,7 @@ from eva_local.config.specs import FusionSettings
 from eva_local.engine.grammar import Calls
 from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
-from eva_local.fusion.fuser import Observer
+from eva_local.fusion.votes import Observer
 from eva_local.llama.prompt import Prompt, Thought
 from eva_local.reading import lean, read
 from eva_local.spaces.base import Space

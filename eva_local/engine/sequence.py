@@ -14,8 +14,7 @@ from eva_local.engine.lookahead import LookAhead
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
 from eva_local.errors import ContextError, EvaError, passed_on
-from eva_local.fusion.fuser import Decision, Fuser
-from eva_local.fusion.votes import Vote
+from eva_local.fusion.votes import Decision, Fuser, Vote
 from eva_local.llama.model import LOGIT_ROWS, Logits, Run
 from eva_local.spaces.base import Beginning, Candidates, MemberState
 from eva_local.spaces.pivot import PivotSpace

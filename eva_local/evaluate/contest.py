@@ -17,8 +17,7 @@ from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.evaluate import forms
 from eva_local.evaluate.results import Result, Results, key_of
 from eva_local.evaluate.rows import Task
-from eva_local.fusion.fuser import Decision, Fuser
-from eva_local.fusion.votes import Vote
+from eva_local.fusion.votes import Decision, Fuser, Vote
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt
 from eva_local.models.store import locate

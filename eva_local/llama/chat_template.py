@@ -24,7 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from eva_local.errors import PromptError
-from eva_local.llama.words import Words
+from eva_local.llama.prompt import Words
 from eva_local.types import Message, Thinking
 
 # A complaint of a template may quote a whole conversation.

@@ -12,9 +12,9 @@ from eva_local.errors import ModelError, RoomError
 from eva_local.llama.backend import calling, cores, library, reason
 from eva_local.llama.memory import Memory
 from eva_local.llama.model import LOGIT_ROWS, Logits, Run
-from eva_local.llama.model_file import ModelFile
 from eva_local.llama.tokenizer import Tokenizer
-from eva_local.llama.vocab import read_vocabulary
+from eva_local.llama.vocab import ModelFile, read_vocabulary
+from eva_local.models.header import TEMPLATES
 
 SPARE_CELLS = 256
 # Sequences that one context can have, in llama.cpp.
@@ -61,7 +61,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             self._file.load(settings, told, vocabulary_only=vocabulary_only)
             self.vocabulary = read_vocabulary(self._llama, self._file)
             self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
-            self.chat_template = self._file.chat_template()
+            self.chat_template = next(filter(None, map(self._file.metadata, TEMPLATES)), None)
             if not vocabulary_only:
                 self._start(settings)
         except BaseException:

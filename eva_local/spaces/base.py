@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from eva_local.cache.likelihood import PromptLikelihood
+from eva_local.cache.context import PromptLikelihood
 from eva_local.fusion.votes import Floats, Ids, Marks, Vote
 from eva_local.llama.model import Logits, Model, Run
 

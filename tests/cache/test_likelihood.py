@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eva_local.cache.likelihood import PromptLikelihood
+from eva_local.cache.context import PromptLikelihood
 from eva_local.llama.model import Run
 
 

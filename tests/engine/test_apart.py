@@ -12,8 +12,7 @@ from thinkers import NO_THOUGHTS, OTHER, TOLD, WORDS_B, Thinking, thinking_ensem
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.lookahead import DecodeTimes
 from eva_local.errors import ContextError, ModelError
-from eva_local.fusion.fuser import Fuser
-from eva_local.fusion.votes import Vote
+from eva_local.fusion.votes import Fuser, Vote
 from eva_local.types import Message, Sampling
 
 ASKED = [Message("user", "is it")]

@@ -397,7 +397,7 @@ def likelihood(model: FakeModel, tokens: list[int], first: int) -> float:
 def test_members_are_judged_by_the_end_of_the_prompt(
     scored: int, n_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eva_local.cache.likelihood._STRIDE", 1)
+    monkeypatch.setattr("eva_local.cache.context._STRIDE", 1)
     text = b" the un the"
     models = [wanting(WORDS_A, b" the", b" un"), FakeModel(WORDS_A, n_batch=3)]
     engine = ensemble(models, replace(MEAN, weights="prompt-perplexity"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import surface
-from eva_local.cache.likelihood import PromptLikelihood
+from eva_local.cache.context import PromptLikelihood
 from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket

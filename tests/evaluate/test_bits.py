@@ -22,7 +22,7 @@ from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.results import Results
 from eva_local.evaluate.rows import Task, TaskRow, cut, pieces, read_tasks
 from eva_local.evaluate.summary import summarize
-from eva_local.fusion.fuser import Fuser
+from eva_local.fusion.votes import Fuser
 from eva_local.llama.model import Logits
 from eva_local.llama.prompt import PromptWriter
 from eva_local.spaces.base import Beginning

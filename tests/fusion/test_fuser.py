@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from votes import as_dict, vote, votes
 
 from eva_local.config.specs import FusionSettings
-from eva_local.fusion.fuser import Fuser
-from eva_local.fusion.votes import NOBODY, Vote, combine, follow, softmax
+from eva_local.fusion.votes import NOBODY, Fuser, Vote, combine, follow, softmax
 
 
 def judge(n_members: int, **settings) -> Fuser:

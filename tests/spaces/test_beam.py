@@ -18,8 +18,7 @@ from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.llama.vocab import Kind, Vocabulary
 from eva_local.spaces.bytes.beam import ByteBeam
-from eva_local.spaces.bytes.boundary import END
-from eva_local.spaces.bytes.row import Border
+from eva_local.spaces.bytes.row import END, Border
 from eva_local.spaces.bytes.trie import Trie
 
 # The tokens of most tests, and how likely a member finds each, whatever was said before.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from eva_local.llama.model import Model
 from eva_local.spaces.base import Beginning
-from eva_local.spaces.bytes.boundary import END
+from eva_local.spaces.bytes.row import END
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.spaces.bytes.trie import Trie

@@ -18,8 +18,7 @@ from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits
 from eva_local.llama.tokenizer import Tokenizer
 from eva_local.spaces.base import Constraint
-from eva_local.spaces.bytes import boundary
-from eva_local.spaces.bytes.row import Border, Offer, OpenRow
+from eva_local.spaces.bytes.row import ANY, END, Border, BoundaryPrior, Offer, OpenRow, border_kind
 from eva_local.spaces.bytes.trie import ROOT, Trie
 
 # What is kept beside what is decoded: it costs no forward pass, but time on every byte.
@@ -57,7 +56,7 @@ class ByteBeam:
         threshold: float,
         before: Mapping[str, Floats] | None = None,
     ) -> None:
-        self._before = boundary.found_before() if before is None else before
+        self._before = before
         self._trie = trie
         self._pieces = tokenizer.vocabulary.pieces
         self._end_ids = sorted(tokenizer.vocabulary.end_ids)
@@ -78,7 +77,7 @@ class ByteBeam:
         """Begin a new text."""
         self.text = bytearray()
         self._open, self._waiting = [], []
-        self.boundary_prior = boundary.BoundaryPrior(self._before)
+        self.boundary_prior = BoundaryPrior(self._before)
         # The log-probability of each beginning of the text, as far as it was known.
         self._fates = [0.0]
         self._change()
@@ -144,7 +143,7 @@ class ByteBeam:
 
     def _likely(self) -> list[Border]:
         shares = self._waiting_shares()
-        live = self._live()
+        live = sum(map(self._weight, self._open))
         bound = self._threshold * (live + sum(shares))
         ranked = sorted(zip(shares, self._waiting, strict=True), key=lambda pair: -pair[0])
         found = [border for share, border in ranked if share >= bound]
@@ -155,7 +154,9 @@ class ByteBeam:
         self._waiting.remove(border)
         self._change()
         entered = OpenRow(border, branch, logits, self._trie, self._end_ids)
-        self._learn(border.kind, entered)
+        masses = np.zeros(END + 1)
+        masses[entered.labels], masses[END] = entered.sums, entered.end
+        self.boundary_prior.learn(border.kind, masses)
         for offset in range(border.covers, len(self.text)):
             if not self._follow(entered, self.text[offset], offset + 1):
                 return
@@ -186,12 +187,12 @@ class ByteBeam:
         shares = [self._share(border) for border in self._waiting]
         whole = sum(weights) + sum(shares[n_before:])
         for border, share in zip(here, shares[n_before:], strict=True):
-            border.kind = boundary.border_kind(byte, likely=share >= whole / 2)
+            border.kind = border_kind(byte, likely=share >= whole / 2)
         self._prune(weights, shares)
 
     def settle(self) -> None:
         """Keep only the rows that end where the text ends: a piece was chosen that ends there."""
-        if here := self._here():
+        if here := [each for each in self._waiting if each.covers == len(self.text)]:
             self._open, self._waiting = [], here
             self._change()
 
@@ -202,13 +203,13 @@ class ByteBeam:
         return self._now
 
     def _summed(self) -> Floats:
-        masses = np.zeros(boundary.END + 1)
+        masses = np.zeros(END + 1)
         for h in self._open:
             weight = math.exp(h.log_weight - self._scale)
             # The labels of one node are all different.
             masses[h.labels] += weight * h.sums
             if h.node == ROOT:
-                masses[boundary.END] += weight * h.end
+                masses[END] += weight * h.end
         # Most of what waits is of one kind.
         kinds: dict[str, float] = {}
         inside = self._inside()
@@ -222,10 +223,7 @@ class ByteBeam:
         return masses / total if total > 0 else masses
 
     def _inside(self) -> str:
-        return boundary.border_kind(self.text[-1]) if self.text else boundary.ANY
-
-    def _here(self) -> list[Border]:
-        return [border for border in self._waiting if border.covers == len(self.text)]
+        return border_kind(self.text[-1]) if self.text else ANY
 
     def pieces(self, count: int) -> Offer:
         """Return how the likeliest row may go on, as `OpenRow.pieces`: at most `count` and END."""
@@ -275,17 +273,8 @@ class ByteBeam:
             return True
         return self._may_follow(last, token)
 
-    def _learn(self, kind: str, row: OpenRow) -> None:
-        masses = np.zeros(boundary.END + 1)
-        masses[row.labels] = row.sums
-        masses[boundary.END] = row.end
-        self.boundary_prior.learn(kind, masses)
-
     def _weight(self, row: OpenRow) -> float:
         return math.exp(row.log_weight - self._scale) * row.left
-
-    def _live(self) -> float:
-        return sum(map(self._weight, self._open))
 
     def _waiting_shares(self) -> list[float]:
         if self._shares is None:

@@ -1,8 +1,10 @@
 """A row of tokens, before it is decoded and after: what it expects of the bytes that follow."""
 
+import functools
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +13,19 @@ from eva_local.cache.branches import Branch
 from eva_local.fusion.votes import Floats, Ids, highest
 from eva_local.llama.model import Logits
 from eva_local.spaces.base import Constraint
-from eva_local.spaces.bytes.boundary import ANY, END
 from eva_local.spaces.bytes.trie import ROOT, Masses, Trie
 
 # Pieces, the last of them END where that may follow; how likely each is, (m,); and the share of
 # the tokens that begin with it which are no longer, (m,).
 Offer = tuple[list[bytes], Floats, Floats]
+
+#: END among the symbols, after the 256 bytes.
+END = 256
+
+#: The kind of all borders.
+ANY = "any"
+# As many borders of a text count as much as all that was found in others.
+_PRIOR = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -225,3 +234,56 @@ def _expected(logits: Logits, trie: Trie, end_ids: Sequence[int]) -> tuple[Masse
     end = float(np.exp((ends - best).astype(np.float64)).sum())
     share = 1 / (float(raw.sum()) + end)
     return masses, share, end * share
+
+
+class BoundaryPrior:
+    """What usually follows a border, learned from those of the text that were decoded.
+
+    A border that waits is taken to go on like others of its kind: its last byte, and whether it
+    was likely when it came up. That is what makes waiting cheap: with one mean for all kinds
+    the loss is several times as high (docs/bytes.md). A text begins with what was found in
+    others (`tools/boundary_prior.py`), `means: (257,)` of kinds, which counts as few borders, so
+    that it soon learns its own.
+    """
+
+    def __init__(self, means: Mapping[str, Floats] | None = None) -> None:
+        before = found_before() if means is None else means
+        #: What is known of each kind, and of how many borders.
+        self.means = {ANY: (np.full(END + 1, 1 / (END + 1)), 1)}
+        self.means |= {kind: (mean, _PRIOR) for kind, mean in before.items()}
+
+    def learn(self, kind: str, masses: Floats) -> None:
+        """Take in `masses: (257,)`, how a border of a kind goes on; they sum to 1."""
+        for key in (ANY, kind):
+            # A kind begins with what is known of all.
+            mean, count = self.means.get(key, (self.expected(key), 1))
+            self.means[key] = mean + (masses - mean) / (count + 1), count + 1
+
+    def expected(self, kind: str) -> Floats:
+        """Return (257,): how a border of a kind is thought to go on."""
+        return self.means.get(kind, self.means[ANY])[0]
+
+
+@functools.cache
+def found_before() -> Mapping[str, Floats]:
+    """Return what follows borders in other texts, by kind."""
+    with resources.files(__package__).joinpath("boundary.npz").open("rb") as file:
+        held = np.load(file, allow_pickle=False)
+        kinds, means = held["kinds"].tolist(), held["means"].astype(np.float64)
+    return dict(zip(kinds, means, strict=True))
+
+
+@functools.cache
+def border_kind(byte: int, *, likely: bool | None = None) -> str:
+    """Return the kind of a border: what `byte` before it is, and whether it was `likely`.
+
+    That is when it came up; None stands for one inside a piece.
+    """
+    character, kind = chr(byte), f"byte {byte}"
+    if byte >= 0x80:
+        kind = "half"
+    elif character.isalpha():
+        kind = "upper" if character.isupper() else "lower"
+    elif character.isdigit():
+        kind = "digit"
+    return f"{kind}, {'inside' if likely is None else 'likely' if likely else 'unlikely'}"

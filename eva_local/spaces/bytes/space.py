@@ -7,8 +7,7 @@ import numpy as np
 from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Model
 from eva_local.spaces.base import Candidates, Constraint, ControlTokens, listeners, seats
-from eva_local.spaces.bytes.boundary import END
-from eva_local.spaces.bytes.row import Offer
+from eva_local.spaces.bytes.row import END, Offer
 from eva_local.spaces.bytes.state import ByteState
 from eva_local.spaces.bytes.trie import Trie
 

@@ -11,8 +11,7 @@ from eva_local.fusion.votes import Floats, Ids, Vote
 from eva_local.llama.model import Logits, Model, Run
 from eva_local.spaces.base import Beginning, Constraint, ControlTokens
 from eva_local.spaces.bytes.beam import ByteBeam
-from eva_local.spaces.bytes.boundary import END
-from eva_local.spaces.bytes.row import Border, Offer
+from eva_local.spaces.bytes.row import END, Border, Offer
 from eva_local.spaces.bytes.trie import Trie
 
 # A vote holds every byte: what a member's rows leave out is no proof that it cannot come.
