@@ -18,8 +18,7 @@ from eva_local.engine.engine import Engine
 from eva_local.evaluate.contest import Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.results import Result
-from eva_local.evaluate.rows import Task, TaskRow
+from eva_local.evaluate.rows import Result, Task, TaskRow
 from eva_local.evaluate.summary import summarize
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling

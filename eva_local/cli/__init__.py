@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from eva_local.cli import batch, bench, chat, evaluate, models, run, serve, setup
-from eva_local.cli.options import declared
+from eva_local.cli.options import OPTIONS, declared
 from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
@@ -28,19 +28,6 @@ _MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
 _THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
 COMMANDS = [thing for thing in _THINGS if isinstance(thing, click.Command)]
 INTERRUPTED = 130
-# What other programs call it.
-_MEANT = {
-    "add": "import init",
-    "bench": "benchmark speed time",
-    "config": "options set settings",
-    "eval": "evaluate measure score test",
-    "list": "ls models",
-    "pull": "download fetch get install",
-    "run": "ask complete generate prompt",
-    "serve": "api server start",
-    "show": "info inspect",
-    "trace": "explain why",
-}
 
 
 class _Commands(click.Group):
@@ -54,7 +41,7 @@ class _Commands(click.Group):
             return 0
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        for name, others in _MEANT.items():
+        for name, others in OPTIONS["meant"].items():
             if args[0] not in self.commands and args[0].lower() in others.split():
                 ctx.fail(f"no such command {args[0]!r}; did you mean {name!r}?")
         return super().resolve_command(ctx, args)

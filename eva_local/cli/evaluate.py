@@ -75,8 +75,7 @@ def evaluate(
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import hold, report_page
     from eva_local.evaluate.forms import Conditions
-    from eva_local.evaluate.results import Results
-    from eva_local.evaluate.rows import BUILT_IN, read_tasks
+    from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
     from eva_local.models.store import cache_folder
     from eva_local.opening import open_models
 
@@ -208,7 +207,7 @@ def check(
     """
     from eva_local.evaluate import check as checking
     from eva_local.evaluate.evaluation import report_page
-    from eva_local.evaluate.results import Results
+    from eva_local.evaluate.rows import Results
     from eva_local.models.store import cache_folder
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})

@@ -26,9 +26,9 @@ _HERE = Path(__file__).parent
 #: What each setting is for.
 HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
 # The other options, by command or group: how click declares them, but for their `type`; what is
-# not said there is said in `shared`. And the short names of settings.
-_OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
-_SHORT = _OPTIONS["short"]
+# not said there is said in `shared`. `short` are names of settings, `meant` what others call commands.
+OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
+_SHORT = OPTIONS["short"]
 
 
 def written(text: str) -> str:
@@ -102,7 +102,7 @@ def declared(*groups: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for group in reversed(groups):
-            for names, how in reversed(_OPTIONS[group].items()):
+            for names, how in reversed(OPTIONS[group].items()):
                 command = _option(names, how)(command)
         return command
 
@@ -110,7 +110,7 @@ def declared(*groups: str) -> Callable[[Command], Command]:
 
 
 def _option(names: str, how: dict[str, Any]) -> Callable[[Command], Command]:
-    told = _OPTIONS["shared"].get(names, {}) | how
+    told = OPTIONS["shared"].get(names, {}) | how
     return click.option(*names.split(), **told | _typed(told.get("type"), names))
 
 

@@ -14,8 +14,7 @@ from eva_local.errors import ModelError
 from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.evaluation import Evaluation, hold
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import BUILT_IN, read_tasks
+from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
 from eva_local.evaluate.summary import Estimate, TaskSummary, lead
 from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model

@@ -15,8 +15,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, MemberSpec, Mod
 from eva_local.engine.request import Request
 from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.evaluate import forms
-from eva_local.evaluate.results import Result, Results, key_of
-from eva_local.evaluate.rows import Task
+from eva_local.evaluate.rows import Result, Results, Task, key_of
 from eva_local.fusion.votes import Decision, Fuser, Vote
 from eva_local.llama.model import Model
 from eva_local.llama.prompt import Prompt

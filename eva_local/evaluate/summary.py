@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate import metrics
 from eva_local.evaluate.contest import Entry
-from eva_local.evaluate.results import Result, votes_filtered
-from eva_local.evaluate.rows import Metric, Task, TaskRow
+from eva_local.evaluate.rows import Metric, Result, Task, TaskRow, votes_filtered
 
 _BITS_PER_NAT = 1.4426950408889634
 # Members further apart than this hurt an ensemble in which they have equal votes (UniTE).

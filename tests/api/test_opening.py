@@ -16,7 +16,7 @@ from eva_local.batch.job import form_of
 from eva_local.batch.results import FileResults
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, StoreError
-from eva_local.evaluate.results import Result, Results
+from eva_local.evaluate.rows import Result, Results
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.opening import ensemble_of
 from eva_local.types import Sampling

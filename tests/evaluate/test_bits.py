@@ -19,8 +19,7 @@ from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Entry, alone
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Task, TaskRow, cut, pieces, read_tasks
+from eva_local.evaluate.rows import Results, Task, TaskRow, cut, pieces, read_tasks
 from eva_local.evaluate.summary import summarize
 from eva_local.fusion.votes import Fuser
 from eva_local.llama.model import Logits

@@ -14,8 +14,7 @@ from eva_local.evaluate import check as checking
 from eva_local.evaluate.contest import Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import PLAIN
-from eva_local.evaluate.results import Result
-from eva_local.evaluate.rows import BUILT_IN, read_tasks
+from eva_local.evaluate.rows import BUILT_IN, Result, read_tasks
 from eva_local.evaluate.summary import summarize
 
 

@@ -10,8 +10,7 @@ import pytest
 from evaluations import contestants, entry, outcome, task
 
 from eva_local.evaluate.evaluation import advice, comparison, warning
-from eva_local.evaluate.results import Result, votes_filtered
-from eva_local.evaluate.rows import TaskRow
+from eva_local.evaluate.rows import Result, TaskRow, votes_filtered
 from eva_local.evaluate.summary import choice, mark, summarize
 
 

@@ -22,8 +22,7 @@ from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Entry, alone
 from eva_local.evaluate.evaluation import names_of
 from eva_local.evaluate.forms import Conditions, prompt_of, scored_of, with_shots
-from eva_local.evaluate.results import Result, Results, key_of, votes_filtered
-from eva_local.evaluate.rows import Task, TaskRow
+from eva_local.evaluate.rows import Result, Results, Task, TaskRow, key_of, votes_filtered
 from eva_local.evaluate.summary import summarize
 from eva_local.opening import ensemble_of
 from tools.tiny_gguf import write_tiny_gguf

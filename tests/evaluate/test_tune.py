@@ -18,8 +18,7 @@ from eva_local.errors import InputError
 from eva_local.evaluate.contest import Contest, Heard, recording
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.metrics import metric_of
-from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Task, TaskRow
+from eva_local.evaluate.rows import Results, Task, TaskRow
 from eva_local.evaluate.tune import Example, Lesson, block, halves, listen, tune
 from eva_local.types import Message
 

@@ -15,8 +15,7 @@ from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.contest import Contest, alone
 from eva_local.evaluate.forms import Conditions
-from eva_local.evaluate.results import Results
-from eva_local.evaluate.rows import Task, TaskRow
+from eva_local.evaluate.rows import Results, Task, TaskRow
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Logits, Run
 from eva_local.llama.prompt import PromptWriter
