@@ -25,8 +25,8 @@ _AUTO = "auto"
 _HERE = Path(__file__).parent
 #: What each setting is for.
 HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
-# The other options, by command or group: how click declares them, but for their `type`; what is
-# not said there is said in `shared`. `short` are names of settings, `meant` what others call commands.
+# The other options, by command or group: how click declares them, but for their `type`. What is
+# not said there is `shared`; `short` names settings, `meant` is what others call commands.
 OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
 _SHORT = OPTIONS["short"]
 
