@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import openai
 from waiting import PATIENCE_S, until
 
 from eva_local.api import Ensemble
@@ -98,3 +99,9 @@ def serving(
         assert not thread.is_alive()
     if failed:
         raise failed[0]
+
+
+def openai_client(served: Client) -> openai.OpenAI:
+    """Return the openai client for a server, who closes it."""
+    url = f"{served.server.url}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)

@@ -63,6 +63,7 @@ class Engine:
         """
         self.names = tuple(names)
         self._models = tuple(models)
+        self._most_of_one = max(map(self._models.count, self._models))
         self.chunk = chunk
         #: Bytes that some member has no token for.
         self.missing_bytes = frozenset[int]().union(*(m.tokenizer.missing_bytes for m in models))
@@ -262,9 +263,9 @@ class Engine:
         members = list(range(len(self._models)))
         if len(sequences) == 1:
             self._look_ahead(sequences[0])
-        n_rows = max(map(self._models.count, self._models)) * len(sequences)
+        most = LOGIT_ROWS // max(self._most_of_one * len(sequences), 1) - 1
         for sequence in sequences:
-            sequence.foretell(LOGIT_ROWS // n_rows - 1)
+            sequence.foretell(most)
         if self._all.fusion.gate < 1 and len(members) > 1:
             pivot = self._all.space.pivot
             members.remove(pivot)

@@ -95,7 +95,7 @@ _KINDS: Mapping[str, tuple[str, str, Body]] = {
 }
 
 
-class Reply(Letterhead):
+class ResponseLetterhead(Letterhead):
     """The answer to one request, whole or as events; `body` is what was asked."""
 
     done, words = b"", ("input", "output")

@@ -19,7 +19,7 @@ from eva_local.errors import EvaError, InputError
 from eva_local.openai import request as asking
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, tokens_of
 from eva_local.openai.request import CHAT, COMPLETION, Call, Values
-from eva_local.openai.responses import Reply, ResponseRequest
+from eva_local.openai.responses import ResponseLetterhead, ResponseRequest
 from eva_local.openai.shapes import DetokenizeRequest, TokenizeRequest
 from eva_local.reading import read
 from eva_local.server.guard import problem_of
@@ -54,7 +54,8 @@ async def complete(request: HttpRequest) -> ASGIApp:
 async def respond(request: HttpRequest) -> ASGIApp:
     """Answer as OpenAI's newer API does; nothing is kept."""
     model, body = await asked(request)
-    chat, form = asking.in_chat(body, ResponseRequest), partial(Reply, model.name, body)
+    chat = asking.in_chat(body, ResponseRequest)
+    form = partial(ResponseLetterhead, model.name, body)
     return await answered(request, model, chat, CHAT, lambda call: form(call.sampling))
 
 

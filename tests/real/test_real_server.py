@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from servers import serving
+from servers import openai_client, serving
 
 from eva_local.config.config import shipped
 from eva_local.opening import load
@@ -31,10 +31,8 @@ def client(ensemble) -> Iterator[openai.OpenAI]:
     """The client; the ensemble stays open, since tests use it themselves, even at once."""
     ensemble.close, close = lambda: None, ensemble.close
     try:
-        with serving(lambda: ensemble) as served:
-            url = f"{served.server.url}/v1"
-            with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-                yield client
+        with serving(lambda: ensemble) as served, openai_client(served) as client:
+            yield client
     finally:
         ensemble.close = close
 

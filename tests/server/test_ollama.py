@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
+import ollama
 import pytest
-from batches import fake_ensemble, fake_spec
-from servers import Client, serving
+from servers import Client
 from traces import thinking_steps
 
 from eva_local.openai.answer import Answer
 from eva_local.server.ollama import Lines
 
-ollama = pytest.importorskip("ollama")
-
 TEXT = "the unbelievable"
 ASKED = [{"role": "user", "content": TEXT}]
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "enum": ["x"]}}}
 NOW = {"type": "function", "function": {"name": "now", "parameters": PARAMETERS}}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    spec = fake_spec(tmp_path_factory.mktemp("fake"))
-    with serving(lambda: fake_ensemble(spec)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

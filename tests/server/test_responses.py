@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from batches import fake_ensemble, fake_spec
-from servers import Client, serving
+from servers import Client, openai_client
 from traces import thinking_steps
 
 from eva_local.openai.answer import Answer
-from eva_local.openai.responses import Reply
+from eva_local.openai.responses import ResponseLetterhead
 from eva_local.types import Sampling
 
 TEXT = "the unbelievable"
@@ -20,16 +19,8 @@ NOW = {"type": "function", "name": "now", "parameters": {"enum": [{}]}, "strict"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    spec = fake_spec(tmp_path_factory.mktemp("fake"))
-    with serving(lambda: fake_ensemble(spec)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def client(served: Client) -> Iterator[openai.OpenAI]:
-    url = f"{served.server.url}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+    with openai_client(served) as client:
         yield client
 
 
@@ -100,12 +91,12 @@ def test_a_call_and_its_result(client) -> None:
 
 
 def test_a_thought_is_an_item_of_its_own() -> None:
-    answer, form = Answer(), Reply("m", {}, Sampling())
+    answer, form = Answer(), ResponseLetterhead("m", {}, Sampling())
     events = []
     for step in thinking_steps("Let me see.", TEXT):
         events += form.parts(0, answer, answer.push(step))
     final = form.last([answer])["response"]
-    whole = Reply("m", {}, Sampling()).whole([answer])
+    whole = ResponseLetterhead("m", {}, Sampling()).whole([answer])
     texts = [[part["text"] for part in item["content"]] for item in final["output"]]
     assert texts == [[answer.reasoning], [answer.text]]
     assert [[part["text"] for part in item["content"]] for item in whole["output"]] == texts
@@ -121,7 +112,7 @@ def test_errors_have_their_status_or_are_events(client, served, monkeypatch) -> 
     assert (reply.status, reply.body["error"]["param"]) == (400, "input")
     with pytest.raises(openai.NotFoundError, match="did you mean pair"):
         client.responses.create(model="par", input=TEXT)
-    form = Reply("m", {}, Sampling())
+    form = ResponseLetterhead("m", {}, Sampling())
     sent = form.event(
         {"error": {"message": "x", "type": "server_error", "param": None, "code": None}}
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import Client, serving
+from servers import Client, openai_client, serving
 from tiny_thinkers import write_thinkers
 
 from eva_local.opening import load
@@ -34,8 +34,7 @@ def served(
 
 @pytest.fixture(scope="module")
 def client(served: Client) -> Iterator[openai.OpenAI]:
-    url = f"{served.server.url}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+    with openai_client(served) as client:
         yield client
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 from batches import ensemble_of_models, fake_spec
 from fakes import WORDS_A, FakeModel
-from servers import serving
+from servers import openai_client, serving
 
 QUESTION = [{"role": "user", "content": "What is 1 + 2?"}]
 ADD = {
@@ -63,10 +63,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     def opened():
         return ensemble_of_models(spec, [Calculator(), Calculator()], 4)
 
-    with serving(opened) as served:
-        url = f"{served.server.url}/v1"
-        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            yield client
+    with serving(opened) as served, openai_client(served) as client:
+        yield client
 
 
 def asked(client: openai.OpenAI, messages: list[Any], *, stream: bool, **more: Any) -> Any:

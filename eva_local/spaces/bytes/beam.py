@@ -47,7 +47,6 @@ class ByteBeam:
     # What was worked out of them.
     _now: Floats | None
     _shares: list[float] | None
-    _wanted: list[Border] | None
 
     def __init__(
         self,
@@ -137,11 +136,8 @@ class ByteBeam:
 
     def wanted(self) -> list[Border]:
         """Return the borders that must be decoded before the next vote, the likeliest first."""
-        if self._wanted is None:
-            self._wanted = self._likely() if self._waiting else []
-        return self._wanted
-
-    def _likely(self) -> list[Border]:
+        if not self._waiting:
+            return []
         shares = self._waiting_shares()
         live = sum(map(self._weight, self._open))
         bound = self._threshold * (live + sum(shares))
@@ -282,7 +278,7 @@ class ByteBeam:
         return self._shares
 
     def _change(self) -> None:
-        self._now = self._shares = self._wanted = None
+        self._now = self._shares = None
 
     def _share(self, border: Border) -> float:
         """Return what a border that waits is thought to weigh by now.
