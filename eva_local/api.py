@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Unpack
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
-from eva_local.engine.grammar import Calls
 from eva_local.engine.readers import Readers
 from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
 from eva_local.engine.runner import Driver, Runner
@@ -18,7 +17,15 @@ from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.model import Model
 from eva_local.reading import did_you_mean
-from eva_local.types import Completion, Message, Sampling, Score, Step
+from eva_local.types import (
+    Completion,
+    Message,
+    Sampling,
+    Score,
+    Step,
+    disputed_words,
+    mean_disagreement,
+)
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
@@ -206,11 +213,9 @@ class Ensemble:
         """Return what takes requests through the ensemble, step by step; see `run_many`."""
         return Runner(self.scheduler, requests, self._prepared)
 
-    def check(
-        self, sampling: Sampling, *, alone: str | None = None, calls: Calls | None = None
-    ) -> None:
-        """Raise InputError where answers cannot be drawn so: for a bias, grammar or schema."""
-        self._engine.panel(self._number_of(alone)).samplers.prepare(sampling, calls)
+    def check(self, sampling: Sampling, *, alone: str | None = None) -> None:
+        """Raise InputError where answers cannot be drawn so: for a bias, grammar or tool."""
+        self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
 
     def complete(
         self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
@@ -284,9 +289,7 @@ class Ensemble:
             sampling,
             thoughts=thoughts,
             alone=[self._engine.panel(member) for member in panel.members] if apart else (),
-            sampler=None
-            if symbols is not None
-            else panel.samplers.prepare(sampling, request.calls),
+            sampler=None if symbols is not None else panel.samplers.prepare(sampling),
             symbols=symbols,
             detailed=request.symbols or request.n_top > 0,
             trace=request.trace,
@@ -376,4 +379,6 @@ def completion_of(steps: Sequence[Step]) -> Completion:
     assert last.usage is not None
     text = "".join(step.text for step in steps)
     thought = "".join(step.reasoning or "" for step in steps)
-    return Completion(text, last.finish_reason, last.usage, thought)
+    apart, words = mean_disagreement(steps), disputed_words(steps)
+    calls = last.tool_calls
+    return Completion(text, last.finish_reason, last.usage, thought, apart, words, calls)

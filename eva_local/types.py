@@ -1,18 +1,24 @@
 """Frozen records that cross module borders."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from eva_local.errors import InputError
 from eva_local.reading import MOST, Number, ReadError, Whole, Words, settle
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Thinking = Literal["auto", "off", "on", "apart"]
+
+#: Votes that are so many bits apart make a word disputed; how many words are told of an answer.
+APART, _MOST_DISPUTED = 0.3, 8
+_WORD = re.compile(rb"[\w\x80-\xff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,26 @@ class Message:
 
     role: Role
     content: str
+
+
+class Function(Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that can be called; `strict` or not, its schema is obeyed where a call is due."""
+
+    name: Words
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: Any = None
+
+
+class Tool(Struct, frozen=True, forbid_unknown_fields=True):
+    """A tool, as OpenAI's API has it: a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+# A tool that is chosen is named in the form of one.
+ToolChoice = Literal["none", "auto", "required"] | Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +71,10 @@ class Sampling:
     (-1: after `max_tokens`, which counts the steps of a fused thought too).
     `chat_template_kwargs` are told to every member's chat template, in whose
     place `chat_template` stands.
+
+    `tools`, also as mappings in the form of OpenAI's API, are told to the members of a
+    conversation, and an answer may call them; `tool_choice` says whether it must, and one that
+    must obeys no other schema. Several calls are one answer's unless not `parallel_tool_calls`.
     """
 
     max_tokens: Annotated[int, Meta(ge=1)] = 512
@@ -74,6 +104,9 @@ class Sampling:
     thinking_instruction: Words = "Think step by step. Then write {mark} and your answer."
     chat_template: Words | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    tools: tuple[Tool, ...] = field(default=(), hash=False)
+    tool_choice: ToolChoice = field(default="auto", hash=False)
+    parallel_tool_calls: bool = True
 
     @property
     def penalises(self) -> bool:
@@ -207,7 +240,10 @@ class Step:
     of an answer has a `finish_reason` and the `usage`. `trace`, and the likeliest symbols as
     `top`, are there on request. A step of the thought before the answer has what it shows as
     `reasoning`, and no text; a step of the answer has None there. Where each member thinks for
-    itself, `member` is who does.
+    itself, `member` is who does. `disagreement` is how far the votes were apart, in bits: their
+    Jensen-Shannon divergence, each alike; None where fewer than two voted. The first choice of
+    the `dissenters` was another symbol. The `tool_calls` of an answer, in the form of OpenAI's
+    API, come with its last step, and no text shows anything of them.
     """
 
     piece: bytes
@@ -220,16 +256,43 @@ class Step:
     top: tuple[Candidate, ...] = ()
     reasoning: str | None = None
     member: str | None = None
+    disagreement: float | None = None
+    dissenters: tuple[str, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer, and the thought that came before it."""
+    """A whole answer, and the thought that came before it.
+
+    `disagreement` is the mean over the steps of the answer, None where nobody else voted, and
+    `disputed` are its most disputed words, each with the most that a step of it has.
+    """
 
     text: str
     finish_reason: FinishReason
     usage: Usage
     reasoning: str = ""
+    disagreement: float | None = None
+    disputed: tuple[tuple[str, float], ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+
+def mean_disagreement(steps: Sequence[Step]) -> float | None:
+    """Return the mean disagreement in an answer, in bits; None where nowhere two voted."""
+    bits = [each.disagreement for each in steps if each.reasoning is None]
+    known = [each for each in bits if each is not None]
+    return fmean(known) if known else None
+
+
+def disputed_words(steps: Sequence[Step]) -> tuple[tuple[str, float], ...]:
+    """Return the words of an answer on which votes were apart, the most disputed first, in bits."""
+    answer = [step for step in steps if step.reasoning is None]
+    bits = [step.disagreement or 0.0 for step in answer for _ in step.piece]
+    words = _WORD.finditer(b"".join(step.piece for step in answer))
+    found = [(word[0].decode("utf-8", "replace"), max(bits[slice(*word.span())])) for word in words]
+    apart = [each for each in found if each[1] >= APART]
+    return tuple(sorted(apart, key=lambda each: -each[1])[:_MOST_DISPUTED])
 
 
 @dataclass(frozen=True, slots=True)

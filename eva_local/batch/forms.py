@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from msgspec import Struct
 
+from eva_local.engine.conversation import read_messages
 from eva_local.errors import EvaError, InputError
 from eva_local.openai import request
 from eva_local.openai.answer import Answer, Letterhead, chat_tokens
@@ -165,11 +166,13 @@ class Form(ABC):
         result = self._named(row) | {
             **({"reasoning": answer.reasoning} if answer.reasoning else {}),
             "text": answer.text,
+            **({"tool_calls": answer.calls} if answer.calls else {}),
             "finish_reason": answer.finish_reason,
             "usage": asdict(answer.usage),
+            **answer.dispute,
         }
         if answer.told:
-            result["logprobs"] = chat_tokens(answer.tokens)
+            result["logprobs"] = chat_tokens(answer.tokens, disputed=True)
         return result
 
     def failed(self, row: Row, problem: str) -> Result:
@@ -201,7 +204,7 @@ class Form(ABC):
         elif values.get("messages") is not None:
             if prompt is not None:
                 raise InputError("has both prompt and messages: give one")
-            return self._wishes.asked(request.read_messages(values["messages"]), sampling)
+            return self._wishes.asked(read_messages(values["messages"]), sampling)
         if not isinstance(prompt, str):
             raise InputError("needs a prompt that is a text, or messages")
         return self._wishes.asked(prompt, sampling)

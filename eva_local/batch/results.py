@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eva_local.batch.forms import Form, Row, Wishes
+from eva_local.config.settings import CALL_KEYS
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import JsonlFile, is_torn, replace_file
@@ -174,7 +175,7 @@ def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:
         "members": members,
         "pivot": spec.pivot,
         "fusion": asdict(spec.fusion),
-        "sampling": asdict(wishes.sampling),
+        "sampling": {k: v for k, v in asdict(wishes.sampling).items() if k not in CALL_KEYS},
         "rows": {
             "format": form,
             "prompt_template": None if wishes.template is None else wishes.template.text,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from statistics import fmean
 
 from rich.cells import set_cell_size
 from rich.text import Text
@@ -73,7 +72,8 @@ def vote_lines(answer: Reply, number: int | None) -> Iterator[Text]:
     steps = answer.steps
     if number is None:
         numbers = [number for number, step in enumerate(steps, 1) if disputed(step)]
-        shown = sorted(sorted(numbers, key=lambda n: _agreement(steps[n - 1]))[:_MOST_DISPUTED])
+        apart = sorted(numbers, key=lambda n: steps[n - 1].disagreement or 0.0, reverse=True)
+        shown = sorted(apart[:_MOST_DISPUTED])
         if not numbers:
             yield Text("No vote was filtered, and all members would have chosen the same tokens.")
             yield Text(f"/why N shows the votes on token N, from 1 to {len(steps)}.", style="dim")
@@ -87,11 +87,6 @@ def vote_lines(answer: Reply, number: int | None) -> Iterator[Text]:
         raise InputError(f"the last answer has tokens 1 to {len(steps)}, not {number}")
     for each in shown:
         yield from _step_lines(answer, each)
-
-
-def _agreement(step: Step) -> float:
-    assert step.trace is not None
-    return fmean(b.chosen for b in step.trace.ballots if verdict(b) != "absent")
 
 
 def _carried(answer: Reply) -> Text:
@@ -122,7 +117,8 @@ def _step_lines(answer: Reply, number: int) -> Iterator[Text]:
         (f"{before} → ", "dim"),
         (_shown(chosen), "bold"),
     )
-    yield Text("together")
+    bits = step.disagreement
+    yield Text("together" + ("" if bits is None else f", {bits:.2f} bits apart"))
     yield from _bars(trace.top[:_CANDIDATES], chosen, "default")
     for ballot in trace.ballots:
         colour = _colour(answer.members.index(ballot.member))

@@ -15,6 +15,8 @@ REQUEST_KEYS = (
     *("stop", "logit_bias", "grammar", "json_schema"),
     *("chat_template", "chat_template_kwargs"),
 )
+# What is asked for with a conversation only.
+CALL_KEYS = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Setting:
 def keys_of(*kinds: type) -> tuple[str, ...]:
     """Name the fields of settings dataclasses that can be set everywhere, in one form."""
     names = (field.name for kind in kinds for field in fields(kind))
-    return tuple(name for name in names if name not in REQUEST_KEYS)
+    return tuple(name for name in names if name not in (*REQUEST_KEYS, *CALL_KEYS))
 
 
 def refuse_unknown(table: Mapping[str, object], known: Collection[str], where: str) -> None:

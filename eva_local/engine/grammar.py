@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,8 +21,9 @@ import numpy as np
 from eva_local.engine.gbnf import OPTIONS, read_gbnf
 from eva_local.errors import InputError
 from eva_local.fusion.votes import Marks
+from eva_local.reading import did_you_mean
 from eva_local.spaces.base import Space
-from eva_local.types import Sampling
+from eva_local.types import Sampling, Tool
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -53,6 +55,32 @@ class Calls:
     functions: tuple[tuple[str, str], ...]
     due: bool = False
     several: bool = True
+
+
+def calls_of(sampling: Sampling) -> Calls | None:
+    """Return what calls an answer may have, or must be, if any; raise InputError."""
+    choice, tools = sampling.tool_choice, sampling.tools
+    if choice == "none" or (choice == "auto" and not tools):
+        return None
+    if isinstance(choice, Tool):
+        name, names = choice.function.name, [tool.function.name for tool in tools]
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise InputError(f"tool_choice: {name} is none of the tools; {hint}")
+        tools = tuple(tool for tool in tools if tool.function.name == name)
+    if not tools:
+        raise InputError("tool_choice: there are no tools to choose from")
+    for name, n in Counter(tool.function.name for tool in tools).items():
+        if n > 1:
+            raise InputError(f"tools: {name} is there {n} times: nobody could tell which is called")
+    for tool in tools:
+        if tool.function.parameters.get("type", "object") != "object":
+            raise InputError(f"tools: the parameters of {tool.function.name} must be an object")
+    functions = tuple(
+        (each.function.name, json.dumps({"type": "object", **each.function.parameters}))
+        for each in tools
+    )
+    return Calls(functions, due=choice != "auto", several=sampling.parallel_tool_calls)
 
 
 class Grammar:
@@ -117,11 +145,13 @@ class Grammars:
         self._one_at_a_time = threading.Lock()
         self._beginning = functools.lru_cache(_KEPT)(self._compile)
 
-    def open(self, sampling: Sampling, calls: Calls | None = None) -> Grammar | None:
+    def open(self, sampling: Sampling) -> Grammar | None:
         """Return a fresh grammar for one answer, or None where it is free; slow if it is new."""
-        if sampling.grammar is None and sampling.json_schema is None and calls is None:
+        calls = calls_of(sampling)
+        rules = (None, None) if calls and calls.due else (sampling.grammar, sampling.json_schema)
+        if rules == (None, None) and calls is None:
             return None
-        return self._beginning(sampling.grammar, sampling.json_schema, calls).fork()
+        return self._beginning(*rules, calls).fork()
 
     def _compile(self, gbnf: str | None, schema: str | None, calls: Calls | None) -> Grammar:
         with self._one_at_a_time:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from eva_local.config.specs import MemberSpec
+from eva_local.engine.conversation import told
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import AnyPrompt
 from eva_local.errors import ClosedError, InputError
@@ -59,7 +60,7 @@ class Readers:
         Raises InputError and PromptError where it cannot be put to a member. With `fitting` it
         raises ContextError for a prompt that does not fit.
         """
-        plain = self._plain(prompt, only)
+        plain = told(self._plain(prompt, only), sampling)
         members = self._members(only)
         thinking = sampling.thinking
         if thinking == "auto" and len(members) > 1:

@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from msgspec import Struct
-
 from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
-from eva_local.engine.grammar import Calls
+from eva_local.engine.conversation import read_messages
 from eva_local.engine.sampling import SamplerMaker, Samplers
 from eva_local.errors import EvaError
 from eva_local.fusion.votes import Observer
 from eva_local.llama.prompt import Prompt, Thought
-from eva_local.reading import lean, read
 from eva_local.spaces.base import Space
-from eva_local.types import Message, Role, Sampling, Score, Step, Thinking
+from eva_local.types import Message, Sampling, Score, Step, Thinking
 
 if TYPE_CHECKING:
     from eva_local.engine.sequence import TextSequence
@@ -31,13 +28,6 @@ Sink = Callable[[Told], None]
 Weights = Literal["equal", "running"] | tuple[float, ...]
 
 
-class _Turn(Struct, forbid_unknown_fields=True):
-    """A message as OpenAI's API has it."""
-
-    role: Role
-    content: str
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """An answer, or a score, that is asked for.
@@ -47,7 +37,7 @@ class Request:
     after the prompt, and with `symbols` how likely each symbol is. With `trace` every step says why
     its piece was chosen, with `n_top` it names as many of the likeliest. The member named by
     `alone` writes or is scored by itself. `weights` stand in place of the ensemble's, and `observe`
-    hears of every decision. `calls` are what the answer may be instead.
+    hears of every decision.
     """
 
     prompt: AnyPrompt
@@ -59,15 +49,12 @@ class Request:
     weights: Weights | None = None
     observe: Observer | None = None
     symbols: bool = False
-    calls: Calls | None = None
 
     def __post_init__(self) -> None:
         said: Any = self.prompt
         if isinstance(said, Sequence) and any(isinstance(each, Mapping) for each in said):
             plain = [asdict(each) if isinstance(each, Message) else each for each in said]
-            turns = read(lean(plain, list[_Turn]), list[_Turn], "messages")
-            told = [Message(turn.role, turn.content) for turn in turns]
-            object.__setattr__(self, "prompt", told)
+            object.__setattr__(self, "prompt", read_messages(plain))
 
 
 class RequestOptions(TypedDict, total=False):
@@ -82,6 +69,8 @@ class RequestOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     grammar: str | None
     json_schema: str | None
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
     thinking: Thinking
     trace: bool
     n_top: int

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eva_local.engine.grammar import Calls, Grammar, Grammars
+from eva_local.engine.grammar import Grammar, Grammars
 from eva_local.errors import InputError
 from eva_local.fusion.votes import NOBODY, Floats, Vote, softmax
 from eva_local.spaces.base import Candidates, Space
@@ -101,13 +101,13 @@ class Samplers:
         self._space = space
         self._grammars = Grammars(space, missing)
 
-    def prepare(self, sampling: Sampling, calls: Calls | None = None) -> SamplerMaker:
+    def prepare(self, sampling: Sampling) -> SamplerMaker:
         """Return what makes the samplers of answers that are drawn so.
 
         What takes long is done here, for any thread: compiling a grammar, looking through the
-        symbols for biases. Raises InputError where a bias, grammar or schema cannot be used.
+        symbols for biases. Raises InputError where a bias, grammar, schema or tool cannot be used.
         """
-        grammar = self._grammars.open(sampling, calls)
+        grammar = self._grammars.open(sampling)
         for text in dict(sampling.logit_bias):
             if not self._space.may_offer(text.encode()):
                 raise InputError(

@@ -5,11 +5,14 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from eva_local.config.specs import FusionSettings
+from eva_local.engine.conversation import CallStream
 from eva_local.engine.detokenizer import TextStream
+from eva_local.engine.grammar import calls_of
 from eva_local.engine.lookahead import LookAhead
 from eva_local.engine.request import Ticket
 from eva_local.engine.sampling import Sampler
@@ -74,6 +77,8 @@ class TextSequence:
             self._thought = bytearray()
             self._text = TextStream(self._ends)
             sampler.grammar = None
+        calls = calls_of(ticket.sampling)
+        self._calls = None if calls is None else CallStream(calls)
         #: Candidates on which the pivot alone is asked: it is sure.
         self.sure: Candidates | None = None
         #: What is drafted of the text, where drafts are of use.
@@ -270,6 +275,10 @@ class TextSequence:
         if thought is not None and is_over and reason is None and not self._answer(bytes(thought)):
             reason = "length"
         self.finished = reason is not None
+        calls: tuple[Mapping[str, Any], ...] = ()
+        if self._calls is not None and thought is None:
+            shown, calls = self._calls.push(shown, reason)
+            reason = "tool_calls" if calls else reason
         n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
         top = likeliest(decision.fused, n_top, candidates)
         step = Step(
@@ -282,6 +291,9 @@ class TextSequence:
             trace=self._trace(candidates, decision, chosen, top) if ticket.trace else None,
             top=top[: ticket.n_top],
             reasoning=None if thought is None else shown,
+            disagreement=decision.disagreement,
+            dissenters=decision.dissenters(chosen, self.panel.names),
+            tool_calls=calls,
         )
         self._last_seconds = np.zeros(len(self.states))
         return step

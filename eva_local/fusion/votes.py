@@ -7,6 +7,7 @@ sparse: its symbols ascend, its probabilities sum to 1.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ class Vote:
         """Return the symbols that are marked, (symbols,), with their probabilities as they are."""
         kept = marks[self.symbols]
         return self if kept.all() else Vote(self.symbols[kept], self.probabilities[kept])
+
+    @property
+    def entropy(self) -> float:
+        """The entropy, in bits."""
+        return -float(self.probabilities @ np.log2(self.probabilities))
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return the likeliest symbols with their probabilities; ties go to the lower symbol."""
@@ -266,6 +272,16 @@ def combine(
     return normalised(symbols, np.exp(logs - logs.max()))
 
 
+def divergence(votes: Sequence[Vote]) -> float:
+    """Return how far votes are apart, each alike: their Jensen-Shannon divergence, in bits.
+
+    From 0, where all say the same, to log2 of their number, where no two name the same symbol
+    (Lin 1991, "Divergence measures based on the Shannon entropy").
+    """
+    mixed = combine(votes, [1.0] * len(votes))
+    return max(0.0, mixed.entropy - fmean(vote.entropy for vote in votes))
+
+
 def _united(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
     """Return all symbols, ascending, and the indices of each part's symbols among them."""
     joined = np.concatenate(parts)
@@ -292,6 +308,17 @@ class Decision:
     reasons: tuple[str, ...]
     weights: tuple[float, ...]
     evidence: tuple[float, ...]
+
+    @property
+    def disagreement(self) -> float | None:
+        """The divergence of the votes, whether they stayed or not; None of fewer than two."""
+        heard = [vote for vote in self.votes if vote]
+        return divergence(heard) if len(heard) > 1 else None
+
+    def dissenters(self, chosen: int, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the members' names whose first choice was another than the chosen."""
+        votes = zip(names, self.votes, strict=True)
+        return tuple(name for name, vote in votes if vote and vote.top(1)[0][0] != chosen)
 
 
 # Called after each choice with its decision, the chosen candidate and how many bytes that has.

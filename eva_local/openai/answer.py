@@ -3,15 +3,22 @@
 import codecs
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from eva_local.openai import shapes
 from eva_local.openai.request import CHAT
-from eva_local.openai.tools import calls_in, is_begun, split
-from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage
+from eva_local.types import (
+    Candidate,
+    ScoredSymbol,
+    Step,
+    Trace,
+    Usage,
+    disputed_words,
+    mean_disagreement,
+)
 
 # What the parts of a chat's stream are.
 _PART = "chat.completion.chunk"
@@ -31,6 +38,8 @@ class Token:
     start: int
     logprob: float | None
     top: tuple[Candidate, ...]
+    #: How far the votes were apart, and who dissented, where that is told.
+    dispute: Body = field(default_factory=dict)
 
 
 class Answer:
@@ -41,18 +50,11 @@ class Answer:
     shown: evaluation harnesses rely on one for each that was chosen.
     """
 
-    def __init__(
-        self, *, told: bool = False, functions: Sequence[str] = (), due: bool = False
-    ) -> None:
+    def __init__(self, *, told: bool = False) -> None:
         self.told = told
-        #: The steps with the text that is shown: nothing of a call. An echo, first, is one of none.
+        #: The steps; an echo, first, is one of none.
         self.steps: list[Step] = []
         self.tokens: list[Token] = []
-        #: The calls of functions that the answer ends with, once it has ended.
-        self.calls: list[dict[str, Any]] = []
-        # Where a call is due, nothing else is said.
-        self._functions, self._due = functions, due
-        self._held, self._is_first = "", True
         self._n_echoed: int | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[int, Token]] = []
@@ -66,12 +68,14 @@ class Answer:
 
     def push(self, step: Step) -> list[Token]:
         """Take the next step; return the tokens that are told by it."""
-        self.steps.append(self._uncalled(step) if self._functions else step)
+        self.steps.append(step)
         if not self.told or step.reasoning is not None:
             return []
         is_all = self._n_echoed is not None
         if step.piece or is_all:
-            token = Token(step.piece, self._start, _log_of(step.probability), step.top)
+            token = Token(
+                step.piece, self._start, _log_of(step.probability), step.top, _dispute(step)
+            )
             self._waiting.append((self._at, token))
             self._at += len(step.piece)
             self._start += len(self._decoder.decode(step.piece))
@@ -80,18 +84,6 @@ class Answer:
         del self._waiting[: len(ready)]
         self.tokens += ready
         return ready
-
-    def _uncalled(self, step: Step) -> Step:
-        """Return a step without what may be a call; the last one has what was none."""
-        text, self._held = split(self._held + step.text, is_first=self._is_first)
-        self._is_first &= not text
-        if step.finish_reason is not None:
-            is_cut = step.finish_reason != "stop"
-            self.calls = [] if is_cut else calls_in(self._held, self._functions)
-            # A call that is cut off is none, and no text either.
-            is_call = self.calls or self._due or is_begun(self._held, is_cut=is_cut)
-            text += "" if is_call else self._held
-        return replace(step, text=text)
 
     @property
     def text(self) -> str:
@@ -104,9 +96,21 @@ class Answer:
         return "".join(step.reasoning or "" for step in self.steps)
 
     @property
+    def dispute(self) -> Body:
+        """How far the votes were apart, and on which words; nothing where nowhere two voted."""
+        if (mean := mean_disagreement(self.steps)) is None:
+            return {}
+        return {"disagreement": mean, "disputed": disputed_words(self.steps)}
+
+    @property
+    def calls(self) -> Sequence[Mapping[str, Any]]:
+        """The calls of functions that it ends with, once it has ended."""
+        return self.steps[-1].tool_calls
+
+    @property
     def finish_reason(self) -> str | None:
         """Why it ended, if it did; an echo alone is as long as was asked for."""
-        return "tool_calls" if self.calls else self.steps[-1].finish_reason
+        return self.steps[-1].finish_reason
 
     @property
     def usage(self) -> Usage | None:
@@ -219,10 +223,12 @@ class Letterhead:
         logprobs: Body | None = None
         if self.endpoint != CHAT:
             told["text"] = said.text
-            logprobs = None if tokens is None else _text_logprobs(tokens)
+            if tokens is not None:
+                logprobs = _text_logprobs(tokens, disputed=self.asked.disagreement)
         else:
             if tokens is not None:
-                logprobs = {"content": chat_tokens(tokens), "refusal": None}
+                disputed = self.asked.disagreement
+                logprobs = {"content": chat_tokens(tokens, disputed=disputed), "refusal": None}
             if said is answer:
                 content = said.text or (None if answer.calls else "")
                 told |= {"role": "assistant", "content": content, "refusal": None}
@@ -232,6 +238,8 @@ class Letterhead:
                 told |= {"content": said.text} if said.text else {}
                 calls = [{"index": number, **call} for number, call in enumerate(answer.calls)]
                 told = {"delta": told | ({"tool_calls": calls} if calls else {})}
+        if self.asked.disagreement and answer.finish_reason:
+            told |= answer.dispute
         reason = answer.finish_reason
         return {"index": index, **told, "logprobs": logprobs, "finish_reason": reason}
 
@@ -251,11 +259,12 @@ def tokens_of(symbols: Sequence[ScoredSymbol]) -> tuple[Token, ...]:
     )
 
 
-def chat_tokens(tokens: Iterable[Token]) -> list[Body]:
-    """Return tokens with their log-probabilities, in nats."""
+def chat_tokens(tokens: Iterable[Token], *, disputed: bool = False) -> list[Body]:
+    """Return tokens with their log-probabilities, in nats, and whether they are `disputed`."""
     return [
         _told(token.piece, token.logprob)
         | {"top_logprobs": [_told(c.piece, _log_of(c.probability)) for c in token.top]}
+        | (token.dispute if disputed else {})
         for token in tokens
     ]
 
@@ -267,6 +276,7 @@ def trace_of(step: Step) -> Body:
         "piece": _shown(step.piece),
         "bytes": list(step.piece),
         "probability": _number(step.probability),
+        "disagreement": step.disagreement,
         "text": step.text,
         # The text of a step of the thought; null in the answer.
         "reasoning": step.reasoning,
@@ -286,8 +296,10 @@ def trace_of(step: Step) -> Body:
     }
 
 
-def _text_logprobs(tokens: Sequence[Token]) -> Body:
+def _text_logprobs(tokens: Sequence[Token], *, disputed: bool) -> Body:
+    apart = [token.dispute.get("disagreement") for token in tokens]
     return {
+        **({"disagreement": apart} if disputed else {}),
         "tokens": [_shown(token.piece) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
@@ -316,6 +328,12 @@ def _shown(piece: bytes) -> str:
 
 def _top(candidates: Sequence[Candidate]) -> list[list[object]]:
     return [[_shown(each.piece), _number(each.probability)] for each in candidates]
+
+
+def _dispute(step: Step) -> Body:
+    if step.disagreement is None:
+        return {}
+    return {"disagreement": step.disagreement, "dissenters": step.dissenters}
 
 
 def _number(value: float) -> float:

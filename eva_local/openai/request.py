@@ -9,13 +9,15 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args
 
-from eva_local.engine.grammar import Calls
+from msgspec import to_builtins
+
+from eva_local.engine.conversation import conversation
 from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
-from eva_local.openai import shapes, tools
+from eva_local.openai import shapes
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
-from eva_local.types import Message, Sampling, Thinking
+from eva_local.types import Sampling, Thinking, Tool, ToolChoice
 
 Known = TypeVar("Known", bound=shapes.Options)
 # What a JSON object says.
@@ -37,7 +39,7 @@ ALIASES = {
 #: What says nothing about the answer: whose it is, or how to work.
 IGNORED = (
     *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "cache_prompt"),
+    *("prompt_cache_key", "prompt_cache_retention", "cache_prompt"),
     *("keep_alive", "return_progress", "id_slot", "priority", "request_id", "verbosity"),
     *("reasoning_format", "prediction", "skip_special_tokens", "prompt_cache_options"),
 )
@@ -65,10 +67,9 @@ _DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
 # The same of what a server can do, where nothing else can.
 _SERVED: Values = {
     **dict.fromkeys(("stream", "echo", "trace", "timings_per_token"), False),
+    "disagreement": False,
     "n": 1,
     "stream_options": {},
-    "tools": [],
-    "tool_choice": "none",
     "weights": None,
 }
 _ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
@@ -78,6 +79,8 @@ _KINDS: Mapping[str, type[shapes.AnyRequest]] = {
     CHAT: shapes.ChatRequest,
     COMPLETION: shapes.CompletionRequest,
 }
+# What clients give with empty parts.
+_CALLS: Mapping[str, Any] = {"tools": tuple[Tool, ...], "tool_choice": ToolChoice}
 # The arguments by which chat templates are told to think.
 _SWITCHES = ("enable_thinking", "thinking")
 #: What the body of a request can say.
@@ -107,7 +110,7 @@ class Call:
     """A request, with `request.n` answers to each of the prompts.
 
     Where `scored` nothing is written: the prompt alone is echoed. `weights` weighs the members
-    otherwise than the ensemble does. `calls` of functions are what answers may be.
+    otherwise than the ensemble does.
     """
 
     request: shapes.AnyRequest
@@ -115,7 +118,6 @@ class Call:
     sampling: Sampling
     scored: bool = False
     weights: Weights | None = None
-    calls: Calls | None = None
 
     @property
     def n_answers(self) -> int:
@@ -155,22 +157,12 @@ def read_call(
     if request.stream_options is not None and not request.stream:
         raise InputError("stream_options needs stream true")
     prompts: tuple[AnyPrompt, ...]
-    calls = None
     if isinstance(request, shapes.ChatRequest):
-        messages = conversation(request.messages)
-        choice = request.tool_choice
-        if choice != "none" and (request.tools or choice != "auto"):
-            messages, several = tools.told(messages, request.tools), request.parallel_tool_calls
-            calls = tools.calls_of(request.tools, choice, several=several)
-            if sum(len(name) + len(schema) for name, schema in calls.functions) > LONGEST_GRAMMAR:
-                raise InputError(f"tools: at most {LONGEST_GRAMMAR} characters can be obeyed")
-            if calls.due:
-                sampling = replace(sampling, json_schema=None, grammar=None)
-        prompts = (messages,)
+        prompts = (conversation(request.messages),)
     else:
         prompts = texts_of(request.prompt, "prompt")
     weights = weights_of(request.weights, members)
-    call = Call(request, prompts, sampling, scored, weights, calls)
+    call = Call(request, prompts, sampling, scored, weights)
     if call.n_answers > (most := shapes.MOST_ANSWERS):
         raise InputError(f"n: {call.n_answers} answers are asked for, and {most} can be")
     return call
@@ -230,6 +222,8 @@ def _refuse_too_much(sampling: Sampling) -> None:
     for key in ("grammar", "json_schema", "chat_template"):
         if len(getattr(sampling, key) or "") > LONGEST_GRAMMAR:
             raise InputError(f"{key}: at most {LONGEST_GRAMMAR} characters can be obeyed")
+    if len(json.dumps(to_builtins(sampling.tools))) > LONGEST_GRAMMAR:
+        raise InputError(f"tools: at most {LONGEST_GRAMMAR} characters can be obeyed")
 
 
 def read_request(
@@ -277,30 +271,6 @@ def said(body: Values) -> dict[str, object]:
     return {key: value for key, value in values.items() if _DEFAULTS.get(key) != value}
 
 
-def read_messages(value: object) -> list[Message]:
-    """Read a conversation; raise InputError for what is none."""
-    return conversation(read(lean(value, shapes.ChatMessages), shapes.ChatMessages, "messages"))
-
-
-def conversation(turns: list[shapes.ChatMessage]) -> list[Message]:
-    """Return messages as a template takes them."""
-    messages: list[Message] = []
-    for number, turn in enumerate(turns):
-        role, content = turn.role, turn.content
-        if content is None and not turn.tool_calls:
-            raise ReadError(f"messages[{number}].content", "is missing")
-        parts = [content] if isinstance(content, str) else [part.text for part in content or ()]
-        parts += [tools.words_of(turn.tool_calls)] if turn.tool_calls else []
-        text = "\n".join(filter(None, parts)) if turn.tool_calls else "".join(parts)
-        if role == "tool":
-            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
-            if number and turns[number - 1].role == "tool":
-                # Many templates know no two messages of a user in a row.
-                text = f"{messages.pop().content}\n{text}"
-        messages.append(Message("system" if role == "developer" else role, text))
-    return messages
-
-
 def read_options(values: Values, defaults: Sampling, *, told: bool = True) -> Sampling:
     """Put the options of sampling among `values` in place of the defaults; raise InputError.
 
@@ -317,6 +287,9 @@ def _own(values: Values, kind: type[Known]) -> Known:
 
 def _drawn(values: Values, own: shapes.Options, defaults: Sampling, *, told: bool) -> Sampling:
     changed: dict[str, Any] = {key: values[key] for key in OPTIONS if key in values}
+    for key, kind in _CALLS.items():
+        if key in changed:
+            changed[key] = lean(changed[key], kind)
     changed |= _thought(own, defaults, told=told, has_template="chat_template" in changed)
     if isinstance(own.json_schema, dict):
         changed["json_schema"] = json.dumps(own.json_schema)

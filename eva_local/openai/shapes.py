@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
-from eva_local.openai.tools import Choice, Tool, ToolCall
+from eva_local.engine.conversation import ChatMessages
 from eva_local.reading import Amount, Whole, Words
 from eva_local.types import Thinking
 
@@ -32,42 +32,6 @@ WEIGHTS = "equal, running, or numbers from 0 up, with a sum above 0 that is fini
 MemberWeights = Annotated[
     Literal["equal", "running"] | tuple[Amount, ...] | dict[str, Amount] | None,
     Meta(description=f"{WEIGHTS} member"),
-]
-
-
-class TextPart(Struct, forbid_unknown_fields=True):
-    """A part of a message, by any of OpenAI's names for it."""
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-    annotations: Any = None
-    logprobs: Any = None
-
-
-class ChatMessage(Struct, forbid_unknown_fields=True):
-    """A message, with what says nothing: no chat template writes who of several users speaks.
-
-    A thought comes back from clients with the answer, and is told to no later turn. An answer
-    may be calls of functions, and what each came to is a message of the role tool.
-    """
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] = []
-    tool_call_id: Any = None
-    tool_name: Any = None
-    name: Any = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    thinking: str | None = None
-    id: Any = None
-    type: Any = None
-    status: Any = None
-    phase: Any = None
-
-
-ChatMessages = Annotated[
-    list[ChatMessage], Meta(min_length=1, description="a list of at least one message")
 ]
 
 
@@ -129,6 +93,7 @@ class AnswerRequest(Options, kw_only=True):
     stream_options: StreamOptions | None = None
     trace: bool = False
     timings_per_token: bool = False
+    disagreement: bool = False
     weights: MemberWeights = None
     logit_bias: Annotated[
         Biases | None, Meta(description="an object of token ids with a number each, or false")
@@ -141,9 +106,6 @@ class ChatRequest(AnswerRequest, kw_only=True):
     messages: ChatMessages
     logprobs: bool = False
     top_logprobs: Top = 0
-    tools: list[Tool] = []
-    tool_choice: Choice = "auto"
-    parallel_tool_calls: bool = True
     echo: ClassVar[bool] = False
 
     @property

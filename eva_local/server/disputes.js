@@ -1,7 +1,7 @@
 // Words on which members disagree: where they stand in an answer, and in what is drawn of it.
 const disputes = (() => {
   const WORD = /[\p{L}\p{N}_]+/gu;
-  const MEANING = `Underlined: votes at least ${eva.APART} bits apart, by the Jensen-Shannon divergence of what each member named (all members alike; what one did not name counts as one piece). 0 is agreement.`;
+  const MEANING = `Underlined: votes at least ${eva.APART} bits apart, by their Jensen-Shannon divergence, all members alike. 0 is agreement.`;
 
   /** Return how much of the beginning of an answer the steps do not tell: all of it, or nothing is usual. */
   const unknown = (content, steps) => content.length - steps.reduce((sum, { shown, thought }) => sum + (thought ? 0 : shown.length), 0);
@@ -14,7 +14,7 @@ const disputes = (() => {
       if (step.thought) return;
       while (order < all.length && all[order].index + all[order][0].length <= at) order += 1;
       at += step.shown.length;
-      const bits = eva.divergence(step);
+      const bits = step.apart ?? 0;
       if (order === all.length || all[order].index >= at || bits < eva.APART || found.get(order)?.bits >= bits) return;
       found.set(order, { text: all[order][0], order, index, bits });
     });

@@ -82,11 +82,9 @@ async def answered(
         body, endpoint, defaults, piece_of=lambda token: model.piece([token]), members=model.members
     )
     # A schema may take a while.
-    await asyncio.to_thread(check, call.sampling, alone=model.alone, calls=call.calls)
+    await asyncio.to_thread(check, call.sampling, alone=model.alone)
     form, is_told = form_of(call), call.request.n_top is not None
-    functions = [name for name, _ in call.calls.functions] if call.calls else []
-    due = call.calls is not None and call.calls.due
-    answers = [Answer(told=is_told, functions=functions, due=due) for _ in range(call.n_answers)]
+    answers = [Answer(told=is_told) for _ in range(call.n_answers)]
     written = _written(model, call, answers, service.measures)
     if call.request.stream:
         return await event_stream(_parts(written, form, answers), form)
@@ -124,8 +122,7 @@ async def _written(
         if call.scored:
             return
         options: dict[str, Any] = {"alone": model.alone, "weights": call.weights}
-        options |= {"calls": call.calls, "trace": call.request.trace}
-        options["n_top"] = call.request.n_top or 0
+        options |= {"trace": call.request.trace, "n_top": call.request.n_top or 0}
         # None is drawn as another one.
         drawn, first = call.sampling, call.sampling.seed
         seeds = [None if first is None else first + n for n in range(call.request.n)]

@@ -1,7 +1,7 @@
 """ollama's protocol in terms of chats, for programs that speak no other."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ _WORDS = {
     *("reasoning_effort", "enable_thinking", "thinking"),
 }
 _Named = dict[str, Any]
+_Call = Mapping[str, Any]
 _Nothing = Annotated[list[Any], Meta(max_length=0, description="left out: send messages")]
 
 
@@ -112,7 +113,7 @@ class Lines(Letterhead):
         return json.dumps({"error": error["message"]} if error else part).encode() + b"\n"
 
     def said(
-        self, said: Answer | Step | None, tokens: Sequence[Token] = (), calls: Sequence[_Named] = ()
+        self, said: Answer | Step | None, tokens: Sequence[Token] = (), calls: Sequence[_Call] = ()
     ) -> Body:
         """Return what is said, before its end."""
         text = said.text if said else ""
@@ -161,13 +162,13 @@ async def version(_request: HttpRequest) -> Response:
     return JSONResponse({"version": _VERSION})
 
 
-def _function(call: _Named) -> _Named:
+def _function(call: _Call) -> _Named:
     return {**call["function"], "arguments": json.loads(call["function"]["arguments"])}
 
 
 def _end(answer: Answer) -> Body:
     """Return what the end of an answer tells: why, how much, and how long, in nanoseconds."""
-    body: Body = {"done": True, "done_reason": answer.steps[-1].finish_reason}
+    body: Body = {"done": True, "done_reason": "stop" if answer.calls else answer.finish_reason}
     if (usage := answer.usage) is not None:
         first, whole = int(usage.first_seconds * 1e9), int(usage.seconds * 1e9)
         body |= {"total_duration": whole, "load_duration": 0, "prompt_eval_count": answer.n_read}

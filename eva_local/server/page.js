@@ -659,6 +659,7 @@
       thought: vote.reasoning !== null,
       hex: vote.bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" "),
       probability: vote.probability,
+      apart: vote.disagreement ?? undefined,
       carrier: vote.decided_by ? place(vote.decided_by) : -1,
       top: top(vote.top),
       ballots: vote.members.map(({ name, stayed, ...ballot }) => ({

@@ -97,7 +97,7 @@ const store = (() => {
   const BALLOT = {
     member: Number.isInteger, chosen: isCount, weight: isCount, reason: isText, verdict: among("stayed", "filtered", "absent"), top: TOP,
   };
-  const STEP = { shown: isText, hex: isText, thought: isFlag, probability: isCount, carrier: Number.isInteger, top: TOP, ballots: [BALLOT] };
+  const STEP = { shown: isText, hex: isText, thought: isFlag, probability: isCount, apart: optional(isCount), carrier: Number.isInteger, top: TOP, ballots: [BALLOT] };
   const MESSAGE = {
     id: isId, parent: isLink, next: isLink, role: among("user", "assistant"), content: isText, thought: isText, model: isText,
     finish: isText, note: isText, stopped: isFlag, at: isCount, first: isCount, spent: isCount,

@@ -75,6 +75,7 @@ class _StepLine(Struct, tag_field="kind", tag="step"):
     top: list[_CandidateLine]
     ballots: list[_BallotLine]
     reasoning: str | None = None
+    disagreement: Number | None = None
 
 
 class _EndLine(Struct, tag_field="kind", tag="end"):
@@ -95,7 +96,8 @@ class TraceWriter(JsonlFile):
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
         trace = step.trace or Trace((), ())
-        said = {key: getattr(step, key) for key in ("piece", "text", "reasoning", "probability")}
+        keys = ("piece", "text", "reasoning", "probability", "disagreement", "dissenters")
+        said = {key: getattr(step, key) for key in keys}
         line = {**said, "carrier": trace.carrier if trace.ballots else None, **asdict(trace)}
         end = {"kind": "end", "finish_reason": step.finish_reason, "usage": to_builtins(step.usage)}
         self.append({"kind": "step", **_filed(line)}, *([end] if step.finish_reason else []))
@@ -160,7 +162,16 @@ def _step(line: _StepLine) -> Step:
     )
     trace = Trace(_candidates(line.top), ballots) if ballots else None
     piece, stayed = bytes.fromhex(line.hex), tuple(ballot.stayed for ballot in ballots)
-    return Step(piece, line.text, line.probability, stayed, trace=trace, reasoning=line.reasoning)
+    return Step(
+        piece=piece,
+        text=line.text,
+        probability=line.probability,
+        stayed=stayed,
+        trace=trace,
+        reasoning=line.reasoning,
+        disagreement=line.disagreement,
+        dissenters=tuple(o.member for o in ballots if o.top and o.top[0].piece != piece),
+    )
 
 
 def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:
@@ -244,6 +255,7 @@ def _steps_data(trace: TraceFile) -> Iterator[dict[str, object]]:
             "probability": step.probability,
             "carrier": trace.members.index(why.carrier) if why.ballots else -1,
             "disputed": disputed(step),
+            "apart": step.disagreement,
             "top": _candidates_data(why.top, step.piece),
             "ballots": [
                 {
@@ -282,10 +294,8 @@ def verdict(ballot: Ballot) -> Literal["stayed", "filtered", "absent"]:
 
 def disputed(step: Step) -> bool:
     """Return whether a vote was filtered or a member would have chosen another symbol."""
-    return step.trace is not None and any(
-        verdict(ballot) == "filtered" or (ballot.top and ballot.top[0].piece != step.piece)
-        for ballot in step.trace.ballots
-    )
+    ballots = step.trace.ballots if step.trace else ()
+    return bool(step.dissenters) or any(verdict(ballot) == "filtered" for ballot in ballots)
 
 
 def summarize(members: Sequence[str], steps: Sequence[Step]) -> Summary:

@@ -76,27 +76,10 @@ const eva = (() => {
     if (step.shown === "") return add(node, mark("◦"));
     return glyphs(node, step.shown, broken);
   }
-  /**
-   * Return how far apart the votes of a step are, in bits: the Jensen-Shannon divergence, each member alike, of the pieces
-   * that each names; what a member does not name is one piece more. 0 is agreement; two that have nothing in common are 1 apart.
-   */
-  function divergence({ ballots }) {
-    const votes = ballots.filter(({ top }) => top.length).map(({ top }) => {
-      const named = new Map(top.map(([piece, share]) => [piece, share]));
-      return named.set(null, Math.max(0, 1 - top.reduce((sum, [, share]) => sum + share, 0)));
-    });
-    let sum = 0;
-    for (const piece of new Set(votes.flatMap((vote) => [...vote.keys()]))) {
-      const shares = votes.map((vote) => vote.get(piece) ?? 0);
-      const mean = shares.reduce((all, share) => all + share, 0) / votes.length;
-      for (const share of shares) if (share > 0) sum += share * Math.log2(share / mean);
-    }
-    return votes.length ? sum / votes.length : 0;
-  }
   /** Return the node of a step; the tokens of one character are joined: they have `begun` it, or end it. */
   function tokenOf(step, index, begun, ended) {
     const node = token(make("span", `token ${colour(step.carrier)}`), step, true);
-    for (const [name, on] of Object.entries({ filtered: isFiltered(step), apart: divergence(step) >= APART, begun, ended })) node.classList.toggle(name, on);
+    for (const [name, on] of Object.entries({ filtered: isFiltered(step), apart: step.apart >= APART, begun, ended })) node.classList.toggle(name, on);
     node.dataset.index = String(index);
     return node;
   }
@@ -170,7 +153,7 @@ const eva = (() => {
     add(title, make("span", "verdict", `chosen with ${percent(step.probability)}`));
     fused.append(title);
     candidates(fused, step.top, -1);
-    if (step.ballots.length > 1) fused.append(make("p", "aside", `votes ${fixed(divergence(step), 2)} bits apart`));
+    if (typeof step.apart === "number") fused.append(make("p", "aside", `votes ${fixed(step.apart, 2)} bits apart`));
     const parts = step.ballots.map((vote) => ballot(vote, members));
     if (!parts.length) parts.push(make("p", "aside", "Nothing more was recorded of this step."));
     return [head, bytes, fused, ...parts];
@@ -224,5 +207,5 @@ const eva = (() => {
   const moved = (event) => rests !== (rests = `${event.screenX} ${event.screenY}`);
   document.addEventListener("pointermove", moved);
 
-  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, APART, divergence, spell, button, fill, bar, swatch, describe, walk, moved };
+  return { make, add, colour, percent, plural, fixed, glyphs, words, tokenOf, isFiltered, APART, spell, button, fill, bar, swatch, describe, walk, moved };
 })();

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import llguidance
 import numpy as np
@@ -21,7 +22,7 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import surface, surface_refined
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.engine.grammar import Calls, Grammar, Grammars, check
+from eva_local.engine.grammar import Grammar, Grammars, check
 from eva_local.errors import EvaError, InputError
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
@@ -709,48 +710,55 @@ def test_pieces_are_looked_through_once_for_biases_and_not_in_a_step(monkeypatch
 
 TAGGED = {"$defs": {"tag": {"enum": ["red"]}}, "properties": {"tag": {"$ref": "#/$defs/tag"}}}
 TAGGED |= {"type": "object", "required": ["tag"], "additionalProperties": False}
-FUNCTIONS = (("add", '{"type": "object"}'), ('t"ag\u00e9', json.dumps(TAGGED)))
+FUNCTIONS = {"add": {"type": "object"}, 't"ag\u00e9': TAGGED}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": parameters}}
+    for name, parameters in FUNCTIONS.items()
+]
 ADDED = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
-def calling(calls: Calls, text: str = "", **settings: str) -> Grammar:
-    grammar = GRAMMARS.open(Sampling(**settings), calls)
+def calling(text: str = "", **settings: Any) -> Grammar:
+    grammar = GRAMMARS.open(Sampling(tools=TOOLS, **settings))
     assert grammar is not None
     return follow(grammar, text.encode())
 
 
 @pytest.mark.parametrize("before", ["", "Let me see.\n", "a < b <tool_ <tool_call "])
 def test_an_answer_is_free_up_to_the_mark_of_a_call(before: str) -> None:
-    calls = Calls(FUNCTIONS)
-    assert calling(calls, before).allowed[SPACE.end]
-    assert next_pieces(calling(calls, f"{before}<tool_call>")) == {b"\n"}
+    assert calling(before).allowed[SPACE.end]
+    assert next_pieces(calling(f"{before}<tool_call>")) == {b"\n"}
     begun = f'{before}<tool_call>\n{{"name": "'
-    assert next_pieces(calling(calls, begun)) == {b"a", b"t"}
+    assert next_pieces(calling(begun)) == {b"a", b"t"}
     # The schema of the one that is called; its references are its own.
-    tagged = begun + json.dumps(FUNCTIONS[1][0])[1:] + ', "arguments": {"tag": '
-    assert next_pieces(calling(calls, tagged)) == {b'"'}
-    assert next_pieces(calling(calls, f'{tagged}"red"')) == {b"}"}
+    tagged = begun + json.dumps(list(FUNCTIONS)[1])[1:] + ', "arguments": {"tag": '
+    assert next_pieces(calling(tagged)) == {b'"'}
+    assert next_pieces(calling(f'{tagged}"red"')) == {b"}"}
     # Behind a call, there is another or the end.
-    assert next_pieces(calling(calls, before + ADDED)) == {b"", b"\n"}
-    assert next_pieces(calling(calls, f"{before}{ADDED}\n")) == {b"<"}
-    assert next_pieces(calling(calls, f"{before}{ADDED}\n{ADDED}")) == {b"", b"\n"}
-    assert calling(Calls(FUNCTIONS, several=False), before + ADDED).complete
+    assert next_pieces(calling(before + ADDED)) == {b"", b"\n"}
+    assert next_pieces(calling(f"{before}{ADDED}\n")) == {b"<"}
+    assert next_pieces(calling(f"{before}{ADDED}\n{ADDED}")) == {b"", b"\n"}
+    assert calling(before + ADDED, parallel_tool_calls=False).complete
 
 
 def test_a_call_that_is_due_is_all_of_the_answer() -> None:
-    due = Calls(FUNCTIONS, due=True)
-    assert next_pieces(calling(due)) == {b"{", b'{"'}
-    assert calling(due, '{"name": "add", "arguments": {}}').complete
+    due = {"tool_choice": "required"}
+    assert next_pieces(calling(**due)) == {b"{", b'{"'}
+    assert calling('{"name": "add", "arguments": {}}', **due).complete
+    # Whatever else it would obey.
+    for rule in ({"json_schema": '{"enum": ["yes"]}'}, {"grammar": 'root ::= "yes"'}):
+        assert next_pieces(calling(**due, **rule)) == {b"{", b'{"'}
 
 
 def test_a_schema_binds_an_answer_that_calls_nothing() -> None:
-    calls, schema = Calls(FUNCTIONS), '{"enum": ["yes"]}'
-    assert next_pieces(calling(calls, json_schema=schema)) == {b'"', b"<"}
-    assert calling(calls, '"yes"', json_schema=schema).complete
-    assert next_pieces(calling(calls, ADDED, json_schema=schema)) == {b"", b"\n"}
+    schema = '{"enum": ["yes"]}'
+    assert next_pieces(calling(json_schema=schema)) == {b'"', b"<"}
+    assert calling('"yes"', json_schema=schema).complete
+    assert next_pieces(calling(ADDED, json_schema=schema)) == {b"", b"\n"}
 
 
-@pytest.mark.parametrize("schema", ['{"$ref": "#"}', '{"type": 1}', '{"$ref": "#/no"}'])
-def test_schemas_of_arguments_are_looked_at(schema: str) -> None:
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/no"}, {"required": 1}])
+def test_schemas_of_arguments_are_looked_at(schema: dict[str, Any]) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
     with pytest.raises(InputError, match="tools: "):
-        GRAMMARS.open(Sampling(), Calls((("add", schema),)))
+        GRAMMARS.open(Sampling(tools=[tool]))

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from eva_local.engine.grammar import Calls
+from eva_local.engine.conversation import CallStream, calls_in, told
+from eva_local.engine.grammar import Calls, calls_of
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Letterhead
 from eva_local.openai.request import CHAT, LONGEST_GRAMMAR, Call, read_call
-from eva_local.openai.tools import calls_in
-from eva_local.types import Sampling, Step
+from eva_local.types import Message, Sampling, Step
 
 ADD = {
     "type": "function",
@@ -30,24 +30,35 @@ def call(**more) -> Call:
     return read_call(body, CHAT, Sampling(), piece_of=bytes, members=("a", "b"))
 
 
-def written(*texts: str, functions=("add", "now"), reason="stop") -> tuple[Answer, list[dict]]:
+def heard(call: Call) -> list[Message]:
+    """What the members are told of a call's conversation."""
+    (prompt,) = call.prompts
+    return told(prompt, call.sampling)
+
+
+def written(
+    *texts: str, functions=("add", "now"), due=False, reason="stop"
+) -> tuple[Answer, list[dict]]:
     """An answer that was written so, and the parts of its stream."""
-    answer, head = Answer(functions=functions), Letterhead(CHAT, "x", 0, "m")
+    calls = CallStream(Calls(tuple((name, "{}") for name in functions), due=due))
+    answer, head = Answer(), Letterhead(CHAT, "x", 0, "m")
     parts = []
     for number, text in enumerate(texts):
-        last = number == len(texts) - 1
-        step = Step(text.encode(), text, 1.0, (True,), reason if last else None)
+        why = reason if number == len(texts) - 1 else None
+        shown, called = calls.push(text, why)
+        why = "tool_calls" if called else why
+        step = Step(text.encode(), shown, 1.0, (True,), why, tool_calls=called)
         parts += head.parts(0, answer, answer.push(step))
     return answer, [part["choices"][0] for part in parts[1:]]
 
 
 def test_members_are_told_of_the_tools() -> None:
-    (prompt,) = call(tools=[ADD, NOW]).prompts
+    prompt = heard(call(tools=[ADD, NOW]))
     assert [each.role for each in prompt] == ["system", "user"]
     assert '{"name": "add", "description": "Add two numbers"' in prompt[0].content
     assert '{"name": "now", "description": "", "parameters": {}}' in prompt[0].content
     system = {"role": "system", "content": "Be brief."}
-    (prompt,) = call(messages=[system, {"role": "user", "content": "a"}], tools=[NOW]).prompts
+    prompt = heard(call(messages=[system, {"role": "user", "content": "a"}], tools=[NOW]))
     assert prompt[0].content.startswith("Be brief.\n\nYou can call")
     for nothing in (
         {"tool_choice": "none", "tools": [ADD]},
@@ -55,37 +66,46 @@ def test_members_are_told_of_the_tools() -> None:
         {"tool_choice": "auto"},
         {"parallel_tool_calls": False},
     ):
-        (prompt,) = call(**nothing).prompts
+        prompt = heard(call(**nothing))
         assert [each.content for each in prompt] == ["1 + 1?"]
 
 
 def test_what_calls_an_answer_may_have() -> None:
     add = ("add", json.dumps(ADD["function"]["parameters"]))
     now = ("now", '{"type": "object"}')
-    assert call(tools=[ADD, NOW]).calls == Calls((add, now))
-    assert call(tools=[NOW], parallel_tool_calls=False).calls == Calls((now,), several=False)
-    assert call(tools=[ADD, NOW], tool_choice="required").calls == Calls((add, now), due=True)
     chosen = {"type": "function", "function": {"name": "now"}}
-    assert call(tools=[ADD, NOW], tool_choice=chosen).calls == Calls((now,), due=True)
-    assert call(tools=[ADD], tool_choice="none").calls is None
-    assert call(tools=[]).calls is None
-    # A call that is due is all of the answer, whatever else it would obey.
-    form = {"type": "json_object"}
-    due = call(tools=[ADD], tool_choice="required", response_format=form)
-    assert due.sampling.json_schema is None
-    assert call(tools=[ADD], response_format=form).sampling.json_schema == '{"type": "object"}'
+    assert may(tools=[ADD, NOW]) == Calls((add, now))
+    assert may(tools=[NOW], parallel_tool_calls=False) == Calls((now,), several=False)
+    assert may(tools=[ADD, NOW], tool_choice="required") == Calls((add, now), due=True)
+    assert may(tools=[ADD, NOW], tool_choice=chosen) == Calls((now,), due=True)
+    assert may(tools=[ADD], tool_choice="none") is None
+    assert may(tools=[]) is None
+    # Empty parts say nothing.
+    empty = {"name": "now", "description": None, "parameters": None, "strict": None}
+    assert may(tools=[{"type": "function", "function": empty}]) == Calls((now,))
     with pytest.raises(InputError, match="tool_choice: ad is none of the tools; did you mean add"):
-        call(tools=[ADD], tool_choice={"type": "function", "function": {"name": "ad"}})
+        may(tools=[ADD], tool_choice={"type": "function", "function": {"name": "ad"}})
     long = {"name": "long", "parameters": {"description": "a" * LONGEST_GRAMMAR}}
     with pytest.raises(InputError, match="tools: at most 65536 characters can be obeyed"):
-        call(tools=[{"type": "function", "function": long}])
+        may(tools=[{"type": "function", "function": long}])
     with pytest.raises(InputError, match="tools: add is there 2 times: nobody could tell"):
-        call(tools=[ADD, NOW, ADD])
+        may(tools=[ADD, NOW, ADD])
     number = {"name": "n", "parameters": {"type": "number"}}
     with pytest.raises(InputError, match="tools: the parameters of n must be an object"):
-        call(tools=[{"type": "function", "function": number}])
+        may(tools=[{"type": "function", "function": number}])
     with pytest.raises(InputError, match="tool_choice: there are no tools"):
-        call(tool_choice="required")
+        may(tool_choice="required")
+    with pytest.raises(InputError, match=r"tools\[0\].function.name is missing"):
+        may(tools=[{"type": "function", "function": {}}])
+
+
+def may(**more) -> Calls | None:
+    return calls_of(call(**more).sampling)
+
+
+def test_text_that_is_gone_on_with_calls_nothing() -> None:
+    with pytest.raises(InputError, match="tools are for messages"):
+        told("1 + 1 =", Sampling(tools=[ADD]))
 
 
 def test_calls_and_their_results_of_earlier_turns_are_told_in_words() -> None:
@@ -155,9 +175,8 @@ def test_arguments_may_hold_the_marks_of_calls() -> None:
     ],
 )
 def test_nothing_of_a_call_that_is_cut_off_is_shown(text, reason, due) -> None:
-    answer = Answer(functions=("add",), due=due)
-    answer.push(Step(text.encode(), text, 1.0, (True,), reason))
-    assert (answer.text, answer.calls, answer.finish_reason) == ("", [], reason)
+    answer, _ = written(text, functions=("add",), due=due, reason=reason)
+    assert (answer.text, answer.calls, answer.finish_reason) == ("", (), reason)
 
 
 @pytest.mark.parametrize("before", ["", "Let me see.", "1 < 2, so <tool> it is: "])
@@ -178,7 +197,7 @@ def test_a_call_is_streamed_whole_and_no_text_of_it(before) -> None:
         answer, parts = written(*texts[:-1], "", reason="length")
         if size < len(said):
             assert answer.text == before.rstrip()
-            assert (answer.calls, answer.finish_reason) == ([], "length")
+            assert (answer.calls, answer.finish_reason) == ((), "length")
 
 
 def test_several_calls_have_numbers() -> None:
@@ -203,7 +222,4 @@ def test_what_is_no_call_is_streamed_as_text(texts, reason) -> None:
     answer, parts = written(*texts, reason=reason)
     assert "".join(part["delta"].get("content", "") for part in parts) == "".join(texts)
     assert parts[-1]["finish_reason"] == reason
-    assert answer.calls == []
-    # Without functions nothing waits.
-    _, parts = written(*texts, functions=(), reason=reason)
-    assert [part["delta"]["content"] for part in parts] == list(texts)
+    assert answer.calls == ()
