@@ -98,6 +98,11 @@ def made_steps(cut: Sequence[bytes], members: Sequence[str] = MEMBERS, seed: int
     return _ended(steps, members)
 
 
+def dissenters(piece: bytes, ballots: Sequence[Ballot]) -> tuple[str, ...]:
+    """Return who would have chosen another piece."""
+    return tuple(one.member for one in ballots if one.top and one.top[0].piece != piece)
+
+
 def _ended(steps: list[Step], members: Sequence[str]) -> list[Step]:
     usage = Usage(
         members=tuple(members),
@@ -124,6 +129,8 @@ def _ended(steps: list[Step], members: Sequence[str]) -> list[Step]:
                 finish_reason="stop" if last else None,
                 usage=usage if last else None,
                 trace=step.trace,
+                disagreement=0.25,
+                dissenters=dissenters(step.piece, step.trace.ballots if step.trace else ()),
             )
         )
     return written

@@ -54,6 +54,7 @@ _REFUSED: Values = {
     "function_call": "none",
     "modalities": ["text"],
     "stop_token_ids": [],
+    "images": [],
     "add_generation_prompt": True,
     # Of /v1/responses: what a server would have to remember, or do by itself.
     **dict.fromkeys(("previous_response_id", "conversation", "max_tool_calls", "moderation")),

@@ -36,6 +36,8 @@ FormOf = Callable[[Call], Letterhead]
 QUIET_S = 5.0
 # nginx would keep the parts until the answer is whole.
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+# What only OpenAI's two older endpoints have a form for.
+_OWN_FORM = ("n", "trace", "echo", "timings_per_token", "disagreement")
 # Of names of keys, in the log.
 _LONGEST = 500
 
@@ -66,8 +68,7 @@ async def answered(
 
     Raises InputError for what cannot be done.
     """
-    # Other protocols have no form for these.
-    for key in () if endpoint.endswith(request.scope["path"]) else ("n", "trace", "echo"):
+    for key in () if endpoint.endswith(request.scope["path"]) else _OWN_FORM:
         asking.refuse_undone(key, body.get(key))
     service = service_of(request)
     if service.takes_unknown and (unknown := body.keys() - asking.KEYS):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cut
-from traces import MEMBERS, PROMPT, TEXT, made_steps, made_trace, pieces, thinking_steps
+from traces import MEMBERS, PROMPT, TEXT, dissenters, made_steps, made_trace, pieces, thinking_steps
 
 from eva_local import cli
 from eva_local.errors import InputError
@@ -73,7 +73,8 @@ def test_the_file_is_what_the_documentation_says(path) -> None:
     head, first, *_, last = lines(path)
     assert list(head) == [*("schema", "kind", "ensemble", "members", "pivot", "prompt", "settings")]
     assert list(first) == [
-        *("kind", "piece", "hex", "text", "reasoning", "probability", "carrier", "top", "ballots")
+        *("kind", "piece", "hex", "text", "reasoning", "probability"),
+        *("disagreement", "dissenters", "carrier", "top", "ballots"),
     ]
     assert list(first["top"][0]) == ["piece", "hex", "probability"]
     assert list(first["ballots"][0]) == [
@@ -195,7 +196,7 @@ def in_ballot(**values: object):
         (
             15,
             changed(finish_reason="tired"),
-            'finish_reason must be "cancelled" or "length" or "stop", not',
+            'finish_reason must be "cancelled" or "length" or "stop" or "tool_calls"',
         ),
         (
             15,
@@ -252,7 +253,8 @@ def by_hand(*votes: tuple[str, float, bool, float, float], chosen: bytes = b"a")
         for name, (top, share, stays, weight, s) in zip(MEMBERS, votes, strict=False)
     )
     stayed = tuple(ballot.stayed for ballot in ballots)
-    return Step(chosen, "", 0.5, stayed, trace=Trace((), ballots))
+    others = dissenters(chosen, ballots)
+    return Step(chosen, "", 0.5, stayed, trace=Trace((), ballots), dissenters=others)
 
 
 def test_the_numbers_of_a_trace_by_hand() -> None:
