@@ -15,6 +15,7 @@ import click
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
 from eva_local.cli.options import Load, declared, setting_options
+from eva_local.cli.setup import Additions
 from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
@@ -191,11 +192,12 @@ def _show_task(summary: TaskSummary, n_shots: int) -> None:
 @click.command()
 @declared("check", "outputs")
 @setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
-@click.pass_obj
+@click.pass_context
 def check(
-    load: Load,
+    context: click.Context,
     overrides: dict[str, object],
     fresh: bool,
+    save: str | None,
     json_out: Path | None,
     html_out: Path | None,
 ) -> None:
@@ -211,13 +213,19 @@ def check(
     from eva_local.models.store import cache_folder
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})
-    spec = load(overrides).ensemble()
+    spec = context.obj(overrides).ensemble()
+    new = Additions(context, save, "--save")
+    if save:
+        new.ensemble(spec)
     checking.refuse_too_large(spec)
     path = cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:
         found = checking.check(spec, kept, progress, _pace(spec, progress))
     show, page = partial(_show_check, found), partial(report_page, found.evaluation)
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
+    if save:
+        new.tables["ensembles", save] = new.ensemble(found.winner)
+        click.echo(f"saved in {new.write(save)}", err=json_out == outputs.STDOUT)
 
 
 def _pace(spec: EnsembleSpec, report: Report) -> Speed | None:

@@ -13,13 +13,15 @@ from eva_local.cli.options import declared
 from eva_local.cli.outputs import shown
 from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
-from eva_local.config.settings import user_path
-from eva_local.config.specs import NO_MEMBER, PathSource, part_names
+from eva_local.config.settings import REQUEST_KEYS, keys_of, user_path
+from eva_local.config.specs import NO_MEMBER, EnsembleSpec, FusionSettings, PathSource, part_names
 from eva_local.errors import ConfigError, InputError, StoreError, refusing
 from eva_local.jsonl import replace_file
 from eva_local.models.header import read_header, refusal
+from eva_local.types import Sampling
 
 _SHELLS = ("bash", "zsh", "fish")
+_TEMPLATES = ("chat_template", "chat_template_kwargs")
 
 
 @click.command()
@@ -32,39 +34,83 @@ def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -
     Of a folder, all that are in it. The files stay where they are. With `eva-local --config FILE
     add`, or EVA_LOCAL_CONFIG, that FILE is written, else models.toml in your configuration folder.
     """
-    path = written(context)
-    config = load_config(path if path.exists() else None)
-    # A model of ./models.toml is known in one folder only.
-    own = tomllib.loads(path.read_text("utf-8-sig")).get("models", {}) if path.exists() else {}
-    taken = [*NO_MEMBER, *config.models, *config.ensembles]
-    if ensemble is not None and (ensemble in taken or not NAME.fullmatch(ensemble)):
-        problem = "give a name that is not taken, of letters, digits, '.', '_' and '-'"
-        raise InputError(f"--ensemble {ensemble!r}: {problem}")
-    known = {
-        os.path.realpath(spec.source.path): name
-        for name, spec in config.models.items()
-        if name in own and isinstance(spec.source, PathSource)
-    }
+    new = Additions(context, ensemble, "--ensemble")
     members: list[str] = []
-    new: dict[tuple[str, str], dict[str, object]] = {}
     told = []
     for file in _models_of(files):
-        real, state = os.path.realpath(file), "known already"
-        if real not in known:
-            known[real], state = free_name(name_of(file), taken), "added"
-            taken.append(known[real])
-            new["models", known[real]] = {"path": str(file.absolute())}
-        members.append(known[real])
-        told.append(f"{known[real]}: {state}: {shown(file)}")
+        known = len(new.tables)
+        members.append(new.model(file))
+        state = "added" if len(new.tables) > known else "known already"
+        told.append(f"{members[-1]}: {state}: {shown(file)}")
     if not members:
         raise InputError(f"there is no GGUF file in {', '.join(map(str, files))}")
     if ensemble is not None:
-        new["ensembles", ensemble] = {"members": [*dict.fromkeys(members)]}
-    if new:
-        append(path, new)
-    named = f" --config {path}" if context.find_root().params["config_path"] else ""
-    told.append(f"{path}; try: eva-local{named} run -e {ensemble or members[0]} 'Hello'")
+        new.tables["ensembles", ensemble] = {"members": [*dict.fromkeys(members)]}
+    told.append(new.write(ensemble or members[0]))
     click.echo("\n".join(told))
+
+
+class Additions:
+    """What is to be added to the models.toml that a command names; for an ensemble of a new name.
+
+    Raises InputError, naming the `option`, for a name that is taken or none.
+    """
+
+    def __init__(self, context: click.Context, ensemble: str | None, option: str) -> None:
+        self._context, self._path = context, written(context)
+        there = self._path.exists()
+        self.config = config = load_config(self._path if there else None)
+        self._taken = [*NO_MEMBER, *config.models, *config.ensembles]
+        if ensemble is not None and (ensemble in self._taken or not NAME.fullmatch(ensemble)):
+            problem = "give a name that is not taken, of letters, digits, '.', '_' and '-'"
+            raise InputError(f"{option} {ensemble!r}: {problem}")
+        # A model of ./models.toml is known in one folder only.
+        text = self._path.read_text("utf-8-sig") if there else ""
+        self._known = {
+            os.path.realpath(spec.source.path): name
+            for name, spec in config.models.items()
+            if name in tomllib.loads(text).get("models", {}) and isinstance(spec.source, PathSource)
+        }
+        self.tables: dict[tuple[str, str], dict[str, object]] = {}
+
+    def model(self, file: Path) -> str:
+        """Return the name of a model of the user's, which is entered where it has none."""
+        real = os.path.realpath(file)
+        if real not in self._known:
+            self._known[real] = name = free_name(name_of(file), self._taken)
+            self._taken.append(name)
+            self.tables["models", name] = {"path": str(file.absolute())}
+        return self._known[real]
+
+    def ensemble(self, spec: EnsembleSpec) -> dict[str, object]:
+        """Return the table of an ensemble; raise InputError for settings that it cannot hold."""
+        usual = Sampling()
+        for key in REQUEST_KEYS:
+            if getattr(spec.sampling, key) != getattr(usual, key):
+                raise InputError(f"{spec.name} has a {key}, which stands elsewhere: copy its table")
+        members: list[dict[str, object]] = []
+        for member in spec.members:
+            model = next(
+                (n for n, o in self.config.models.items() if o.source == member.source), ""
+            )
+            if isinstance(member.source, PathSource):
+                model = self.model(member.source.path)
+            role = {key: getattr(member, key) for key in ("system", "prefix", *_TEMPLATES)}
+            of_model = self.config.models.get(model)
+            own = {k: one for k, one in role.items() if one and one != getattr(of_model, k, None)}
+            members.append({"model": model, "name": member.name, **own})
+        table: dict[str, object] = {"members": members, "pivot": spec.pivot}
+        for settings, default in ((spec.fusion, FusionSettings()), (spec.sampling, usual)):
+            given = {key: getattr(settings, key) for key in keys_of(type(settings))}
+            table |= {key: one for key, one in given.items() if one != getattr(default, key)}
+        return table
+
+    def write(self, name: str) -> str:
+        """Write them; return what to try with a name of theirs."""
+        if self.tables:
+            append(self._path, self.tables)
+        named = f" --config {self._path}" if self._context.find_root().params["config_path"] else ""
+        return f"{self._path}; try: eva-local{named} run -e {name} 'Hello'"
 
 
 @click.command()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from evaluations import spec, task
 
 from eva_local.cli import main
+from eva_local.cli.setup import Additions
+from eva_local.config.config import load_config
 from eva_local.evaluate import check as checking
 from eva_local.evaluate.contest import Entry, alone
 from eva_local.evaluate.evaluation import Evaluation
@@ -151,3 +155,52 @@ def test_ties_go_to_the_cheapest(skills, seconds, expected: str) -> None:
     again = checking._best(Evaluation("trio", "a", PLAIN, (summary, summary)))
     assert again[0] == winner
     assert again[1].startswith(expected)
+
+
+def test_what_is_found_is_written_for_later(check, models: Path) -> None:
+    config = models / "models.toml"
+    before = config.read_text()
+    with config.open("a") as file:
+        file.write(
+            '\n[ensembles.roles]\nspace = "bytes"\nweights = [2, 1]\nthinking = "off"\n'
+            'members = ["two", { model = "one", name = "brief", system = "Be \\"brief\\"\\n" }]\n'
+        )
+    code, shown, _ = check("-e", "roles", "--save", "found")
+    assert code == 0
+    assert "found 'Hello'" in shown.splitlines()[-1]
+    saved, given = (load_config(config).ensemble(name) for name in ("found", "roles"))
+    if len(saved.members) > 1:
+        assert saved.members == given.members
+        assert (saved.fusion.weights, saved.sampling) == ((2.0, 1.0), given.sampling)
+    assert (
+        f"in the space {saved.fusion.space}" in shown or f"{saved.members[0].name} alone" in shown
+    )
+    # A name that is taken is refused before anything is opened, and so is what a table cannot hold.
+    code, _, error = check("-e", "roles", "--save", "found")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--save 'found': give a name that is not taken" in error
+    config.write_text(before.replace("[ensembles.pair]\n", '[ensembles.pair]\nstop = ["."]\n'))
+    code, _, error = check("-e", "pair", "--save", "other")
+    assert (code, "pair has a stop, which stands elsewhere" in error) == (2, True)
+
+
+def test_files_and_roles_are_written_as_they_are(models: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("EVA_LOCAL_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    given = load_config().together([str(models / "one.gguf"), str(models / "two.gguf")])
+    brief = replace(
+        given.members[1], name="brief", system='"brief"\n', prefix="é\\", chat_template="{x}"
+    )
+    fusion = replace(given.fusion, space="bytes", weights=(2.0, 1.0))
+    given = replace(given, members=(given.members[0], brief), fusion=fusion, pivot="brief")
+    with click.Context(click.Command("eva-local")) as context:
+        context.params["config_path"] = None
+        new = Additions(context, "mine", "--save")
+        new.tables["ensembles", "mine"] = new.ensemble(given)
+        assert "run -e mine" in new.write("mine")
+    saved = load_config().ensemble("mine")
+    assert [(one.name, one.source, one.role) for one in saved.members] == [
+        (one.name, one.source, one.role) for one in given.members
+    ]
+    assert (saved.fusion, saved.sampling, saved.pivot) == (fusion, given.sampling, "brief")
