@@ -1,9 +1,10 @@
 """Tell right answers from wrong ones by how far votes are apart, or by how sure they are together.
 
 `python -m tools.disagreement ROWS OUT ENSEMBLE [LIMIT]` lets an ensemble answer the rows of an
-evaluation (`prompt` and `answers`) as messages, and keeps in OUT what each answer was like, so that
-the same command goes on. Then it prints the area under the ROC curve of four signs of a wrong
-answer, with 95% intervals (bootstrap over the rows): 50 tells nothing, 100 all.
+evaluation, and keeps in OUT what each answer was like, so that the same command goes on. Rows with
+`choices` are scored, and the likeliest by byte is the answer; others are put as messages. Then it
+prints the area under the ROC curve of four signs of a wrong answer, with 95% intervals (bootstrap
+over the rows): 50 tells nothing, 100 all.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from scipy.stats import rankdata
 import eva_local
 from eva_local.evaluate.metrics import exact_match, numeric_match
 from eva_local.evaluate.rows import TaskRow, read_rows
-from eva_local.types import Message, Step, mean_disagreement
+from eva_local.fusion.votes import Decision
+from eva_local.types import Message
 
 RESAMPLES = 10_000
 # The signs, larger where the answer is less sure, in bits.
 SIGNS = ("mean disagreement", "largest disagreement", "mean surprise", "largest surprise")
 
 
-def signs_of(steps: Sequence[Step]) -> dict[str, float]:
-    """Return the signs of an answer: of the votes, and of the fused probability alone."""
-    apart = [step.disagreement or 0.0 for step in steps]
-    surprise = [-math.log2(max(step.probability, 1e-12)) for step in steps]
-    mean = mean_disagreement(steps) or 0.0
-    return dict(zip(SIGNS, (mean, max(apart), fmean(surprise), max(surprise)), strict=True))
+def signs_of(pairs: Sequence[tuple[float | None, float]]) -> dict[str, float]:
+    """Return the signs of an answer, by disagreement and fused probability of each symbol."""
+    apart = [bits or 0.0 for bits, _ in pairs]
+    surprise = [-math.log2(max(probability, 1e-12)) for _, probability in pairs]
+    signs = (fmean(apart), max(apart), fmean(surprise), max(surprise))
+    return dict(zip(SIGNS, signs, strict=True))
 
 
 def area(signs: np.ndarray, wrong: np.ndarray) -> float:
@@ -45,12 +47,33 @@ def area(signs: np.ndarray, wrong: np.ndarray) -> float:
 
 def answered(ensemble: eva_local.Ensemble, row: TaskRow) -> dict[str, Any]:
     """Return what the answer to a row was like."""
+    if row.choices:
+        return chosen(ensemble, row)
     prompt, answers = row.prompt, row.answers
     steps = list(ensemble.stream([Message("user", prompt)], max_tokens=200, temperature=0))
     text = "".join(step.text for step in steps)
     is_number = all(each.replace(".", "").isdigit() for each in answers)
     right = (numeric_match if is_number else exact_match)(text, answers)
-    return {"id": row.name, "text": text, "wrong": not right, **signs_of(steps)}
+    pairs = [(step.disagreement, step.probability) for step in steps]
+    return {"id": row.name, "text": text, "wrong": not right, **signs_of(pairs)}
+
+
+def chosen(ensemble: eva_local.Ensemble, row: TaskRow) -> dict[str, Any]:
+    """Return what the likeliest choice of a row was like."""
+    found = []
+    for number, choice in enumerate(row.choices):
+        heard: list[tuple[float | None, float]] = []
+
+        def hear(
+            decision: Decision, symbol: int, _: int, heard: list[tuple[float | None, float]] = heard
+        ) -> None:
+            heard.append((decision.disagreement, decision.fused.probability(symbol)))
+
+        score = ensemble.score(row.prompt, f" {choice}", observe=hear)
+        found.append((score.per_byte, number, heard))
+    _, number, heard = max(found)
+    wrong = number != row.label
+    return {"id": row.name, "text": row.choices[number], "wrong": wrong, **signs_of(heard)}
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> None:
