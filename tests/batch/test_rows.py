@@ -129,7 +129,7 @@ def test_openais_names_of_options_are_known(more, changed) -> None:
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"tools": [{"type": "function"}]}, "tools [{'type': 'function'}] is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function is missing"),
         ({"suffix": "end"}, "suffix 'end' is not supported"),
         ({"n": 2}, "n 2 is not supported"),
         ({"n": True}, "n true is not supported"),

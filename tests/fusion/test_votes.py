@@ -6,7 +6,16 @@ from votes import as_dict, vote, votes
 
 from eva_local.alignment.mapping import Mapping
 from eva_local.fusion import votes as fusion
-from eva_local.fusion.votes import NOBODY, combine, faithful, normalised, project, reaching, top_k
+from eva_local.fusion.votes import (
+    NOBODY,
+    combine,
+    divergence,
+    faithful,
+    normalised,
+    project,
+    reaching,
+    top_k,
+)
 
 
 def matrix(rows: list[dict[int, float]], n_symbols: int, first: list[int] | None = None) -> Mapping:
@@ -214,3 +223,16 @@ def test_a_whole_member_is_projected_as_its_best_tokens_are(seed) -> None:
     more = matrix([{0: 1.0}, {1: 1.0}, {}, {2: 0.5, 3: 0.5}, {4: 1.0}], 5, first=[0, 1, 1, -1, 3])
     some = project(*top_k(np.append(logits, np.float32(-200)), 4), more, pivot)
     assert as_dict(whole) == as_dict(some)
+
+
+def test_divergence_by_hand() -> None:
+    a, b = vote({0: 0.9, 1: 0.1}), vote({0: 0.2, 1: 0.8})
+    # H(0.55, 0.45) - (H(0.9, 0.1) + H(0.2, 0.8)) / 2
+    assert divergence([a, b]) == pytest.approx(0.99277 - (0.46900 + 0.72193) / 2, abs=1e-4)
+    assert divergence([a, a]) == 0
+    apart = [vote({n: 1.0}) for n in range(3)]
+    assert divergence(apart[:2]) == pytest.approx(1)
+    assert divergence(apart) == pytest.approx(np.log2(3))
+    # What one names and another does not is a difference in part.
+    wide = vote({0: 0.25, 1: 0.25, 2: 0.5})
+    assert divergence([wide, apart[2]]) == pytest.approx(1.06128 - 1.5 / 2, abs=1e-4)

@@ -1461,7 +1461,7 @@ def test_disputed_words_are_underlined_and_listed(page, server) -> None:
 def disputed_steps() -> list[Step]:
     """Return an answer of two members that disagree of two words: one wholly, one in part."""
     cut = [b"The", b" salt", b" *is*", b" the", b" salt", b" of", b" water", b"."]
-    votes = {4: (1.0, 0.0), 6: (0.9, 0.2)}
+    votes, apart = {4: (1.0, 0.0), 6: (0.9, 0.2)}, {4: 1.0, 6: 0.3973}
     steps = made_steps(cut, MEMBERS[:2])
     for number, step in enumerate(steps):
         beliefs = votes.get(number, (0.8, 0.8))
@@ -1469,7 +1469,8 @@ def disputed_steps() -> list[Step]:
             replace(ballot, chosen=belief, stayed=True, weight=0.5, top=tops(step.piece, belief))
             for ballot, belief in zip(step.trace.ballots, beliefs, strict=True)
         )
-        steps[number] = replace(step, stayed=(True, True), trace=Trace(ballots[0].top, ballots))
+        trace, bits = Trace(ballots[0].top, ballots), apart.get(number, 0.0)
+        steps[number] = replace(step, stayed=(True, True), trace=trace, disagreement=bits)
     return steps
 
 

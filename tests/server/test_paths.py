@@ -382,7 +382,7 @@ UNDONE = {
     *("best_of", "suffix", "functions", "function_call", "modalities"),
     *("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "typical_p", "typ_p"),
     *("min_tokens", "n_probs", "length_penalty", "ignore_eos", "use_beam_search"),
-    *("continue_final_message", "add_generation_prompt", "stop_token_ids"),
+    *("continue_final_message", "add_generation_prompt", "stop_token_ids", "images"),
     *("previous_response_id", "conversation", "max_tool_calls", "moderation"),
     *("background", "truncation", "tfs_z"),
 }
