@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -40,34 +40,27 @@ _HELP = (
 )
 
 
+@dataclass(eq=False)
 class Repl:
     """A person and a chat: `reader` asks, `screen` shows.
 
-    `specs` says what an ensemble of a name is, and `opened` opens one in place of the last.
+    `spec_of` says what an ensemble of a name is, and `opened` opens one in place of the last.
+    `texts` go in front of the next message.
     """
 
-    def __init__(
-        self,
-        chat: Chat,
-        reader: Reader,
-        screen: Screen,
-        specs: Callable[[str], EnsembleSpec],
-        opened: Callable[[EnsembleSpec], Ensemble],
-    ) -> None:
-        self.spec_of = specs
-        self._open = opened
-        self.chat = chat
-        self.screen = screen
-        # Texts that go in front of the next message.
-        self.texts: list[str] = []
-        self.done = False
-        self._reader = reader
+    chat: Chat
+    reader: Reader
+    screen: Screen
+    spec_of: Callable[[str], EnsembleSpec]
+    opened: Callable[[EnsembleSpec], Ensemble]
+    texts: list[str] = field(default_factory=list)
+    done: bool = False
 
     def run(self) -> None:
         """Go on until the person leaves."""
         while not self.done:
             try:
-                text = self._reader.read()
+                text = self.reader.read()
                 if text.strip():
                     self._take(understood(text))
                     self.screen.gap()
@@ -77,7 +70,7 @@ class Repl:
                 self.screen.say(str(error), "red" if self.screen.interactive else "")
                 self.screen.gap()
             except KeyboardInterrupt:
-                if not self._reader.somebody:
+                if not self.reader.somebody:
                     raise
                 self.screen.note("Ctrl-D or /exit leaves")
 
@@ -101,9 +94,9 @@ class Repl:
         """Go on with another ensemble, or with other settings of it; the models are opened anew."""
         before = self.chat.ensemble.spec
         try:
-            self.chat.ensemble = self._open(spec)
+            self.chat.ensemble = self.opened(spec)
         except EvaError:
-            self.chat.ensemble = self._open(before)
+            self.chat.ensemble = self.opened(before)
             raise
         self.chat.first, self.chat.last = 0, None
         self.greet()

@@ -1,4 +1,4 @@
-"""A grammar in GBNF -> the same in llguidance's own language, and what its rules need.
+"""A grammar in GBNF -> the same in llguidance's own language.
 
 llguidance's own translation takes words for terminals, of which it follows the longest: of a word
 before a comma and a word after it, nothing would be left for the second. Here characters are the
@@ -7,9 +7,6 @@ only terminals.
 
 import json
 import re
-
-# Each rule, or group in one, and what it needs in each of its ways.
-Ways = dict[str, list[list[str]]]
 
 _TOKEN = re.compile(
     r"\s+|#[^\n]*"
@@ -21,14 +18,12 @@ _TOKEN = re.compile(
 _HEX = "[0-9a-fA-F]"
 _UNIT = re.compile(rf"\\x{_HEX}{{2}}|\\u{_HEX}{{4}}|\\U{_HEX}{{8}}|\\.|[^\\]", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", **{each: each for each in '"\\[]'}}
-# What matches in any case, as a part of a rule.
-_TEXT = ""
 # Otherwise a mask would admit one spelling only of what is forced.
 OPTIONS = '%llguidance {"no_forcing": true}'
 
 
-def read_gbnf(gbnf: str) -> tuple[str, Ways]:
-    """Return a grammar in Lark, and what its rules need, groups among them; raise ValueError."""
+def read_gbnf(gbnf: str) -> str:
+    """Return a grammar in Lark; raise ValueError."""
     reader = _Reader()
     for match in _TOKEN.finditer(gbnf):
         if match.lastgroup is not None:
@@ -37,20 +32,19 @@ def read_gbnf(gbnf: str) -> tuple[str, Ways]:
         if name not in reader.rules:
             raise ValueError(f"there is no rule {name}")
     rules = [f"{name}: {reader.rules[each]}" for each, name in reader.names.items()]
-    return "\n".join([OPTIONS, *rules]), reader.ways
+    return "\n".join([OPTIONS, *rules])
 
 
 class _Reader:
     def __init__(self) -> None:
-        self.ways: Ways = {_TEXT: [[]]}
         self.names = {"root": "start"}
         self.rules: dict[str, str] = {}
         self._head = ""
-        # Of the rule, and of its groups that are open, the ways: each a row of terms and heads.
-        self._groups: list[list[list[tuple[str, str]]]] = []
+        # Of the rule, and of its groups that are open, the ways: each a row of terms.
+        self._groups: list[list[list[str]]] = []
 
     def take(self, match: re.Match[str], kind: str) -> None:
-        token, inner = match[0], f"({match.start()}"
+        token = match[0]
         if kind in ("rule", "end"):
             self._begin(match["rule"])
         elif not self._groups or kind == "wrong" or (kind == "close" and len(self._groups) == 1):
@@ -61,37 +55,32 @@ class _Reader:
         elif kind == "or":
             self._groups[-1].append([])
         elif kind == "close":
-            self._put(f"({self._closed(inner)})", inner)
+            self._put(f"({self._closed()})")
         elif kind == "times":
-            self._repeat(token, inner)
+            self._repeat(token)
         elif kind == "name":
-            self._put(self.names.setdefault(token, f"r{len(self.names)}"), token)
+            self._put(self.names.setdefault(token, f"r{len(self.names)}"))
         else:
-            self._put(_terminal(kind, token), _TEXT)
+            self._put(_terminal(kind, token))
 
     def _begin(self, head: str) -> None:
         if len(self._groups) > 1:
             raise ValueError(f"a bracket in the rule {self._head} is not closed")
         if self._groups:
-            self.rules[self._head] = self._closed(self._head)
+            self.rules[self._head] = self._closed()
         self._head = head
         self._groups.append([[]])
 
-    def _put(self, term: str, head: str) -> None:
-        self._groups[-1][-1].append((term, head))
+    def _put(self, term: str) -> None:
+        self._groups[-1][-1].append(term)
 
-    def _closed(self, head: str) -> str:
-        group = self._groups.pop()
-        self.ways[head] = [[needed for _, needed in way] for way in group]
-        return " | ".join(" ".join(term for term, _ in way) or '""' for way in group)
+    def _closed(self) -> str:
+        return " | ".join(" ".join(way) or '""' for way in self._groups.pop())
 
-    def _repeat(self, times: str, optional: str) -> None:
+    def _repeat(self, times: str) -> None:
         if not self._groups[-1][-1]:
             raise ValueError(f"{times} has nothing to repeat in the rule {self._head}")
-        term, needed = self._groups[-1][-1].pop()
-        self.ways[optional] = [[], [needed]]
-        is_optional = times in ("*", "?") or re.match(r"\{\s*0+\b", times)
-        self._put(f"({term}{times})", optional if is_optional else needed)
+        self._put(f"({self._groups[-1][-1].pop()}{times})")
 
 
 def _terminal(kind: str, token: str) -> str:

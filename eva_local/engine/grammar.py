@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,19 +27,17 @@ from eva_local.types import Sampling, Tool
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# A rule of a grammar, or a part of a schema, as its path tells it.
-Head = TypeVar("Head", bound=Hashable)
-Path = tuple[str, ...]
+T = TypeVar("T")
 
 #: What stands before and behind a call of a function.
 BEGIN, END = "<tool_call>", "</tool_call>"
 _LONGEST_MESSAGE = 200
 # Grammars and schemas that are kept ready for the next answer.
 _KEPT = 32
-# llguidance goes down by recursion, and at twice as many the process ends.
-_DEEPEST = 1000
-_PARTS = ("items", "additionalProperties", "anyOf", "oneOf")
-_FURTHER = ("properties", "patternProperties", "prefixItems", "allOf")
+# llguidance goes down by recursion, and where the stack has no room for that the process ends: so
+# much is enough for a grammar or schema of so many characters.
+_LONGEST, _STACK = 1 << 18, 1 << 28
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +199,9 @@ def _followed(
     name = "grammar" if gbnf is not None else "json_schema" if calls is None else "tools"
     limits = LLParserLimits(verbose_errors=False)
     try:
-        compiled = _compiled(gbnf, schema, calls)
-        matcher = LLMatcher(tokenizer, compiled, log_level=0, limits=limits)
+        matcher = _with_room(
+            lambda: LLMatcher(tokenizer, _compiled(gbnf, schema, calls), log_level=0, limits=limits)
+        )
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         return Grammar(matcher, tokenizer.eos_token)
@@ -216,10 +214,10 @@ def _followed(
 @functools.lru_cache(_KEPT)
 def _compiled(gbnf: str | None, schema: str | None, calls: Calls | None) -> str:
     """Return the grammar as llguidance reads it; raise ValueError."""
+    if len(gbnf or schema or "") > _LONGEST:
+        raise ValueError(f"more than {_LONGEST} characters")
     if gbnf is not None:
-        lark, ways = read_gbnf(gbnf)
-        refuse_endless("root", ways.__getitem__, "rule {}".format)
-        return lark
+        return read_gbnf(gbnf)
     parts = [] if schema is None else [_part("answer", schema)]
     rules = "start: @answer" if calls is None else _rules(calls, "@answer" if parts else "")
     for number, (_, arguments) in enumerate(calls.functions if calls else ()):
@@ -235,9 +233,6 @@ def _part(name: str, schema: str) -> dict[str, Any]:
     form: Any = {"item_separator": ", ", "key_separator": ": "}
     form |= {"whitespace_flexible": False, "lenient": False}
     compiled = json.loads(LLMatcher.grammar_from_json_schema(schema, overrides=form))
-    ways_of = functools.partial(ways_of_part, json.loads(schema))
-    whole: Path = ()
-    refuse_endless(whole, ways_of, lambda path: "/".join(("part #", *path)))
     return {**compiled["grammars"][0], "name": name}
 
 
@@ -257,102 +252,18 @@ def _rules(calls: Calls, answer: str) -> str:
     return "\n".join(rules)
 
 
+def _with_room(make: Callable[[], T]) -> T:
+    """Return what `make` does, in a thread with a large stack."""
+    with ThreadPoolExecutor(1) as thread:
+        with _ONE_AT_A_TIME:
+            before = threading.stack_size(_STACK)
+            made = thread.submit(make)
+            threading.stack_size(before)
+        return made.result()
+
+
 def _error(what: str, reason: str) -> InputError:
     line = " ".join(reason.replace("<non-verbose/>", "").split())
     if len(line) > _LONGEST_MESSAGE:
         line = f"{line[:_LONGEST_MESSAGE]} …"
     return InputError(f"{what}: {line or 'no reason given'}")
-
-
-def refuse_endless(
-    first: Head, ways_of: Callable[[Head], list[list[Head]]], named: Callable[[Head], str]
-) -> None:
-    """Raise ValueError for a head behind `first` that cannot end, or too many in a row.
-
-    A head has ways, of which one will do, and each needs other heads. What is not understood
-    counts as something that ends.
-    """
-    ways, deepest = {first: ways_of(first)}, 1
-    trail = [chain(*ways[first])]
-    while trail:
-        after = next((head for head in trail[-1] if head not in ways), None)
-        if after is None:
-            trail.pop()
-            continue
-        ways[after] = ways_of(after)
-        trail.append(chain(*ways[after]))
-        deepest = max(deepest, len(trail))
-    ending: set[Head] = set()
-    known = -1
-    while known < len(ending):
-        known = len(ending)
-        ending.update(
-            head for head in reversed(ways) if any(ending.issuperset(way) for way in ways[head])
-        )
-    if endless := [head for head in ways if head not in ending]:
-        problem = f"no text completes the {named(endless[0])}"
-        raise ValueError(f"{problem}: what it needs always needs itself again")
-    if deepest > _DEEPEST:
-        problem = f"{deepest} parts lead from one to the next, over {_DEEPEST}"
-        raise ValueError(f"{problem}: flatten it")
-
-
-def ways_of_part(schema: object, path: Path) -> list[list[Path]]:
-    """Return what the part of a schema at a path needs: with each way, all that it may have."""
-    part = _at(schema, path)
-    if isinstance(part, list):
-        return [[(*path, step)] for step in _steps(part)]
-    # References in a part with a name of its own are not from the root.
-    if not isinstance(part, dict) or (path and "$id" in part):
-        return [[]]
-    parts: list[Path] = [(key,) for key in _PARTS if _steps(part.get(key))]
-    parts += [(key, step) for key in _FURTHER for step in _steps(part.get(key))]
-    needed = [each for each in parts if _is_needed(part, each)]
-    needs = [*((*path, *each) for each in needed), *_targets(schema, part.get("$ref"))]
-    return [needs, [*needs, *((*path, *each) for each in parts)]]
-
-
-def _is_needed(part: dict[str, Any], inner: Path) -> bool:
-    """Return whether every value that obeys a part has what stands at `inner` in it."""
-    kind, required, least = part.get("type"), part.get("required"), part.get("minItems")
-    names = required if kind in ("object", ["object"]) and isinstance(required, list) else []
-    n_items = least if kind in ("array", ["array"]) and isinstance(least, int) else 0
-    match inner:
-        case ("properties", name):
-            return name in names
-        case ("additionalProperties",):
-            named = _steps(part.get("properties"))
-            return not part.get("patternProperties") and any(each not in named for each in names)
-        case ("prefixItems", place):
-            return int(place) < n_items
-        case ("items",):
-            return n_items > len(_steps(part.get("prefixItems")))
-    return inner[0] in ("allOf", "anyOf", "oneOf")
-
-
-def _targets(schema: object, reference: object) -> list[Path]:
-    """Return the path that a reference within its document names; none for any other."""
-    url, _, pointer = (reference if isinstance(reference, str) else " ").partition("#")
-    base = str(_at(schema, ("$id",)) or "").partition("#")[0]
-    plain = re.sub("%([0-9a-fA-F]{2})", lambda found: chr(int(found[1], 16)), pointer)
-    first, *steps = plain.split("/")
-    if first or not base.endswith(url):
-        return []
-    return [tuple(step.replace("~1", "/").replace("~0", "~") for step in steps)]
-
-
-def _steps(part: object) -> list[str]:
-    if isinstance(part, dict):
-        return list(part)
-    return list(map(str, range(len(part)))) if isinstance(part, list) else []
-
-
-def _at(schema: object, path: Path) -> object:
-    for step in path:
-        if isinstance(schema, dict):
-            schema = schema.get(step)
-        elif isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):
-            schema = schema[int(step)]
-        else:
-            return None
-    return schema

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from eva_local.engine.request import Request, Ticket, Told
 from eva_local.engine.scheduler import Scheduler
-from eva_local.errors import ClosedError, EvaError, passed_on
+from eva_local.errors import EvaError, passed_on
 from eva_local.types import Step
 
 log = logging.getLogger("eva_local")
@@ -109,11 +109,11 @@ class Runner:
 
 
 class Driver:
-    """Steps a scheduler in a thread of its own, from the first answer that somebody awaits on."""
+    """Steps a scheduler in a thread of its own, as long as somebody awaits an answer."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._asked: set[Ticket] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -144,51 +144,40 @@ class Driver:
                 self._scheduler.cancel(ticket)
 
     def close(self) -> None:
-        """End the thread after its step; who awaits an answer is told ClosedError."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            thread = self._thread
+        """End the thread after its step; the scheduler tells those who await an answer."""
+        with self._lock:
+            self._closed, thread = True, self._thread
         if thread is not None:
             thread.join()
-        self._fail(ClosedError())
-        atexit.unregister(self.close)
 
     def _begin(self, ticket: Ticket) -> None:
-        with self._changed:
-            if self._closed:
-                raise ClosedError()
-            self._scheduler.submit(ticket)
-            self._asked.add(ticket)
-            self._changed.notify_all()
-            if self._thread is None:
+        with self._lock:
+            self._asked.add(self._scheduler.submit(ticket))
+            if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="eva-local", daemon=True)
                 self._thread.start()
                 # A program that ends in mid-answer must not take the models from under a step.
                 atexit.register(self.close)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._awaited())
-                if self._closed:
-                    return
+        while asked := self._awaited():
             try:
                 self._scheduler.step()
             except Exception as error:
                 # Nobody may wait for ever, whatever it was.
                 if not isinstance(error, EvaError):
                     log.exception("a step failed")
-                self._fail(error)
+                for ticket in asked:
+                    if not ticket.done:
+                        self._scheduler.cancel(ticket)
+                        ticket.sink(passed_on(error))
 
-    def _awaited(self) -> bool:
-        self._asked = {ticket for ticket in self._asked if not ticket.done}
-        return bool(self._asked)
-
-    def _fail(self, error: Exception) -> None:
-        with self._changed:
-            failed, self._asked = self._asked, set()
-        for ticket in failed:
-            if not ticket.done:
-                self._scheduler.cancel(ticket)
-                ticket.sink(passed_on(error))
+    def _awaited(self) -> set[Ticket]:
+        """Return what there is to step for; without any, the thread is over."""
+        with self._lock:
+            self._asked = {ticket for ticket in self._asked if not ticket.done}
+            if self._asked and not self._closed:
+                return self._asked.copy()
+            self._thread = None
+            atexit.unregister(self.close)
+            return set()

@@ -4,7 +4,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from itertools import count, islice
 
 from eva_local.cache.context import common
@@ -41,7 +40,8 @@ class Scheduler:
         self._used: dict[int, int] = {}
         self._clock = count()
         self._changed = threading.Condition()
-        self._turn: Future[None] | None = None
+        # Whether a thread is in a step, and how many have ended.
+        self._at_work, self._n_steps = False, 0
         self._closed = False
 
     @property
@@ -73,42 +73,37 @@ class Scheduler:
 
         What goes wrong with a text ends that text: its sink is told, and its slot is free for
         another, which reads all of its prompt. So it is where a member cannot decode.
-        Where another thread is at it, wait for the end of that step instead, and raise what it
-        raised. Nothing is done where what was hoped for is there already, as `unless` says.
+        Where another thread is at it, wait for the end of that step instead. Nothing is done where
+        what was hoped for is there already, as `unless` says.
         Raises ClosedError after `close`, and what a sink raises.
         """
-        mine: Future[None] = Future()
-        mistake: Exception | None = None
+        mine = False
         try:
             with self._changed:
                 if unless():
                     return
-                theirs = self._turn
-                if theirs is None:
-                    if self._closed:
-                        raise ClosedError()
-                    self._turn = mine
-            if theirs is None:
-                # A signal in the middle would take a step from another text, or its slot.
-                with calling():
-                    self._advance()
-            elif (error := theirs.exception()) is not None:
-                raise passed_on(error)
-        except Exception as raised:
-            mistake = raised
-            raise
+                if self._at_work:
+                    before = self._n_steps
+                    self._changed.wait_for(lambda: self._n_steps > before)
+                    return
+                if self._closed:
+                    raise ClosedError()
+                mine = self._at_work = True
+            # A signal in the middle would take a step from another text, or its slot.
+            with calling():
+                self._advance()
         finally:
-            with self._changed:
-                mine.set_exception(mistake)
-                if self._turn is mine:
-                    self._turn = None
+            if mine:
+                with self._changed:
+                    self._at_work = False
+                    self._n_steps += 1
                     self._changed.notify_all()
 
     def close(self) -> None:
         """Wait for the end of a step, and end all requests, whose sinks are told ClosedError."""
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: self._turn is None)
+            self._changed.wait_for(lambda: not self._at_work)
             asked = [*self._waiting, *self._running.values()]
             self._waiting.clear()
             self._running = {}

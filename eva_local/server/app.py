@@ -1,4 +1,4 @@
-"""The application: what answers at which path, what all paths have in common, as OpenAPI too."""
+"""The application: what answers at which path, what all paths have in common."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,6 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from msgspec import Struct
-from msgspec.json import schema_components
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,18 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eva_local.errors import EvaError
-from eva_local.openai import shapes
 from eva_local.openai.answer import Body
-from eva_local.openai.request import ALIASES, CHAT, COMPLETION, IGNORED
-from eva_local.openai.responses import RESPONSES, ResponseRequest
+from eva_local.openai.request import CHAT, COMPLETION
+from eva_local.openai.responses import RESPONSES
 from eva_local.pages.frame import source_hash, template
-from eva_local.reading import fields_of
 from eva_local.server import endpoints, guard, ollama
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
-from eva_local.types import Sampling
-
-Schema = dict[str, Any]
 
 log = logging.getLogger("eva_local")
 
@@ -41,8 +34,7 @@ _POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_JSON, _VERSION = "application/json", version("eva-local")
-_MEDIA = {"/": "text/html", "/metrics": "text/plain"}
+_VERSION = version("eva-local")
 # What the page's own script needs: libraries as they are published, and parts of ours.
 _LIBRARIES = ("vendor/marked.umd.js", "vendor/highlight.min.js")
 _SCRIPTS = (*_LIBRARIES, "markdown.js", "store.js", "disputes.js")
@@ -123,32 +115,6 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-async def description(request: Request) -> Response:
-    """Describe all endpoints, as OpenAPI."""
-    service = service_of(request)
-    names = [each.name for each in service.models] if service.is_ready else ()
-    bodies = [body for _, body in _POSTS.values() if body]
-    kinds = [*bodies, fields_of(Sampling)]
-    _, schemas = schema_components(kinds, ref_template="#/components/schemas/{name}")
-    sampling = schemas.pop(Sampling.__name__)["properties"]
-    sampling |= {alias: sampling[name] for alias, name in ALIASES.items()}
-    sampling |= {key: {} for key in IGNORED}
-    for body in bodies:
-        properties = schemas[body.__name__]["properties"]
-        properties["model"] = {"enum": names} if names else {"type": "string"}
-        if issubclass(body, shapes.AnswerRequest):
-            schemas[body.__name__]["properties"] = sampling | properties
-    how = {"key": {"type": "http", "scheme": "bearer"}}
-    document = {
-        "openapi": "3.1.0",
-        "info": {"title": "eva-local", "version": _VERSION},
-        "paths": {route.path: _operation(route) for route in ROUTES if route.include_in_schema},
-        "components": {"securitySchemes": how, "schemas": schemas},
-        "security": [{}, {"key": []}],
-    }
-    return JSONResponse(document)
-
-
 async def props(request: Request) -> Response:
     """Describe a model as llama-server does."""
     model = service_of(request).named(request.query_params.get("model"))
@@ -168,7 +134,6 @@ _GETS: Mapping[str, Any] = {
     "/": page,
     **dict.fromkeys(("/health", "/v1/health"), health),
     "/metrics": metrics,
-    "/openapi.json": description,
     "/props": props,
     "/tokenizer_info": endpoints.tokenizer_info,
     "/v1/models": models,
@@ -176,24 +141,19 @@ _GETS: Mapping[str, Any] = {
     **dict.fromkeys(("/api/tags", "/api/ps"), ollama.tags),
     "/api/version": ollama.version,
 }
-# With the bodies that they read.
-_POSTS: Mapping[str, tuple[Any, type[Struct] | None]] = {
-    CHAT: (endpoints.complete, shapes.ChatRequest),
-    COMPLETION: (endpoints.complete, shapes.CompletionRequest),
-    RESPONSES: (endpoints.respond, ResponseRequest),
-    **{path: (ollama.talk, body) for path, body in ollama.BODIES.items()},
-    "/api/show": (ollama.show, ollama.Named),
-    "/tokenize": (endpoints.tokenize, shapes.TokenizeRequest),
-    "/detokenize": (endpoints.detokenize, shapes.DetokenizeRequest),
-    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), (embed, None)),
+_POSTS: Mapping[str, Any] = {
+    **dict.fromkeys((CHAT, COMPLETION), endpoints.complete),
+    RESPONSES: endpoints.respond,
+    **dict.fromkeys(ollama.BODIES, ollama.talk),
+    "/api/show": ollama.show,
+    "/tokenize": endpoints.tokenize,
+    "/detokenize": endpoints.detokenize,
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), embed),
 }
-# What is described: no path that has a better name, or is only refused.
-_TOLD = {path for path in _GETS if path != "/v1/health" and "{" not in path}
-_TOLD |= {path for path, (_, body) in _POSTS.items() if body}
 #: Paths answer without /v1, too.
 ROUTES = tuple(
-    Route(each, endpoint, methods=[method], include_in_schema=each in _TOLD)
-    for method, endpoints_of in (("GET", _GETS), ("POST", {p: e for p, (e, _) in _POSTS.items()}))
+    Route(each, endpoint, methods=[method])
+    for method, endpoints_of in (("GET", _GETS), ("POST", _POSTS))
     for path, endpoint in endpoints_of.items()
     for each in dict.fromkeys((path, path.removeprefix("/v1")))
 )
@@ -241,20 +201,3 @@ async def _wrong(request: Request, error: Exception) -> Response:
     if isinstance(error, EvaError) and not isinstance(error, guard.OF_CALLER):
         log.error("%s", error)
     return guard.refusal(request.scope, error)
-
-
-def _operation(route: Route) -> Schema:
-    media, (_, body) = _MEDIA.get(route.path, _JSON), _POSTS.get(route.path, (None, None))
-    answer: Schema = {media: {"schema": {"type": "object" if media == _JSON else "string"}}}
-    error = {"description": "What is wrong, as OpenAI tells it.", "content": {_JSON: {}}}
-    operation: Schema = {
-        "summary": (route.endpoint.__doc__ or "").partition("\n")[0],
-        "responses": {"200": {"description": "The answer.", "content": answer}, "default": error},
-    }
-    if body is None:
-        return {"get": operation}
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
-    if issubclass(body, shapes.AnswerRequest):
-        answer["text/event-stream"] = {}
-    return {"post": operation}

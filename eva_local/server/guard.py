@@ -77,7 +77,7 @@ def refusal(scope: Scope, error: Exception) -> JSONResponse:
     elif isinstance(error, HTTPException):
         status, headers = error.status_code, error.headers
         what = f"{scope['method']} cannot be done at" if status == 405 else "there is no"
-        body = problem(f"{what} {path[:60]}; /openapi.json lists what can be asked")
+        body = problem(f"{what} {path[:60]}; docs/server.md lists what can be asked")
     if path.startswith("/api/"):
         body = {"error": body["error"]["message"]}
     return JSONResponse(body, status, headers)

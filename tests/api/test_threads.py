@@ -26,8 +26,7 @@ def fault_of(ensemble: Ensemble, error: Exception | None) -> None:
 
 def waiting_threads(ensemble: Ensemble) -> int:
     """Return how many threads wait for the end of the step that is under way."""
-    turn = ensemble.scheduler._turn
-    return 0 if turn is None else len(turn._condition._waiters)
+    return len(ensemble.scheduler._changed._waiters)
 
 
 @settings(max_examples=15)

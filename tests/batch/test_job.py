@@ -82,7 +82,7 @@ def test_bad_rows_are_rows_with_an_error_and_the_others_go_on(spec, out, tmp_pat
     assert "does not fit" in errors["long"]
     assert "no symbol of the shared space" in errors["bias"]
     assert errors["schema"].startswith("line 5: json_schema")
-    assert errors["cyclic"].startswith("line 9: json_schema: no text completes the part #")
+    assert errors["cyclic"].startswith("line 9: json_schema: the grammar asks for")
     assert texts(out)["good"]
     assert texts(out)["line 6"]
 

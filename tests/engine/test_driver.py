@@ -273,12 +273,21 @@ def test_a_loop_that_ends_in_mid_answer_frees_its_place() -> None:
             steps.aclose().send(None)
 
 
-def test_the_thread_begins_with_the_first_answer_and_rests_after_the_last() -> None:
-    with open_shared(1) as ensemble:
+def test_the_thread_begins_with_the_first_answer_and_ends_after_the_last() -> None:
+    async def app() -> None:
+        async with contextlib.aclosing(ensemble.astream("the", LONG)) as steps:
+            await anext(steps)
+            assert len(drivers()) == 1
+            # One thread is enough for all.
+            await ensemble.acomplete(" a", FEW)
+            assert len(drivers()) == 1
+        await eventually(lambda: not drivers())
+
+    with open_shared(2) as ensemble:
         ensemble.complete("the", FEW)
         assert not drivers()
-        run(ensemble.ascore("the", " a"))
-        assert len(drivers()) == 1
+        run(app())
+        run(app())
         # Whose answer nobody awaits is not written by the thread either.
         steppers: set[str] = set()
         step = ensemble.scheduler.step

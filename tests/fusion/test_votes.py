@@ -226,13 +226,13 @@ def test_a_whole_member_is_projected_as_its_best_tokens_are(seed) -> None:
 
 
 def test_divergence_by_hand() -> None:
-    a, b = vote({0: 0.9, 1: 0.1}), vote({0: 0.2, 1: 0.8})
-    # H(0.55, 0.45) - (H(0.9, 0.1) + H(0.2, 0.8)) / 2
-    assert divergence([a, b]) == pytest.approx(0.99277 - (0.46900 + 0.72193) / 2, abs=1e-4)
-    assert divergence([a, a]) == 0
-    apart = [vote({n: 1.0}) for n in range(3)]
+    # The entropy of the mean, 0.55 and 0.45, less the mean of both entropies.
+    one, other = vote(a=0.9, b=0.1), vote(a=0.2, b=0.8)
+    assert divergence([one, other]) == pytest.approx(0.99277 - (0.46900 + 0.72193) / 2, abs=1e-4)
+    assert divergence([one, one]) == 0
+    apart = [vote(a=1), vote(b=1), vote(c=1)]
     assert divergence(apart[:2]) == pytest.approx(1)
     assert divergence(apart) == pytest.approx(np.log2(3))
     # What one names and another does not is a difference in part.
-    wide = vote({0: 0.25, 1: 0.25, 2: 0.5})
+    wide = vote(a=0.25, b=0.25, c=0.5)
     assert divergence([wide, apart[2]]) == pytest.approx(1.06128 - 1.5 / 2, abs=1e-4)

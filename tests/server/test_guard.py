@@ -82,7 +82,7 @@ def test_keys_that_no_header_can_carry(key) -> None:
         {"X-Api-Key": KEY},
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/v1/nothing", "//"])
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/props", "/v1/nothing", "//"])
 def test_without_the_key_nothing_is_told(locked, header, path) -> None:
     reply = locked.ask(path, **header)
     assert reply.status == 401

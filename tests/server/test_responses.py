@@ -120,9 +120,3 @@ def test_errors_have_their_status_or_are_events(client, served, monkeypatch) -> 
     assert head == "event: error"
     told = {"type": "error", "sequence_number": 0, "message": "x", "param": None, "code": None}
     assert json.loads(data.removeprefix("data: ")) == told
-
-
-def test_it_is_described(served) -> None:
-    document = served.ask("/openapi.json").body
-    assert "post" in document["paths"]["/v1/responses"]
-    assert "input" in document["components"]["schemas"]["ResponseRequest"]["properties"]
