@@ -21,6 +21,9 @@ _DENSE = 8
 # Of what those it is held for think likely, a member of negative weight lowers some.
 _PLAUSIBLE = 0.1
 
+# So many of a vote's symbols say how far it is from others.
+_LIKELY = 1000
+
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Marks = NDArray[np.bool_]
@@ -276,10 +279,16 @@ def divergence(votes: Sequence[Vote]) -> float:
     """Return how far votes are apart, each alike: their Jensen-Shannon divergence, in bits.
 
     From 0, where all say the same, to log2 of their number, where no two name the same symbol
-    (Lin 1991, "Divergence measures based on the Shannon entropy").
+    (Lin 1991, "Divergence measures based on the Shannon entropy"). Of each vote the
+    likeliest 1,000 symbols count.
     """
-    mixed = combine(votes, [1.0] * len(votes))
-    return max(0.0, mixed.entropy - fmean(vote.entropy for vote in votes))
+    heads = []
+    for vote in votes:
+        best = highest(vote.probabilities, _LIKELY)
+        masses = vote.probabilities[best]
+        heads.append(Vote(vote.symbols[best], masses / masses.sum()))
+    mixed = combine(heads, [1.0] * len(heads))
+    return max(0.0, mixed.entropy - fmean(head.entropy for head in heads))
 
 
 def _united(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
