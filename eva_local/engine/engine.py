@@ -70,9 +70,9 @@ class Engine:
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
         self._alone: dict[int, Panel] = {}
-        self._pool = ThreadPoolExecutor(len(models)) if side_by_side else None
+        self._side_by_side = side_by_side
         self._n_takers = min(cores(), _MOST_TAKERS)
-        self._takers = ThreadPoolExecutor(self._n_takers)
+        self._pool = ThreadPoolExecutor(max(len(models), self._n_takers))
         self._states: dict[int, Sequence[MemberState]] = {}
         self._times = DecodeTimes()
         #: Who drafts the answers that begin from now on; see `FusionSettings`.
@@ -93,10 +93,8 @@ class Engine:
         return self._alone[alone]
 
     def close(self) -> None:
-        """End the threads, if there are any."""
-        self._takers.shutdown()
-        if self._pool is not None:
-            self._pool.shutdown()
+        """End the threads."""
+        self._pool.shutdown()
 
     def begin(self, ticket: Ticket, slot: int = 0) -> TextSequence:
         """Begin what a ticket asks for, in sequence `slot` of each of its members.
@@ -307,11 +305,11 @@ class Engine:
                 decoded.extend(self._run(model, work))
 
         try:
-            if self._pool is None:
+            if self._side_by_side:
+                _await([self._pool.submit(decode, model) for model in by_model])
+            else:
                 for model in by_model:
                     decode(model)
-            else:
-                _await([self._pool.submit(decode, model) for model in by_model])
         finally:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)
@@ -376,7 +374,7 @@ class Engine:
             by_state.setdefault(each[0].states[each[1]], []).append(each)
         rows = list(by_state.values())
         mine, *others = [rows[first :: self._n_takers] for first in range(self._n_takers)]
-        asked = [self._takers.submit(_hand_over, part) for part in others if part]
+        asked = [self._pool.submit(_hand_over, part) for part in others if part]
         try:
             _hand_over(mine)
         finally:
