@@ -4,7 +4,7 @@ Votes on a given text are heard once, and fused under many settings without aski
 """
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -321,27 +321,15 @@ def identity(spec: EnsembleSpec) -> object:
 def answer_each(
     ensemble: Ensemble, rows: Sequence[Sequence[Request]]
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Answer the requests of each row; yield rows as they end, by their numbers.
+    """Answer the requests of each row, all side by side; yield rows as they end, by their numbers.
 
-    Rows go side by side, the requests of one row after each other, so that a prompt that they
-    have in common is read once.
+    A prompt that the requests of a row have in common is read once.
     """
-    found: list[list[Answer]] = [[] for _ in rows]
-    # Rows that can go on, or begin; the row of each request; and how many rows are not done.
-    ready = deque(range(len(rows)))
-    asked: list[int] = []
-    left = len(rows)
-
-    def requests() -> Iterator[Request | None]:
-        while left:
-            if ready:
-                asked.append(ready.popleft())
-                yield rows[asked[-1]][len(found[asked[-1]])]
-            else:
-                yield None
-
+    asked = [(row, place) for row, each in enumerate(rows) for place in range(len(each))]
+    found: list[dict[int, Answer]] = [{} for _ in rows]
     steps: defaultdict[int, list[Step]] = defaultdict(list)
-    with closing(ensemble.run_many(requests())) as all_told:
+    requests = [request for row in rows for request in row]
+    with closing(ensemble.run_many(requests)) as all_told:
         for number, told in all_told:
             if isinstance(told, EvaError):
                 raise told
@@ -349,10 +337,8 @@ def answer_each(
                 steps[number].append(told)
                 if told.finish_reason is None:
                     continue
-            row = asked[number]
-            found[row].append(completion_of(steps.pop(number)) if isinstance(told, Step) else told)
-            if len(found[row]) < len(rows[row]):
-                ready.appendleft(row)
-            else:
-                left -= 1
-                yield row, found[row]
+            row, place = asked[number]
+            ended = completion_of(steps.pop(number)) if isinstance(told, Step) else told
+            found[row][place] = ended
+            if len(found[row]) == len(rows[row]):
+                yield row, [answer for _, answer in sorted(found[row].items())]
