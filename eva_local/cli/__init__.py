@@ -26,7 +26,6 @@ from eva_local.errors import EvaError
 
 _MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
 _THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
-COMMANDS = [thing for thing in _THINGS if isinstance(thing, click.Command)]
 INTERRUPTED = 130
 
 
@@ -49,7 +48,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=COMMANDS,
+    commands=[thing for thing in _THINGS if isinstance(thing, click.Command)],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @declared("eva-local")
