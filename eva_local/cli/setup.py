@@ -1,9 +1,10 @@
-"""Commands that set eva-local up: add, completion."""
+"""Commands that set eva-local up: add, completion; and help and version, for who types them."""
 
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -124,6 +125,23 @@ def completion(context: click.Context, shell: str | None) -> None:
     if kind is None:
         raise InputError(f"name the shell: {', '.join(_SHELLS)}")
     click.echo(kind(context.find_root().command, {}, "eva-local", "_EVA_LOCAL_COMPLETE").source())
+
+
+@click.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(context: click.Context, command: str | None) -> Any:
+    """Show what COMMAND does; without one, all commands."""
+    arguments = [*filter(None, (command,)), "--help"]
+    return context.find_root().command.main(arguments, "eva-local", standalone_mode=False)
+
+
+@click.command()
+def version() -> None:
+    """Show the version."""
+    from importlib.metadata import version as installed
+
+    click.echo(f"eva-local {installed('eva-local')}")
 
 
 def append(path: Path, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> None:

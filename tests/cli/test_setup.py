@@ -304,7 +304,7 @@ def test_completion_in_bash(folder: Path, tmp_path: Path) -> None:
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert completed("ver") == ["verify"]
+    assert completed("ver") == ["verify", "version"]
     assert completed("run", "-e", "tri") == ["trio", "trio-1b", "trio-8b", "trio-12b"]
     assert completed("show", "smol") == ["smollm2-135m"]
     assert completed("--config", "other.toml", "run", "-m", "z") == ["zz"]
@@ -325,7 +325,10 @@ def test_completion_for_each_shell(eva: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert refused(eva("completion", "csh")).startswith("Invalid value for '[bash|zsh|fish]': ")
 
 
-def test_who_types_help_or_version_is_told_the_option(eva: Run) -> None:
-    for word in ("help", "version"):
-        told = f"no such command {word!r}; did you mean '--{word}'?; see: eva-local --help"
-        assert refused(eva(word)) == told
+def test_help_and_version_are_commands_too(eva: Run) -> None:
+    Path("models.toml").write_text("broken = ")
+    assert eva("help") == eva("--help")
+    for command in cli.COMMANDS:
+        assert eva("help", str(command.name)) == eva(str(command.name), "--help")
+    assert eva("version") == eva("--version")
+    assert refused(eva("help", "frob")) == "No such command 'frob'; see: eva-local --help"
