@@ -7,12 +7,14 @@ export CMAKE_ARGS
 RUN := .venv/bin/
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: help setup demo test wheels lint format types pins clean
+.PHONY: help setup demo test test-gpu wheels lint format types pins clean
 
 help:
 	@echo 'make setup   make .venv, install pinned packages, build llama.cpp for this machine'
 	@echo 'make demo    set up, fetch two tiny models (600 MB), and ask them a question'
 	@echo 'make test    set up, fetch three tiny models (850 MB), and run all tests'
+	@echo 'make test-gpu BACKEND=cuda|vulkan|...   the tests of layers on a GPU; with vulkan also'
+	@echo '             without one, where its driver for the CPU is installed (docs/gpu.md)'
 	@echo 'make wheels  build wheels of eva-local and llama-cpp-python for this machine, in dist/'
 	@echo 'make lint    check style and format            make format  put both right'
 	@echo 'make types   check types                       make clean   remove .venv and caches'
@@ -36,6 +38,10 @@ test: setup
 	@$(RUN)eva-local pull -e demo
 	@$(RUN)eva-local pull -e trio
 	@$(RUN)python -m pytest
+
+test-gpu: setup
+	@$(RUN)eva-local pull -e demo
+	@$(RUN)python -m pytest tests/gpu
 
 wheels: setup
 	@$(RUN)python -m tools.build_llama --copy dist

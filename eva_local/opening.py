@@ -18,7 +18,7 @@ from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
 from eva_local.errors import InputError, ModelError
-from eva_local.llama.backend import can_offload
+from eva_local.llama.backend import can_offload, free_on_gpus
 from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS, LlamaModel
 from eva_local.llama.model import ALL, Model
 from eva_local.models.header import Header, read_header
@@ -94,7 +94,7 @@ def open_widest(spec: EnsembleSpec, report: Report | None = None, *, most: int =
         try:
             return open_ensemble(spec, report, parallel=slots)
         except ModelError:
-            # On a GPU only llama.cpp knows what is free.
+            # How much its working memory takes, only llama.cpp knows.
             if slots == 1:
                 raise
             slots //= 2
@@ -189,7 +189,6 @@ def _space(
 
 def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     """Return how many texts, at most `most`, fit into memory beside the weights."""
-    on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
     bytewise = spec.fusion.space == "bytes"
     for member in spec.members:
         n_rows = sum(map(member.is_of, spec.members))
@@ -197,14 +196,29 @@ def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
             n_rows *= _states(read_header(locate(member)), member.load, BRANCHES)
         # One sequence may have to guard a window.
         most = max(1, min(most, (MOST_SEQUENCES - 1) // n_rows))
-    free = free_memory()
-    if not on_cpu or free is None:
-        return most
-    needed = sum(bytes_of_text(member, bytewise=bytewise) for member in on_cpu)
-    # Weights are there once for all members of a model.
-    weights = {member.opened: size(member) or 0 for member in on_cpu}
-    free -= sum(weights.values())
-    return max(1, min(most, int(free * (1 - _LEFT_FREE) / max(needed, 1))))
+    for _, free, members in rooms(spec):
+        needed = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
+        # Weights are there once for all members of a model.
+        left = free - sum({member.opened: size(member) or 0 for member in members}.values())
+        most = max(1, min(most, int(left * (1 - _LEFT_FREE) / max(needed, 1))))
+    return most
+
+
+def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, list[MemberSpec]]]:
+    """Yield each memory where members lie: its name, what is free there (if told), and them.
+
+    GPUs that share out a member's layers count as one. Who lies half on a GPU is left out.
+    """
+    gpus, lying = free_on_gpus(), dict[int | None, list[MemberSpec]]()
+    for member in spec.members:
+        home = member.load.main_gpu if gpus and member.load.n_gpu_layers else None
+        if home is None or (home < len(gpus) and member.load.n_gpu_layers < 0):
+            lying.setdefault(home, []).append(member)
+    for home, members in lying.items():
+        free = free_memory() if home is None else sum(gpus) if home < 0 else gpus[home]
+        where = "" if home is None else " of all GPUs" if home < 0 else f" of GPU {home}"
+        if free is not None:
+            yield f"memory{where}", free, members
 
 
 def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:

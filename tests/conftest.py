@@ -26,9 +26,6 @@ from tools.tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[1]
 
-# Some tests import llama_cpp by themselves: its threads are to wait as they do for users.
-library()
-
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -57,6 +54,11 @@ members = ["one", "two"]
 members = ["one", "none"]
 """
 REAL_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b", "gemma3-270m")
+
+
+def pytest_configure() -> None:
+    # Some tests import llama_cpp by themselves: its threads are to wait as they do for users.
+    library()
 
 
 @pytest.fixture(scope="module")

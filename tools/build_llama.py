@@ -33,6 +33,7 @@ from tools.recipe import (
     Choice,
     Recipe,
     default_backend,
+    headers_too_old,
     host_compilers,
     recipe_of,
 )
@@ -86,7 +87,7 @@ def _set_up(backend: str, extra: str) -> int:
             _say(f"{error} Some tests need it; all else goes without.")
     if is_installed and importlib.util.find_spec("llama_cpp"):
         return 0
-    wheel = wheel or build(recipe, wheels)
+    wheel = wheel or build(recipe, wheels, LOG)
     MARKER.unlink(missing_ok=True)
     _install(wheel, recipe)
     if problem := smoke.problem():
@@ -151,11 +152,13 @@ def source(version: str, wheels: Path) -> Path:
     return kept
 
 
-def build(recipe: Recipe, wheels: Path, log: Path = LOG) -> Path:
+def build(recipe: Recipe, wheels: Path, log: Path) -> Path:
     """Build the wheel and keep it under the recipe's key; raise BuildError where that fails."""
     needs = BACKENDS[recipe.backend].needs
     if len(host_compilers()) < 2:
         raise BuildError(f"A compiler is missing: BACKEND={recipe.backend} needs {needs}.")
+    if problem := headers_too_old(recipe):
+        raise BuildError(problem)
     _say(
         f"Building llama-cpp-python {recipe.version} for {recipe.backend}: for a CPU 2 to 4 "
         "minutes of\ncompiling on 2 cores, for a GPU more. The wheel is kept, so this happens once."

@@ -22,6 +22,7 @@ from eva_local.api import Ensemble
 from eva_local.bench.trial import ASKED
 from eva_local.config.config import load_config, shipped
 from eva_local.engine.lookahead import LookAhead
+from eva_local.engine.request import AnyPrompt
 from eva_local.opening import ensemble_of, open_models
 from eva_local.types import Message, Sampling, Step
 
@@ -35,10 +36,13 @@ COMBINES: tuple[Combine, ...] = ("mean", "geometric")
 SPACES: tuple[Space, ...] = ("pivot", "bytes")
 
 
-class _Hostile(LookAhead):
+class Hostile(LookAhead):
+    """Plans a draft at random: copies, rubbish, control text, or what a member foresees."""
+
     chance = random.Random(0)
 
     def plan(self) -> int:
+        """Return how many tokens are drafted."""
         self.draft, self.foreseer = b"", None
         length = self.chance.randrange(1, self.most + 1)
         match self.chance.randrange(4):
@@ -57,9 +61,9 @@ def prompts(count: int) -> list[str]:
     return [aside + text for aside in asides for _, text in ASKED][:count]
 
 
-def written(ensemble: Ensemble, text: str, sampling: Sampling) -> tuple[list[Step], int]:
+def written(ensemble: Ensemble, prompt: AnyPrompt, sampling: Sampling) -> tuple[list[Step], int]:
     """Return the steps of an answer, and how many of them came as drafted."""
-    steps = list(ensemble.stream([Message("user", text)], sampling))
+    steps = list(ensemble.stream(prompt, sampling))
     usage = steps[-1].usage
     assert usage is not None
     return steps, usage.accepted
@@ -79,7 +83,7 @@ def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12", space:
     """Print a row for each way; return how many answers differ."""
     from eva_local.engine import engine
 
-    vars(engine)["LookAhead"] = _Hostile
+    vars(engine)["LookAhead"] = Hostile
     spec = load_config(shipped("models.toml"), os.environ).ensemble(name)
     differ = 0
     with open_models(spec, bytewise=True) as models:
@@ -91,12 +95,12 @@ def main(name: str = "demo", n_prompts: str = "60", n_tokens: str = "12", space:
                     sampling = Sampling(max_tokens=int(n_tokens), **WAYS[way], **RULES[rule])  # type: ignore[arg-type]
                     gaps, n_accepted = [], 0
                     for text in prompts(int(n_prompts)):
-                        found = []
+                        asked, found = [Message("user", text)], []
                         # Both begin with what the caches hold: a prompt that is read whole is
                         # rounded otherwise than its last token alone.
-                        written(ensemble, text, replace(sampling, max_tokens=1))
+                        written(ensemble, asked, replace(sampling, max_tokens=1))
                         for ensemble.drafter in ("off", "auto"):
-                            found.append(written(ensemble, text, sampling))
+                            found.append(written(ensemble, asked, sampling))
                         gaps.append(apart(found[0][0], found[1][0]))
                         n_accepted += found[1][1]
                     wide = [gap for gap in gaps if gap is not None]

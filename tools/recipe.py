@@ -17,6 +17,8 @@ from pathlib import Path
 
 REQUIREMENT = Path("requirements-llama.txt")
 LLAMA_ONLY = Path("tools", "llama_only.cmake")
+# How cmake's FindVulkan is told where the headers are.
+_VULKAN_FOLDER = "-DVulkan_INCLUDE_DIR(:[A-Z]+)?"
 
 
 class BuildError(Exception):
@@ -130,6 +132,36 @@ def pinned(requirement: str) -> tuple[str, str]:
     if not found:
         raise BuildError(f"{REQUIREMENT} must pin llama-cpp-python with one sha256")
     return found[1], found[2]
+
+
+def headers_too_old(recipe: Recipe) -> str | None:
+    """Return what to do about Vulkan headers that llama.cpp cannot be built with, if these are.
+
+    It names types of VK_EXT_layer_settings, which headers have since the end of 2023. Headers
+    that the C compiler does not find are for cmake to look for.
+    """
+    if recipe.backend != "vulkan":
+        return None
+    named = [each.partition("=") for each in recipe.cmake_args]
+    folders = [value for name, _, value in named if re.fullmatch(_VULKAN_FOLDER, name)]
+    if sdk := os.environ.get("VULKAN_SDK"):
+        folders.append(str(Path(sdk, "include")))
+    command = [*shlex.split(host_compilers()[0]), "-E", "-dM", "-xc", "-"]
+    macros = subprocess.run(
+        [*command, *(f"-I{folder}" for folder in folders)],
+        input="#include <vulkan/vulkan_core.h>\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    found = re.search(r"^#define VK_HEADER_VERSION (\d+)$", macros, re.MULTILINE)
+    if not found or "#define VK_EXT_layer_settings " in macros:
+        return None
+    return (
+        f"The Vulkan headers here are too old for llama.cpp: version {found[1]}, without "
+        "VK_EXT_layer_settings.\nTake newer ones (docs/gpu.md says from where) and name their "
+        'folder:\nmake setup BACKEND=vulkan CMAKE_ARGS="-DVulkan_INCLUDE_DIR=/folder/include"'
+    )
 
 
 def host_compilers() -> tuple[str, ...]:

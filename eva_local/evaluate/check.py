@@ -16,11 +16,10 @@ from eva_local.evaluate.evaluation import Evaluation, hold
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
 from eva_local.evaluate.summary import Estimate, TaskSummary, lead
-from eva_local.llama.backend import can_offload
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
-from eva_local.opening import bytes_of_text, free_memory, open_models
+from eva_local.opening import bytes_of_text, open_models, rooms
 
 # Rows go so many side by side.
 _PARALLEL = 4
@@ -98,7 +97,7 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | No
 
     Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
     """
-    free = free_memory()
+    free = sum(free for _, free, _ in rooms(spec)) or None
     with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
         facts = tuple(_facts(spec, models))
         evaluation = _tested(spec, models, results, report)
@@ -106,21 +105,20 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | No
 
 
 def refuse_too_large(spec: EnsembleSpec) -> None:
-    """Raise ModelError, with what to change, where memory has no room for the members."""
-    free = free_memory()
-    on_cpu = [each for each in spec.members if not can_offload() or not each.load.n_gpu_layers]
-    weights = {member.opened: size(member) or 0 for member in on_cpu}
+    """Raise ModelError, with what to change, where a memory has no room for its members."""
     bytewise = spec.fusion.space == "bytes"
-    caches = sum(bytes_of_text(member, bytewise=bytewise) for member in on_cpu)
-    needed = sum(weights.values()) + caches
-    if free is not None and needed > free:
-        largest = max(on_cpu, key=lambda member: weights[member.opened])
-        raise ModelError(
-            f"{spec.name} needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
-            f"lower --ctx-size (now {largest.load.n_ctx}, for which {caches / 1e9:.1f} GB are), "
-            f"leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or take smaller "
-            "quantisations"
-        )
+    for memory, free, members in rooms(spec):
+        weights = {member.opened: size(member) or 0 for member in members}
+        caches = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
+        needed = sum(weights.values()) + caches
+        if needed > free:
+            largest = max(members, key=lambda member: weights[member.opened])
+            raise ModelError(
+                f"{spec.name} needs {needed / 1e9:.1f} GB of {memory} and {free / 1e9:.1f} GB are "
+                f"free: lower --ctx-size (now {largest.load.n_ctx}, for which {caches / 1e9:.1f} "
+                f"GB are), leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or "
+                "take smaller quantisations"
+            )
 
 
 def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:

@@ -6,6 +6,7 @@ next callback, before any `try` there, so its handler must wait.
 """
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -116,6 +117,19 @@ def library() -> ModuleType:
 def can_offload() -> bool:
     """Return whether this build of llama.cpp can use a device other than the CPU."""
     return bool(library().llama_supports_gpu_offload())
+
+
+def free_on_gpus() -> list[int]:
+    """Return how many bytes are free on each GPU, as `main_gpu` counts them."""
+    ggml, found = library()._lib, dict[int, list[int]]()
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    for index in range(ggml.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(ggml.ggml_backend_dev_get(ctypes.c_size_t(index)))
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.setdefault(ggml.ggml_backend_dev_type(device), []).append(free.value)
+    # ggml's types: 1 a GPU, 2 one that is a part of the CPU, used where there is no other.
+    return found.get(1) or found.get(2, [])
 
 
 def cores() -> int:

@@ -213,6 +213,8 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self._batch.n_tokens = size
         with calling() as call:
             status = self._llama.llama_decode(self._context, self._batch)
+            # Of a model on several GPUs, what is decoded next would overtake it.
+            self._llama.llama_synchronize(self._context)
         if status == 1:
             raise RoomError(f"{self.path}: no room left in the context; raise n_ctx")
         if status:

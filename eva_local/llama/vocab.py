@@ -34,6 +34,12 @@ class Kind(IntEnum):
 _SPEAKABLE = (Kind.NORMAL, Kind.USER, Kind.BYTE)
 # llama.cpp finds these by their names in what a template writes.
 _SPELLED = (Kind.CONTROL, Kind.USER, Kind.UNKNOWN)
+# What to do where llama.cpp refuses a file for a reason with these words.
+_REMEDIES = {
+    "unknown model architecture": "it needs a newer llama.cpp than this version of eva-local has",
+    "alloc": "lower n_gpu_layers, take a smaller quantisation, or another GPU (main_gpu)",
+    "main_gpu": "main_gpu counts the GPUs from 0",
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -144,10 +150,8 @@ class ModelFile:
             parts = map(self.path.with_name, part_names(self.path.name))
             wrong = next((part for part in parts if not is_gguf(part)), self.path)
             why = reason(call.lines)
-            remedy = "pull or convert the file again"
-            if "unknown model architecture" in why:
-                remedy = "it needs a newer llama.cpp than this version of eva-local has"
-            raise ModelError(f"{wrong}: {why}; {remedy}")
+            told = (remedy for word, remedy in _REMEDIES.items() if word in why)
+            raise ModelError(f"{wrong}: {why}; {next(told, 'pull or convert the file again')}")
         self.vocab = llama.llama_model_get_vocab(self.handle)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.errors import ModelError
 from eva_local.llama.llama_model import SPARE_CELLS
 from eva_local.models.header import read_header
-from eva_local.opening import free_memory, open_widest, slots_that_fit
+from eva_local.opening import bytes_of_text, free_memory, open_widest, slots_that_fit
 
 
 def spec(path: Path, space: str = "pivot", **load: object) -> EnsembleSpec:
@@ -91,14 +91,36 @@ def test_a_window_that_is_not_kept_whole_takes_less(tmp_path, monkeypatch) -> No
     assert slots_that_fit(spec(path, swa_full=False, n_batch=32), 32) == 7
 
 
-def test_what_is_not_on_the_cpu_is_not_counted(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("load", "n_fit"),
+    [
+        ({"main_gpu": 0}, 3),
+        ({"main_gpu": 1}, 20),
+        # Two members of a model share its weights.
+        ({"main_gpu": 1, "twice": True}, 10),
+        # Shared out among both.
+        ({}, 23),
+        ({"n_gpu_layers": 0}, 1),
+        # What nobody tells, llama.cpp has to.
+        ({"n_gpu_layers": 2, "main_gpu": 0}, 32),
+        ({"main_gpu": 2}, 32),
+        # llama.cpp has 256 sequences: 8 for a text, and one to guard a window.
+        ({"n_gpu_layers": 2, "space": "bytes"}, 31),
+    ],
+)
+def test_each_gpu_has_memory_of_its_own(tmp_path, monkeypatch, load, n_fit) -> None:
     path = write_header(tmp_path / "m.gguf", "llama", PLAIN)
+    one = spec(path, **{key: value for key, value in load.items() if key != "twice"})
+    if "twice" in load:
+        (member,) = one.members
+        one = replace(one, members=(member, replace(member, name="m-2")))
+    size, each = path.stat().st_size, bytes_of_text(one.members[0], bytewise=False)
+    free = [int(size + count * each / 0.75) + 1 for count in (3, 20)]
     monkeypatch.setattr(opening, "free_memory", lambda: 1)
-    monkeypatch.setattr(opening, "can_offload", lambda: True)
-    assert slots_that_fit(spec(path), 32) == 32
-    # llama.cpp has 256 sequences: 8 for a text, and one to guard a window.
-    assert slots_that_fit(spec(path, space="bytes"), 32) == 31
-    assert slots_that_fit(spec(path, n_gpu_layers=0), 32) == 1
+    monkeypatch.setattr(opening, "free_on_gpus", lambda: free)
+    if one.members[0].load.main_gpu < 0:
+        free[0] -= size
+    assert slots_that_fit(one, 32) == n_fit
 
 
 def test_nothing_is_counted_where_the_system_does_not_tell(tmp_path, monkeypatch) -> None:

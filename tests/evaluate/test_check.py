@@ -93,12 +93,24 @@ def test_a_torn_file_is_one_line(check, models: Path, tmp_path: Path) -> None:
     assert str(torn) in complaint.splitlines()[-1]
 
 
-def test_members_that_memory_has_no_room_for(check, models: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checking, "free_memory", lambda: 1000)
-    monkeypatch.setattr(checking, "can_offload", lambda: False)
+def test_members_that_memory_has_no_room_for(check, monkeypatch) -> None:
+    monkeypatch.setattr("eva_local.opening.free_memory", lambda: 1000)
+    monkeypatch.setattr("eva_local.opening.free_on_gpus", list)
     code, shown, complaint = check("-e", "pair")
     assert (code, shown) == (2, "")
     assert "pair needs 0.0 GB of memory and 0.0 GB are free: lower --ctx-size" in complaint
+
+
+@pytest.mark.parametrize(("main_gpu", "where"), [(-1, "all GPUs"), (1, "GPU 1")])
+def test_members_that_a_gpu_has_no_room_for(check, monkeypatch, main_gpu, where) -> None:
+    monkeypatch.setenv("EVA_LOCAL_MAIN_GPU", str(main_gpu))
+    monkeypatch.setattr("eva_local.opening.free_memory", lambda: 2**40)
+    free = [2**40 if main_gpu == 1 else 1000, 1000]
+    monkeypatch.setattr("eva_local.opening.free_on_gpus", lambda: free)
+    code, shown, complaint = check("-e", "pair")
+    assert (code, shown) == (2, "")
+    told = f"pair needs 0.0 GB of memory of {where} and 0.0 GB are free: lower --ctx-size"
+    assert told in complaint
 
 
 def test_the_rows_that_come_along_are_sound() -> None:

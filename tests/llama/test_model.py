@@ -32,6 +32,25 @@ def test_logits_that_are_no_numbers_are_an_error(tmp_path) -> None:
             list(model.decode_every(Run(0, 0, [1, 70])))
 
 
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        ("unable to allocate Vulkan0 buffer", "lower n_gpu_layers, take a smaller quantisation"),
+        ("invalid value for main_gpu: 3 (available devices: 1)", "counts the GPUs from 0"),
+        ("unknown model architecture: 'x'", "needs a newer llama.cpp"),
+        ("tensor data is not within the file bounds", "pull or convert the file again"),
+    ],
+)
+def test_what_llama_cpp_refuses_is_said_with_its_remedy(tmp_path, monkeypatch, why, remedy) -> None:
+    path = tmp_path / "torn.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr("eva_local.llama.vocab.reason", lambda _lines: why)
+    with pytest.raises(ModelError) as told:
+        LlamaModel(path)
+    assert f"{why}; " in str(told.value)
+    assert remedy in str(told.value)
+
+
 def test_eos_is_the_models_own_and_not_the_lowest_end(tmp_path) -> None:
     path = tmp_path / "one.gguf"
     write_tiny_gguf(path, n_layers=1)

@@ -25,10 +25,11 @@ PROMPTS = (
 
 
 def llama_cpp_alone(name: str, prompt: str, count: int) -> list[int]:
-    """What llama-cpp-python's own greedy loop writes."""
+    """What llama-cpp-python's own greedy loop writes, on the device that ours is on."""
     from llama_cpp import Llama
 
-    model = Llama(str(real_path(name)), n_ctx=512, n_threads=2, verbose=False, swa_full=True)
+    same = {"n_ctx": 512, "n_threads": 2, "n_gpu_layers": -1, "swa_full": True}
+    model = Llama(str(real_path(name)), verbose=False, **same)
     try:
         made: list[int] = []
         for token_id in model.generate(model.tokenize(prompt.encode()), temp=0, repeat_penalty=1):

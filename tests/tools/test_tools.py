@@ -27,6 +27,7 @@ from tools.recipe import (
     Choice,
     Recipe,
     cmake_arguments,
+    headers_too_old,
     pinned,
     recipe_of,
 )
@@ -246,6 +247,40 @@ def test_without_a_network_nothing_is_built(
         build_llama.build(RECIPE, tmp_path, tmp_path / "log")
     assert built == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["-DVulkan_INCLUDE_DIR={}", "-DVulkan_INCLUDE_DIR:PATH={}", ""])
+def test_vulkan_headers_that_are_too_old_are_told_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    built: list[Recipe] = []
+    monkeypatch.setattr(build_llama, "_run_pip_wheel", fake_pip(built))
+    # Whatever this machine has.
+    monkeypatch.setenv("CC", "cc -nostdinc")
+    header = tmp_path / "sdk" / "include" / "vulkan" / "vulkan_core.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define VK_HEADER_VERSION 239\n")
+    folder = header.parents[1]
+    arguments = (named.format(folder),) if named else ()
+    if not named:
+        monkeypatch.setenv("VULKAN_SDK", str(folder.parent))
+    recipe = replace(RECIPE, backend="vulkan", cmake_args=("-DGGML_VULKAN=ON", *arguments))
+    with pytest.raises(BuildError, match=r"version 239, without VK_EXT_layer_settings"):
+        build_llama.build(recipe, tmp_path / "wheels", tmp_path / "log")
+    assert built == []
+    assert headers_too_old(replace(recipe, backend="cpu")) is None
+    header.write_text(f"{header.read_text()}#define VK_EXT_layer_settings 1\n")
+    assert headers_too_old(recipe) is None
+    build_llama.build(recipe, tmp_path / "wheels", tmp_path / "log")
+    assert built == [recipe]
+
+
+def test_vulkan_headers_that_the_compiler_does_not_find_are_for_cmake_to_find(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CC", "cc -nostdinc")
+    monkeypatch.delenv("VULKAN_SDK", raising=False)
+    assert headers_too_old(replace(RECIPE, backend="vulkan")) is None
 
 
 def test_a_build_that_does_not_work_here_is_not_called_installed(
