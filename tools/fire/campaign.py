@@ -25,7 +25,7 @@ _EVERY_S = 10.0
 MODELS = """
 schema = 1
 [defaults]
-n_ctx = 256
+n_ctx = 640
 max_tokens = 12
 batch_invariant = true
 [models.one]
@@ -154,7 +154,7 @@ def make_models(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # What llama.cpp says is kept from here on.
     library()
-    shape = {"n_layers": 1, "n_ctx": 256, "chat_template": TEMPLATE}
+    shape = {"n_layers": 1, "n_ctx": 640, "chat_template": TEMPLATE}
     words = (" the", " a", "ed", "ation")
     write_tiny_gguf(folder / "one.gguf", seed=1, **shape)  # type: ignore[arg-type]  # each its own
     write_tiny_gguf(folder / "two.gguf", seed=2, words=words, **shape)  # type: ignore[arg-type]

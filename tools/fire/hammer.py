@@ -74,8 +74,8 @@ class _Worker:
     started: float = field(default_factory=time.monotonic)
 
 
-def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int) -> None:
-    """Put `n` cases to a subject, and note what was found and a row of the table."""
+def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int, unit: int = 1) -> None:
+    """Put `n` cases of `unit` trials to a subject; note what was found and a row of the table."""
     began = time.monotonic()
     n_before = len(campaign.findings)
     _ = campaign.models
@@ -94,14 +94,14 @@ def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int) -> No
                     workers[place] = replaced  # type: ignore[call-overload]  # None goes below
             workers = [each for each in workers if each is not None]
             done = int(total[0]) + sum(int(each.shared[_DONE]) for each in workers)
-            campaign.told(part, what, done, n)
+            campaign.told(part, what, done * unit, n * unit)
     finally:
         for worker in workers:
             worker.process.kill()
     found = len(campaign.findings) - n_before
-    outcome = counted((("refused", int(total[1])), ("right", int(total[2]))))
+    outcome = counted((("refused", unit * int(total[1])), ("right", unit * int(total[2]))))
     outcome += f"; peak {total[3]:.2f}x memory"
-    campaign.rows.append(Row(part, what, int(total[0]), outcome, found, time.monotonic() - began))
+    campaign.rows.append(Row(part, what, unit * int(total[0]), outcome, found, time.monotonic() - began))
 
 
 def _begin(
@@ -191,7 +191,7 @@ def _work(
     subject = maker(folder, campaign.models)
     case = folder / "case"
     for sample in subject.samples:
-        check(subject.judge(sample), f"a sample without a fault is refused: {sample[:200]!r}")
+        check(subject.judge(sample), f"a sample without a fault is refused: {sample[:200]!r}, {getattr(subject, 'said', None)}")
     rest = _resident("VmRSS")
     limit = max(2 * rest, rest + _LEAST_BYTES)
     for number in numbers:

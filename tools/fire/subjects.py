@@ -255,7 +255,7 @@ def _damaged_array(chance: Random, array: Any) -> Any:
     if way == 0 and len(array):
         array = array.copy()
         for _ in range(chance.choice((1, 3))):
-            array[chance.randrange(len(array))] = chance.choice(odd)
+            array[chance.randrange(len(array))] = np.asarray(chance.choice(odd)).astype(array.dtype)
         return array
     if way == 1:
         with np.errstate(all="ignore"):
@@ -324,6 +324,7 @@ size = 1000
 wheel = "weights-part{n}==1.0"
 file = "part{n}/data/part{i:02}.bin"
 parts = 3
+sha256 = "bb00000000000000000000000000000000000000000000000000000000000000"
 
 [ensembles.trio]
 members = ["one", "two", "hub"]
@@ -522,6 +523,7 @@ class Bodies(Damaged):
         """Post the body."""
         path, _, body = data.partition(b"\n")
         status, answer = self._loop.run_until_complete(posted(self._app, path.decode(), body))
+        self.said = status, answer
         check(status in (200, 400, 404, 413, 422, 503), f"status {status}: {answer[:500]!r}")
         check(self._service.named(None).slots.taken == 0, "a slot is kept")
         if status == 200:
