@@ -16,8 +16,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -30,12 +31,14 @@ from tools.fire.campaign import Campaign, Finding, Row, WrongError, check, check
 # A case, on a busy machine.
 LIMIT_S = 30.0
 # Workers need this to begin: imports, and models.
-_BEGIN_S = 120.0
+_BEGIN_S = 600.0
 _GRACE_S = 5.0
 # What no case may take in any way, so that the machine stands whatever is found.
 _MOST_BYTES = 16 << 30
 # Small processes: twice of little is little.
 _LEAST_BYTES = 64 << 20
+# A prompt is tokenised whole, however long, to say by how much it is too long: Python's numbers.
+_PER_BYTE = 256
 # In what a worker and its watcher share.
 _NUMBER, _DONE, _REFUSED, _RIGHT, _BEGAN, _PEAK = range(6)
 
@@ -81,10 +84,8 @@ def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int, unit:
     _ = campaign.models
     total: list[float] = [0, 0, 0, 0]
     bounds = [campaign.first + n * i // campaign.workers for i in range(campaign.workers + 1)]
-    spans = zip(bounds, bounds[1:], strict=False)
-    workers = [
-        _begin(campaign, part, what, maker, range(*span), i) for i, span in enumerate(spans)
-    ]
+    spans = pairwise(bounds)
+    workers = [_begin(campaign, part, what, maker, range(*span), i) for i, span in enumerate(spans)]
     try:
         while workers:
             time.sleep(0.05)
@@ -101,7 +102,9 @@ def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int, unit:
     found = len(campaign.findings) - n_before
     outcome = counted((("refused", unit * int(total[1])), ("right", unit * int(total[2]))))
     outcome += f"; peak {total[3]:.2f}x memory"
-    campaign.rows.append(Row(part, what, unit * int(total[0]), outcome, found, time.monotonic() - began))
+    campaign.rows.append(
+        Row(part, what, unit * int(total[0]), outcome, found, time.monotonic() - began)
+    )
 
 
 def _begin(
@@ -191,7 +194,8 @@ def _work(
     subject = maker(folder, campaign.models)
     case = folder / "case"
     for sample in subject.samples:
-        check(subject.judge(sample), f"a sample without a fault is refused: {sample[:200]!r}, {getattr(subject, 'said', None)}")
+        told = f"{sample[:200]!r}, {getattr(subject, 'said', '')}"
+        check(subject.judge(sample), f"a sample without a fault is refused: {told}")
     rest = _resident("VmRSS")
     limit = max(2 * rest, rest + _LEAST_BYTES)
     for number in numbers:
@@ -201,21 +205,14 @@ def _work(
             # The peak is that of this case.
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         shared[_BEGAN], shared[_NUMBER] = time.monotonic(), number
-        try:
-            shared[_RIGHT if subject.judge(data) else _REFUSED] += 1
-        except WrongError as error:
-            pipe.send((number, str(error), data))
-        except EvaError as error:
-            shared[_REFUSED] += 1
-            with _reported(pipe, number, data):
-                check_message(str(error))
-                check(error.exit_code == 2, f"an error ends with {error.exit_code}: {error}")
-        except Exception:
-            pipe.send((number, traceback.format_exc()[-3000:], data))
+        is_right, problem = tried(subject, data)
+        shared[_RIGHT if is_right else _REFUSED] += not problem
+        if problem:
+            pipe.send((number, problem, data))
         shared[_DONE] += 1
         peak = _resident("VmHWM")
         shared[_PEAK] = max(shared[_PEAK], peak / rest)
-        if peak > limit:
+        if peak > limit + _PER_BYTE * len(data):
             pipe.send((number, f"took {peak >> 20} MiB, at rest {rest >> 20} MiB", data))
             # What is kept is no matter of the next cases.
             rest = max(rest, _resident("VmRSS"))
@@ -223,12 +220,21 @@ def _work(
     subject.close()
 
 
-@contextlib.contextmanager
-def _reported(pipe: Connection, number: int, data: bytes) -> Iterator[None]:
+def tried(subject: Subject, data: bytes) -> tuple[bool, str]:
+    """Put a case to a subject; return whether it was answered, and what was wrong, if anything."""
     try:
-        yield
+        return subject.judge(data), ""
     except WrongError as error:
-        pipe.send((number, str(error), data))
+        return False, str(error)
+    except EvaError as error:
+        try:
+            check_message(str(error))
+            check(error.exit_code == 2, f"an error ends with {error.exit_code}: {error}")
+        except WrongError as wrong:
+            return False, str(wrong)
+        return False, ""
+    except Exception:  # noqa: BLE001  # whatever it is, it is a finding
+        return False, traceback.format_exc()[-3000:]
 
 
 def _resident(key: str) -> int:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: nothing is lost, doubled or torn once the same command was repeated."""
+"""SIGKILL at random moments: nothing is lost, doubled or torn when the command is given again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,18 +17,10 @@ from random import Random
 from typing import Any
 
 from eva_local.chat import log
+from eva_local.chat.log import Turn
 from eva_local.errors import InputError
 from eva_local.trace import TraceFile, read_trace
-from tools.fire.campaign import (
-    EVA,
-    PATIENCE_S,
-    Campaign,
-    Finding,
-    Row,
-    WrongError,
-    check,
-    run,
-)
+from tools.fire.campaign import EVA, PATIENCE_S, Campaign, Finding, Row, WrongError, check, run
 from tools.tiny_gguf import write_tiny_gguf
 
 _N_KILLS = 1000
@@ -147,51 +139,67 @@ def _said(path: Path) -> dict[str, object]:
     return found
 
 
-class Stories:
-    """The stories of all kinds, and what they must come to."""
+def _asked(path: Path) -> tuple[str, ...]:
+    return ("run", "-n", "150", "--trace", str(path), "the light")
 
-    def __init__(self, campaign: Campaign, kinds: Mapping[str, Kind]) -> None:
-        """Run each command once, unkilled."""
+
+class Stories:
+    """The stories of all kinds, and what they must come to; that is found out when it is needed."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        """Write the inputs."""
         self.campaign = campaign
         self.folder = campaign.scratch("kills")
         self.jobs = _inputs(self.folder)
-        self.wanted: dict[str, dict[str, object]] = {}
-        self.seconds: dict[str, float] = {}
-        for name, arguments in self.jobs.items():
-            if kinds["batch"].left:
-                out = self.folder / f"{name}.out.jsonl"
-                self.seconds[name] = self._timed("batch", arguments[0], str(out), *arguments[1:])
-                self.wanted[name] = _said(out)
-        if kinds["chat"].left:
-            given = "\n".join(_MESSAGES)
-            state = {"XDG_STATE_HOME": str(self.folder / "state")}
-            kinds["chat"].seconds = self._timed("chat", "-e", "pair", given=given, **state)
-            self.turns = log.newest(self.folder / "state/eva-local/chats").conversation.turns
-            check(len(self.turns) == len(_MESSAGES), "the chat has not answered all")
-        self.trace = self.folder / "trace.jsonl"
-        self.asked = ("run", "-n", "150", "--trace", str(self.trace), "the light")
-        if kinds["run --trace"].left:
-            kinds["run --trace"].seconds = self._timed(*self.asked)
-        self.model = self.folder / "far.gguf"
-        if kinds["pull"].left:
-            write_tiny_gguf(self.model, n_layers=3, width=256, n_ctx=256)
-            self.data = self.model.read_bytes()
-            stage = Stage(campaign, Kind(0), campaign.scratch("kills", "pull"), Random(), 0)
-            began = time.monotonic()
-            self.pull(stage)
-            kinds["pull"].seconds = time.monotonic() - began
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Any, float]] = {}
 
-    def _timed(self, *call: str, given: str = "", **environment: str) -> float:
-        began = time.monotonic()
+    def _once(self, name: str, find: Callable[[], Any]) -> tuple[Any, float]:
+        """Return what a command comes to that nobody kills, and how long it takes."""
+        with self._lock:
+            if name not in self._known:
+                began = time.monotonic()
+                found = find()
+                self._known[name] = found, time.monotonic() - began
+            return self._known[name]
+
+    def _run(self, *call: str, given: str = "", **environment: str) -> None:
         done = run((*EVA, *call), self.campaign.environment(**environment), given=given)
         # Rows that are meant to fail end with 1.
         check(done.returncode in (0, 1), f"{call} ended with {done.returncode}: {done.stderr}")
-        return time.monotonic() - began
+
+    def _answers(self, name: str) -> dict[str, object]:
+        source, *options = self.jobs[name]
+        out = self.folder / f"{name}.out.jsonl"
+        self._run("batch", source, str(out), *options)
+        return _said(out)
+
+    def _turns(self) -> Sequence[Turn]:
+        state = self.folder / "state"
+        self._run("chat", "-e", "pair", given="\n".join(_MESSAGES), XDG_STATE_HOME=str(state))
+        turns = log.newest(state / "eva-local" / "chats").conversation.turns
+        check(len(turns) == len(_MESSAGES), "the chat has not answered all")
+        return turns
+
+    def _steps(self) -> Sequence[bytes]:
+        path = self.folder / "trace.jsonl"
+        self._run(*_asked(path))
+        return [step.piece for step in read_trace(path).steps]
+
+    def _fetched(self) -> bytes:
+        path = self.folder / "far.gguf"
+        data = path.read_bytes() if path.exists() else b""
+        if not data:
+            data = write_tiny_gguf(path, n_layers=3, width=256, n_ctx=256).read_bytes()
+        folder = self.campaign.scratch("kills", "pull")
+        stage = Stage(self.campaign, Kind(0), folder, Random(), 0)
+        self._pulled(stage, data)
+        return data
 
     def batch(self, stage: Stage) -> None:
         """Kill a batch job; in the end each row has the answer that it has without."""
         name = [*self.jobs][stage.number % len(self.jobs)]
-        stage.kind.seconds = self.seconds[name]
+        wanted, stage.kind.seconds = self._once(name, lambda: self._answers(name))
         source, *options = self.jobs[name]
         out = stage.folder / "out.jsonl"
         while True:
@@ -206,21 +214,24 @@ class Stories:
             after = _whole(out)
             lines = map(json.loads, after.splitlines())
             answered = {str(row["id"]) for row in lines if "text" in row}
-            earlier = {str(row["id"]) for row in map(json.loads, before.splitlines()) if "text" in row}
+            earlier = {
+                str(row["id"]) for row in map(json.loads, before.splitlines()) if "text" in row
+            }
             check(earlier <= answered, f"lost: {sorted(earlier - answered)[:5]}")
             check(name == "retried" or after.startswith(before), "what was there has changed")
             if not done.killed:
                 break
         check(out.read_bytes().endswith(b"\n"), "the last line is torn")
         found = _said(out)
-        wrong = [key for key, text in self.wanted[name].items() if found.get(key) != text]
-        check(not wrong and len(found) == len(self.wanted[name]), f"{name}: wrong rows: {wrong[:5]}")
+        wrong = [key for key, text in wanted.items() if found.get(key) != text]
+        check(not wrong and len(found) == len(wanted), f"{name}: wrong rows: {wrong[:5]}")
         check(not [*stage.folder.glob("*.part")], "a part of a file is left")
 
     def chat(self, stage: Stage) -> None:
         """Kill a chat; what was answered stays, and is said once."""
         state = stage.folder / "state"
         shelf = state / "eva-local" / "chats"
+        wanted, stage.kind.seconds = self._once("chat", self._turns)
         n_told = n_answered = 0
         while True:
             try:
@@ -232,7 +243,7 @@ class Stories:
                 go_on, turns = (), ()
             answered = [turn for turn in turns if turn.answer is not None]
             check(len(answered) >= max(n_told, n_answered), f"{n_told} told, {len(answered)} kept")
-            check(tuple(answered) == self.turns[: len(answered)], "another conversation is kept")
+            check(tuple(answered) == wanted[: len(answered)], "another conversation is kept")
             n_answered = n_told = len(answered)
             rest = "\n".join(_MESSAGES[n_answered:])
             done = stage.attempt(
@@ -243,16 +254,14 @@ class Stories:
             # A line after each answer tells of it.
             n_told += sum(" · " in line for line in done.err.splitlines())
         turns = log.newest(shelf).conversation.turns
-        check(turns == self.turns, f"{[t.question for t in turns]} is kept")
+        check(turns == wanted, f"{[t.question for t in turns]} is kept")
 
     def traced(self, stage: Stage) -> None:
-        """Kill `run --trace`; what was written is a beginning of the whole, and of what was shown."""
+        """Kill `run --trace`; what was written is a beginning of the whole, and holds the shown."""
         path = stage.folder / "trace.jsonl"
-        whole = read_trace(self.trace)
-        texts = [step.piece for step in whole.steps]
-        call = [str(path) if each == str(self.trace) else each for each in self.asked]
+        texts, stage.kind.seconds = self._once("trace", self._steps)
         while True:
-            done = stage.attempt(*call)
+            done = stage.attempt(*_asked(path))
             if not done.killed:
                 break
             found: TraceFile | None = None
@@ -264,7 +273,9 @@ class Stories:
             check([step.piece for step in steps] == texts[: len(steps)], "other steps")
             shown = "".join(step.text for step in steps)
             check(shown.startswith(done.out.rstrip("\n")), f"shown {done.out!r}, traced {shown!r}")
-            check(not found or found.notes or found.finish_reason, "an end is missing, and not told")
+            check(
+                not found or found.notes or found.finish_reason, "an end is missing, and not told"
+            )
         found = read_trace(path)
         check([step.piece for step in found.steps] == texts and not found.notes, "not all is there")
         page = run((*EVA, "trace", str(path)), self.campaign.environment())
@@ -272,6 +283,10 @@ class Stories:
 
     def pull(self, stage: Stage) -> None:
         """Kill a pull; a file under its name is whole, and what was there is gone on with."""
+        data, stage.kind.seconds = self._once("pull", self._fetched)
+        self._pulled(stage, data)
+
+    def _pulled(self, stage: Stage, data: bytes) -> None:
         cache = stage.folder / "cache" / "models"
         config = stage.folder / "models.toml"
         config.write_text(
@@ -280,25 +295,29 @@ class Stories:
         own = {"EVA_LOCAL_CONFIG": str(config), "EVA_LOCAL_CACHE": str(cache.parent)}
         own["HF_HOME"] = str(stage.folder / "hub")
         before = 0
-        with _hub(self.data) as address:
+        with hub(data) as address:
             while True:
                 done = stage.attempt("pull", "far", **own, HF_ENDPOINT=address)
                 parts = [path.stat().st_size for path in cache.glob(".*.work/*.part")]
                 for path in cache.glob("*.gguf"):
-                    check(path.read_bytes() == self.data, "a file that is not whole has its name")
-                    parts.append(len(self.data))
+                    check(path.read_bytes() == data, "a file that is not whole has its name")
+                    parts.append(len(data))
                 check(max(parts, default=0) >= before, f"{before} bytes were there, now {parts}")
                 before = max(parts, default=0)
                 if not done.killed:
                     break
         told = run((*EVA, "verify", "far"), self.campaign.environment(**own))
         check(told.returncode == 0, f"verify says {told.stdout} {told.stderr}")
-        left = [path.name for path in cache.iterdir() if path.suffix not in (".gguf", ".sha256", ".lock")]
+        left = [
+            path.name
+            for path in cache.iterdir()
+            if path.suffix not in (".gguf", ".sha256", ".lock")
+        ]
         check(len([*cache.glob("*.gguf")]) == 1 and not left, f"left: {left}")
 
 
 @contextmanager
-def _hub(data: bytes) -> Any:
+def hub(data: bytes) -> Iterator[str]:
     """Serve one file as the hub does, slowly, on the loopback."""
     fields = {
         "X-Repo-Commit": "c0ffee" + "0" * 34,
@@ -313,10 +332,10 @@ def _hub(data: bytes) -> Any:
         def log_message(self, *_: object) -> None:
             pass
 
-        def do_HEAD(self) -> None:  # noqa: N802  # the name that http.server looks for
+        def do_HEAD(self) -> None:
             self._answer()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self._answer()
 
         def _answer(self) -> None:
@@ -358,8 +377,7 @@ def kills(campaign: Campaign, only: str | None = None) -> None:
     shares = _SHARES if only is None else {only: 1.0}
     kinds = {name: Kind(max(1, round(n * share))) for name, share in shares.items()}
     wanted = sum(kind.left for kind in kinds.values())
-    everything = {name: kinds.get(name, Kind(0)) for name in _SHARES}
-    stories = Stories(campaign, everything)
+    stories = Stories(campaign)
     plays: dict[str, Callable[[Stage], None]] = {
         "batch": stories.batch,
         "chat": stories.chat,
@@ -389,9 +407,7 @@ def kills(campaign: Campaign, only: str | None = None) -> None:
     for name, kind in kinds.items():
         began = time.monotonic()
         with ThreadPoolExecutor(campaign.workers) as pool:
-            for future in [
-                pool.submit(work, name, first) for first in range(campaign.workers)
-            ]:
+            for future in [pool.submit(work, name, first) for first in range(campaign.workers)]:
                 future.result()
         outcome = f"{kind.stories} jobs done in the end"
         seconds = time.monotonic() - began

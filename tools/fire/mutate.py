@@ -11,7 +11,21 @@ from typing import Any
 Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 
 _WIDTHS = (1, 2, 4, 8)
-_ODD_INTEGERS = (0, 1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
+_ODD_INTEGERS = (
+    0,
+    1,
+    2,
+    7,
+    255,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**62,
+    2**63,
+    2**64 - 1,
+)
 _ODD_BYTES = (
     *(b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xc0\x80", b"\xef\xbb\xbf"),
     *(b"\r", b"\n", b"\r\n", b"\x1b[31m", b"\xe2\x80\xa8", b"\xfe\xff", b'"', b"\\", b"{", b"]"),
@@ -35,7 +49,7 @@ def _place(chance: random.Random, data: bytes) -> int:
     return chance.randrange(len(data) + 1)
 
 
-def flip(chance: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+def flip(chance: random.Random, data: bytes, __: Sequence[bytes]) -> bytes:
     """Flip some bits."""
     found = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 8)) if found else 0):
@@ -173,7 +187,7 @@ def _reshape(chance: random.Random, value: Any) -> None:
         holder.extend([holder[key]] * chance.choice((1, 1, 20)))
 
 
-def json_values(chance: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+def json_values(chance: random.Random, data: bytes, __: Sequence[bytes]) -> bytes:
     """Change the structure of one of the lines of JSON."""
     lines = data.split(b"\n")
     at = chance.randrange(len(lines))

@@ -13,7 +13,6 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,13 +21,13 @@ import numpy as np
 
 from eva_local.alignment.mapping import Mapping, surface_refined
 from eva_local.api import Ensemble
-from eva_local.batch.forms import FORMS, Wishes, lines_of
+from eva_local.batch.forms import Wishes, lines_of
 from eva_local.batch.job import Errand, carry_out
 from eva_local.chat import log
 from eva_local.chat.log import Conversation, Event, Log
 from eva_local.config.config import load_config
 from eva_local.config.specs import LoadSettings, MemberSpec, ModelSpec, PathSource
-from eva_local.errors import EvaError, InputError
+from eva_local.errors import EvaError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
 from eva_local.models.header import read_header, refusal
@@ -250,7 +249,14 @@ def _damaged_array(chance: Random, array: Any) -> Any:
         text = mutate.damaged(chance, mutate.JSON, [array.tobytes()])
         return np.frombuffer(text, dtype=np.uint8)
     kind = chance.choice(("int8", "uint64", "float16", "float64", "complex64", "bool", "<U3"))
-    odd = (-1, 0, 1, 2**31 - 1, -(2**31), *((np.nan, np.inf, 1e30) if array.dtype.kind == "f" else ()))
+    odd = (
+        -1,
+        0,
+        1,
+        2**31 - 1,
+        -(2**31),
+        *((np.nan, np.inf, 1e30) if array.dtype.kind == "f" else ()),
+    )
     way = chance.randrange(6)
     if way == 0 and len(array):
         array = array.copy()
@@ -405,16 +411,26 @@ class Chats(Damaged):
         return True
 
 
+def _lines(*rows: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+_SCHEMA = {"type": "object", "properties": {"a": {"enum": [1]}}}
+_ASKED = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
+_PARTS = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 _ROWS = (
-    b'{"id": "a", "prompt": "the light", "max_tokens": 3}\n'
-    b'{"id": 2, "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]}\n'
-    b'{"prompt": "z", "temperature": 0.5, "seed": 1, "stop": ["e", "\\n"], "top_p": 0.9}\n'
-    b'{"id": "j", "prompt": "q", "json_schema": {"type": "object", "properties": {"a": {"enum": [1]}}}}\n'
-    b'{"id": "g", "prompt": "q", "grammar": "root ::= [a-c]+ | \\"x\\"", "logprobs": 2}\n'
-    b'{"id": "b", "prompt": "q", "logit_bias": {"e": 3}, "min_p": 0.1, "repeat_penalty": 1.1}\n',
-    b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": '
-    b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "max_tokens": 2}}\n'
-    b'{"custom_id": "2", "method": "POST", "url": "/v1/completions", "body": {"prompt": "the"}}\n',
+    _lines(
+        {"id": "a", "prompt": "the light", "max_tokens": 3},
+        {"id": 2, "messages": _ASKED},
+        {"prompt": "z", "temperature": 0.5, "seed": 1, "stop": ["e", "\n"], "top_p": 0.9},
+        {"id": "j", "prompt": "q", "json_schema": _SCHEMA},
+        {"id": "g", "prompt": "q", "grammar": 'root ::= [a-c]+ | "x"', "logprobs": 2},
+        {"id": "b", "prompt": "q", "logit_bias": {"e": 3}, "min_p": 0.1, "repeat_penalty": 1.1},
+    ),
+    _lines(
+        {"custom_id": "1", "url": CHAT, "body": {"messages": _PARTS, "max_tokens": 2}},
+        {"custom_id": "2", "method": "POST", "url": "/v1/completions", "body": {"prompt": "the"}},
+    ),
     b'id,prompt,max_tokens,temperature\na,"the, ""light""",2,0\nb,"two\nlines",,1\nc,x,3,\n',
     b"the light\nand er\n\n\xc3\xa9\xe4\xb8\xad\nlast",
 )
@@ -458,34 +474,47 @@ class Rows(Damaged):
         self._ensemble.close()
 
 
+_ANSWER = {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+_FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+_CALLED = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+    {"role": "tool", "tool_call_id": "c", "content": "4"},
+]
+_ALL = {"n": 2, "seed": 1, "temperature": 1, "stop": ["e"], "logit_bias": {"270": 2}}
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+_ECHO = {"echo": True, "logprobs": 1, "max_tokens": 0}
+_DRAWN = {"top_p": 0.9, "min_p": 0.1, "grammar": "root ::= [a-z]+"}
 _BODIES: Sequence[tuple[str, dict[str, Any]]] = (
-    (CHAT, {"messages": [{"role": "user", "content": "the light"}], "max_tokens": 3}),
-    (CHAT, {"model": "pair/two", "messages": [{"role": "user", "content": "x"}], "stream": True,
-            "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2}),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "n": 2,
-            "seed": 1, "temperature": 1, "stop": ["e"], "logit_bias": {"270": 2}, "weights": [1, 2],
-            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema":
-                {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}}}),
-    (CHAT, {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None,
-            "tool_calls": [{"id": "c", "type": "function",
-                            "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
-            {"role": "tool", "tool_call_id": "c", "content": "4"}],
-            "tools": [{"type": "function", "function": {"name": "f", "description": "d",
-                       "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}],
-            "tool_choice": "auto"}),
-    ("/v1/completions", {"prompt": ["the", [260, 270]], "echo": True, "logprobs": 1,
-                         "max_tokens": 2, "top_p": 0.9, "min_p": 0.1, "grammar": "root ::= [a-z]+"}),
-    ("/v1/completions", {"prompt": "the light", "echo": True, "max_tokens": 0, "logprobs": 1}),
-    ("/v1/responses", {"input": [{"role": "user", "content": "x"}], "instructions": "y",
-                       "max_output_tokens": 3, "stream": True}),
+    (CHAT, {"messages": _ASKED}),
+    (
+        CHAT,
+        {"model": "pair/two", "messages": _ASKED, "logprobs": True, "top_logprobs": 2} | _STREAM,
+    ),
+    (
+        CHAT,
+        {
+            "messages": _PARTS,
+            "weights": [1, 2],
+            "response_format": {"type": "json_schema", "json_schema": _ANSWER},
+        }
+        | _ALL,
+    ),
+    (CHAT, {"messages": _CALLED, "tools": [{"type": "function", "function": _FUNCTION}]}),
+    ("/v1/completions", {"prompt": ["the", [260, 270]], "echo": True, "logprobs": 1} | _DRAWN),
+    ("/v1/completions", {"prompt": "the light"} | _ECHO),
+    (
+        "/v1/responses",
+        {"input": _ASKED, "instructions": "y", "max_output_tokens": 3, "stream": True},
+    ),
     ("/tokenize", {"prompt": "the light é"}),
     ("/detokenize", {"tokens": [260, 270]}),
-    ("/api/chat", {"model": "pair", "messages": [{"role": "user", "content": "x"}],
-                   "options": {"num_predict": 2, "temperature": 0.5}, "stream": True}),
+    ("/api/chat", {"model": "pair", "messages": _ASKED, "options": {"num_predict": 2}}),
     ("/api/generate", {"model": "pair", "prompt": "x", "stream": False, "options": {"seed": 1}}),
     ("/api/show", {"model": "pair"}),
     ("/v1/embeddings", {"model": "pair", "input": "x"}),
-)  # fmt: skip
+)
 
 
 class Bodies(Damaged):
@@ -502,7 +531,9 @@ class Bodies(Damaged):
         sampling = {"max_tokens": _N_TOKENS}
         found = []
         for path, body in _BODIES:
-            whole = body if path.startswith(("/tok", "/detok", "/api", "/v1/resp")) else sampling | body
+            whole = (
+                body if path.startswith(("/tok", "/detok", "/api", "/v1/resp")) else sampling | body
+            )
             found.append(f"{path}\n{json.dumps(whole, ensure_ascii=False)}".encode())
         return found
 
