@@ -7,12 +7,14 @@ export CMAKE_ARGS
 RUN := .venv/bin/
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: help setup demo test wheels lint format types pins clean
+.PHONY: help setup demo test fire soak wheels lint format types pins clean
 
 help:
 	@echo 'make setup   make .venv, install pinned packages, build llama.cpp for this machine'
 	@echo 'make demo    set up, fetch two tiny models (600 MB), and ask them a question'
 	@echo 'make test    set up, fetch three tiny models (850 MB), and run all tests'
+	@echo 'make fire    kills, damaged files, full disks, jumping clocks: the whole campaign'
+	@echo 'make soak    an hour of load on a server (docs/reliability.md has both)'
 	@echo 'make wheels  build wheels of eva-local and llama-cpp-python for this machine, in dist/'
 	@echo 'make lint    check style and format            make format  put both right'
 	@echo 'make types   check types                       make clean   remove .venv and caches'
@@ -36,6 +38,12 @@ test: setup
 	@$(RUN)eva-local pull -e demo
 	@$(RUN)eva-local pull -e trio
 	@$(RUN)python -m pytest
+
+fire: setup
+	@$(RUN)python -m tools.fire
+
+soak: setup
+	@$(RUN)python -m tools.fire --part soak --seconds 3600
 
 wheels: setup
 	@$(RUN)python -m tools.build_llama --copy dist

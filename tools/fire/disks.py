@@ -440,8 +440,7 @@ def memory(campaign: Campaign) -> None:
                 cwd=ROOT,
             )
             ended[done.returncode] = ended.get(done.returncode, 0) + 1
-            if done.returncode:
-                check_refusal(done)
+            _check_starved(done, out)
         except (WrongError, subprocess.TimeoutExpired) as error:
             found += 1
             again = f"--part memory --seed {campaign.seed} --first {number} --n 1"
@@ -451,3 +450,18 @@ def memory(campaign: Campaign) -> None:
     codes = ", ".join(f"{count} ended with {code}" for code, count in sorted(ended.items()))
     seconds = time.monotonic() - began
     campaign.rows.append(Row("memory", "0 to 120 MiB to go", n, codes, found, seconds))
+
+
+def _check_starved(done: subprocess.CompletedProcess[str], out: Path) -> None:
+    """Check that a command, or each row of a batch that failed, says that memory has ended.
+
+    What a step raises is logged before it is told.
+    """
+    if done.returncode == 1 and out.exists():
+        rows = [json.loads(line) for line in out.read_bytes().splitlines()]
+        told = [row["error"]["message"] for row in rows if "error" in row]
+        check(told and all("enough memory" in each for each in told), f"rows say {told[:2]}")
+    elif done.returncode:
+        last = done.stderr.rstrip().rpartition("\n")[2]
+        check(done.returncode == 2, f"exit code {done.returncode}: {done.stderr[-600:]}")
+        check(last.startswith("eva-local: "), f"it says {done.stderr[-600:]}")
