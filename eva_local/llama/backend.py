@@ -21,8 +21,7 @@ from typing import Any
 log = logging.getLogger("eva_local")
 
 _under_way: "list[NativeCall]" = []
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # llama.cpp keeps only the pointer: the object must live as long as the process.
 _callbacks: list[Any] = []
@@ -90,10 +89,8 @@ def calling() -> Iterator[NativeCall]:
             if is_main and not inner:
                 call.hold_signals(held)
             _under_way.append(call)
-            try:
-                yield call
-            finally:
-                _under_way.remove(call)
+            held.callback(_under_way.remove, call)
+            yield call
     finally:
         call.finish()
 
