@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,20 +104,27 @@ def test_a_command_that_is_killed_comes_to_its_end(campaign) -> None:
     assert (row.n, row.findings) == (1, 0)
 
 
-def test_what_is_lost_or_said_twice_is_noticed(campaign, monkeypatch) -> None:
-    attempt = Stage.attempt
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        (["a", "b"], None),
+        (["a", "b", "a"], "a row is there twice"),
+        (["a"], r"wrong rows: \['b'\]"),
+        (["a", "x"], r"wrong rows: \['b'\]"),
+    ],
+)
+def test_what_is_lost_or_there_twice_is_noticed(campaign, monkeypatch, written, problem) -> None:
+    def attempt(_: Stage, *call: str) -> kills.Attempt:
+        lines = (json.dumps({"id": name, "text": f"of {name}"}) for name in written)
+        Path(call[2]).write_text("".join(f"{line}\n" for line in lines))
+        return kills.Attempt(False, 0, "", "")
 
-    def twice(self: Stage, *call: str, **options: str) -> kills.Attempt:
-        done = attempt(self, *call, **options)
-        out = Path(call[2])
-        out.write_bytes(out.read_bytes() + out.read_bytes().splitlines(keepends=True)[0])
-        return done
-
-    monkeypatch.setattr(Stage, "attempt", twice)
-    monkeypatch.setattr(kills, "_N_ROWS", 3)
     stories = kills.Stories(campaign)
+    stories._known["rows"] = {"a": "of a", "b": "of b"}, 1.0
+    monkeypatch.setattr(Stage, "attempt", attempt)
     stage = Stage(campaign, kills.Kind(0), campaign.scratch("one"), campaign.chance(), 0)
-    with pytest.raises(WrongError, match="a row is there twice"):
+    expected = pytest.raises(WrongError, match=problem) if problem else nullcontext()
+    with expected:
         stories.batch(stage)
 
 
@@ -138,7 +146,18 @@ def test_load(campaign) -> None:
 
 def test_the_table_and_the_figures_tell_of_all(tmp_path, capsys) -> None:
     out = tmp_path / "fire.json"
-    how = ["--part", "damage", "--what", "chat logs", "--n", "20", "--folder", str(tmp_path)]
+    how = [
+        "--part",
+        "damage",
+        "--what",
+        "chat logs",
+        "--n",
+        "20",
+        "--workers",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
     assert __main__.main([*how, "--json", str(out)]) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["n"], row["findings"]) == (20, 0)

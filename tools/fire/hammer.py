@@ -89,11 +89,8 @@ def hammer(campaign: Campaign, part: str, what: str, maker: Maker, n: int, unit:
     try:
         while workers:
             time.sleep(0.05)
-            for place, worker in enumerate(workers):
-                replaced = _watch(campaign, part, what, maker, worker, total)
-                if replaced is not worker:
-                    workers[place] = replaced  # type: ignore[call-overload]  # None goes below
-            workers = [each for each in workers if each is not None]
+            watched = [_watch(campaign, part, what, maker, worker, total) for worker in workers]
+            workers = [each for each in watched if each is not None]
             done = int(total[0]) + sum(int(each.shared[_DONE]) for each in workers)
             campaign.told(part, what, done * unit, n * unit)
     finally:
@@ -151,8 +148,8 @@ def _watch(
         worker.process.kill()
         problem = f"hangs: not done in {limit:.0f} s"
     worker.process.join()
-    for place, key in enumerate((_DONE, _REFUSED, _RIGHT)):
-        total[place] += shared[key]
+    for index, key in enumerate((_DONE, _REFUSED, _RIGHT)):
+        total[index] += shared[key]
     total[3] = max(total[3], shared[_PEAK])
     if not problem and worker.process.exitcode == 0:
         return None
@@ -194,8 +191,8 @@ def _work(
     subject = maker(folder, campaign.models)
     case = folder / "case"
     for sample in subject.samples:
-        told = f"{sample[:200]!r}, {getattr(subject, 'said', '')}"
-        check(subject.judge(sample), f"a sample without a fault is refused: {told}")
+        said = f"{sample[:200]!r}, {getattr(subject, 'said', '')}"
+        check(subject.judge(sample), f"a sample without a fault is refused: {said}")
     rest = _resident("VmRSS")
     limit = max(2 * rest, rest + _LEAST_BYTES)
     for number in numbers:

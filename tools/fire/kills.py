@@ -233,6 +233,7 @@ class Stories:
         shelf = state / "eva-local" / "chats"
         wanted, stage.kind.seconds = self._once("chat", self._turns)
         n_told = n_answered = 0
+        go_on: tuple[str, ...]
         while True:
             try:
                 saved = log.newest(shelf)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -73,7 +73,7 @@ _AWKWARD = (
 class Paper:
     """A model with a real vocabulary and tokeniser, and with random numbers for logits."""
 
-    chat_template = None
+    chat_template: str | None = None
     n_ctx, n_batch, n_branches, n_snapshots = 1 << 20, 512, BRANCHES, 0
     can_roll_back = True
 
@@ -99,6 +99,13 @@ class Paper:
             row += run.tokens
             found.append(self._random() if run.logits and self.is_asked else None)
         return found
+
+    def decode_every(self, run: Run) -> Iterator[Logits]:
+        """Yield random logits after each token; nobody here wants a prompt scored."""
+        for offset, token_id in enumerate(run.tokens):
+            (row,) = self.decode([Run(run.seq_id, run.start + offset, [token_id])])
+            if row is not None:
+                yield row[None]
 
     def _random(self) -> Logits:
         return self._numbers.normal(0, 4, len(self.vocabulary)).astype(np.float32)
@@ -276,9 +283,9 @@ def vocabularies(folder: Path) -> Sequence[Path]:
     if source.exists():
         with tarfile.open(source) as archive:
             for file in archive:
-                name = re.search(r"/vendor/llama.cpp/models/ggml-vocab-(.*)\.gguf$", file.name)
-                if name and name[1] in _FAMILIES:
-                    file.name = f"{name[1]}.gguf"
+                named = re.search(r"/vendor/llama.cpp/models/ggml-vocab-(.*)\.gguf$", file.name)
+                if named and named[1] in _FAMILIES:
+                    file.name = f"{named[1]}.gguf"
                     archive.extract(file, folder, filter="data")
     models = load_config(shipped("models.toml"), {}).models
     for name in _DEMO:

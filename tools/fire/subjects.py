@@ -207,7 +207,7 @@ class Mappings(Damaged):
         files = (self.models / "one.gguf", self.models / "two.gguf")
         one, two = (LlamaModel(path, small, vocabulary_only=True) for path in files)
         for pair in ((one, two), (two, one)):
-            surface_refined(*(each.tokenizer for each in pair)).save(self.path)
+            surface_refined(pair[0].tokenizer, pair[1].tokenizer).save(self.path)
             found.append(self.path.read_bytes())
         one.close()
         two.close()
@@ -245,6 +245,7 @@ class Mappings(Damaged):
 
 
 def _damaged_array(chance: Random, array: Any) -> Any:
+    array = np.atleast_1d(array)
     if array.dtype == np.uint8:
         text = mutate.damaged(chance, mutate.JSON, [array.tobytes()])
         return np.frombuffer(text, dtype=np.uint8)
@@ -353,7 +354,7 @@ class Traces(Damaged):
 
     def made(self) -> Sequence[bytes]:
         """Return traces of answers of the tiny ensemble."""
-        found = []
+        found: list[bytes] = []
         sampling = Sampling(max_tokens=_N_TOKENS, temperature=1.0, seed=1)
         with opened(self.models) as ensemble:
             spec = ensemble.spec
@@ -541,14 +542,9 @@ class Bodies(Damaged):
         """Return a path and a damaged body."""
         path, _, body = chance.choice(self.samples).partition(b"\n")
         bodies = [each.partition(b"\n")[2] for each in self.samples]
-        ways: Sequence[mutate.Mutation] = self.ways
-
-        def once(_: Random, data: bytes, __: Sequence[bytes]) -> bytes:
-            for _ in range(chance.choice((1, 1, 1, 2, 3))):
-                data = chance.choice(ways)(chance, data, bodies)
-            return data
-
-        return path + b"\n" + once(chance, body, bodies)
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            body = chance.choice(self.ways)(chance, body, bodies)
+        return path + b"\n" + body
 
     def judge(self, data: bytes) -> bool:
         """Post the body."""
