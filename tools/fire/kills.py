@@ -43,10 +43,10 @@ class Attempt:
 
 @dataclass
 class Kind:
-    """A command that is killed: how often yet, and how long it takes when it is not."""
+    """A command that is killed: how often yet."""
 
     left: int
-    seconds: float = 2.0
+    name: str = ""
     done: int = 0
     stories: int = 0
     findings: int = 0
@@ -63,13 +63,16 @@ class Stage:
     chance: Random
     number: int
     left: int = _MOST
+    #: How long the command takes that nobody kills, and how long it took this time.
+    seconds: float = 2.0
+    took: float | None = None
 
     def attempt(self, *call: str, given: str = "", **environment: str) -> Attempt:
         """Run a command and kill it at a random moment, unless it has come to its end by then."""
         with self.kind.lock:
             kills = self.left > 0 and self.kind.left > 0
             self.kind.left -= kills
-        patience = self.chance.uniform(0, self.kind.seconds) if kills else PATIENCE_S
+        patience = self.chance.uniform(0, self.seconds) if kills else PATIENCE_S
         path = self.folder / "stdin"
         path.write_text(given, encoding="utf-8")
         out, err = self.folder / "stdout", self.folder / "stderr"
@@ -82,7 +85,7 @@ class Stage:
                 stdout=stdout,
                 stderr=stderr,
             )
-            killed = False
+            killed, began = False, time.monotonic()
             try:
                 process.wait(patience)
             except subprocess.TimeoutExpired:
@@ -94,6 +97,9 @@ class Stage:
         with self.kind.lock:
             self.kind.done += killed and kills
             self.kind.left += kills and not killed
+        if self.left == _MOST and not killed:
+            # The machine may be busier, or less so, than it was.
+            self.took = time.monotonic() - began
         self.left -= killed
         said = [each.read_text(encoding="utf-8", errors="replace") for each in (out, err)]
         check(kills or not killed, f"{call} does not end: {said[1][-500:]}")
@@ -153,15 +159,25 @@ class Stories:
         self.jobs = _inputs(self.folder)
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Any, float]] = {}
+        self._playing: dict[tuple[int, str], str] = {}
 
-    def _once(self, name: str, find: Callable[[], Any]) -> tuple[Any, float]:
-        """Return what a command comes to that nobody kills, and how long it takes."""
+    def _once(self, stage: Stage, name: str, find: Callable[[], Any]) -> Any:
+        """Return what a command comes to that nobody kills; tell a stage how long it takes."""
         with self._lock:
             if name not in self._known:
                 began = time.monotonic()
                 found = find()
                 self._known[name] = found, time.monotonic() - began
-            return self._known[name]
+            found, stage.seconds = self._known[name]
+            self._playing[stage.number, stage.kind.name] = name
+            return found
+
+    def learn(self, stage: Stage) -> None:
+        """Note how long a command took that was not killed in a story."""
+        with self._lock:
+            name = self._playing.pop((stage.number, stage.kind.name), None)
+            if name is not None and stage.took is not None:
+                self._known[name] = self._known[name][0], stage.took
 
     def _run(self, *call: str, given: str = "", **environment: str) -> None:
         done = run((*EVA, *call), self.campaign.environment(**environment), given=given)
@@ -199,7 +215,7 @@ class Stories:
     def batch(self, stage: Stage) -> None:
         """Kill a batch job; in the end each row has the answer that it has without."""
         name = [*self.jobs][stage.number % len(self.jobs)]
-        wanted, stage.kind.seconds = self._once(name, lambda: self._answers(name))
+        wanted = self._once(stage, name, lambda: self._answers(name))
         source, *options = self.jobs[name]
         out = stage.folder / "out.jsonl"
         while True:
@@ -231,7 +247,7 @@ class Stories:
         """Kill a chat; what was answered stays, and is said once."""
         state = stage.folder / "state"
         shelf = state / "eva-local" / "chats"
-        wanted, stage.kind.seconds = self._once("chat", self._turns)
+        wanted = self._once(stage, "chat", self._turns)
         n_told = n_answered = 0
         go_on: tuple[str, ...]
         while True:
@@ -260,7 +276,7 @@ class Stories:
     def traced(self, stage: Stage) -> None:
         """Kill `run --trace`; what was written is a beginning of the whole, and holds the shown."""
         path = stage.folder / "trace.jsonl"
-        texts, stage.kind.seconds = self._once("trace", self._steps)
+        texts = self._once(stage, "trace", self._steps)
         while True:
             done = stage.attempt(*_asked(path))
             if not done.killed:
@@ -284,7 +300,7 @@ class Stories:
 
     def pull(self, stage: Stage) -> None:
         """Kill a pull; a file under its name is whole, and what was there is gone on with."""
-        data, stage.kind.seconds = self._once("pull", self._fetched)
+        data = self._once(stage, "pull", self._fetched)
         self._pulled(stage, data)
 
     def _pulled(self, stage: Stage, data: bytes) -> None:
@@ -376,7 +392,7 @@ def kills(campaign: Campaign, only: str | None = None) -> None:
     """Kill commands of all kinds, or of one, as often as asked for."""
     n = _N_KILLS if campaign.n is None else campaign.n
     shares = _SHARES if only is None else {only: 1.0}
-    kinds = {name: Kind(max(1, round(n * share))) for name, share in shares.items()}
+    kinds = {name: Kind(max(1, round(n * share)), name) for name, share in shares.items()}
     wanted = sum(kind.left for kind in kinds.values())
     stories = Stories(campaign)
     plays: dict[str, Callable[[Stage], None]] = {
@@ -396,6 +412,7 @@ def kills(campaign: Campaign, only: str | None = None) -> None:
             case = f"--part kills --seed {campaign.seed}, story {number}"
             campaign.found(Finding("kills", name, case, str(error), str(folder)))
             kind.findings += 1
+        stories.learn(stage)
         kind.stories += 1
 
     def work(name: str, first: int) -> None:
