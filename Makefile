@@ -7,7 +7,7 @@ export CMAKE_ARGS
 RUN := .venv/bin/
 QUESTION := What is the capital of France? Answer in one sentence.
 
-.PHONY: help setup demo test test-gpu wheels lint format types pins clean
+.PHONY: help setup demo test test-gpu fire soak wheels lint format types pins clean
 
 help:
 	@echo 'make setup   make .venv, install pinned packages, build llama.cpp for this machine'
@@ -15,6 +15,8 @@ help:
 	@echo 'make test    set up, fetch three tiny models (850 MB), and run all tests'
 	@echo 'make test-gpu BACKEND=cuda|vulkan|...   the tests of layers on a GPU; with vulkan also'
 	@echo '             without one, where its driver for the CPU is installed (docs/gpu.md)'
+	@echo 'make fire    kills, damaged files, full disks, jumping clocks: the whole campaign'
+	@echo 'make soak    an hour of load on a server (docs/reliability.md has both)'
 	@echo 'make wheels  build wheels of eva-local and llama-cpp-python for this machine, in dist/'
 	@echo 'make lint    check style and format            make format  put both right'
 	@echo 'make types   check types                       make clean   remove .venv and caches'
@@ -42,6 +44,12 @@ test: setup
 test-gpu: setup
 	@$(RUN)eva-local pull -e demo
 	@$(RUN)python -m pytest tests/gpu
+
+fire: setup
+	@$(RUN)python -m tools.fire
+
+soak: setup
+	@$(RUN)python -m tools.fire --part soak --seconds 3600
 
 wheels: setup
 	@$(RUN)python -m tools.build_llama --copy dist

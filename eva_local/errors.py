@@ -60,6 +60,8 @@ def passed_on(error: BaseException) -> EvaError:
     An exception carries the way it took, which is another in each of them.
     """
     fault = ModelError(f"a step failed, which is a fault of eva-local: {error!r}")
+    if isinstance(error, MemoryError) or "start new thread" in str(error):
+        fault = ModelError(f"a step failed, for there is not enough memory: {error!r}")
     told = copy.copy(error) if isinstance(error, EvaError) else fault
     told.__cause__ = error
     return told

@@ -23,13 +23,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 EVA = (sys.executable, "-m", "eva_local")
 PATIENCE_S = 300.0
+# Between the lines of who reads slowly.
+_SLOWNESS_S = 0.1
 THINGS = ("apples", "red pens", "old coins", "cats", "tickets", "loaves of bread")
 
 
@@ -49,6 +51,9 @@ class Load:
     port: int
     tokens: int
     leaving: float
+    #: How many of those who stay read slowly, and what their chances begin with.
+    slow: float = 0.0
+    seed: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -63,7 +68,7 @@ class Load:
             thread.join()
 
     def _client(self, number: int, end: float) -> None:
-        chance = random.Random(number)
+        chance = random.Random(f"{self.seed}/{number}")
         while time.monotonic() < end:
             leaves = chance.random() < self.leaving
             streams = leaves or chance.random() < 0.5
@@ -88,6 +93,11 @@ class Load:
                 return "told to come again"
             if response.status != 200:
                 raise ValueError(f"status {response.status}: {response.read()[:200]!r}")
+            if streams and not leaves and chance.random() < self.slow:
+                # Longer than the server writes, so that what it writes waits for who reads.
+                while response.readline():
+                    time.sleep(_SLOWNESS_S)
+                return "read slowly"
             if leaves:
                 for _ in range(chance.randrange(1, self.tokens)):
                     response.readline()
@@ -131,12 +141,21 @@ def metrics(port: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def server(options: argparse.Namespace) -> Iterator[int]:
-    """Run a server for the length of a `with` block, and return its port."""
+def server(
+    options: argparse.Namespace,
+    environment: Mapping[str, str] | None = None,
+    processes: list[subprocess.Popen[str]] | None = None,
+) -> Iterator[int]:
+    """Run a server for the length of a `with` block, and return its port.
+
+    In an `environment` of its own, if one is given; its process is put into `processes`.
+    """
     call = [*EVA, "serve", "-e", options.ensemble, "--port", "0", "--queue", str(options.queue)]
     call += ["--parallel", str(options.parallel), "--n-ctx", str(options.n_ctx)]
-    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
+        if processes is not None:
+            processes.append(process)
         try:
             port = re.search(r":(\d+), loading", process.stderr.readline())
             while not (line := process.stderr.readline()).startswith("ready: "):

@@ -5,6 +5,7 @@ And those that are made of bytes alone: no embeddings, seconds to build.
 
 import io
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ FORMAT = 1
 REMEDY = "remove it, and it is built again"
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OverflowError),
 )
 _ARRAYS = {"indptr": "int64", "indices": "int32", "weights": "float32", "first": "int32"}
 _HEADER = {"method": str, "member": str, "pivot": str, "n_symbols": int, "parameters": dict}

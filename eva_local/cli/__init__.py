@@ -75,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _complain(_refusal(error))
         return EvaError.exit_code
+    except MemoryError as error:
+        _complain(f"there is not enough memory: {str(error) or 'give it less, or more of it'}")
+        return EvaError.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return INTERRUPTED

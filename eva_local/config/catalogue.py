@@ -35,7 +35,7 @@ class _Model(Struct, kw_only=True):
     revision: Words = "main"
     wheel: Words = ""
     file: Words = ""
-    parts: specs.Count = 1
+    parts: Annotated[int, Meta(ge=1, le=999)] = 1
     sha256: Annotated[str, Meta(pattern=_SHA256, description="64 hexadecimal digits")] = ""
     size: specs.Count = 0
     licence: Words = ""

@@ -21,11 +21,11 @@ from typing import Any
 log = logging.getLogger("eva_local")
 
 _under_way: "list[NativeCall]" = []
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # llama.cpp keeps only the pointer: the object must live as long as the process.
 _callbacks: list[Any] = []
+_LastWords = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _ERROR = 4  # ggml's GGML_LOG_LEVEL_ERROR: not all errors have such a word
 # How long threads that wait for each other keep a core busy, in GNU's OpenMP (turns of a loop) and
 # LLVM's (ms). Without any such time small models take twice as long on an idle machine; with the
@@ -89,10 +89,8 @@ def calling() -> Iterator[NativeCall]:
             if is_main and not inner:
                 call.hold_signals(held)
             _under_way.append(call)
-            try:
-                yield call
-            finally:
-                _under_way.remove(call)
+            held.callback(_under_way.remove, call)
+            yield call
     finally:
         call.finish()
 
@@ -106,9 +104,10 @@ def library() -> ModuleType:
             os.environ.setdefault(key, value)
     import llama_cpp.llama_cpp as llama
 
-    callback = llama.llama_log_callback(_keep_line)
-    _callbacks.append(callback)
+    callback, end = llama.llama_log_callback(_keep_line), _LastWords(_give_up)
+    _callbacks.extend((callback, end))
     llama.llama_log_set(callback, None)
+    llama._lib.ggml_set_abort_callback(end)
     with calling():
         llama.llama_backend_init()
     return llama
@@ -157,3 +156,10 @@ def _keep_line(level: int, text: bytes, _data: object) -> None:
         log.debug("llama.cpp: %s", line)
     else:
         mine.attempt(log.debug, "llama.cpp: %s", line)
+
+
+def _give_up(message: bytes) -> None:
+    # After this ggml ends the process, with a debugger's view of it instead of an error.
+    told = message.decode("utf-8", "replace").rpartition("/")[2]
+    os.write(2, f"eva-local: llama.cpp gives up ({told}); is there enough memory?\n".encode())
+    os._exit(2)

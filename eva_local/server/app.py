@@ -1,5 +1,6 @@
 """The application: what answers at which path, what all paths have in common."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -186,7 +187,9 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
 
         try:
             await app(scope, receive, noted)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                error = guard.come_again("the server ends", "server_ends")
             if not isinstance(error, guard.RefusedError):
                 log.error("a request failed", exc_info=error)
             if started:

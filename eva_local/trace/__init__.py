@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs, to_builtins
 
 from eva_local.errors import InputError, refusing
-from eva_local.jsonl import Checked, JsonlFile, checked_lines
+from eva_local.jsonl import Checked, JsonlFile, checked_lines, json_line
 from eva_local.pages.frame import shipped, template
 from eva_local.reading import Number, shown
 from eva_local.types import Ballot, Candidate, FinishReason, Message, Step, Trace, Usage
@@ -132,6 +132,10 @@ def read_trace(path: Path) -> TraceFile:
     first, *others = parsed
     first.kind("trace", schema=SCHEMA)
     header = first.read(TraceFile)
+    try:
+        json_line(header.header())
+    except (ValueError, RecursionError) as error:
+        raise first.problem(f"holds what no trace says: {error}") from error
     _refuse_strangers(first, [header.pivot], header.members)
     steps: list[Step] = []
     end: _EndLine | None = None

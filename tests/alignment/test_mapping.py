@@ -1,4 +1,5 @@
 import io
+import math
 import zipfile
 
 import numpy as np
@@ -99,6 +100,7 @@ def damaged(mapping: Mapping, **changes) -> Mapping:
         (lambda m: {"indptr": np.zeros((2, 2), dtype=np.int64)}, "shape"),
         (lambda m: {"indices": m.indices.astype(np.int64)}, "int64"),
         (lambda m: {"n_symbols": -1}, "out of range"),
+        (lambda m: {"n_symbols": math.inf}, "cannot convert float infinity"),
         (lambda m: {"first": m.first[:5]}, "first"),
         (lambda m: {"first": m.first + np.int32(10**6)}, "out of range"),
         (lambda m: {"weights": np.array([None] * len(m.weights), dtype=object)}, "pickle"),

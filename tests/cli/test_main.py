@@ -1,9 +1,12 @@
-"""Ctrl-C before the command line is there."""
+"""Ctrl-C before the command line is there, and memory that ends."""
 
 import builtins
 import sys
 
+import pytest
+
 from eva_local import __main__ as entry
+from eva_local import cli
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys) -> None:
@@ -22,3 +25,15 @@ def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, caps
 def test_its_exit_code_is_that_of_the_command(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["eva-local", "--no-such-option"])
     assert entry.main() == 2
+
+
+@pytest.mark.parametrize(("given", "told"), [((), "give it less"), (("9 GiB",), "9 GiB")])
+def test_memory_that_ends_is_one_line(given, told, monkeypatch, capsys) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError(*given)
+
+    monkeypatch.setattr(cli.cli, "main", full)
+    assert cli.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"eva-local: there is not enough memory: {told}")
+    assert said.count("\n") == 1

@@ -183,7 +183,9 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ),
         ('[models.d]\npath = "a\\u0000b"', "models.d.path: must be a path, not 'a"),
         ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 2', "models.d.parts: needs {n} or {i}"),
-        ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 0', "models.d.parts: must be at least 1"),
+        ('[models.d]\nwheel = "w==1"\nfile = "x"\nparts = 0', "models.d.parts: must be from 1 to"),
+        # Each of them would be named.
+        ('[models.d]\nwheel = "w=={n}"\nfile = "x"\nparts = 2147483648', "models.d.parts: must be"),
         ('[models.d]\npath = "x"\nsha256 = "abc"', "models.d.sha256: must be 64 hexadecimal"),
         ('[models.d]\npath = "x"\nsize = -1', "models.d.size: must be at least 1, not -1"),
         ('[models.d]\npath = ""', "models.d.path: must be a text that is not empty, not ''"),

@@ -19,7 +19,7 @@ from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.request import Ticket
 from eva_local.engine.scheduler import Scheduler
-from eva_local.errors import EvaError, ModelError, RoomError
+from eva_local.errors import EvaError, InputError, ModelError, RoomError, passed_on
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Logits, Run, decode_all
 from eva_local.spaces.bytes.space import ByteSpace
@@ -301,3 +301,16 @@ def test_what_is_decoded_in_parts_has_the_logits_that_it_has_in_one(n_logits: in
     assert model.cache[0] == run.tokens
     assert (found is None) == (whole is None)
     assert whole is None or np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory"),
+        (KeyError("x"), "a fault of eva-local"),
+        (InputError("it is wrong"), "it is wrong"),
+    ],
+)
+def test_the_end_of_memory_is_no_fault_of_eva_local(error: Exception, told: str) -> None:
+    assert told in str(passed_on(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from eva_local.llama.model import Run
 from tools.tiny_gguf import write_tiny_gguf
 
 LINES = 3
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,14 @@ def test_a_request_to_end_is_not_lost_either(moments: Moments, tiny: Path) -> No
             moments.send(5, lambda: LlamaModel(tiny))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_where_llama_cpp_ends_the_process_a_line_says_so() -> None:
+    code = (
+        "from eva_local.llama.backend import library as l; l()._lib.ggml_abort(b'a/b.c', 7, b'no')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr == "eva-local: llama.cpp gives up (b.c:7: no); is there enough memory?\n"

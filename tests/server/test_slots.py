@@ -158,7 +158,10 @@ def test_the_server_ends_in_mid_answer(tmp_path) -> None:
     with serving(lambda: fake_ensemble(spec, 1, **endless)) as client:
         body = {"prompt": "the", "max_tokens": ENDLESS}
         connections = [client.open("/v1/completions", body | {"stream": s}) for s in (True, False)]
-        until(lambda: scheduler(client).n_running == 1)
+        until(lambda: scheduler(client).n_running == scheduler(client).n_waiting == 1)
+    # Whom nothing was told yet is told to come again.
+    whole = Reply(connections[1].getresponse())
+    assert (whole.status, whole.body["error"]["code"]) == (503, "server_ends")
     for connection in connections:
         connection.close()
 

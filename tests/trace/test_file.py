@@ -1,6 +1,7 @@
 """The trace file: what is written is read again, an interrupted one too, and nothing else."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,8 @@ def in_ballot(**values: object):
     [
         (1, changed(schema=2), "schema 2"),
         (1, changed(kind="log"), "kind 'log'"),
+        (1, changed(settings={"gate": math.nan}), "line 1 holds what no trace says: Out of range"),
+        (1, changed(settings={"gate": math.inf}), "line 1 holds what no trace says"),
         (1, changed(pivot="other"), "names 'other', which is no member"),
         (1, changed(members="trio"), "members must be a list of texts, not 'trio'"),
         (

@@ -1,0 +1,1 @@
+"""A campaign against the program: kills, damaged files, full disks, jumping clocks, load."""
