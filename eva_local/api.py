@@ -17,15 +17,7 @@ from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
 from eva_local.llama.model import Model
 from eva_local.reading import did_you_mean
-from eva_local.types import (
-    Completion,
-    Message,
-    Sampling,
-    Score,
-    Step,
-    disputed_words,
-    mean_disagreement,
-)
+from eva_local.types import Completion, Message, Sampling, Score, Step, dispute
 
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
@@ -379,6 +371,5 @@ def completion_of(steps: Sequence[Step]) -> Completion:
     assert last.usage is not None
     text = "".join(step.text for step in steps)
     thought = "".join(step.reasoning or "" for step in steps)
-    apart, words = mean_disagreement(steps), disputed_words(steps)
     calls = last.tool_calls
-    return Completion(text, last.finish_reason, last.usage, thought, apart, words, calls)
+    return Completion(text, last.finish_reason, last.usage, thought, *dispute(steps), calls)

@@ -265,7 +265,7 @@ class Step:
 class Completion:
     """A whole answer, and the thought that came before it.
 
-    `disagreement` is the mean over the steps of the answer, None where nobody else voted, and
+    `disagreement` is the mean over the steps of the answer, in bits, None where nowhere two voted;
     `disputed` are its most disputed words, each with the most that a step of it has.
     """
 
@@ -278,21 +278,15 @@ class Completion:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
-def mean_disagreement(steps: Sequence[Step]) -> float | None:
-    """Return the mean disagreement in an answer, in bits; None where nowhere two voted."""
-    bits = [each.disagreement for each in steps if each.reasoning is None]
-    known = [each for each in bits if each is not None]
-    return fmean(known) if known else None
-
-
-def disputed_words(steps: Sequence[Step]) -> tuple[tuple[str, float], ...]:
-    """Return the words of an answer on which votes were apart, the most disputed first, in bits."""
+def dispute(steps: Sequence[Step]) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+    """Return the `disagreement` and the `disputed` words of an answer, as in a `Completion`."""
     answer = [step for step in steps if step.reasoning is None]
+    known = [step.disagreement for step in answer if step.disagreement is not None]
     bits = [step.disagreement or 0.0 for step in answer for _ in step.piece]
     words = _WORD.finditer(b"".join(step.piece for step in answer))
     found = [(word[0].decode("utf-8", "replace"), max(bits[slice(*word.span())])) for word in words]
-    apart = [each for each in found if each[1] >= APART]
-    return tuple(sorted(apart, key=lambda each: -each[1])[:_MOST_DISPUTED])
+    apart = sorted((each for each in found if each[1] >= APART), key=lambda each: -each[1])
+    return (fmean(known) if known else None), tuple(apart[:_MOST_DISPUTED])
 
 
 @dataclass(frozen=True, slots=True)

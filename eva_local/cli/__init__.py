@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
 _MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
-_THINGS = chain.from_iterable(vars(module).values() for module in _MODULES)
+_THINGS = (thing for module in _MODULES for thing in vars(module).values())
 INTERRUPTED = 130
 
 
@@ -38,6 +37,12 @@ class _Commands(click.Group):
         except BrokenPipeError:
             give_up_output()
             return 0
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Some type them as words.
+        if args and args[0] in ("help", "version"):
+            args = [*args[1:], f"--{args[0]}"]
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         for name, others in OPTIONS["meant"].items():

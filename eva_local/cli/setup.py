@@ -1,10 +1,9 @@
-"""Commands that set eva-local up: add, completion; and help and version, for who types them."""
+"""Commands that set eva-local up: add and completion."""
 
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -14,7 +13,7 @@ from eva_local.cli.outputs import shown
 from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
 from eva_local.config.settings import REQUEST_KEYS, keys_of, user_path
-from eva_local.config.specs import NO_MEMBER, EnsembleSpec, FusionSettings, PathSource, part_names
+from eva_local.config.specs import NO_MEMBER, EnsembleSpec, PathSource, part_names
 from eva_local.errors import ConfigError, InputError, StoreError, refusing
 from eva_local.jsonl import replace_file
 from eva_local.models.header import read_header, refusal
@@ -66,10 +65,11 @@ class Additions:
             raise InputError(f"{option} {ensemble!r}: {problem}")
         # A model of ./models.toml is known in one folder only.
         text = self._path.read_text("utf-8-sig") if there else ""
+        own = tomllib.loads(text).get("models", {})
         self._known = {
             os.path.realpath(spec.source.path): name
             for name, spec in config.models.items()
-            if name in tomllib.loads(text).get("models", {}) and isinstance(spec.source, PathSource)
+            if name in own and isinstance(spec.source, PathSource)
         }
         self.tables: dict[tuple[str, str], dict[str, object]] = {}
 
@@ -90,17 +90,18 @@ class Additions:
                 raise InputError(f"{spec.name} has a {key}, which stands elsewhere: copy its table")
         members: list[dict[str, object]] = []
         for member in spec.members:
-            model = next(
-                (n for n, o in self.config.models.items() if o.source == member.source), ""
-            )
             if isinstance(member.source, PathSource):
                 model = self.model(member.source.path)
+            else:
+                known = self.config.models.items()
+                model = next(name for name, one in known if one.source == member.source)
             role = {key: getattr(member, key) for key in ("system", "prefix", *_TEMPLATES)}
             of_model = self.config.models.get(model)
             own = {k: one for k, one in role.items() if one and one != getattr(of_model, k, None)}
             members.append({"model": model, "name": member.name, **own})
         table: dict[str, object] = {"members": members, "pivot": spec.pivot}
-        for settings, default in ((spec.fusion, FusionSettings()), (spec.sampling, usual)):
+        for settings in (spec.fusion, spec.sampling):
+            default = type(settings)()
             given = {key: getattr(settings, key) for key in keys_of(type(settings))}
             table |= {key: one for key, one in given.items() if one != getattr(default, key)}
         return table
@@ -125,23 +126,6 @@ def completion(context: click.Context, shell: str | None) -> None:
     if kind is None:
         raise InputError(f"name the shell: {', '.join(_SHELLS)}")
     click.echo(kind(context.find_root().command, {}, "eva-local", "_EVA_LOCAL_COMPLETE").source())
-
-
-@click.command("help")
-@click.argument("command", required=False)
-@click.pass_context
-def help_(context: click.Context, command: str | None) -> Any:
-    """Show what COMMAND does; without one, all commands."""
-    arguments = [*filter(None, (command,)), "--help"]
-    return context.find_root().command.main(arguments, "eva-local", standalone_mode=False)
-
-
-@click.command()
-def version() -> None:
-    """Show the version."""
-    from importlib.metadata import version as installed
-
-    click.echo(f"eva-local {installed('eva-local')}")
 
 
 def append(path: Path, tables: Mapping[tuple[str, str], Mapping[str, object]]) -> None:

@@ -144,7 +144,11 @@ class CallStream:
 
     def push(self, text: str, reason: str | None) -> tuple[str, tuple[dict[str, Any], ...]]:
         """Return what of a text can be shown; of the last, which has a reason, the calls too."""
-        text, self._held = split(self._held + text, is_first=self._is_first)
+        text = self._held + text
+        # At the beginning, a call may stand there without marks.
+        is_bare = self._is_first and text.lstrip()[:1] == "{"
+        at = 0 if is_bare else _MAY_BE_CALLS.search(text).start()  # type: ignore[union-attr]  # the end always is
+        text, self._held = text[:at], text[at:]
         self._is_first &= not text
         if reason is None:
             return text, ()
@@ -153,17 +157,6 @@ class CallStream:
         # A call that is cut off is none, and no text either.
         is_call = calls or self._due or is_begun(self._held, is_cut=is_cut)
         return text if is_call else text + self._held, calls
-
-
-def split(text: str, *, is_first: bool) -> tuple[str, str]:
-    """Return what of a text can be shown, and the end of it that may be calls.
-
-    Where it `is_first`, calls may stand there without marks.
-    """
-    if is_first and text.lstrip()[:1] == "{":
-        return "", text
-    at = _MAY_BE_CALLS.search(text).start()  # type: ignore[union-attr]  # the end always is
-    return text[:at], text[at:]
 
 
 def calls_in(text: str, names: Sequence[str]) -> list[dict[str, Any]]:

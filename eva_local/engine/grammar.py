@@ -70,14 +70,13 @@ def calls_of(sampling: Sampling) -> Calls | None:
     for name, n in Counter(tool.function.name for tool in tools).items():
         if n > 1:
             raise InputError(f"tools: {name} is there {n} times: nobody could tell which is called")
+    functions = []
     for tool in tools:
-        if tool.function.parameters.get("type", "object") != "object":
+        schema = {"type": "object", **tool.function.parameters}
+        if schema["type"] != "object":
             raise InputError(f"tools: the parameters of {tool.function.name} must be an object")
-    functions = tuple(
-        (each.function.name, json.dumps({"type": "object", **each.function.parameters}))
-        for each in tools
-    )
-    return Calls(functions, due=choice != "auto", several=sampling.parallel_tool_calls)
+        functions.append((tool.function.name, json.dumps(schema)))
+    return Calls(tuple(functions), choice != "auto", several=sampling.parallel_tool_calls)
 
 
 class Grammar:

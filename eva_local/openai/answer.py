@@ -10,15 +10,7 @@ from typing import Any, ClassVar
 
 from eva_local.openai import shapes
 from eva_local.openai.request import CHAT
-from eva_local.types import (
-    Candidate,
-    ScoredSymbol,
-    Step,
-    Trace,
-    Usage,
-    disputed_words,
-    mean_disagreement,
-)
+from eva_local.types import Candidate, ScoredSymbol, Step, Trace, Usage, dispute
 
 # What the parts of a chat's stream are.
 _PART = "chat.completion.chunk"
@@ -73,9 +65,9 @@ class Answer:
             return []
         is_all = self._n_echoed is not None
         if step.piece or is_all:
-            token = Token(
-                step.piece, self._start, _log_of(step.probability), step.top, _dispute(step)
-            )
+            told = {key: getattr(step, key) for key in ("disagreement", "dissenters")}
+            logprob, apart = _log_of(step.probability), step.disagreement is not None
+            token = Token(step.piece, self._start, logprob, step.top, told if apart else {})
             self._waiting.append((self._at, token))
             self._at += len(step.piece)
             self._start += len(self._decoder.decode(step.piece))
@@ -98,9 +90,8 @@ class Answer:
     @property
     def dispute(self) -> Body:
         """How far the votes were apart, and on which words; nothing where nowhere two voted."""
-        if (mean := mean_disagreement(self.steps)) is None:
-            return {}
-        return {"disagreement": mean, "disputed": disputed_words(self.steps)}
+        mean, words = dispute(self.steps)
+        return {} if mean is None else {"disagreement": mean, "disputed": words}
 
     @property
     def calls(self) -> Sequence[Mapping[str, Any]]:
@@ -328,12 +319,6 @@ def _shown(piece: bytes) -> str:
 
 def _top(candidates: Sequence[Candidate]) -> list[list[object]]:
     return [[_shown(each.piece), _number(each.probability)] for each in candidates]
-
-
-def _dispute(step: Step) -> Body:
-    if step.disagreement is None:
-        return {}
-    return {"disagreement": step.disagreement, "dissenters": step.dissenters}
 
 
 def _number(value: float) -> float:

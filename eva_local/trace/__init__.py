@@ -166,16 +166,9 @@ def _step(line: _StepLine) -> Step:
     )
     trace = Trace(_candidates(line.top), ballots) if ballots else None
     piece, stayed = bytes.fromhex(line.hex), tuple(ballot.stayed for ballot in ballots)
-    return Step(
-        piece=piece,
-        text=line.text,
-        probability=line.probability,
-        stayed=stayed,
-        trace=trace,
-        reasoning=line.reasoning,
-        disagreement=line.disagreement,
-        dissenters=tuple(o.member for o in ballots if o.top and o.top[0].piece != piece),
-    )
+    others = tuple(one.member for one in ballots if one.top and one.top[0].piece != piece)
+    told = Step(piece, line.text, line.probability, stayed, trace=trace, dissenters=others)
+    return replace(told, reasoning=line.reasoning, disagreement=line.disagreement)
 
 
 def _refuse_strangers(line: Checked, names: Iterable[str], members: tuple[str, ...]) -> None:
