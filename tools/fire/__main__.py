@@ -1,6 +1,6 @@
 """Let the program go through fire.
 
-    .venv/bin/python -m tools.fire [--part kills] [--seed 0] [--n 1000] [--json OUT]
+    .venv/bin/python -m tools.fire [--part kills] [--seed 0] [--n 500] [--json OUT]
 
 Parts: kills, damage, law, disks, clocks, memory, term; `soak` by itself, for as long as `--seconds`
 say. Without a part, all but the soak. How far it is goes to stderr, with each finding at once; the
