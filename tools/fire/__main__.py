@@ -1,6 +1,6 @@
 """Let the program go through fire.
 
-    .venv/bin/python -m tools.fire [--part kills] [--seed 0] [--n 1000] [--json OUT]
+    .venv/bin/python -m tools.fire [--part kills] [--seed 0] [--n 500] [--json OUT]
 
 Parts: kills, damage, law, disks, clocks, memory, term; `soak` by itself, for as long as `--seconds`
 say. Without a part, all but the soak. How far it is goes to stderr, with each finding at once; the
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from eva_local.llama.backend import library
 from tools.fire.campaign import Campaign
 from tools.fire.disks import clocks, disks, memory
 from tools.fire.kills import kills
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     campaign = Campaign(folder.resolve(), ensemble=given.ensemble, **how)
     # Of all cores, the workers and what they start have one each.
     os.environ["EVA_LOCAL_THREADS"] = "1"
+    # What llama.cpp says while models are made is nothing to look at.
+    library()
     for name in given.part or [name for name in PARTS if name != "soak"]:
         if name == "damage":
             damage(campaign, given.what)

@@ -36,7 +36,7 @@ from tools.fire.campaign import (
 from tools.fire.kills import hub
 from tools.tiny_gguf import write_tiny_gguf
 
-_N = 6
+_N = 3
 _MIB = 1 << 20
 # What a disk of a trial holds.
 _DISK_BYTES = 2 * _MIB
@@ -414,7 +414,7 @@ def _told_time(trial: Trial) -> None:
 
 def memory(campaign: Campaign) -> None:
     """Run commands in processes that may take ever more memory: refused in one line, or done."""
-    n = 4 * _N if campaign.n is None else campaign.n
+    n = 8 * _N if campaign.n is None else campaign.n
     began, found, ended = time.monotonic(), 0, {0: 0, 2: 0}
     rows = campaign.scratch("memory") / "rows.jsonl"
     rows.write_text('{"prompt": "the light"}\n' * 20, encoding="utf-8")

@@ -23,7 +23,7 @@ from eva_local.trace import TraceFile, read_trace
 from tools.fire.campaign import EVA, PATIENCE_S, Campaign, Finding, Row, WrongError, check, run
 from tools.tiny_gguf import write_tiny_gguf
 
-_N_KILLS = 1000
+_N_KILLS = 500
 # Kills of one story, after which its command may come to its end.
 _MOST = 12
 _SHARES = {"batch": 0.7, "chat": 0.1, "run --trace": 0.1, "pull": 0.1}

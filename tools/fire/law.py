@@ -47,7 +47,7 @@ _DEMO = ("smollm2-135m", "gemma3-270m")
 # Texts of one case.
 TEXTS = 100
 BYTE_TEXTS = 2
-_N_TEXTS, _N_BYTE_TEXTS = 1_000_000, 20_000
+_N_TEXTS, _N_BYTE_TEXTS = 200_000, 4_000
 # What careless programs stumble over.
 _AWKWARD = (
     *(

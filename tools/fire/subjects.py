@@ -602,7 +602,7 @@ SUBJECTS: dict[str, tuple[Callable[[Path, Path], Damaged], int]] = {
     "GGUF files in llama.cpp": (Files, 1_000),
     "mapping files": (Mappings, 10_000),
     "models.toml": (Configs, 10_000),
-    "rows": (Rows, 10_000),
+    "rows": (Rows, 3_000),
     "trace files": (Traces, 10_000),
     "chat logs": (Chats, 10_000),
     "HTTP bodies": (Bodies, 10_000),
