@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,6 @@ from eva_local.types import Sampling, Tool
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-T = TypeVar("T")
 
 #: What stands before and behind a call of a function.
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -251,7 +249,7 @@ def _rules(calls: Calls, answer: str) -> str:
     return "\n".join(rules)
 
 
-def _with_room(make: Callable[[], T]) -> T:
+def _with_room(make: Callable[[], LLMatcher]) -> LLMatcher:
     """Return what `make` does, in a thread with a large stack."""
     with ThreadPoolExecutor(1) as thread:
         with _ONE_AT_A_TIME:
