@@ -105,11 +105,11 @@ def test_messages_may_be_mappings() -> None:
 @pytest.mark.parametrize(
     ("message", "told"),
     [
-        ({"role": "user", "content": "a", "name": "Bob"}, "unknown option 'messages[1].name'"),
-        ({"role": "user", "content": "a", "tool_calls": [1]}, "unknown option 'messages[1].tool_"),
+        ({"role": "user", "content": "a", "mood": "glad"}, "unknown option 'messages[1].mood'"),
+        ({"role": "user", "content": "a", "tool_calls": [1]}, "messages[1].tool_calls[0] is no"),
         ({"role": "user"}, "messages[1].content is missing"),
-        ({"role": "user", "content": 1}, "messages[1].content must be a text, not 1"),
-        ({"role": "robot", "content": "a"}, 'messages[1].role must be "assistant" or "system" or'),
+        ({"role": "user", "content": 1}, "messages[1].content must be a text or a list"),
+        ({"role": "robot", "content": "a"}, 'messages[1].role must be "assistant" or "dev'),
         ({}, "messages[1].role is missing"),
         ("light", "messages[1] is no JSON object"),
     ],
