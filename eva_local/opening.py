@@ -196,17 +196,16 @@ def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
             n_rows *= _states(read_header(locate(member)), member.load, BRANCHES)
         # One sequence may have to guard a window.
         most = max(1, min(most, (MOST_SEQUENCES - 1) // n_rows))
-    for _, free, members in rooms(spec):
-        needed = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
-        # Weights are there once for all members of a model.
-        left = free - sum({member.opened: size(member) or 0 for member in members}.values())
-        most = max(1, min(most, int(left * (1 - _LEFT_FREE) / max(needed, 1))))
+    for _, free, weights, caches in rooms(spec):
+        left = (free - sum(weights.values())) * (1 - _LEFT_FREE)
+        most = max(1, min(most, int(left / max(caches, 1))))
     return most
 
 
-def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, list[MemberSpec]]]:
-    """Yield each memory where members lie: its name, what is free there (if told), and them.
+def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, dict[MemberSpec, int], int]]:
+    """Yield each memory of which it is told what is free: its name, that, and what members need.
 
+    That are weights, by the first member of each model that lies there, and the caches of a text.
     GPUs that share out a member's layers count as one. Who lies half on a GPU is left out.
     """
     gpus, lying = free_on_gpus(), dict[int | None, list[MemberSpec]]()
@@ -217,8 +216,12 @@ def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, list[MemberSpec]]]:
     for home, members in lying.items():
         free = free_memory() if home is None else sum(gpus) if home < 0 else gpus[home]
         where = "" if home is None else " of all GPUs" if home < 0 else f" of GPU {home}"
+        firsts = {member.opened: member for member in members[::-1]}.values()
+        weights = {member: size(member) or 0 for member in firsts}
+        bytewise = spec.fusion.space == "bytes"
+        caches = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
         if free is not None:
-            yield f"memory{where}", free, members
+            yield f"memory{where}", free, weights, caches
 
 
 def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:

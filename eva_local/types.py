@@ -283,8 +283,10 @@ def dispute(steps: Sequence[Step]) -> tuple[float | None, tuple[tuple[str, float
     answer = [step for step in steps if step.reasoning is None]
     known = [step.disagreement for step in answer if step.disagreement is not None]
     bits = [step.disagreement or 0.0 for step in answer for _ in step.piece]
-    words = _WORD.finditer(b"".join(step.piece for step in answer))
-    found = [(word[0].decode("utf-8", "replace"), max(bits[slice(*word.span())])) for word in words]
+    # Nothing of a call is shown, nor of a stop string.
+    shown = "".join(step.text for step in answer).encode("utf-8", "replace")
+    places = [(word[0].decode("utf-8", "replace"), word.span()) for word in _WORD.finditer(shown)]
+    found = [(word, max(bits[slice(*place)], default=0.0)) for word, place in places]
     apart = sorted((each for each in found if each[1] >= APART), key=lambda each: -each[1])
     return (fmean(known) if known else None), tuple(apart[:_MOST_DISPUTED])
 

@@ -24,7 +24,6 @@ from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
 _MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
-_THINGS = (thing for module in _MODULES for thing in vars(module).values())
 INTERRUPTED = 130
 
 
@@ -53,7 +52,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=[thing for thing in _THINGS if isinstance(thing, click.Command)],
+    commands=[one for m in _MODULES for one in vars(m).values() if isinstance(one, click.Command)],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @declared("eva-local")

@@ -15,7 +15,7 @@ import click
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
 from eva_local.cli.options import Load, declared, setting_options
-from eva_local.cli.setup import Additions
+from eva_local.cli.setup import Additions, append
 from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
@@ -216,7 +216,9 @@ def check(
     spec = context.obj(overrides).ensemble()
     new = Additions(context, save, "--save")
     if save:
+        # What cannot be written is told before the test.
         new.ensemble(spec)
+        append(new.path, {})
     checking.refuse_too_large(spec)
     path = cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:

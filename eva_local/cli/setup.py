@@ -13,14 +13,13 @@ from eva_local.cli.outputs import shown
 from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
 from eva_local.config.settings import REQUEST_KEYS, keys_of, user_path
-from eva_local.config.specs import NO_MEMBER, EnsembleSpec, PathSource, part_names
+from eva_local.config.specs import NO_MEMBER, EnsembleSpec, MemberSpec, PathSource, part_names
 from eva_local.errors import ConfigError, InputError, StoreError, refusing
 from eva_local.jsonl import replace_file
 from eva_local.models.header import read_header, refusal
 from eva_local.types import Sampling
 
 _SHELLS = ("bash", "zsh", "fish")
-_TEMPLATES = ("chat_template", "chat_template_kwargs")
 
 
 @click.command()
@@ -56,15 +55,16 @@ class Additions:
     """
 
     def __init__(self, context: click.Context, ensemble: str | None, option: str) -> None:
-        self._context, self._path = context, written(context)
-        there = self._path.exists()
-        self.config = config = load_config(self._path if there else None)
+        self._context, self.path = context, written(context)
+        there = self.path.exists()
+        self.config = config = load_config(self.path if there else None)
         self._taken = [*NO_MEMBER, *config.models, *config.ensembles]
         if ensemble is not None and (ensemble in self._taken or not NAME.fullmatch(ensemble)):
             problem = "give a name that is not taken, of letters, digits, '.', '_' and '-'"
             raise InputError(f"{option} {ensemble!r}: {problem}")
+        self._taken.append(ensemble or "")
         # A model of ./models.toml is known in one folder only.
-        text = self._path.read_text("utf-8-sig") if there else ""
+        text = self.path.read_text("utf-8-sig") if there else ""
         own = tomllib.loads(text).get("models", {})
         self._known = {
             os.path.realpath(spec.source.path): name
@@ -77,6 +77,8 @@ class Additions:
         """Return the name of a model of the user's, which is entered where it has none."""
         real = os.path.realpath(file)
         if real not in self._known:
+            if problem := _problem(file):
+                raise InputError(f"{shown(file)}: {problem}")
             self._known[real] = name = free_name(name_of(file), self._taken)
             self._taken.append(name)
             self.tables["models", name] = {"path": str(file.absolute())}
@@ -84,34 +86,33 @@ class Additions:
 
     def ensemble(self, spec: EnsembleSpec) -> dict[str, object]:
         """Return the table of an ensemble; raise InputError for settings that it cannot hold."""
-        usual = Sampling()
         for key in REQUEST_KEYS:
-            if getattr(spec.sampling, key) != getattr(usual, key):
+            if getattr(spec.sampling, key) != getattr(Sampling(), key):
                 raise InputError(f"{spec.name} has a {key}, which stands elsewhere: copy its table")
-        members: list[dict[str, object]] = []
+        names = {one.source: name for name, one in self.config.models.items()}
+        members: list[str] = []
         for member in spec.members:
-            if isinstance(member.source, PathSource):
-                model = self.model(member.source.path)
-            else:
-                known = self.config.models.items()
-                model = next(name for name, one in known if one.source == member.source)
-            role = {key: getattr(member, key) for key in ("system", "prefix", *_TEMPLATES)}
-            of_model = self.config.models.get(model)
-            own = {k: one for k, one in role.items() if one and one != getattr(of_model, k, None)}
-            members.append({"model": model, "name": member.name, **own})
+            own = isinstance(source := member.source, PathSource) and self.model(source.path)
+            members.append(own or names[source])
+            plain = self.config.models.get(members[-1], MemberSpec("", member.source))
+            if member.role != MemberSpec.of(plain).role:
+                raise InputError(f"{member.name} has a role: copy the table of {spec.name}")
         table: dict[str, object] = {"members": members, "pivot": spec.pivot}
-        for settings in (spec.fusion, spec.sampling):
-            default = type(settings)()
-            given = {key: getattr(settings, key) for key in keys_of(type(settings))}
-            table |= {key: one for key, one in given.items() if one != getattr(default, key)}
+        loaded = ((spec.fusion, self.config.fusion), (spec.sampling, self.config.defaults))
+        for settings, others in loaded:
+            for key in keys_of(type(settings)):
+                one = getattr(settings, key)
+                # What the defaults of a file say is not always what the program's are.
+                if not one == getattr(type(settings)(), key) == getattr(others, key):
+                    table[key] = "random" if one is None else one
         return table
 
     def write(self, name: str) -> str:
         """Write them; return what to try with a name of theirs."""
         if self.tables:
-            append(self._path, self.tables)
-        named = f" --config {self._path}" if self._context.find_root().params["config_path"] else ""
-        return f"{self._path}; try: eva-local{named} run -e {name} 'Hello'"
+            append(self.path, self.tables)
+        named = f" --config {self.path}" if self._context.find_root().params["config_path"] else ""
+        return f"{self.path}; try: eva-local{named} run -e {name} 'Hello'"
 
 
 @click.command()

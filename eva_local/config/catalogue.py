@@ -193,11 +193,6 @@ def written_table(section: str, name: str, values: Mapping[str, object]) -> str:
     """Return the lines of a table of models.toml, as they are read here."""
 
     def quoted(value: object) -> str:
-        match value:
-            case dict():
-                return f"{{ {', '.join(f'{quoted(k)} = {quoted(v)}' for k, v in value.items())} }}"
-            case list() | tuple():
-                return f"[{', '.join(map(quoted, value))}]"
         # JSON writes what is beyond 16 bits as two escapes, which TOML has not.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

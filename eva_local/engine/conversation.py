@@ -20,8 +20,6 @@ from eva_local.llama.prompt import Prompt
 from eva_local.reading import ReadError, Words, lean, read
 from eva_local.types import Message, Sampling
 
-_BEGINNINGS = "|".join(BEGIN[:length] for length in range(len(BEGIN) - 1, 0, -1))
-_MAY_BE_CALLS = re.compile(rf"\s*(?:{BEGIN}[\s\S]*|{_BEGINNINGS})?\Z")
 _BETWEEN = re.compile(rf"\s*(?:{END}\s*)?(?:{BEGIN}\s*)?")
 _TOLD = (
     "You can call these functions, each with arguments as its schema says:\n\n{functions}\n\n"
@@ -137,25 +135,28 @@ class CallStream:
     """Takes the calls out of an answer as it is written; nothing of one is shown."""
 
     def __init__(self, calls: Calls) -> None:
-        self._names = [name for name, _ in calls.functions]
-        # Where a call is due, nothing else is said.
-        self._due = calls.due
+        self._calls = calls
         self._held, self._is_first = "", True
 
     def push(self, text: str, reason: str | None) -> tuple[str, tuple[dict[str, Any], ...]]:
         """Return what of a text can be shown; of the last, which has a reason, the calls too."""
         text = self._held + text
+        at = text.find(BEGIN)
+        if at < 0:
+            begun = (n for n in range(len(BEGIN) - 1, 0, -1) if text.endswith(BEGIN[:n]))
+            at = len(text) - next(begun, 0)
         # At the beginning, a call may stand there without marks.
         is_bare = self._is_first and text.lstrip()[:1] == "{"
-        at = 0 if is_bare else _MAY_BE_CALLS.search(text).start()  # type: ignore[union-attr]  # the end always is
+        at = 0 if is_bare else len(text[:at].rstrip())
         text, self._held = text[:at], text[at:]
         self._is_first &= not text
         if reason is None:
             return text, ()
         is_cut = reason != "stop"
-        calls = () if is_cut else tuple(calls_in(self._held, self._names))
-        # A call that is cut off is none, and no text either.
-        is_call = calls or self._due or is_begun(self._held, is_cut=is_cut)
+        names = [name for name, _ in self._calls.functions]
+        calls = () if is_cut else tuple(calls_in(self._held, names))
+        # One that is cut off is none, and no text either. One that is due is all that is said.
+        is_call = calls or self._calls.due or is_begun(self._held, is_cut=is_cut)
         return text if is_call else text + self._held, calls
 
 
@@ -185,7 +186,7 @@ def is_begun(text: str, *, is_cut: bool) -> bool:
     """Return whether an answer ends within a call, or maybe within the mark of one."""
     text = text.strip()
     if text.startswith(BEGIN):
-        return is_cut or END not in text
+        return is_cut or text.rfind(END) < text.rfind(BEGIN)
     return is_cut and len(text) > 1 and BEGIN.startswith(text)
 
 

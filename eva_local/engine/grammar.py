@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eva_local.engine.gbnf import OPTIONS, read_gbnf
-from eva_local.errors import InputError
+from eva_local.errors import InputError, passed_on
 from eva_local.fusion.votes import Marks
 from eva_local.reading import did_you_mean
 from eva_local.spaces.base import Space
@@ -254,8 +254,12 @@ def _with_room(make: Callable[[], LLMatcher]) -> LLMatcher:
     with ThreadPoolExecutor(1) as thread:
         with _ONE_AT_A_TIME:
             before = threading.stack_size(_STACK)
-            made = thread.submit(make)
-            threading.stack_size(before)
+            try:
+                made = thread.submit(make)
+            except RuntimeError as error:
+                raise passed_on(error) from error
+            finally:
+                threading.stack_size(before)
         return made.result()
 
 

@@ -154,8 +154,13 @@ class Driver:
         with self._lock:
             self._asked.add(self._scheduler.submit(ticket))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="eva-local", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="eva-local", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # The next request tries again.
+                    raise passed_on(error) from error
+                self._thread = thread
                 # A program that ends in mid-answer must not take the models from under a step.
                 atexit.register(self.close)
 
@@ -163,7 +168,7 @@ class Driver:
         while asked := self._awaited():
             try:
                 self._scheduler.step()
-            except Exception as error:
+            except BaseException as error:  # a thread of its own
                 # Nobody may wait for ever, whatever it was.
                 if not isinstance(error, EvaError):
                     log.exception("a step failed")

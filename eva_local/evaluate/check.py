@@ -97,7 +97,7 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | No
 
     Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
     """
-    free = sum(free for _, free, _ in rooms(spec)) or None
+    free = sum(free for _, free, *_ in rooms(spec)) or None
     with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
         facts = tuple(_facts(spec, models))
         evaluation = _tested(spec, models, results, report)
@@ -106,17 +106,14 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | No
 
 def refuse_too_large(spec: EnsembleSpec) -> None:
     """Raise ModelError, with what to change, where a memory has no room for its members."""
-    bytewise = spec.fusion.space == "bytes"
-    for memory, free, members in rooms(spec):
-        weights = {member.opened: size(member) or 0 for member in members}
-        caches = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
+    for memory, free, weights, caches in rooms(spec):
         needed = sum(weights.values()) + caches
         if needed > free:
-            largest = max(members, key=lambda member: weights[member.opened])
+            largest = max(weights, key=weights.__getitem__)
             raise ModelError(
                 f"{spec.name} needs {needed / 1e9:.1f} GB of {memory} and {free / 1e9:.1f} GB are "
                 f"free: lower --ctx-size (now {largest.load.n_ctx}, for which {caches / 1e9:.1f} "
-                f"GB are), leave {largest.name} out ({weights[largest.opened] / 1e9:.1f} GB), or "
+                f"GB are), leave {largest.name} out ({weights[largest] / 1e9:.1f} GB), or "
                 "take smaller quantisations"
             )
 

@@ -8,18 +8,13 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.contest import Contest, each_alone
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Task
-from eva_local.evaluate.summary import (
-    FAR_APART,
-    Estimate,
-    Standing,
-    TaskSummary,
-    mean_of,
-    summarize,
-)
+from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, mean_of, summarize
 from eva_local.evaluate.tune import block, halves, tune
 from eva_local.pages.frame import Line, member_class, report
 
 _INTERVAL = "95% interval"
+# Members further apart than this hurt an ensemble in which they have equal votes (UniTE).
+_FAR_APART = 10.0
 # Where some member is right so much more often than the best, better weights may find it.
 _WORTH_TUNING = 10.0
 # Who takes up to this share of a time takes no longer: times differ by so much from run to run.
@@ -200,11 +195,11 @@ def verdict(summary: TaskSummary) -> list[str]:
 
 def warning(summary: TaskSummary) -> str:
     """Say so where members are too far apart for equal votes; empty where they are not."""
-    if summary.gap <= FAR_APART:
+    if summary.gap <= _FAR_APART:
         return ""
     worst = min(summary.members, key=lambda one: one.ahead.value if one.ahead else 0.0)
     return (
-        f"the members differ by {_amount(summary.gap, summary)}, more than {FAR_APART:g}: an "
+        f"the members differ by {_amount(summary.gap, summary)}, more than {_FAR_APART:g}: an "
         f"equal vote for {worst.name} may cost more than it brings"
     )
 

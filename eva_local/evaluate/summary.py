@@ -12,8 +12,6 @@ from eva_local.evaluate.contest import Entry
 from eva_local.evaluate.rows import Metric, Result, Task, TaskRow, votes_filtered
 
 _BITS_PER_NAT = 1.4426950408889634
-# Members further apart than this hurt an ensemble in which they have equal votes (UniTE).
-FAR_APART = 10.0
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 # The middle 95% of a normal distribution ends at so many deviations.

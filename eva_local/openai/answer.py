@@ -65,9 +65,9 @@ class Answer:
             return []
         is_all = self._n_echoed is not None
         if step.piece or is_all:
-            told = {key: getattr(step, key) for key in ("disagreement", "dissenters")}
-            logprob, apart = _log_of(step.probability), step.disagreement is not None
-            token = Token(step.piece, self._start, logprob, step.top, told if apart else {})
+            told: Body = {"disagreement": step.disagreement, "dissenters": step.dissenters}
+            logprob = _log_of(step.probability)
+            token = Token(step.piece, self._start, logprob, step.top, told)
             self._waiting.append((self._at, token))
             self._at += len(step.piece)
             self._start += len(self._decoder.decode(step.piece))
@@ -214,8 +214,7 @@ class Letterhead:
         logprobs: Body | None = None
         if self.endpoint != CHAT:
             told["text"] = said.text
-            if tokens is not None:
-                logprobs = _text_logprobs(tokens, disputed=self.asked.disagreement)
+            logprobs = None if tokens is None else _text_logprobs(tokens)
         else:
             if tokens is not None:
                 disputed = self.asked.disagreement
@@ -287,10 +286,8 @@ def trace_of(step: Step) -> Body:
     }
 
 
-def _text_logprobs(tokens: Sequence[Token], *, disputed: bool) -> Body:
-    apart = [token.dispute.get("disagreement") for token in tokens]
+def _text_logprobs(tokens: Sequence[Token]) -> Body:
     return {
-        **({"disagreement": apart} if disputed else {}),
         "tokens": [_shown(token.piece) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, structs, to_builtins
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import Checked, JsonlFile, checked_lines, json_line
 from eva_local.pages.frame import shipped, template
-from eva_local.reading import Number, shown
+from eva_local.reading import Amount, Number, shown
 from eva_local.types import Ballot, Candidate, FinishReason, Message, Step, Trace, Usage
 
 SCHEMA = 1
@@ -75,7 +75,7 @@ class _StepLine(Struct, tag_field="kind", tag="step"):
     top: list[_CandidateLine]
     ballots: list[_BallotLine]
     reasoning: str | None = None
-    disagreement: Number | None = None
+    disagreement: Amount | None = None
 
 
 class _EndLine(Struct, tag_field="kind", tag="end"):

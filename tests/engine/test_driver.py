@@ -332,3 +332,24 @@ def test_a_program_that_forgets_to_close_ends() -> None:
     )
     assert done.stdout == "one step\n"
     assert "Fatal" not in done.stderr
+
+
+def test_a_thread_that_cannot_start_is_told_and_tried_again(monkeypatch) -> None:
+    start, refused = threading.Thread.start, []
+
+    def no_more(thread: threading.Thread) -> None:
+        if thread.name == "eva-local" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+
+    async def ask(ensemble) -> str:
+        with pytest.raises(ModelError, match="not enough memory"):
+            await ensemble.acomplete("the", max_tokens=2)
+        return (await asyncio.wait_for(ensemble.acomplete("the", max_tokens=2), 60)).text
+
+    with open_shared() as ensemble:
+        assert asyncio.run(ask(ensemble)) == ensemble.complete("the", max_tokens=2).text
+    assert refused

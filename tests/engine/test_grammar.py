@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +24,7 @@ from eva_local.alignment.mapping import surface, surface_refined
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
 from eva_local.engine.grammar import Grammar, Grammars, check
-from eva_local.errors import EvaError, InputError
+from eva_local.errors import EvaError, InputError, ModelError
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling, Step
@@ -743,3 +744,16 @@ def test_schemas_of_arguments_are_looked_at(schema: dict[str, Any]) -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
     with pytest.raises(InputError, match="tools: "):
         GRAMMARS.open(Sampling(tools=[tool]))
+
+
+def test_a_thread_that_cannot_start_is_told_and_leaves_no_large_stacks(monkeypatch) -> None:
+    sizes = []
+    monkeypatch.setattr(threading, "stack_size", lambda size: sizes.append(size) or 0)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ModelError, match="not enough memory"):
+        check(Sampling(grammar='root ::= "never asked before"'))
+    assert sizes[-1] == 0

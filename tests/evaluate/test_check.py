@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,47 +174,68 @@ def test_ties_go_to_the_cheapest(skills, seconds, expected: str) -> None:
 def test_what_is_found_is_written_for_later(check, models: Path) -> None:
     config = models / "models.toml"
     before = config.read_text()
-    with config.open("a") as file:
-        file.write(
-            '\n[ensembles.roles]\nspace = "bytes"\nweights = [2, 1]\nthinking = "off"\n'
-            'members = ["two", { model = "one", name = "brief", system = "Be \\"brief\\"\\n" }]\n'
-        )
-    code, shown, _ = check("-e", "roles", "--save", "found")
+    # What the file's own defaults say is not what was asked for.
+    config.write_text(before.replace("[defaults]\n", '[defaults]\nspace = "bytes"\nseed = 3\n'))
+    asked = ("--weights", "2,1", "--mapping", "surface", "--combine", "geometric")
+    code, shown, _ = check("-e", "pair", *asked, "--save", "found")
     assert code == 0
-    assert "found 'Hello'" in shown.splitlines()[-1]
-    saved, given = (load_config(config).ensemble(name) for name in ("found", "roles"))
-    if len(saved.members) > 1:
+    assert shown.splitlines()[-1].endswith("run -e found 'Hello'")
+    (space,) = re.findall(r"VERDICT: Use pair in the space (\w+)", shown) or [None]
+    (alone,) = re.findall(r"VERDICT: Use (\w+) alone", shown) or [None]
+    config.write_text(config.read_text().replace('space = "bytes"\nseed = 3\n', ""))
+    saved, given = (load_config(config).ensemble(name) for name in ("found", "pair"))
+    if alone:
+        assert [member.name for member in saved.members] == [alone]
+    else:
+        fusion = replace(given.fusion, weights=(2.0, 1.0), combine="geometric", mapping="surface")
+        assert saved.fusion == replace(fusion, space=space)
         assert saved.members == given.members
-        assert (saved.fusion.weights, saved.sampling) == ((2.0, 1.0), given.sampling)
-    assert (
-        f"in the space {saved.fusion.space}" in shown or f"{saved.members[0].name} alone" in shown
-    )
     # A name that is taken is refused before anything is opened, and so is what a table cannot hold.
-    code, _, error = check("-e", "roles", "--save", "found")
-    assert (code, error.count("\n")) == (2, 1)
-    assert "--save 'found': give a name that is not taken" in error
+    for name in ("found", "one", "a b"):
+        code, _, error = check("-e", "pair", "--save", name)
+        assert (code, error.count("\n")) == (2, 1)
+        assert f"--save {name!r}: give a name that is not taken" in error
     config.write_text(before.replace("[ensembles.pair]\n", '[ensembles.pair]\nstop = ["."]\n'))
     code, _, error = check("-e", "pair", "--save", "other")
     assert (code, "pair has a stop, which stands elsewhere" in error) == (2, True)
+    config.write_text(before.replace('"one", "two"', '"one", { model = "two", system = "Hi" }'))
+    code, _, error = check("-e", "pair", "--save", "other")
+    assert (code, "two has a role: copy the table of pair" in error) == (2, True)
+    config.write_text(before)
 
 
-def test_files_and_roles_are_written_as_they_are(models: Path, tmp_path: Path, monkeypatch) -> None:
+def test_files_and_settings_are_written_as_they_are(
+    models: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("EVA_LOCAL_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
-    given = load_config().together([str(models / "one.gguf"), str(models / "two.gguf")])
-    brief = replace(
-        given.members[1], name="brief", system='"brief"\n', prefix="é\\", chat_template="{x}"
-    )
-    fusion = replace(given.fusion, space="bytes", weights=(2.0, 1.0))
-    given = replace(given, members=(given.members[0], brief), fusion=fusion, pivot="brief")
+    files = [str(models / "one.gguf"), str(models / "two.gguf")]
+    given = load_config().together([*files, files[0]])
+    fusion = replace(given.fusion, space="bytes", weights=(2.0, 1.0, 3.0))
+    given = replace(given, fusion=fusion, pivot="one-2")
     with click.Context(click.Command("eva-local")) as context:
         context.params["config_path"] = None
-        new = Additions(context, "mine", "--save")
-        new.tables["ensembles", "mine"] = new.ensemble(given)
-        assert "run -e mine" in new.write("mine")
-    saved = load_config().ensemble("mine")
-    assert [(one.name, one.source, one.role) for one in saved.members] == [
-        (one.name, one.source, one.role) for one in given.members
-    ]
-    assert (saved.fusion, saved.sampling, saved.pivot) == (fusion, given.sampling, "brief")
+        # A file does not take the name of the ensemble.
+        new = Additions(context, "two", "--save")
+        new.tables["ensembles", "two"] = new.ensemble(given)
+        assert "run -e two" in new.write("two")
+    saved = load_config().ensemble("two")
+    assert [one.source for one in saved.members] == [one.source for one in given.members]
+    assert (saved.fusion, saved.sampling, saved.pivot) == (fusion, given.sampling, "one-2")
+
+
+def test_a_file_that_cannot_be_written_down_is_told_before_the_test(
+    check, models: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd\udcff.gguf"
+    odd.write_bytes((models / "one.gguf").read_bytes())
+    code, _, error = check("-m", str(odd), "-m", "two", "--save", "x")
+    assert (code, "no UTF-8 text, which models.toml needs" in error) == (2, True)
+    (models / "models.toml").chmod(0o444)
+    try:
+        if os.geteuid():
+            code, _, error = check("-e", "pair", "--save", "x")
+            assert (code, "cannot be written" in error) == (2, True)
+    finally:
+        (models / "models.toml").chmod(0o644)

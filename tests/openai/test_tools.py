@@ -172,6 +172,7 @@ def test_arguments_may_hold_the_marks_of_calls() -> None:
         ('<tool_call>\n{"name": "add", "', "stop", False),
         (f"<tool_call>\n{CALLED}\n</tool_call>\n<tool_call>", "length", False),
         ("<tool_call", "length", False),
+        (f"<tool_call>\n{CALLED}\n</tool_call>\n<tool_call>\n{{", "stop", False),
     ],
 )
 def test_nothing_of_a_call_that_is_cut_off_is_shown(text, reason, due) -> None:
@@ -223,3 +224,10 @@ def test_what_is_no_call_is_streamed_as_text(texts, reason) -> None:
     assert "".join(part["delta"].get("content", "") for part in parts) == "".join(texts)
     assert parts[-1]["finish_reason"] == reason
     assert answer.calls == ()
+
+
+def test_what_may_become_a_call_is_looked_at_once() -> None:
+    stream = CallStream(Calls((("add", "{}"),)))
+    shown = [stream.push(text, None)[0] for text in ("a", " " * 100_000, "\n", "b", " <tool", "s ")]
+    assert "".join(shown) == f"a{' ' * 100_000}\nb <tools"
+    assert stream.push("c", "stop") == (" c", ())
