@@ -120,6 +120,7 @@ def _ended(steps: list[Step], members: Sequence[str]) -> list[Step]:
     for number, step in enumerate(steps, 1):
         last = number == len(steps)
         text = stream.push(step.piece) + (stream.finish() if last else "")
+        others = dissenters(step.piece, step.trace.ballots if step.trace else ())
         written.append(
             Step(
                 piece=step.piece,
@@ -129,8 +130,8 @@ def _ended(steps: list[Step], members: Sequence[str]) -> list[Step]:
                 finish_reason="stop" if last else None,
                 usage=usage if last else None,
                 trace=step.trace,
-                disagreement=0.25,
-                dissenters=dissenters(step.piece, step.trace.ballots if step.trace else ()),
+                disagreement=0.5 if others else 0.1,
+                dissenters=others,
             )
         )
     return written
