@@ -15,13 +15,12 @@ from pathlib import Path
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
 from eva_local.config.config import load_config
-from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
+from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.engine.engine import Engine
 from eva_local.errors import InputError, ModelError
 from eva_local.llama.backend import can_offload, free_on_gpus
-from eva_local.llama.llama_model import MOST_SEQUENCES, SPARE_CELLS, LlamaModel
+from eva_local.llama.llama_model import MOST_SEQUENCES, LlamaModel
 from eva_local.llama.model import ALL, Model
-from eva_local.models.header import Header, read_header
 from eva_local.models.store import locate, marks, size
 from eva_local.reading import shown
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
@@ -34,10 +33,6 @@ log = logging.getLogger("eva_local")
 MOST = 16
 # Memory that stays free for everything else, as a share of what is free now.
 _LEFT_FREE = 0.25
-# The cache's types: bytes for each number.
-_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-# Of how many cells llama.cpp's caches are a multiple, and for how many tokens it makes room.
-_CELLS, _DECODED_AT_ONCE = 256, 512
 
 
 def load(
@@ -189,11 +184,8 @@ def _space(
 
 def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     """Return how many texts, at most `most`, fit into memory beside the weights."""
-    bytewise = spec.fusion.space == "bytes"
     for member in spec.members:
-        n_rows = sum(map(member.is_of, spec.members))
-        if bytewise:
-            n_rows *= _states(read_header(locate(member)), member.load, BRANCHES)
+        n_rows = sum(map(member.is_of, spec.members)) * planned(spec, member).n_branches
         # One sequence may have to guard a window.
         most = max(1, min(most, (MOST_SEQUENCES - 1) // n_rows))
     for _, free, weights, caches in rooms(spec):
@@ -218,8 +210,7 @@ def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, dict[MemberSpec, int],
         where = "" if home is None else " of all GPUs" if home < 0 else f" of GPU {home}"
         firsts = {member.opened: member for member in members[::-1]}.values()
         weights = {member: size(member) or 0 for member in firsts}
-        bytewise = spec.fusion.space == "bytes"
-        caches = sum(bytes_of_text(member, bytewise=bytewise) for member in members)
+        caches = sum(planned(spec, member).text_bytes for member in members)
         if free is not None:
             yield f"memory{where}", free, weights, caches
 
@@ -241,20 +232,7 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     return min(limits, default=None)
 
 
-def bytes_of_text(member: MemberSpec, *, bytewise: bool) -> int:
-    """Return how much memory a member's caches need for one text, weights aside."""
-    header, settings = read_header(locate(member)), member.load
-    n_ctx = settings.context(header.n_ctx_train)
-    short = header.window + min(settings.n_batch, _DECODED_AT_ONCE)
-    short, cells = (-(-each // _CELLS) * _CELLS for each in (short, n_ctx))
-    # In bytes texts share a cache, which is rounded up once.
-    n_rows, cells = (BRANCHES, n_ctx + SPARE_CELLS) if bytewise else (1, cells)
-    short = cells if settings.swa_full or bytewise else min(cells, short)
-    numbers = ((header.n_cached or 0) - header.n_windowed) * cells + header.n_windowed * short
-    states = _states(header, settings, n_rows) * header.state_bytes
-    return int(numbers * _BYTES[settings.kv_type]) + states
-
-
-def _states(header: Header, settings: LoadSettings, n_rows: int) -> int:
-    """Return how many states a text of `n_rows` has: with its snapshots, where it needs any."""
-    return n_rows + (settings.snapshots if header.state_bytes else 0)
+def planned(spec: EnsembleSpec, member: MemberSpec) -> LlamaModel:
+    """Return the model of a member as one text needs it, without its weights and closed."""
+    branches = BRANCHES if spec.fusion.space == "bytes" else 1
+    return LlamaModel.planned(locate(member), member.load, n_branches=branches)

@@ -31,23 +31,6 @@ def write_gguf(path: Path) -> Path:
     return path
 
 
-def write_header(path: Path, architecture: str, values: dict[str, object]) -> Path:
-    """Write a GGUF file that says how large a model is, and holds next to no weights."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(1024)
-    for key, value in values.items():
-        if isinstance(value, list):
-            writer.add_array(f"{architecture}.{key}", value)
-        else:
-            writer.add_uint32(f"{architecture}.{key}", value)
-    writer.add_tensor("one", np.zeros(1, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def write_vocabulary(
     path: Path, special: dict[str, gguf.TokenType], model: str = "gpt2", **named: object
 ) -> Path:
@@ -85,13 +68,6 @@ def write_other(path: Path, architecture: str, values: dict[str, object], tensor
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-PLAIN = {"block_count": 4, "embedding_length": 96, "attention.head_count": 6}
-HEADS = {**PLAIN, "attention.key_length": 16, "attention.value_length": 16}
-STATE = {"ssm.conv_kernel": 4, "ssm.inner_size": 128, "ssm.state_size": 16, "ssm.group_count": 1}
-ONE_STATE = 4 * (3 * (128 + 2 * 16) + 16 * 128)
-WINDOW = {**HEADS, "attention.head_count_kv": 2, "attention.sliding_window": 8}
 
 
 def rewritten(

@@ -19,7 +19,7 @@ from eva_local.evaluate.summary import Estimate, TaskSummary, lead
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
-from eva_local.opening import bytes_of_text, open_models, rooms
+from eva_local.opening import open_models, planned, rooms
 
 # Rows go so many side by side.
 _PARALLEL = 4
@@ -134,7 +134,7 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
             has_chat_template=bool(member.chat_template) or header.has_chat_template,
             takes_back=model.can_roll_back,
             weights=0 if member.opened in seen else size(member) or 0,
-            cache=bytes_of_text(member, bytewise=spec.fusion.space == "bytes"),
+            cache=planned(spec, member).text_bytes,
         )
         seen.add(member.opened)
 

@@ -1,5 +1,6 @@
 """One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,8 +32,15 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
     With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one text
     after the other, which share one cache; and some more for its snapshots, where it needs them.
     With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is told the
-    share of the weights that is loaded. Raises ModelError where llama.cpp cannot open `path`.
+    share of the weights that is loaded. `text_bytes` is what a text takes in the caches, with its
+    snapshots. Raises ModelError where llama.cpp cannot open `path`.
     """
+
+    @classmethod
+    def planned(cls, path: Path, settings: LoadSettings, *, n_branches: int) -> "LlamaModel":
+        """Return the model as it would be for one text, closed: no memory is taken for it."""
+        with cls(path, settings, n_branches=n_branches, unfilled=True) as model:
+            return model
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         n_branches: int = 1,
         vocabulary_only: bool = False,
         progress: Callable[[float], None] | None = None,
+        unfilled: bool = False,
     ) -> None:
         settings = settings or LoadSettings()
         self._llama = library()
@@ -52,18 +61,19 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self.n_batch = settings.n_batch
         self.n_sequences = n_sequences
         self.n_branches = n_branches
-        self.n_ctx = 0
+        self.n_ctx = self.text_bytes = 0
         self.n_snapshots = 0
         self.can_roll_back = True
         self._file = ModelFile(path)
         try:
             told = progress or (lambda _share: None)
-            self._file.load(settings, told, vocabulary_only=vocabulary_only)
-            self.vocabulary = read_vocabulary(self._llama, self._file)
-            self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
-            self.chat_template = next(filter(None, map(self._file.metadata, TEMPLATES)), None)
+            self._file.load(settings, told, vocabulary_only=vocabulary_only, unfilled=unfilled)
             if not vocabulary_only:
                 self._start(settings)
+            if not unfilled:
+                self.vocabulary = read_vocabulary(self._llama, self._file)
+                self.tokenizer = Tokenizer(self.vocabulary, self._file.tokenize)
+                self.chat_template = next(filter(None, map(self._file.metadata, TEMPLATES)), None)
         except BaseException:
             self.close()
             raise
@@ -148,6 +158,11 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
                 f"{self.path}: no context of {self.n_ctx} tokens: {reason(call.lines)}; "
                 "lower n_ctx or change kv_type"
             )
+        told = re.findall(r"(recurrent)?: size = +([\d.]+) MiB \(", "\n".join(call.lines))
+        # Snapshots of a row alone lie beside its cache.
+        copies = 1 + (self.n_snapshots if self.n_branches == 1 else 0)
+        taken = sum(float(size) * (copies if of_states else 1) for of_states, size in told)
+        self.text_bytes = round(taken * 2**20 / self.n_sequences)
         # No more than a context holds; llama.cpp ends the process where a batch is larger.
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)

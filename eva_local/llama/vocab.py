@@ -118,15 +118,22 @@ class ModelFile:
         self._llama = library()
 
     def load(
-        self, settings: LoadSettings, progress: Callable[[float], None], *, vocabulary_only: bool
+        self,
+        settings: LoadSettings,
+        progress: Callable[[float], None],
+        *,
+        vocabulary_only: bool = False,
+        unfilled: bool = False,
     ) -> None:
-        """Load it, or its vocabulary only; raise ModelError where llama.cpp cannot.
+        """Load it, or its vocabulary only, or all but its weights; ModelError if llama.cpp cannot.
 
         `progress` is told the share of the weights that is loaded.
         """
         llama = self._llama
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = vocabulary_only
+        if unfilled:
+            parameters.no_alloc, parameters.load_mode = True, llama.LLAMA_LOAD_MODE_NONE
         parameters.n_gpu_layers = settings.n_gpu_layers
         if settings.main_gpu >= 0 and can_offload():
             # Else llama.cpp shares the layers out among all there are.

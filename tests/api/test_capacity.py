@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
 
 from eva_local import opening
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
-from eva_local.llama.llama_model import SPARE_CELLS
-from eva_local.models.header import read_header
-from eva_local.opening import bytes_of_text, free_memory, open_widest, slots_that_fit
+from eva_local.opening import free_memory, open_widest, planned, slots_that_fit
+from tools.tiny_gguf import write_tiny_gguf
 
 
 def spec(path: Path, space: str = "pivot", **load: object) -> EnsembleSpec:
-    member = ModelSpec("m", PathSource(path), load=LoadSettings(n_ctx=512, **load))
+    member = ModelSpec("m", PathSource(path), load=LoadSettings(**{"n_ctx": 512, **load}))
     return EnsembleSpec("m", (member,), "m", FusionSettings(space=space))
 
 
@@ -31,49 +29,37 @@ def test_auto_takes_what_fits(models, monkeypatch) -> None:
         assert ensemble.scheduler.n_waiting == ensemble.scheduler.n_running == 0
 
 
+def fits(monkeypatch: pytest.MonkeyPatch, one: EnsembleSpec, size: int, n_fit: int) -> int:
+    """Return how many texts fit beside `size` bytes of weights where there is room for `n_fit`."""
+    each = sum(planned(one, member).text_bytes for member in one.members)
+    free = size + n_fit * each / 0.75 + 1
+    monkeypatch.setattr(opening, "free_memory", lambda: free)
+    return slots_that_fit(one, 16)
+
+
 def test_members_share_the_memory(models, monkeypatch) -> None:
     spec = load_config(models / "models.toml", {}).ensemble("pair")
-    one, two = (read_header(models / f"{name}.gguf") for name in ("one", "two"))
-    # A layer of keys and values as wide as the model.
-    assert one.n_cached == two.n_cached == 2 * 64
     files = sum((models / f"{name}.gguf").stat().st_size for name in ("one", "two"))
-    # llama.cpp rounds 128 tokens up to 256.
-    each = 2 * 256 * 2 * 64 * 2
     for n_fit in (1, 5, 20):
-        free = files + n_fit * each / 0.75 + 1
-        monkeypatch.setattr("eva_local.opening.free_memory", lambda free=free: free)
-        assert slots_that_fit(spec, 16) == min(n_fit, 16)
-    monkeypatch.setattr("eva_local.opening.free_memory", lambda: 0)
+        assert fits(monkeypatch, spec, files, n_fit) == min(n_fit, 16)
+    monkeypatch.setattr(opening, "free_memory", lambda: 0)
     assert slots_that_fit(spec, 16) == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "each"),
-    [
-        # A text has a state, or eight in bytes, and its snapshots.
-        ({}, 512 * 4 * 4 * 32 * 2 + 5 * 36 * ONE_STATE),
-        ({"kv_type": "f32"}, 512 * 4 * 4 * 32 * 4 + 5 * 36 * ONE_STATE),
-        ({"snapshots": 0}, 512 * 4 * 4 * 32 * 2 + 36 * ONE_STATE),
-        ({"space": "bytes"}, (512 + SPARE_CELLS) * 4 * 4 * 32 * 2 + 12 * 36 * ONE_STATE),
-    ],
-)
-def test_places_are_counted_by_what_a_text_takes(tmp_path, monkeypatch, settings, each) -> None:
-    heads = {"attention.head_count_kv": ([0] * 9 + [4]) * 4}
-    values = {**HEADS, **STATE, "block_count": 40, **heads}
-    path = write_header(tmp_path / "m.gguf", "granitehybrid", values)
-    for n_fit in (1, 5, 20):
-        free = path.stat().st_size + n_fit * each / 0.75 + 1
-        monkeypatch.setattr("eva_local.opening.free_memory", lambda free=free: free)
-        assert slots_that_fit(spec(path, **settings), 32) == n_fit
-    monkeypatch.setattr("eva_local.opening.free_memory", lambda: None)
+@pytest.mark.parametrize("settings", [{}, {"snapshots": 0}, {"space": "bytes"}])
+def test_places_are_counted_by_what_a_text_takes(tmp_path, monkeypatch, settings) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", "granitehybrid", n_layers=4)
+    one = spec(path, **settings)
+    for n_fit in (1, 5):
+        assert fits(monkeypatch, one, path.stat().st_size, n_fit) == n_fit
+    monkeypatch.setattr(opening, "free_memory", lambda: None)
     # llama.cpp has 256 sequences: in bytes 12 for a text with its snapshots.
     most = 255 // 12 if "space" in settings else 32
-    assert slots_that_fit(spec(path, **settings), 32) == most
+    assert slots_that_fit(one, 32) == most
 
 
 def test_members_of_one_model_share_its_sequences(tmp_path, monkeypatch) -> None:
-    values = {**HEADS, **STATE, "attention.head_count_kv": [0, 4]}
-    path = write_header(tmp_path / "m.gguf", "granitehybrid", {**values, "block_count": 2})
+    path = write_tiny_gguf(tmp_path / "m.gguf", "granitehybrid", n_layers=4)
     monkeypatch.setattr("eva_local.opening.free_memory", lambda: None)
     for space, count, most in (("bytes", 8, 255 // 96), ("bytes", 30, 1), ("pivot", 16, 15)):
         one = spec(path, space=space)
@@ -82,13 +68,13 @@ def test_members_of_one_model_share_its_sequences(tmp_path, monkeypatch) -> None
 
 
 def test_a_window_that_is_not_kept_whole_takes_less(tmp_path, monkeypatch) -> None:
-    path = write_header(tmp_path / "m.gguf", "gpt-oss", WINDOW)
-    # llama.cpp rounds 8 + 32 tokens up to 256.
-    each = 2 * 64 * (512 + 256) * 2
-    monkeypatch.setattr(
-        "eva_local.opening.free_memory", lambda: path.stat().st_size + 7 * each / 0.75 + 1
+    path = write_tiny_gguf(tmp_path / "m.gguf", "gpt-oss", n_ctx=4096)
+    long, short = (
+        planned(one, one.members[0]).text_bytes
+        for one in (spec(path, n_ctx=4096, swa_full=full, n_batch=32) for full in (True, False))
     )
-    assert slots_that_fit(spec(path, swa_full=False, n_batch=32), 32) == 7
+    # Of half of the layers, llama.cpp keeps 32 + 32 tokens, rounded up to 256.
+    assert short == pytest.approx(long / 2 * (1 + 256 / 4096), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +95,12 @@ def test_a_window_that_is_not_kept_whole_takes_less(tmp_path, monkeypatch) -> No
     ],
 )
 def test_each_gpu_has_memory_of_its_own(tmp_path, monkeypatch, load, n_fit) -> None:
-    path = write_header(tmp_path / "m.gguf", "llama", PLAIN)
+    path = write_tiny_gguf(tmp_path / "m.gguf")
     one = spec(path, **{key: value for key, value in load.items() if key != "twice"})
     if "twice" in load:
         (member,) = one.members
         one = replace(one, members=(member, replace(member, name="m-2")))
-    size, each = path.stat().st_size, bytes_of_text(one.members[0], bytewise=False)
+    size, each = path.stat().st_size, planned(one, one.members[0]).text_bytes
     free = [int(size + count * each / 0.75) + 1 for count in (3, 20)]
     monkeypatch.setattr(opening, "free_memory", lambda: 1)
     monkeypatch.setattr(opening, "free_on_gpus", lambda: free)
@@ -125,7 +111,7 @@ def test_each_gpu_has_memory_of_its_own(tmp_path, monkeypatch, load, n_fit) -> N
 
 def test_nothing_is_counted_where_the_system_does_not_tell(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(opening, "free_memory", lambda: None)
-    path = write_header(tmp_path / "m.gguf", "llama", PLAIN)
+    path = write_tiny_gguf(tmp_path / "m.gguf")
     assert slots_that_fit(spec(path), 5) == 5
 
 

@@ -32,7 +32,7 @@ from eva_local.evaluate.check import refuse_too_large
 from eva_local.llama.backend import free_on_gpus
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
-from eva_local.opening import bytes_of_text, open_ensemble, open_widest, slots_that_fit
+from eva_local.opening import open_ensemble, open_widest, planned, slots_that_fit
 from eva_local.types import Sampling
 from tools.lookahead_law import Hostile, apart, written
 from tools.tiny_gguf import ARCHITECTURES, WINDOWED, write_tiny_gguf
@@ -308,15 +308,15 @@ def test_layers_are_shared_out_among_devices(files, gpus, tensor_split, debug) -
 
 @pytest.mark.parametrize("n_branches", [1, 8])
 def test_a_text_takes_what_is_worked_out(file, n_branches, debug) -> None:
-    (member,) = spec([file]).members
-    with LlamaModel(file, member.load, n_sequences=4, n_branches=n_branches):
+    load = replace(spec([file]).members[0].load, snapshots=0)
+    plan = LlamaModel.planned(file, load, n_branches=n_branches)
+    debug.clear()
+    with LlamaModel(file, load, n_sequences=4, n_branches=n_branches):
         pass
     told = places(debug, "KV") | places(debug, "RS")
     assert on_gpus(told) == {0}
-    counted = 4 * bytes_of_text(member, bytewise=n_branches > 1) / MIB
-    # It writes two decimals of each buffer. Snapshots of a text alone lie in the host's memory.
-    states = opening.read_header(file).state_bytes * (4 if n_branches == 1 else 0) * 4 / MIB
-    assert sum(told.values()) == pytest.approx(counted - states, abs=0.02)
+    # It writes two decimals of each buffer.
+    assert sum(told.values()) == pytest.approx(4 * plan.text_bytes / MIB, abs=4 * 0.02)
 
 
 def test_what_is_free_is_told(gpus) -> None:
@@ -353,7 +353,7 @@ def test_a_context_that_the_device_has_no_room_for(folder) -> None:
 
 def test_as_many_texts_as_the_device_has_room_for(files, monkeypatch) -> None:
     one = spec(files, n_ctx=256)
-    each = sum(bytes_of_text(member, bytewise=False) for member in one.members)
+    each = sum(planned(one, member).text_bytes for member in one.members)
     weights = sum(file.stat().st_size for file in files)
     for n_fit in (1, 5):
         free = int(weights + n_fit * each / 0.75) + 1

@@ -1,129 +1,25 @@
-"""What a text takes in the cache: as the header tells it, and as llama.cpp makes room for it."""
+"""What a text takes in the caches: as it is planned, and as llama.cpp makes room for it."""
 
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import pytest
-from headers import HEADS, ONE_STATE, PLAIN, STATE, WINDOW, write_header
 
 from eva_local.cli import main
-from eva_local.config.specs import (
-    EnsembleSpec,
-    FusionSettings,
-    LoadSettings,
-    MemberSpec,
-    ModelSpec,
-    PathSource,
-)
+from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import StoreError
-from eva_local.llama.llama_model import SPARE_CELLS, LlamaModel
+from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.header import read_header
-from eva_local.opening import bytes_of_text, slots_that_fit
+from eva_local.opening import slots_that_fit
 from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf
 
-MIB = 2**20
-# llama.cpp tells two digits of a MiB.
-EXACT = 0.006
-
-
-MLA = {"attention.head_count_kv": 1, "attention.key_length": 48, "attention.value_length": 32}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "values", "n_cached", "state_bytes"),
-    [
-        ("llama", PLAIN, 4 * 6 * 32, 0),
-        ("llama", {**PLAIN, "attention.head_count_kv": 2}, 4 * 2 * 32, 0),
-        # The numbers of 40 layers, of which four have attention.
-        (
-            "granitehybrid",
-            {**HEADS, **STATE, "block_count": 40, "attention.head_count_kv": ([0] * 9 + [4]) * 4},
-            4 * 4 * 32,
-            36 * ONE_STATE,
-        ),
-        (
-            "lfm2",
-            {**HEADS, "attention.head_count_kv": [0, 2, 0, 2], "shortconv.l_cache": 3},
-            2 * 2 * 32,
-            4 * 2 * 2 * 96,
-        ),
-        (
-            "nemotron_h",
-            {
-                **HEADS,
-                **STATE,
-                "attention.head_count_kv": [0, 0, 2, 0],
-                "feed_forward_length": [0, 128, 0, 0],
-            },
-            2 * 32,
-            2 * ONE_STATE,
-        ),
-        ("qwen35", {**HEADS, **STATE, "full_attention_interval": 2}, 2 * 6 * 32, 2 * ONE_STATE),
-        ("qwen35", {**HEADS, **STATE, "block_count": 8}, 2 * 6 * 32, 6 * ONE_STATE),
-        # The last layer only drafts.
-        (
-            "qwen35",
-            {**HEADS, **STATE, "block_count": 9, "nextn_predict_layers": 1},
-            2 * 6 * 32,
-            6 * ONE_STATE,
-        ),
-        (
-            "qwen3next",
-            {**HEADS, **STATE, "attention.recurrent_layers": [True, True, True, False]},
-            6 * 32,
-            3 * ONE_STATE,
-        ),
-        ("falcon-h1", {**HEADS, **STATE}, 4 * 6 * 32, 4 * ONE_STATE),
-        ("mamba2", {**HEADS, **STATE}, 0, 4 * ONE_STATE),
-        # The last two layers read what the first ones hold.
-        (
-            "gemma4",
-            {
-                **WINDOW,
-                "attention.shared_kv_layers": 2,
-                "attention.sliding_window_pattern": [True, False, True, False],
-                "attention.key_length_swa": 8,
-                "attention.value_length_swa": 8,
-            },
-            2 * 16 + 2 * 32,
-            0,
-        ),
-        ("gpt-oss", WINDOW, 4 * 2 * 32, 0),
-        # Values are computed from the keys, which all heads share.
-        (
-            "deepseek2",
-            {**PLAIN, **MLA, "attention.key_length_mla": 32, "attention.value_length_mla": 16},
-            4 * 48,
-            0,
-        ),
-    ],
-)
-def test_the_layers_are_added_up(tmp_path, architecture, values, n_cached, state_bytes) -> None:
-    header = read_header(write_header(tmp_path / "m.gguf", architecture, values))
-    assert (header.n_cached, header.state_bytes) == (n_cached, state_bytes)
-
-
-def test_layers_that_look_back_over_a_window(tmp_path) -> None:
-    for architecture, values, windowed in (
-        ("gpt-oss", {}, 2),
-        ("gemma3", {"attention.sliding_window_pattern": 4}, 3),
-        ("gemma3", {"attention.sliding_window_pattern": [True, False, False, False]}, 1),
-        ("mistral", {}, 0),
-    ):
-        header = read_header(write_header(tmp_path / "m.gguf", architecture, {**WINDOW, **values}))
-        assert header.n_cached == 4 * 2 * 32
-        assert (header.n_windowed, header.window) == (windowed * 2 * 32, 8 if windowed else 0)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{}, {"block_count": 2**31}, {**PLAIN, "attention.head_count": 0}, {**PLAIN, "block_count": 0}],
-)
-def test_what_cannot_be_added_up_is_not_known(tmp_path, values) -> None:
-    assert read_header(write_header(tmp_path / "m.gguf", "llama", values)).n_cached is None
+# llama.cpp tells two digits of a MiB, of each of its caches.
+EXACT = 2 * 0.006 * 2**20
 
 
 # Numbers for each layer, in the place of one for all: layers of several kinds.
@@ -169,38 +65,65 @@ def test_llama_cpp_makes_as_much_room_for_layers_of_several_kinds(
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
-    path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture)
-    header = read_header(path)
+    path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture, n_ctx=4096)
     for swa_full, n_branches in ((True, 1), (True, 4), (False, 1)):
+        load = LoadSettings(n_batch=32, threads=1, snapshots=0, swa_full=swa_full)
+        plan = LlamaModel.planned(path, load, n_branches=n_branches)
         caplog.clear()
-        load = LoadSettings(n_ctx=512, n_batch=32, threads=1, kv_type="f32", swa_full=swa_full)
         with (
             caplog.at_level(logging.DEBUG, logger="eva_local"),
-            LlamaModel(path, load, n_sequences=16, n_branches=n_branches) as model,
+            LlamaModel(path, load, n_sequences=8, n_branches=n_branches) as model,
         ):
             pass
-        cells = 512 + (SPARE_CELLS if n_branches > 1 else 0)
-        # llama.cpp rounds a short cache up to 256 cells.
-        short = cells if swa_full else 256
-        cached = (header.n_cached - header.n_windowed) * cells + header.n_windowed * short
-        assert told(caplog, "KV") == pytest.approx(16 * 4 * cached / MIB, abs=2 * EXACT)
-        states = 16 * model.n_branches * header.state_bytes
-        assert told(caplog, "RS") == pytest.approx(states / MIB, abs=EXACT)
+        # Texts that share a cache share what it is rounded up by.
+        taken = 2**20 * (told(caplog, "KV") + told(caplog, "RS"))
+        assert 8 * plan.text_bytes == pytest.approx(taken, rel=0.02, abs=8 * EXACT)
+        assert model.text_bytes == pytest.approx(plan.text_bytes, rel=0.02, abs=EXACT)
+        assert plan.n_branches == model.n_branches
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mamba", "lfm2", "qwen35", "gemma3", "gpt-oss"])
-@pytest.mark.parametrize(("n_ctx", "n_batch"), [(100, 512), (500, 32), (1000, 1000)])
-@pytest.mark.parametrize("swa_full", [True, False])
-def test_a_text_is_counted_as_large_as_llama_cpp_makes_it(
-    tmp_path, architecture, n_ctx, n_batch, swa_full, caplog
-) -> None:
-    path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture, n_ctx=1000)
-    load = LoadSettings(n_ctx=n_ctx, n_batch=n_batch, threads=1, swa_full=swa_full, snapshots=0)
-    with caplog.at_level(logging.DEBUG, logger="eva_local"), LlamaModel(path, load, n_sequences=8):
-        pass
-    member = MemberSpec.of(ModelSpec("tiny", PathSource(path), load=load))
-    counted = 8 * bytes_of_text(member, bytewise=False) / MIB
-    assert counted == pytest.approx(told(caplog, "KV") + told(caplog, "RS"), abs=3 * EXACT)
+@pytest.mark.parametrize(
+    ("kv_type", "each"), [("f32", 4.0), ("f16", 2.0), ("q8_0", 34 / 32), ("q4_0", 18 / 32)]
+)
+def test_keys_and_values_of_each_token_are_counted(tmp_path, kv_type, each) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", n_layers=3, width=128, n_ctx=8000)
+    # llama.cpp rounds 8,000 tokens up to 8,192; four heads of 32 numbers.
+    load = LoadSettings(n_ctx=8000, kv_type=kv_type, flash_attention="on")
+    plan = LlamaModel.planned(path, load, n_branches=1)
+    assert plan.text_bytes == pytest.approx(3 * 2 * 4 * 32 * 8192 * each, abs=EXACT)
+
+
+def test_snapshots_of_a_text_are_counted(tmp_path) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", "rwkv7", n_layers=20)
+
+    def taken(n_branches: int, snapshots: int) -> int:
+        load = LoadSettings(snapshots=snapshots)
+        return LlamaModel.planned(path, load, n_branches=n_branches).text_bytes
+
+    # A head of 64 x 64, and the last two tokens, of each 64 numbers of a layer.
+    one = 20 * 2 * 4 * (64 * 64 + 2 * 64)
+    for n_branches, snapshots in ((1, 0), (1, 4), (8, 0), (8, 4)):
+        states = n_branches + snapshots
+        assert taken(n_branches, snapshots) == pytest.approx(states * one, abs=states * EXACT)
+
+
+def test_what_has_no_weights_is_planned_in_next_to_no_memory(tmp_path) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", width=1024, n_layers=4, n_ctx=2**20)
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from eva_local.config.specs import LoadSettings\n"
+        "from eva_local.llama.llama_model import LlamaModel\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "plan = LlamaModel.planned(Path(sys.argv[1]), LoadSettings(n_ctx=2**20), n_branches=1)\n"
+        "print(plan.text_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    planned, kilobytes = map(int, ran.stdout.split())
+    assert planned == 4 * 2 * 2 * 1024 * 2**20
+    # The file alone has 200 MB of weights.
+    assert kilobytes < 50_000
 
 
 def told(caplog: pytest.LogCaptureFixture, what: str) -> float:
@@ -238,12 +161,12 @@ def test_a_model_in_several_files_is_read_and_opened_whole(tmp_path, monkeypatch
     assert [part.name for part in parts] == [f"parts-0000{n}-of-00004.gguf" for n in (1, 2, 3, 4)]
     whole, found = read_header(tmp_path / "whole.gguf"), read_header(parts[0])
     assert found.n_files == 4
-    assert (found.parameters, found.n_cached) == (whole.parameters, whole.n_cached)
-    with LlamaModel(parts[0], LoadSettings(n_ctx=64, threads=1)) as model:
-        assert model.n_ctx == 64
+    assert found.parameters == whole.parameters
+    with LlamaModel(parts[0], LoadSettings(n_ctx=512, threads=1)) as model:
+        assert model.n_ctx == 512
     sizes = sum(part.stat().st_size for part in parts)
     monkeypatch.setattr(
-        "eva_local.opening.free_memory", lambda: sizes + 3 * 512 * found.n_cached * 2 / 0.75 + 1
+        "eva_local.opening.free_memory", lambda: sizes + 3 * model.text_bytes / 0.75 + 1
     )
     assert slots_that_fit(spec(parts[0]), 32) == 3
     # Whichever file is named.

@@ -26,13 +26,13 @@ from eva_local.batch.job import Errand, carry_out
 from eva_local.chat import log
 from eva_local.chat.log import Conversation, Event, Log
 from eva_local.config.config import load_config
-from eva_local.config.specs import LoadSettings, MemberSpec, ModelSpec, PathSource
+from eva_local.config.specs import LoadSettings
 from eva_local.errors import EvaError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
 from eva_local.models.header import read_header, refusal
 from eva_local.openai.request import CHAT
-from eva_local.opening import bytes_of_text, open_ensemble
+from eva_local.opening import open_ensemble
 from eva_local.server.app import make_app
 from eva_local.server.service import Service
 from eva_local.trace import TraceFile, TraceWriter, read_trace, trace_page
@@ -171,10 +171,7 @@ class Headers(Damaged):
         header = read_header(self.path)
         refusal(self.path)
         check(header.parameters >= 0, f"{header.parameters} parameters")
-        for name in ("n_vocab", "n_windowed", "window", "state_bytes"):
-            check((getattr(header, name) or 0) >= 0, f"{name} is {getattr(header, name)}")
-        member = MemberSpec.of(ModelSpec("m", PathSource(self.path)))
-        check(bytes_of_text(member, bytewise=True) >= 0, "a text takes less than no memory")
+        check((header.n_vocab or 0) >= 0, f"a vocabulary of {header.n_vocab}")
         return True
 
 
