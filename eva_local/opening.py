@@ -8,14 +8,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
 from eva_local.config.config import load_config
-from eva_local.config.specs import EnsembleSpec, MemberSpec
+from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
 from eva_local.errors import InputError, ModelError
 from eva_local.llama.backend import can_offload, free_on_gpus
@@ -234,5 +234,10 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 def planned(spec: EnsembleSpec, member: MemberSpec) -> LlamaModel:
     """Return the model of a member as one text needs it, without its weights and closed."""
-    branches = BRANCHES if spec.fusion.space == "bytes" else 1
-    return LlamaModel.planned(locate(member), member.load, n_branches=branches)
+    path, branches = locate(member), BRANCHES if spec.fusion.space == "bytes" else 1
+    return _planned(path, path.stat().st_mtime_ns, member.load, branches)
+
+
+@lru_cache
+def _planned(path: Path, _changed: int, load: LoadSettings, n_branches: int) -> LlamaModel:
+    return LlamaModel.planned(path, load, n_branches=n_branches)
