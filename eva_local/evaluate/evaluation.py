@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from eva_local.config.catalogue import free_name
 from eva_local.config.specs import EnsembleSpec
@@ -282,6 +283,10 @@ def _way_out(summary: TaskSummary) -> str:
     )
 
 
+#: What templates of reports call, by name: of the text, and of the page.
+TOLD: dict[str, Any] = {each.__name__: each for each in (verdict, warning, figures, str.upper)}
+
+
 def report_page(evaluation: Evaluation) -> str:
     """Return the page, as HTML that needs nothing else. Text of rows and models is data to it."""
     names = [one.name for one in evaluation.tasks[0].standings if one.name != evaluation.ensemble]
@@ -299,7 +304,8 @@ def report_page(evaluation: Evaluation) -> str:
         overview=list(_overview(evaluation, css)),
         tasks=tasks,
         n_shown=_SHOWN_ROWS,
-        **{each.__name__: each for each in (verdict, warning, figures, asdict, furthest)},
+        **{each.__name__: each for each in (asdict, furthest)},
+        **TOLD,
     )
 
 
