@@ -43,13 +43,15 @@ def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None
 
 
 def print_report(name: str, **values: object) -> None:
-    """Print what a template says; in a call of its `columns`, " | " stands between two."""
+    """Print what a template says: it has `shown`, and `columns` to call, with " | " between two."""
     from eva_local.pages.frame import template
 
     def columns(caller: Callable[[], str]) -> str:
-        return _in_columns([line.split(" | ") for line in caller().splitlines()])
+        head, *lines = caller().splitlines()
+        # What stands in the last may be anything.
+        return _in_columns([line.split(" | ", head.count(" | ")) for line in (head, *lines)])
 
-    click.echo(template(name).render(columns=columns, **values).rstrip())
+    click.echo(template(name).render(columns=columns, shown=shown, **values).rstrip())
 
 
 def _in_columns(lines: Sequence[Sequence[str]]) -> str:
