@@ -25,10 +25,8 @@ from eva_local.types import THINKING_KEYS
 
 if TYPE_CHECKING:
     from eva_local.api import Report
-    from eva_local.evaluate.check import Check, Speed
-    from eva_local.evaluate.evaluation import Evaluation
+    from eva_local.evaluate.check import Fact, Speed
     from eva_local.evaluate.rows import Kind
-    from eva_local.evaluate.summary import TaskSummary
 
 # Questions that `check` answers to see how quick the members are.
 _ASKED = 1
@@ -74,7 +72,7 @@ def evaluate(
     prompt-perplexity need --prompt-bytes there.
     """
     from eva_local.evaluate.contest import Contest
-    from eva_local.evaluate.evaluation import hold, report_page
+    from eva_local.evaluate.evaluation import TOLD, hold, report_page
     from eva_local.evaluate.forms import Conditions
     from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
     from eva_local.models.store import cache_folder
@@ -116,8 +114,9 @@ def evaluate(
             progress.close()
             click.echo(f"what is done is kept in {path}: the same command goes on", err=True)
             raise
-    shown, page = partial(_show, evaluation), partial(report_page, evaluation)
-    outputs.write_outputs(evaluation.as_json(), shown, page, json_out, html_out)
+    show = partial(outputs.print_report, "evaluate/report.txt", evaluation=evaluation, **TOLD)
+    page = partial(report_page, evaluation)
+    outputs.write_outputs(evaluation.as_json(), show, page, json_out, html_out)
 
 
 def variant(
@@ -155,40 +154,6 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
-def _show(evaluation: Evaluation) -> None:
-    for summary in evaluation.tasks:
-        _show_task(summary, evaluation.conditions.shots_of(summary.task))
-        click.echo()
-    means = {name: evaluation.overall(name) for name in evaluation.ensembles}
-    rows = [(name, f"{mean.value:+.1f}", mean.interval()) for name, mean in means.items() if mean]
-    if rows:
-        click.echo("mean difference to the best member of each task, in points")
-        outputs.print_table(("", "AHEAD", "95% INTERVAL"), rows)
-        click.echo()
-    if evaluation.tuned:
-        click.echo(evaluation.tuned)
-
-
-def _show_task(summary: TaskSummary, n_shots: int) -> None:
-    from eva_local.evaluate.evaluation import figures, verdict, warning
-
-    task = summary.task
-    shots = f", {n_shots} examples before each" if n_shots else ""
-    click.echo(f"{task.name}: {summary.scale.unit}, {len(task.rows)} rows{shots}")
-    table = {one.name: figures(summary, one, str.upper) for one in summary.standings}
-    rows = [(name, *(figure for _, figure in found)) for name, found in table.items()]
-    head = ("", *(name for name, _ in next(iter(table.values()))))
-    if summary.oracle is not None:
-        rows.append(("best of members", format(summary.oracle, summary.scale.form)))
-    outputs.print_table(head, rows)
-    if summary.agreement is not None:
-        click.echo(f"all members give the same answer to {summary.agreement:.0%} of the rows")
-    if text := warning(summary):
-        click.echo(f"warning: {text}")
-    for text in verdict(summary):
-        click.echo(text)
-
-
 @click.command()
 @declared("check", "outputs")
 @setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
@@ -208,8 +173,9 @@ def check(
     `eval` with rows of your own tells more.
     """
     from eva_local.evaluate import check as checking
-    from eva_local.evaluate.evaluation import report_page
+    from eva_local.evaluate.evaluation import TOLD, report_page
     from eva_local.evaluate.rows import Results
+    from eva_local.models.header import read_header
     from eva_local.models.store import cache_folder
 
     outputs.refuse_outputs({"--json": json_out, "--html": html_out})
@@ -223,7 +189,14 @@ def check(
     path = cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:
         found = checking.check(spec, kept, progress, _pace(spec, progress))
-    show, page = partial(_show_check, found), partial(report_page, found.evaluation)
+
+    def thinks(fact: Fact) -> bool:
+        template = read_header(fact.path).chat_template or ""
+        return thinking_of(fact.name, template) is not None
+
+    known: dict[str, Any] = {"check": found, "thinks": thinks, **TOLD}
+    show = partial(outputs.print_report, "evaluate/check.txt", **known)
+    page = partial(report_page, found.evaluation)
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
     if save:
         new.tables["ensembles", save] = new.ensemble(found.winner)
@@ -240,34 +213,3 @@ def _pace(spec: EnsembleSpec, report: Report) -> Speed | None:
     off, *others = measure(greedy, (), 1, 0, _ASKED, report).answers
     each = (off.step.median / share for share in off.over_each)
     return Speed(tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1])))
-
-
-def _show_check(check: Check) -> None:
-    from eva_local.evaluate.check import needed
-    from eva_local.models.header import read_header
-
-    rows = [
-        (
-            *(fact.name, fact.architecture, fact.quantisation or "?", f"{fact.n_vocab:,}"),
-            *(f"{fact.shared:.0%}", fact.has_chat_template),
-            thinking_of(fact.name, read_header(fact.path).chat_template or "") is not None,
-            *(fact.takes_back, f"{(fact.weights + fact.cache) / 1e9:.2f} GB"),
-        )
-        for fact in check.facts
-    ]
-    head = ("MEMBER", "FAMILY", "FORM", "VOCABULARY", "OF THE PIVOT'S", "CHATS", "THINKS")
-    outputs.print_table((*head, "TAKES BACK", "MEMORY"), rows)
-    free = "" if check.free is None else f" of {check.free / 1e9:.1f} GB that are free"
-    click.echo(f"pivot: {check.spec.pivot}; memory: {needed(check.facts) / 1e9:.1f} GB{free}")
-    if check.pace is not None:
-        each = zip(check.facts, check.pace.alone, strict=True)
-        told = [f"{fact.name} {1000 * seconds:.0f}" for fact, seconds in each]
-        click.echo(
-            f"ms a token: {', '.join(told)}; together {1000 * check.pace.together:.0f}, with "
-            f"look-ahead {1000 * check.pace.ahead:.0f}"
-        )
-    click.echo()
-    for summary in check.evaluation.tasks:
-        _show_task(summary, 0)
-        click.echo()
-    click.echo(f"VERDICT: {check.verdict}")

@@ -39,11 +39,25 @@ def print_json(value: object) -> None:
 
 def print_table(head: tuple[str, ...], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under a head, in columns; cells are worded as `shown` does, a row may be short."""
-    lines = [head, *(tuple(map(shown, row)) for row in rows)]
+    click.echo(_in_columns([head, *(tuple(map(shown, row)) for row in rows)]))
+
+
+def print_report(name: str, **values: object) -> None:
+    """Print what a template says: it has `shown`, and `columns` to call, with " | " between two."""
+    from eva_local.pages.frame import template
+
+    def columns(caller: Callable[[], str]) -> str:
+        head, *lines = caller().splitlines()
+        # What stands in the last may be anything.
+        return _in_columns([line.split(" | ", head.count(" | ")) for line in (head, *lines)])
+
+    click.echo(template(name).render(columns=columns, shown=shown, **values).rstrip())
+
+
+def _in_columns(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=False))
-        click.echo("  ".join(cells).rstrip())
+    rows = (zip(line, widths, strict=False) for line in lines)
+    return "\n".join("  ".join(cell.ljust(n) for cell, n in row).rstrip() for row in rows)
 
 
 def shown(value: object, form: str = "") -> str:

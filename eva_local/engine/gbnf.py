@@ -9,10 +9,10 @@ import json
 import re
 
 _TOKEN = re.compile(
-    r"\s+|#[^\n]*"
+    r"(?P<space>\s+|#[^\n]*)"
     r'|(?P<text>"(?:\\.|[^"\\])*")|(?P<members>\[(?:\\.|[^\]\\])*\])|(?P<any>\.)'
-    r"|(?P<rule>[\w-]+)[ \t]*::=|(?P<name>[\w-]+)|(?P<open>\()|(?P<close>\))|(?P<or>\|)"
-    r"|(?P<times>[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\})|(?P<end>\Z)|(?P<wrong>.)",
+    r"|(?P<rule>[\w-]+)[ \t]*::=|(?P<name>[\w-]+)"
+    r"|(?P<same>[()|*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\})|(?P<wrong>.)",
     re.DOTALL,
 )
 _HEX = "[0-9a-fA-F]"
@@ -23,64 +23,27 @@ OPTIONS = '%llguidance {"no_forcing": true}'
 
 
 def read_gbnf(gbnf: str) -> str:
-    """Return a grammar in Lark; raise ValueError."""
-    reader = _Reader()
+    """Return a grammar in Lark, which is put together as GBNF is; raise ValueError."""
+    names, ruled, lark = {"root": "start"}, set[str](), [OPTIONS]
     for match in _TOKEN.finditer(gbnf):
-        if match.lastgroup is not None:
-            reader.take(match, match.lastgroup)
-    for name in reader.names:
-        if name not in reader.rules:
-            raise ValueError(f"there is no rule {name}")
-    rules = [f"{name}: {reader.rules[each]}" for each, name in reader.names.items()]
-    return "\n".join([OPTIONS, *rules])
-
-
-class _Reader:
-    def __init__(self) -> None:
-        self.names = {"root": "start"}
-        self.rules: dict[str, str] = {}
-        self._head = ""
-        # Of the rule, and of its groups that are open, the ways: each a row of terms.
-        self._groups: list[list[list[str]]] = []
-
-    def take(self, match: re.Match[str], kind: str) -> None:
-        token = match[0]
-        if kind in ("rule", "end"):
-            self._begin(match["rule"])
-        elif not self._groups or kind == "wrong" or (kind == "close" and len(self._groups) == 1):
-            before = match.string[: match.start()][-20:]
+        kind, token = str(match.lastgroup), match[0]
+        if kind == "wrong" or not (ruled or kind in ("space", "rule")):
+            before = gbnf[: match.start()][-20:]
             raise ValueError(f"{token!r} is not expected behind {before!r}")
-        elif kind == "open":
-            self._groups.append([[]])
-        elif kind == "or":
-            self._groups[-1].append([])
-        elif kind == "close":
-            self._put(f"({self._closed()})")
-        elif kind == "times":
-            self._repeat(token)
-        elif kind == "name":
-            self._put(self.names.setdefault(token, f"r{len(self.names)}"))
-        else:
-            self._put(_terminal(kind, token))
-
-    def _begin(self, head: str) -> None:
-        if len(self._groups) > 1:
-            raise ValueError(f"a bracket in the rule {self._head} is not closed")
-        if self._groups:
-            self.rules[self._head] = self._closed()
-        self._head = head
-        self._groups.append([[]])
-
-    def _put(self, term: str) -> None:
-        self._groups[-1][-1].append(term)
-
-    def _closed(self) -> str:
-        return " | ".join(" ".join(way) or '""' for way in self._groups.pop())
-
-    def _repeat(self, times: str) -> None:
-        if not self._groups[-1][-1]:
-            raise ValueError(f"{times} has nothing to repeat in the rule {self._head}")
-        self._put(f"({self._groups[-1][-1].pop()}{times})")
+        if kind in ("rule", "name"):
+            own = f"r{len(names)}_{re.sub('[^a-z0-9]', '_', match[kind].lower())}"
+            token = names.setdefault(match[kind], own)
+        if kind == "rule":
+            ruled.add(match[kind])
+            # In one line there.
+            token = f"\n{token}:"
+        elif kind in ("text", "members", "any"):
+            token = _terminal(kind, token)
+        if kind != "space":
+            lark.append(token)
+    for name in names.keys() - ruled:
+        raise ValueError(f"there is no rule {name}")
+    return " ".join(lark)
 
 
 def _terminal(kind: str, token: str) -> str:

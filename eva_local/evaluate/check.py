@@ -73,23 +73,23 @@ class Check:
     winner: EnsembleSpec
     verdict: str
 
+    @property
+    def needed(self) -> int:
+        """The bytes of memory that all members need for one text."""
+        return sum(fact.weights + fact.cache for fact in self.facts)
+
     def as_json(self) -> dict[str, object]:
         """Return all of it, and every contestant's answer to every row."""
         return {
             "ensemble": self.spec.name,
             "pivot": self.spec.pivot,
             "members": [asdict(fact) for fact in self.facts],
-            "memory": {"needed": needed(self.facts), "free": self.free},
+            "memory": {"needed": self.needed, "free": self.free},
             "seconds_per_token": self.pace and asdict(self.pace),
             "use": {"name": self.winner.name, "space": self.winner.fusion.space},
             "verdict": self.verdict,
             "test": self.evaluation.as_json(),
         }
-
-
-def needed(facts: Sequence[Fact]) -> int:
-    """Return the bytes of memory that all members need for one text."""
-    return sum(fact.weights + fact.cache for fact in facts)
 
 
 def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | None = None) -> Check:

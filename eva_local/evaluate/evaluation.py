@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 from eva_local.config.catalogue import free_name
 from eva_local.config.specs import EnsembleSpec
@@ -10,15 +12,9 @@ from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, mean_of, summarize
 from eva_local.evaluate.tune import block, halves, tune
-from eva_local.pages.frame import Line, member_class, report
+from eva_local.pages.frame import Line, member_class, report, template
 
 _INTERVAL = "95% interval"
-# Members further apart than this hurt an ensemble in which they have equal votes (UniTE).
-_FAR_APART = 10.0
-# Where some member is right so much more often than the best, better weights may find it.
-_WORTH_TUNING = 10.0
-# Who takes up to this share of a time takes no longer: times differ by so much from run to run.
-_AS_QUICK = 1.05
 # Rows that are shown of each task.
 _SHOWN_ROWS = 24
 
@@ -193,93 +189,17 @@ def verdict(summary: TaskSummary) -> list[str]:
     return [said for said in (*first, comparison(summary), bought(summary)) if said]
 
 
-def warning(summary: TaskSummary) -> str:
-    """Say so where members are too far apart for equal votes; empty where they are not."""
-    if summary.gap <= _FAR_APART:
-        return ""
-    worst = min(summary.members, key=lambda one: one.ahead.value if one.ahead else 0.0)
-    return (
-        f"the members differ by {_amount(summary.gap, summary)}, more than {_FAR_APART:g}: an "
-        f"equal vote for {worst.name} may cost more than it brings"
-    )
+def _in_words(name: str, *about: object) -> str:
+    """Return what a macro of words.txt says, in one line; empty where nothing follows."""
+    return " ".join(str(getattr(template("evaluate/words.txt").module, name)(*about)).split())
 
 
-def advice(summary: TaskSummary, standing: Standing) -> str:
-    """Say whether to use an ensemble or its best member. The interval decides."""
-    ahead, best = standing.ahead, summary.best
-    if ahead is None:
-        return ""
-    if len(standing.marks) < 2:
-        amount = _amount(ahead.value, summary, "+")
-        return f"One row cannot tell {standing.name} from {best} alone ({amount})."
-    amount = _amount(abs(ahead.value), summary)
-    interval = f"95% interval {ahead.interval()}"
-    if ahead.low > 0:
-        return f"Use {standing.name}: it is {amount} better than {best} alone ({interval})."
-    if ahead.high < 0:
-        worse = f"{standing.name} is {amount} worse ({interval})"
-        return f"Use {best} alone: {worse}.{_way_out(summary)}"
-    told = (
-        f"{len(standing.marks)} rows cannot tell {standing.name} from {best} alone "
-        f"({_amount(ahead.value, summary, '+')}, {interval})"
-    )
-    rest = "more rows may tell"
-    if standing.seconds > (quick := summary.standing(best).seconds) > 0:
-        rest = f"use {best} alone, which is {standing.seconds / quick:.1f} times as fast"
-    return f"{told}: {rest}."
-
-
-def comparison(summary: TaskSummary) -> str:
-    """Say which of the settings that were compared did best; empty where there was one."""
-    if not summary.base:
-        return ""
-    first, *others = summary.ensembles
-    leader = max(others, key=lambda one: one.change.value if one.change else 0.0)
-    change = leader.change
-    if change is None or change.value <= 0:
-        return f"None of the settings compared with {first.name} does better."
-    best = f"Of the settings compared {leader.name} does best"
-    amount = _amount(change.value, summary, "+")
-    told = f"{amount} against {first.name}, 95% interval {change.interval()}"
-    if change.low <= 0:
-        return f"{best}, but {len(leader.marks)} rows cannot tell it from {first.name} ({told})."
-    luck = "; the best of many owes some of it to luck" if len(others) > 1 else ""
-    return f"{best} ({told}{luck})."
-
-
-def bought(summary: TaskSummary) -> str:
-    """Say what scores most of all that takes no more time than the ensemble that was asked for.
-
-    Empty where nothing beside members and ensembles was measured.
-    """
-    n_known = len(summary.members) + len(summary.ensembles)
-    if not summary.ensembles or n_known == len(summary.standings):
-        return ""
-    mine = summary.ensembles[0]
-    sign = -1 if summary.scale.in_bits else 1
-    as_quick = [one for one in summary.standings if one.seconds <= _AS_QUICK * mine.seconds]
-    most = max(as_quick, key=lambda one: sign * one.score.value)
-    if most is mine:
-        return f"Nothing as quick as {mine.name} ({mine.seconds:.2f} s a row) does better."
-    gain, form = most.score - mine.score, f"+{summary.scale.form}"
-    return (
-        f"In the time of {mine.name} ({mine.seconds:.2f} s a row) {most.name} scores most: "
-        f"{gain.value:{form}}, 95% interval {gain.interval(form)}, in {most.seconds:.2f} s."
-    )
-
-
-def _amount(value: float, summary: TaskSummary, sign: str = "") -> str:
-    return f"{value:{sign}.1f}{'%' if summary.scale.in_bits else ' points'}"
-
-
-def _way_out(summary: TaskSummary) -> str:
-    more = (summary.oracle or 0.0) - summary.standing(summary.best).score.value
-    if summary.scale.in_bits or more <= _WORTH_TUNING:
-        return ""
-    return (
-        f" Picking the best member row by row would score {more:.1f} points more than "
-        f"{summary.best}: --tune looks for settings that come nearer."
-    )
+warning, advice, comparison, bought = (
+    partial(_in_words, name) for name in ("warning", "advice", "comparison", "bought")
+)
+#: What templates of reports call, by name: of the text, and of the page.
+TOLD: dict[str, Any] = {"warning": warning, "verdict": verdict, "figures": figures}
+TOLD["upper"] = str.upper
 
 
 def report_page(evaluation: Evaluation) -> str:
@@ -299,7 +219,8 @@ def report_page(evaluation: Evaluation) -> str:
         overview=list(_overview(evaluation, css)),
         tasks=tasks,
         n_shown=_SHOWN_ROWS,
-        **{each.__name__: each for each in (verdict, warning, figures, asdict, furthest)},
+        **{each.__name__: each for each in (asdict, furthest)},
+        **TOLD,
     )
 
 

@@ -3,10 +3,12 @@
 import difflib
 import json
 import math
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from importlib import resources
 from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import to_builtins
@@ -27,52 +29,12 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT, COMPLETION = get_args(Endpoint)
 
 OPTIONS = tuple(field.name for field in fields(Sampling))
-# OpenAI's names for what is called otherwise here.
-ALIASES = {
-    # Also those of llama-server, of its requests, of vLLM, and of ollama.
-    **dict.fromkeys(("max_completion_tokens", "n_predict", "num_predict"), "max_tokens"),
-    "max_new_tokens": "max_tokens",
-    **dict.fromkeys(("reasoning_budget", "thinking_budget_tokens"), "thinking_budget"),
-    "thinking_token_budget": "thinking_budget",
-    "repetition_penalty": "repeat_penalty",
-}
-#: What says nothing about the answer: whose it is, or how to work.
-IGNORED = (
-    *("model", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "cache_prompt"),
-    *("keep_alive", "return_progress", "id_slot", "priority", "request_id", "verbosity"),
-    *("reasoning_format", "prediction", "skip_special_tokens", "prompt_cache_options"),
-)
-# What nobody can do, beside the value that asks for nothing.
-_REFUSED: Values = {
-    **dict.fromkeys(("best_of", "typical_p", "typ_p", "tfs_z", "length_penalty"), 1),
-    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), 0),
-    **dict.fromkeys(("min_tokens", "n_probs"), 0),
-    **dict.fromkeys(("ignore_eos", "use_beam_search", "continue_final_message"), False),
-    "suffix": "",
-    "functions": [],
-    "function_call": "none",
-    "modalities": ["text"],
-    "stop_token_ids": [],
-    "images": [],
-    "add_generation_prompt": True,
-    # Of /v1/responses: what a server would have to remember, or do by itself.
-    **dict.fromkeys(("previous_response_id", "conversation", "max_tool_calls", "moderation")),
-    "background": False,
-    "truncation": "disabled",
-}
-# How vLLM says that a last message of the assistant is gone on with, which it is in any case.
-_GOES_ON: Values = {"continue_final_message": True, "add_generation_prompt": False}
-# Values of options that ask for what the option's default is.
-_DEFAULTS: Values = {"max_tokens": -1, "stop": ""}
-# The same of what a server can do, where nothing else can.
-_SERVED: Values = {
-    **dict.fromkeys(("stream", "echo", "trace", "timings_per_token"), False),
-    "disagreement": False,
-    "n": 1,
-    "stream_options": {},
-    "weights": None,
-}
+# Tables of keys; see there.
+_TABLES = tomllib.loads(resources.files(__package__).joinpath("keys.toml").read_text("utf-8"))
+ALIASES = {each: name for name, others in _TABLES["aliases"].items() for each in others}
+IGNORED: Sequence[str] = _TABLES["ignored"]
+_REFUSED: Values = {**dict.fromkeys(_TABLES["never"]), **_TABLES["refused"]}
+_SERVED: Values = {**_TABLES["served"], "weights": None}
 _ASKS_NOTHING: Values = {**_REFUSED, **_SERVED, "logprobs": False, "top_logprobs": 0}
 #: What `read_options` reads.
 OPTION_KEYS = tuple(dict.fromkeys((*OPTIONS, *ALIASES, *shapes.Options.__struct_fields__)))
@@ -235,7 +197,8 @@ def read_request(
     kind = _KINDS[endpoint]
     messages = values.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    goes_on = _GOES_ON if isinstance(last, dict) and last.get("role") == "assistant" else {}
+    is_open = isinstance(last, dict) and last.get("role") == "assistant"
+    goes_on: Values = _TABLES["goes_on"] if is_open else {}
     for key, value in values.items():
         if key not in KEYS:
             raise UnknownKeyError(key, KEYS)
@@ -269,7 +232,7 @@ def said(body: Values) -> dict[str, object]:
         values["stop"] = [each for each in stop if each != ""]
     if values.get("top_k") == -1:
         values["top_k"] = 0
-    return {key: value for key, value in values.items() if _DEFAULTS.get(key) != value}
+    return {key: value for key, value in values.items() if _TABLES["defaults"].get(key) != value}
 
 
 def read_options(values: Values, defaults: Sampling, *, told: bool = True) -> Sampling:

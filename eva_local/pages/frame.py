@@ -31,11 +31,11 @@ def member_class(number: int) -> str:
 
 @cache
 def template(name: str) -> Template:
-    """Return a Jinja template of this package; it escapes text, and says what is HTML already."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    """Return a Jinja template of this package; one of HTML escapes text."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
-    load = FunctionLoader(shipped)
-    environment = Environment(loader=load, autoescape=True, undefined=StrictUndefined)
+    load, escapes = FunctionLoader(shipped), select_autoescape()
+    environment = Environment(loader=load, autoescape=escapes, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals |= {"axis": axis, "source_hash": source_hash}
     return environment.get_template(name)

@@ -14,11 +14,12 @@ import pytest
 from evaluations import spec, task
 
 from eva_local.cli import main
+from eva_local.cli.outputs import print_report
 from eva_local.cli.setup import Additions
 from eva_local.config.config import load_config
 from eva_local.evaluate import check as checking
 from eva_local.evaluate.contest import Entry, alone
-from eva_local.evaluate.evaluation import Evaluation
+from eva_local.evaluate.evaluation import TOLD, Evaluation
 from eva_local.evaluate.forms import PLAIN
 from eva_local.evaluate.rows import BUILT_IN, Result, read_tasks
 from eva_local.evaluate.summary import summarize
@@ -239,3 +240,18 @@ def test_a_file_that_cannot_be_written_down_is_told_before_the_test(
             assert (code, "cannot be written" in error) == (2, True)
     finally:
         (models / "models.toml").chmod(0o644)
+
+
+def test_what_a_file_says_of_itself_is_one_harmless_cell(capsys) -> None:
+    facts = [
+        checking.Fact(
+            name, Path("a.gguf"), kind, None, 9, 1.0, True, True, weights=10**9, cache=10**8
+        )
+        for name, kind in (("a", "\x1b[31mred\nline"), ("b", "llama"))
+    ]
+    one = alone(spec().members[0])
+    found = checking.Check(one, tuple(facts), None, None, Evaluation("", "", PLAIN, ()), one, "No.")
+    print_report("evaluate/check.txt", check=found, thinks=lambda _: False, **TOLD)
+    head, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "\x1b" not in first
+    assert first.index("red line  ?  ") + 10 == head.index("FORM") == second.index("?")
