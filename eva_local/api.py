@@ -247,6 +247,8 @@ class Ensemble:
             return self._ticket(request)
         except EvaError as error:
             return error
+        except RecursionError:
+            return InputError("what is asked for is nested too deeply")
 
     def _ticket(self, request: Request) -> Ticket:
         """Do all that may take long before a step: read the prompt, prepare how it is answered."""

@@ -112,7 +112,7 @@ def settle(record: Any) -> None:
         settled = msgspec.convert(values, kind)
     except (ValidationError, UnicodeEncodeError):
         # Python and NumPy have more kinds of numbers and sequences than JSON.
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, RecursionError):
             values = msgspec.to_builtins(values, builtin_types=(bytes,), enc_hook=_plain)
         settled = read(values, kind)
     for name in values:
@@ -153,7 +153,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """Return a value for a message, cut where it is long."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+    except RecursionError:
+        text = "what is nested too deeply"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

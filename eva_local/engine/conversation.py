@@ -51,6 +51,7 @@ class TextPart(Struct, forbid_unknown_fields=True):
     text: str
     annotations: Any = None
     logprobs: Any = None
+    prompt_cache_breakpoint: Any = None
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True):
@@ -92,7 +93,10 @@ def words_of(calls: Sequence[ToolCall]) -> str:
 
 def read_messages(value: object) -> list[Message]:
     """Read a conversation; raise InputError for what is none."""
-    return conversation(read(lean(value, ChatMessages), ChatMessages, "messages"))
+    try:
+        return conversation(read(lean(value, ChatMessages), ChatMessages, "messages"))
+    except RecursionError as error:
+        raise InputError("messages: arguments are nested too deeply") from error
 
 
 def conversation(turns: list[ChatMessage]) -> list[Message]:
@@ -152,9 +156,13 @@ class CallStream:
         self._is_first &= not text
         if reason is None:
             return text, ()
-        is_cut = reason != "stop"
-        names = [name for name, _ in self._calls.functions]
-        calls = () if is_cut else tuple(calls_in(self._held, names))
+        is_cut, names = reason != "stop", [name for name, _ in self._calls.functions]
+        # Calls before one that is cut off are whole.
+        before, mark, rest = self._held.rpartition(END)
+        rest = rest.strip()
+        goes_on = rest.startswith(BEGIN) or (is_cut and BEGIN.startswith(rest))
+        found = [] if is_cut else calls_in(self._held, names)
+        calls = tuple(found or (calls_in(before + mark, names) if goes_on else []))
         # One that is cut off is none, and no text either. One that is due is all that is said.
         is_call = calls or self._calls.due or is_begun(self._held, is_cut=is_cut)
         return text if is_call else text + self._held, calls

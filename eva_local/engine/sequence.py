@@ -278,7 +278,7 @@ class TextSequence:
         calls: tuple[Mapping[str, Any], ...] = ()
         if self._calls is not None and thought is None:
             shown, calls = self._calls.push(shown, reason)
-            reason = "tool_calls" if calls else reason
+            reason = "tool_calls" if calls and reason == "stop" else reason
         n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
         top = likeliest(decision.fused, n_top, candidates)
         step = Step(

@@ -3,13 +3,15 @@
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from eva_local.engine.conversation import ChatMessage, TextPart
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, Values
-from eva_local.reading import ReadError, Whole, shown
+from eva_local.openai.shapes import Effort
+from eva_local.reading import ReadError, Whole, Words, lean, read, shown
 from eva_local.types import Sampling, Step
 
 #: Where it is asked for.
@@ -24,21 +26,52 @@ class _Words(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Thinking(Struct, frozen=True, forbid_unknown_fields=True):
-    effort: str | None = None
+    effort: Effort | None = None
     summary: Any = None
     generate_summary: Any = None
+
+
+class _Item(Struct, forbid_unknown_fields=True, kw_only=True):
+    type: Any = None
+    id: Any = None
+    status: Any = None
+    call_id: Any = None
+    name: Any = None
+
+
+class _Call(_Item, kw_only=True):
+    name: Words
+    arguments: str
+
+
+class _Result(_Item, kw_only=True):
+    output: str | list[TextPart]
+
+
+class _Thought(_Item, kw_only=True):
+    summary: Any = None
+    content: Any = None
+    encrypted_content: Any = None
+
+
+_ITEMS: Mapping[object, type[Struct]] = {
+    "message": ChatMessage,
+    "function_call": _Call,
+    "function_call_output": _Result,
+    "reasoning": _Thought,
+}
 
 
 class ResponseRequest(Struct, kw_only=True):
     """What is asked for in other words than in a chat; all other keys are those of a chat."""
 
-    input: str | list[_Named]
+    input: str | Annotated[list[_Named], Meta(min_length=1)]
     instructions: str | None = None
     text: _Words = _Words()
     tools: list[_Named] = []
     tool_choice: str | _Named = "auto"
     reasoning: _Thinking = _Thinking()
-    max_output_tokens: int | None = None
+    max_output_tokens: Annotated[int, Meta(ge=-1)] | None = None
     top_logprobs: Whole = 0
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
 
@@ -72,9 +105,12 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
         return
     calls: list[_Named] = []
     for place, item in enumerate(asked.input):
-        kind = item.get("type", "message")
+        kind = str(item.get("type") or "message")
+        if kind not in _ITEMS:
+            raise ReadError(f"input[{place}].type", f"{shown(kind)} is not supported here")
+        read(lean(item, _ITEMS[kind]), _ITEMS[kind], f"input[{place}]")
         if kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            function = {"name": item["name"], "arguments": item["arguments"]}
             calls.append({"id": item.get("call_id"), "function": function})
             if len(calls) == 1:
                 yield {"role": "assistant", "tool_calls": calls}
@@ -83,9 +119,7 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
         if kind == "message":
             yield item
         elif kind == "function_call_output":
-            yield {"role": "tool", "content": item.get("output")}
-        elif kind != "reasoning":
-            raise ReadError(f"input[{place}].type", f"{shown(kind)} is not supported here")
+            yield {"role": "tool", "content": item["output"]}
 
 
 # How the id of an item begins, what its deltas are of, and what it has beside its content.

@@ -61,7 +61,7 @@ def make_app(
             Middleware(guard.guarded, keys=keys, origins=origins, hosts=hosts),
             Middleware(guard.received),
         ],
-        exception_handlers=dict.fromkeys((EvaError, HTTPException), _wrong),
+        exception_handlers=dict.fromkeys((EvaError, HTTPException, RecursionError), _wrong),
     )
     # A redirection would repeat the Host header.
     app.router.redirect_slashes = False

@@ -74,6 +74,8 @@ def refusal(scope: Scope, error: Exception) -> JSONResponse:
         body, status, headers = error.told
     elif isinstance(error, EvaError):
         body, status = problem_of(error), 400 if isinstance(error, OF_CALLER) else 500
+    elif isinstance(error, RecursionError):
+        body, status = problem("what is asked for is nested too deeply"), 400
     elif isinstance(error, HTTPException):
         status, headers = error.status_code, error.headers
         what = f"{scope['method']} cannot be done at" if status == 405 else "there is no"

@@ -168,7 +168,9 @@ def _function(call: _Call) -> _Named:
 
 def _end(answer: Answer) -> Body:
     """Return what the end of an answer tells: why, how much, and how long, in nanoseconds."""
-    body: Body = {"done": True, "done_reason": "stop" if answer.calls else answer.finish_reason}
+    # ollama has no reason of its own for calls.
+    reason = "stop" if answer.finish_reason == "tool_calls" else answer.finish_reason
+    body: Body = {"done": True, "done_reason": reason}
     if (usage := answer.usage) is not None:
         first, whole = int(usage.first_seconds * 1e9), int(usage.seconds * 1e9)
         body |= {"total_duration": whole, "load_duration": 0, "prompt_eval_count": answer.n_read}

@@ -110,7 +110,7 @@
     const { members: names = [], space } = cast.get($("model").value) ?? {};
     $("empty-words").textContent = names.length < 2 ? "One model answers alone."
       : "These models write the answer together. Tokens shows which of them carried each token, and what each proposed.";
-    $("space").textContent = names.length > 1 && space ? `Shared space: ${space}, as the server was told.` : "";
+    $("space").textContent = names.length > 1 && space ? `Shared space: ${space}. It is chosen when the server is started (--space).` : "";
     $("cast").replaceChildren(...names.map((name) => glyphs(add(make("li"), swatch(place(name))), name, true)));
     const field = (type, name, label, value) => {
       const input = make("input", "", undefined, { type, name: `${name} ${label}`, value, min: 0, step: "any", placeholder: "1", autocomplete: "off" });
@@ -442,7 +442,7 @@
     ways.replaceChildren(way("Version before", "‹", here - 1), `${here + 1}/${all.length}`, way("Version after", "›", here + 1));
     node.classList.toggle("side", sides.length > 1);
     node.style.setProperty("--span", 6 / sides.length);
-    if (choose) Object.assign(choose, { hidden: sides.length < 2, ariaPressed: String(path().includes(message)) });
+    if (choose) Object.assign(choose, { hidden: sides.length < 2, ariaPressed: String(sides.length < 2 || path().includes(message)) });
   }
   function turnTo(message, name) {
     above(message).next = message.id;
@@ -587,7 +587,7 @@
       : message.finish === "length" ? `Cut off${where}: max tokens are reached, or the members have no room for more.`
       : message.finish ? "" : "Interrupted: the page was closed before the end.");
     turn.node.classList.remove("running");
-    turn.notice.textContent = ended;
+    turn.notice.replaceChildren(...words(make("span"), ended).childNodes);
     turn.notice.classList.toggle("calm", !message.note);
     turn.again.textContent = message.note && !message.content ? "Try again" : "Regenerate";
     turn.goon.hidden = !message.content || message.finish === "stop";
@@ -757,6 +757,7 @@
       turn.steps = traced.get(turn.message.id) ?? turn.steps;
       draw(turn);
     }
+    if (follow && turns.length) paint(turns.at(-1));
   }
   function figures({ message, node, steps, thought, bar, legend, facts }) {
     const told = steps.filter(({ hex }) => hex);

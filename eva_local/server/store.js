@@ -109,7 +109,7 @@ const store = (() => {
   function isLike(value, shape) {
     if (typeof shape === "function") return shape(value);
     if (Array.isArray(shape)) return Array.isArray(value) && value.every((one) => isLike(one, shape[0]));
-    return typeof value === "object" && value !== null && Object.entries(shape).every(([name, part]) => isLike(value[name], part));
+    return typeof value === "object" && value !== null && !Array.isArray(value) && Object.entries(shape).every(([name, part]) => isLike(value[name], part));
   }
   /** Return a conversation of the right form, or null. */
   function fit(raw) {

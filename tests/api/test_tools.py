@@ -57,6 +57,22 @@ def test_a_call_that_must_be_and_what_cannot_be(calculators) -> None:
         calculators.complete([QUESTION], tool_choice="required")
 
 
+def test_what_is_nested_too_deeply_is_refused(calculators) -> None:
+    deep: dict = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    tool = {"type": "function", "function": {"name": "add", "parameters": deep}}
+    with pytest.raises(InputError, match="what is asked for is nested too deeply"):
+        calculators.complete([QUESTION], tools=[tool])
+    with pytest.raises(InputError, match="json_schema must be a text"):
+        calculators.complete([QUESTION], json_schema=deep)
+    with pytest.raises(InputError, match=r"messages\[0\].content must be .*nested too deeply"):
+        calculators.complete([{"role": "user", "content": deep}])
+    call = {"function": {"name": "add", "arguments": deep}}
+    with pytest.raises(InputError, match="messages: arguments are nested too deeply"):
+        calculators.complete([{"role": "assistant", "tool_calls": [call]}])
+
+
 def test_rows_with_tools(tmp_path) -> None:
     rows = [
         {"id": 1, "messages": [QUESTION], "tools": [ADD]},

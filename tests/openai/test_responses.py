@@ -15,6 +15,8 @@ from eva_local.server.ollama import OllamaChat, OllamaText
 from eva_local.types import Message, Sampling
 
 USER = {"role": "user", "content": "1 + 1?"}
+CALL = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
+DONE = {"type": "function_call_output", "call_id": "c", "output": "2"}
 ADD = {"name": "add", "description": "Add", "parameters": {"type": "object"}}
 
 
@@ -93,10 +95,19 @@ def test_options_have_the_names_of_chats() -> None:
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type must be \"function\""),
         ({"tool_choice": {"type": "allowed_tools"}}, r"tool_choice.type must be \"function\""),
         ({"input": [{"type": "item_reference"}]}, r"input\[0\].type 'item_reference' is not supp"),
-        ({"input": [USER | {"images": ["x"]}]}, r"unknown option 'messages\[0\].images'"),
+        ({"input": [USER | {"images": ["x"]}]}, r"unknown option 'input\[0\].images'"),
         ({"input": [USER | {"content": [{"type": "input_image"}]}]}, "not 'input_image'"),
         ({"input": 3}, "input must be a text or a list of objects"),
-        ({"input": []}, "messages must be a list of at least one message"),
+        ({"input": []}, r"input must be a text or a list of objects, not \[\]"),
+        ({"input": [USER, CALL | {"index": 1}]}, r"unknown option 'input\[1\].index'"),
+        ({"input": [USER, CALL, DONE | {"is_error": True}]}, r"unknown option 'input\[2\].is_err"),
+        ({"input": [USER, {"type": "reasoning", "effort": 1}]}, r"unknown option 'input\[1\].eff"),
+        ({"input": [{"type": "function_call", "arguments": ""}]}, r"input\[0\].name is missing"),
+        ({"input": [DONE | {"output": None}]}, r"input\[0\].output is missing"),
+        ({"input": [{"type": [1]}]}, r"input\[0\].type '\[1\]' is not supported here"),
+        ({"instructions": "b", "input": [{"role": "x"}]}, r"input\[0\].role must be"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort must be"),
+        ({"max_output_tokens": -2}, "max_output_tokens must be at least -1"),
         ({"include": ["file_search_call.results"]}, r"include\[0\] must be"),
         ({"text": {"form": {}}}, "unknown option 'text.form'; did you mean format"),
         ({"other": 1}, "unknown option 'other'"),

@@ -46,7 +46,7 @@ def written(
     for number, text in enumerate(texts):
         why = reason if number == len(texts) - 1 else None
         shown, called = calls.push(text, why)
-        why = "tool_calls" if called else why
+        why = "tool_calls" if called and why == "stop" else why
         step = Step(text.encode(), shown, 1.0, (True,), why, tool_calls=called)
         parts += head.parts(0, answer, answer.push(step))
     return answer, [part["choices"][0] for part in parts[1:]]
@@ -170,14 +170,27 @@ def test_arguments_may_hold_the_marks_of_calls() -> None:
         ('{"name": "add', "length", True),
         ('{"name": "add", "', "stop", True),
         ('<tool_call>\n{"name": "add", "', "stop", False),
-        (f"<tool_call>\n{CALLED}\n</tool_call>\n<tool_call>", "length", False),
+        (f"<tool_call>\n{CALLED}\n</tool_call>, or <tool_call>", "length", False),
         ("<tool_call", "length", False),
-        (f"<tool_call>\n{CALLED}\n</tool_call>\n<tool_call>\n{{", "stop", False),
     ],
 )
 def test_nothing_of_a_call_that_is_cut_off_is_shown(text, reason, due) -> None:
     answer, _ = written(text, functions=("add",), due=due, reason=reason)
     assert (answer.text, answer.calls, answer.finish_reason) == ("", (), reason)
+
+
+CUT = ("", "\n", "<", "\n<tool_ca", "<tool_call>", '<tool_call>\n{"')
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"), [*((rest, "length") for rest in CUT), *((rest, "stop") for rest in CUT[4:])]
+)
+def test_calls_before_one_that_is_cut_off_are_there(rest, reason) -> None:
+    one = f"<tool_call>\n{CALLED}\n</tool_call>"
+    answer, _ = written("Well. ", one, f"\n{one}", rest, functions=("add",), reason=reason)
+    assert [each["function"]["name"] for each in answer.calls] == ["add", "add"]
+    assert answer.text == "Well."
+    assert answer.finish_reason == (reason if reason == "length" else "tool_calls")
 
 
 @pytest.mark.parametrize("before", ["", "Let me see.", "1 < 2, so <tool> it is: "])

@@ -664,6 +664,7 @@ def test_hostile_text_is_text(page, server) -> None:
     server.status, server.message = 400, words
     ask(seen, "Again?")
     assert HOSTILE[1].decode() in text(seen, ".turn:last-child .note")
+    assert "\u202e" not in seen.run("document.getElementById('turns').innerText")
     assert seen.run("typeof window.hacked") == "undefined"
 
 
@@ -705,6 +706,23 @@ def test_the_end_stays_in_sight_until_the_reader_looks_elsewhere(page, server) -
     finished(seen)
     assert seen.run("document.getElementById('talk').scrollTop") == 40
     assert seen.run(below) > 600
+
+
+def test_a_conversation_that_is_opened_stands_at_its_end(page, server) -> None:
+    server.steps = made_steps((pieces(LONG) * 20)[:600])
+    seen = page(view="text")
+    ask(seen)
+    below = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.getElementById('talk'))"
+    reload(seen)
+    seen.wait("document.querySelector('.turn:last-child .contest')?.hidden === false")
+    seen.wait(f"{below} < 2")
+    assert seen.run("document.getElementById('talk').scrollTop") > 100
+    # So does one that is opened from the list.
+    seen.point("#new", click=True)
+    ask(seen, "And then?")
+    seen.point("#chats li:last-child .go", click=True)
+    seen.wait("document.querySelector('.said').textContent.startsWith('Why')")
+    seen.wait(f"{below} < 2")
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -989,10 +1007,11 @@ def test_conversations_go_into_a_file_and_come_back(page, server, tmp_path) -> N
     until(lambda: again.exists() and again.stat().st_size > 0)
     assert json.loads(again.read_text())["chats"] == kept["chats"]
     # What is no such file, or was tampered with, changes nothing.
+    listed = {**kept["chats"][0], "messages": []}
     for words, heard in (
         ("{", "is no file of conversations"),
         ("[]", "is no file of conversations"),
-        (json.dumps({**kept, "chats": [{"id": "x"}, None]}), "2 others cannot be read"),
+        (json.dumps({**kept, "chats": [{"id": "x"}, None, listed]}), "3 others cannot be read"),
     ):
         (tmp_path / "bad.json").write_text(words)
         give(seen, tmp_path / "bad.json")

@@ -341,6 +341,17 @@ def test_bodies_that_are_no_request(client, data, problem) -> None:
     assert problem in reply.problem
 
 
+def test_bodies_that_are_as_deep_as_can_be_read_are_refused(client) -> None:
+    told = set()
+    # What can be read is a little deeper than what can be written from there.
+    for depth in range(880, 1000):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        body = f'{{"input": "a", "max_output_tokens": 1, "metadata": {deep}}}'
+        reply = client.ask("/v1/responses", body.encode())
+        told.add(reply.status if reply.status == 200 else reply.problem.partition(":")[0])
+    assert told <= {200, "what is asked for is nested too deeply", "the body is no JSON"}
+
+
 def test_a_mark_in_front_of_a_body_is_passed_over(client) -> None:
     assert client.ask(COMPLETION, b'\xef\xbb\xbf{"prompt": "a", "max_tokens": 1}').status == 200
 

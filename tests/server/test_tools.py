@@ -63,6 +63,28 @@ def test_several_calls_unless_they_are_not_wanted(client, stream) -> None:
     assert [call.function.name for call in message.tool_calls] == ["add"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_cut_off_within_a_call_has_those_before_it(client, stream) -> None:
+    both = [{"role": "user", "content": "both"}]
+    tool = {"type": "function", **ADD["function"]}
+    how = {"model": "pair", "input": both, "tools": [tool], "max_output_tokens": 300}
+    most = client.responses.create(**how).usage.output_tokens - 20
+    if stream:
+        # The client refuses to parse what was cut off.
+        parts = client.chat.completions.create(
+            model="pair", messages=both, tools=[ADD], max_tokens=most, stream=True
+        )
+        *_, last = parts
+        (call,), reason = last.choices[0].delta.tool_calls, last.choices[0].finish_reason
+    else:
+        message, reason = asked(client, both, stream=False, max_tokens=most)
+        (call,) = message.tool_calls
+    assert (reason, call.function.name) == ("length", "add")
+    made = client.responses.create(**how | {"max_output_tokens": most})
+    assert made.status == "incomplete"
+    assert [item.type for item in made.output] == ["message", "function_call"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_no_call_becomes_one_or_is_cut_off(client, seed) -> None:
     wrong = [{"role": "user", "content": "wrong"}]
