@@ -18,7 +18,7 @@ from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
 from eva_local.errors import InputError, ModelError
-from eva_local.llama.backend import can_offload, free_on_gpus
+from eva_local.llama.backend import can_offload, free_on_gpus, must_take_turns
 from eva_local.llama.llama_model import MOST_SEQUENCES, LlamaModel
 from eva_local.llama.model import ALL, Model
 from eva_local.models.store import locate, marks, size
@@ -112,7 +112,8 @@ def ensemble_of(
         model.remove(ALL, 0)
     names = [member.name for member in spec.members]
     on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
-    side_by_side = len(models) > 1 and on_devices
+    in_turn = must_take_turns() and any(member.load.main_gpu < 0 for member in spec.members)
+    side_by_side = len(models) > 1 and on_devices and not in_turn
     space = _space(spec, models, report)
     engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
     resources = resources or contextlib.ExitStack()

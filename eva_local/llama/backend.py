@@ -131,6 +131,14 @@ def free_on_gpus() -> list[int]:
     return found.get(1) or found.get(2, [])
 
 
+def must_take_turns() -> bool:
+    """Return whether nothing may decode beside a model with layers on several GPUs."""
+    ggml = library()._lib
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    # Vulkan's copies from one GPU to another pass through memory that all share, unlocked.
+    return len(free_on_gpus()) > 1 and bool(ggml.ggml_backend_reg_by_name(b"Vulkan"))
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

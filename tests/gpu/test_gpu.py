@@ -29,14 +29,18 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.engine import engine
 from eva_local.errors import ModelError
 from eva_local.evaluate.check import refuse_too_large
-from eva_local.llama.backend import free_on_gpus
+from eva_local.llama.backend import free_on_gpus, must_take_turns
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
 from eva_local.opening import open_ensemble, open_widest, planned, slots_that_fit
 from eva_local.types import Sampling
 from tools.lookahead_law import Hostile, apart, written
-from tools.tiny_gguf import ARCHITECTURES, WINDOWED, write_tiny_gguf
+from tools.tiny_gguf import WINDOWED, write_tiny_gguf
 
+# One of each kind of layer, since kernels take minutes to compile: attention over all, states of
+# Mamba, RWKV and Mamba 2, a short convolution, a delta net, a window, a window and experts. The
+# other architectures combine these, and `tests/llama` has all of them, on the CPU.
+KINDS = ("llama", "mamba", "rwkv7", "falcon-h1", "lfm2", "qwen35", "gemma3", "gpt-oss")
 SPACES = pytest.mark.parametrize("space", ["pivot", "bytes"])
 PROMPTS = ("the light and the seer ing", "and there is a light ", "erer the sea")
 EXACT = {"kv_type": "f32", "flash_attention": "off"}
@@ -52,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=KINDS)
 def file(folder, request) -> Path:
     return write_tiny_gguf(folder / f"{request.param}.gguf", request.param)
 
@@ -240,7 +244,7 @@ def test_a_member_on_the_cpu_beside_one_on_the_device(files, space, debug) -> No
     first, second, third = both.members
     mixed = replace(both, members=(first, replace(second, load=on_cpu), third))
     with open_ensemble(mixed) as ensemble:
-        assert ensemble._engine._pool is None
+        assert not ensemble._engine._side_by_side
         assert all(texts(ensemble))
     assert likelihoods(mixed) == pytest.approx(
         likelihoods(spec(files, space, n_gpu_layers=0)), abs=0.1
@@ -303,6 +307,24 @@ def test_layers_are_shared_out_among_devices(files, gpus, tensor_split, debug) -
         assert texts(ensemble) == split
 
 
+def test_a_batch_of_more_than_llama_cpps_part_is_whole_on_two_devices(files, gpus) -> None:
+    """Where a batch is decoded in parts, the second overtakes the first on its way to a GPU."""
+    if gpus == 1:
+        pytest.skip("there is one device only")
+    prompt, load = "the light and the seer " * 60, {"n_ctx": 1024, "n_batch": 1024}
+    split = logits(files[0], prompt, main_gpu=-1, tensor_split=(3, 1), **load)
+    assert np.abs(split - logits(files[0], prompt, **load)).max() < CLOSE
+
+
+def test_members_take_turns_where_vulkan_shares_their_layers_out(files, gpus) -> None:
+    if gpus == 1:
+        pytest.skip("there is one device only")
+    crossing = must_take_turns()
+    for main_gpu, in_turn in ((0, False), (-1, crossing)):
+        with open_ensemble(spec(files, main_gpu=main_gpu)) as ensemble:
+            assert ensemble._engine._side_by_side != in_turn
+
+
 # Memory
 
 
@@ -349,6 +371,13 @@ def test_a_context_that_the_device_has_no_room_for(folder) -> None:
     told = in_little_memory(path, main_gpu=0, n_ctx=2**16, n_batch=8)
     assert f"{path}: no context of 65536 tokens: " in told
     assert "lower n_ctx" in told
+
+
+def test_weights_that_the_device_has_no_room_for(folder) -> None:
+    path = write_tiny_gguf(folder / "wide.gguf", n_layers=1, width=512)
+    told = in_little_memory(path, main_gpu=0, n_ctx=64, n_batch=8)
+    assert told.startswith(f"{path}: ")
+    assert "lower n_gpu_layers, take a smaller quantisation, or another GPU" in told
 
 
 def test_as_many_texts_as_the_device_has_room_for(files, monkeypatch) -> None:
