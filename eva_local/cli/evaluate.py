@@ -223,7 +223,7 @@ def check(
     path = cache_folder() / "evaluations.jsonl"
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:
         found = checking.check(spec, kept, progress, _pace(spec, progress))
-    show, page = partial(_show_check, found), partial(report_page, found.evaluation)
+    show, page = partial(_show_check, found), partial(report_page, found.evaluation, found.verdict)
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
     if save:
         new.tables["ensembles", save] = new.ensemble(found.winner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -67,6 +68,7 @@ def test_members_pace_test_and_verdict_are_told(check, models: Path, tmp_path: P
     assert names == ["one", "two", "pair", "pair, bytes"]
     assert found["use"]["name"] in names
     assert page.read_text().count("<article>") == 4
+    assert html.escape(found["verdict"]) in page.read_text()
 
 
 def test_one_model_has_no_verdict(check) -> None:
