@@ -84,12 +84,6 @@ class OllamaText(OllamaRequest, kw_only=True):
         return super().chat() | {"messages": said}
 
 
-class Named(Struct, kw_only=True):
-    """A model."""
-
-    model: str
-
-
 class Lines(Letterhead):
     """The answer to one request as JSON, whole or in lines."""
 
