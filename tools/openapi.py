@@ -28,6 +28,13 @@ from eva_local.types import Sampling
 
 Schema = dict[str, Any]
 
+
+class ShowRequest(Struct, kw_only=True):
+    """A model that is to be described."""
+
+    model: str
+
+
 _JSON = "application/json"
 _MEDIA = {"/": "text/html", "/metrics": "text/plain"}
 _BODIES: Mapping[str, type[Struct]] = {
@@ -35,7 +42,7 @@ _BODIES: Mapping[str, type[Struct]] = {
     COMPLETION: shapes.CompletionRequest,
     RESPONSES: ResponseRequest,
     **ollama.BODIES,
-    "/api/show": ollama.Named,
+    "/api/show": ShowRequest,
     "/tokenize": shapes.TokenizeRequest,
     "/detokenize": shapes.DetokenizeRequest,
 }

@@ -103,7 +103,8 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
     if isinstance(asked.input, str):
         yield {"role": "user", "content": asked.input}
         return
-    calls: list[_Named] = []
+    # The message that a call is part of: one answer is several items.
+    last: _Named = {}
     for place, item in enumerate(asked.input):
         kind = str(item.get("type") or "message")
         if kind not in _ITEMS:
@@ -111,15 +112,17 @@ def _messages(asked: ResponseRequest) -> Iterator[_Named]:
         read(lean(item, _ITEMS[kind]), _ITEMS[kind], f"input[{place}]")
         if kind == "function_call":
             function = {"name": item["name"], "arguments": item["arguments"]}
-            calls.append({"id": item.get("call_id"), "function": function})
-            if len(calls) == 1:
-                yield {"role": "assistant", "tool_calls": calls}
-            continue
-        calls = []
-        if kind == "message":
-            yield item
+            if last.get("role") != "assistant":
+                last = {"role": "assistant"}
+                yield last
+            calls = last.get("tool_calls") or []
+            last["tool_calls"] = [*calls, {"id": item.get("call_id"), "function": function}]
         elif kind == "function_call_output":
-            yield {"role": "tool", "content": item["output"]}
+            last = {"role": "tool", "content": item["output"]}
+            yield last
+        elif kind == "message":
+            last = dict(item)
+            yield last
 
 
 # How the id of an item begins, what its deltas are of, and what it has beside its content.

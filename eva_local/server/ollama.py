@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
-from eva_local.openai.request import CHAT, COMPLETION, given, in_chat
+from eva_local.openai.request import CHAT, COMPLETION, given, in_chat, read_request
 from eva_local.openai.shapes import Effort
 from eva_local.server.endpoints import answered
 from eva_local.server.service import ServedModel, asked, service_of
@@ -84,12 +84,6 @@ class OllamaText(OllamaRequest, kw_only=True):
         return super().chat() | {"messages": said}
 
 
-class Named(Struct, kw_only=True):
-    """A model."""
-
-    model: str
-
-
 class Lines(Letterhead):
     """The answer to one request as JSON, whole or in lines."""
 
@@ -135,6 +129,10 @@ async def talk(request: HttpRequest) -> ASGIApp:
     path = request.scope["path"]
     chat, form = in_chat(body, BODIES[path]), Lines(path, "", 0, model.name)
     if not (chat.get("messages") or chat.get("prompt")):
+        if not service_of(request).takes_unknown:
+            # Nothing is answered, but what could not be obeyed is refused here, too.
+            words = [{"role": "user", "content": "a"}]
+            read_request({**chat, "messages": words}, CHAT, model.ensemble.spec.sampling)
         return JSONResponse(form.said(None) | {"done": True, "done_reason": "load"})
     endpoint = COMPLETION if "prompt" in chat else CHAT
     return await answered(request, model, chat, endpoint, lambda _: form)

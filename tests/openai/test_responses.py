@@ -52,6 +52,25 @@ def test_items_are_messages() -> None:
     )
 
 
+def test_an_answer_with_a_call_is_one_message() -> None:
+    said = {"role": "assistant", "content": "Let me see."}
+    thought = {"type": "reasoning", "id": "rs", "summary": []}
+    items = [USER, thought, said, thought, CALL, CALL, DONE, USER, CALL, DONE]
+    asked = read_call(chat(input=items), CHAT, Sampling(), piece_of=bytes, members=("a",))
+    called = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    done = Message("user", "<tool_response>\n2\n</tool_response>")
+    assert asked.prompts == (
+        [
+            Message("user", "1 + 1?"),
+            Message("assistant", f"Let me see.\n{called}\n{called}"),
+            done,
+            Message("user", "1 + 1?"),
+            Message("assistant", called),
+            done,
+        ],
+    )
+
+
 def test_options_have_the_names_of_chats() -> None:
     schema = {"type": "object"}
     named = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}

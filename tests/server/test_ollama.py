@@ -54,6 +54,24 @@ def test_a_chat_is_what_openais_endpoint_answers(client, served) -> None:
     assert parts[-1].eval_count == 5
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"other": 1}, "unknown option 'other'"),
+        ({"options": {"temperature": "hot"}}, "temperature must be a number, not 'hot'"),
+        ({"tools": 3}, "tools must be a list of objects, not 3"),
+        ({"options": {"mirostat": 2}}, "mirostat 2 is not supported here"),
+    ],
+)
+def test_what_asks_for_nothing_is_read_as_strictly(served, path, body, problem) -> None:
+    how = {"keep_alive": "5m", "options": {"num_ctx": 99}}
+    assert served.ask(path, how).body["done_reason"] == "load"
+    reply = served.ask(path, how | body)
+    assert reply.status == 400
+    assert problem in reply.body["error"]
+
+
 def test_a_question_and_a_text_to_be_gone_on_with(client, served) -> None:
     how = {"options": {"num_predict": 5}}
     chat = served.chat(TEXT, max_tokens=5).body["choices"][0]["message"]["content"]
