@@ -305,7 +305,8 @@ def _alone(repl: Repl, member: str) -> None:
 def _compare(repl: Repl, _: str) -> None:
     turns = repl.chat.conversation.turns
     if turns and turns[-1].answer:
-        repl.screen.note("together:")
+        # Others may have written what was said before they were joined.
+        repl.screen.note("together:" if repl.chat.last else "before:")
         repl.screen.say(turns[-1].answer.strip())
     for member in repl.chat.ensemble.members:
         if not repl.hear(member):

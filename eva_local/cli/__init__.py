@@ -106,6 +106,8 @@ def _log_to_stderr(level: int) -> None:
         is_known = message in given
         if record.levelno >= logging.WARNING and not record.exc_info:
             given.add(message)
+        # A bar or a spinner stands in for it, and lets lines stand above itself.
+        handler.stream = sys.stderr
         return not is_known
 
     handler = logging.StreamHandler()

@@ -13,6 +13,7 @@ import click
 
 from eva_local.cli.options import declared, drawing_options, written
 from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
+from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import read_text
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
@@ -54,6 +55,8 @@ def run(
         if prompt is not None:
             raise InputError("give PROMPT or --file, not both")
         prompt = read_text(file, "--file")
+    if prompt and is_gguf(Path(prompt)):
+        raise InputError(f"{prompt} is a model: give it with -m, and a prompt")
     text = _text(prompt)
     if not text.strip():
         raise InputError("the prompt is empty")

@@ -310,7 +310,8 @@ def _read_document(path: Path, *, strict: bool) -> dict[str, Any] | None:
         # Else it is a whole number of thousands of digits.
         problem = names.get(type(error), "cannot be read")
         raise ConfigError(f"{path}: {problem}: {error}") from error
-    if not strict and document and not any(key in _SECTIONS for key in document):
+    others = (isinstance(document.get(key, []), list) for key in _SECTIONS)
+    if not strict and document and all(others):
         log.warning("%s is another program's, and is not read: it has no [models]", path)
         return None
     settings.refuse_unknown(document, _SECTIONS, f"{path}: ")

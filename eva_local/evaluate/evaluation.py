@@ -203,10 +203,7 @@ TOLD["upper"] = str.upper
 
 
 def report_page(evaluation: Evaluation, found: str = "") -> str:
-    """Return the page, as HTML that needs nothing else; `found` is the verdict of `check`.
-
-    Text of rows and models is data to it.
-    """
+    """Return the page, as HTML: all text is data to it. That of `check` begins with `found`."""
     names = [one.name for one in evaluation.tasks[0].standings if one.name != evaluation.ensemble]
     css = {name: member_class(number) for number, name in enumerate(names)}
     css[evaluation.ensemble] = "main"

@@ -130,7 +130,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             self.n_branches += self.n_snapshots if self.n_branches > 1 else 0
         self.n_batch = max(self.n_batch, self.n_sequences * self.n_branches)
         parameters = llama.llama_context_default_params()
-        # It hands out a signed number, and the file has none.
+        # A file says it without a sign.
         self.n_ctx = settings.context(llama.llama_model_n_ctx_train(handle) % 2**32)
         parameters.n_ctx = self.n_ctx * self.n_sequences
         if self.n_branches > 1:

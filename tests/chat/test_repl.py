@@ -151,6 +151,11 @@ def test_a_member_alone_is_heard_and_nothing_changes(talk) -> None:
     assert alone.strip() in out
     assert talk.repl.chat.conversation == held
     assert "/alone takes one of a-1, b-2" in talk("/alone c")[1]
+    assert "together:" in notes
+    # Another ensemble wrote that answer.
+    notes = talk("/model other", "/compare")[1]
+    assert "before:" in notes
+    assert "together:" not in notes
 
 
 def test_how_votes_are_fused_can_be_changed(talk) -> None:

@@ -1,6 +1,8 @@
 """Ctrl-C before the command line is there, and memory that ends."""
 
 import builtins
+import io
+import logging
 import sys
 
 import pytest
@@ -37,3 +39,12 @@ def test_memory_that_ends_is_one_line(given, told, monkeypatch, capsys) -> None:
     said = capsys.readouterr().err
     assert said.startswith(f"eva-local: there is not enough memory: {told}")
     assert said.count("\n") == 1
+
+
+def test_warnings_go_to_whatever_stands_in_for_stderr(monkeypatch) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    # As rich does while it shows a bar or a spinner, which else would share a line with them.
+    stand_in = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stand_in)
+    logging.getLogger("eva_local").warning("something is odd")
+    assert stand_in.getvalue() == "eva-local: WARNING: something is odd\n"

@@ -149,6 +149,11 @@ def test_a_file_that_is_the_prompt(eva: Run) -> None:
     assert eva(*asked, "-f", "ask.txt", "x")[2] == "eva-local: give PROMPT or --file, not both"
 
 
+def test_a_file_of_a_model_is_no_prompt(eva: Run) -> None:
+    told = "eva-local: one.gguf is a model: give it with -m, and a prompt"
+    assert eva("run", "one.gguf") == (2, "", told)
+
+
 def test_batch_and_eval(eva: Run) -> None:
     Path("in.txt").write_text("the\nlight\n")
     more = (*LITTLE, "--parallel", "2")

@@ -607,14 +607,15 @@ def test_a_layer_that_is_wrong_is_named(user: Path) -> None:
         assert str(caught.value).startswith(f"{user}: {told}")
 
 
+@pytest.mark.parametrize("section", ["model", "models"])
 def test_another_program_s_models_toml_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("models.toml").write_text('[[model]]\nname = "x"\n')
+    Path("models.toml").write_text(f'[[{section}]]\nname = "x"\n')
     assert load_config(None, {}).paths == (shipped("models.toml"),)
     assert "models.toml is another program's, and is not read" in caplog.text
-    with pytest.raises(ConfigError, match="model: unknown key"):
+    with pytest.raises(ConfigError, match=r"model: unknown key|models: must be tables"):
         load_config(Path("models.toml"), {})
 
 

@@ -92,8 +92,9 @@ def test_light_and_dark_differ_and_both_can_be_read(page) -> None:
     assert papers[0] != papers[1]
 
 
-def test_no_plot_and_no_label_runs_over_its_edge(page) -> None:
-    seen = page(outcome())
+@pytest.mark.parametrize("member", ["a", "gemma3-270m+smollm2-135m"])
+def test_no_plot_and_no_label_runs_over_its_edge(page, member) -> None:
+    seen = page(outcome(members=(member, "b")))
     outside = seen.run(
         "[...document.querySelectorAll('svg text, svg rect, svg circle')].filter(node => {"
         "const own = node.getBoundingClientRect();"
