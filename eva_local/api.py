@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
+from eva_local.config.settings import refuse_unknown
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
@@ -162,6 +163,7 @@ class Ensemble:
     def _asked(
         self, prompt: AnyPrompt, sampling: Sampling | None, options: Mapping[str, Any]
     ) -> Request:
+        refuse_unknown(options, [*_DRAWN, *RequestOptions.__annotations__], "")
         drawn = {key: value for key, value in options.items() if key in _DRAWN}
         others = {key: value for key, value in options.items() if key not in _DRAWN}
         if drawn:

@@ -213,7 +213,8 @@ def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, dict[MemberSpec, int],
         free = free_memory() if home is None else sum(gpus) if home < 0 else gpus[home]
         where = "" if home is None else " of all GPUs" if home < 0 else f" of GPU {home}"
         firsts = {member.opened: member for member in members[::-1]}.values()
-        weights = {member: size(member) or 0 for member in firsts}
+        plans = {member: planned(spec, member).working_bytes for member in firsts}
+        weights = {member: (size(member) or 0) + plan for member, plan in plans.items()}
         caches = sum(planned(spec, member).text_bytes for member in members)
         if free is not None:
             yield f"memory{where}", free, weights, caches

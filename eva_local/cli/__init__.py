@@ -8,6 +8,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         problem = " ".join(error.format_message().split()).rstrip(".")
         context = error.ctx if isinstance(error, click.UsageError) else None
+        if re.search(r"unexpected extra argument.*\.gguf\b", problem):
+            problem = f"{problem}: give models with -m"
         _complain(f"{problem}; see: {context.command_path} --help" if context else problem)
         return error.exit_code
     # click returns what the command returned, or the code of an early end such as --help.

@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
@@ -51,13 +54,29 @@ def print_report(name: str, **values: object) -> None:
         # What stands in the last may be anything.
         return _in_columns([line.split(" | ", head.count(" | ")) for line in (head, *lines)])
 
-    click.echo(template(name).render(columns=columns, shown=shown, **values).rstrip())
+    told = template(name).render(columns=columns, shown=shown, **values).rstrip()
+    within = partial(fill, width=_width(), break_long_words=False, break_on_hyphens=False)
+    click.echo(
+        "\n".join(line if len(line) <= _width() else within(line) for line in told.split("\n"))
+    )
 
 
 def _in_columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
-    rows = (zip(line, widths, strict=False) for line in lines)
-    return "\n".join("  ".join(cell.ljust(n) for cell, n in row).rstrip() for row in rows)
+    """Return a table; what a terminal has no room for stands below, behind the first column."""
+    columns = [*zip_longest(*lines, fillvalue="")]
+    first, *others = ([cell.ljust(max(map(len, each))) for cell in each] for each in columns)
+    tables = [[first]]
+    for column in others:
+        used = sum(len(each[0]) + 2 for each in tables[-1])
+        if len(tables[-1]) > 1 and used + len(column[0]) > _width():
+            tables.append([first])
+        tables[-1].append(column)
+    told = (("  ".join(row).rstrip() for row in zip(*table, strict=True)) for table in tables)
+    return "\n\n".join(map("\n".join, told))
+
+
+def _width() -> int:
+    return get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def shown(value: object, form: str = "") -> str:

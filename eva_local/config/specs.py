@@ -35,7 +35,7 @@ class LoadSettings:
     beside it. A recurrent model keeps at most so many snapshots of a text, to go back to.
     """
 
-    n_ctx: Count = 4096
+    n_ctx: Annotated[int, Meta(ge=1, le=1 << 24)] = 4096
     n_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     main_gpu: Annotated[int, Meta(ge=-1)] = -1
     tensor_split: tuple[Amount, ...] = ()

@@ -125,7 +125,7 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
     pivot = set(models[spec.pivot_index].vocabulary.ids)
     seen = set[object]()
     for member, model in zip(spec.members, models, strict=True):
-        path = locate(member)
+        path, plan = locate(member), planned(spec, member)
         header = read_header(path)
         yield Fact(
             name=member.name,
@@ -136,8 +136,8 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
             shared=len(pivot & set(model.vocabulary.ids)) / max(len(pivot), 1),
             has_chat_template=bool(member.chat_template) or header.has_chat_template,
             takes_back=model.can_roll_back,
-            weights=0 if member.opened in seen else size(member) or 0,
-            cache=planned(spec, member).text_bytes,
+            weights=0 if member.opened in seen else (size(member) or 0) + plan.working_bytes,
+            cache=plan.text_bytes,
         )
         seen.add(member.opened)
 

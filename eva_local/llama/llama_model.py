@@ -33,7 +33,8 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
     after the other, which share one cache; and some more for its snapshots, where it needs them.
     With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is told the
     share of the weights that is loaded. `text_bytes` is what a text takes in the caches, with its
-    snapshots. Raises ModelError where llama.cpp cannot open `path`.
+    snapshots; `working_bytes` is what decoding takes, whatever the texts. Raises ModelError where
+    llama.cpp cannot open `path`.
     """
 
     @classmethod
@@ -61,7 +62,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self.n_batch = settings.n_batch
         self.n_sequences = n_sequences
         self.n_branches = n_branches
-        self.n_ctx = self.text_bytes = self.n_snapshots = 0
+        self.n_ctx = self.n_snapshots = self.text_bytes = self.working_bytes = 0
         self.can_roll_back = True
         self._file = ModelFile(path)
         try:
@@ -155,11 +156,14 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
                 f"{self.path}: no context of {self.n_ctx} tokens: {reason(call.lines)}; "
                 "lower n_ctx or change kv_type"
             )
-        told = re.findall(r"(recurrent)?: size = +([\d.]+) MiB \(", "\n".join(call.lines))
+        said = "\n".join(call.lines)
+        told = re.findall(r"(recurrent)?: size = +([\d.]+) MiB \(", said)
         # Snapshots of a row alone lie beside its cache.
         copies = 1 + (self.n_snapshots if self.n_branches == 1 else 0)
         taken = sum(float(size) * (copies if of_states else 1) for of_states, size in told)
         self.text_bytes = round(taken * 2**20 / self.n_sequences)
+        worked = re.findall(r"(?:compute|output) buffer size = +([\d.]+) MiB", said)
+        self.working_bytes = round(sum(map(float, worked)) * 2**20)
         # No more than a context holds; llama.cpp ends the process where a batch is larger.
         self.n_batch = llama.llama_n_batch(self._context)
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)

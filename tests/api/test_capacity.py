@@ -31,8 +31,9 @@ def test_auto_takes_what_fits(models, monkeypatch) -> None:
 
 def fits(monkeypatch: pytest.MonkeyPatch, one: EnsembleSpec, size: int, n_fit: int) -> int:
     """Return how many texts fit beside `size` bytes of weights where there is room for `n_fit`."""
-    each = sum(planned(one, member).text_bytes for member in one.members)
-    free = size + n_fit * each / 0.75 + 1
+    plans = [planned(one, member) for member in one.members]
+    size += sum(plan.working_bytes for plan in plans)
+    free = size + n_fit * sum(plan.text_bytes for plan in plans) / 0.75 + 1
     monkeypatch.setattr(opening, "free_memory", lambda: free)
     return slots_that_fit(one, 16)
 
@@ -100,7 +101,8 @@ def test_each_gpu_has_memory_of_its_own(tmp_path, monkeypatch, load, n_fit) -> N
     if "twice" in load:
         (member,) = one.members
         one = replace(one, members=(member, replace(member, name="m-2")))
-    size, each = path.stat().st_size, planned(one, one.members[0]).text_bytes
+    plan = planned(one, one.members[0])
+    size, each = path.stat().st_size + plan.working_bytes, plan.text_bytes
     free = [int(size + count * each / 0.75) + 1 for count in (3, 20)]
     monkeypatch.setattr(opening, "free_memory", lambda: 1)
     monkeypatch.setattr(opening, "free_on_gpus", lambda: free)

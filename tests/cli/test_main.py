@@ -9,6 +9,7 @@ import pytest
 
 from eva_local import __main__ as entry
 from eva_local import cli
+from eva_local.cli import outputs
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys) -> None:
@@ -22,6 +23,23 @@ def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, caps
     monkeypatch.setattr(builtins, "__import__", interrupted)
     assert entry.main() == 130
     assert capsys.readouterr().err == "eva-local: interrupted\n"
+
+
+def test_a_table_that_is_too_wide_goes_on_below(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(outputs, "_width", lambda: 20)
+    head, row = ("NAME", "SIZE", "FAMILY", "HERE"), ("tiny", "12 MB", "llama", True)
+    outputs.print_table(head, [row])
+    assert capsys.readouterr().out.splitlines() == [
+        *("NAME  SIZE   FAMILY", "tiny  12 MB  llama", ""),
+        *("NAME  HERE", "tiny  yes"),
+    ]
+    outputs.print_table(("NAME", "WHAT"), [("tiny", "longer than a line of this terminal")])
+    assert capsys.readouterr().out.splitlines()[1] == "tiny  longer than a line of this terminal"
+
+
+def test_models_that_are_no_arguments_are_to_be_given_with_m(capsys) -> None:
+    assert cli.main(["chat", "a.gguf", "b.gguf"]) == 2
+    assert "give models with -m; see: eva-local chat --help" in capsys.readouterr().err
 
 
 def test_its_exit_code_is_that_of_the_command(monkeypatch, capsys) -> None:

@@ -147,7 +147,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
         ("[default]", "default: unknown key; did you mean defaults?"),
         ("[defaults]\nn_ctxx = 1", "defaults.n_ctxx: unknown key; did you mean n_ctx?"),
         ("[defaults]\nstop = []", "defaults.stop: unknown key; did you mean top_p or top_k?"),
-        ("[defaults]\nn_ctx = 0", "defaults.n_ctx: must be at least 1, not 0"),
+        ("[defaults]\nn_ctx = 0", "defaults.n_ctx: must be from 1 to 16777216, not 0"),
         ('[defaults]\nn_ctx = "1"', "defaults.n_ctx: must be a whole number, not '1'"),
         ("[defaults]\nn_ctx = true", "defaults.n_ctx: must be a whole number, not true"),
         ("[defaults]\nn_ctx = 1.0", "defaults.n_ctx: must be a whole number, not 1.0"),
@@ -228,7 +228,7 @@ def test_default_ensemble(tmp_path: Path) -> None:
             '[models.d]\npath = "x"\nlicence = 1',
             "models.d.licence: must be a text that is not empty, not 1",
         ),
-        ('[models.d]\npath = "x"\nn_ctx = 0', "models.d.n_ctx: must be at least 1, not 0"),
+        ('[models.d]\npath = "x"\nn_ctx = 0', "models.d.n_ctx: must be from 1 to 16777216, not 0"),
         (
             '[ensembles.e]\nmembers = ["a"]\npivot = 1',
             "ensembles.e.pivot: must be a text that is not empty, not 1",
@@ -388,7 +388,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
     ("name", "text", "expected"),
     [
         ("N_CTX", "many", "environment EVA_LOCAL_N_CTX: must be a whole number, not 'many'"),
-        ("N_CTX", "0", "environment EVA_LOCAL_N_CTX: must be at least 1, not 0"),
+        ("N_CTX", "0", "environment EVA_LOCAL_N_CTX: must be from 1 to 16777216, not 0"),
         ("MIN_P", "nan", "environment EVA_LOCAL_MIN_P: must be a number, not nan"),
         ("SWA_FULL", "maybe", "environment EVA_LOCAL_SWA_FULL: must be true or false, not 'maybe'"),
         ("N_CTXX", "1", "environment EVA_LOCAL_N_CTXX: unknown key; did you mean EVA_LOCAL_N_CTX"),
@@ -405,7 +405,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, text: str, expecte
     [
         ("n_ctx", "many", "must be a whole number, not 'many'"),
         ("n_ctx", "1.5", "must be a whole number, not '1.5'"),
-        ("n_ctx", "0", "must be at least 1, not 0"),
+        ("n_ctx", "0", "must be from 1 to 16777216, not 0"),
         ("n_gpu_layers", "-2", "must be at least -1, not -2"),
         ("tensor_split", "3,x", "must be a list of numbers, not '3,x'"),
         ("swa_full", "2", "must be true or false, not '2'"),
@@ -707,7 +707,7 @@ def test_something_that_is_not_shipped() -> None:
 
 
 def test_a_wrong_value_in_python_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="n_ctx must be at least 1"):
+    with pytest.raises(InputError, match="n_ctx must be from 1 to 16777216"):
         LoadSettings(n_ctx=0)
     with pytest.raises(InputError, match=r"weights\[0\] must be a number, not nan"):
         FusionSettings(weights=(float("nan"),))

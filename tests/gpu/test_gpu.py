@@ -384,6 +384,7 @@ def test_as_many_texts_as_the_device_has_room_for(files, monkeypatch) -> None:
     one = spec(files, n_ctx=256)
     each = sum(planned(one, member).text_bytes for member in one.members)
     weights = sum(file.stat().st_size for file in files)
+    weights += sum(planned(one, member).working_bytes for member in one.members)
     for n_fit in (1, 5):
         free = int(weights + n_fit * each / 0.75) + 1
         monkeypatch.setattr(opening, "free_on_gpus", lambda free=free: [free])

@@ -171,9 +171,8 @@ def test_a_model_in_several_files_is_read_and_opened_whole(tmp_path, monkeypatch
     with LlamaModel(parts[0], LoadSettings(n_ctx=512, threads=1)) as model:
         assert model.n_ctx == 512
     sizes = sum(part.stat().st_size for part in parts)
-    monkeypatch.setattr(
-        "eva_local.opening.free_memory", lambda: sizes + 3 * model.text_bytes / 0.75 + 1
-    )
+    free = sizes + model.working_bytes + 3 * model.text_bytes / 0.75 + 1
+    monkeypatch.setattr("eva_local.opening.free_memory", lambda: free)
     assert slots_that_fit(spec(parts[0]), 32) == 3
     # Whichever file is named.
     (tmp_path / "models.toml").write_text(f'schema = 1\n[models.m]\npath = "{parts[2].name}"\n')
