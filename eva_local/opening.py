@@ -54,6 +54,8 @@ def load(
 
     Raises ConfigError, StoreError (a file that must be pulled first), ModelError.
     """
+    if parallel < 1:
+        raise InputError(f"parallel must be at least 1, not {parallel}")
     effective = load_config(Path(config) if config else None, overrides=settings, of_python=True)
     if members is not None and ensemble is not None:
         raise InputError("give an ensemble or members, not both")
@@ -61,7 +63,8 @@ def load(
         spec = effective.ensemble(ensemble, pivot)
     else:
         named = ensemble if members is None else members
-        each = [named] if isinstance(named, str | Path) else list(named or ())
+        several = named if isinstance(named, Iterable) and not isinstance(named, str) else [named]
+        each = list(several)
         if not each or not all(isinstance(one, str | Path) for one in each):
             raise InputError(f"members must be names or files, not {shown(named)}")
         spec = effective.together(list(map(str, each)), pivot)

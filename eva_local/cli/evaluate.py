@@ -196,7 +196,7 @@ def check(
 
     known: dict[str, Any] = {"check": found, "thinks": thinks, **TOLD}
     show = partial(outputs.print_report, "evaluate/check.txt", **known)
-    page = partial(report_page, found.evaluation)
+    page = partial(report_page, found.evaluation, found.verdict)
     outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
     if save:
         new.tables["ensembles", save] = new.ensemble(found.winner)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from eva_local.cli.options import Load, completed, declared, setting_options
-from eva_local.cli.outputs import ProgressDisplay, print_json, print_table, shown
+from eva_local.cli.outputs import ProgressDisplay, print_json, print_report, print_table, shown
 from eva_local.cli.setup import append, written
 from eva_local.config.catalogue import free_name
 from eva_local.config.config import Config, name_of
@@ -125,7 +125,7 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
             "chat_template_kwargs": spec.sampling.chat_template_kwargs,
             "members": [_model_facts(member) for member in spec.members],
         }
-    print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_report("cli/show.txt", facts=facts, size=_size)
 
 
 @click.command()
@@ -153,8 +153,9 @@ def verify(
             found.append((result, spec))
     if as_json:
         print_json([asdict(result) for result, _ in found])
-    for result, spec in () if as_json else found:
-        click.echo(f"{result.name}: {_verdict(result, spec)}")
+    elif found:
+        told: dict[str, Any] = {"size": store.size, "local_problem": store.local_problem}
+        print_report("cli/verify.txt", found=found, **told)
     return 2 if any(one.status in ("mismatch", "missing", "invalid") for one, _ in found) else 0
 
 
@@ -271,38 +272,6 @@ def thinking_of(name: str, template: str) -> dict[str, object] | None:
             told_by = tuple(thinker.arguments("on"))
             return {"marks": marks, "told_by": told_by, "thinks_untold": thinker.thinks}
     return None
-
-
-def _verdict(result: store.Verification, spec: ModelSpec) -> str:
-    is_own = isinstance(spec.source, PathSource)
-    is_sized = spec.size in (None, store.size(spec))
-    if is_own and (result.status == "missing" or (result.status == "mismatch" and not is_sized)):
-        return store.local_problem(spec)
-    lacks = "" if result.path is None else f" whole: {result.path} is missing"
-    again = f"run: eva-local pull --force {spec.name}"
-    remedy = f"mend the file, or models.{spec.name}" if is_own else again
-    return {
-        "ok": "ok",
-        "missing": f"not here{lacks}; run: eva-local pull {spec.name}",
-        "mismatch": f"NOT the expected file: {result.path} has sha256 {result.sha256}, not "
-        f"{result.expected}; {remedy}",
-        "unverified": f"unverified: no sha256 is configured; the file has {result.sha256}",
-        "invalid": f"NOT a GGUF file: {result.path}; {remedy}",
-    }[result.status]
-
-
-def _print_facts(facts: dict[str, object], indent: str = "") -> None:
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            click.echo(f"{indent}{key}:")
-            _print_facts(value, indent + "  ")
-        elif key == "members" and isinstance(value, list):
-            for item in value:
-                click.echo(f"{indent}{key.removesuffix('s')}:")
-                _print_facts(item, indent + "  ")
-        else:
-            # What a file says of itself is not to be obeyed, and makes no lines of its own.
-            click.echo(f"{indent}{key}: {_size(value) if key == 'size' else shown(value)}")
 
 
 def _size(value: object) -> str:

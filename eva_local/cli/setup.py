@@ -168,6 +168,8 @@ def _models_of(files: Iterable[Path]) -> Iterator[Path]:
 
 def _problem(file: Path) -> str:
     """Say why a file cannot be added; else ""."""
+    if file.exists() and not file.is_file():
+        return "is no file"
     try:
         str(file.absolute()).encode()
         read_header(file)

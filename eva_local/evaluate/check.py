@@ -19,9 +19,9 @@ from eva_local.evaluate.summary import Estimate, TaskSummary, lead
 from eva_local.llama.model import Model
 from eva_local.models.header import read_header
 from eva_local.models.store import locate, size
-from eva_local.opening import open_models, planned, rooms
+from eva_local.opening import open_models, planned, rooms, slots_that_fit
 
-# Rows go so many side by side.
+# Rows go so many side by side, where memory has room.
 _PARALLEL = 4
 # So much of each text is scored.
 _TEXT_BYTES = 120
@@ -98,9 +98,12 @@ def check(spec: EnsembleSpec, results: Results, report: Report, pace: Speed | No
     Raises StoreError for a file that is not here or is none, ModelError where one cannot be opened.
     """
     free = sum(free for _, free, *_ in rooms(spec)) or None
-    with open_models(spec, report, parallel=_PARALLEL, bytewise=len(spec.members) > 1) as models:
+    # In bytes a text takes most.
+    bytewise = replace(spec, fusion=replace(spec.fusion, space="bytes"))
+    n_slots = slots_that_fit(bytewise, _PARALLEL)
+    with open_models(spec, report, parallel=n_slots, bytewise=len(spec.members) > 1) as models:
         facts = tuple(_facts(spec, models))
-        evaluation = _tested(spec, models, results, report)
+        evaluation = _tested(spec, models, results, n_slots, report)
     return Check(spec, facts, free, pace, evaluation, *_best(evaluation))
 
 
@@ -140,10 +143,10 @@ def _facts(spec: EnsembleSpec, models: Sequence[Model]) -> Iterator[Fact]:
 
 
 def _tested(
-    spec: EnsembleSpec, models: Sequence[Model], results: Results, report: Report
+    spec: EnsembleSpec, models: Sequence[Model], results: Results, n_slots: int, report: Report
 ) -> Evaluation:
     named = {member.name: model for member, model in zip(spec.members, models, strict=True)}
-    contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), _PARALLEL, report)
+    contest = Contest(named, results, Conditions(text_bytes=_TEXT_BYTES), n_slots, report)
     specs = [spec]
     if len(spec.members) > 1:
         other = replace(spec.fusion, space="pivot" if spec.fusion.space == "bytes" else "bytes")

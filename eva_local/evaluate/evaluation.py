@@ -202,8 +202,11 @@ TOLD: dict[str, Any] = {"warning": warning, "verdict": verdict, "figures": figur
 TOLD["upper"] = str.upper
 
 
-def report_page(evaluation: Evaluation) -> str:
-    """Return the page, as HTML that needs nothing else. Text of rows and models is data to it."""
+def report_page(evaluation: Evaluation, found: str = "") -> str:
+    """Return the page, as HTML that needs nothing else; `found` is the verdict of `check`.
+
+    Text of rows and models is data to it.
+    """
     names = [one.name for one in evaluation.tasks[0].standings if one.name != evaluation.ensemble]
     css = {name: member_class(number) for number, name in enumerate(names)}
     css[evaluation.ensemble] = "main"
@@ -215,6 +218,7 @@ def report_page(evaluation: Evaluation) -> str:
         "evaluate/report.html",
         title=f"{evaluation.ensemble}: evaluation",
         evaluation=evaluation,
+        found=found,
         css=css,
         overview=list(_overview(evaluation, css)),
         tasks=tasks,

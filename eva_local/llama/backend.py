@@ -169,5 +169,6 @@ def _keep_line(level: int, text: bytes, _data: object) -> None:
 def _give_up(message: bytes) -> None:
     # After this ggml ends the process, with a debugger's view of it instead of an error.
     told = message.decode("utf-8", "replace").rpartition("/")[2]
-    os.write(2, f"eva-local: llama.cpp gives up ({told}); is there enough memory?\n".encode())
+    why = "is a file damaged, or too little memory free?"
+    os.write(2, f"eva-local: llama.cpp gives up ({told}); {why}\n".encode())
     os._exit(2)

@@ -130,7 +130,8 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             self.n_branches += self.n_snapshots if self.n_branches > 1 else 0
         self.n_batch = max(self.n_batch, self.n_sequences * self.n_branches)
         parameters = llama.llama_context_default_params()
-        self.n_ctx = settings.context(llama.llama_model_n_ctx_train(handle))
+        # It hands out a signed number, and the file has none.
+        self.n_ctx = settings.context(llama.llama_model_n_ctx_train(handle) % 2**32)
         parameters.n_ctx = self.n_ctx * self.n_sequences
         if self.n_branches > 1:
             # Rows that are tried beside each other need a little more than one text.

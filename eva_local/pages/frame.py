@@ -10,8 +10,6 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -68,6 +66,8 @@ def axis(
     lines: Sequence[Line], mark: tuple[float, str] | None, start: float, end: float
 ) -> tuple[list[float], Callable[[float], float]]:
     """Return round numbers around all values, and what says where from `start` to `end` one is."""
+    import numpy as np  # slow to import, and texts need none
+
     values = [mark[0]] if mark else []
     values += [end for line in lines for end in (line.low, line.high, line.value)]
     low, high = min(values), max(values)

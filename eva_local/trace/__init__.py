@@ -4,9 +4,8 @@ The file is JSON Lines: a header, one line a step, written at once, and an end. 
 HTML file that needs nothing else: no network, no other file.
 """
 
-import codecs
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -95,12 +94,17 @@ class TraceWriter(JsonlFile):
 
     def write(self, step: Step) -> None:
         """Append a step, and the end of the file after the last one."""
-        trace = step.trace or Trace((), ())
-        keys = ("piece", "text", "reasoning", "probability", "disagreement", "dissenters")
-        said = {key: getattr(step, key) for key in keys}
-        line = {**said, "carrier": trace.carrier if trace.ballots else None, **asdict(trace)}
         end = {"kind": "end", "finish_reason": step.finish_reason, "usage": to_builtins(step.usage)}
-        self.append({"kind": "step", **_filed(line)}, *([end] if step.finish_reason else []))
+        self.append({"kind": "step", **_line(step)}, *([end] if step.finish_reason else []))
+
+
+def _line(step: Step) -> dict[str, Any]:
+    trace = step.trace or Trace((), ())
+    keys = ("piece", "text", "reasoning", "probability", "disagreement", "dissenters")
+    said = {key: getattr(step, key) for key in keys}
+    carrier = trace.carrier if trace.ballots else None
+    line: dict[str, Any] = _filed({**said, "carrier": carrier, **asdict(trace)})
+    return line
 
 
 def _filed(value: Any) -> Any:
@@ -224,61 +228,15 @@ def sources(package: str, *more: str) -> tuple[str, str]:
 
 
 def page_data(trace: TraceFile) -> dict[str, object]:
-    """Return what the page shows, as the script reads it."""
+    """Return what the page shows, as the script reads it: steps as they stand in the file."""
     return {
         **trace.header(),
         "finish": trace.finish_reason,
-        "usage": None if trace.usage is None else asdict(trace.usage),
+        "usage": to_builtins(trace.usage),
         "notes": trace.notes,
-        "text": "".join(step.text for step in trace.steps),
         "summary": asdict(summarize(trace.members, trace.steps)),
-        "steps": list(_steps_data(trace)),
+        "steps": list(map(_line, trace.steps)),
     }
-
-
-def _steps_data(trace: TraceFile) -> Iterator[dict[str, object]]:
-    # Bytes that are no UTF-8 become lone surrogates, which the page shows as hexadecimal.
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for step, after in zip(trace.steps, [*trace.steps[1:], None], strict=False):
-        # Thought and answer are two texts, and so are thoughts of members by themselves.
-        last = after is None or _text(step) != _text(after)
-        why = step.trace or Trace((), ())
-        yield {
-            # A character that several pieces make is shown by the last of them, the whole one.
-            "shown": decoder.decode(step.piece, final=last),
-            "whole": not decoder.getstate()[0],
-            "hex": step.piece.hex(" "),
-            "thought": step.reasoning is not None,
-            "probability": step.probability,
-            "carrier": trace.members.index(why.carrier) if why.ballots else -1,
-            "disputed": disputed(step),
-            "apart": step.disagreement,
-            "top": _candidates_data(why.top, step.piece),
-            "ballots": [
-                {
-                    "member": trace.members.index(ballot.member),
-                    "top": _candidates_data(ballot.top, step.piece),
-                    "chosen": ballot.chosen,
-                    "verdict": verdict(ballot),
-                    "reason": ballot.reason,
-                    "weight": ballot.weight,
-                    "ms": 1000 * ballot.seconds,
-                }
-                for ballot in why.ballots
-            ],
-        }
-
-
-def _text(step: Step) -> tuple[bool, object]:
-    voters = [ballot.member for ballot in step.trace.ballots] if step.trace else []
-    return step.reasoning is None, voters[0] if len(voters) == 1 else None
-
-
-def _candidates_data(candidates: Sequence[Candidate], chosen: bytes) -> list[list[object]]:
-    return [
-        [one.piece.decode("utf-8", "surrogateescape"), one.probability, one.piece == chosen]
-        for one in candidates
-    ]
 
 
 def verdict(ballot: Ballot) -> Literal["stayed", "filtered", "absent"]:

@@ -1,13 +1,72 @@
 (() => {
   const { make, add, colour, percent, plural, fixed, glyphs, tokenOf, isFiltered, spell, button, bar, swatch, describe, walk, moved } = eva;
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { steps, members, summary } = data;
+  const { members, summary } = data;
+  const steps = stepsOf(data.steps);
   const BINS = 300;
   const $ = (id) => document.getElementById(id);
   const main = document.querySelector("main");
   // The thought's tokens, and the answer's.
   const thoughts = steps.filter((step) => step.thought && step.hex).length;
   const boxes = [$("thought").querySelector(".text"), $("text")];
+
+  /** Return the steps of the file's lines, as `eva` describes them. */
+  function stepsOf(lines) {
+    let open = [];
+    return lines.map((line, i) => {
+      const chosen = line.hex;
+      const top = (candidates) => candidates.map(({ hex, probability }) => [decoded(bytesOf(hex), true)[0], probability, hex === chosen]);
+      // A character that several pieces make is shown by the last of them, the whole one.
+      const [shown, rest] = decoded([...open, ...bytesOf(chosen)], i + 1 === lines.length || textOf(line) !== textOf(lines[i + 1]));
+      open = rest;
+      const ballots = line.ballots.map(({ member, stayed, seconds, ...vote }) => ({
+        ...vote,
+        member: members.indexOf(member),
+        top: top(vote.top),
+        // A member that was not asked (a gate) has no candidates and cost nothing.
+        verdict: stayed ? "stayed" : vote.top.length || seconds > 0 ? "filtered" : "absent",
+        ms: 1000 * seconds,
+      }));
+      return {
+        shown,
+        whole: !rest.length,
+        hex: chosen.replace(/..(?=.)/g, "$& "),
+        thought: line.reasoning !== null,
+        probability: line.probability,
+        apart: line.disagreement,
+        carrier: members.indexOf(line.carrier),
+        disputed: line.dissenters.length > 0 || ballots.some(({ verdict }) => verdict === "filtered"),
+        top: top(line.top),
+        ballots,
+      };
+    });
+  }
+  /** Return which text a line is of: thought and answer are two, and so are thoughts of members by themselves. */
+  function textOf({ reasoning, ballots }) {
+    return `${reasoning === null} ${ballots.length === 1 ? ballots[0].member : ""}`;
+  }
+  function bytesOf(hex) {
+    return (hex.match(/../g) ?? []).map((byte) => parseInt(byte, 16));
+  }
+  /** Return the text of bytes, lone surrogates for those that are no UTF-8, and what may be half a character behind it. */
+  function decoded(bytes, isAll) {
+    const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+    let text = "";
+    for (let at = 0; at < bytes.length;) {
+      const size = [0xc2, 0xe0, 0xf0, 0xf5].filter((first) => bytes[at] >= first).length % 4 + 1;
+      const part = bytes.slice(at, at + size);
+      const isBegun = size > part.length && part.slice(1).every((byte) => byte >> 6 === 2);
+      if (isBegun && !isAll) return [text, part];
+      try {
+        text += decoder.decode(Uint8Array.from(part));
+        at += size;
+      } catch {
+        text += String.fromCharCode(0xdc00 + bytes[at]);
+        at += 1;
+      }
+    }
+    return [text, []];
+  }
 
   function header() {
     document.title = `${data.ensemble}: trace`;
@@ -36,7 +95,7 @@
       add($("prompt"), add(row, make("dt", "", turn.role), glyphs(make("dd"), turn.content, true)));
     }
     if ($("prompt").scrollHeight > $("prompt").clientHeight) $("prompt").tabIndex = 0;
-    $("plain").querySelector("pre").textContent = data.text;
+    $("plain").querySelector("pre").textContent = data.steps.map((line) => line.text).join("");
     const list = $("settings").querySelector("dl");
     for (const [key, value] of Object.entries(data.settings)) {
       const written = typeof value === "string" ? value : JSON.stringify(value);

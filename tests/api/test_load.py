@@ -61,6 +61,8 @@ def test_files_and_names(arguments, options, shown: str) -> None:
         ((), {"members": ()}, "members must be names or files, not ()"),
         ((b"one.gguf",), {}, "members must be names or files, not b'one.gguf'"),
         ((["one.gguf", None],), {}, "members must be names or files, not ['one.gguf', None]"),
+        ((3,), {}, "members must be names or files, not 3"),
+        (("one.gguf",), {"parallel": 0}, "parallel must be at least 1, not 0"),
         (("demo",), {"members": ["one.gguf"]}, "give an ensemble or members, not both"),
         ((["one.gguf"],), {"members": ["one.gguf"]}, "give an ensemble or members, not both"),
         ((["one.gguf"],), {"pivot": "b"}, "pivot: 'b' is no member; known are: one"),

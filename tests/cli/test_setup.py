@@ -140,6 +140,7 @@ def test_add_refuses_what_holds_no_model_and_writes_nothing(eva: Run, folder: Pa
     Path("torn.gguf").write_bytes(Path("good.gguf").read_bytes()[:100])
     Path("broken.gguf").symlink_to("nowhere")
     Path("dir.gguf").mkdir()
+    os.mkfifo("pipe.gguf")
     odd = os.fsdecode(b"lat\xe9.gguf")
     write_gguf(folder / odd)
     write_other(folder / "eye.gguf", "clip", {"general.type": "mmproj"})
@@ -149,6 +150,7 @@ def test_add_refuses_what_holds_no_model_and_writes_nothing(eva: Run, folder: Pa
         "torn.gguf": "torn.gguf: not a GGUF file, or a damaged one (",
         "eye.gguf": "eye.gguf: the part of a model that sees or hears; ",
         odd: "lat?.gguf: its path is no UTF-8 text, which models.toml needs; rename it",
+        "pipe.gguf": "pipe.gguf: is no file",
         "broken.gguf": "Invalid value for 'FILES...': Path 'broken.gguf' does not exist; see: ",
         "dir.gguf": "there is no GGUF file in dir.gguf",
         "none": "Invalid value for 'FILES...': Path 'none' does not exist; see: ",
@@ -161,7 +163,7 @@ def test_add_refuses_what_holds_no_model_and_writes_nothing(eva: Run, folder: Pa
     # Of a folder, what is wrong is told and left out.
     code, out, err = eva("add", ".")
     assert (code, out.splitlines()[0]) == (0, "good: added: good.gguf")
-    assert len(err.splitlines()) == 6
+    assert len(err.splitlines()) == 7
     assert all(" is left out: " in line for line in err.splitlines())
     assert list(known()) == ["good"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from eva_local.evaluate.evaluation import TOLD, Evaluation
 from eva_local.evaluate.forms import PLAIN
 from eva_local.evaluate.rows import BUILT_IN, Result, read_tasks
 from eva_local.evaluate.summary import summarize
+from eva_local.opening import open_models, rooms
 
 
 @pytest.fixture
@@ -67,6 +69,7 @@ def test_members_pace_test_and_verdict_are_told(check, models: Path, tmp_path: P
     assert names == ["one", "two", "pair", "pair, bytes"]
     assert found["use"]["name"] in names
     assert page.read_text().count("<article>") == 4
+    assert html.escape(found["verdict"]) in page.read_text()
 
 
 def test_one_model_has_no_verdict(check) -> None:
@@ -102,6 +105,25 @@ def test_members_that_memory_has_no_room_for(check, monkeypatch) -> None:
     code, shown, complaint = check("-e", "pair")
     assert (code, shown) == (2, "")
     assert "pair needs 0.0 GB of memory and 0.0 GB are free: lower --ctx-size" in complaint
+
+
+def test_no_more_rows_go_side_by_side_than_memory_has_room_for(check, models, monkeypatch) -> None:
+    pair = load_config(models / "models.toml", {}).ensemble("pair")
+    bytewise = replace(pair, fusion=replace(pair.fusion, space="bytes"))
+    opened = []
+
+    def open_some(*given: object, parallel: int, **rest: object):
+        opened.append(parallel)
+        return open_models(*given, parallel=parallel, **rest)
+
+    monkeypatch.setattr(checking, "open_models", open_some)
+    monkeypatch.setattr("eva_local.opening.free_on_gpus", list)
+    ((_, _, weights, caches),) = rooms(bytewise)
+    for n_fit in (1, 2, 9):
+        free = sum(weights.values()) + int((n_fit + 0.5) * caches / 0.75)
+        monkeypatch.setattr("eva_local.opening.free_memory", lambda free=free: free)
+        assert check("-e", "pair")[0] == 0
+    assert opened == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("main_gpu", "where"), [(-1, "all GPUs"), (1, "GPU 1")])

@@ -107,6 +107,12 @@ def test_snapshots_of_a_text_are_counted(tmp_path) -> None:
         assert taken(n_branches, snapshots) == pytest.approx(states * one, abs=states * EXACT)
 
 
+def test_a_file_may_say_that_it_was_trained_for_two_billion_tokens(tmp_path) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", n_ctx=2**31)
+    plan = LlamaModel.planned(path, LoadSettings(n_ctx=512), n_branches=1)
+    assert plan.n_ctx == 512
+
+
 def test_what_has_no_weights_is_planned_in_next_to_no_memory(tmp_path) -> None:
     path = write_tiny_gguf(tmp_path / "m.gguf", width=1024, n_layers=4, n_ctx=2**20)
     code = (

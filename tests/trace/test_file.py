@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cut
-from traces import MEMBERS, PROMPT, TEXT, dissenters, made_steps, made_trace, pieces, thinking_steps
+from traces import MEMBERS, PROMPT, TEXT, dissenters, made_steps, pieces, thinking_steps
 
 from eva_local import cli
 from eva_local.errors import InputError
-from eva_local.trace import TraceFile, TraceWriter, page_data, read_trace, summarize
+from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize
 from eva_local.types import Ballot, Candidate, Step, Trace
 
 HEADER = {
@@ -280,13 +280,6 @@ def test_the_numbers_of_a_trace_by_hand() -> None:
     assert second.weight == pytest.approx((0.5 + 0 + 0.3) / 3)
     assert first.decode_ms == pytest.approx(20)
     assert second.decode_ms == pytest.approx(3)
-
-
-def test_a_character_in_parts_is_shown_by_its_last_piece() -> None:
-    cut_text = [b"a \xf0\x9f", b"\x8c", b"\x8ab", b"\xff", b"\xe2\x82"]
-    data = page_data(made_trace(cut_text))["steps"]
-    assert [step["shown"] for step in data] == ["a ", "", "🌊b", "\udcff", "", "\udce2\udc82"]
-    assert [step["whole"] for step in data] == [False, False, True, True, False, True]
 
 
 def test_the_command_writes_the_page_beside_the_trace(path, capsysbinary) -> None:

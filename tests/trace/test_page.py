@@ -8,7 +8,7 @@ import pytest
 from browser import CONTRAST, HOSTILE, Browser
 from traces import LONG, MEMBERS, TEXT, made_steps, made_trace, pieces, thinking_steps
 
-from eva_local.trace import TraceFile, page_data, trace_page
+from eva_local.trace import TraceFile, trace_page
 
 Opener = Callable[..., Browser]
 
@@ -280,17 +280,32 @@ def test_a_character_in_parts_is_one_character(page) -> None:
     assert seen.run("document.getElementById('text').textContent") == "🌊"
 
 
-def test_half_a_character_of_a_thought_is_no_part_of_the_next_members() -> None:
+def shown(seen: Browser) -> list[str]:
+    """Return what stands for each token: text, or the names of bytes and marks."""
+    return seen.run(
+        "[...document.querySelectorAll('.token')].map(token => [...token.childNodes]"
+        ".map(node => node.dataset?.mark ?? node.textContent).join(''))"
+    )
+
+
+def test_a_character_in_parts_is_shown_by_its_last_piece(page) -> None:
+    cut_text = [b"a \xf0\x9f", b"\x8c", b"\x8ab", b"\xff", b"\xef\xbb\xbfc\xe2(", b"\xe2\x82"]
+    seen = page(made_trace(cut_text))
+    assert shown(seen) == ["a ", "◦", "🌊b", "FF", "U+FEFFcE2(", "◦", "END"]
+    begun = seen.run(
+        "[...document.querySelectorAll('.token')].map(t => t.classList.contains('begun'))"
+    )
+    assert begun == [True, True, False, False, False, True, False]
+
+
+def test_half_a_character_of_a_thought_is_no_part_of_the_next_members(page) -> None:
     wave = "🌊".encode()
     steps = [
         replace(step, reasoning="", member=member, finish_reason=None)
         for member, piece in ((MEMBERS[0], wave[:2]), (MEMBERS[1], wave[2:]))
         for step in made_steps([piece], [member])[:1]
     ]
-    shown = [each["shown"] for each in page_data(replace(short(), steps=tuple(steps)))["steps"]]
-    # Bytes that are no character become lone surrogates.
-    assert "".join(shown).encode("utf-8", "surrogateescape") == wave
-    assert "🌊" not in "".join(shown)
+    assert shown(page(replace(short(), steps=tuple(steps)))) == ["F09F", "8C8A"]
 
 
 def test_light_and_dark_differ_and_both_can_be_read(page) -> None:
