@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from eva_local.config.config import DEFAULT_KEYS, Config, listed, load_config
 from eva_local.config.settings import REQUEST_KEYS, read_text
+from eva_local.config.specs import ON
 from eva_local.errors import EvaError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -91,10 +93,23 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def _n_texts(text: str) -> int | None:
+def _count(text: str, name: str) -> int | None:
     if text != _AUTO and not (text.isdecimal() and int(text)):
-        raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
+        raise InputError(f"{name} must be {_AUTO} or a whole number above 0, not {text!r}")
     return None if text == _AUTO else int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 0 < int(number) <= int(count):
+        return int(number), int(count)
+    raise InputError(f"--shard {text!r}: give I/N, such as 1/4 for the first of four")
+
+
+def _on(text: str) -> str:
+    if re.fullmatch(ON, text):
+        return text
+    raise InputError(f"--on {text!r}: give ray or ray://HOST:PORT, either with #LABEL or without")
 
 
 def declared(*groups: str) -> Callable[[Command], Command]:
@@ -125,7 +140,11 @@ def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
         case "name":
             return {"type": None, "shell_complete": completed}
         case "parallel":
-            return {"metavar": "N", "default": _AUTO, "type": _n_texts}
+            return {"metavar": "N", "default": _AUTO, "type": lambda text: _count(text, name)}
+        case "shard":
+            return {"metavar": "I/N", "default": "1/1", "type": _shard}
+        case "on":
+            return {"metavar": "RAY", "type": _on}
         case [str(), *_]:
             return {"type": click.Choice(kind)}
         case [*bounds]:

@@ -1,0 +1,1 @@
+"""A member of an ensemble whose model is open in a process elsewhere."""
