@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
+from eva_local.cluster.member import RemoteModel
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
@@ -118,8 +119,10 @@ def ensemble_of(
     names = [member.name for member in spec.members]
     on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
     side_by_side = len(models) > 1 and on_devices
+    elsewhere = [model for model in models if isinstance(model, RemoteModel)]
     space = _space(spec, models, report)
-    engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
+    beside = models if side_by_side else elsewhere
+    engine = Engine(names, models, space, spec.fusion, side_by_side=beside)
     resources = resources or contextlib.ExitStack()
     resources.callback(engine.close)
     sampling = sampling or spec.sampling
@@ -129,35 +132,34 @@ def ensemble_of(
 @contextlib.contextmanager
 def open_models(
     spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1, bytewise: bool = False
-) -> Iterator[list[LlamaModel]]:
-    """Open the members of `spec` in llama.cpp for the length of a `with` block.
+) -> Iterator[list[LlamaModel | RemoteModel]]:
+    """Open the members of `spec` in llama.cpp, here or elsewhere, for the length of a `with` block.
 
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
-    paths = [locate(member) for member in spec.members]
+    paths = [None if member.on else locate(member) for member in spec.members]
     notices: list[str] = []
     with contextlib.ExitStack() as stack:
-        models: list[LlamaModel] = []
+        models: list[LlamaModel | RemoteModel] = []
         for number, (path, member) in enumerate(zip(paths, spec.members, strict=True)):
             alike = [each.is_of(member) for each in spec.members]
             if (first := alike.index(True)) < number:
                 # Another role of a model that is open.
                 models.append(models[first])
                 continue
-            model = LlamaModel(
-                path,
-                member.load,
-                n_sequences=parallel * sum(alike),
-                n_branches=BRANCHES if bytewise else 1,
-                progress=report and partial(report, f"loading {member.name}"),
-            )
-            models.append(stack.enter_context(model))
+            told = report and partial(report, f"loading {member.name}")
+            room = parallel * sum(alike), BRANCHES if bytewise else 1
+            model = _open(member, path, *room, told)
+            models.append(model)
+            stack.callback(model.close)
             notices.append(member.shortened(model.n_ctx))
             if not model.vocabulary.end_ids:
-                notices.append(f"{path.name} has no token that ends an answer: max_tokens ends it")
+                notices.append(
+                    f"{model.path.name} has no token that ends an answer: max_tokens ends it"
+                )
             if bytewise and not member.load.swa_full:
-                told = "bytes need all of a window, as with swa_full = true"
-                notices.append(f"{member.name}: {told}")
+                why = "bytes need all of a window, as with swa_full = true"
+                notices.append(f"{member.name}: {why}")
         for one, other in combinations(spec.members, 2):
             twice = one.role == other.role and spec.sampling.thinking != "apart"
             if twice and not marks(one).isdisjoint(marks(other)):
@@ -170,6 +172,19 @@ def open_models(
         for notice in dict.fromkeys(filter(None, notices)):
             log.warning("%s", notice)
         yield models
+
+
+def _open(
+    member: MemberSpec,
+    path: Path | None,
+    n_sequences: int,
+    n_branches: int,
+    progress: Callable[[float], None] | None,
+) -> LlamaModel | RemoteModel:
+    if path is None:
+        return RemoteModel(member, n_sequences, n_branches)
+    opened = partial(LlamaModel, n_sequences=n_sequences, n_branches=n_branches)
+    return opened(path, member.load, progress=progress)
 
 
 def _space(
@@ -190,7 +205,7 @@ def _space(
 def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     """Return how many texts, at most `most`, fit into memory beside the weights."""
     bytewise = spec.fusion.space == "bytes"
-    for member in spec.members:
+    for member in (each for each in spec.members if not each.on):
         n_rows = sum(map(member.is_of, spec.members))
         if bytewise:
             n_rows *= _states(read_header(locate(member)), member.load, BRANCHES)
@@ -206,10 +221,11 @@ def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, dict[MemberSpec, int],
     """Yield each memory of which it is told what is free: its name, that, and what members need.
 
     That are weights, by the first member of each model that lies there, and the caches of a text.
-    GPUs that share out a member's layers count as one. Who lies half on a GPU is left out.
+    GPUs that share out a member's layers count as one. Left out is who lies half on a GPU, or
+    elsewhere.
     """
     gpus, lying = free_on_gpus(), dict[int | None, list[MemberSpec]]()
-    for member in spec.members:
+    for member in (each for each in spec.members if not each.on):
         home = member.load.main_gpu if gpus and member.load.n_gpu_layers else None
         if home is None or (home < len(gpus) and member.load.n_gpu_layers < 0):
             lying.setdefault(home, []).append(member)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from batches import errand, texts, write_rows
-from cluster.conftest import children, ends, hosts, kill
+from clusters import WITH_RAY, children, ends, hosts, kill
 
 from eva_local.batch.fleet import Fleet
 from eva_local.batch.job import Progress, carry_out
@@ -21,6 +21,8 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ConfigError, StoreError
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling
+
+pytestmark = WITH_RAY
 
 N_ROWS, N_KILLS = 200, 5
 
