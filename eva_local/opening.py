@@ -31,6 +31,8 @@ from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
 
+Open = Callable[..., LlamaModel | RemoteModel]
+
 # More texts than this gain little on any machine, and wait for each other's prompts.
 MOST = 16
 # Memory that stays free for everything else, as a share of what is free now.
@@ -137,7 +139,7 @@ def open_models(
 
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
-    paths = [None if member.on else locate(member) for member in spec.members]
+    paths = [Path() if member.on else locate(member) for member in spec.members]
     notices: list[str] = []
     with contextlib.ExitStack() as stack:
         models: list[LlamaModel | RemoteModel] = []
@@ -148,8 +150,10 @@ def open_models(
                 models.append(models[first])
                 continue
             told = report and partial(report, f"loading {member.name}")
-            room = parallel * sum(alike), BRANCHES if bytewise else 1
-            model = _open(member, path, *room, told)
+            here = partial(LlamaModel, path, member.load, progress=told)
+            opened: Open = partial(RemoteModel, member) if member.on else here
+            n_branches = BRANCHES if bytewise else 1
+            model = opened(n_sequences=parallel * sum(alike), n_branches=n_branches)
             models.append(model)
             stack.callback(model.close)
             notices.append(member.shortened(model.n_ctx))
@@ -172,19 +176,6 @@ def open_models(
         for notice in dict.fromkeys(filter(None, notices)):
             log.warning("%s", notice)
         yield models
-
-
-def _open(
-    member: MemberSpec,
-    path: Path | None,
-    n_sequences: int,
-    n_branches: int,
-    progress: Callable[[float], None] | None,
-) -> LlamaModel | RemoteModel:
-    if path is None:
-        return RemoteModel(member, n_sequences, n_branches)
-    opened = partial(LlamaModel, n_sequences=n_sequences, n_branches=n_branches)
-    return opened(path, member.load, progress=progress)
 
 
 def _space(

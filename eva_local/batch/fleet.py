@@ -1,11 +1,11 @@
 """Rows over many processes, here and on other machines: each holds the whole ensemble."""
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any, Self
 
 from eva_local.cluster import worker as elsewhere
@@ -18,10 +18,9 @@ from eva_local.opening import MOST, open_ensemble, open_widest
 
 log = logging.getLogger("eva_local")
 
-# So often progress is told; and so long nobody wonders where the workers are.
-_TICK_S, _PATIENCE_S = 0.2, 30.0
-# A row is an error where so many workers died over it. Those that die as they open, one after
-# the other, are replaced so often each.
+# So often progress is told; and how long an answer takes that is there.
+_TICK_S, _FETCH_S = 0.2, 60.0
+# A row is an error where so many workers died over it.
 _TRIES = 4
 
 
@@ -58,19 +57,18 @@ class Fleet:
         """
         self.spec = spec
         machines = elsewhere.nodes(on)
-        self._most = _TRIES * (n := n or len(machines))
-        shares = [min(count) / -(-n // len(machines)) for count in zip(*machines, strict=True)]
+        on_each = -(-(n or len(machines)) // len(machines))
+        shares = [min(counts) / on_each for counts in zip(*machines, strict=True)]
         # Ray counts whole ones above 1.
         cpus, gpus = (int(share) or share for share in shares)
         gpus = gpus if any(member.load.n_gpu_layers for member in spec.members) else 0
-        self._hired = partial(Worker, on, RowHost, cpus=cpus, gpus=gpus, at_once=MOST)
-        sums = [checksum(member) for member in spec.members]
-        members = []
+        members, sums = [], [checksum(member) for member in spec.members]
         for member in spec.members:
             threads = member.load.threads or max(int(cpus), 1)
             members.append(replace(member, load=replace(member.load, threads=threads)))
         told = replace(spec, members=tuple(members))
-        self._opening = (elsewhere.installed(), told, sums, slots)
+        self._opening = elsewhere.installed(), told, sums, slots
+        self._hired = partial(Worker, on, RowHost, cpus=cpus, gpus=gpus, at_once=MOST)
         self._mappings: Mapping[str, str] | None = None
         # Slots of the workers that are open, and those of them that are free.
         self._open = Counter[Worker]()
@@ -78,19 +76,14 @@ class Fleet:
         # What is waited for: who was asked, and the number of a request, or None: to open.
         self._asked: dict[Any, tuple[Worker, int | None]] = {}
         self._requests: Iterator[Request | None] = iter(())
+        self._numbers, self._drawn = count(), False
         self._under_way: dict[int, Request] = {}
-        self._waiting = deque[int]()
-        self._n_drawn, self._n_lost, self._tries = 0, 0, Counter[int]()
-        self._drawn = True
+        self._again, self._tries = deque[int](), Counter[int]()
         try:
-            for _ in range(n):
+            for _ in range(n or len(machines)):
                 self._hire()
-            wondered = time.monotonic() + _PATIENCE_S
             while not self._open:
                 self.step()
-                if time.monotonic() > wondered:
-                    wondered += 20 * _PATIENCE_S
-                    log.warning("waiting for a worker of %s CPUs, %s GPUs on %s", cpus, gpus, on)
         except BaseException:
             self.close()
             raise
@@ -125,82 +118,76 @@ class Fleet:
 
     def step(self) -> list[tuple[int, Told]]:
         """Give out requests and wait a moment; return what was told of them, by number."""
-        while self._free and (self._waiting or self._draws()):
-            worker, number = self._free.popleft(), self._waiting.popleft()
+        while self._free and (number := self._next()) is not None:
+            worker = self._free.popleft()
             self._asked[worker.ask("answer", self._under_way[number])] = worker, number
-        told: list[tuple[int, Told]] = []
-        for asked in elsewhere.answered([*self._asked], _TICK_S):
-            worker, asks = self._asked.pop(asked)
-            if asks is None:
-                self._join(worker, asked)
-            elif (found := self._told(worker, asks, asked)) is not None:
-                del self._under_way[asks]
-                told += [(asks, each) for each in found]
-        return told
+        done = elsewhere.answered([*self._asked], _TICK_S)
+        return [told for asked in done for told in self._hear(asked)]
 
     def close(self) -> None:
         """End the workers."""
         for worker in {*self._open, *(worker for worker, _ in self._asked.values())}:
             worker.end()
         self._open.clear()
-        self._asked = {}
-
-    def _draws(self) -> bool:
-        """Draw a request, if there is one now."""
-        request = None
-        if not self._drawn:
-            try:
-                request = next(self._requests)
-            except StopIteration:
-                self._drawn = True
-        if request is not None:
-            self._waiting.append(self._n_drawn)
-            self._under_way[self._n_drawn] = request
-            self._n_drawn += 1
-        return request is not None
+        self._asked.clear()
 
     def _hire(self) -> None:
         worker = self._hired()
         self._asked[worker.ask("open", *self._opening)] = worker, None
 
-    def _join(self, worker: Worker, asked: Any) -> None:
-        try:
-            n_slots, mappings = elsewhere.result(asked, _PATIENCE_S)
-            if mappings != (self._mappings or mappings):
-                raise ConfigError("its mappings are other files than the first worker's")
-        except LostError as error:
-            self._replace(worker, error)
-        except EvaError as error:
-            worker.end()
-            if not self._open and not self._asked:
-                raise
-            log.warning("a worker cannot join: %s", error)
-        else:
-            self._n_lost, self._mappings, self._open[worker] = 0, mappings, n_slots
-            self._free += [worker] * n_slots
-
-    def _told(self, worker: Worker, number: int, asked: Any) -> list[Told] | None:
-        """Return what was told of a request; None where it is given out again."""
-        try:
-            found: list[Told] = elsewhere.result(asked, _PATIENCE_S)
-        except LostError as error:
-            if self._open.pop(worker, 0):
-                self._free = deque(other for other in self._free if other is not worker)
-                self._replace(worker, error)
-            self._tries[number] += 1
-            if self._tries[number] == _TRIES:
-                return [ModelError(f"{_TRIES} workers died over it: {error}")]
-            self._waiting.append(number)
+    def _next(self) -> int | None:
+        """Return the number of a request that is to be given out, if there is one now."""
+        if self._again:
+            return self._again.popleft()
+        request = next(self._requests, False)
+        self._drawn = request is False
+        if not isinstance(request, Request):
             return None
-        except EvaError as error:
-            found = [error]
-        self._free.append(worker)
-        return found
+        number = next(self._numbers)
+        self._under_way[number] = request
+        return number
 
-    def _replace(self, worker: Worker, error: LostError) -> None:
+    def _hear(self, asked: Any) -> list[tuple[int, Told]]:
+        """Return what was told of a request, if it was one that is answered."""
+        worker, number = self._asked.pop(asked)
+        try:
+            found = elsewhere.result(asked, _FETCH_S)
+        except EvaError as error:
+            if number is None:
+                self._refuse(worker, error)
+                return []
+            found = [error]
+            if isinstance(error, LostError):
+                self._lose(worker, error)
+                self._tries[number] += 1
+                if self._tries[number] < _TRIES:
+                    self._again.append(number)
+                    return []
+                found = [ModelError(f"{_TRIES} workers died over it: {error}")]
+        if number is None:
+            self._join(worker, *found)
+            return []
+        self._free += [worker] if worker in self._open else []
+        del self._under_way[number]
+        return [(number, told) for told in found]
+
+    def _join(self, worker: Worker, n_slots: int, mappings: Mapping[str, str]) -> None:
+        if mappings != (self._mappings or mappings):
+            self._refuse(worker, ConfigError("its mappings are not those of the first worker"))
+            return
+        self._mappings, self._open[worker] = mappings, n_slots
+        self._free += [worker] * n_slots
+
+    def _refuse(self, worker: Worker, error: EvaError) -> None:
         worker.end()
-        self._n_lost += 1
-        if self._n_lost == self._most:
-            raise ModelError(f"workers die one after the other, the last so: {error}")
-        log.warning("a worker is lost, and another takes its place: %s", error)
-        self._hire()
+        if not self._open and not self._asked:
+            raise error
+        log.warning("a worker cannot join: %s", error)
+
+    def _lose(self, worker: Worker, error: LostError) -> None:
+        """Replace a worker, of which several requests may tell that it died."""
+        if self._open.pop(worker, 0):
+            worker.end()
+            self._free = deque(other for other in self._free if other is not worker)
+            log.warning("a worker is lost, and another takes its place: %s", error)
+            self._hire()

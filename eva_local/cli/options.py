@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from click.shell_completion import CompletionItem
 
 from eva_local.config.config import DEFAULT_KEYS, Config, listed, load_config
 from eva_local.config.settings import REQUEST_KEYS, read_text
-from eva_local.config.specs import ON
 from eva_local.errors import EvaError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -106,12 +104,6 @@ def _shard(text: str) -> tuple[int, int]:
     raise InputError(f"--shard {text!r}: give I/N, such as 1/4 for the first of four")
 
 
-def _on(text: str) -> str:
-    if re.fullmatch(ON, text):
-        return text
-    raise InputError(f"--on {text!r}: give ray or ray://HOST:PORT, either with #LABEL or without")
-
-
 def declared(*groups: str) -> Callable[[Command], Command]:
     """Add the options of groups of options.json, in the order of both."""
 
@@ -143,8 +135,6 @@ def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
             return {"metavar": "N", "default": _AUTO, "type": lambda text: _count(text, name)}
         case "shard":
             return {"metavar": "I/N", "default": "1/1", "type": _shard}
-        case "on":
-            return {"metavar": "RAY", "type": _on}
         case [str(), *_]:
             return {"type": click.Choice(kind)}
         case [*bounds]:

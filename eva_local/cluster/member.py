@@ -6,7 +6,6 @@ Its vocabulary is opened here, from the head of its file: text becomes tokens wi
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from eva_local.models.header import vocabulary_of
 
 log = logging.getLogger("eva_local")
 
-# How long a model may take to open; and a call, with so much more for each of its tokens.
-_OPENING_S, _CALL_S, _TOKEN_S = 600.0, 60.0, 2.0
+# How long a model may take to open, and a call: a batch of a prompt, on a slow machine.
+_OPENING_S = _CALL_S = 600.0
 
 # What a cache is told to do: what that must return, the method of `Model`, and its arguments.
 Change = tuple[object, str, tuple[Any, ...], Mapping[str, Any]]
@@ -47,12 +46,8 @@ class ModelHost:
         for expected, change, given, options in changes:
             if getattr(self._model, change)(*given, **options) != expected:
                 raise ModelError(f"{self._model.path}: its cache is not as it was left: {change}")
-        if name == "decode":
-            (runs,) = arguments
-            return list(map(_packed, self._model.decode(runs), runs))
-        if name == "decode_every":
-            return [block.copy() for block in self._model.decode_every(*arguments)]
-        return getattr(self._model, name)(*arguments)
+        found = getattr(self._model, name)(*arguments)
+        return list(map(_packed, found, *arguments)) if name == "decode" else found
 
 
 class RemoteModel:
@@ -63,9 +58,9 @@ class RemoteModel:
     dies is lost with all it held; its texts end, and the next one has it opened again.
     """
 
-    def __init__(self, member: MemberSpec, *room: int) -> None:
-        """Open the model of `member` for `room`: sequences, and branches of each."""
-        self._member, self._room = member, room
+    def __init__(self, member: MemberSpec, *, n_sequences: int, n_branches: int) -> None:
+        """Open the model of `member`, as `LlamaModel` is."""
+        self._member, self._room = member, (n_sequences, n_branches)
         self._changes: list[Change] = []
         # Positions of each sequence, none if it is not here; None where that is not known.
         self._lengths: dict[int, int | None] = {}
@@ -90,52 +85,59 @@ class RemoteModel:
         for run in runs:
             if self._lengths.get(run.seq_id, 0) not in (None, run.start):
                 raise ModelError(f"{self._name}: it was opened again, and its text is lost")
-        ends = {run.seq_id: run.start + len(run.tokens) for run in runs}
-        rows = self._ask("decode", runs, ends=ends)
+        # Until it is answered, any part of it may have been done.
+        self._lengths |= {run.seq_id: None for run in runs}
+        rows = self._ask("decode", runs)
+        self._lengths |= {run.seq_id: run.start + len(run.tokens) for run in runs}
         return [self._unpacked(row, run) for row, run in zip(rows, runs, strict=True)]
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
         """See `Model.decode_every`; each block is a call."""
-        for first in range(0, len(run.tokens), LOGIT_ROWS):
-            tokens = run.tokens[first : first + LOGIT_ROWS]
-            part = replace(run, start=run.start + first, tokens=tokens)
-            ends = {run.seq_id: part.start + len(tokens)}
-            yield from self._ask("decode_every", part, ends=ends)
+        size = min(LOGIT_ROWS, self.n_batch)
+        for first in range(0, len(run.tokens), size):
+            tokens = run.tokens[first : first + size]
+            (rows,) = self.decode([Run(run.seq_id, run.start + first, tokens, len(tokens))])
+            assert rows is not None
+            yield np.atleast_2d(rows)
 
     def holds(self, seq_id: int, start: int) -> int:
         """See `Model.holds`."""
-        length = self._lengths.get(seq_id, 0)
-        if self.can_roll_back and length is not None:
-            return start if start <= length else 0
-        return int(self._ask("holds", seq_id, start))
+        known = self._known(seq_id, start)
+        return int(self._ask("holds", seq_id, start)) if known is None else known
 
     def remove(self, seq_id: int, start: int) -> int:
         """See `Model.remove`."""
         if seq_id == ALL:
             self._lengths.clear()
-            return self._later(0, "remove", seq_id, start)
-        if self.can_roll_back and self._lengths.get(seq_id, 0) is not None:
-            kept = self._later(self.holds(seq_id, start), "remove", seq_id, start)
-        else:
-            kept = int(self._ask("remove", seq_id, start))
-        self._lengths[seq_id] = kept
+            return self._change(0, "remove", seq_id, start)
+        known = self._known(seq_id, start)
+        self._lengths[seq_id] = kept = self._change(known, "remove", seq_id, start)
         return kept
 
     def copy(self, source: int, target: int, length: int = -1) -> int:
         """See `Model.copy`."""
-        known = self._lengths.get(source, 0)
-        if self.can_roll_back and known is not None:
-            kept = self.holds(source, known if length < 0 else length)
-            self._later(kept, "copy", source, target, length)
-        else:
-            kept = int(self._ask("copy", source, target, length))
-        self._lengths[target] = kept
+        known = self._known(source, length)
+        self._lengths[target] = kept = self._change(known, "copy", source, target, length)
         return kept
 
     def snapshot(self, seq_id: int, *, lasting: bool) -> None:
         """See `Model.snapshot`."""
         if self.n_snapshots:
             self._changes.append((None, "snapshot", (seq_id,), {"lasting": lasting}))
+
+    def _known(self, seq_id: int, start: int) -> int | None:
+        """Return what the model `holds` of a sequence, -1: in all; None where it must be asked."""
+        length = self._lengths.get(seq_id, 0)
+        if not self.can_roll_back or length is None:
+            return None
+        return length if start < 0 else start if start <= length else 0
+
+    def _change(self, expected: int | None, change: str, *arguments: Any) -> int:
+        """Note a change that goes along with the next call; without what it returns, ask now."""
+        if expected is None:
+            return int(self._ask(change, *arguments))
+        self._changes.append((expected, change, arguments, {}))
+        return expected
 
     @property
     def _name(self) -> str:
@@ -160,22 +162,14 @@ class RemoteModel:
         self.can_roll_back: bool = told[-1]
         return worker, head
 
-    def _later(self, expected: int, change: str, *arguments: Any) -> int:
-        """Note a change that goes along with the next call; return what it will return."""
-        self._changes.append((expected, change, arguments, {}))
-        return expected
-
-    def _ask(self, name: str, *arguments: Any, ends: Mapping[int, int] | None = None) -> Any:
-        """Call a method, after what is to be changed; the sequences then have these `ends`."""
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the model, after the changes that were noted."""
         if self._worker is None:
             log.warning("%s is opened again", self._name)
             self._worker, _ = self._opened()
-        made, self._changes, ends = self._changes, [], ends or {}
-        # Until it is answered, any part of it may have been done.
-        self._lengths |= dict.fromkeys(ends)
+        made, self._changes = self._changes, []
         try:
-            asked = self._worker.ask("do", made, name, *arguments)
-            found = result(asked, _CALL_S + _TOKEN_S * sum(ends.values()))
+            return result(self._worker.ask("do", made, name, *arguments), _CALL_S)
         except LostError as error:
             self._worker.end()
             self._worker = None
@@ -184,8 +178,6 @@ class RemoteModel:
         except EvaError:
             self._lengths = dict.fromkeys(self._lengths)
             raise
-        self._lengths |= ends
-        return found
 
     def _unpacked(self, rows: Any, run: Run) -> Logits | None:
         if rows is None or not run.top:

@@ -5,13 +5,14 @@ unless RAY_AUTH_MODE says otherwise, and a cluster that is started here listens 
 """
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eva_local.config.specs import ModelSpec
+from eva_local.config.specs import ON, ModelSpec
 from eva_local.errors import ConfigError, EvaError, ModelError, StoreError
 from eva_local.models.store import locate, verify
 
@@ -118,13 +119,16 @@ def _label(on: str) -> str:
 def _ray(on: str) -> Any:
     """Connect to the cluster that `on` names, once; raise ConfigError where that cannot be."""
     address = on.partition("#")[0]
+    if not re.fullmatch(ON, on):
+        raise ConfigError(f"{on!r}: give ray or ray://HOST:PORT, perhaps with #LABEL behind it")
     address = os.environ.get("RAY_ADDRESS", "local") if address == "ray" else address
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     how: dict[str, Any] = {"configure_logging": False}
+    if address.startswith(("local", "127.")) and not _connected:
+        # Else Ray takes the machine's own address, which others reach.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address == "local" and not _connected:
         how |= {"include_dashboard": False, "object_store_memory": _HELD}
-        # Else Ray listens on all of the machine's addresses.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from clusters import WITH_RAY, ends, hosts, kill
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
+from eva_local.engine.lookahead import LookAhead
 from eva_local.engine.request import AnyPrompt, Request
 from eva_local.errors import ConfigError, ModelError
 from eva_local.opening import open_ensemble
@@ -59,8 +61,8 @@ def test_remote_votes_are_local_ones(cluster, models, remote, settings) -> None:
         with open_ensemble(spec_of(models, *each, **settings), parallel=2) as ensemble:
             assert len(hosts("ModelHost")) == len(each)
             # The last ones go on from what the caches hold by then.
-            for prompts in (PROMPTS, PROMPTS[::-1], PROMPTS[1:]):
-                found.append(told(ensemble, prompts))
+            orders = PROMPTS, PROMPTS[::-1], PROMPTS[1:]
+            found += [told(ensemble, prompts) for prompts in orders]
             found.append(told(ensemble, PROMPTS[:1], continuation=" light"))
     assert found[:4] == found[4:]
     assert ends(lambda: hosts("ModelHost"))
@@ -70,21 +72,31 @@ SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required
 
 
 @pytest.mark.parametrize("space", ["pivot", "bytes"])
-def test_under_a_grammar_and_with_drafts(cluster, models, space) -> None:
+def test_under_a_grammar_and_with_drafts(cluster, models, space, monkeypatch) -> None:
     grammar = replace(SAMPLING, json_schema=SCHEMA, max_tokens=40)
-    repeated = "the light and the sea, the light and the sea, the light and"
-    voted, texts = [], []
+    found = []
     for remote in ((), ("one", "two")):
         spec = spec_of(models, *remote, space=space, candidates=20)
         with open_ensemble(spec, parallel=2) as ensemble:
-            voted.append(told(ensemble, PROMPTS[:2], sampling=grammar))
-            for drafter in ("off", "ngram", "two"):
-                ensemble.drafter = drafter
-                answers = [ensemble.complete(repeated) for _ in range(2)]
-                assert drafter == "off" or answers[1].usage.drafted
-                texts.append([answer.text for answer in answers])
-    assert voted[0] == voted[1]
-    assert all(each == texts[0] for each in texts)
+            voted = told(ensemble, PROMPTS[:2], sampling=grammar)
+            right = ensemble.complete(PROMPTS[0]).text.encode()
+            generator = random.Random(0)
+
+            def plan(self: LookAhead, right: bytes = right, draw: random.Random = generator) -> int:
+                """Draft what comes, or rubbish, or let a member foresee it."""
+                written = bytes(self._text).removeprefix(PROMPTS[0].encode())
+                rest = right.removeprefix(written) if right.startswith(written) else b"the"
+                self.draft = draw.choice([b"", rest[:8], rest[:3] + b"zz"])
+                self.foreseer = None if self.draft else draw.choice(self._members)
+                return draw.randrange(1, self.most + 1)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(LookAhead, "plan", plan)
+                ensemble.drafter = "auto"
+                voted += told(ensemble, PROMPTS[:1])
+                assert (usage := ensemble.complete(PROMPTS[0]).usage).drafted > usage.accepted > 0
+            found.append(voted)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba2", "gemma3", "lfm2"])
@@ -143,8 +155,7 @@ def test_a_member_that_does_not_answer(cluster, models, monkeypatch) -> None:
     from eva_local.cluster import member
 
     with open_ensemble(spec_of(models, "two")) as ensemble:
-        for name in ("_CALL_S", "_TOKEN_S"):
-            monkeypatch.setattr(member, name, 0.0)
+        monkeypatch.setattr(member, "_CALL_S", 0.5)
         (process,) = hosts("ModelHost")
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(ModelError, match="two on ray: no answer within 0 s"):
