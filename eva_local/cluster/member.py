@@ -47,7 +47,7 @@ class ModelHost:
             if getattr(self._model, change)(*given, **options) != expected:
                 raise ModelError(f"{self._model.path}: its cache is not as it was left: {change}")
         found = getattr(self._model, name)(*arguments)
-        return list(map(_packed, found, *arguments)) if name == "decode" else found
+        return list(map(packed, found, *arguments)) if name == "decode" else found
 
 
 class RemoteModel:
@@ -188,7 +188,7 @@ class RemoteModel:
         return whole if run.logits > 1 else whole[0]
 
 
-def _packed(rows: Logits | None, run: Run) -> object:
+def packed(rows: Logits | None, run: Run) -> object:
     """Return the rows of logits, or of each row the highest alone: their tokens and values."""
     if rows is None or not run.top:
         return rows
