@@ -76,11 +76,9 @@ def steps(spec: EnsembleSpec, remote: tuple[str, ...], rounds: int) -> None:
                 found[name].append(step_seconds(ensemble))
         here_ms, there_ms = (1e3 * quartile(times[1:]) for times in found.values())
         assert here.complete(PROMPT).text == there.complete(PROMPT).text
-    told = f"{' + '.join(m.name for m in spec.members)}, {spec.fusion.space}, candidates "
-    told += f"{spec.fusion.candidates}, elsewhere: {', '.join(remote)}"
-    print(
-        f"{told}: {here_ms:.2f} ms a step here, {there_ms:.2f} there, added {there_ms - here_ms:.2f}"
-    )
+    print(f"{' + '.join(m.name for m in spec.members)}, {spec.fusion.space}, ", end="")
+    print(f"candidates {spec.fusion.candidates}, elsewhere: {', '.join(remote)}: ", end="")
+    print(f"{here_ms:.2f} ms a step here, {there_ms:.2f} there, {there_ms - here_ms:.2f} added")
 
 
 def step_seconds(ensemble: Ensemble) -> float:
