@@ -88,12 +88,6 @@ class Fleet:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def n_slots(self) -> int:
         """How many requests are answered side by side."""

@@ -228,7 +228,7 @@ def carry_out(
         if not n_left:
             output.opened()
             return progress
-        with open_ensemble(n_left) as ensemble:
+        with contextlib.closing(open_ensemble(n_left)) as ensemble:
             output.opened(ensemble.mapping_files())
             progress.started = time.monotonic()
             job = Job(errand, ensemble, source.form, output, progress)

@@ -61,6 +61,7 @@ class RemoteModel:
     def __init__(self, member: MemberSpec, *, n_sequences: int, n_branches: int) -> None:
         """Open the model of `member`, as `LlamaModel` is."""
         self._member, self._room = member, (n_sequences, n_branches)
+        self._name = f"{member.name} on {member.on}"
         self._changes: list[Change] = []
         # Positions of each sequence, none if it is not here; None where that is not known.
         self._lengths: dict[int, int | None] = {}
@@ -138,10 +139,6 @@ class RemoteModel:
             return int(self._ask(change, *arguments))
         self._changes.append((expected, change, arguments, {}))
         return expected
-
-    @property
-    def _name(self) -> str:
-        return f"{self._member.name} on {self._member.on}"
 
     def _opened(self) -> tuple[Worker, bytes]:
         """Open the model in a new process; return that, and the vocabulary."""

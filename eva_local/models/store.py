@@ -74,11 +74,9 @@ def locate(spec: ModelSpec) -> Path:
 
 
 def checksum(spec: ModelSpec) -> str:
-    """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now.
-
-    Of a model elsewhere that is named, the file need not be here.
-    """
-    if not spec.on:
+    """Return the sha256 of a model (see `ModelSpec`): the known one, or else computed now."""
+    # What lies elsewhere need not be here, where it is known.
+    if not (spec.on and _expected(spec)):
         locate(spec)
     return _expected(spec) or joined_checksum(_checksums(spec, lambda *_: None))
 
