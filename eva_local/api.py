@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
+from hashlib import sha256
 from typing import Any, TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
@@ -84,14 +84,14 @@ class Ensemble:
         """How many tokens each member's context holds, prompt and answer together."""
         return tuple(model.n_ctx for model in self._models)
 
-    def mapping_files(self) -> tuple[Path, ...]:
-        """Return the files of the mappings that the members' votes go through."""
+    def mapping_files(self) -> Mapping[str, str]:
+        """Return the names of the mappings' files that votes go through, with their sha256."""
         if self.spec.fusion.space != "pivot":
-            return ()
+            return {}
         pivot, folders = self._models[self.spec.pivot_index], mapping_folders()
         # A vocabulary needs no file to itself.
         found = (find(self.spec.fusion.mapping, each, pivot, folders) for each in self._models)
-        return tuple(filter(None, found))
+        return {file.name: sha256(file.read_bytes()).hexdigest() for file in filter(None, found)}
 
     def prompt_tokens(self, prompt: AnyPrompt, sampling: Sampling | None = None) -> tuple[int, ...]:
         """Return how many tokens of its own each member reads `prompt` as."""

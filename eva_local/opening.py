@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
+from eva_local.cluster.member import RemoteModel
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, LoadSettings, MemberSpec
 from eva_local.engine.engine import Engine
@@ -28,6 +29,8 @@ from eva_local.spaces.pivot import PivotSpace
 from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
+
+Open = Callable[..., LlamaModel | RemoteModel]
 
 # More texts than this gain little on any machine, and wait for each other's prompts.
 MOST = 16
@@ -117,8 +120,10 @@ def ensemble_of(
     on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
     in_turn = must_take_turns() and any(member.load.main_gpu < 0 for member in spec.members)
     side_by_side = len(models) > 1 and on_devices and not in_turn
+    elsewhere = [model for model in models if isinstance(model, RemoteModel)]
     space = _space(spec, models, report)
-    engine = Engine(names, models, space, spec.fusion, side_by_side=side_by_side)
+    beside = models if side_by_side else elsewhere
+    engine = Engine(names, models, space, spec.fusion, side_by_side=beside)
     resources = resources or contextlib.ExitStack()
     resources.callback(engine.close)
     sampling = sampling or spec.sampling
@@ -128,35 +133,36 @@ def ensemble_of(
 @contextlib.contextmanager
 def open_models(
     spec: EnsembleSpec, report: Report | None = None, *, parallel: int = 1, bytewise: bool = False
-) -> Iterator[list[LlamaModel]]:
-    """Open the members of `spec` in llama.cpp for the length of a `with` block.
+) -> Iterator[list[LlamaModel | RemoteModel]]:
+    """Open the members of `spec` in llama.cpp, here or elsewhere, for the length of a `with` block.
 
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
-    paths = [locate(member) for member in spec.members]
+    paths = [Path() if member.on else locate(member) for member in spec.members]
     notices: list[str] = []
     with contextlib.ExitStack() as stack:
-        models: list[LlamaModel] = []
+        models: list[LlamaModel | RemoteModel] = []
         for number, (path, member) in enumerate(zip(paths, spec.members, strict=True)):
             alike = [each.is_of(member) for each in spec.members]
             if (first := alike.index(True)) < number:
                 # Another role of a model that is open.
                 models.append(models[first])
                 continue
-            model = LlamaModel(
-                path,
-                member.load,
-                n_sequences=parallel * sum(alike),
-                n_branches=BRANCHES if bytewise else 1,
-                progress=report and partial(report, f"loading {member.name}"),
-            )
-            models.append(stack.enter_context(model))
+            told = report and partial(report, f"loading {member.name}")
+            here = partial(LlamaModel, path, member.load, progress=told)
+            opened: Open = partial(RemoteModel, member) if member.on else here
+            n_branches = BRANCHES if bytewise else 1
+            model = opened(n_sequences=parallel * sum(alike), n_branches=n_branches)
+            models.append(model)
+            stack.callback(model.close)
             notices.append(member.shortened(model.n_ctx))
             if not model.vocabulary.end_ids:
-                notices.append(f"{path.name} has no token that ends an answer: max_tokens ends it")
+                notices.append(
+                    f"{model.path.name} has no token that ends an answer: max_tokens ends it"
+                )
             if bytewise and not member.load.swa_full:
-                told = "bytes need all of a window, as with swa_full = true"
-                notices.append(f"{member.name}: {told}")
+                why = "bytes need all of a window, as with swa_full = true"
+                notices.append(f"{member.name}: {why}")
         for one, other in combinations(spec.members, 2):
             twice = one.role == other.role and spec.sampling.thinking != "apart"
             if twice and not marks(one).isdisjoint(marks(other)):
@@ -188,7 +194,7 @@ def _space(
 
 def slots_that_fit(spec: EnsembleSpec, most: int) -> int:
     """Return how many texts, at most `most`, fit into memory beside the weights."""
-    for member in spec.members:
+    for member in (each for each in spec.members if not each.on):
         n_rows = sum(map(member.is_of, spec.members)) * planned(spec, member).n_branches
         # One sequence may have to guard a window.
         most = max(1, min(most, (MOST_SEQUENCES - 1) // n_rows))
@@ -202,10 +208,11 @@ def rooms(spec: EnsembleSpec) -> Iterator[tuple[str, int, dict[MemberSpec, int],
     """Yield each memory of which it is told what is free: its name, that, and what members need.
 
     That are weights, by the first member of each model that lies there, and the caches of a text.
-    GPUs that share out a member's layers count as one. Who lies half on a GPU is left out.
+    GPUs that share out a member's layers count as one. Left out is who lies half on a GPU, or
+    elsewhere.
     """
     gpus, lying = free_on_gpus(), dict[int | None, list[MemberSpec]]()
-    for member in spec.members:
+    for member in (each for each in spec.members if not each.on):
         home = member.load.main_gpu if gpus and member.load.n_gpu_layers else None
         if home is None or (home < len(gpus) and member.load.n_gpu_layers < 0):
             lying.setdefault(home, []).append(member)

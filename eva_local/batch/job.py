@@ -9,12 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from eva_local.api import Ensemble
 from eva_local.batch import forms
+from eva_local.batch.fleet import Fleet
 from eva_local.batch.forms import Csv, Form, JsonLines, OpenAI, Row, Text, Wishes
 from eva_local.batch.results import Done, FileResults, grounds_of
 from eva_local.config.specs import EnsembleSpec
@@ -37,6 +37,8 @@ class Source:
     name: str
     form: Form
     _file: BinaryIO
+    # Which of how many shards is meant, from 1: each row is in one of them.
+    shard: tuple[int, int] = (1, 1)
     # The line of each row that was counted, by its key; 0 for one that was read since.
     _lines: dict[str, int] = field(default_factory=dict)
 
@@ -49,6 +51,11 @@ class Source:
             except InputError as error:
                 raise InputError(f"{self.name}: {error}") from error
 
+    def _mine(self) -> Iterator[tuple[bool, Row]]:
+        """Yield all rows, and whether they are in this shard."""
+        number, n_shards = self.shard
+        return ((place % n_shards == number - 1, row) for place, row in enumerate(self.rows()))
+
     def count(self, done: Done, *, ordered: bool = False) -> int:
         """Return how many rows need an answer beside those that are done.
 
@@ -57,9 +64,9 @@ class Source:
         """
         n_left = 0
         repeated: dict[str, list[int]] = {}
-        for row in self.rows():
-            is_done = done.has(row)
-            n_left += not is_done
+        for is_mine, row in self._mine():
+            is_done = is_mine and done.has(row)
+            n_left += is_mine and not is_done
             if ordered and is_done and n_left:
                 raise InputError(
                     f"line {row.line} is answered already, and one before it is not: the "
@@ -83,14 +90,14 @@ class Source:
 
         Raises InputError at a row whose id another one had.
         """
-        for row in self.rows():
+        for is_mine, row in self._mine():
             if self._lines.get(row.key) == 0:
                 raise InputError(
                     f"{self.name}: ids must differ, and line {row.line} has {str(row.id)!r}, as "
                     "a row before it has; mend that, and the same command goes on"
                 )
             self._lines[row.key] = 0
-            if not done.has(row):
+            if is_mine and not done.has(row):
                 yield row
 
 
@@ -165,6 +172,7 @@ class Errand:
     restart: bool = False
     retry_errors: bool = False
     ordered: bool = False
+    shard: tuple[int, int] = (1, 1)
 
 
 @dataclass(slots=True)
@@ -196,7 +204,7 @@ class Progress:
 
 def carry_out(
     errand: Errand,
-    open_ensemble: Callable[[int], Ensemble],
+    open_ensemble: Callable[[int], Ensemble | Fleet],
     stopped: Callable[[], bool] = lambda: False,
     told: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
@@ -214,15 +222,15 @@ def carry_out(
         output = files.enter_context(FileResults(errand.target, source.form))
         grounds = grounds_of(errand.spec, errand.wishes, source.form.name)
         done = output.begin(grounds, restart=errand.restart, retry=errand.retry_errors)
+        source.shard = errand.shard
         n_left = source.count(done, ordered=errand.ordered)
         progress = Progress(done, n_left, n_failed=done.n_failed)
         if not n_left:
             output.opened()
             return progress
-        with open_ensemble(n_left) as ensemble:
-            mappings = ensemble.mapping_files()
-            output.opened({file.name: sha256(file.read_bytes()).hexdigest() for file in mappings})
-            progress.n_slots, progress.started = ensemble.n_slots, time.monotonic()
+        with contextlib.closing(open_ensemble(n_left)) as ensemble:
+            output.opened(ensemble.mapping_files())
+            progress.started = time.monotonic()
             job = Job(errand, ensemble, source.form, output, progress)
             progress.finished = job.run(source.left(done), stopped, told)
             return progress
@@ -233,7 +241,7 @@ class Job:
     """Writes the answers to rows: as they finish, or in order as they were put in."""
 
     errand: Errand
-    ensemble: Ensemble
+    ensemble: Ensemble | Fleet
     form: Form
     output: FileResults
     progress: Progress
@@ -253,6 +261,8 @@ class Job:
             while not (runner.done or stopped()):
                 for number, each in runner.step():
                     self._take(number, each)
+                # More workers may have come.
+                self.progress.n_slots = max(self.progress.n_slots, self.ensemble.n_slots)
                 told(self.progress)
             return not self._asked and next(rows, None) is None
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from eva_local.batch.forms import Form, Row, Wishes
 from eva_local.config.settings import CALL_KEYS
@@ -26,7 +27,7 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, I
 _ANEW = "begin anew with --restart, or give another output"
 
 # What the answers rest on, in groups: values that JSON can hold.
-Grounds = Mapping[str, object]
+Grounds = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class FileResults(JsonlFile):
         refusal = f"{target if stdout is None else 'standard output'}: cannot be written"
         super().__init__(path, refusal, busy=busy, descriptor=stdout)
         self._form = form
-        self._manifest = path.with_name(f"{path.name}.manifest.json")
+        self._manifest = manifest_of(path)
         self._grounds: Grounds = {}
         self._earlier: Grounds | None = None
         self._retry = False
@@ -88,7 +89,7 @@ class FileResults(JsonlFile):
                 f"{self.path} is there already, and no batch wrote it; give another "
                 "output, or throw it away with --restart"
             )
-        self._earlier = self._read_manifest()
+        self._earlier = read_manifest(self._manifest)
         self._refuse_changes(self._earlier, grounds)
         return self._read()
 
@@ -107,10 +108,7 @@ class FileResults(JsonlFile):
                 self.keep(lambda line: not self._parsed(line)[2])
             return
         self.restart()
-        grounds = {**self._grounds, **now}
-        content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
-        with refusing(f"{self._manifest}: cannot be written"):
-            replace_file(self._manifest, json.dumps(content, indent=1).encode() + b"\n")
+        write_manifest(self._manifest, {**self._grounds, **now})
 
     def append(self, *records: Mapping[str, object]) -> None:
         """Write rows. Raises BrokenPipeError where nobody reads any more."""
@@ -120,15 +118,6 @@ class FileResults(JsonlFile):
             if isinstance(error.__cause__, BrokenPipeError):
                 raise error.__cause__ from None
             raise
-
-    def _read_manifest(self) -> Grounds:
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            with refusing(f"{self._manifest}: cannot be read"):
-                content = json.loads(self._manifest.read_bytes())
-            grounds = dict(content["grounds"])
-            if content["schema"] == SCHEMA and content["sha256"] == _sha256(grounds):
-                return grounds
-        raise InputError(f"{self._manifest}: is damaged; {_ANEW}")
 
     def _refuse_changes(self, earlier: Grounds, now: Grounds) -> None:
         for group, value in now.items():
@@ -159,6 +148,29 @@ class FileResults(JsonlFile):
     def _parsed(self, line: bytes) -> tuple[str | int, str, bool]:
         result = json.loads(line)
         return *self._form.identity(result), bool(result.get("error"))
+
+
+def manifest_of(target: Path) -> Path:
+    """Return where the manifest of an output lies."""
+    return target.with_name(f"{target.name}.manifest.json")
+
+
+def read_manifest(path: Path) -> Grounds:
+    """Return what an output's answers rest on; raise InputError for a damaged manifest."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        with refusing(f"{path}: cannot be read"):
+            content = json.loads(path.read_bytes())
+        grounds = dict(content["grounds"])
+        if content["schema"] == SCHEMA and content["sha256"] == _sha256(grounds):
+            return grounds
+    raise InputError(f"{path}: is damaged; {_ANEW}")
+
+
+def write_manifest(path: Path, grounds: Grounds) -> None:
+    """Write what an output's answers rest on."""
+    content = {"schema": SCHEMA, "sha256": _sha256(grounds), "grounds": grounds}
+    with refusing(f"{path}: cannot be written"):
+        replace_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def grounds_of(spec: EnsembleSpec, wishes: Wishes, form: str) -> Grounds:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,8 @@ def batch(
     system: str | None,
     raw: bool,
     n_top: int | None,
+    on: str | None,
+    workers: int | None,
     **job: Any,
 ) -> int:
     """Answer every row of IN in OUT, one JSON object a line.
@@ -49,10 +53,14 @@ def batch(
     with a prompt a line. - is standard input or output. A job that was interrupted goes on
     where it ended when the same command is given again. Exit code 1: some rows failed.
     """
-    if raw and system is not None:
-        raise InputError("--raw has no system message: leave --system out")
-    if retry_errors and not resume:
-        raise InputError("--restart tries all rows again: leave --retry-errors out")
+    for refused, told in (
+        (raw and system is not None, "--raw has no system message: leave --system out"),
+        (retry_errors and not resume, "--restart tries all rows again: leave --retry-errors out"),
+        (workers is not None and on is None, "--workers are processes elsewhere: say where, --on"),
+    ):
+        if refused:
+            raise InputError(told)
+    from eva_local.batch.fleet import Fleet
     from eva_local.batch.forms import Template, Wishes
     from eva_local.batch.job import Errand, carry_out
 
@@ -63,7 +71,7 @@ def batch(
     display = ProgressDisplay(patience=0.0, every=LINE_EVERY_S)
     signals: list[int] = []
 
-    def told(progress: Progress) -> None:
+    def show(progress: Progress) -> None:
         display("", progress.n_done / progress.n_rows, _progress_line(progress))
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -75,18 +83,39 @@ def batch(
     with contextlib.ExitStack() as stack:
         stack.callback(display.close)
 
-        def opener(n_rows: int) -> Ensemble:
+        def opener(n_rows: int) -> Ensemble | Fleet:
             spec = replace(errand.spec, sampling=sampling)
-            ensemble = open_shown(spec, parallel, most=n_rows)
+            if on is None:
+                ensemble: Ensemble | Fleet = open_shown(spec, parallel, most=n_rows)
+            else:
+                # Ray prints what it has to say, and the output is open by now.
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+                ensemble = Fleet(on, spec, workers, parallel)
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, note))
             return ensemble
 
-        outcome = carry_out(errand, opener, lambda: bool(signals), told)
+        outcome = carry_out(errand, opener, lambda: bool(signals), show)
     click.echo(_summary(outcome, errand.target), err=True)
     if not outcome.finished:
         return 128 + signals[0]
     return FAILED if outcome.n_failed else 0
+
+
+@click.command()
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("parts", metavar="PARTS...", type=click.Path(path_type=Path), nargs=-1)
+def merge(target: Path, parts: tuple[Path, ...]) -> None:
+    """Put the outputs of all shards of a batch together in OUT, which must not be there.
+
+    The same batch command without --shard then says whether a row is missing, and does it.
+    """
+    from eva_local.batch.merge import merge as put_together
+
+    if not parts:
+        raise InputError("merge needs the outputs of the shards: eva-local merge OUT PARTS…")
+    n_rows, n_failed = put_together(target, parts)
+    click.echo(f"{n_rows} rows of {len(parts)} parts in {target}; {n_failed} failed", err=True)
 
 
 def _progress_line(progress: Progress) -> str:

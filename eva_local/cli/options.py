@@ -91,10 +91,17 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def _n_texts(text: str) -> int | None:
+def _count(text: str, name: str) -> int | None:
     if text != _AUTO and not (text.isdecimal() and int(text)):
-        raise InputError(f"--parallel must be {_AUTO} or a whole number above 0, not {text!r}")
+        raise InputError(f"{name} must be {_AUTO} or a whole number above 0, not {text!r}")
     return None if text == _AUTO else int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 0 < int(number) <= int(count):
+        return int(number), int(count)
+    raise InputError(f"--shard {text!r}: give I/N, such as 1/4 for the first of four")
 
 
 def declared(*groups: str) -> Callable[[Command], Command]:
@@ -125,7 +132,9 @@ def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
         case "name":
             return {"type": None, "shell_complete": completed}
         case "parallel":
-            return {"metavar": "N", "default": _AUTO, "type": _n_texts}
+            return {"metavar": "N", "default": _AUTO, "type": lambda text: _count(text, name)}
+        case "shard":
+            return {"metavar": "I/N", "default": "1/1", "type": _shard}
         case [str(), *_]:
             return {"type": click.Choice(kind)}
         case [*bounds]:

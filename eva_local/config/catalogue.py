@@ -25,6 +25,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = r"^[0-9A-Fa-f]{64}\Z"
 _REPOSITORY = rf"^{specs.REPOSITORY}\Z"
+_On = Annotated[
+    str, Meta(pattern=rf"^({specs.ON})?\Z", description="ray or ray://HOST:PORT, perhaps #LABEL")
+]
 
 
 class _Model(Struct, kw_only=True):
@@ -42,6 +45,7 @@ class _Model(Struct, kw_only=True):
     description: Words = ""
     chat_template: Words = ""
     chat_template_kwargs: dict[str, Any] = {}
+    on: _On = ""
 
 
 class _Member(Struct, kw_only=True):
@@ -53,6 +57,7 @@ class _Member(Struct, kw_only=True):
     prefix: Words = ""
     chat_template: Words = ""
     chat_template_kwargs: dict[str, Any] = {}
+    on: _On = ""
     weight: Number | None = None
     n: Annotated[int, Meta(ge=1, le=256)] = 1  # llama.cpp has no more sequences.
 
@@ -98,6 +103,7 @@ def read_models(
             load=settings.build(specs.LoadSettings, among(own)),
             chat_template=_template(path, table.chat_template, f"{place}.chat_template"),
             chat_template_kwargs=table.chat_template_kwargs,
+            on=table.on,
         )
         owns[name] = own
     return models, owns
@@ -175,6 +181,7 @@ def _members(
                 prefix=table.prefix,
                 chat_template=template or model.chat_template,
                 chat_template_kwargs={**model.chat_template_kwargs, **table.chat_template_kwargs},
+                on=table.on or model.on,
             )
             members.append(member)
             weights.append(table.weight)

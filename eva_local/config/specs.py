@@ -20,6 +20,8 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 NO_MEMBER = ("auto", "off", "ngram")
 # OWNER/REPO of the hub.
 REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*"
+# Where a process is that is not this one: a Ray cluster, and there perhaps nodes with a label.
+ON = r"ray(://[^\s#/]+)?(#[\w.-]+)?"
 # llama.cpp opens the first part of a model, and finds the others by this ending.
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 
@@ -156,6 +158,7 @@ def part_names(name: str) -> tuple[str, ...]:
 class ModelSpec:
     """One model: where its GGUF file comes from and how it is loaded.
 
+    With `on` it is opened by a process elsewhere, from a file there: see `Worker`.
     `size` is that of all its files together. `sha256` is that of its file; of a model in several
     files, it is that of the files' checksums, one a line. A `chat_template` stands in place of
     the file's own, and `chat_template_kwargs` are told to it.
@@ -170,6 +173,7 @@ class ModelSpec:
     load: LoadSettings = field(default_factory=LoadSettings)
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict, hash=False)
+    on: str = ""
 
     def shortened(self, n_ctx: int) -> str:
         """Say that a context of `n_ctx` tokens is less than was asked for; "" where it is not."""
@@ -205,7 +209,7 @@ class MemberSpec(ModelSpec):
     @property
     def opened(self) -> object:
         """What is opened for it: members that have it in common share it."""
-        return self.source, self.load
+        return self.source, self.load, self.on
 
     def is_of(self, other: "MemberSpec") -> bool:
         """Return whether both are roles of one opened model."""

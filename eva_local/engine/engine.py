@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import chain, product
@@ -51,15 +51,15 @@ class Engine:
         space: Space[Any],
         fusion: FusionSettings,
         *,
-        side_by_side: bool = False,
+        side_by_side: Collection[Model] = (),
         chunk: int | None = CHUNK,
     ) -> None:
-        """Fuse `models` in `space`; `side_by_side` decodes each in a thread of its own.
+        """Fuse `models` in `space`; those `side_by_side` decode each in a thread of its own.
 
         Beside answers that are being written, at most `chunk` tokens of prompts are read in a
         step, so that no answer has to wait long; None fills the batches, which reads faster.
-        Threads pay where members run on devices of their own. On one CPU each member uses
-        all cores, one after the other.
+        Threads pay where members run on devices of their own, or elsewhere. On one CPU each member
+        uses all cores, one after the other.
         """
         self.names = tuple(names)
         self._models = tuple(models)
@@ -70,7 +70,7 @@ class Engine:
         samplers = Samplers(space, self.missing_bytes)
         self._all = Panel(tuple(range(len(models))), self.names, space, fusion, samplers)
         self._alone: dict[int, Panel] = {}
-        self._side_by_side = side_by_side
+        self._beside = set(side_by_side)
         self._n_takers = min(cores(), _MOST_TAKERS)
         self._pool = ThreadPoolExecutor(max(len(models), self._n_takers))
         self._states: dict[int, Sequence[MemberState]] = {}
@@ -305,11 +305,13 @@ class Engine:
                 decoded.extend(self._run(model, work))
 
         try:
-            if self._side_by_side:
-                _await([self._pool.submit(decode, model) for model in by_model])
-            else:
-                for model in by_model:
+            beside = [model for model in by_model if model in self._beside]
+            asked = [self._pool.submit(decode, model) for model in beside]
+            try:
+                for model in (each for each in by_model if each not in beside):
                     decode(model)
+            finally:
+                _await(asked)
         finally:
             # Where Ctrl-C ends one, the others need not decode again.
             self._take(decoded)

@@ -27,7 +27,8 @@ class Run:
     """Tokens to append to one sequence of llama.cpp, of which the first has position `start`.
 
     `logits` says after how many of the last tokens the distribution is wanted, `every` that it
-    is after each of them, however many.
+    is after each of them, however many. Of those, the `top` highest are all that counts: others
+    may be -inf; 0: all count.
     """
 
     seq_id: int
@@ -35,6 +36,7 @@ class Run:
     tokens: Sequence[int]
     logits: int = 1
     every: bool = False
+    top: int = 0
 
 
 class Model(Protocol):

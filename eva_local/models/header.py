@@ -76,6 +76,20 @@ def read_header(path: Path) -> Header:
     )
 
 
+def vocabulary_of(path: Path) -> bytes:
+    """Return a GGUF file without weights, of which llama.cpp can open the vocabulary."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        data.seek(len(MAGIC) + 4 + 8)
+        kept = []
+        for _ in range(_unpack(data, "Q")):
+            start, key = data.tell(), _text(data)
+            _read_value(data, _unpack(data, "I"))
+            if not key.startswith("split."):
+                kept.append(data[start : data.tell()])
+        counts = struct.pack("<QQ", 0, len(kept))
+        return b"".join([data[: len(MAGIC) + 4], counts, *kept])
+
+
 def refusal(path: Path) -> str:
     """Say of a GGUF file that is no language model what it is and what to give; else "".
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class PivotState:
         return self.cache.spelled(text)
 
     def pending(self, limit: int | None = None) -> list[Run]:
-        return [self.cache.pending(limit)]
+        return [self._wanted(self.cache.pending(limit))]
 
     def take(self, run: Run, logits: Logits | None) -> None:
         self.cache.decoded(run)
@@ -89,7 +89,14 @@ class PivotState:
         return self.cache.piece(self._guess), float(likeliest[1][best])
 
     def foresee(self) -> Run | None:
-        return self.cache.foresee(self._guess)
+        run = self.cache.foresee(self._guess)
+        return run and self._wanted(run)
+
+    def _wanted(self, run: Run) -> Run:
+        """Say of how many tokens the logits count, where `_hear` looks at no others."""
+        if self._begun.grammar is not None or self._begun.thought_end is not None or run.every:
+            return run
+        return replace(run, top=self.n_candidates)
 
     def commit(self, symbol: int) -> None:
         self._likeliest = None

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -269,13 +270,14 @@ def test_other_models_settings_and_mappings_are_refused(spec, rows, out, tmp_pat
     do(errand(rows, out, replace(spec, members=(threads, *spec.members[1:]))), stopped=Stop(1))
     mapping = tmp_path / "some.npz"
     mapping.write_bytes(b"another mapping")
+    sums = {mapping.name: sha256(mapping.read_bytes()).hexdigest()}
 
     class Mapped:
         """The ensemble, with a mapping that was not there before."""
 
         def __new__(cls, _count):
             ensemble = fake_ensemble(spec)
-            ensemble.mapping_files = lambda: (mapping,)
+            ensemble.mapping_files = lambda: sums
             return ensemble
 
     with pytest.raises(InputError, match=r"was begun otherwise: some\.npz was null"):

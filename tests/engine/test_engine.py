@@ -167,15 +167,15 @@ def test_law_10_members_of_one_model_read_no_more_late_than_early() -> None:
 
 def test_side_by_side_decoding_gives_the_same_text() -> None:
     texts = []
-    for side_by_side in (False, True):
+    for n_beside in range(3):
         models = [FakeModel(WORDS_A), FakeModel(WORDS_B)]
-        plain = ensemble(models)
-        engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=side_by_side)
+        plain, beside = ensemble(models), models[:n_beside]
+        engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=beside)
         texts.append(
             text_of(run(engine, begin(engine, models, b"the", Sampling(max_tokens=20)))[0])
         )
         engine.close()
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_nobody_is_asked_again_while_they_still_decode(monkeypatch: pytest.Monke
     monkeypatch.setattr("eva_local.engine.engine.wait", waits)
     models = [FakeModel(WORDS_A), Slow(WORDS_B)]
     plain = ensemble(models)
-    engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=True)
+    engine = Engine(plain.names, models, plain._all.space, MEAN, side_by_side=models)
     sequence = begin(engine, models, b"the", Sampling(max_tokens=3))
     decode = models[0].decode
 

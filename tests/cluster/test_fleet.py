@@ -1,0 +1,128 @@
+"""Rows over processes of a Ray cluster: as one process answers them, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from batches import errand, texts, write_rows
+from clusters import WITH_RAY, children, ends, hosts, kill
+
+from eva_local.batch.fleet import Fleet
+from eva_local.batch.job import Progress, carry_out
+from eva_local.cluster.worker import installed, joined
+from eva_local.config.config import load_config
+from eva_local.config.specs import EnsembleSpec
+from eva_local.errors import ConfigError, StoreError
+from eva_local.opening import open_ensemble
+from eva_local.types import Sampling
+
+pytestmark = WITH_RAY
+
+N_ROWS, N_KILLS = 200, 5
+
+
+@pytest.fixture(scope="module")
+def spec(models: Path) -> EnsembleSpec:
+    overrides = {"batch_invariant": True, "threads": 1}
+    spec = load_config(models / "models.toml", {}, overrides).ensemble("pair")
+    return replace(spec, sampling=Sampling(max_tokens=12))
+
+
+def test_200_rows_and_a_worker_killed_5_times(cluster, spec, tmp_path) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", N_ROWS)
+    wishes = {"sampling": spec.sampling, "wishes": {"raw": True}}
+    one, out = tmp_path / "one.jsonl", tmp_path / "out.jsonl"
+    carry_out(errand(rows, one, spec, **wishes), lambda _: open_ensemble(spec, parallel=4))
+    moments = [20 + 35 * number for number in range(N_KILLS)]
+    killed: list[int] = []
+
+    def told(progress: Progress) -> None:
+        if moments and progress.n_done >= moments[0] and (found := hosts("RowHost")):
+            del moments[0]
+            killed.append(found[len(killed) % len(found)])
+            kill(killed[-1])
+
+    job = errand(rows, out, spec, **wishes)
+    outcome = carry_out(job, lambda _: Fleet(cluster, spec, 2, 2), told=told)
+    assert len(set(killed)) == N_KILLS
+    assert (outcome.finished, outcome.n_done, outcome.n_failed) == (True, N_ROWS, 0)
+    assert texts(out) == texts(one)
+    assert len(texts(out)) == N_ROWS
+    again = carry_out(job, lambda _: pytest.fail("all is done"))
+    assert again.n_rows == 0
+    assert ends(lambda: hosts("RowHost"))
+
+
+def test_all_traffic_is_on_this_machine_and_asks_for_a_token(cluster) -> None:
+    table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    listening = {f[9]: f[1] for f in map(str.split, table.splitlines()[1:]) if f[3] == "0A"}
+    ours = set()
+    for pid in children(os.getpid()):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                ours.add(str(file.readlink()).removeprefix("socket:[").removesuffix("]"))
+            except OSError:
+                continue
+    addresses = {listening[inode].partition(":")[0] for inode in ours & listening.keys()}
+    # 127.0.0.1, and the same in IPv6, as the kernel writes them.
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_what_a_worker_says_of_a_row_is_its_error(cluster, spec, tmp_path) -> None:
+    rows = tmp_path / "in.jsonl"
+    prompts = {"good": "the", "long": 999 * "z"}
+    lines = [json.dumps({"id": row_id, "prompt": prompt}) for row_id, prompt in prompts.items()]
+    rows.write_text("\n".join(lines))
+    out = tmp_path / "out.jsonl"
+    job = errand(rows, out, spec, sampling=spec.sampling, wishes={"raw": True})
+    outcome = carry_out(job, lambda _: Fleet(cluster, spec, 1, 2))
+    assert (outcome.n_done, outcome.n_failed) == (2, 1)
+    assert texts(out)["good"]
+    assert "does not fit" in out.read_text()
+
+
+def test_another_version_or_file_cannot_join(spec) -> None:
+    with pytest.raises(ConfigError, match=r"eva-local 0\.0.*install the same"):
+        joined("eva-local 0.0", spec.members[0], None)
+    assert joined(installed(), spec.members[0], None) == spec.members[0].source.path
+    with pytest.raises(StoreError, match="and 1234 is asked for"):
+        joined(installed(), spec.members[0], "1234")
+
+
+def test_a_row_that_ends_every_worker_is_an_error(cluster, spec, tmp_path, monkeypatch) -> None:
+    from eva_local.batch import fleet
+
+    class Fatal(fleet.RowHost):
+        async def answer(self, request: object) -> object:
+            if "fatal" in str(request):
+                os._exit(1)
+            return await super().answer(request)
+
+    monkeypatch.setattr(fleet, "RowHost", Fatal)
+    rows = tmp_path / "in.jsonl"
+    rows.write_text('{"id": 1, "prompt": "fatal"}\n' + '{"prompt": "the"}\n' * 3)
+    job = errand(rows, tmp_path / "out", spec, sampling=spec.sampling, wishes={"raw": True})
+    outcome = carry_out(job, lambda _: Fleet(cluster, spec, 1, 1))
+    assert (outcome.n_done, outcome.n_failed) == (4, 1)
+    assert "4 workers died over it" in (tmp_path / "out").read_text()
+
+
+def test_a_cluster_that_does_not_answer(tmp_path) -> None:
+    code = "from eva_local.cluster.worker import nodes; nodes('ray://127.0.0.1:1')"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "ConfigError: ray://127.0.0.1:1: no Ray cluster answers" in found.stderr
+
+
+def test_no_machine_has_the_label(cluster, spec) -> None:
+    with pytest.raises(ConfigError, match="no such machine"):
+        Fleet(f"{cluster}#elsewhere", spec, 1, 1)
