@@ -1,7 +1,7 @@
 """The command line: answers on stdout, all else on stderr.
 
-A command is a click command in one of _MODULES. Such a module imports at its top nothing that is
-slow, because `eva-local --help` reads them all.
+Which commands there are stands in commands.json, and what they do in modules here, each imported
+when a command of its runs: `eva-local --help` needs none of them.
 """
 
 import errno
@@ -17,14 +17,12 @@ from typing import Any
 
 import click
 
-from eva_local.cli import batch, bench, chat, evaluate, models, run, serve, setup
-from eva_local.cli.options import OPTIONS, declared
+from eva_local.cli.options import COMMANDS, OPTIONS, command, made
 from eva_local.cli.outputs import give_up_output, open_streams
 from eva_local.config.config import load_config
 from eva_local.engine.detokenizer import harmless_line
 from eva_local.errors import EvaError
 
-_MODULES = (batch, bench, chat, evaluate, models, run, serve, setup)
 INTERRUPTED = 130
 
 
@@ -53,10 +51,10 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    commands=[one for m in _MODULES for one in vars(m).values() if isinstance(one, click.Command)],
+    commands=[command(name, how) for name, how in COMMANDS.items()],
+    params=made("eva-local"),
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@declared("eva-local")
 @click.version_option(package_name="eva-local", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, config_path: Path | None, verbose: bool) -> None:

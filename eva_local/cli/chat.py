@@ -7,9 +7,7 @@ import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from eva_local.cli.options import Load, declared, setting_options
+from eva_local.cli.options import Given, Load
 from eva_local.cli.outputs import input_is_closed, open_shown, print_table
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
@@ -24,23 +22,10 @@ if TYPE_CHECKING:
 _FIRST_WORDS = 28
 
 
-@click.command()
-@setting_options()
-@declared("chat")
-@click.pass_obj
 def chat(
-    load: Load,
-    overrides: dict[str, object],
-    system: str | None,
-    go_on: bool,
-    resume: str | None,
-    listing: bool,
+    load: Load, overrides: Given, system: str | None, go_on: bool, resume: str | None, listing: bool
 ) -> int:
-    """Hold a conversation.
-
-    Answers are streamed to stdout; /help lists the commands. Every conversation is saved as it
-    goes. Where stdin is no terminal, each line of it is a message.
-    """
+    """Hold a conversation; return the exit code."""
     if go_on and resume is not None:
         raise InputError("give --continue or --resume, not both")
     from eva_local.chat import log

@@ -14,7 +14,7 @@ import click
 
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
-from eva_local.cli.options import Load, declared, setting_options
+from eva_local.cli.options import Given, Load
 from eva_local.cli.setup import Additions, append
 from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
@@ -34,17 +34,9 @@ _ASKED = 1
 _TUNABLE = 20
 
 
-@click.command("eval")
-@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@declared("eval", "outputs")
-@setting_options(
-    "ensemble", "n_ctx", "threads", "n_gpu_layers", *keys_of(FusionSettings), *THINKING_KEYS
-)
-@click.pass_obj
 def evaluate(
     load: Load,
-    /,
-    overrides: dict[str, object],
+    overrides: Given,
     files: tuple[Path, ...],
     kind: Kind | Literal["auto"],
     limit: int | None,
@@ -62,15 +54,7 @@ def evaluate(
     html_out: Path | None,
     **conditions: Any,
 ) -> None:
-    """Measure an ensemble against its members.
-
-    FILE has rows as JSON lines: `prompt` and `answers`, or `prompt`, `choices` and `label`, or
-    `text`. Any other FILE is a text. Without one, a few rows that come with eva-local are done.
-    Each member and the ensemble do all rows; what is done is kept, and not done again.
-
-    With --task bpb, and of texts, bits per byte are measured: lower is better. The weights
-    prompt-perplexity need --prompt-bytes there.
-    """
+    """Measure an ensemble against its members."""
     from eva_local.evaluate.contest import Contest
     from eva_local.evaluate.evaluation import TOLD, hold, report_page
     from eva_local.evaluate.forms import Conditions
@@ -80,7 +64,7 @@ def evaluate(
 
     if not files and any(path and path.exists() for path in (json_out, html_out)):
         raise InputError("there is no FILE of rows; name it before --json and --html")
-    written = {"--json": json_out, "--html": html_out, "--results": results}
+    written = {"json_out": json_out, "html_out": html_out, "results": results}
     outputs.refuse_outputs(written, (*files, *shot_files))
     spec = load(overrides).ensemble()
     sharing = len(spec.members) if own_shots else 0
@@ -154,31 +138,17 @@ def everybody(specs: Sequence[EnsembleSpec]) -> EnsembleSpec:
     return EnsembleSpec(specs[0].name, tuple(found), found[0].name, sampling=specs[0].sampling)
 
 
-@click.command()
-@declared("check", "outputs")
-@setting_options("ensemble", "n_ctx", "threads", "n_gpu_layers", "mapping", "combine", "weights")
-@click.pass_context
 def check(
-    context: click.Context,
-    overrides: dict[str, object],
-    fresh: bool,
-    save: str | None,
-    json_out: Path | None,
-    html_out: Path | None,
+    context: click.Context, overrides: Given, fresh: bool, save: str | None, **out: Path | None
 ) -> None:
-    """Find out whether an ensemble is worth it.
-
-    The members' files, vocabularies, templates and memory are looked at, their speed is measured,
-    and they, and the ensemble in both spaces, do a short test of texts that come with eva-local.
-    `eval` with rows of your own tells more.
-    """
+    """Find out whether an ensemble is worth it."""
     from eva_local.evaluate import check as checking
     from eva_local.evaluate.evaluation import TOLD, report_page
     from eva_local.evaluate.rows import Results
     from eva_local.models.header import read_header
     from eva_local.models.store import cache_folder
 
-    outputs.refuse_outputs({"--json": json_out, "--html": html_out})
+    outputs.refuse_outputs(out)
     spec = context.obj(overrides).ensemble()
     new = Additions(context, save, "--save")
     if save:
@@ -197,10 +167,10 @@ def check(
     known: dict[str, Any] = {"check": found, "thinks": thinks, **TOLD}
     show = partial(outputs.print_report, "evaluate/check.txt", **known)
     page = partial(report_page, found.evaluation, found.verdict)
-    outputs.write_outputs(found.as_json(), show, page, json_out, html_out)
+    outputs.write_outputs(found.as_json(), show, page, **out)
     if save:
         new.tables["ensembles", save] = new.ensemble(found.winner)
-        click.echo(f"saved in {new.write(save)}", err=json_out == outputs.STDOUT)
+        click.echo(f"saved in {new.write(save)}", err=out["json_out"] == outputs.STDOUT)
 
 
 def _pace(spec: EnsembleSpec, report: Report) -> Speed | None:

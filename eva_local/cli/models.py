@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, completed, declared, setting_options
+from eva_local.cli.options import Given, Load
 from eva_local.cli.outputs import ProgressDisplay, print_json, print_report, print_table, shown
 from eva_local.cli.setup import append, written
 from eva_local.config.catalogue import free_name
@@ -21,20 +21,8 @@ from eva_local.models import download, store
 from eva_local.models.header import read_header, refusal
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
-@setting_options("ensemble")
-@declared("pull")
-@click.pass_context
-def pull(
-    context: click.Context, names: tuple[str, ...], overrides: dict[str, str | None], force: bool
-) -> None:
-    """Fetch models and check them.
-
-    NAME is a model or an ensemble; without one, the default ensemble is fetched. Or it is
-    OWNER/REPO or OWNER/REPO:QUANT of the hub, or the page of a file there: this model is written
-    into your models.toml. What was interrupted is continued. No other command uses the network.
-    """
+def pull(context: click.Context, names: tuple[str, ...], overrides: Given, force: bool) -> None:
+    """Fetch models and check them; those of the hub are entered in the user's models.toml."""
     load: Load = context.obj
     known = [found for name in names if (found := _known(context, name, force))]
     config = load(overrides)
@@ -50,9 +38,6 @@ def pull(
         click.echo(f"{spec.name}: {state}: {path}")
 
 
-@click.command("list")
-@declared("list", "json")
-@click.pass_obj
 def list_models(load: Load, everything: bool, as_json: bool) -> None:
     """List models and ensembles."""
     config = load()
@@ -97,17 +82,8 @@ def list_models(load: Load, everything: bool, as_json: bool) -> None:
         click.echo(f"{len(others)} {told}", err=True)
 
 
-@click.command()
-@click.argument("name", required=False, shell_complete=completed)
-@setting_options("ensemble")
-@declared("json")
-@click.pass_obj
-def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json: bool) -> None:
-    """Show what is known of a model or ensemble.
-
-    Its settings, its file, and what the file says of itself; without a NAME, of the default
-    ensemble.
-    """
+def show(load: Load, name: str | None, overrides: Given, as_json: bool) -> None:
+    """Show what is known of a model or ensemble."""
     if name is not None and overrides["ensemble"] is not None:
         raise InputError("show: give a NAME or -e NAME, not both")
     config = load(overrides)
@@ -128,21 +104,8 @@ def show(load: Load, name: str | None, overrides: dict[str, str | None], as_json
     print_json(facts) if as_json else print_report("cli/show.txt", facts=facts, size=_size)
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completed)
-@setting_options("ensemble")
-@declared("json")
-@click.pass_obj
-def verify(
-    load: Load, names: tuple[str, ...], overrides: dict[str, str | None], as_json: bool
-) -> int:
-    """Check the files that are here.
-
-    NAME is a model or an ensemble; without one, every model that is here is checked. The
-    checksum of each file is computed and compared with the one that is configured, or that
-    `pull` kept. The exit code is 2 where a file is not what it should be, or a named one is
-    missing.
-    """
+def verify(load: Load, names: tuple[str, ...], overrides: Given, as_json: bool) -> int:
+    """Check the files that are here; return the exit code, 2 where one is not what it should be."""
     config = load(overrides)
     named = _chosen(config, names, overrides["ensemble"])
     found = []
@@ -159,11 +122,7 @@ def verify(
     return 2 if any(one.status in ("mismatch", "missing", "invalid") for one, _ in found) else 0
 
 
-@click.command()
-@setting_options()
-@declared("json")
-@click.pass_obj
-def config(load: Load, overrides: dict[str, str], as_json: bool) -> None:
+def config(load: Load, overrides: Given, as_json: bool) -> None:
     """Show every setting and where it comes from."""
     loaded = load(overrides)
     # The n_ctx of the members that are here is at most what they were trained for.

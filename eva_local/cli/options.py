@@ -1,25 +1,28 @@
-"""Options that commands share, and the configuration that they change, read when asked for."""
+"""Commands and their options as data, and the configuration that they change."""
 
 import contextlib
-import functools
+import importlib
 import json
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from eva_local.config.config import DEFAULT_KEYS, Config, listed, load_config
-from eva_local.config.settings import REQUEST_KEYS, read_text
+from eva_local.config.config import Config, listed, load_config
+from eva_local.config.settings import REQUEST_KEYS, keys_of, read_text
+from eva_local.config.specs import FusionSettings, LoadSettings
 from eva_local.errors import EvaError, InputError
+from eva_local.types import THINKING_KEYS, Sampling
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 # Reads the configuration, over which the options go that it is given.
 Load = Callable[..., Config]
+# Settings that options give, unread; None where they give none.
+Given = dict[str, Any]
 
 _AUTO = "auto"
 _HERE = Path(__file__).parent
@@ -29,6 +32,14 @@ HELP: dict[str, str] = json.loads((_HERE / "help.json").read_text("utf-8"))
 # not said there is `shared`; `short` names settings, `meant` is what others call commands.
 OPTIONS: dict[str, dict[str, Any]] = json.loads((_HERE / "options.json").read_text("utf-8"))
 _SHORT = OPTIONS["short"]
+# What commands are: which function of which module here a name calls, what it gets, its options.
+COMMANDS: dict[str, dict[str, Any]] = json.loads((_HERE / "commands.json").read_text("utf-8"))
+_SETTINGS = {
+    "load": keys_of(LoadSettings),
+    "sampling": keys_of(Sampling),
+    "fusion": keys_of(FusionSettings),
+    "thoughts": THINKING_KEYS,
+}
 
 
 def written(text: str) -> str:
@@ -47,31 +58,23 @@ def completed(context: click.Context, _: click.Parameter, begun: str) -> list[Co
     return [CompletionItem(begun, type="file")]
 
 
-def setting_options(*keys: str) -> Callable[[Command], Command]:
-    """Add an option for each setting; the command gets those, unread, as `overrides`."""
+def _note(context: click.Context, option: click.Parameter, value: Any) -> None:
+    given = context.params.setdefault("overrides", {})
+    key = "ensemble" if option.name == "model" else option.name
+    value = (listed(value) if value else None) if option.name == "model" else value
+    if value is not None and given.get(key) is not None:
+        raise InputError("give the members with -e or with -m, not both")
+    if value is not None or key not in given:
+        given[key] = value
 
-    def note(context: click.Context, option: click.Parameter, value: Any) -> None:
-        given = context.params.setdefault("overrides", {})
-        key = "ensemble" if option.name == "model" else option.name
-        value = (listed(value) if value else None) if option.name == "model" else value
-        if value is not None and given.get(key) is not None:
-            raise InputError("give the members with -e or with -m, not both")
-        if value is not None or key not in given:
-            given[key] = value
 
-    how: dict[str, Any] = {"expose_value": False, "callback": note}
-
-    def decorate(command: Command) -> Command:
-        for key in reversed(keys or DEFAULT_KEYS):
-            names = [*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]
-            complete = completed if key == "ensemble" else None
-            told = how | {"metavar": "VALUE", "help": HELP[key], "shell_complete": complete}
-            command = click.option(*names, **told)(command)
-            if key == "ensemble":
-                command = _option("-m --model", how)(command)
-        return command
-
-    return decorate
+def _setting(key: str) -> list[click.Parameter]:
+    """Return the option of a setting; the command gets all of them, unread, as `overrides`."""
+    told = {"metavar": "VALUE", "help": HELP[key], "expose_value": False, "callback": _note}
+    if key != "ensemble":
+        return [_option(" ".join([*_SHORT.get(key, ()), f"--{key.replace('_', '-')}", key]), told)]
+    members = _option("-m --model", {"expose_value": False, "callback": _note})
+    return [members, _option("-e --ensemble", told | {"type": "name"})]
 
 
 def _bias(text: str) -> tuple[str, float]:
@@ -104,66 +107,81 @@ def _shard(text: str) -> tuple[int, int]:
     raise InputError(f"--shard {text!r}: give I/N, such as 1/4 for the first of four")
 
 
-def declared(*groups: str) -> Callable[[Command], Command]:
-    """Add the options of groups of options.json, in the order of both."""
-
-    def decorate(command: Command) -> Command:
-        for group in reversed(groups):
-            for names, how in reversed(OPTIONS[group].items()):
-                command = _option(names, how)(command)
-        return command
-
-    return decorate
+def made(groups: str) -> list[click.Parameter]:
+    """Return the options of groups: of options.json, of settings, or a setting by its name."""
+    found: list[click.Parameter] = []
+    for group in groups.split():
+        found += [_option(names, how) for names, how in OPTIONS.get(group, {}).items()]
+        for key in () if group in OPTIONS else _SETTINGS.get(group, (group,)):
+            found += _setting(key)
+    return found
 
 
-def _option(names: str, how: dict[str, Any]) -> Callable[[Command], Command]:
-    told = OPTIONS["shared"].get(names, {}) | how
-    return click.option(*names.split(), **told | _typed(told.get("type"), names))
+def _option(names: str, how: dict[str, Any]) -> click.Option:
+    return click.Option(names.split(), **_typed(OPTIONS["shared"].get(names, {}) | how, names))
 
 
-def _typed(kind: str | list[Any] | None, name: str) -> dict[str, Any]:
-    match kind:
-        case "file":
-            return {"metavar": "FILE", "type": click.Path(path_type=Path)}
+def command(name: str, how: dict[str, Any]) -> click.Command:
+    """Return a command that commands.json tells of; what it calls is imported when it runs."""
+    groups = how.get("options", "")
+
+    @click.pass_context
+    def call(context: click.Context, /, **options: Any) -> Any:
+        module, _, function = how["call"].partition(".")
+        called = getattr(importlib.import_module(f"eva_local.cli.{module}"), function)
+        if "drawing" in groups:
+            options = _drawn(context.obj, **options)
+        passed = {"context": context, "load": context.obj}
+        return called(*(passed[each] for each in how.get("passes", "").split()), **options)
+
+    arguments = [
+        click.Argument([each], **_typed(told, each))
+        for each, told in how.get("arguments", {}).items()
+    ]
+    told = "\n".join(how["help"])
+    return click.Command(name, callback=call, params=[*arguments, *made(groups)], help=told)
+
+
+def _typed(told: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return how click declares a parameter that has a `type` of ours."""
+    match told.get("type"):
+        case "file" | "existing" as kind:
+            path = click.Path(exists=kind == "existing", path_type=Path)
+            return {"metavar": "FILE"} | told | {"type": path}
+        case "path":
+            return told | {"type": click.Path()}
         case "content":
-            return {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)}
+            return told | {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)}
         case "text":
-            return {"metavar": "TEXT", "type": written}
+            return {"metavar": "TEXT"} | told | {"type": written}
         case "name":
-            return {"type": None, "shell_complete": completed}
+            return told | {"type": None, "shell_complete": completed}
         case "parallel":
-            return {"metavar": "N", "default": _AUTO, "type": lambda text: _count(text, name)}
+            return told | {"metavar": "N", "default": _AUTO, "type": lambda n: _count(n, name)}
         case "shard":
-            return {"metavar": "I/N", "default": "1/1", "type": _shard}
-        case [str(), *_]:
-            return {"type": click.Choice(kind)}
+            return told | {"metavar": "I/N", "default": "1/1", "type": _shard}
+        case [str(), *_] as words:
+            return told | {"type": click.Choice(words)}
         case [*bounds]:
-            return {"type": click.IntRange(*bounds)}
-    return {"type": {"bias": _bias, "object": _object}.get(kind or "")}
+            return told | {"type": click.IntRange(*bounds)}
+    return told | {"type": {"bias": _bias, "object": _object}.get(told.get("type", ""))}
 
 
-def drawing_options(function: Command) -> Command:
-    """Add the options; the command gets `config`, and the `sampling` of its ensemble with them."""
+def _drawn(load: Load, overrides: Given, **options: Any) -> dict[str, Any]:
+    """Return options with `config`, and the `sampling` of its ensemble with what they say of it."""
+    config = load(overrides)
+    drawn = {key: options.pop(key) for key in REQUEST_KEYS}
+    given = {key: value for key, value in drawn.items() if value not in (None, (), {})}
+    if "grammar" in given or "json_schema" in given:
+        # One takes the place of the other.
+        given = {"grammar": None, "json_schema": None} | given
+    from eva_local.openai.request import read_options
 
-    @functools.wraps(function)
-    def command(load: Load, overrides: dict[str, object], **options: Any) -> Any:
-        config = load(overrides)
-        drawn = {key: options.pop(key) for key in REQUEST_KEYS}
-        given = {key: value for key, value in drawn.items() if value not in (None, (), {})}
-        if "grammar" in given or "json_schema" in given:
-            # One takes the place of the other.
-            given = {"grammar": None, "json_schema": None} | given
-        from eva_local.openai.request import read_options
+    told = given.pop("chat_template_kwargs", {})
+    asked = {"thinking": overrides["thinking"], "chat_template_kwargs": told}
+    sampling = replace(read_options(asked, config.sampling), **given)
+    if sampling.grammar is not None or sampling.json_schema is not None:
+        from eva_local.engine.grammar import check
 
-        told = given.pop("chat_template_kwargs", {})
-        asked = {"thinking": overrides["thinking"], "chat_template_kwargs": told}
-        sampling = replace(read_options(asked, config.sampling), **given)
-        if sampling.grammar is not None or sampling.json_schema is not None:
-            from eva_local.engine.grammar import check
-
-            check(sampling)
-        return function(config=config, sampling=sampling, **options)
-
-    made: Any = click.pass_obj(command)
-    decorated: Command = setting_options()(declared("drawing")(made))
-    return decorated
+        check(sampling)
+    return options | {"config": config, "sampling": sampling}

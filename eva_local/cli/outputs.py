@@ -92,9 +92,10 @@ def shown(value: object, form: str = "") -> str:
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
     """Find out before long work which of `outputs` (by option) cannot be written, or is read."""
     read = {path.resolve() for path in inputs}
-    for name, path in outputs.items():
+    for option, path in outputs.items():
         if path is None or path == STDOUT:
             continue
+        name = f"--{option.removesuffix('_out')}"
         if path.resolve() in read:
             raise InputError(f"{name} {path} is a file of rows; name another")
         if path.is_dir() or not path.absolute().parent.is_dir():

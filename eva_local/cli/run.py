@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eva_local.cli.options import declared, drawing_options, written
 from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
 from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import read_text
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from eva_local.trace import TraceWriter
 
 
-@click.command()
-@click.argument("prompt", required=False, type=written)
-@declared("prompt")
-@drawing_options
-@declared("run")
 def run(
     config: Config,
     sampling: Sampling,
@@ -41,14 +35,9 @@ def run(
     system: str | None,
     raw: bool,
     trace: Path | None,
-    stats: bool,
-    as_json: bool,
+    **told: bool,
 ) -> int:
-    """Write one answer to PROMPT.
-
-    Without a PROMPT, or beside one, standard input is read; it goes after the PROMPT. The
-    answer alone is streamed to stdout, and a thought before it to stderr, if that is a terminal.
-    """
+    """Write one answer to a prompt; return the exit code."""
     if raw and system is not None:
         raise InputError("--raw has no system message: leave --system out")
     if file is not None:
@@ -66,7 +55,7 @@ def run(
     with open_shown(spec) as ensemble:
         tracing = contextlib.nullcontext() if trace is None else _tracing(trace, spec, asked)
         with tracing as writer:
-            return answer(ensemble, asked, sampling, stats=stats, as_json=as_json, trace=writer)
+            return answer(ensemble, asked, sampling, trace=writer, **told)
 
 
 def _text(prompt: str | None) -> str:
@@ -157,15 +146,8 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-@click.command()
-@click.argument("file", metavar="FILE.jsonl", type=click.Path(path_type=Path))
-@declared("trace")
 def trace(file: Path, output: str | None) -> None:
-    """Make a page of a trace that `run --trace FILE.jsonl` wrote.
-
-    The page shows which member carried each token, the votes that were filtered, and each
-    member's candidates. It is one file and opens in any browser, without a network.
-    """
+    """Make a page of a trace that `run --trace FILE.jsonl` wrote."""
     from eva_local.trace import read_trace, summarize, trace_page
 
     found = read_trace(file)

@@ -8,35 +8,25 @@ from typing import Any
 
 import click
 
-from eva_local.cli.options import Load, declared, setting_options
+from eva_local.cli.options import Given, Load
 from eva_local.cli.outputs import open_shown
-from eva_local.config.config import DEFAULT_KEYS, listed
+from eva_local.config.config import listed
 from eva_local.config.settings import read_text
 from eva_local.errors import InputError
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
-@click.command()
-@declared("serve")
-@setting_options(*(key for key in DEFAULT_KEYS if key != "ensemble"))
-@click.pass_obj
 def serve(
     load: Load,
-    /,
     names: tuple[str, ...],
     model: tuple[str, ...],
     api_key_file: Path | None,
     parallel: int | None,
-    overrides: dict[str, object],
+    overrides: Given,
     **where: Any,
 ) -> int:
-    """Answer over HTTP, as OpenAI's API does.
-
-    A program that can talk to OpenAI can talk to an ensemble: its base URL is
-    http://127.0.0.1:8080/v1, and a page to chat with is at http://127.0.0.1:8080. Without a key,
-    only this machine can ask. Ctrl-C ends it.
-    """
+    """Answer over HTTP until a signal ends it; return the exit code."""
     keys: tuple[str, ...] = ()
     if api_key_file is not None:
         lines = read_text(api_key_file, "--api-key-file").splitlines()

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-from eva_local.cli.options import declared
 from eva_local.cli.outputs import shown
 from eva_local.config.catalogue import NAME, free_name, written_table
 from eva_local.config.config import load_config, name_of, user_file
@@ -22,16 +21,8 @@ from eva_local.types import Sampling
 _SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@declared("add")
-@click.pass_context
 def add(context: click.Context, files: tuple[Path, ...], ensemble: str | None) -> None:
-    """Add GGUF files to your models.toml.
-
-    Of a folder, all that are in it. The files stay where they are. With `eva-local --config FILE
-    add`, or EVA_LOCAL_CONFIG, that FILE is written, else models.toml in your configuration folder.
-    """
+    """Add GGUF files, and those in folders, to the user's models.toml."""
     new = Additions(context, ensemble, "--ensemble")
     members: list[str] = []
     told = []
@@ -115,14 +106,8 @@ class Additions:
         return f"{self.path}; try: eva-local{named} run -e {name} 'Hello'"
 
 
-@click.command()
-@click.argument("shell", required=False, type=click.Choice(_SHELLS))
-@click.pass_context
 def completion(context: click.Context, shell: str | None) -> None:
-    """Print what lets a SHELL complete names and files.
-
-    For bash: eva-local completion bash >> ~/.bashrc
-    """
+    """Print what lets a shell, or the user's, complete names and files."""
     kind = get_completion_class(shell or Path(os.environ.get("SHELL", "")).name)
     if kind is None:
         raise InputError(f"name the shell: {', '.join(_SHELLS)}")
