@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eva_local.cli.options import declared, drawing_options
 from eva_local.cli.outputs import ProgressDisplay, open_shown
 from eva_local.errors import InputError
 
@@ -28,11 +27,6 @@ LINE_EVERY_S = 30.0
 FAILED = 1
 
 
-@click.command()
-@click.argument("source", metavar="IN", type=click.Path())
-@click.argument("target", metavar="OUT", type=click.Path())
-@drawing_options
-@declared("batch")
 def batch(
     config: Config,
     sampling: Sampling,
@@ -47,12 +41,7 @@ def batch(
     workers: int | None,
     **job: Any,
 ) -> int:
-    """Answer every row of IN in OUT, one JSON object a line.
-
-    IN is JSON lines with a prompt or messages, OpenAI's batch format, a table (CSV), or text
-    with a prompt a line. - is standard input or output. A job that was interrupted goes on
-    where it ended when the same command is given again. Exit code 1: some rows failed.
-    """
+    """Answer every row of a file; return the exit code."""
     for refused, told in (
         (raw and system is not None, "--raw has no system message: leave --system out"),
         (retry_errors and not resume, "--restart tries all rows again: leave --retry-errors out"),
@@ -72,7 +61,7 @@ def batch(
     signals: list[int] = []
 
     def show(progress: Progress) -> None:
-        display("", progress.n_done / progress.n_rows, _progress_line(progress))
+        display("", progress.n_done / progress.n_rows, ", ".join(_told("progress", progress)))
 
     def note(number: int, _frame: FrameType | None) -> None:
         # No step is cut off in the middle; a second signal ends at once.
@@ -96,20 +85,14 @@ def batch(
             return ensemble
 
         outcome = carry_out(errand, opener, lambda: bool(signals), show)
-    click.echo(_summary(outcome, errand.target), err=True)
+    click.echo("; ".join(_told("summary", outcome, errand.target)), err=True)
     if not outcome.finished:
         return 128 + signals[0]
     return FAILED if outcome.n_failed else 0
 
 
-@click.command()
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.argument("parts", metavar="PARTS...", type=click.Path(path_type=Path), nargs=-1)
 def merge(target: Path, parts: tuple[Path, ...]) -> None:
-    """Put the outputs of all shards of a batch together in OUT, which must not be there.
-
-    The same batch command without --shard then says whether a row is missing, and does it.
-    """
+    """Put the outputs of all shards of a batch together."""
     from eva_local.batch.merge import merge as put_together
 
     if not parts:
@@ -118,32 +101,7 @@ def merge(target: Path, parts: tuple[Path, ...]) -> None:
     click.echo(f"{n_rows} rows of {len(parts)} parts in {target}; {n_failed} failed", err=True)
 
 
-def _progress_line(progress: Progress) -> str:
-    n_done, n_rows = progress.n_done, progress.n_rows
-    parts = [f"{n_done} of {n_rows} rows", f"{progress.rate:.1f} tokens/s"]
-    if n_done:
-        # If the other rows are like those before.
-        parts.append(f"{_duration(progress.seconds / n_done * (n_rows - n_done))} left")
-    if progress.n_failed:
-        parts.append(f"{progress.n_failed} failed")
-    return ", ".join(parts)
+def _told(macro: str, progress: Progress, *more: object) -> list[str]:
+    from eva_local.pages.frame import lines_of
 
-
-def _summary(progress: Progress, target: str) -> str:
-    n_before = progress.before.n_rows
-    whole = (
-        f"{progress.n_done} of {progress.n_rows} rows in {_duration(progress.seconds)}, "
-        f"{progress.n_slots} side by side: {progress.n_tokens} tokens, {progress.rate:.1f} tokens/s"
-    )
-    parts = [whole, *([f"{n_before} were answered before"] if n_before else [])]
-    if not progress.n_rows:
-        parts = [f"nothing to do: {n_before} rows are answered in {target}"]
-    if progress.n_failed:
-        parts.append(f"{progress.n_failed} failed (--retry-errors tries them again)")
-    if not progress.finished:
-        parts.append("interrupted: the same command goes on")
-    return "; ".join(parts)
-
-
-def _duration(seconds: float) -> dt.timedelta:
-    return dt.timedelta(seconds=round(seconds))
+    return lines_of("cli/batch.txt", macro, progress, dt.timedelta, *more)

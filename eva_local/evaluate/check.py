@@ -12,7 +12,7 @@ from eva_local.api import Report
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ModelError
 from eva_local.evaluate.contest import Contest
-from eva_local.evaluate.evaluation import Evaluation, hold
+from eva_local.evaluate.evaluation import Evaluation, hold, in_words
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
 from eva_local.evaluate.summary import Estimate, TaskSummary, lead
@@ -162,9 +162,6 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
     """
     first, *_ = evaluation.tasks
     left = [one.name for one in first.standings]
-    if len(left) == 1:
-        told = f"{left[0]} is one model; give several to see what they are worth together."
-        return first.standings[0].spec, told
     found = []
     for task in evaluation.tasks:
         leader, *others = sorted(left, key=lambda name: -_lead(task, name, left[0]).value)
@@ -174,11 +171,7 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
     quick = _AS_QUICK * min(seconds.values())
     chosen = first.standing(next(name for name in left if seconds[name] <= quick))
     said = [_said(task, chosen.name, best, others) for task, best, others in found if others]
-    if len(left) > 1:
-        said.append("it is the quickest of those that cannot be told apart")
-    space = f"{evaluation.ensemble} in the space {chosen.spec.fusion.space}"
-    name = f"{chosen.name} alone" if chosen.alone else space
-    return chosen.spec, f"Use {name}: {'; '.join(said)}."
+    return chosen.spec, in_words("use", evaluation, chosen, said, len(left))
 
 
 def _lead(task: TaskSummary, one: str, other: str) -> Estimate:
@@ -187,8 +180,4 @@ def _lead(task: TaskSummary, one: str, other: str) -> Estimate:
 
 def _said(task: TaskSummary, chosen: str, leader: str, others: Sequence[str]) -> str:
     rival = others[0] if chosen == leader else leader
-    ahead = _lead(task, chosen, rival)
-    how = "surely better than" if ahead.low > 0 else "not to be told from"
-    gap = f"{ahead.value:+.1f}{'%' if task.scale.in_bits else ' points'}"
-    told = f"{gap}, 95% interval {ahead.interval()}, {len(task.task.rows)} rows"
-    return f"on {task.task.name} it is {how} {rival} ({told})"
+    return in_words("standing", task, rival, _lead(task, chosen, rival))

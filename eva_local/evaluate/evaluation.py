@@ -12,7 +12,7 @@ from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import Estimate, Standing, TaskSummary, mean_of, summarize
 from eva_local.evaluate.tune import block, halves, tune
-from eva_local.pages.frame import Line, member_class, report, template
+from eva_local.pages.frame import Line, lines_of, member_class, report
 
 _INTERVAL = "95% interval"
 # Rows that are shown of each task.
@@ -189,13 +189,13 @@ def verdict(summary: TaskSummary) -> list[str]:
     return [said for said in (*first, comparison(summary), bought(summary)) if said]
 
 
-def _in_words(name: str, *about: object) -> str:
+def in_words(name: str, *about: object) -> str:
     """Return what a macro of words.txt says, in one line; empty where nothing follows."""
-    return " ".join(str(getattr(template("evaluate/words.txt").module, name)(*about)).split())
+    return " ".join(" ".join(lines_of("evaluate/words.txt", name, *about)).split())
 
 
 warning, advice, comparison, bought = (
-    partial(_in_words, name) for name in ("warning", "advice", "comparison", "bought")
+    partial(in_words, name) for name in ("warning", "advice", "comparison", "bought")
 )
 #: What templates of reports call, by name: of the text, and of the page.
 TOLD: dict[str, Any] = {"warning": warning, "verdict": verdict, "figures": figures}

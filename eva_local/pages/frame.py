@@ -39,6 +39,11 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
+def lines_of(name: str, macro: str, *about: object) -> list[str]:
+    """Return the lines that a macro of a template says, but for empty ones."""
+    return list(filter(None, getattr(template(name).module, macro)(*about).splitlines()))
+
+
 def report(name: str, **values: object) -> str:
     """Return a page without script, made by a template."""
     style = shipped("pages/palette.css") + shipped("pages/report.css")
