@@ -1,5 +1,6 @@
 """The loop of a chat: read, obey or ask, show the answer as it comes; what each command does."""
 
+import json
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from eva_local.config.settings import keys_of, read_settings, read_text, refuse_
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.detokenizer import harmless
 from eva_local.errors import EvaError, InputError
+from eva_local.pages.frame import shipped
 from eva_local.reading import did_you_mean
 from eva_local.types import Sampling, Thinking
 
@@ -29,15 +31,11 @@ _ECHOED = 400
 # What /set changes: how answers are drawn, and how votes are fused.
 _DRAWN = keys_of(Sampling)
 _KEYS = (*_DRAWN, *keys_of(FusionSettings))
-_OTHER_NAMES = {"?": "help", "bye": "exit", "quit": "exit", "q": "exit"}
+# What commands are called and do, what follows them, and what keys do.
+_TOLD = json.loads(shipped("chat/help.json"))
 _NOTHING = '""'
 _THINK = (*get_args(Thinking), "fold", "show")
 _ARGUMENTS = {"/set": _KEYS, "/think": _THINK}
-_HELP = (
-    '\n""" begins and ends a message of several lines; Alt-Enter is a new line in any message.\n'
-    "// begins a message with a slash. Ctrl-C stops an answer and clears a line; Ctrl-D leaves.\n"
-    "Tab completes commands and files, Ctrl-R searches what you wrote, Ctrl-X Ctrl-E edits it."
-)
 
 
 @dataclass(eq=False)
@@ -133,12 +131,12 @@ class Repl:
 
     def _take(self, meant: Command | str) -> None:
         if isinstance(meant, Command):
-            name = _OTHER_NAMES.get(meant.name, meant.name)
+            name = _TOLD["other_names"].get(meant.name, meant.name)
             if name not in COMMANDS:
                 told = f"/{name[:40]} is no command (//{name[:40]} is sent as text)"
                 hint = did_you_mean(f"/{name}", [f"/{known}" for known in COMMANDS])
                 raise InputError(f"{told}; {hint}")
-            COMMANDS[name][2](self, sound(meant.argument)[0])
+            COMMANDS[name](self, sound(meant.argument)[0])
         elif meant.strip():
             # After the texts that were read for it.
             whole = "\n\n".join([*self.texts, self.heed(meant)])
@@ -183,8 +181,9 @@ class Repl:
 
 
 def _help(repl: Repl, _: str) -> None:
-    rows = [(f"/{name} {follows}".rstrip(), text) for name, (follows, text, _) in COMMANDS.items()]
-    repl.screen.show(_table(rows, "bold"), Text(_HELP))
+    told = _TOLD["commands"].items()
+    rows = [(f"/{name} {follows}".rstrip(), text) for name, (follows, text) in told]
+    repl.screen.show(_table(rows, "bold"), Text("\n".join(_TOLD["keys"])))
 
 
 def _exit(repl: Repl, _: str) -> None:
@@ -353,24 +352,13 @@ def _table(rows: list[tuple[str, str]], style: str = "") -> Table:
     return table
 
 
-# What follows a command, what it does, and what does it. The order is that of /help.
-COMMANDS: dict[str, tuple[str, str, Callable[[Repl, str], None]]] = {
-    "help": ("", "this list", _help),
-    "exit": ("", "leave; the conversation is saved", _exit),
-    "clear": ("", "begin a new conversation; the old one stays saved", _clear),
-    "regen": ("", "write the last answer again", _regen),
-    "undo": ("", "take the last message and its answer back", _undo),
-    "system": ("[TEXT]", 'show or change the system message; "" removes it', _system),
-    "set": ("[NAME VALUE]", "show or change how answers are drawn and votes fused", _set),
-    "model": ("NAME", "go on with another ensemble, model, file, or a,b,c", _model),
-    "alone": ("MEMBER", "what one member by itself answers to the last message", _alone),
-    "compare": ("", "the answer, and what each member alone would say", _compare),
-    "show": ("", "the ensemble, its contexts and settings", _show),
-    "read": ("[FILE]", "put a text file before the next message; without FILE, forget it", _read),
-    "think": ("[HOW]", "auto, off, on, apart: how they think; fold, show: thoughts", _think),
-    "thought": ("", "show the last thought", _thought),
-    "stats": ("", "what the last answer cost", _stats),
-    "why": ("[N]", "how the members voted: on token N, or on the most disputed ones", _why),
+# What does what help.json tells of.
+COMMANDS: dict[str, Callable[[Repl, str], None]] = {
+    each.__name__[1:]: each
+    for each in (
+        *(_help, _exit, _clear, _regen, _undo, _system, _set, _model),
+        *(_alone, _compare, _show, _read, _think, _thought, _stats, _why),
+    )
 }
 
 

@@ -1,6 +1,7 @@
 """The application: what answers at which path, what all paths have in common."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,7 +22,7 @@ from eva_local.errors import EvaError
 from eva_local.openai.answer import Body
 from eva_local.openai.request import CHAT, COMPLETION
 from eva_local.openai.responses import RESPONSES
-from eva_local.pages.frame import source_hash, template
+from eva_local.pages.frame import shipped, source_hash, template
 from eva_local.server import endpoints, guard, ollama
 from eva_local.server.service import ServedModel, Service, service_of
 from eva_local.trace import sources
@@ -29,12 +30,9 @@ from eva_local.trace import sources
 log = logging.getLogger("eva_local")
 
 # The rules of a browser for the page: its own two sources, its own server, an icon in the tab. No
-# text can become markup, not even by a mistake of ours.
-_POLICY = (
-    "default-src 'none'; style-src '{style}'; script-src '{script}'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
+# text can become markup, not even by a mistake of ours. It is asked for anew each time, as a newer
+# eva-local on the same port brings a newer page.
+_HEADERS = json.loads(shipped("server/page.headers.json"))
 _VERSION = version("eva-local")
 # What the page's own script needs: libraries as they are published, and parts of ours.
 _LIBRARIES = ("vendor/marked.umd.js", "vendor/highlight.min.js")
@@ -79,16 +77,8 @@ def chat_page() -> Response:
     """Return what `GET /` answers with; it holds no secret, so it asks for no key."""
     style, script = sources("server", *(f"server/{name}" for name in _SCRIPTS))
     html = template("server/page.html").render(style=style, script=script)
-    policy = _POLICY.format(style=source_hash(style), script=source_hash(script))
-    headers = {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        # A newer eva-local on the same port brings a newer page.
-        "Cache-Control": "no-cache",
-    }
+    hashes = {"style": source_hash(style), "script": source_hash(script)}
+    headers = {name: "; ".join(parts).format(**hashes) for name, parts in _HEADERS.items()}
     return HTMLResponse(html, headers=headers)
 
 
@@ -182,7 +172,7 @@ def _watched(app: ASGIApp, service: Service) -> ASGIApp:
             if message["type"] == "http.response.start":
                 started = True
                 path = next((r.path for r in ROUTES if r.path == scope["path"]), "other")
-                service.measures.requests.labels(path, message["status"]).inc()
+                service.measures.count("requests", path, message["status"])
             await send(message)
 
         try:

@@ -15,22 +15,16 @@ from eva_local.errors import InputError
 from eva_local.openai.answer import Answer, Body, Letterhead, Token, chat_tokens
 from eva_local.openai.request import CHAT, COMPLETION, given, in_chat, read_request
 from eva_local.openai.shapes import Effort
+from eva_local.pages.frame import shipped
 from eva_local.server.endpoints import answered
 from eva_local.server.service import ServedModel, asked, service_of
 from eva_local.types import Step
 
 # Clients ask for the lowest version that has what they need: this is the one whose words are known.
 _VERSION = "0.12.11"
-# What says how to load a model or to work, and nothing of the answer.
-_HOW = (
-    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram"),
-    *("f16_kv", "vocab_only", "use_mmap", "use_mlock", "mirostat_tau", "mirostat_eta"),
-)
-# What is asked, and what `think`, `format` and `stream` say.
-_WORDS = {
-    *("messages", "prompt", "stream", "tools", "tool_choice", "response_format"),
-    *("reasoning_effort", "enable_thinking", "thinking"),
-}
+# Options of `how` to load a model or to work, which say nothing of the answer, and `words` that are
+# none: what is asked, and what `think`, `format` and `stream` say.
+_KEYS: dict[str, list[str]] = json.loads(shipped("server/ollama.json"))
 _Named = dict[str, Any]
 _Call = Mapping[str, Any]
 _Nothing = Annotated[list[Any], Meta(max_length=0, description="left out: send messages")]
@@ -45,8 +39,8 @@ class OllamaRequest(Struct, kw_only=True):
     think: bool | Effort | None = None
 
     def chat(self) -> dict[str, object]:
-        chat = {key: each for key, each in given(self.options).items() if key not in _HOW}
-        for key in chat.keys() & _WORDS:
+        chat = {key: each for key, each in given(self.options).items() if key not in _KEYS["how"]}
+        for key in chat.keys() & _KEYS["words"]:
             raise InputError(f"options: {key} is no option; say it beside them")
         chat["stream"] = self.stream
         if self.format:

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import prometheus_client as prometheus
@@ -17,6 +16,7 @@ from eva_local.api import Ensemble
 from eva_local.engine.request import AnyPrompt, Request, Weights
 from eva_local.errors import EvaError, InputError
 from eva_local.openai.request import given, parsed
+from eva_local.pages.frame import shipped
 from eva_local.reading import did_you_mean, shown
 from eva_local.server.guard import RefusedError, come_again
 from eva_local.types import Score, Step
@@ -26,12 +26,8 @@ Texts = Sequence[tuple[AnyPrompt, str | Sequence[int]]]
 
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-_GAUGES: Sequence[tuple[str, str, Callable[[ServedModel], float]]] = (
-    ("taken", "Answers under way, those that wait among them.", lambda each: each.slots.taken),
-    ("running", "Answers being written.", lambda each: each.ensemble.scheduler.n_running),
-    ("waiting", "Answers that wait for a place.", lambda each: each.ensemble.scheduler.n_waiting),
-    ("places", "Answers that can be written side by side.", lambda each: each.ensemble.n_slots),
-)
+# What is measured: how, what it is, and by what it is told apart.
+_MEASURES = json.loads(shipped("server/measures.json"))
 
 
 class Measures:
@@ -39,41 +35,42 @@ class Measures:
 
     def __init__(self) -> None:
         #: All of it, for Prometheus.
-        self.registry = registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=registry)
-        counter = partial(prometheus.Counter, namespace="eva_local", registry=registry)
-        gauge = partial(prometheus.Gauge, namespace="eva_local", registry=registry)
-        histogram = partial(prometheus.Histogram, namespace="eva_local", registry=registry)
-        #: Counts requests by path and status.
-        self.requests = counter("requests", "Requests answered.", ("path", "status"))
-        self._written = counter("tokens", "Tokens written.", ("model",))
-        read = "Tokens of prompts of answers that came to their end, as each member reads them."
-        self._read = counter("prompt_tokens", read, ("model", "member"))
-        drafted = "Tokens decoded before they were chosen, by whether these came."
-        self._drafted = counter("drafted_tokens", drafted, ("model", "came"))
-        first, whole = "From a place to the first token.", "From a place to the end of an answer."
-        self._first = histogram("first_token_seconds", first, ("model",), buckets=_SECONDS)
-        self._whole = histogram("answer_seconds", whole, ("model",), buckets=_SECONDS)
-        self._gauges = [
-            (gauge(f"answers_{name}", what, ("model",)), count) for name, what, count in _GAUGES
-        ]
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
+        how: dict[str, Any] = {"namespace": "eva_local", "registry": self.registry}
+        timed = {"Histogram": {"buckets": _SECONDS}}
+        self._of = {
+            name: getattr(prometheus, kind)(name, *told, **how, **timed.get(kind, {}))
+            for name, (kind, *told) in _MEASURES.items()
+        }
+
+    def count(self, name: str, *of: object, by: float = 1) -> None:
+        """Count one more of something, or `by` so many."""
+        self._of[name].labels(*of).inc(by)
 
     def watch(self, model: ServedModel) -> None:
         """Tell from now on how busy an ensemble is."""
-        for gauge, count in self._gauges:
-            gauge.labels(model.name).set_function(partial(count, model))
+        ensemble, slots = model.ensemble, model.slots
+        counts: dict[str, Callable[[], float]] = {
+            "taken": lambda: slots.taken,
+            "running": lambda: ensemble.scheduler.n_running,
+            "waiting": lambda: ensemble.scheduler.n_waiting,
+            "places": lambda: ensemble.n_slots,
+        }
+        for name, count in counts.items():
+            self._of[f"answers_{name}"].labels(model.name).set_function(count)
 
     def hear(self, name: str, step: Step) -> None:
         """Count what an answer of a model says."""
         if step.piece:
-            self._written.labels(name).inc()
+            self.count("tokens", name)
         if (usage := step.usage) is not None:
             for member, count in zip(usage.members, usage.prompt_tokens, strict=True):
-                self._read.labels(name, member).inc(count)
-            self._drafted.labels(name, "yes").inc(usage.accepted)
-            self._drafted.labels(name, "no").inc(usage.drafted - usage.accepted)
-            self._first.labels(name).observe(usage.first_seconds)
-            self._whole.labels(name).observe(usage.seconds)
+                self.count("prompt_tokens", name, member, by=count)
+            self.count("drafted_tokens", name, "yes", by=usage.accepted)
+            self.count("drafted_tokens", name, "no", by=usage.drafted - usage.accepted)
+            self._of["first_token_seconds"].labels(name).observe(usage.first_seconds)
+            self._of["answer_seconds"].labels(name).observe(usage.seconds)
 
 
 class Slots:
