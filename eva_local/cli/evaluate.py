@@ -1,11 +1,11 @@
-"""The commands `eval`, how good an ensemble is against its members, and `check`, in brief."""
+"""How good ensembles are, `eval`, what they cost, `bench`, and both in brief, `check`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,6 +101,21 @@ def evaluate(
     show = partial(outputs.print_report, "evaluate/report.txt", evaluation=evaluation, **TOLD)
     page = partial(report_page, evaluation)
     outputs.write_outputs(evaluation.as_json(), show, page, json_out, html_out)
+
+
+def bench(
+    load: Load, overrides: Given, json_out: Path | None, html_out: Path | None, **what: Any
+) -> None:
+    """Measure what an ensemble costs against its members."""
+    from eva_local.bench.trial import measure, report_page
+
+    outputs.refuse_outputs({"json_out": json_out, "html_out": html_out})
+    spec = load(overrides).ensemble()
+    with closing(outputs.ProgressDisplay()) as progress:
+        benchmark = measure(spec, **what, report=progress)
+    show = partial(outputs.print_report, "bench/report.txt", benchmark=benchmark)
+    page = partial(report_page, benchmark)
+    outputs.write_outputs(asdict(benchmark), show, page, json_out, html_out)
 
 
 def variant(

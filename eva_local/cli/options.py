@@ -107,10 +107,10 @@ def _shard(text: str) -> tuple[int, int]:
     raise InputError(f"--shard {text!r}: give I/N, such as 1/4 for the first of four")
 
 
-def made(groups: str) -> list[click.Parameter]:
+def made(*groups: str) -> list[click.Parameter]:
     """Return the options of groups: of options.json, of settings, or a setting by its name."""
     found: list[click.Parameter] = []
-    for group in groups.split():
+    for group in groups:
         found += [_option(names, how) for names, how in OPTIONS.get(group, {}).items()]
         for key in () if group in OPTIONS else _SETTINGS.get(group, (group,)):
             found += _setting(key)
@@ -123,7 +123,7 @@ def _option(names: str, how: dict[str, Any]) -> click.Option:
 
 def command(name: str, how: dict[str, Any]) -> click.Command:
     """Return a command that commands.json tells of; what it calls is imported when it runs."""
-    groups = how.get("options", "")
+    groups = how.get("options", "").split()
 
     @click.pass_context
     def call(context: click.Context, /, **options: Any) -> Any:
@@ -139,32 +139,28 @@ def command(name: str, how: dict[str, Any]) -> click.Command:
         for each, told in how.get("arguments", {}).items()
     ]
     told = "\n".join(how["help"])
-    return click.Command(name, callback=call, params=[*arguments, *made(groups)], help=told)
+    return click.Command(name, callback=call, params=[*arguments, *made(*groups)], help=told)
 
 
 def _typed(told: dict[str, Any], name: str) -> dict[str, Any]:
     """Return how click declares a parameter that has a `type` of ours."""
-    match told.get("type"):
-        case "file" | "existing" as kind:
-            path = click.Path(exists=kind == "existing", path_type=Path)
-            return {"metavar": "FILE"} | told | {"type": path}
-        case "path":
-            return told | {"type": click.Path()}
-        case "content":
-            return told | {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)}
-        case "text":
-            return {"metavar": "TEXT"} | told | {"type": written}
-        case "name":
-            return told | {"type": None, "shell_complete": completed}
-        case "parallel":
-            return told | {"metavar": "N", "default": _AUTO, "type": lambda n: _count(n, name)}
-        case "shard":
-            return told | {"metavar": "I/N", "default": "1/1", "type": _shard}
-        case [str(), *_] as words:
-            return told | {"type": click.Choice(words)}
-        case [*bounds]:
-            return told | {"type": click.IntRange(*bounds)}
-    return told | {"type": {"bias": _bias, "object": _object}.get(told.get("type", ""))}
+    kind, told = told.get("type"), {key: each for key, each in told.items() if key != "type"}
+    if isinstance(kind, list):
+        words = isinstance(kind[0], str)
+        return told | {"type": click.Choice(kind) if words else click.IntRange(*kind)}
+    kinds: dict[str | None, dict[str, Any]] = {
+        "file": {"metavar": "FILE", "type": click.Path(path_type=Path)},
+        "existing": {"type": click.Path(exists=True, path_type=Path)},
+        "path": {"type": click.Path()},
+        "content": {"metavar": "FILE", "type": lambda file: read_text(Path(file), name)},
+        "text": {"metavar": "TEXT", "type": written},
+        "name": {"shell_complete": completed},
+        "parallel": {"metavar": "N", "default": _AUTO, "type": lambda n: _count(n, name)},
+        "shard": {"metavar": "I/N", "default": "1/1", "type": _shard},
+        "bias": {"type": _bias},
+        "object": {"type": _object},
+    }
+    return kinds.get(kind, {}) | told
 
 
 def _drawn(load: Load, overrides: Given, **options: Any) -> dict[str, Any]:
