@@ -1,6 +1,8 @@
-"""Ctrl-C before the command line is there, and memory that ends."""
+"""Ctrl-C before the command line is there, memory that ends, commands as their table has them."""
 
 import builtins
+import importlib
+import inspect
 import io
 import logging
 import sys
@@ -10,6 +12,8 @@ import pytest
 from eva_local import __main__ as entry
 from eva_local import cli
 from eva_local.cli import outputs
+from eva_local.cli.options import COMMANDS
+from eva_local.config.settings import REQUEST_KEYS
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys) -> None:
@@ -66,3 +70,16 @@ def test_warnings_go_to_whatever_stands_in_for_stderr(monkeypatch) -> None:
     monkeypatch.setattr("sys.stderr", stand_in)
     logging.getLogger("eva_local").warning("something is odd")
     assert stand_in.getvalue() == "eva-local: WARNING: something is odd\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_takes_what_its_table_gives(name) -> None:
+    how, command = COMMANDS[name], cli.cli.commands[name]
+    module, _, function = how["call"].partition(".")
+    called = getattr(importlib.import_module(f"eva_local.cli.{module}"), function)
+    given = {each.name for each in command.params if each.expose_value}
+    if "drawing" in how.get("options", "").split():
+        given = given.difference(REQUEST_KEYS) | {"config", "sampling"}
+    elif not all(each.expose_value for each in command.params):
+        given.add("overrides")
+    inspect.signature(called).bind(*how.get("passes", "").split(), **dict.fromkeys(given))
