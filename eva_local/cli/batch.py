@@ -106,9 +106,10 @@ def batch(
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.argument("parts", metavar="PARTS...", type=click.Path(path_type=Path), nargs=-1)
 def merge(target: Path, parts: tuple[Path, ...]) -> None:
-    """Put the outputs of all shards of a batch together in OUT, which must not be there.
+    """Put the outputs of the shards of a batch together.
 
-    The same batch command without --shard then says whether a row is missing, and does it.
+    OUT must not be there. The same batch command without --shard then says whether a row is
+    missing, and does it.
     """
     from eva_local.batch.merge import merge as put_together
 
