@@ -77,7 +77,8 @@ def result(asked: Any, within: float) -> Any:
             raise error.cause from None
         raise ModelError(f"a process elsewhere failed: {error.cause!r}") from error
     except ray.exceptions.RayError as error:
-        told = " ".join(str(error).split())[:200]
+        # Of many lines, the last says why.
+        told = str(error).strip().splitlines()[-1][:200]
         raise LostError(f"its process died, or its machine is gone ({told})") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from eva_local.types import Sampling
 pytestmark = WITH_RAY
 
 N_ROWS, N_KILLS = 200, 5
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,21 @@ def test_a_cluster_that_does_not_answer(tmp_path) -> None:
 def test_no_machine_has_the_label(cluster, spec) -> None:
     with pytest.raises(ConfigError, match="no such machine"):
         Fleet(f"{cluster}#elsewhere", spec, 1, 1)
+
+
+def test_a_machine_that_dies_and_no_other_has_room(spec, models, tmp_path) -> None:
+    shutil.copy(models / "models.toml", tmp_path)
+    rows = write_rows(tmp_path / "in.jsonl", 120)
+    job = errand(rows, tmp_path / "one.jsonl", spec, sampling=spec.sampling, wishes={"raw": True})
+    carry_out(job, lambda _: open_ensemble(spec, parallel=4))
+    program = Path(__file__).with_name("two_machines.py")
+    found = subprocess.run(
+        [sys.executable, program, tmp_path],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert "120 done, 0 failed, 0 left" in found.stdout, found.stderr
+    assert texts(tmp_path / "out.jsonl") == texts(tmp_path / "one.jsonl")
