@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,14 +12,25 @@ from eva_local.llama.model import ALL, Run
 
 # Where a slip would show as a difference of whole units.
 CLOSE = 0.1
-LONGEST = 150
+LENGTHS, LONGEST = (1, 2, 5, 40, 90), 150
 
 
 class History:
-    """A model with several texts, and the rows of tokens that it should hold."""
+    """A model with several texts, and the rows of tokens that it should hold.
 
-    def __init__(self, model: LlamaModel, fresh: LlamaModel, seed: int) -> None:
+    They grow by one of `lengths`, and begin anew where they are longer than `longest`.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        fresh: LlamaModel,
+        seed: int,
+        lengths: Sequence[int] = LENGTHS,
+        longest: int = LONGEST,
+    ) -> None:
         self.model, self.fresh = model, fresh
+        self.lengths, self.longest = lengths, longest
         self.random = random.Random(seed)
         self.rows: dict[int, list[int]] = {
             seq_id: [] for seq_id in range(model.n_sequences * model.n_branches)
@@ -74,7 +86,7 @@ class History:
         n_rows = self.model.n_branches
         text = seq_id // n_rows
         rows = range(text * n_rows, (text + 1) * n_rows)
-        if sum(len(self.rows[s]) for s in rows) > LONGEST:
+        if sum(len(self.rows[s]) for s in rows) > self.longest:
             for other in rows:
                 self.model.remove(other, 0)
                 self.rows[other] = []
@@ -86,7 +98,7 @@ class History:
         self.model.snapshot(seq_id, lasting=self.random.random() < 0.3)
         match self.random.choice(("grow", "grow", "together", "cut", "regenerate", "copy")):
             case "grow":
-                self.grow(seq_id, self.random.choice((1, 2, 5, 40, 90)))
+                self.grow(seq_id, self.random.choice(self.lengths))
             case "together":
                 for each in self.rows:
                     self.room(each)

@@ -138,9 +138,12 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             # Rows that are tried beside each other need a little more than one text.
             parameters.n_ctx += SPARE_CELLS * self.n_sequences
             parameters.kv_unified = True
-        # In one part: nothing guards what is decoded before the last, nor its way to a GPU.
-        parameters.n_batch = parameters.n_ubatch = self.n_batch
+        parameters.n_batch = self.n_batch
+        parameters.n_ubatch = min(self.n_batch, parameters.n_ubatch)
         guard, n_seq = self._numbered(guarded=window > 0)
+        if guard is not None:
+            # What llama.cpp decodes first in a batch of several parts, nothing guards.
+            self.n_batch = parameters.n_batch = parameters.n_ubatch
         parameters.n_seq_max = n_seq
         # Without this llama.cpp reserves a row of n_vocab floats for each token of a batch.
         self._n_rows = parameters.n_outputs_max = max(LOGIT_ROWS, n_seq)
@@ -229,7 +232,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         self._batch.n_tokens = size
         with calling() as call:
             status = self._llama.llama_decode(self._context, self._batch)
-            # With Vulkan the next batch may overwrite in host memory what is to be copied of this.
+            # Of a model on several GPUs, what is decoded next would overtake it.
             self._llama.llama_synchronize(self._context)
         if status == 1:
             raise RoomError(f"{self.path}: no room left in the context; raise n_ctx")

@@ -96,6 +96,18 @@ def test_the_threads_over_models_of_others_end_and_the_models_stay(
         assert ensemble.complete("the", Sampling(max_tokens=2)).usage.steps == 2
 
 
+@pytest.mark.parametrize(
+    ("main_gpu", "mixed", "in_threads"), [(-1, True, False), (0, True, True), (-1, False, True)]
+)
+def test_members_take_turns_where_a_device_would_mix_them_up(
+    models: Path, monkeypatch: pytest.MonkeyPatch, main_gpu: int, mixed: bool, in_threads: bool
+) -> None:
+    monkeypatch.setattr("eva_local.opening.can_offload", lambda: True)
+    monkeypatch.setattr("eva_local.opening.must_take_turns", lambda: mixed)
+    with eva_local.load("pair", config=models / "models.toml", main_gpu=main_gpu) as ensemble:
+        assert ensemble._engine._side_by_side == in_threads
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

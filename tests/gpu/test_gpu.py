@@ -9,6 +9,7 @@ them (~/.cache/mesa_shader_cache). Batches of eight tokens at most need few of t
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.engine import engine
 from eva_local.errors import ModelError
 from eva_local.evaluate.check import refuse_too_large
-from eva_local.llama.backend import free_on_gpus, must_take_turns
+from eva_local.llama.backend import free_on_gpus, library, must_take_turns
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
 from eva_local.opening import open_ensemble, open_widest, planned, slots_that_fit
@@ -37,10 +38,10 @@ from eva_local.types import Sampling
 from tools.lookahead_law import Hostile, apart, written
 from tools.tiny_gguf import WINDOWED, write_tiny_gguf
 
-# One of each kind of layer, since kernels take minutes to compile: attention over all, states of
-# Mamba, RWKV and Mamba 2, a short convolution, a delta net, a window, a window and experts. The
-# other architectures combine these, and `tests/llama` has all of them, on the CPU.
-KINDS = ("llama", "mamba", "rwkv7", "falcon-h1", "lfm2", "qwen35", "gemma3", "gpt-oss")
+# One of each kind of layer, since kernels take long to compile: attention over all, Mamba, a short
+# convolution, a window, a delta net, RWKV, Mamba 2, a window and experts. The other architectures
+# combine these; tests/engine/test_rollback.py has all of them, on the CPU.
+KINDS = ("llama", "mamba", "lfm2", "gemma3", "qwen35", "rwkv7", "falcon-h1", "gpt-oss")
 SPACES = pytest.mark.parametrize("space", ["pivot", "bytes"])
 PROMPTS = ("the light and the seer ing", "and there is a light ", "erer the sea")
 EXACT = {"kv_type": "f32", "flash_attention": "off"}
@@ -80,7 +81,7 @@ def spec(files: Sequence[Path], space: str = "pivot", **load: object) -> Ensembl
         for number, file in enumerate(files)
     )
     fusion = FusionSettings(space=space, mapping="surface")
-    return EnsembleSpec("tiny", members, members[0].name, fusion, Sampling(max_tokens=8))
+    return EnsembleSpec("tiny", members, members[0].name, fusion, Sampling(max_tokens=6))
 
 
 def logits(path: Path, prompt: str = PROMPTS[0], **load: object) -> np.ndarray:
@@ -148,8 +149,8 @@ def test_law_2_a_member_writes_what_llama_cpps_own_loop_writes(file, copies) -> 
         for prompt in PROMPTS:
             ensemble.complete(prompt)
             for state in ensemble._engine._states[0]:
-                made = list(state.cache.tokens[state.cache._n_prompt :])[:8]
-                assert made == llama_cpp_alone(file, prompt, 8)[: len(made)]
+                made = list(state.cache.tokens[state.cache._n_prompt :])[:6]
+                assert made == llama_cpp_alone(file, prompt, 6)[: len(made)]
                 assert made
 
 
@@ -162,10 +163,11 @@ def test_law_7_logits_after_any_history_are_those_of_a_fresh_context(file, n_bra
             LlamaModel(file, load) as fresh,
             LlamaModel(file, settings, n_sequences=3, n_branches=n_branches) as model,
         ):
-            history = History(model, fresh, seed=n_branches)
-            for _ in range(30):
+            # Longer than a window, and no more: a batch takes such a driver a fifth of a second.
+            history = History(model, fresh, n_branches, (1, 2, 5, 36), 50)
+            for _ in range(20):
                 history.step()
-            assert history.compared > 10
+            assert history.compared > 7
             assert not (model.can_roll_back and history.refused)
 
 
@@ -201,9 +203,8 @@ def likelihoods(spec: EnsembleSpec) -> list[float]:
 
 
 @SPACES
-@pytest.mark.parametrize("parallel", [1, 3])
 def test_members_decode_in_threads_of_their_own_and_write_the_same(
-    files, space, parallel, monkeypatch
+    files, space, monkeypatch
 ) -> None:
     threads = set()
     decode = LlamaModel._decode_batch
@@ -213,12 +214,12 @@ def test_members_decode_in_threads_of_their_own_and_write_the_same(
         decode(self, size)
 
     monkeypatch.setattr(LlamaModel, "_decode_batch", noted)
-    with open_ensemble(spec(files, space), parallel=parallel) as ensemble:
+    with open_ensemble(spec(files, space), parallel=3) as ensemble:
         beside = [texts(ensemble) for _ in range(2)]
     assert len(threads - {threading.get_ident()}) > 1
     threads.clear()
     monkeypatch.setattr(opening, "can_offload", lambda: False)
-    with open_ensemble(spec(files, space), parallel=parallel) as ensemble:
+    with open_ensemble(spec(files, space), parallel=3) as ensemble:
         after = [texts(ensemble) for _ in range(2)]
     assert threads == {threading.get_ident()}
     assert beside == after
@@ -307,15 +308,6 @@ def test_layers_are_shared_out_among_devices(files, gpus, tensor_split, debug) -
         assert texts(ensemble) == split
 
 
-def test_a_batch_of_more_than_llama_cpps_part_is_whole_on_two_devices(files, gpus) -> None:
-    """Where a batch is decoded in parts, the second overtakes the first on its way to a GPU."""
-    if gpus == 1:
-        pytest.skip("there is one device only")
-    prompt, load = "the light and the seer " * 60, {"n_ctx": 1024, "n_batch": 1024}
-    split = logits(files[0], prompt, main_gpu=-1, tensor_split=(3, 1), **load)
-    assert np.abs(split - logits(files[0], prompt, **load)).max() < CLOSE
-
-
 def test_members_take_turns_where_vulkan_shares_their_layers_out(files, gpus) -> None:
     if gpus == 1:
         pytest.skip("there is one device only")
@@ -335,10 +327,12 @@ def test_a_text_takes_what_is_worked_out(file, n_branches, debug) -> None:
     debug.clear()
     with LlamaModel(file, load, n_sequences=4, n_branches=n_branches):
         pass
-    told = places(debug, "KV") | places(debug, "RS")
-    assert on_gpus(told) == {0}
+    told = [places(debug, what) for what in ("KV", "RS")]
+    assert all(on_gpus(each) == {0} for each in told if each)
     # It writes two decimals of each buffer.
-    assert sum(told.values()) == pytest.approx(4 * plan.text_bytes / MIB, abs=4 * 0.02)
+    assert sum(sum(each.values()) for each in told) == pytest.approx(
+        4 * plan.text_bytes / MIB, abs=4 * 0.02
+    )
 
 
 def test_what_is_free_is_told(gpus) -> None:
@@ -348,7 +342,11 @@ def test_what_is_free_is_told(gpus) -> None:
 
 
 def in_little_memory(path: Path, **load: object) -> str:
-    """Return what is said of a model where no allocation on the device may be above 1 MB."""
+    """Return what is said of a model where no buffer on the device may be above 1 MB."""
+    named = library()._lib.ggml_backend_reg_by_name
+    named.restype = ctypes.c_void_p
+    if not named(b"Vulkan"):
+        pytest.skip("only Vulkan can be told how large a buffer may be")
     code = (
         "from pathlib import Path\n"
         "from eva_local.config.specs import LoadSettings\n"
@@ -359,8 +357,7 @@ def in_little_memory(path: Path, **load: object) -> str:
         "except ModelError as error:\n"
         "    print(error)\n"
     )
-    names = ("GGML_VK_FORCE_MAX_BUFFER_SIZE", "GGML_VK_FORCE_MAX_ALLOCATION_SIZE")
-    environment = {**os.environ, **dict.fromkeys(names, "1000000")}
+    environment = {**os.environ, "GGML_VK_FORCE_MAX_BUFFER_SIZE": "1000000"}
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return ran.stdout
@@ -374,7 +371,8 @@ def test_a_context_that_the_device_has_no_room_for(folder) -> None:
 
 
 def test_weights_that_the_device_has_no_room_for(folder) -> None:
-    path = write_tiny_gguf(folder / "wide.gguf", n_layers=1, width=512)
+    # Each of its matrices would fit: what does not, llama.cpp leaves in the host's memory.
+    path = write_tiny_gguf(folder / "wide.gguf", width=256)
     told = in_little_memory(path, main_gpu=0, n_ctx=64, n_batch=8)
     assert told.startswith(f"{path}: ")
     assert "lower n_gpu_layers, take a smaller quantisation, or another GPU" in told

@@ -13,7 +13,7 @@ from eva_local.types import Message, Sampling
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
-TOKENS = 8
+TOKENS = 4
 MEMBERS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 
 
