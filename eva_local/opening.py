@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from eva_local.alignment.library import find_or_build, mapping_folders, warn_if_foreign
 from eva_local.api import Ensemble, Report
@@ -62,16 +63,14 @@ def load(
     effective = load_config(Path(config) if config else None, overrides=settings, of_python=True)
     if members is not None and ensemble is not None:
         raise InputError("give an ensemble or members, not both")
-    if members is None and (ensemble is None or isinstance(ensemble, str)):
-        spec = effective.ensemble(ensemble, pivot)
-    else:
-        named = ensemble if members is None else members
-        several = named if isinstance(named, Iterable) and not isinstance(named, str) else [named]
-        each = list(several)
+    named: Any = ensemble if members is None else members
+    if members is not None or not isinstance(named, str | None):
+        is_one = isinstance(named, str) or not isinstance(named, Iterable)
+        each = [named] if is_one else list(named)
         if not each or not all(isinstance(one, str | Path) for one in each):
             raise InputError(f"members must be names or files, not {shown(named)}")
-        spec = effective.together(list(map(str, each)), pivot)
-    return open_ensemble(spec, report, parallel=parallel)
+        named = list(map(str, each))
+    return open_ensemble(effective.ensemble(named, pivot), report, parallel=parallel)
 
 
 def open_ensemble(
@@ -119,11 +118,9 @@ def ensemble_of(
     names = [member.name for member in spec.members]
     on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
     in_turn = must_take_turns() and any(member.load.main_gpu < 0 for member in spec.members)
-    side_by_side = len(models) > 1 and on_devices and not in_turn
-    elsewhere = [model for model in models if isinstance(model, RemoteModel)]
-    space = _space(spec, models, report)
-    beside = models if side_by_side else elsewhere
-    engine = Engine(names, models, space, spec.fusion, side_by_side=beside)
+    all_beside = len(models) > 1 and on_devices and not in_turn
+    beside = [model for model in models if all_beside or isinstance(model, RemoteModel)]
+    engine = Engine(names, models, _space(spec, models, report), spec.fusion, side_by_side=beside)
     resources = resources or contextlib.ExitStack()
     resources.callback(engine.close)
     sampling = sampling or spec.sampling
@@ -138,22 +135,19 @@ def open_models(
 
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
-    paths = [Path() if member.on else locate(member) for member in spec.members]
+    # Members in several roles of one model share it.
+    firsts = {member.opened: member for member in spec.members[::-1]}
+    paths = {member: Path() if member.on else locate(member) for member in firsts.values()}
+    models: dict[object, LlamaModel | RemoteModel] = {}
     notices: list[str] = []
     with contextlib.ExitStack() as stack:
-        models: list[LlamaModel | RemoteModel] = []
-        for number, (path, member) in enumerate(zip(paths, spec.members, strict=True)):
-            alike = [each.is_of(member) for each in spec.members]
-            if (first := alike.index(True)) < number:
-                # Another role of a model that is open.
-                models.append(models[first])
-                continue
+        for member in sorted(paths, key=spec.members.index):
             told = report and partial(report, f"loading {member.name}")
-            here = partial(LlamaModel, path, member.load, progress=told)
+            here = partial(LlamaModel, paths[member], member.load, progress=told)
             opened: Open = partial(RemoteModel, member) if member.on else here
-            n_branches = BRANCHES if bytewise else 1
-            model = opened(n_sequences=parallel * sum(alike), n_branches=n_branches)
-            models.append(model)
+            n_sequences = parallel * sum(map(member.is_of, spec.members))
+            model = opened(n_sequences=n_sequences, n_branches=BRANCHES if bytewise else 1)
+            models[member.opened] = model
             stack.callback(model.close)
             notices.append(member.shortened(model.n_ctx))
             if not model.vocabulary.end_ids:
@@ -174,7 +168,7 @@ def open_models(
             notices.append(f"{spec.name}: nothing is drafted, as the gate asks one after the other")
         for notice in dict.fromkeys(filter(None, notices)):
             log.warning("%s", notice)
-        yield models
+        yield [models[member.opened] for member in spec.members]
 
 
 def _space(

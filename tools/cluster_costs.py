@@ -128,7 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = {"threads": 1, "drafter": "off", "n_ctx": 512, "batch_invariant": True}
     config = load_config(overrides=settings)
-    alone, spec = config.together(given.models[:1]), config.together(given.models)
+    alone, spec = config.ensemble(given.models[:1]), config.ensemble(given.models)
     bytes_sent()
     calls(4 * given.rounds)
     first = alone.members[0].name

@@ -102,9 +102,6 @@ class Fleet:
         """Return the mappings' files and checksums, which are the same for all workers."""
         return self._mappings or {}
 
-    def for_throughput(self) -> None:
-        """Do nothing: all workers are made for it."""
-
     def runner(self, requests: Iterable[Request | None]) -> Self:
         """Take these requests, numbered in their order; None is none at the moment."""
         self._requests, self._drawn = iter(requests), False

@@ -255,8 +255,6 @@ class Job:
         self, rows: Iterator[Row], stopped: Callable[[], bool], told: Callable[[Progress], None]
     ) -> bool:
         """Answer the rows, unless `stopped`; return whether all are, however many there were."""
-        # Nobody reads along: what counts is when the last row is written.
-        self.ensemble.for_throughput()
         with contextlib.closing(self.ensemble.runner(self._requests(rows))) as runner:
             while not (runner.done or stopped()):
                 for number, each in runner.step():

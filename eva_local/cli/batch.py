@@ -1,7 +1,5 @@
 """The command `batch`: many rows from a file to answers in a file."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime as dt
 import signal
@@ -9,18 +7,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from eva_local.api import Ensemble
+from eva_local.batch import merge as merging
+from eva_local.batch.fleet import Fleet
+from eva_local.batch.forms import Template, Wishes
+from eva_local.batch.job import Errand, Progress, carry_out
 from eva_local.cli.outputs import ProgressDisplay, open_shown
+from eva_local.config.config import Config
 from eva_local.errors import InputError
-
-if TYPE_CHECKING:
-    from eva_local.api import Ensemble
-    from eva_local.batch.job import Progress
-    from eva_local.config.config import Config
-    from eva_local.types import Sampling
+from eva_local.pages.frame import lines_of
+from eva_local.types import Sampling
 
 # Without a terminal, a line of progress this often.
 LINE_EVERY_S = 30.0
@@ -49,10 +49,6 @@ def batch(
     ):
         if refused:
             raise InputError(told)
-    from eva_local.batch.fleet import Fleet
-    from eva_local.batch.forms import Template, Wishes
-    from eva_local.batch.job import Errand, carry_out
-
     template = None if prompt_template is None else Template(prompt_template)
     wishes = Wishes(sampling, system, raw, template, n_top)
     job |= {"restart": not resume, "retry_errors": retry_errors}
@@ -74,15 +70,18 @@ def batch(
 
         def opener(n_rows: int) -> Ensemble | Fleet:
             spec = replace(errand.spec, sampling=sampling)
+            opened: Ensemble | Fleet
             if on is None:
-                ensemble: Ensemble | Fleet = open_shown(spec, parallel, most=n_rows)
+                opened = ensemble = open_shown(spec, parallel, most=n_rows)
+                # Nobody reads along: what counts is when the last row is written.
+                ensemble.for_throughput()
             else:
                 # Ray prints what it has to say, and the output is open by now.
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-                ensemble = Fleet(on, spec, workers, parallel)
+                opened = Fleet(on, spec, workers, parallel)
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, note))
-            return ensemble
+            return opened
 
         outcome = carry_out(errand, opener, lambda: bool(signals), show)
     click.echo("; ".join(_told("summary", outcome, errand.target)), err=True)
@@ -93,15 +92,11 @@ def batch(
 
 def merge(target: Path, parts: tuple[Path, ...]) -> None:
     """Put the outputs of all shards of a batch together."""
-    from eva_local.batch.merge import merge as put_together
-
     if not parts:
         raise InputError("merge needs the outputs of the shards: eva-local merge OUT PARTS…")
-    n_rows, n_failed = put_together(target, parts)
+    n_rows, n_failed = merging.merge(target, parts)
     click.echo(f"{n_rows} rows of {len(parts)} parts in {target}; {n_failed} failed", err=True)
 
 
 def _told(macro: str, progress: Progress, *more: object) -> list[str]:
-    from eva_local.pages.frame import lines_of
-
     return lines_of("cli/batch.txt", macro, progress, dt.timedelta, *more)

@@ -1,22 +1,21 @@
 """The command `chat`: a conversation with an ensemble."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import platformdirs
+
+from eva_local.api import Ensemble
+from eva_local.chat import log, terminal
+from eva_local.chat.chat import Chat
+from eva_local.chat.reader import LineEditor, PlainReader, Reader
+from eva_local.chat.repl import CommandCompleter, Repl
 from eva_local.cli.options import Given, Load
 from eva_local.cli.outputs import input_is_closed, open_shown, print_table
+from eva_local.config.config import Config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import InputError
-
-if TYPE_CHECKING:
-    from eva_local.api import Ensemble
-    from eva_local.chat.log import Saved
-    from eva_local.chat.reader import Reader
-    from eva_local.config.config import Config
 
 # Columns of --list that are left for the first message.
 _FIRST_WORDS = 28
@@ -28,8 +27,6 @@ def chat(
     """Hold a conversation; return the exit code."""
     if go_on and resume is not None:
         raise InputError("give --continue or --resume, not both")
-    from eva_local.chat import log
-
     folder = state_folder() / "chats"
     if listing:
         _list(folder)
@@ -46,27 +43,19 @@ def chat(
 
 def state_folder() -> Path:
     """Return the folder of conversations and of what was typed."""
-    import platformdirs
-
     return Path(platformdirs.user_state_dir("eva-local", appauthor=False))
 
 
-def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
-    from eva_local.chat import terminal
-    from eva_local.chat.chat import Chat
-    from eva_local.chat.log import Log, private_folder
-    from eva_local.chat.reader import LineEditor, PlainReader
-    from eva_local.chat.repl import CommandCompleter, Repl
-
+def _hold(config: Config, saved: log.Saved | None, system: str | None) -> int:
     with contextlib.suppress(OSError):
         # Where this is not possible, what cannot be saved is said as it comes.
-        private_folder(state_folder())
+        log.private_folder(state_folder())
     screen = terminal.Screen(interactive=terminal.is_terminal())
     with contextlib.ExitStack() as stack:
         file = None
         if saved is not None:
             # Before the models are opened: another chat may hold it.
-            file, saved = Log.resume(saved)
+            file, saved = log.Log.resume(saved)
             stack.callback(file.close)
         stack.enter_context(terminal.orderly_end())
         stack.enter_context(terminal.terminal_restored())
@@ -99,8 +88,6 @@ def _hold(config: Config, saved: Saved | None, system: str | None) -> int:
 
 
 def _list(folder: Path) -> None:
-    from eva_local.chat import log
-
     rows: list[tuple[object, ...]] = []
     for path, seconds in log.newest_first(folder).items():
         held = dt.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

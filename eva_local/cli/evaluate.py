@@ -1,17 +1,17 @@
 """How good ensembles are, `eval`, what they cost, `bench`, and both in brief, `check`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
+from eva_local.api import Report
+from eva_local.bench import trial
 from eva_local.cli import outputs
 from eva_local.cli.models import thinking_of
 from eva_local.cli.options import Given, Load
@@ -20,13 +20,16 @@ from eva_local.config.catalogue import free_name
 from eva_local.config.settings import keys_of, refuse_unknown
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.errors import InputError
+from eva_local.evaluate import check as checking
+from eva_local.evaluate.contest import Contest
+from eva_local.evaluate.evaluation import TOLD, hold, report_page
+from eva_local.evaluate.forms import Conditions
+from eva_local.evaluate.rows import BUILT_IN, Kind, Results, read_tasks
+from eva_local.models.header import read_header
+from eva_local.models.store import cache_folder
+from eva_local.opening import open_models
 from eva_local.reading import did_you_mean
 from eva_local.types import THINKING_KEYS
-
-if TYPE_CHECKING:
-    from eva_local.api import Report
-    from eva_local.evaluate.check import Fact, Speed
-    from eva_local.evaluate.rows import Kind
 
 # Questions that `check` answers to see how quick the members are.
 _ASKED = 1
@@ -55,13 +58,6 @@ def evaluate(
     **conditions: Any,
 ) -> None:
     """Measure an ensemble against its members."""
-    from eva_local.evaluate.contest import Contest
-    from eva_local.evaluate.evaluation import TOLD, hold, report_page
-    from eva_local.evaluate.forms import Conditions
-    from eva_local.evaluate.rows import BUILT_IN, Results, read_tasks
-    from eva_local.models.store import cache_folder
-    from eva_local.opening import open_models
-
     if not files and any(path and path.exists() for path in (json_out, html_out)):
         raise InputError("there is no FILE of rows; name it before --json and --html")
     written = {"json_out": json_out, "html_out": html_out, "results": results}
@@ -107,14 +103,12 @@ def bench(
     load: Load, overrides: Given, json_out: Path | None, html_out: Path | None, **what: Any
 ) -> None:
     """Measure what an ensemble costs against its members."""
-    from eva_local.bench.trial import measure, report_page
-
     outputs.refuse_outputs({"json_out": json_out, "html_out": html_out})
     spec = load(overrides).ensemble()
     with closing(outputs.ProgressDisplay()) as progress:
-        benchmark = measure(spec, **what, report=progress)
+        benchmark = trial.measure(spec, **what, report=progress)
     show = partial(outputs.print_report, "bench/report.txt", benchmark=benchmark)
-    page = partial(report_page, benchmark)
+    page = partial(trial.report_page, benchmark)
     outputs.write_outputs(asdict(benchmark), show, page, json_out, html_out)
 
 
@@ -157,12 +151,6 @@ def check(
     context: click.Context, overrides: Given, fresh: bool, save: str | None, **out: Path | None
 ) -> None:
     """Find out whether an ensemble is worth it."""
-    from eva_local.evaluate import check as checking
-    from eva_local.evaluate.evaluation import TOLD, report_page
-    from eva_local.evaluate.rows import Results
-    from eva_local.models.header import read_header
-    from eva_local.models.store import cache_folder
-
     outputs.refuse_outputs(out)
     spec = context.obj(overrides).ensemble()
     new = Additions(context, save, "--save")
@@ -175,7 +163,7 @@ def check(
     with Results(path, fresh=fresh) as kept, closing(outputs.ProgressDisplay()) as progress:
         found = checking.check(spec, kept, progress, _pace(spec, progress))
 
-    def thinks(fact: Fact) -> bool:
+    def thinks(fact: checking.Fact) -> bool:
         template = read_header(fact.path).chat_template or ""
         return thinking_of(fact.name, template) is not None
 
@@ -188,13 +176,12 @@ def check(
         click.echo(f"saved in {new.write(save)}", err=out["json_out"] == outputs.STDOUT)
 
 
-def _pace(spec: EnsembleSpec, report: Report) -> Speed | None:
-    from eva_local.bench.trial import measure
-    from eva_local.evaluate.check import Speed
-
+def _pace(spec: EnsembleSpec, report: Report) -> checking.Speed | None:
     if len(spec.members) == 1:
         return None
     greedy = replace(spec, sampling=replace(spec.sampling, thinking="off"))
-    off, *others = measure(greedy, (), 1, 0, _ASKED, report).answers
+    off, *others = trial.measure(greedy, (), 1, 0, _ASKED, report).answers
     each = (off.step.median / share for share in off.over_each)
-    return Speed(tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1])))
+    return checking.Speed(
+        tuple(each), off.step.median, min(one.step.median for one in (off, *others[:1]))
+    )

@@ -1,30 +1,25 @@
 """The commands `run`, one answer streamed to stdout, and `trace`, the page of a trace of one."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from eva_local.api import Ensemble
 from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
+from eva_local.config.config import Config
 from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import read_text
+from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import json_line
+from eva_local.llama.prompt import Prompt
+from eva_local.trace import TraceFile, TraceWriter, read_trace, summarize, trace_page
 from eva_local.types import Message, Sampling, Step
-
-if TYPE_CHECKING:
-    from eva_local.api import Ensemble
-    from eva_local.config.config import Config
-    from eva_local.config.specs import EnsembleSpec
-    from eva_local.llama.prompt import Prompt
-    from eva_local.trace import TraceWriter
 
 
 def run(
@@ -77,8 +72,6 @@ def _text(prompt: str | None) -> str:
 
 
 def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
-    from eva_local.trace import TraceFile, TraceWriter
-
     members = tuple(member.name for member in spec.members)
     said = prompt if isinstance(prompt, str) else tuple(prompt)
     return TraceWriter(path, TraceFile(spec.name, members, spec.pivot, said, asdict(spec.fusion)))
@@ -148,8 +141,6 @@ def _write(text: str) -> None:
 
 def trace(file: Path, output: str | None) -> None:
     """Make a page of a trace that `run --trace FILE.jsonl` wrote."""
-    from eva_local.trace import read_trace, summarize, trace_page
-
     found = read_trace(file)
     for note in found.notes:
         click.echo(f"eva-local: {file}: {note}", err=True)

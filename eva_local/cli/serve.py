@@ -1,5 +1,6 @@
 """The command `serve`: a local server in the shape of OpenAI's API."""
 
+import asyncio
 import signal
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import click
 
+from eva_local.chat.terminal import handled
 from eva_local.cli.options import Given, Load
 from eva_local.cli.outputs import open_shown
 from eva_local.config.config import listed
@@ -45,9 +47,6 @@ def serve(
         raise InputError(f"the server needs {error.name}, {hint}") from error
     openers = [partial(open_shown, spec, parallel) for spec in specs]
     server = Server(openers, keys=keys, told=partial(click.echo, err=True), **where)
-    import asyncio
-
-    from eva_local.chat.terminal import handled
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         # A second signal ends the process at once.

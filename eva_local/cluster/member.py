@@ -82,7 +82,6 @@ class RemoteModel:
         self._tokens.close()
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        """See `Model.decode`."""
         for run in runs:
             if self._lengths.get(run.seq_id, 0) not in (None, run.start):
                 raise ModelError(f"{self._name}: it was opened again, and its text is lost")
@@ -93,7 +92,7 @@ class RemoteModel:
         return [self._unpacked(row, run) for row, run in zip(rows, runs, strict=True)]
 
     def decode_every(self, run: Run) -> Iterator[Logits]:
-        """See `Model.decode_every`; each block is a call."""
+        # Each block is a call.
         size = min(LOGIT_ROWS, self.n_batch)
         for first in range(0, len(run.tokens), size):
             tokens = run.tokens[first : first + size]
@@ -102,12 +101,10 @@ class RemoteModel:
             yield np.atleast_2d(rows)
 
     def holds(self, seq_id: int, start: int) -> int:
-        """See `Model.holds`."""
         known = self._known(seq_id, start)
         return int(self._ask("holds", seq_id, start)) if known is None else known
 
     def remove(self, seq_id: int, start: int) -> int:
-        """See `Model.remove`."""
         if seq_id == ALL:
             self._lengths.clear()
             return self._change(0, "remove", seq_id, start)
@@ -116,13 +113,11 @@ class RemoteModel:
         return kept
 
     def copy(self, source: int, target: int, length: int = -1) -> int:
-        """See `Model.copy`."""
         known = self._known(source, length)
         self._lengths[target] = kept = self._change(known, "copy", source, target, length)
         return kept
 
     def snapshot(self, seq_id: int, *, lasting: bool) -> None:
-        """See `Model.snapshot`."""
         if self.n_snapshots:
             self._changes.append((None, "snapshot", (seq_id,), {"lasting": lasting}))
 

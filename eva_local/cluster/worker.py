@@ -38,7 +38,8 @@ class Worker:
         self, on: str, kind: type, *, cpus: float = 1, gpus: float = 0, at_once: int = 1
     ) -> None:
         self._ray = _ray(on)
-        labels = {label: 1e-3 for label in (_label(on),) if label}
+        label = on.partition("#")[2]
+        labels = {label: 1e-3} if label else {}
         # Who dies is replaced by who asked, who knows what it had to do.
         made = self._ray.remote(kind).options(
             num_cpus=cpus, num_gpus=gpus, resources=labels, max_restarts=0, max_concurrency=at_once
@@ -84,7 +85,7 @@ def result(asked: Any, within: float) -> Any:
 
 def nodes(on: str) -> list[tuple[int, int]]:
     """Return the CPUs and GPUs of each machine of `on`; raise ConfigError where there is none."""
-    label = _label(on) or "CPU"
+    label = on.partition("#")[2] or "CPU"
     alive = [each["Resources"] for each in _ray(on).nodes() if each["Alive"]]
     found = [each for each in alive if label in each and each.get("CPU")]
     if not found:
@@ -111,10 +112,6 @@ def joined(versions: str, model: ModelSpec, wanted: str | None) -> Path:
         asked = wanted or found.expected
         raise StoreError(f"{path} on {here} has sha256 {found.sha256}, and {asked} is asked for")
     return path
-
-
-def _label(on: str) -> str:
-    return on.partition("#")[2]
 
 
 def _ray(on: str) -> Any:

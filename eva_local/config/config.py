@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from eva_local.config import settings, specs
 from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
 from eva_local.config.elsewhere import HUB_NAME, Held, held, named, tag
@@ -69,21 +71,18 @@ class Config:
         """Return the models that an ensemble's name, or a model's, stands for."""
         return self._ensemble_of_file(name).members
 
-    def ensemble(self, name: str | None = None, pivot: str | None = None) -> specs.EnsembleSpec:
+    def ensemble(
+        self, name: str | Sequence[str] | None = None, pivot: str | None = None
+    ) -> specs.EnsembleSpec:
         """Return an ensemble by name, or the default one; a model's name is that model alone.
 
-        So is a GGUF file, and `a,b` stands for an ensemble of both; see `together`.
+        So is a GGUF file, and `a,b`, or a sequence of both, is an ensemble of them, whose pivot is
+        the first. A name may be that of another program on this machine for a model that it holds.
         """
-        return self._as_asked(self._ensemble_of_file(name), pivot)
-
-    def together(self, members: Sequence[str], pivot: str | None = None) -> specs.EnsembleSpec:
-        """Return an ensemble of models, by name or file; its pivot is the first, if none is named.
-
-        A name may be that of another program on this machine for a model that it holds.
-        """
-        return self._as_asked(self._made(members), pivot)
-
-    def _as_asked(self, spec: specs.EnsembleSpec, pivot: str | None) -> specs.EnsembleSpec:
+        if name is None or isinstance(name, str):
+            spec = self._ensemble_of_file(name)
+        else:
+            spec = self._made(name)
         if pivot is not None:
             if pivot not in (names := [member.name for member in spec.members]):
                 hint = did_you_mean(str(pivot), names)
@@ -248,8 +247,6 @@ def name_of(file: Path) -> str:
 
 def user_file() -> Path:
     """Return where the user's own models.toml is, or would be."""
-    import platformdirs
-
     return Path(platformdirs.user_config_dir("eva-local", appauthor=False)) / FILE_NAME
 
 

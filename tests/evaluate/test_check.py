@@ -234,7 +234,7 @@ def test_files_and_settings_are_written_as_they_are(
     monkeypatch.delenv("EVA_LOCAL_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     files = [str(models / "one.gguf"), str(models / "two.gguf")]
-    given = load_config().together([*files, files[0]])
+    given = load_config().ensemble([*files, files[0]])
     fusion = replace(given.fusion, space="bytes", weights=(2.0, 1.0, 3.0))
     given = replace(given, fusion=fusion, pivot="one-2")
     with click.Context(click.Command("eva-local")) as context:
