@@ -241,9 +241,11 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
 def planned(spec: EnsembleSpec, member: MemberSpec) -> LlamaModel:
     """Return the model of a member as one text needs it, without its weights and closed."""
     path, branches = locate(member), BRANCHES if spec.fusion.space == "bytes" else 1
-    return _planned(path, path.stat().st_mtime_ns, member.load, branches)
+    return plan(path, member.load, branches, path.stat().st_mtime_ns)
 
 
 @lru_cache
-def _planned(path: Path, _changed: int, load: LoadSettings, n_branches: int) -> LlamaModel:
-    return LlamaModel.planned(path, load, n_branches=n_branches)
+def plan(path: Path, load: LoadSettings, n_branches: int, _changed: int = 0) -> LlamaModel:
+    """Return a model as it would be for one text, closed: no memory is taken for it."""
+    with LlamaModel(path, load, n_branches=n_branches, unfilled=True) as model:
+        return model

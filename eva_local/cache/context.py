@@ -1,7 +1,5 @@
 """One sequence of one member: its tokens, kept equal in bytes to the shared text."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable, Sequence
 
@@ -67,14 +65,14 @@ class Context:
         self.likelihood.begin((), 0, 0)
         self._model.remove(self._seq_id, 0)
 
-    def adopt(self, other: Context) -> None:
+    def adopt(self, other: "Context") -> None:
         """Hold what `other`, a context of the same model, holds; the text that was here ends."""
         self._model.copy(other._seq_id, self._seq_id)
         self.tokens, self.ahead = other.tokens[: other.n_cached], []
         self.n_cached, self._held = other.n_cached, other._held
         self.likelihood.adopt(other.likelihood)
 
-    def trade(self, other: Context) -> None:
+    def trade(self, other: "Context") -> None:
         """Go on in the sequence of `other`, whose text is over and which gets this one's."""
         other.adopt(self)
         self._seq_id, other._seq_id = other._seq_id, self._seq_id
@@ -280,7 +278,7 @@ class PromptLikelihood:
             return end, False
         return (self._first - 1, False) if position < self._first - 1 else (end, True)
 
-    def adopt(self, other: PromptLikelihood) -> None:
+    def adopt(self, other: "PromptLikelihood") -> None:
         """Know what `other`, of the same member, knows."""
         self._scored = dict(other._scored)
 
@@ -342,7 +340,7 @@ def reusable(model: Model, seq_id: int, same: int, prompt: Sequence[int]) -> int
     return same if kept == wanted else kept
 
 
-def as_row(tokens: Sequence[int]) -> array[int]:
+def as_row(tokens: Sequence[int]) -> "array[int]":
     """Return tokens side by side in memory, where `common` compares them; a row as it is."""
     return tokens if isinstance(tokens, array) else array("i", tokens)
 

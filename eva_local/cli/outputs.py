@@ -1,7 +1,5 @@
 """What commands print and write, how far they are, and the standard streams, perhaps closed."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import json
@@ -172,8 +170,8 @@ class ProgressDisplay:
 
 
 def open_shown(
-    spec: EnsembleSpec, parallel: int | None = 1, *, most: int | None = None
-) -> Ensemble:
+    spec: "EnsembleSpec", parallel: int | None = 1, *, most: int | None = None
+) -> "Ensemble":
     """Open an ensemble for `parallel` texts, None for the best number, at most `most`."""
     from eva_local.opening import MOST, open_ensemble, open_widest
 
@@ -186,7 +184,7 @@ def open_shown(
 class _Notes(io.FileIO):
     """Standard error, of which no write fails: no answer depends on who reads the notes."""
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: "Buffer", /) -> int:
         size = memoryview(data).nbytes
         with suppress(OSError):
             # None: it would have to wait.

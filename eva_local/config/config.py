@@ -79,10 +79,7 @@ class Config:
         So is a GGUF file, and `a,b`, or a sequence of both, is an ensemble of them, whose pivot is
         the first. A name may be that of another program on this machine for a model that it holds.
         """
-        if name is None or isinstance(name, str):
-            spec = self._ensemble_of_file(name)
-        else:
-            spec = self._made(name)
+        spec = self._ensemble_of_file(name)
         if pivot is not None:
             if pivot not in (names := [member.name for member in spec.members]):
                 hint = did_you_mean(str(pivot), names)
@@ -100,8 +97,10 @@ class Config:
         except InputError as error:
             raise ConfigError(f"{self.drafter.origin}: {error}") from error
 
-    def _ensemble_of_file(self, name: str | None) -> specs.EnsembleSpec:
+    def _ensemble_of_file(self, name: str | Sequence[str] | None) -> specs.EnsembleSpec:
         name = self.default_ensemble if name is None else name
+        if not isinstance(name, str):
+            return self._made(name)
         if name in self.ensembles:
             return self.ensembles[name]
         parts = [each.replace("\\,", ",") for each in _BETWEEN.split(name)]

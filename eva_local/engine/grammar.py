@@ -4,8 +4,6 @@ llguidance does the work, on the bytes of the shared space's symbols, so that an
 do. The only module that imports it, and only when an answer is constrained.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import threading
@@ -84,7 +82,7 @@ class Grammar:
     InputError is raised where nothing can follow.
     """
 
-    def __init__(self, matcher: LLMatcher, end: int, allowed: Marks | None = None) -> None:
+    def __init__(self, matcher: "LLMatcher", end: int, allowed: Marks | None = None) -> None:
         self._matcher = matcher
         self._end = end
         self.allowed = self._mask() if allowed is None else allowed
@@ -94,7 +92,7 @@ class Grammar:
         """Whether nothing but END may follow."""
         return bool(self.allowed[self._end]) and np.count_nonzero(self.allowed) == 1
 
-    def fork(self) -> Grammar:
+    def fork(self) -> "Grammar":
         """Return one that stands where this one does and goes on by itself."""
         return Grammar(self._matcher.deep_copy(), self._end, self.allowed)
 
@@ -153,7 +151,7 @@ class Grammars:
         return _followed(tokenizer, gbnf, schema, calls)
 
     @functools.cached_property
-    def _tokenizer(self) -> LLTokenizer:
+    def _tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
 
         space, end, missing = self._space, self._space.end, self._missing
@@ -189,7 +187,7 @@ class _Described:
 
 
 def _followed(
-    tokenizer: LLTokenizer, gbnf: str | None, schema: str | None, calls: Calls | None = None
+    tokenizer: "LLTokenizer", gbnf: str | None, schema: str | None, calls: Calls | None = None
 ) -> Grammar:
     from llguidance import LLMatcher, LLParserLimits
 
@@ -249,7 +247,7 @@ def _rules(calls: Calls, answer: str) -> str:
     return "\n".join(rules)
 
 
-def _with_room(make: Callable[[], LLMatcher]) -> LLMatcher:
+def _with_room(make: "Callable[[], LLMatcher]") -> "LLMatcher":
     """Return what `make` does, in a thread with a large stack."""
     with ThreadPoolExecutor(1) as thread:
         with _ONE_AT_A_TIME:

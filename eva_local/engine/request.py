@@ -1,7 +1,5 @@
 """What is asked for, as a caller words it and as the scheduler holds it, and who answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -122,7 +120,7 @@ class Ticket:
     thoughts: Sequence[Thought] = ()
     alone: Sequence[Panel] = ()
     said: bytes = b""
-    sequence: TextSequence | None = None
+    sequence: "TextSequence | None" = None
     #: How many tokens others will begin with, for members who keep a snapshot there.
     shared: Mapping[int, int] = field(default_factory=dict)
     #: Whether nothing more will come: the answer ended, failed, or was cancelled.

@@ -37,12 +37,6 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
     llama.cpp cannot open `path`.
     """
 
-    @classmethod
-    def planned(cls, path: Path, settings: LoadSettings, *, n_branches: int) -> "LlamaModel":
-        """Return the model as it would be for one text, closed: no memory is taken for it."""
-        with cls(path, settings, n_branches=n_branches, unfilled=True) as model:
-            return model
-
     def __init__(
         self,
         path: Path,

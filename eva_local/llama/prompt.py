@@ -1,7 +1,5 @@
 """Conversations as each member's own chat template writes them, as tokens."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import re
@@ -196,7 +194,7 @@ class PromptWriter:
         return self._template.write(guarded, given, guard), guard
 
     @functools.cached_property
-    def _template(self) -> ChatTemplate:
+    def _template(self) -> "ChatTemplate":
         """The chat template, compiled when it is needed: plain texts go without."""
         from eva_local.llama.chat_template import ChatTemplate
 
@@ -206,13 +204,13 @@ class PromptWriter:
         return ChatTemplate(self._source, self.name, names)
 
     @functools.cached_property
-    def _thinker(self) -> Thinker:
+    def _thinker(self) -> "Thinker":
         from eva_local.llama.chat_template import Thinker
 
         return Thinker(self._template, self._given)
 
     @functools.cached_property
-    def _look_alikes(self) -> LookAlikes:
+    def _look_alikes(self) -> "LookAlikes":
         """What in a message is not to be taken for the template's."""
         words = [word for word in self._control if word not in _THOUGHT]
         return LookAlikes(words, self._template.literals)

@@ -1,7 +1,5 @@
 """Pages that need nothing else: their style, what a browser may run of them, the axis of a plot."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math
@@ -28,7 +26,7 @@ def member_class(number: int) -> str:
 
 
 @cache
-def template(name: str) -> Template:
+def template(name: str) -> "Template":
     """Return a Jinja template of this package; one of HTML escapes text."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 

@@ -1,7 +1,5 @@
 """What all endpoints share: models that requests can name, their slots, measures, bodies read."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time
@@ -48,7 +46,7 @@ class Measures:
         """Count one more of something, or `by` so many."""
         self._of[name].labels(*of).inc(by)
 
-    def watch(self, model: ServedModel) -> None:
+    def watch(self, model: "ServedModel") -> None:
         """Tell from now on how busy an ensemble is."""
         ensemble, slots = model.ensemble, model.slots
         counts: dict[str, Callable[[], float]] = {

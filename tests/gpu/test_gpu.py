@@ -33,7 +33,7 @@ from eva_local.evaluate.check import refuse_too_large
 from eva_local.llama.backend import free_on_gpus, library, must_take_turns
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import Run
-from eva_local.opening import open_ensemble, open_widest, planned, slots_that_fit
+from eva_local.opening import open_ensemble, open_widest, plan, planned, slots_that_fit
 from eva_local.types import Sampling
 from tools.lookahead_law import Hostile, apart, written
 from tools.tiny_gguf import WINDOWED, write_tiny_gguf
@@ -323,7 +323,7 @@ def test_members_take_turns_where_vulkan_shares_their_layers_out(files, gpus) ->
 @pytest.mark.parametrize("n_branches", [1, 8])
 def test_a_text_takes_what_is_worked_out(file, n_branches, debug) -> None:
     load = replace(spec([file]).members[0].load, snapshots=0)
-    plan = LlamaModel.planned(file, load, n_branches=n_branches)
+    one = plan(file, load, n_branches)
     debug.clear()
     with LlamaModel(file, load, n_sequences=4, n_branches=n_branches):
         pass
@@ -331,7 +331,7 @@ def test_a_text_takes_what_is_worked_out(file, n_branches, debug) -> None:
     assert all(on_gpus(each) == {0} for each in told if each)
     # It writes two decimals of each buffer.
     assert sum(sum(each.values()) for each in told) == pytest.approx(
-        4 * plan.text_bytes / MIB, abs=4 * 0.02
+        4 * one.text_bytes / MIB, abs=4 * 0.02
     )
 
 

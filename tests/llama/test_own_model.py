@@ -23,7 +23,7 @@ from eva_local.llama.prompt import PromptWriter
 from eva_local.llama.vocab import Kind
 from eva_local.models.header import read_header
 from eva_local.models.store import locate
-from eva_local.opening import open_ensemble
+from eva_local.opening import open_ensemble, plan
 from eva_local.types import Message, Sampling
 from tools.tiny_gguf import write_tiny_gguf
 
@@ -79,7 +79,7 @@ def test_its_file_tells_what_llama_cpp_finds(path: Path, model: LlamaModel) -> N
     header = read_header(path)
     assert header.n_vocab == len(model.vocabulary)
     assert model.n_ctx == LOAD.context(header.n_ctx_train)
-    assert LlamaModel.planned(path, LOAD, n_branches=1).text_bytes > 0
+    assert plan(path, LOAD, 1).text_bytes > 0
     assert model.vocabulary.end_ids, "no token ends an answer"
 
 

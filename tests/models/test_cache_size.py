@@ -15,7 +15,7 @@ from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, M
 from eva_local.errors import StoreError
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.models.header import read_header
-from eva_local.opening import slots_that_fit
+from eva_local.opening import plan, slots_that_fit
 from tools.tiny_gguf import ARCHITECTURES, write_tiny_gguf
 
 # llama.cpp tells two digits of a MiB, of each of its caches.
@@ -68,7 +68,7 @@ def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
     path = write_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture, n_ctx=4096)
     for swa_full, n_branches in ((True, 1), (True, 4), (False, 1)):
         load = LoadSettings(n_batch=32, threads=1, snapshots=0, swa_full=swa_full)
-        plan = LlamaModel.planned(path, load, n_branches=n_branches)
+        one = plan(path, load, n_branches)
         caplog.clear()
         with (
             caplog.at_level(logging.DEBUG, logger="eva_local"),
@@ -77,9 +77,9 @@ def test_llama_cpp_makes_as_much_room(tmp_path, architecture, caplog) -> None:
             pass
         # Texts that share a cache share what it is rounded up by.
         taken = 2**20 * (told(caplog, "KV") + told(caplog, "RS"))
-        assert 8 * plan.text_bytes == pytest.approx(taken, rel=0.02, abs=8 * EXACT)
-        assert model.text_bytes == pytest.approx(plan.text_bytes, rel=0.02, abs=EXACT)
-        assert plan.n_branches == model.n_branches
+        assert 8 * one.text_bytes == pytest.approx(taken, rel=0.02, abs=8 * EXACT)
+        assert model.text_bytes == pytest.approx(one.text_bytes, rel=0.02, abs=EXACT)
+        assert one.n_branches == model.n_branches
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_keys_and_values_of_each_token_are_counted(tmp_path, kv_type, each) -> N
     path = write_tiny_gguf(tmp_path / "m.gguf", n_layers=3, width=128, n_ctx=8000)
     # llama.cpp rounds 8,000 tokens up to 8,192; four heads of 32 numbers.
     load = LoadSettings(n_ctx=8000, kv_type=kv_type, flash_attention="on")
-    plan = LlamaModel.planned(path, load, n_branches=1)
-    assert plan.text_bytes == pytest.approx(3 * 2 * 4 * 32 * 8192 * each, abs=EXACT)
+    one = plan(path, load, 1)
+    assert one.text_bytes == pytest.approx(3 * 2 * 4 * 32 * 8192 * each, abs=EXACT)
 
 
 def test_snapshots_of_a_text_are_counted(tmp_path) -> None:
@@ -98,7 +98,7 @@ def test_snapshots_of_a_text_are_counted(tmp_path) -> None:
 
     def taken(n_branches: int, snapshots: int) -> int:
         load = LoadSettings(snapshots=snapshots)
-        return LlamaModel.planned(path, load, n_branches=n_branches).text_bytes
+        return plan(path, load, n_branches).text_bytes
 
     # A head of 64 x 64, and the last two tokens, of each 64 numbers of a layer.
     one = 20 * 2 * 4 * (64 * 64 + 2 * 64)
@@ -109,8 +109,8 @@ def test_snapshots_of_a_text_are_counted(tmp_path) -> None:
 
 def test_a_file_may_say_that_it_was_trained_for_two_billion_tokens(tmp_path) -> None:
     path = write_tiny_gguf(tmp_path / "m.gguf", n_ctx=2**31)
-    plan = LlamaModel.planned(path, LoadSettings(n_ctx=512), n_branches=1)
-    assert plan.n_ctx == 512
+    one = plan(path, LoadSettings(n_ctx=512), 1)
+    assert one.n_ctx == 512
 
 
 def test_what_has_no_weights_is_planned_in_next_to_no_memory(tmp_path) -> None:
@@ -118,10 +118,10 @@ def test_what_has_no_weights_is_planned_in_next_to_no_memory(tmp_path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from eva_local.config.specs import LoadSettings\n"
-        "from eva_local.llama.llama_model import LlamaModel\n"
+        "from eva_local.opening import plan\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "plan = LlamaModel.planned(Path(sys.argv[1]), LoadSettings(n_ctx=2**20), n_branches=1)\n"
-        "print(plan.text_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "one = plan(Path(sys.argv[1]), LoadSettings(n_ctx=2**20), 1)\n"
+        "print(one.text_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
