@@ -94,7 +94,7 @@ def open_widest(spec: EnsembleSpec, report: Report | None = None, *, most: int =
         try:
             return open_ensemble(spec, report, parallel=slots)
         except ModelError:
-            # How much its working memory takes, only llama.cpp knows.
+            # A plan is that of one text, and says nothing of machines elsewhere.
             if slots == 1:
                 raise
             slots //= 2
@@ -116,9 +116,9 @@ def ensemble_of(
     for model in models:
         model.remove(ALL, 0)
     names = [member.name for member in spec.members]
-    on_devices = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
-    in_turn = must_take_turns() and any(member.load.main_gpu < 0 for member in spec.members)
-    all_beside = len(models) > 1 and on_devices and not in_turn
+    offloads = can_offload() and all(member.load.n_gpu_layers for member in spec.members)
+    shared_out = any(member.load.main_gpu < 0 for member in spec.members)
+    all_beside = len(models) > 1 and offloads and not (shared_out and must_take_turns())
     beside = [model for model in models if all_beside or isinstance(model, RemoteModel)]
     engine = Engine(names, models, _space(spec, models, report), spec.fusion, side_by_side=beside)
     resources = resources or contextlib.ExitStack()

@@ -31,10 +31,10 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
 
     With `n_branches` above 1 every text has as many of llama.cpp's sequences, numbered one text
     after the other, which share one cache; and some more for its snapshots, where it needs them.
-    With `vocabulary_only` no weights are read and nothing can be decoded. `progress` is told the
-    share of the weights that is loaded. `text_bytes` is what a text takes in the caches, with its
-    snapshots; `working_bytes` is what decoding takes, whatever the texts. Raises ModelError where
-    llama.cpp cannot open `path`.
+    With `vocabulary_only` no weights are read and nothing can be decoded; `unfilled`, it has no
+    vocabulary either, and is a plan. `progress` is told the share of the weights that is loaded.
+    `text_bytes` is what a text takes in the caches, with its snapshots; `working_bytes` is what
+    decoding takes, whatever the texts. Raises ModelError where llama.cpp cannot open `path`.
     """
 
     def __init__(

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from importlib import resources
 from typing import Any, Literal, TypeVar, get_args
 
 from msgspec import to_builtins
@@ -18,6 +17,7 @@ from eva_local.engine.request import AnyPrompt, Weights
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
 from eva_local.openai import shapes
+from eva_local.pages.frame import shipped
 from eva_local.reading import ReadError, UnknownKeyError, lean, read, shown
 from eva_local.types import Sampling, Thinking, Tool, ToolChoice
 
@@ -30,7 +30,7 @@ CHAT, COMPLETION = get_args(Endpoint)
 
 OPTIONS = tuple(field.name for field in fields(Sampling))
 # Tables of keys; see there.
-_TABLES = tomllib.loads(resources.files(__package__).joinpath("keys.toml").read_text("utf-8"))
+_TABLES = tomllib.loads(shipped("openai/keys.toml"))
 ALIASES = {each: name for name, others in _TABLES["aliases"].items() for each in others}
 IGNORED: Sequence[str] = _TABLES["ignored"]
 _REFUSED: Values = {**dict.fromkeys(_TABLES["never"]), **_TABLES["refused"]}

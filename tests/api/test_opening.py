@@ -105,7 +105,7 @@ def test_members_take_turns_where_a_device_would_mix_them_up(
     monkeypatch.setattr("eva_local.opening.can_offload", lambda: True)
     monkeypatch.setattr("eva_local.opening.must_take_turns", lambda: mixed)
     with eva_local.load("pair", config=models / "models.toml", main_gpu=main_gpu) as ensemble:
-        assert ensemble._engine._side_by_side == in_threads
+        assert bool(ensemble._engine._beside) == in_threads
 
 
 def descriptors() -> int:

@@ -91,12 +91,15 @@ def test_what_a_worker_says_of_a_row_is_its_error(cluster, spec, tmp_path) -> No
     assert "does not fit" in out.read_text()
 
 
-def test_another_version_or_file_cannot_join(spec) -> None:
+def test_another_version_or_file_cannot_join(spec, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"eva-local 0\.0.*install the same"):
         joined("eva-local 0.0", spec.members[0], None)
-    assert joined(installed(), spec.members[0], None) == spec.members[0].source.path
     with pytest.raises(StoreError, match="and 1234 is asked for"):
         joined(installed(), spec.members[0], "1234")
+    with pytest.raises(StoreError, match="and 5678 is asked for"):
+        joined(installed(), replace(spec.members[0], sha256="5678"), None)
+    monkeypatch.setattr("eva_local.cluster.worker.verify", lambda _: pytest.fail("it was read"))
+    assert joined(installed(), spec.members[0], None) == spec.members[0].source.path
 
 
 def test_a_row_that_ends_every_worker_is_an_error(cluster, spec, tmp_path, monkeypatch) -> None:

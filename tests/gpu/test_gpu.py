@@ -245,7 +245,7 @@ def test_a_member_on_the_cpu_beside_one_on_the_device(files, space, debug) -> No
     first, second, third = both.members
     mixed = replace(both, members=(first, replace(second, load=on_cpu), third))
     with open_ensemble(mixed) as ensemble:
-        assert not ensemble._engine._side_by_side
+        assert not ensemble._engine._beside
         assert all(texts(ensemble))
     assert likelihoods(mixed) == pytest.approx(
         likelihoods(spec(files, space, n_gpu_layers=0)), abs=0.1
@@ -314,7 +314,7 @@ def test_members_take_turns_where_vulkan_shares_their_layers_out(files, gpus) ->
     crossing = must_take_turns()
     for main_gpu, in_turn in ((0, False), (-1, crossing)):
         with open_ensemble(spec(files, main_gpu=main_gpu)) as ensemble:
-            assert ensemble._engine._side_by_side != in_turn
+            assert bool(ensemble._engine._beside) != in_turn
 
 
 # Memory
