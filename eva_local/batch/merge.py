@@ -20,7 +20,8 @@ def merge(target: Path, parts: Sequence[Path]) -> tuple[int, int]:
     """
     if target.exists():
         raise InputError(f"{target} is there already; give another name, or remove it")
-    grounds = read_manifest(manifest_of(parts[0]))
+    # A shard in which no row is has no mappings.
+    grounds = max([read_manifest(manifest_of(path)) for path in parts], key=len)
     known: dict[str, Path] = {}
     n_rows = n_failed = 0
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -29,7 +30,6 @@ def merge(target: Path, parts: Sequence[Path]) -> tuple[int, int]:
         written = files.enter_context(draft.open("wb"))
         form = FORMS[grounds["rows"]["format"]](Wishes(Sampling()))
         for path in parts:
-            read_manifest(manifest_of(path))
             with FileResults(path, form) as part:
                 done = part.begin(grounds)
                 if twice := next(filter(known.__contains__, done.known), None):

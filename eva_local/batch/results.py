@@ -101,8 +101,8 @@ class FileResults(JsonlFile):
         now = {} if mappings is None else {"mappings": mappings}
         if not self.is_regular:
             return
-        if self._earlier is not None or not now:
-            self._refuse_changes(self._earlier or {}, now)
+        if self._earlier is not None:
+            self._refuse_changes(self._earlier, now)
             self.mend()
             if self._retry:
                 self.keep(lambda line: not self._parsed(line)[2])

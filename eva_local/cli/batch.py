@@ -92,8 +92,8 @@ def batch(
 
 def merge(target: Path, parts: tuple[Path, ...]) -> None:
     """Put the outputs of all shards of a batch together."""
-    if not parts:
-        raise InputError("merge needs the outputs of the shards: eva-local merge OUT PARTS…")
+    if not parts or Path("-") in (target, *parts):
+        raise InputError("merge needs files, the outputs of all shards: eva-local merge OUT PARTS…")
     n_rows, n_failed = merging.merge(target, parts)
     click.echo(f"{n_rows} rows of {len(parts)} parts in {target}; {n_failed} failed", err=True)
 

@@ -119,7 +119,7 @@ def _ray(on: str) -> Any:
     address = on.partition("#")[0]
     if not re.fullmatch(ON, on):
         raise ConfigError(f"{on!r}: give ray or ray://HOST:PORT, perhaps with #LABEL behind it")
-    address = os.environ.get("RAY_ADDRESS", "local") if address == "ray" else address
+    address = os.environ.get("RAY_ADDRESS") or "local" if address == "ray" else address
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     how: dict[str, Any] = {"configure_logging": False}
     if address.startswith(("local", "127.")) and not _connected:

@@ -80,6 +80,23 @@ def test_what_cannot_be_merged(spec, rows, parts, tmp_path, capsys) -> None:
     assert "is there already" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main(["merge", str(out)]) == 2
+    assert main(["merge", "-", str(parts[0])]) == 2
+    assert "merge needs files" in capsys.readouterr().err
+
+
+def test_more_shards_than_rows(spec, tmp_path) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", 2)
+    parts = [tmp_path / f"part-{number}.jsonl" for number in (3, 1, 2)]
+    for path in parts:
+        do(errand(rows, path, spec, shard=(int(path.stem[-1]), 3)))
+    out = tmp_path / "out.jsonl"
+    assert merge(out, parts) == (2, 0)
+    assert do(errand(rows, out, spec)).n_rows == 0
+    # A shard without a row takes those that come later.
+    write_rows(rows, 3)
+    assert do(errand(rows, parts[0], spec, shard=(3, 3))).n_done == 1
+    merge(tmp_path / "all.jsonl", parts)
+    assert do(errand(rows, tmp_path / "all.jsonl", spec)).n_rows == 0
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/0"])
