@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any, TypeVar, Unpack
 
 from eva_local.alignment.library import find, mapping_folders
-from eva_local.config.settings import refuse_unknown
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
@@ -163,7 +162,9 @@ class Ensemble:
     def _asked(
         self, prompt: AnyPrompt, sampling: Sampling | None, options: Mapping[str, Any]
     ) -> Request:
-        refuse_unknown(options, [*_DRAWN, *RequestOptions.__annotations__], "")
+        known = [*_DRAWN, *RequestOptions.__annotations__]
+        if unknown := [each for each in options if each not in known]:
+            raise TypeError(f"{unknown[0]} is no option; {did_you_mean(unknown[0], known)}")
         drawn = {key: value for key, value in options.items() if key in _DRAWN}
         others = {key: value for key, value in options.items() if key not in _DRAWN}
         if drawn:

@@ -31,8 +31,6 @@ from eva_local.types import Sampling
 
 log = logging.getLogger("eva_local")
 
-Open = Callable[..., LlamaModel | RemoteModel]
-
 # More texts than this gain little on any machine, and wait for each other's prompts.
 MOST = 16
 # Memory that stays free for everything else, as a share of what is free now.
@@ -143,8 +141,9 @@ def open_models(
     with contextlib.ExitStack() as stack:
         for member in sorted(paths, key=spec.members.index):
             told = report and partial(report, f"loading {member.name}")
-            here = partial(LlamaModel, paths[member], member.load, progress=told)
-            opened: Open = partial(RemoteModel, member) if member.on else here
+            opened: Callable[..., LlamaModel | RemoteModel] = partial(RemoteModel, member)
+            if not member.on:
+                opened = partial(LlamaModel, paths[member], member.load, progress=told)
             n_sequences = parallel * sum(map(member.is_of, spec.members))
             model = opened(n_sequences=n_sequences, n_branches=BRANCHES if bytewise else 1)
             models[member.opened] = model

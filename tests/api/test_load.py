@@ -140,7 +140,7 @@ def test_how_an_answer_is_drawn_may_be_said_beside_the_prompt() -> None:
         for wrong, told in {"max_tokens": "max_tokens must be", "seed": "seed must be"}.items():
             with pytest.raises(InputError, match=told):
                 ensemble.complete("the", **{wrong: "x"})
-        with pytest.raises(TypeError, match="max_tokenz"):
+        with pytest.raises(TypeError, match="max_tokenz is no option; did you mean max_tokens"):
             ensemble.complete("the", max_tokenz=2)
 
 
