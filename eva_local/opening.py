@@ -154,8 +154,7 @@ def open_models(
                     f"{model.path.name} has no token that ends an answer: max_tokens ends it"
                 )
             if bytewise and not member.load.swa_full:
-                why = "bytes need all of a window, as with swa_full = true"
-                notices.append(f"{member.name}: {why}")
+                notices.append(f"{member.name}: bytes need a whole window, as with swa_full = true")
         for one, other in combinations(spec.members, 2):
             twice = one.role == other.role and spec.sampling.thinking != "apart"
             if twice and not marks(one).isdisjoint(marks(other)):

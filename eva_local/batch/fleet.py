@@ -56,6 +56,8 @@ class Fleet:
         Each gets an equal share of the smallest machine, and keeps to it.
         """
         self.spec = spec
+        if placed := [member.name for member in spec.members if member.on]:
+            raise ConfigError(f"--on opens all members in each worker: {placed[0]} has an `on` too")
         machines = elsewhere.nodes(on)
         on_each = -(-(n or len(machines)) // len(machines))
         shares = [min(counts) / on_each for counts in zip(*machines, strict=True)]

@@ -146,8 +146,7 @@ class Form(ABC):
             yield self._row(line, content, content)
 
     def _row(self, line: int, content: bytes, data: Any) -> Row:
-        mark = hashlib.blake2b(content, digest_size=8).hexdigest()
-        row = Row(line, f"{_LINE}{line}", mark)
+        row = Row(line, f"{_LINE}{line}", hashlib.blake2b(content, digest_size=8).hexdigest())
         try:
             row.asked = self._read(row, data)
         except EvaError as error:
@@ -196,8 +195,7 @@ class Form(ABC):
                 request.refuse_undone(key, value)
             elif key not in _ROW_KEYS and (meant := request.misspelled(key, _ROW_KEYS)):
                 raise InputError(f"has {key}, which is no option; did you mean {meant}?")
-        told = not self._wishes.raw
-        sampling = request.read_options(options, self._wishes.sampling, told=told)
+        sampling = request.read_options(options, self._wishes.sampling, told=not self._wishes.raw)
         template, prompt = self._wishes.template, values.get("prompt")
         if template is not None:
             prompt = template.fill(values)

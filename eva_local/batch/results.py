@@ -99,16 +99,14 @@ class FileResults(JsonlFile):
         A row that was not written whole is taken out, and failed rows that are tried again.
         """
         now = {} if mappings is None else {"mappings": mappings}
-        if not self.is_regular:
-            return
         if self._earlier is not None:
             self._refuse_changes(self._earlier, now)
             self.mend()
             if self._retry:
                 self.keep(lambda line: not self._parsed(line)[2])
-            return
-        self.restart()
-        write_manifest(self._manifest, {**self._grounds, **now})
+        elif self.is_regular:
+            self.restart()
+            write_manifest(self._manifest, {**self._grounds, **now})
 
     def append(self, *records: Mapping[str, object]) -> None:
         """Write rows. Raises BrokenPipeError where nobody reads any more."""

@@ -70,8 +70,7 @@ class RemoteModel:
         with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
             file.write(opened[1])
             file.flush()
-            model = LlamaModel(Path(file.name), vocabulary_only=True)
-        self._tokens = model
+            self._tokens = model = LlamaModel(Path(file.name), vocabulary_only=True)
         self.vocabulary, self.tokenizer = model.vocabulary, model.tokenizer
         self.chat_template = model.chat_template
 

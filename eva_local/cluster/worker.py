@@ -4,9 +4,11 @@ Ray runs whatever it is sent: who may connect to a cluster owns its machines. So
 unless RAY_AUTH_MODE says otherwise, and a cluster that is started here listens on 127.0.0.1 alone.
 """
 
+import ctypes
 import os
 import re
 import secrets
+import signal
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +40,7 @@ class Worker:
         self, on: str, kind: type, *, cpus: float = 1, gpus: float = 0, at_once: int = 1
     ) -> None:
         self._ray = _ray(on)
-        label = on.partition("#")[2]
-        labels = {label: 1e-3} if label else {}
+        labels = dict.fromkeys(on.split("#")[1:], 1e-3)
         # Who dies is replaced by who asked, who knows what it had to do.
         made = self._ray.remote(kind).options(
             num_cpus=cpus, num_gpus=gpus, resources=labels, max_restarts=0, max_concurrency=at_once
@@ -95,8 +96,7 @@ def nodes(on: str) -> list[tuple[int, int]]:
 
 def installed() -> str:
     """Return the versions that must be the same everywhere."""
-    names = "eva-local", "llama-cpp-python"
-    return ", ".join(f"{name} {version(name)}" for name in names)
+    return ", ".join(f"{each} {version(each)}" for each in ("eva-local", "llama-cpp-python"))
 
 
 def joined(versions: str, model: ModelSpec, wanted: str | None) -> Path:
@@ -135,8 +135,12 @@ def _ray(on: str) -> Any:
     except ImportError as error:
         raise ConfigError("Ray is not installed; run: pip install 'eva-local[ray]'") from error
     if not ray.is_initialized():
+        # Ray would make a crash of SIGTERM, whoever had a handler for it.
+        kept, libc = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+        libc.sigaction(signal.SIGTERM, None, kept)
         try:
             ray.init(address, **how)
+            libc.sigaction(signal.SIGTERM, kept, None)
         except Exception as error:
             told = " ".join(str(error).split())[:300]
             raise ConfigError(f"{on}: no Ray cluster answers: {told}") from error

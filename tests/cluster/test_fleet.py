@@ -128,6 +128,29 @@ def test_a_cluster_that_does_not_answer(tmp_path) -> None:
     assert "ConfigError: ray://127.0.0.1:1: no Ray cluster answers" in found.stderr
 
 
+def test_members_elsewhere_are_not_spread_again(spec) -> None:
+    members = tuple(replace(member, on="ray") for member in spec.members)
+    with pytest.raises(ConfigError, match="one has an `on` too"):
+        Fleet("ray", replace(spec, members=members), 1, 1)
+
+
+def test_a_signal_ends_as_it_did_before() -> None:
+    code = """
+import os, signal, threading
+from eva_local.cluster.worker import nodes
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: told.set())
+opening = threading.Thread(target=nodes, args=["ray"])
+opening.start(), opening.join()
+os.kill(os.getpid(), signal.SIGTERM)
+print("told" if told.wait(9) else "not told")
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (found.returncode, found.stdout.strip()) == (0, "told"), found.stderr
+
+
 def test_no_machine_has_the_label(cluster, spec) -> None:
     with pytest.raises(ConfigError, match="no such machine"):
         Fleet(f"{cluster}#elsewhere", spec, 1, 1)
