@@ -134,16 +134,16 @@ def open_models(
     `bytewise`, they can follow several rows of tokens in each of `parallel` texts, as bytes need.
     """
     # Members in several roles of one model share it.
-    firsts = {member.opened: member for member in spec.members[::-1]}
-    paths = {member: Path() if member.on else locate(member) for member in firsts.values()}
+    firsts = {each.opened: each for each in spec.members[::-1]}.values()
+    paths = {one: Path() if one.on else locate(one) for one in spec.members if one in firsts}
     models: dict[object, LlamaModel | RemoteModel] = {}
     notices: list[str] = []
     with contextlib.ExitStack() as stack:
-        for member in sorted(paths, key=spec.members.index):
+        for member, path in paths.items():
             told = report and partial(report, f"loading {member.name}")
             opened: Callable[..., LlamaModel | RemoteModel] = partial(RemoteModel, member)
             if not member.on:
-                opened = partial(LlamaModel, paths[member], member.load, progress=told)
+                opened = partial(LlamaModel, path, member.load, progress=told)
             n_sequences = parallel * sum(map(member.is_of, spec.members))
             model = opened(n_sequences=n_sequences, n_branches=BRANCHES if bytewise else 1)
             models[member.opened] = model

@@ -6,7 +6,6 @@ Of an answer it is checked what must be so whatever the data were.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import re
@@ -434,6 +433,19 @@ _ROWS = (
 )
 
 
+class _Lent:
+    """An ensemble that stays open."""
+
+    def __init__(self, ensemble: Any) -> None:
+        self._ensemble = ensemble
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ensemble, name)
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
 class Rows(Damaged):
     """Files of rows, answered."""
 
@@ -453,7 +465,7 @@ class Rows(Damaged):
         forms: list[str] = []
 
         def lent(_: int) -> Any:
-            return contextlib.nullcontext(self._ensemble)
+            return _Lent(self._ensemble)
 
         progress = carry_out(errand, lent, told=lambda _: forms.append(""))
         results = [json.loads(line) for line in target.read_bytes().splitlines()]
