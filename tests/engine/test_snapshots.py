@@ -180,4 +180,4 @@ def test_a_window_is_kept_whole_in_bytes_and_that_is_told(folder, caplog) -> Non
             open_ensemble(spec([path], space, swa_full=False)),
         ):
             pass
-        assert caplog.text.count("window: bytes need all of a window") == told
+        assert caplog.text.count("window: bytes need a whole window") == told
