@@ -82,6 +82,17 @@ def do(job: Errand, parallel: int = 4, **options: Any) -> Progress:
     return carry_out(job, lambda _: fake_ensemble(job.spec, parallel), **options)
 
 
+class Stop:
+    """Says stop after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self) -> bool:
+        self.calls -= 1
+        return self.calls < 0
+
+
 def results(path: Path) -> list[dict[str, Any]]:
     """Read an output that must be whole lines of JSON."""
     data = path.read_bytes()

@@ -1,6 +1,7 @@
 """Rows over many processes, here and on other machines: each holds the whole ensemble."""
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +21,10 @@ log = logging.getLogger("eva_local")
 
 # So often progress is told; and how long an answer takes that is there.
 _TICK_S, _FETCH_S = 0.2, 60.0
-# A row is an error where so many workers died over it.
+# A row is an error where so many workers died over it; nor are more replaced that died opening.
 _TRIES = 4
+# After so long without a worker, it is said what is waited for.
+_LONG_S = 30.0
 
 
 class RowHost:
@@ -47,7 +50,7 @@ class Fleet:
     """Workers that answer the requests of a job as one `Ensemble` would, and a runner of them.
 
     A request is with one worker at a time. A worker that dies is replaced, and its requests are
-    given out again. Raises ConfigError, and why none of the workers can begin.
+    given out again. A context manager; raises ConfigError, and why none of the workers can begin.
     """
 
     def __init__(self, on: str, spec: EnsembleSpec, n: int | None, slots: int | None) -> None:
@@ -80,15 +83,34 @@ class Fleet:
         self._requests: Iterator[Request | None] = iter(())
         self._numbers, self._drawn = count(), False
         self._under_way: dict[int, Request] = {}
-        self._again, self._tries = deque[int](), Counter[int]()
+        self._again, self._tries, self._stillborn = deque[int](), Counter[int](), 0
         try:
             for _ in range(n or len(machines)):
                 self._hire()
+            began, said = time.monotonic(), False
             while not self._open:
                 self.step()
+                if not said and (said := time.monotonic() - began > _LONG_S):
+                    log.warning(
+                        "no worker is open yet: each opens its models, or waits for %g CPUs and "
+                        "%g GPUs, of which %s are free",
+                        cpus,
+                        gpus,
+                        elsewhere.left(on),
+                    )
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        for worker in {*self._open, *(worker for worker, _ in self._asked.values())}:
+            worker.end()
+        self._open.clear()
+        self._asked.clear()
 
     @property
     def n_slots(self) -> int:
@@ -106,7 +128,7 @@ class Fleet:
 
     def runner(self, requests: Iterable[Request | None]) -> Self:
         """Take these requests, numbered in their order; None is none at the moment."""
-        self._requests, self._drawn = iter(requests), False
+        self._requests, self._numbers, self._drawn = iter(requests), count(), False
         return self
 
     def step(self) -> list[tuple[int, Told]]:
@@ -118,11 +140,10 @@ class Fleet:
         return [told for asked in done for told in self._hear(asked)]
 
     def close(self) -> None:
-        """End the workers."""
-        for worker in {*self._open, *(worker for worker, _ in self._asked.values())}:
-            worker.end()
-        self._open.clear()
-        self._asked.clear()
+        """Forget the requests that are under way: what is told of them later is no answer."""
+        for asked, (worker, number) in self._asked.items():
+            self._asked[asked] = worker, None if number is None else -1
+        self._under_way.clear()
 
     def _hire(self) -> None:
         worker = self._hired()
@@ -130,8 +151,9 @@ class Fleet:
 
     def _next(self) -> int | None:
         """Return the number of a request that is to be given out, if there is one now."""
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            if (number := self._again.popleft()) in self._under_way:
+                return number
         request = next(self._requests, False)
         self._drawn = request is False
         if not isinstance(request, Request):
@@ -161,18 +183,23 @@ class Fleet:
             self._join(worker, *found)
             return []
         self._free += [worker] if worker in self._open else []
-        del self._under_way[number]
-        return [(number, told) for told in found]
+        known = self._under_way.pop(number, None)
+        return [(number, told) for told in found] if known else []
 
     def _join(self, worker: Worker, n_slots: int, mappings: Mapping[str, str]) -> None:
         if mappings != (self._mappings or mappings):
             self._refuse(worker, ConfigError("its mappings are not those of the first worker"))
             return
-        self._mappings, self._open[worker] = mappings, n_slots
+        self._mappings, self._open[worker], self._stillborn = mappings, n_slots, 0
         self._free += [worker] * n_slots
 
     def _refuse(self, worker: Worker, error: EvaError) -> None:
         worker.end()
+        if isinstance(error, LostError) and self._stillborn < _TRIES:
+            self._stillborn += 1
+            log.warning("a worker died while it opened, and another takes its place: %s", error)
+            self._hire()
+            return
         if not self._open and not self._asked:
             raise error
         log.warning("a worker cannot join: %s", error)

@@ -4,16 +4,16 @@ import contextlib
 import csv
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from eva_local.api import Ensemble
-from eva_local.batch import forms
+from eva_local.batch import forms, places
 from eva_local.batch.fleet import Fleet
 from eva_local.batch.forms import Csv, Form, JsonLines, OpenAI, Row, Text, Wishes
 from eva_local.batch.results import Done, FileResults, grounds_of
@@ -103,13 +103,14 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(name: str, wishes: Wishes, form: str | None = None) -> Iterator[Source]:
-    """Open a file, or read standard input (`-`) to its end; raise InputError."""
+    """Open a file, or read standard input (`-`) or an address to its end; raise InputError."""
     shown = "standard input" if name == "-" else name
     with contextlib.ExitStack() as stack:
         with refusing(f"{shown}: cannot be read"):
-            file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
+            is_file = name != "-" and not places.is_elsewhere(name)
+            file = Path(name).open("rb") if is_file else places.opened(name)  # noqa: SIM115
             stack.callback(file.close)
-            if name == "-" or not file.seekable():
+            if not (is_file and file.seekable()):
                 # It is read several times, and a disk holds more than memory does.
                 spooled = stack.enter_context(tempfile.TemporaryFile())
                 shutil.copyfileobj(file, spooled)
@@ -204,7 +205,7 @@ class Progress:
 
 def carry_out(
     errand: Errand,
-    open_ensemble: Callable[[int], Ensemble | Fleet],
+    open_ensemble: Callable[[int], AbstractContextManager[Ensemble | Fleet]],
     stopped: Callable[[], bool] = lambda: False,
     told: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
@@ -216,10 +217,10 @@ def carry_out(
     """
     with contextlib.ExitStack() as files:
         source = files.enter_context(open_source(errand.source, errand.wishes, errand.form))
-        with contextlib.suppress(OSError):
-            if Path(errand.target).samefile(errand.source):
-                raise InputError(f"{errand.target} is the input itself; give another output")
-        output = files.enter_context(FileResults(errand.target, source.form))
+        if places.same(errand.target, errand.source):
+            raise InputError(f"{errand.target} is the input itself; give another output")
+        target = files.enter_context(places.kept(errand.target))
+        output = files.enter_context(FileResults(target, source.form))
         grounds = grounds_of(errand.spec, errand.wishes, source.form.name)
         done = output.begin(grounds, restart=errand.restart, retry=errand.retry_errors)
         source.shard = errand.shard
@@ -228,7 +229,7 @@ def carry_out(
         if not n_left:
             output.opened()
             return progress
-        with contextlib.closing(open_ensemble(n_left)) as ensemble:
+        with open_ensemble(n_left) as ensemble:
             output.opened(ensemble.mapping_files())
             progress.started = time.monotonic()
             job = Job(errand, ensemble, source.form, output, progress)

@@ -20,6 +20,8 @@ from eva_local.jsonl import JsonlFile, is_torn, replace_file
 from eva_local.models.store import checksum
 
 SCHEMA = 1
+# How the name of a manifest ends, behind that of its output.
+MANIFEST = ".manifest.json"
 # How the rows of all forms begin.
 _BEGINNING = b'{"id": '
 # What the JSON of another program raises where a row of output is looked for in it.
@@ -150,7 +152,7 @@ class FileResults(JsonlFile):
 
 def manifest_of(target: Path) -> Path:
     """Return where the manifest of an output lies."""
-    return target.with_name(f"{target.name}.manifest.json")
+    return target.with_name(f"{target.name}{MANIFEST}")
 
 
 def read_manifest(path: Path) -> Grounds:

@@ -46,6 +46,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path, name: str, content: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(content, encoding="utf-8")
 
 
@@ -285,3 +286,20 @@ def test_lines_of_progress_where_stderr_is_no_terminal(models, tmp_path) -> None
     assert len(lines) > 5 * 30 / 2
     for line in lines[:-1]:
         assert re.fullmatch(r"\d+ of 5 rows, [\d.]+ tokens/s(, (\d+:)+\d\d left)?", line)
+
+
+def test_a_folder_has_an_output_for_each_file(eva, tmp_path) -> None:
+    write(tmp_path, "in/a.jsonl", ROWS)
+    write(tmp_path, "in/b.txt", "the\nun\n")
+    write(tmp_path, "in/c.jsonl", '{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n')
+    done = eva("in/", "out", "-e", "pair", "-n", "3", "--parallel", "2")
+    assert done.returncode == 1
+    assert b"in/c.jsonl: ids must differ" in done.stderr
+    assert done.stderr.count(b"2 side by side") == 2
+    assert len(texts(tmp_path / "out" / "a.jsonl")) == 6
+    assert list(texts(tmp_path / "out" / "b.txt.jsonl")) == ["line 1", "line 2"]
+    write(tmp_path, "in/c.jsonl", '{"id": 1, "prompt": "a"}\n')
+    again = eva("in/", "out", "-e", "pair", "-n", "3")
+    assert again.returncode == 0
+    assert again.stderr.count(b"nothing to do") == 2
+    assert len(texts(tmp_path / "out" / "c.jsonl")) == 1

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from batches import do, errand, fake_ensemble, fake_spec, results, texts, write_rows
+from batches import Stop, do, errand, fake_ensemble, fake_spec, results, texts, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,17 +100,6 @@ def test_logprobs_on_request(spec, rows, out) -> None:
     do(errand(rows, plain, spec))
     assert "logprobs" not in results(plain)[0]
     assert texts(plain) == texts(out)
-
-
-class Stop:
-    """Says stop after some calls."""
-
-    def __init__(self, calls: int) -> None:
-        self.calls = calls
-
-    def __call__(self) -> bool:
-        self.calls -= 1
-        return self.calls < 0
 
 
 def test_an_interrupted_job_goes_on(spec, rows, out, tmp_path) -> None:

@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from clusters import children, ends
+
+from tools.processes import children, ends
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,19 +10,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batches import errand, texts, write_rows
-from clusters import WITH_RAY, children, ends, hosts, kill
+from clusters import WITH_RAY
 
+from eva_local.batch import fleet as fleets
 from eva_local.batch.fleet import Fleet
 from eva_local.batch.job import Progress, carry_out
-from eva_local.cluster.worker import installed, joined
+from eva_local.cluster.worker import LostError, installed, joined
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ConfigError, StoreError
 from eva_local.opening import open_ensemble
 from eva_local.types import Sampling
+from tools.processes import children, ends, hosts, kill
 
 pytestmark = WITH_RAY
 
@@ -149,6 +153,61 @@ print("told" if told.wait(9) else "not told")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert (found.returncode, found.stdout.strip()) == (0, "told"), found.stderr
+
+
+@pytest.mark.parametrize(("n_kills", "opens"), [(2, True), (5, False)])
+def test_workers_that_die_while_they_open(cluster, spec, monkeypatch, caplog, n_kills, opens):
+    killed: list[int] = []
+    step = Fleet.step
+
+    def killing(fleet: Fleet) -> list[Any]:
+        found = [pid for pid in hosts("RowHost") if pid not in killed]
+        if found and len(killed) < n_kills:
+            killed.append(found[0])
+            kill(found[0])
+        return step(fleet)
+
+    monkeypatch.setattr(Fleet, "step", killing)
+    with contextlib.ExitStack() as stack:
+        if not opens:
+            stack.enter_context(pytest.raises(LostError, match="its process died"))
+        assert stack.enter_context(Fleet(cluster, spec, 1, 1)).n_slots == 1
+    assert len(killed) == n_kills
+    assert caplog.text.count("a worker died while it opened") == min(n_kills, 4)
+    assert ends(lambda: hosts("RowHost"))
+
+
+def test_who_waits_for_room_says_so(cluster, spec, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(fleets, "_LONG_S", 0.5)
+
+    def warned(fleet: Fleet) -> list[Any]:
+        if "no worker is open yet" in caplog.text:
+            raise KeyboardInterrupt
+        return step(fleet)
+
+    with Fleet(cluster, spec, 1, 1):
+        step = Fleet.step
+        monkeypatch.setattr(Fleet, "step", warned)
+        with pytest.raises(KeyboardInterrupt):
+            Fleet(cluster, spec, 1, 1)
+    assert "or waits for 2 CPUs and 0 GPUs, of which 0 and 0 are free" in caplog.text
+    assert caplog.text.count("no worker is open yet") == 1
+
+
+def test_one_fleet_does_several_jobs(cluster, spec, tmp_path) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", 40)
+    how = {"sampling": spec.sampling, "wishes": {"raw": True}}
+    jobs = [errand(rows, tmp_path / f"{number}.jsonl", spec, **how) for number in range(3)]
+    with Fleet(cluster, spec, 1, 4) as fleet:
+        lent = contextlib.nullcontext(fleet)
+        moments = iter([False] * 30 + [True])
+        # The first is interrupted with rows under way, of which nothing is heard in the next.
+        first = carry_out(jobs[0], lambda _: lent, stopped=lambda: next(moments))
+        assert not first.finished
+        for job in (jobs[1], jobs[0]):
+            assert carry_out(job, lambda _: lent).finished
+    carry_out(jobs[2], lambda _: open_ensemble(spec, parallel=4))
+    assert texts(tmp_path / "0.jsonl") == texts(tmp_path / "1.jsonl") == texts(tmp_path / "2.jsonl")
 
 
 def test_no_machine_has_the_label(cluster, spec) -> None:

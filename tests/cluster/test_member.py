@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import WITH_RAY, ends, hosts, kill
+from clusters import WITH_RAY
 
 from eva_local.api import Ensemble
 from eva_local.config.config import load_config
@@ -22,6 +22,7 @@ from eva_local.engine.request import AnyPrompt, Request
 from eva_local.errors import ConfigError, ModelError
 from eva_local.opening import open_ensemble
 from eva_local.types import Message, Sampling, Step
+from tools.processes import ends, hosts, kill
 from tools.tiny_gguf import write_tiny_gguf
 
 pytestmark = WITH_RAY

@@ -23,7 +23,7 @@ from eva_local.evaluate.contest import Entry, alone
 from eva_local.evaluate.evaluation import TOLD, Evaluation
 from eva_local.evaluate.forms import PLAIN
 from eva_local.evaluate.rows import BUILT_IN, Result, read_tasks
-from eva_local.evaluate.summary import summarize
+from eva_local.evaluate.summary import TaskSummary, summarize
 from eva_local.opening import open_models, rooms
 
 
@@ -192,6 +192,29 @@ def test_ties_go_to_the_cheapest(skills, seconds, expected: str) -> None:
     again = checking._best(Evaluation("trio", "a", PLAIN, (summary, summary)))
     assert again[0] == winner
     assert again[1].startswith(expected)
+
+
+def test_a_member_who_is_out_and_as_good_on_text_is_named() -> None:
+    whole = spec(members=("a", "b"))
+    contestants = [*map(alone, whole.members), whole]
+
+    def summary(name: str, kind: str, likelihoods: dict[str, tuple[float, ...]]) -> TaskSummary:
+        of = task(kind, 40, name)
+        entries = []
+        for one in contestants:
+            found = likelihoods[one.name]
+            result = Result(1, (0,) * len(one.members), 1.0, "", found, (1,) * len(found))
+            entries.append(Entry(of, one, (result,) * 40))
+        return summarize(entries, n_members=2)
+
+    # The first choice is the right one.
+    knows, guesses = (-1.0, -9.0, -9.0), (-9.0, -1.0, -9.0)
+    asked = summary("questions", "choice", {"a": knows, "b": guesses, "trio": knows})
+    text = summary("text", "bpb", {"a": (-5.0,), "b": (-2.0,), "trio": (-2.0,)})
+    _, verdict = checking._best(Evaluation("trio", "a", PLAIN, (asked, text)))
+    assert "Use trio in the space pivot: on questions it is not to be told from a (" in verdict
+    assert "on text it is surely better than a" in verdict
+    assert ", but b alone, surely worse on questions, may be as good there (+0.0%" in verdict
 
 
 def test_what_is_found_is_written_for_later(check, models: Path) -> None:

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m tools.fire [--part kills] [--seed 0] [--n 500] [--json OUT]
 
-Parts: kills, damage, law, disks, clocks, memory, term; `soak` by itself, for as long as `--seconds`
-say. Without a part, all but the soak. How far it is goes to stderr, with each finding at once; the
-table comes in the end. Exit code 1: something was found. What was found can be had again: a case
-rests on the seed and its number alone.
+Parts: kills, workers, damage, law, disks, clocks, memory, term; `soak` by itself, for as long as
+`--seconds` say. Without a part, all but the soak. How far it is goes to stderr, with each finding
+at once; the table comes in the end. Exit code 1: something was found. What was found can be had
+again: a case rests on the seed and its number alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tools.fire.kills import kills
 from tools.fire.law import law
 from tools.fire.load import ended, soak
 from tools.fire.subjects import SUBJECTS, damage
+from tools.fire.workers import workers
 
 PARTS: dict[str, Callable[[Campaign], None]] = {
     "kills": kills,
+    "workers": workers,
     "damage": damage,
     "law": law,
     "disks": disks,

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -433,19 +434,6 @@ _ROWS = (
 )
 
 
-class _Lent:
-    """An ensemble that stays open."""
-
-    def __init__(self, ensemble: Any) -> None:
-        self._ensemble = ensemble
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ensemble, name)
-
-    def close(self) -> None:
-        """Leave it open."""
-
-
 class Rows(Damaged):
     """Files of rows, answered."""
 
@@ -464,10 +452,8 @@ class Rows(Damaged):
         errand = Errand(str(self.path), str(target), self._ensemble.spec, wishes)
         forms: list[str] = []
 
-        def lent(_: int) -> Any:
-            return _Lent(self._ensemble)
-
-        progress = carry_out(errand, lent, told=lambda _: forms.append(""))
+        lent = nullcontext(self._ensemble)
+        progress = carry_out(errand, lambda _: lent, told=lambda _: forms.append(""))
         results = [json.loads(line) for line in target.read_bytes().splitlines()]
         check(progress.finished and len(results) == progress.n_done, "rows are lost")
         ids = [(str(r.get("custom_id") or r["id"]), r.get("row_hash")) for r in results]

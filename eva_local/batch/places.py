@@ -1,0 +1,116 @@
+"""Where rows and answers lie: files, folders, and what fsspec reaches (`s3://…`, `https://…`)."""
+
+import contextlib
+import fcntl
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from eva_local.batch.results import MANIFEST, manifest_of
+from eva_local.errors import EvaError, InputError
+from eva_local.models.store import cache_folder
+
+
+def is_elsewhere(name: str) -> bool:
+    """Return whether this is an address, and no file of this machine."""
+    return "://" in name
+
+
+def pairs(source: str, target: str) -> list[tuple[str, str]]:
+    """Return the input with its output; of a folder, each of its files with one in `target`.
+
+    An address is a folder where it ends with a slash. Folders below, hidden files and manifests
+    are left out. Raises InputError for a folder without a file, or outputs that cannot be.
+    """
+    if not (source.endswith("/") if is_elsewhere(source) else Path(source).is_dir()):
+        return [(source, target)]
+    with _reached(source, "cannot be read") as (files, folder):
+        names = sorted(PurePosixPath(path).name for path in files.find(folder, maxdepth=1))
+    inputs = [name for name in names if name[:1] != "." and not name.endswith(MANIFEST)]
+    outputs = [name if name.endswith(".jsonl") else f"{name}.jsonl" for name in inputs]
+    if not inputs:
+        raise InputError(f"{source}: holds no file")
+    if len({*outputs}) < len(outputs):
+        raise InputError(f"{source}: two files would have one output; rename a file")
+    if target == "-" or same(source.rstrip("/"), target.rstrip("/")):
+        raise InputError(f"{source} is a folder: give another folder for the outputs")
+    if not is_elsewhere(target):
+        with _reached(target, "cannot be made") as (files, folder):
+            files.makedirs(folder, exist_ok=True)
+    return [
+        (f"{source.rstrip('/')}/{one}", f"{target.rstrip('/')}/{other}")
+        for one, other in zip(inputs, outputs, strict=True)
+    ]
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two names are one file or folder."""
+    with contextlib.suppress(OSError):
+        return Path(one).samefile(other)
+    return one == other != "-"
+
+
+def opened(address: str) -> BinaryIO:
+    """Open standard input (`-`) or what lies elsewhere, to be read once; raise InputError."""
+    if address == "-":
+        return sys.stdin.buffer
+    with _reached(address, "cannot be read") as (files, path):
+        return cast(BinaryIO, files.open(path, "rb"))
+
+
+@contextlib.contextmanager
+def kept(target: str) -> Iterator[str]:
+    """Yield where to write the answers for `target`: beside the caches, if it lies elsewhere.
+
+    What is there is fetched before, and sent in the end if it has changed, the manifest first. A
+    copy that could not be sent stays, and is gone on with. Raises InputError, for that too.
+    """
+    if not is_elsewhere(target):
+        yield target
+        return
+    name = hashlib.sha256(target.encode()).hexdigest()[:16]
+    folder = cache_folder() / "batch" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context((folder / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{target} is being written by another process") from error
+        with _reached(target, "cannot be written") as (files, path):
+            copy = folder / PurePosixPath(path).name
+            both = {manifest_of(copy): f"{path}{MANIFEST}", copy: path}
+            before = None
+            if not copy.exists() and files.exists(path):
+                for here, there in both.items():
+                    if files.exists(there):
+                        files.get_file(there, str(here))
+                before = copy.stat().st_mtime_ns
+        try:
+            yield str(copy)
+        except InputError as error:
+            raise InputError(str(error).replace(str(copy), target)) from error
+        finally:
+            if copy.exists() and copy.stat().st_size and copy.stat().st_mtime_ns != before:
+                with _reached(target, f"cannot be written; its rows wait in {copy}"):
+                    for here, there in both.items():
+                        files.put_file(str(here), there)
+            for here in both:
+                here.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _reached(name: str, refusal: str) -> Iterator[tuple[Any, str]]:
+    """Yield the file system of a name, and its path there; what either raises is an InputError."""
+    import fsspec
+
+    try:
+        local = fsspec.filesystem("file"), name
+        yield fsspec.core.url_to_fs(name) if is_elsewhere(name) else local
+    except EvaError:
+        raise
+    except Exception as error:
+        told = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{name}: {refusal}: {told or type(error).__name__}") from error
