@@ -4,7 +4,7 @@ The test is of texts that come with the package: questions with the right answer
 and prose, code and letters. Members write nothing, but say how likely each text is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -158,34 +158,28 @@ def _best(evaluation: Evaluation) -> tuple[EnsembleSpec, str]:
     """Return who should be used and why, in one sentence.
 
     First the questions decide, then the texts: who is worse than the best for sure (paired
-    bootstrap, 95%) is left out. Of the others the quickest is to be preferred.
+    bootstrap, 95%) is left out. Of the others the quickest is to be preferred. What is said is how
+    an ensemble stands to the best member in each of them, or a member to the best ensemble.
     """
     first, *_ = evaluation.tasks
     left = [one.name for one in first.standings]
-    found = []
-    # Who is left out, by whose rows.
-    out = dict[str, str]()
     for task in evaluation.tasks:
-        leader, *others = sorted(left, key=lambda name: -_lead(task, name, left[0]).value)
-        found.append((task, leader, others, {**out}))
-        out |= {name: task.task.name for name in others if _lead(task, leader, name).low > 0}
-        left = [name for name in left if name not in out]
+        leader = _leader(task, left)
+        left = [name for name in left if _lead(task, leader, name).low <= 0]
     seconds = {name: sum(task.standing(name).seconds for task in evaluation.tasks) for name in left}
     quick = _AS_QUICK * min(seconds.values())
     chosen = first.standing(next(name for name in left if seconds[name] <= quick))
-    said = [_said(chosen.name, *each) for each in found if each[2]]
+    others = [one.name for one in first.standings if one.alone != chosen.alone]
+    said = []
+    for task in evaluation.tasks if others else ():
+        rival = _leader(task, others)
+        said.append(in_words("standing", task, rival, _lead(task, chosen.name, rival)))
     return chosen.spec, in_words("use", evaluation, chosen, said, len(left))
+
+
+def _leader(task: TaskSummary, names: Sequence[str]) -> str:
+    return max(names, key=lambda name: _lead(task, name, names[0]).value)
 
 
 def _lead(task: TaskSummary, one: str, other: str) -> Estimate:
     return lead(task.standing(one).score, task.standing(other).score, task.metric)
-
-
-def _said(
-    chosen: str, task: TaskSummary, leader: str, others: Sequence[str], out: Mapping[str, str]
-) -> str:
-    """Say how `chosen` stands to its rival, and to members who are out and perhaps as good."""
-    rival = others[0] if chosen == leader else leader
-    leads = {name: _lead(task, chosen, name) for name in out if task.standing(name).alone}
-    as_good = [(name, out[name], ahead) for name, ahead in leads.items() if ahead.low <= 0]
-    return in_words("standing", task, rival, _lead(task, chosen, rival), as_good)

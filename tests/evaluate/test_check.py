@@ -194,7 +194,7 @@ def test_ties_go_to_the_cheapest(skills, seconds, expected: str) -> None:
     assert again[1].startswith(expected)
 
 
-def test_a_member_who_is_out_and_as_good_on_text_is_named() -> None:
+def test_an_ensemble_is_held_against_the_best_member_of_each_task() -> None:
     whole = spec(members=("a", "b"))
     contestants = [*map(alone, whole.members), whole]
 
@@ -210,11 +210,15 @@ def test_a_member_who_is_out_and_as_good_on_text_is_named() -> None:
     # The first choice is the right one.
     knows, guesses = (-1.0, -9.0, -9.0), (-9.0, -1.0, -9.0)
     asked = summary("questions", "choice", {"a": knows, "b": guesses, "trio": knows})
-    text = summary("text", "bpb", {"a": (-5.0,), "b": (-2.0,), "trio": (-2.0,)})
-    _, verdict = checking._best(Evaluation("trio", "a", PLAIN, (asked, text)))
-    assert "Use trio in the space pivot: on questions it is not to be told from a (" in verdict
-    assert "on text it is surely better than a" in verdict
-    assert ", but b alone, surely worse on questions, may be as good there (+0.0%" in verdict
+    for together, told in (
+        (-1.0, "surely better than b (+50.0%"),
+        (-3.0, "surely worse than b (-5"),
+    ):
+        text = summary("text", "bpb", {"a": (-5.0,), "b": (-2.0,), "trio": (together,)})
+        winner, verdict = checking._best(Evaluation("trio", "a", PLAIN, (asked, text)))
+        assert winner.name == "trio"
+        assert "on questions it is not to be told from a (" in verdict
+        assert f"on text it is {told}" in verdict
 
 
 def test_what_is_found_is_written_for_later(check, models: Path) -> None:
