@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
-from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
+from eva_local.engine.request import AnyPrompt, Request, Ticket, Told
 from eva_local.engine.runner import Driver, Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
@@ -22,7 +22,9 @@ from eva_local.types import Completion, Message, Sampling, Score, Step, dispute
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
 T = TypeVar("T")
-_DRAWN = frozenset(field.name for field in fields(Sampling))
+# What can be asked of an answer as keywords: fields of `Sampling`, and of `Request`.
+_DRAWN = tuple(field.name for field in fields(Sampling))
+_OPTIONS = (*_DRAWN, "trace", "n_top", "alone", "weights", "observe", "symbols")
 
 
 class Ensemble:
@@ -129,7 +131,7 @@ class Ensemble:
         sampling: Sampling | None = None,
         *,
         report: Report | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
@@ -148,7 +150,7 @@ class Ensemble:
                 yield _raised(step, Step)
 
     async def astream(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
@@ -162,12 +164,10 @@ class Ensemble:
     def _asked(
         self, prompt: AnyPrompt, sampling: Sampling | None, options: Mapping[str, Any]
     ) -> Request:
-        known = [*_DRAWN, *RequestOptions.__annotations__]
-        if unknown := [each for each in options if each not in known]:
-            raise TypeError(f"{unknown[0]} is no option; {did_you_mean(unknown[0], known)}")
-        drawn = {key: value for key, value in options.items() if key in _DRAWN}
-        others = {key: value for key, value in options.items() if key not in _DRAWN}
-        if drawn:
+        if unknown := [each for each in options if each not in _OPTIONS]:
+            raise TypeError(f"{unknown[0]} is no option; {did_you_mean(unknown[0], _OPTIONS)}")
+        others = dict(options)
+        if drawn := {key: others.pop(key) for key in options if key in _DRAWN}:
             sampling = replace(sampling or self._sampling, **drawn)
         return Request(prompt, sampling, **others)
 
@@ -213,13 +213,13 @@ class Ensemble:
         self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
 
     def complete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> Completion:
         """Return the whole answer; see `stream`."""
         return completion_of(list(self.stream(prompt, sampling, **options)))
 
     async def acomplete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> Completion:
         """Return the whole answer, as `complete` does, without blocking the event loop."""
         async with contextlib.aclosing(self.astream(prompt, sampling, **options)) as steps:
@@ -329,12 +329,7 @@ class Ensemble:
         """
         return self._readers.bytes_of(symbols, self._number_of(alone))
 
-    def score(
-        self,
-        prompt: AnyPrompt,
-        continuation: str | Sequence[int],
-        **options: Unpack[RequestOptions],
-    ) -> Score:
+    def score(self, prompt: AnyPrompt, continuation: str | Sequence[int], **options: Any) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
         The continuation, a text or symbols as `tokenize` returns them, is forced through every
@@ -351,10 +346,7 @@ class Ensemble:
         return _raised(told, Score)
 
     async def ascore(
-        self,
-        prompt: AnyPrompt,
-        continuation: str | Sequence[int],
-        **options: Unpack[RequestOptions],
+        self, prompt: AnyPrompt, continuation: str | Sequence[int], **options: Any
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
         request = replace(self._asked(prompt, None, options), continuation=continuation)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
@@ -12,7 +12,7 @@ from eva_local.errors import EvaError
 from eva_local.fusion.votes import Observer
 from eva_local.llama.prompt import Prompt, Thought
 from eva_local.spaces.base import Space
-from eva_local.types import Message, Sampling, Score, Step, Thinking
+from eva_local.types import Message, Sampling, Score, Step
 
 if TYPE_CHECKING:
     from eva_local.engine.sequence import TextSequence
@@ -53,29 +53,6 @@ class Request:
         if isinstance(said, Sequence) and any(isinstance(each, Mapping) for each in said):
             plain = [asdict(each) if isinstance(each, Message) else each for each in said]
             object.__setattr__(self, "prompt", read_messages(plain))
-
-
-class RequestOptions(TypedDict, total=False):
-    """What may be asked of an answer as keywords: fields of a request, and any of `Sampling`."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-    stop: str | Sequence[str]
-    grammar: str | None
-    json_schema: str | None
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    thinking: Thinking
-    trace: bool
-    n_top: int
-    alone: str | None
-    weights: Weights | None
-    observe: Observer | None
-    symbols: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
