@@ -260,8 +260,6 @@ class Ensemble:
         sampling = request.sampling or self._sampling
         weights = None if only is not None else request.weights
         if isinstance(weights, tuple):
-            if len(weights) != len(self.members):
-                raise InputError(f"weights must be one for each of {', '.join(self.members)}")
             # Whether they can be weights of this ensemble.
             replace(self.spec, fusion=replace(self.spec.fusion, weights=weights))
         symbols = None

@@ -313,7 +313,7 @@ def test_other_settings_to_compare(load) -> None:
     [
         ("pivot=three", "is no member"),
         ("wieghts=equal", "did you mean weights"),
-        ("weights=1,2,3", "2 weights"),
+        ("weights=1,2,3", "must be one for each of one, two"),
         ("combine=sum", "mean"),
         ("nobody", "no ensemble"),
         ("two", "is one model; members are measured alone anyway"),
