@@ -21,7 +21,7 @@ from eva_local.config.specs import LoadSettings
 from eva_local.evaluate.forms import without
 from eva_local.evaluate.rows import cut
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.llama.prompt import PromptWriter
 from eva_local.models.store import locate
 from eva_local.spaces.base import Beginning
@@ -58,7 +58,7 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     model.remove(ALL, 0)
     prompt, tokens = PromptWriter(model).read("")[0], model.tokenizer.encode(text)
     rows = (
-        row for block in model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
+        row for block in decode_every(model, Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
     )
     bits = 0.0
     for place, row in enumerate(rows, start=1 - len(prompt)):

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,16 +173,6 @@ class Meter:
         logits = self._model.decode(runs)
         self.decodings.append((began, self._clock(), runs))
         return logits
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        done = 0
-        began = self._clock()
-        for block in self._model.decode_every(run):
-            part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
-            self.decodings.append((began, self._clock(), [part]))
-            done += len(block)
-            yield block
-            began = self._clock()
 
     def remove(self, seq_id: int, start: int) -> int:
         self._can_repeat &= not self.decodings

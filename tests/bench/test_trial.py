@@ -16,7 +16,7 @@ from eva_local.bench.trial import Bench, measure, passage
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ContextError
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.types import Sampling
 
 
@@ -125,12 +125,12 @@ def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     assert part.inside > 0
 
 
-def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
+def test_a_prompt_that_is_judged_is_timed_and_repeated() -> None:
     clock = Clock()
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
-    assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
-    assert meter.part() == MemberPart(3, 1.5, 1.5)
+    assert len(list(decode_every(meter, Run(0, 0, [1, 2, 3])))) == 1
+    assert meter.part() == MemberPart(3, 0.5, 0.5)
     assert model.cache == {0: [1, 2, 3]}
 
 

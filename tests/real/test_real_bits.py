@@ -43,10 +43,7 @@ class Nonsense:
         return getattr(self.model, name)
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        return [None if row is None else row[::-1].copy() for row in self.model.decode(runs)]
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        return (block[:, ::-1].copy() for block in self.model.decode_every(run))
+        return [None if row is None else row[..., ::-1].copy() for row in self.model.decode(runs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +58,6 @@ class Misled:
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         return self.model.decode([self._misread(run) for run in runs])
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        return self.model.decode_every(self._misread(run))
 
     def _misread(self, run: Run) -> Run:
         wrong = self.prompt[run.start : run.start + len(run.tokens)]
