@@ -258,10 +258,12 @@ class Ensemble:
         only = self._number_of(request.alone)
         panel = self._engine.panel(only)
         sampling = request.sampling or self._sampling
-        weights = None if only is not None else request.weights
-        if isinstance(weights, tuple):
+        if only is None and (weights := request.weights) is not None:
+            # Numbers are obeyed whatever is known of the prompt.
+            weights = (1.0,) * len(self.members) if weights == "equal" else weights
+            panel = replace(panel, fusion=replace(panel.fusion, weights=weights))
             # Whether they can be weights of this ensemble.
-            replace(self.spec, fusion=replace(self.spec.fusion, weights=weights))
+            replace(self.spec, fusion=panel.fusion)
         symbols = None
         if request.continuation is not None:
             symbols = self._readers.writable(request.continuation, only)
@@ -286,11 +288,7 @@ class Ensemble:
             alone=[self._engine.panel(member) for member in panel.members] if apart else (),
             sampler=None if symbols is not None else panel.samplers.prepare(sampling),
             symbols=symbols,
-            detailed=request.symbols or request.n_top > 0,
-            trace=request.trace,
-            n_top=request.n_top,
-            weights=weights,
-            observe=request.observe,
+            asked=request,
             scored_bytes=0 if is_alone else self.spec.fusion.evidence_bytes(conversation=is_said),
             said=said,
         )

@@ -115,7 +115,7 @@ class Engine:
         try:
             for member, prompt in ticket.prompt_of.items():
                 self._copy_beginning(member, held[member], prompt)
-            if panel is not self._all:
+            if panel.space is not self._all.space:
                 states = panel.space.over(states)
             readers = states
             if ticket.alone:

@@ -78,8 +78,8 @@ class Ticket:
     their tokens. What `sampler` makes chooses; None is made from `sampling` when it begins.
     `symbols` are a text to be scored. `thoughts`, one of each member or none, are what the
     prompts leave open: the answer comes when the thought has ended. With `alone`, the panels
-    of the members by themselves, each has a thought of its own. For the other fields see
-    `Request`. `said` is the prompt as the pivot reads it, in bytes, for drafts.
+    of the members by themselves, each has a thought of its own. `said` is the prompt as the pivot
+    reads it, in bytes, for drafts. What is told of each step is as `asked`.
     """
 
     panel: Panel
@@ -88,11 +88,7 @@ class Ticket:
     sink: Sink = lambda _: None
     sampler: SamplerMaker | None = None
     symbols: Sequence[int] | None = None
-    detailed: bool = False
-    trace: bool = False
-    n_top: int = 0
-    weights: Weights | None = None
-    observe: Observer | None = None
+    asked: Request = Request("")
     scored_bytes: int = 0
     thoughts: Sequence[Thought] = ()
     alone: Sequence[Panel] = ()
