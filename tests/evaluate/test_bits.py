@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import by_hand, spec
+from evaluations import alone, by_hand, spec
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Entry, alone
+from eva_local.evaluate.contest import Contest, Entry
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Results, Task, TaskRow, cut, pieces, read_tasks
 from eva_local.evaluate.summary import summarize

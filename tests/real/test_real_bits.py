@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from evaluations import alone
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
-from eva_local.evaluate.contest import Contest, alone
+from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Results, Task, TaskRow
 from eva_local.llama.llama_model import LlamaModel
