@@ -18,11 +18,11 @@ import numpy as np
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import LoadSettings
-from eva_local.evaluate.forms import without
 from eva_local.evaluate.rows import cut
 from eva_local.llama.llama_model import LlamaModel
 from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.llama.prompt import PromptWriter
+from eva_local.llama.tokenizer import without
 from eva_local.models.store import locate
 from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace

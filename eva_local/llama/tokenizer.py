@@ -124,6 +124,15 @@ def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
         yield stretch[0].encode("utf-8", "surrogateescape"), stretch[1] is None
 
 
+def without(data: bytes, missing: frozenset[int], mark: bytes = b"") -> bytes:
+    """Leave out the characters that have a byte of `missing`, or put a `mark` for them."""
+    if not missing or missing.isdisjoint(data):
+        return data
+    characters = data.decode("utf-8", "surrogateescape")
+    pieces = (each.encode("utf-8", "surrogateescape") for each in characters)
+    return b"".join(piece if missing.isdisjoint(piece) else mark for piece in pieces)
+
+
 def border(text: bytes, at: int, least: int = 1) -> int:
     """Return an offset in UTF-8, at most `at`: before a space from `least` on, else a character."""
     space = text.rfind(b" ", max(least, 1), at + 1)
