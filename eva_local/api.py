@@ -27,7 +27,7 @@ _DRAWN = tuple(field.name for field in fields(Sampling))
 _OPTIONS = (*_DRAWN, "trace", "n_top", "alone", "weights", "observe", "symbols")
 
 
-class Ensemble:
+class Ensemble(contextlib.AbstractContextManager["Ensemble"]):
     """Models that write one answer together.
 
     Several threads and an event loop may use it at once: their answers are written side by
@@ -57,9 +57,6 @@ class Ensemble:
             self._most = parallel
             self._driver = Driver(self.scheduler)
             self._resources = stack.pop_all()
-
-    def __enter__(self) -> "Ensemble":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
