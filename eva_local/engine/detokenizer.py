@@ -1,7 +1,7 @@
 """Bytes to text that is safe to show: whole characters only, and no part of a stop string."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from eva_local.errors import InputError
 
@@ -61,7 +61,7 @@ class TextStream:
             self.stopped = True
             shown, self._waiting = self._waiting[: min(found)[1]], ""
             return shown
-        return self._release(len(self._waiting) - self._undecided())
+        return self._release(len(self._waiting) - undecided(self._waiting, self._stop))
 
     def finish(self) -> str:
         """Return what waited; a half character at the end is left out."""
@@ -71,11 +71,11 @@ class TextStream:
         shown, self._waiting = self._waiting[:count], self._waiting[count:]
         return shown
 
-    def _undecided(self) -> int:
-        """Return the length of the longest end that begins a stop string."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for size in range(min(longest, len(self._waiting)), 0, -1):
-            end = self._waiting[-size:]
-            if any(stop.startswith(end) for stop in self._stop):
-                return size
-        return 0
+
+def undecided(text: str, wholes: Collection[str]) -> int:
+    """Return the length of the longest end of a text that begins one of `wholes`."""
+    longest = max(map(len, wholes), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(whole.startswith(text[-size:]) for whole in wholes):
+            return size
+    return 0
