@@ -68,16 +68,21 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     return bits, len(tokens)
 
 
-def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[int]:
-    """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
+def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[tuple[int, int]]:
+    """Force a text through a voice; yield each byte when the voice is ready to say how likely.
+
+    With it goes how many tokens were decoded for it.
+    """
     model.remove(ALL, 0)
     state.start(Beginning(PromptWriter(model).read("")[0]))
     for byte in text:
+        decoded = 0
         while not state.ready:
             runs = state.pending(None)
+            decoded += sum(len(run.tokens) for run in runs)
             for run, logits in zip(runs, model.decode(runs), strict=True):
                 state.take(run, logits)
-        yield byte
+        yield byte, decoded
         state.commit(byte)
 
 
@@ -86,12 +91,13 @@ def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, i
     space = ByteSpace([model], threshold)
     states = space.states(0)
     (state,) = states
-    bits = 0.0
-    for byte in forced(model, state, text):
+    bits, n_decoded = 0.0, 0
+    for byte, decoded in forced(model, state, text):
+        n_decoded += decoded
         (vote,) = space.symbols(states).votes
         assert vote is not None
         bits -= float(np.log2(vote.probability(byte)))
-    return bits, state.forwarded
+    return bits, n_decoded
 
 
 def main(
