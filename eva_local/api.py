@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from eva_local.alignment.library import find, mapping_folders
 from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.engine import Engine
 from eva_local.engine.readers import Readers
-from eva_local.engine.request import AnyPrompt, Request, RequestOptions, Ticket, Told
+from eva_local.engine.request import AnyPrompt, Request, Ticket, Told
 from eva_local.engine.runner import Driver, Runner
 from eva_local.engine.scheduler import Scheduler
 from eva_local.errors import EvaError, InputError
@@ -22,10 +22,12 @@ from eva_local.types import Completion, Message, Sampling, Score, Step, dispute
 # Told what is going on and which share of it is done, from 0 to 1.
 Report = Callable[[str, float], None]
 T = TypeVar("T")
-_DRAWN = frozenset(field.name for field in fields(Sampling))
+# What can be asked of an answer as keywords: fields of `Sampling`, and of `Request`.
+_DRAWN = tuple(field.name for field in fields(Sampling))
+_OPTIONS = (*_DRAWN, "trace", "n_top", "alone", "weights", "observe", "symbols")
 
 
-class Ensemble:
+class Ensemble(contextlib.AbstractContextManager["Ensemble"]):
     """Models that write one answer together.
 
     Several threads and an event loop may use it at once: their answers are written side by
@@ -55,9 +57,6 @@ class Ensemble:
             self._most = parallel
             self._driver = Driver(self.scheduler)
             self._resources = stack.pop_all()
-
-    def __enter__(self) -> "Ensemble":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -129,7 +128,7 @@ class Ensemble:
         sampling: Sampling | None = None,
         *,
         report: Report | None = None,
-        **options: Unpack[RequestOptions],
+        **options: Any,
     ) -> Generator[Step, None, None]:
         """Write an answer step by step; closing the iterator ends it.
 
@@ -148,7 +147,7 @@ class Ensemble:
                 yield _raised(step, Step)
 
     async def astream(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> AsyncGenerator[Step, None]:
         """Write an answer step by step, as `stream` does, without blocking the event loop.
 
@@ -162,12 +161,10 @@ class Ensemble:
     def _asked(
         self, prompt: AnyPrompt, sampling: Sampling | None, options: Mapping[str, Any]
     ) -> Request:
-        known = [*_DRAWN, *RequestOptions.__annotations__]
-        if unknown := [each for each in options if each not in known]:
-            raise TypeError(f"{unknown[0]} is no option; {did_you_mean(unknown[0], known)}")
-        drawn = {key: value for key, value in options.items() if key in _DRAWN}
-        others = {key: value for key, value in options.items() if key not in _DRAWN}
-        if drawn:
+        if unknown := [each for each in options if each not in _OPTIONS]:
+            raise TypeError(f"{unknown[0]} is no option; {did_you_mean(unknown[0], _OPTIONS)}")
+        others = dict(options)
+        if drawn := {key: others.pop(key) for key in options if key in _DRAWN}:
             sampling = replace(sampling or self._sampling, **drawn)
         return Request(prompt, sampling, **others)
 
@@ -213,13 +210,13 @@ class Ensemble:
         self._engine.panel(self._number_of(alone)).samplers.prepare(sampling)
 
     def complete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> Completion:
         """Return the whole answer; see `stream`."""
         return completion_of(list(self.stream(prompt, sampling, **options)))
 
     async def acomplete(
-        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Unpack[RequestOptions]
+        self, prompt: AnyPrompt, sampling: Sampling | None = None, **options: Any
     ) -> Completion:
         """Return the whole answer, as `complete` does, without blocking the event loop."""
         async with contextlib.aclosing(self.astream(prompt, sampling, **options)) as steps:
@@ -258,12 +255,12 @@ class Ensemble:
         only = self._number_of(request.alone)
         panel = self._engine.panel(only)
         sampling = request.sampling or self._sampling
-        weights = None if only is not None else request.weights
-        if isinstance(weights, tuple):
-            if len(weights) != len(self.members):
-                raise InputError(f"weights must be one for each of {', '.join(self.members)}")
+        if only is None and (weights := request.weights) is not None:
+            # Numbers are obeyed whatever is known of the prompt.
+            weights = (1.0,) * len(self.members) if weights == "equal" else weights
+            panel = replace(panel, fusion=replace(panel.fusion, weights=weights))
             # Whether they can be weights of this ensemble.
-            replace(self.spec, fusion=replace(self.spec.fusion, weights=weights))
+            replace(self.spec, fusion=panel.fusion)
         symbols = None
         if request.continuation is not None:
             symbols = self._readers.writable(request.continuation, only)
@@ -288,11 +285,7 @@ class Ensemble:
             alone=[self._engine.panel(member) for member in panel.members] if apart else (),
             sampler=None if symbols is not None else panel.samplers.prepare(sampling),
             symbols=symbols,
-            detailed=request.symbols or request.n_top > 0,
-            trace=request.trace,
-            n_top=request.n_top,
-            weights=weights,
-            observe=request.observe,
+            asked=request,
             scored_bytes=0 if is_alone else self.spec.fusion.evidence_bytes(conversation=is_said),
             said=said,
         )
@@ -329,12 +322,7 @@ class Ensemble:
         """
         return self._readers.bytes_of(symbols, self._number_of(alone))
 
-    def score(
-        self,
-        prompt: AnyPrompt,
-        continuation: str | Sequence[int],
-        **options: Unpack[RequestOptions],
-    ) -> Score:
+    def score(self, prompt: AnyPrompt, continuation: str | Sequence[int], **options: Any) -> Score:
         """Return how likely it is that exactly `continuation` comes right after `prompt`.
 
         The continuation, a text or symbols as `tokenize` returns them, is forced through every
@@ -351,10 +339,7 @@ class Ensemble:
         return _raised(told, Score)
 
     async def ascore(
-        self,
-        prompt: AnyPrompt,
-        continuation: str | Sequence[int],
-        **options: Unpack[RequestOptions],
+        self, prompt: AnyPrompt, continuation: str | Sequence[int], **options: Any
     ) -> Score:
         """Return a score, as `score` does, without blocking the event loop."""
         request = replace(self._asked(prompt, None, options), continuation=continuation)

@@ -11,7 +11,7 @@ from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import surface
 from eva_local.config.specs import FusionSettings
 from eva_local.engine.engine import Engine
-from eva_local.engine.request import Ticket
+from eva_local.engine.request import Request, Ticket
 from eva_local.engine.sequence import TextSequence
 from eva_local.spaces.bytes.space import ByteSpace
 from eva_local.spaces.pivot import PivotSpace
@@ -73,8 +73,11 @@ def bytes_engine(*models: FakeModel, fusion: FusionSettings = RUNNING, pivot: in
     return Engine([f"m{i}" for i in range(len(models))], models, space, fusion)
 
 
-def ticket(engine: Engine, prompts, sampling: Sampling, *args, alone=None, **how) -> Ticket:
+def ticket(
+    engine: Engine, prompts, sampling: Sampling, *args, alone=None, trace=False, n_top=0, **how
+) -> Ticket:
     """A ticket for prompts in tokens, for all members or one `alone`."""
+    how["asked"] = Request("", trace=trace, n_top=n_top)
     return Ticket(engine.panel(alone), prompts, sampling, *args, **how)
 
 

@@ -13,9 +13,9 @@ from fakes import FakeModel
 from eva_local.alignment.library import identity
 from eva_local.alignment.mapping import surface_refined
 from eva_local.api import Ensemble
-from eva_local.config.specs import EnsembleSpec, FusionSettings, ModelSpec, PathSource
+from eva_local.config.specs import EnsembleSpec, FusionSettings, MemberSpec, ModelSpec, PathSource
 from eva_local.engine.engine import Engine
-from eva_local.evaluate.contest import Entry, alone
+from eva_local.evaluate.contest import Entry
 from eva_local.evaluate.evaluation import Evaluation
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Result, Task, TaskRow
@@ -30,6 +30,11 @@ WORDS = (*("the", "sea", "is", "salt", "because", "rivers", "carry"), *("mineral
 def spec(name: str = "trio", members: tuple[str, ...] = MEMBERS, **fusion: object) -> EnsembleSpec:
     models = tuple(ModelSpec(one, PathSource(f"{one}.gguf"), sha256=one) for one in members)
     return EnsembleSpec(name, models, members[0], FusionSettings(**fusion))
+
+
+def alone(member: MemberSpec) -> EnsembleSpec:
+    """A member as a contestant of its own."""
+    return EnsembleSpec(member.name, (member,), member.name)
 
 
 def contestants(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +125,6 @@ class FakeModel:
             last = [self._logits(cache[: len(cache) - n]) for n in reversed(range(run.logits))]
             rows.append(np.stack(last) if run.logits > 1 else last[0] if last else None)
         return rows
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        for offset, token_id in enumerate(run.tokens):
-            row = self.decode([Run(run.seq_id, run.start + offset, [token_id])])[0]
-            assert row is not None
-            yield row[None]
 
     def holds(self, seq_id: int, start: int) -> int:
         length = len(self.cache.get(seq_id, ()))

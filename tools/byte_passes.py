@@ -18,11 +18,11 @@ import numpy as np
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import LoadSettings
-from eva_local.evaluate.forms import without
 from eva_local.evaluate.rows import cut
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.llama.prompt import PromptWriter
+from eva_local.llama.tokenizer import without
 from eva_local.models.store import locate
 from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, THRESHOLD, ByteSpace
@@ -58,7 +58,7 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     model.remove(ALL, 0)
     prompt, tokens = PromptWriter(model).read("")[0], model.tokenizer.encode(text)
     rows = (
-        row for block in model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
+        row for block in decode_every(model, Run(0, 0, [*prompt, *tokens[:-1]])) for row in block
     )
     bits = 0.0
     for place, row in enumerate(rows, start=1 - len(prompt)):
@@ -68,16 +68,21 @@ def by_tokens(model: LlamaModel, text: bytes) -> tuple[float, int]:
     return bits, len(tokens)
 
 
-def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[int]:
-    """Force a text through a voice; yield each byte when the voice is ready to say how likely."""
+def forced(model: LlamaModel, state: ByteState, text: bytes) -> Iterator[tuple[int, int]]:
+    """Force a text through a voice; yield each byte when the voice is ready to say how likely.
+
+    With it goes how many tokens were decoded for it.
+    """
     model.remove(ALL, 0)
     state.start(Beginning(PromptWriter(model).read("")[0]))
     for byte in text:
+        decoded = 0
         while not state.ready:
             runs = state.pending(None)
+            decoded += sum(len(run.tokens) for run in runs)
             for run, logits in zip(runs, model.decode(runs), strict=True):
                 state.take(run, logits)
-        yield byte
+        yield byte, decoded
         state.commit(byte)
 
 
@@ -86,12 +91,13 @@ def by_bytes(model: LlamaModel, text: bytes, threshold: float) -> tuple[float, i
     space = ByteSpace([model], threshold)
     states = space.states(0)
     (state,) = states
-    bits = 0.0
-    for byte in forced(model, state, text):
+    bits, n_decoded = 0.0, 0
+    for byte, decoded in forced(model, state, text):
+        n_decoded += decoded
         (vote,) = space.symbols(states).votes
         assert vote is not None
         bits -= float(np.log2(vote.probability(byte)))
-    return bits, state.forwarded
+    return bits, n_decoded
 
 
 def main(

@@ -23,7 +23,7 @@ from eva_local.alignment.embedding import (
 from eva_local.alignment.library import BY_EMBEDDING, find_or_build, mapping_folders
 from eva_local.alignment.mapping import Mapping, twins
 from eva_local.config.config import load_config
-from eva_local.llama.model import Model, Run
+from eva_local.llama.model import Model, Run, decode_every
 from eva_local.opening import open_models
 
 # Prose, numbers, code and another language: what members are asked to write.
@@ -75,7 +75,7 @@ def retained_mass(model: Model, mapping: Mapping) -> float:
     carried = np.diff(mapping.indptr) > 0
     tokens = model.tokenizer.encode(SAMPLE.encode())
     shares: list[float] = []
-    for logits in model.decode_every(Run(0, 0, tokens)):
+    for logits in decode_every(model, Run(0, 0, tokens)):
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares += (weights[:, carried].sum(axis=1) / weights.sum(axis=1)).tolist()
     model.remove(0, 0)

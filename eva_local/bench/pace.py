@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from eva_local.fusion.votes import Floats
 from eva_local.llama.model import Logits, Model, Run
 
 Clock = Callable[[], float]
@@ -27,14 +27,16 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: ArrayLike) -> "Spread | None":
-        """Return the spread of the values that are known, None where none is."""
-        known = np.asarray(values, dtype=np.float64)
-        known = known[np.isfinite(known)]
-        if not known.size:
-            return None
-        low, median, high = np.quantile(known, (0.25, 0.5, 0.75)).tolist()
-        return cls(median, low, high, known.size)
+    def of(cls, values: Floats) -> "Spread":
+        """Return the spread of values, all of which are known."""
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        return cls(median, low, high, np.size(values))
+
+
+def spread_of(values: Floats) -> Spread | None:
+    """Return the spread of the values that are known, None where none is."""
+    known = values[np.isfinite(values)]
+    return Spread.of(known) if known.size else None
 
 
 class MemberPart(NamedTuple):
@@ -94,34 +96,31 @@ class Pace:
     members: tuple[MemberPace, ...]
 
 
-def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace | None:
-    """Sum up rounds; None where there are none."""
+def pace(names: Sequence[str], rounds: Sequence[Round]) -> Pace:
+    """Sum up rounds, of which there is one at least."""
     # Every ratio is formed within its round, since a machine changes its speed between them.
     seconds = np.array([each.seconds for each in rounds])
     busy = np.array([each.busy for each in rounds])
     # In the space of bytes a step writes a token of some texts only, now of more, now of fewer.
-    told = sum(each.told for each in rounds) / max(len(rounds), 1)
-    step, rate, bookkeeping = map(Spread.of, (seconds, told / seconds, 1 - busy / seconds))
-    if step is None or rate is None or bookkeeping is None:
-        return None
+    told = sum(each.told for each in rounds) / len(rounds)
     # Each (members, rounds).
     parts = np.array([each.parts for each in rounds], dtype=np.float64)
     n_tokens, inside, alone = parts.T
     with np.errstate(divide="ignore", invalid="ignore"):
         return Pace(
-            step=step,
-            rate=rate,
-            over_sum=Spread.of(seconds / alone.sum(axis=0)),
-            over_slowest=Spread.of(seconds / alone.max(axis=0)),
-            inside_over_alone=Spread.of(inside.sum(axis=0) / alone.sum(axis=0)),
-            bookkeeping=bookkeeping,
+            step=Spread.of(seconds),
+            rate=Spread.of(told / seconds),
+            over_sum=spread_of(seconds / alone.sum(axis=0)),
+            over_slowest=spread_of(seconds / alone.max(axis=0)),
+            inside_over_alone=spread_of(inside.sum(axis=0) / alone.sum(axis=0)),
+            bookkeeping=Spread.of(1 - busy / seconds),
             members=tuple(
                 MemberPace(
                     name=name,
                     n_tokens=float(n_tokens[i].mean()),
-                    inside=Spread.of(inside[i]),
-                    alone=Spread.of(alone[i]),
-                    rate=rate.median if (rate := Spread.of(n_tokens[i] / alone[i])) else None,
+                    inside=spread_of(inside[i]),
+                    alone=spread_of(alone[i]),
+                    rate=rate.median if (rate := spread_of(n_tokens[i] / alone[i])) else None,
                 )
                 for i, name in enumerate(names)
             ),
@@ -173,16 +172,6 @@ class Meter:
         logits = self._model.decode(runs)
         self.decodings.append((began, self._clock(), runs))
         return logits
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        done = 0
-        began = self._clock()
-        for block in self._model.decode_every(run):
-            part = replace(run, start=run.start + done, tokens=run.tokens[done : done + len(block)])
-            self.decodings.append((began, self._clock(), [part]))
-            done += len(block)
-            yield block
-            began = self._clock()
 
     def remove(self, seq_id: int, start: int) -> int:
         self._can_repeat &= not self.decodings

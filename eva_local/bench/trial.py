@@ -186,15 +186,13 @@ class Bench:
         for width in widths:
             self.ensemble.n_slots = width
             rounds, cached = self._write(prompts[-1], width, f"{label}: {width} at a time")
-            written = pace(list(self.meters), rounds)
-            assert written is not None
             yield Trial(
                 context=n_tokens,
                 texts=width,
                 prompt_tokens=self.ensemble.prompt_tokens(prompts[-1]),
                 first_seconds=median(firsts) if width == 1 else None,
                 cached_first_seconds=cached,
-                writing=written,
+                writing=pace(list(self.meters), rounds),
                 peak_memory=peak_memory(),
             )
 
@@ -257,15 +255,12 @@ def _summed(
     passes, decoded = (np.array([getattr(u, key) for u in usages]) for key in ("passes", "decoded"))
     singles = parts.sum(axis=0) / np.maximum(sum(np.array(u.passes) for u in plain), 1)
     sums = np.maximum(parts.sum(axis=1), 1e-9)
-    over, step = Spread.of(seconds / sums), Spread.of(seconds / steps)
-    assert over is not None
-    assert step is not None
     more = decoded - passes
     return Answers(
         drafter=drafter,
         temperature=temperature,
-        step=step,
-        over_sum=over,
+        step=Spread.of(seconds / steps),
+        over_sum=Spread.of(seconds / sums),
         total=float(seconds.sum() / sums.sum()),
         by_kind={
             kind: float(seconds[of_kind].sum() / sums[of_kind].sum())

@@ -17,7 +17,6 @@ from eva_local.chat.log import Conversation, Saved, first_words
 from eva_local.chat.reader import PROMPT, Command, Reader, counted, sound, understood
 from eva_local.chat.terminal import Screen, interruption_noted, typing_unseen
 from eva_local.chat.votes import summary_line, usage_line, vote_lines
-from eva_local.config.catalogue import check_weights
 from eva_local.config.settings import keys_of, read_settings, read_text, refuse_unknown, user_path
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.detokenizer import harmless
@@ -236,8 +235,6 @@ def _set(repl: Repl, argument: str) -> None:
         repl.chat.sampling = replace(repl.chat.sampling, **changed)
     else:
         spec = repl.chat.ensemble.spec
-        if "weights" in changed:
-            check_weights(found["weights"], len(spec.members))
         repl.change(replace(spec, fusion=replace(spec.fusion, **changed)))
     repl.screen.note(f"{name} is {_value(repl, name)}")
 

@@ -58,28 +58,19 @@ def list_models(load: Load, everything: bool, as_json: bool) -> None:
         for each in held(os.environ, Path.home()):
             size = store.size(ModelSpec(each.name, PathSource(each.path)))
             others.append(asdict(each) | {"size": size})
+    told = {"models": models, "ensembles": ensembles}
+    if everything:
+        told["elsewhere"] = others
     if as_json:
-        more = {"elsewhere": others} if everything else {}
-        print_json({"models": models, "ensembles": ensembles, **more})
+        print_json(told)
         return
-    sized = [(row | {"size": _size(row["size"])}).values() for row in models]
-    print_table(("MODEL", "SIZE", "HERE", "LICENCE", "DESCRIPTION"), map(tuple, sized))
+    print_report("cli/list.txt", told=told, size=_size)
     for spec in config.models.values():
         if (path := store.find(spec)) and (wrong := refusal(path)):
             click.echo(f"{spec.name}: {path}: {wrong}", err=True)
-    click.echo()
-    rows = [
-        (f"{name}{' (default)' if is_default else ''}", here, " + ".join(members), description)
-        for name, members, here, is_default, description in map(dict.values, ensembles)
-    ]
-    print_table(("ENSEMBLE", "HERE", "MEMBERS", "DESCRIPTION"), rows)
-    if everything:
-        click.echo()
-        found = [(one["name"], _size(one["size"]), one["program"], one["path"]) for one in others]
-        print_table(("NAME", "SIZE", "PROGRAM", "PATH"), found)
-    elif others:
-        told = "more models are held by other programs: eva-local list --all"
-        click.echo(f"{len(others)} {told}", err=True)
+    if others and not everything:
+        more = "more models are held by other programs: eva-local list --all"
+        click.echo(f"{len(others)} {more}", err=True)
 
 
 def show(load: Load, name: str | None, overrides: Given, as_json: bool) -> None:

@@ -77,14 +77,13 @@ def _width() -> int:
     return get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
-def shown(value: object, form: str = "") -> str:
-    """Word a value in one line, a float in a `form`; a terminal obeys none of it."""
+def shown(value: object) -> str:
+    """Word a value in one line; a terminal obeys none of it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
         value = ",".join(map(str, value)) or None
-    text = format(value, form) if isinstance(value, float) else str(value)
-    return "-" if value is None else harmless_line(text)
+    return "-" if value is None else harmless_line(str(value))
 
 
 def refuse_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:

@@ -13,7 +13,6 @@ from eva_local.cli.outputs import ProgressDisplay, input_is_closed, open_shown
 from eva_local.config.config import Config
 from eva_local.config.elsewhere import is_gguf
 from eva_local.config.settings import read_text
-from eva_local.config.specs import EnsembleSpec
 from eva_local.engine.detokenizer import harmless, refuse_utf16
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import json_line
@@ -30,7 +29,7 @@ def run(
     system: str | None,
     raw: bool,
     trace: Path | None,
-    **told: bool,
+    **how: bool,
 ) -> int:
     """Write one answer to a prompt; return the exit code."""
     if raw and system is not None:
@@ -47,10 +46,13 @@ def run(
     before = [Message("system", system)] if system else []
     asked: Prompt = text if raw else [*before, Message("user", text)]
     spec = config.ensemble()
-    with open_shown(spec) as ensemble:
-        tracing = contextlib.nullcontext() if trace is None else _tracing(trace, spec, asked)
-        with tracing as writer:
-            return answer(ensemble, asked, sampling, trace=writer, **told)
+    with open_shown(spec) as ensemble, contextlib.ExitStack() as stack:
+        writer = None
+        if trace is not None:
+            said = asked if isinstance(asked, str) else tuple(asked)
+            told = TraceFile(spec.name, ensemble.members, spec.pivot, said, asdict(spec.fusion))
+            writer = stack.enter_context(TraceWriter(trace, told))
+        return answer(ensemble, asked, sampling, trace=writer, **how)
 
 
 def _text(prompt: str | None) -> str:
@@ -69,12 +71,6 @@ def _text(prompt: str | None) -> str:
     if prompt is None and not piped.strip():
         raise InputError("there is no prompt: give one, or write it to standard input")
     return "\n\n".join(part for part in (prompt, piped) if part)
-
-
-def _tracing(path: Path, spec: EnsembleSpec, prompt: Prompt) -> TraceWriter:
-    members = tuple(member.name for member in spec.members)
-    said = prompt if isinstance(prompt, str) else tuple(prompt)
-    return TraceWriter(path, TraceFile(spec.name, members, spec.pivot, said, asdict(spec.fusion)))
 
 
 def answer(

@@ -123,23 +123,16 @@ def read_ensembles(
         if name in taken:
             raise ConfigError(f"{place}: a model has this name already; choose another")
         members, weights = _members(path, f"{place}.members", table.members, models)
-        names = [member.name for member in members]
-        pivot = table.pivot or names[0]
-        if pivot not in names:
-            hint = did_you_mean(pivot, names)
-            raise ConfigError(f"{place}.pivot: {pivot!r} is no member; {hint}")
         if weights is not None and "weights" in values:
             raise ConfigError(f"{place}.weights: the members have weights of their own; remove it")
         given = values if weights is None else {**values, "weights": weights}
         own = settings.read_settings((specs.FusionSettings, Sampling), given, f"{place}.".__add__)
-        if "weights" in own:
-            check_weights(own["weights"], len(names))
         told = among(own)
         try:
             ensembles[name] = specs.EnsembleSpec(
                 name=name,
                 members=tuple(members),
-                pivot=pivot,
+                pivot=table.pivot or members[0].name,
                 fusion=settings.build(specs.FusionSettings, told),
                 sampling=_sampling(path, place, values, settings.build(Sampling, told)),
                 description=table.description,
@@ -205,15 +198,6 @@ def written_table(section: str, name: str, values: Mapping[str, object]) -> str:
 
     lines = (f"\n{key} = {quoted(value)}" for key, value in values.items())
     return f"[{section}.{quoted(name)}]{''.join(lines)}"
-
-
-def check_weights(setting: Setting, members: int) -> None:
-    """Raise ConfigError where a list of weights does not fit the number of members."""
-    weights = setting.value
-    if isinstance(weights, tuple) and len(weights) != members:
-        raise ConfigError(
-            f"{setting.origin}: needs {members} weights, one for each member, not {len(weights)}"
-        )
 
 
 def _named(path: Path, section: str, tables: object) -> Iterator[tuple[str, str, dict[str, Any]]]:

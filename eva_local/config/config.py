@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 
 from eva_local.config import settings, specs
-from eva_local.config.catalogue import check_weights, free_name, read_ensembles, read_models
+from eva_local.config.catalogue import free_name, read_ensembles, read_models
 from eva_local.config.elsewhere import HUB_NAME, Held, held, named, tag
 from eva_local.config.settings import Setting
 from eva_local.errors import ConfigError, InputError, refusing
@@ -38,7 +38,8 @@ _is_file = os.path.isfile
 class Config:
     """Everything that was configured, from every place, with `settings` telling which.
 
-    `paths` are the files that were read, the later the stronger.
+    `paths` are the files that were read, the later the stronger. Weights and a drafter from
+    `outside` of them are meant for the one ensemble that is run, whose members they must fit.
     """
 
     paths: tuple[Path, ...]
@@ -49,8 +50,7 @@ class Config:
     fusion: specs.FusionSettings
     load: specs.LoadSettings
     settings: Mapping[str, Setting]
-    weights: Setting | None = None
-    drafter: Setting | None = None
+    outside: Mapping[str, Setting]
 
     @property
     def sampling(self) -> Sampling:
@@ -81,21 +81,14 @@ class Config:
         """
         spec = self._ensemble_of_file(name)
         if pivot is not None:
-            if pivot not in (names := [member.name for member in spec.members]):
-                hint = did_you_mean(str(pivot), names)
-                raise ConfigError(f"pivot: {pivot!r} is no member; {hint}")
             spec = replace(spec, pivot=pivot)
-        # Weights and a drafter from outside the file are meant for the one ensemble that is run, so
-        # they are measured against its members here and not for every ensemble of the file.
-        if self.weights is not None:
-            check_weights(self.weights, len(spec.members))
-        if self.drafter is None:
-            return spec
-        try:
-            fusion = replace(spec.fusion, drafter=str(self.drafter.value))
-            return replace(spec, fusion=fusion)
-        except InputError as error:
-            raise ConfigError(f"{self.drafter.origin}: {error}") from error
+        for key, setting in self.outside.items():
+            try:
+                changed: dict[str, Any] = {key: setting.value}
+                spec = replace(spec, fusion=replace(spec.fusion, **changed))
+            except InputError as error:
+                raise ConfigError(f"{setting.origin}: {error}") from error
+        return spec
 
     def _ensemble_of_file(self, name: str | Sequence[str] | None) -> specs.EnsembleSpec:
         name = self.default_ensemble if name is None else name
@@ -180,7 +173,7 @@ def load_config(
     defaults: dict[str, Setting] = {}
     for path, document in layers:
         defaults |= _read_defaults(path, document.get("defaults", {}))
-    drafter = given.pop("drafter", None)
+    outside = {key: given.pop(key) for key in [*given] if key in ("weights", "drafter")}
     effective = {**defaults, **given}
 
     def among(own: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -208,8 +201,7 @@ def load_config(
         ensembles, owns = made | ensembles | made, owns | own
     chosen = effective.get("ensemble", chosen)
     default = str(chosen.value)
-    shown = {**among(owns.get(default, {})), "ensemble": chosen}
-    shown |= {} if drafter is None else {"drafter": drafter}
+    shown = {**among(owns.get(default, {})), **outside, "ensemble": chosen}
     config = Config(
         paths=tuple(path for path, _ in layers),
         models=models,
@@ -223,8 +215,7 @@ def load_config(
             for kind in _KINDS
             for key in settings.keys_of(kind)
         },
-        weights=given.get("weights"),
-        drafter=drafter,
+        outside=outside,
     )
     try:
         config.members()

@@ -236,7 +236,12 @@ class EnsembleSpec:
         if len(set(names)) < len(names) or not set(names).isdisjoint(NO_MEMBER):
             told = f"give each its own name, none of {', '.join(NO_MEMBER)}"
             raise InputError(f"members of {self.name}: {', '.join(names)}: {told}")
+        if self.pivot not in names:
+            hint = did_you_mean(str(self.pivot), names)
+            raise InputError(f"pivot {self.pivot!r} is no member of {self.name}; {hint}")
         drafter, weights = self.fusion.drafter, self.fusion.weights
+        if isinstance(weights, tuple) and (n := len(weights)) != len(names):
+            raise InputError(f"weights must be one for each of {', '.join(names)}, not {n}")
         if drafter not in (known := [*NO_MEMBER, *names]):
             hint = did_you_mean(drafter, known)
             raise InputError(f"drafter {drafter} is no member of {self.name}; {hint}")

@@ -232,6 +232,7 @@ def _thinker(ticket: Ticket, index: int, state: MemberState, n_ctx: int) -> Thou
         # Far from those of other answers to the same prompt.
         seed=None if how.seed is None else how.seed + (index << 32),
     )
-    thought = Ticket(ticket.alone[index], [prompt], own, trace=ticket.trace, n_top=ticket.n_top)
-    thought.thoughts = [ticket.thoughts[index]]
+    thought = Ticket(ticket.alone[index], [prompt], own, thoughts=[ticket.thoughts[index]])
+    # Decisions are those on the answer.
+    thought.asked = replace(ticket.asked, observe=None)
     return ThoughtSequence(thought, [state])

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from eva_local.engine.detokenizer import undecided
 from eva_local.engine.grammar import BEGIN, END, Calls, calls_of
 from eva_local.errors import InputError
 from eva_local.llama.prompt import Prompt
@@ -146,9 +147,7 @@ class CallStream:
         """Return what of a text can be shown; of the last, which has a reason, the calls too."""
         text = self._held + text
         at = text.find(BEGIN)
-        if at < 0:
-            begun = (n for n in range(len(BEGIN) - 1, 0, -1) if text.endswith(BEGIN[:n]))
-            at = len(text) - next(begun, 0)
+        at = len(text) - undecided(text, (BEGIN,)) if at < 0 else at
         # At the beginning, a call may stand there without marks.
         is_bare = self._is_first and text.lstrip()[:1] == "{"
         at = 0 if is_bare else len(text[:at].rstrip())

@@ -1,8 +1,7 @@
 """Bytes to text that is safe to show: whole characters only, and no part of a stop string."""
 
 import codecs
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from eva_local.errors import InputError
 
@@ -10,7 +9,12 @@ from eva_local.errors import InputError
 HEAD = 8000
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # C0 and C1 control characters but tab and newline, and marks that reorder what is shown.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+    **{code: f"<U+{code:04X}>" for code in _UNSAFE},
+}
 
 
 def refuse_utf16(data: bytes, name: str) -> None:
@@ -23,18 +27,12 @@ def refuse_utf16(data: bytes, name: str) -> None:
 
 def harmless(text: str) -> str:
     """Return `text` with the characters that a terminal would obey made visible."""
-    return _UNSAFE.sub(lambda found: _visible(ord(found[0])), text)
+    return text.translate(_VISIBLE)
 
 
 def harmless_line(text: str) -> str:
     """Return `text` as one line that is harmless to print: line ends become spaces."""
     return " ".join(harmless(text).split("\n"))
-
-
-def _visible(code: int) -> str:
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"<U+{code:04X}>"
 
 
 class TextStream:
@@ -63,7 +61,7 @@ class TextStream:
             self.stopped = True
             shown, self._waiting = self._waiting[: min(found)[1]], ""
             return shown
-        return self._release(len(self._waiting) - self._undecided())
+        return self._release(len(self._waiting) - undecided(self._waiting, self._stop))
 
     def finish(self) -> str:
         """Return what waited; a half character at the end is left out."""
@@ -73,11 +71,11 @@ class TextStream:
         shown, self._waiting = self._waiting[:count], self._waiting[count:]
         return shown
 
-    def _undecided(self) -> int:
-        """Return the length of the longest end that begins a stop string."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for size in range(min(longest, len(self._waiting)), 0, -1):
-            end = self._waiting[-size:]
-            if any(stop.startswith(end) for stop in self._stop):
-                return size
-        return 0
+
+def undecided(text: str, wholes: Collection[str]) -> int:
+    """Return the length of the longest end of a text that begins one of `wholes`."""
+    longest = max(map(len, wholes), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(whole.startswith(text[-size:]) for whole in wholes):
+            return size
+    return 0

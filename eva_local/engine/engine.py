@@ -19,7 +19,7 @@ from eva_local.engine.sampling import Samplers
 from eva_local.engine.sequence import Follower, ScoredSequence, TextSequence
 from eva_local.errors import ContextError, ModelError
 from eva_local.llama.backend import cores
-from eva_local.llama.model import LOGIT_ROWS, Logits, Model, Run, decode_all
+from eva_local.llama.model import LOGIT_ROWS, Logits, Model, Run, decode_all, decode_every
 from eva_local.spaces.base import Beginning, MemberState, Space
 from eva_local.types import Score, Step
 
@@ -115,7 +115,7 @@ class Engine:
         try:
             for member, prompt in ticket.prompt_of.items():
                 self._copy_beginning(member, held[member], prompt)
-            if panel is not self._all:
+            if panel.space is not self._all.space:
                 states = panel.space.over(states)
             readers = states
             if ticket.alone:
@@ -357,7 +357,7 @@ class Engine:
                     prompt_room -= 0 if sequence.steps else len(run.tokens)
                     if run.every:
                         began = time.perf_counter()
-                        state, blocks = sequence.states[index], model.decode_every(run)
+                        state, blocks = sequence.states[index], decode_every(model, run)
                         state.take(run, state.cache.likelihood.read(run, blocks))
                         sequence.count(index, run, time.perf_counter() - began)
                     else:

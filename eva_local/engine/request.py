@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from eva_local.cache.context import as_row
 from eva_local.config.specs import FusionSettings
@@ -12,7 +12,7 @@ from eva_local.errors import EvaError
 from eva_local.fusion.votes import Observer
 from eva_local.llama.prompt import Prompt, Thought
 from eva_local.spaces.base import Space
-from eva_local.types import Message, Sampling, Score, Step, Thinking
+from eva_local.types import Message, Sampling, Score, Step
 
 if TYPE_CHECKING:
     from eva_local.engine.sequence import TextSequence
@@ -55,29 +55,6 @@ class Request:
             object.__setattr__(self, "prompt", read_messages(plain))
 
 
-class RequestOptions(TypedDict, total=False):
-    """What may be asked of an answer as keywords: fields of a request, and any of `Sampling`."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-    stop: str | Sequence[str]
-    grammar: str | None
-    json_schema: str | None
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    thinking: Thinking
-    trace: bool
-    n_top: int
-    alone: str | None
-    weights: Weights | None
-    observe: Observer | None
-    symbols: bool
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
     """Members who write a text, the space they vote in, and the rule that fuses their votes.
@@ -101,8 +78,8 @@ class Ticket:
     their tokens. What `sampler` makes chooses; None is made from `sampling` when it begins.
     `symbols` are a text to be scored. `thoughts`, one of each member or none, are what the
     prompts leave open: the answer comes when the thought has ended. With `alone`, the panels
-    of the members by themselves, each has a thought of its own. For the other fields see
-    `Request`. `said` is the prompt as the pivot reads it, in bytes, for drafts.
+    of the members by themselves, each has a thought of its own. `said` is the prompt as the pivot
+    reads it, in bytes, for drafts. What is told of each step is as `asked`.
     """
 
     panel: Panel
@@ -111,11 +88,7 @@ class Ticket:
     sink: Sink = lambda _: None
     sampler: SamplerMaker | None = None
     symbols: Sequence[int] | None = None
-    detailed: bool = False
-    trace: bool = False
-    n_top: int = 0
-    weights: Weights | None = None
-    observe: Observer | None = None
+    asked: Request = Request("")
     scored_bytes: int = 0
     thoughts: Sequence[Thought] = ()
     alone: Sequence[Panel] = ()

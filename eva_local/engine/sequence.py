@@ -4,12 +4,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from eva_local.config.specs import FusionSettings
 from eva_local.engine.conversation import CallStream
 from eva_local.engine.detokenizer import TextStream
 from eva_local.engine.grammar import calls_of
@@ -59,7 +58,7 @@ class TextSequence:
         """
         self.panel = ticket.panel
         self.states = states
-        self.fuser = Fuser(_rule(ticket), len(states))
+        self.fuser = Fuser(ticket.panel.fusion, len(states))
         self.steps = self._reasoning_steps = 0
         self.finished = False
         # What ended the answer before its time.
@@ -240,8 +239,8 @@ class TextSequence:
         """Let all learn what was chosen, and go on from there."""
         n_bytes = len(candidates.piece(chosen))
         self.fuser.learn(decision, chosen, n_bytes)
-        if self._ticket.observe is not None:
-            self._ticket.observe(decision, chosen, n_bytes)
+        if (observe := self._ticket.asked.observe) is not None:
+            observe(decision, chosen, n_bytes)
         if chosen != candidates.end:
             self.panel.space.commit(self.states, candidates, chosen)
         if self.ahead is not None:
@@ -279,7 +278,8 @@ class TextSequence:
         if self._calls is not None and thought is None:
             shown, calls = self._calls.push(shown, reason)
             reason = "tool_calls" if calls and reason == "stop" else reason
-        n_top = max(ticket.n_top, _TRACED if ticket.trace else 0)
+        asked = ticket.asked
+        n_top = max(asked.n_top, _TRACED if asked.trace else 0)
         top = likeliest(decision.fused, n_top, candidates)
         step = Step(
             piece=piece,
@@ -288,8 +288,8 @@ class TextSequence:
             stayed=decision.stayed,
             finish_reason=reason,
             usage=None if reason is None else self._usage(),
-            trace=self._trace(candidates, decision, chosen, top) if ticket.trace else None,
-            top=top[: ticket.n_top],
+            trace=self._trace(candidates, decision, chosen, top) if asked.trace else None,
+            top=top[: asked.n_top],
             reasoning=None if thought is None else shown,
             disagreement=decision.disagreement,
             dissenters=decision.dissenters(chosen, self.panel.names),
@@ -410,8 +410,9 @@ class ScoredSequence(TextSequence):
             None if vote is None or known is None else known + vote.likelihood(symbol, n_symbols)
             for known, vote in zip(self._members, decision.votes, strict=True)
         ]
-        if self._ticket.detailed:
-            top = likeliest(fused, self._ticket.n_top, candidates)
+        asked = self._ticket.asked
+        if asked.symbols or asked.n_top > 0:
+            top = likeliest(fused, asked.n_top, candidates)
             self._told.append(ScoredSymbol(candidates.piece(symbol), likelihood, top))
 
     def _score(self) -> Score:
@@ -431,16 +432,6 @@ def cut(text: bytes, ends: Iterable[str]) -> bytes:
     """Return a text up to the first of its `ends`."""
     found = [text.find(end.encode("utf-8", "surrogatepass")) for end in ends]
     return text[: min((at for at in found if at >= 0), default=None)]
-
-
-def _rule(ticket: Ticket) -> FusionSettings:
-    fusion, weights = ticket.panel.fusion, ticket.weights
-    if weights is None:
-        return fusion
-    if weights == "equal":
-        # Numbers are obeyed whatever is known of the prompt.
-        weights = (1.0,) * len(ticket.panel.members)
-    return replace(fusion, weights=weights)
 
 
 def likeliest(vote: Vote | None, count: int, candidates: Candidates) -> tuple[Candidate, ...]:

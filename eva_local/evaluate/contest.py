@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from eva_local.api import Ensemble, Report, completion_of
-from eva_local.config.specs import EnsembleSpec, FusionSettings, MemberSpec, ModelSpec
+from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.engine.request import Request
 from eva_local.errors import ContextError, EvaError, InputError
 from eva_local.evaluate import forms
@@ -32,15 +32,10 @@ JUDGING: Literal["prompt-perplexity"] = "prompt-perplexity"
 DRAWN = 0.5
 
 
-def alone(member: ModelSpec) -> EnsembleSpec:
-    """Return a member as a contestant of its own."""
-    return EnsembleSpec(member.name, (MemberSpec.of(member),), member.name)
-
-
 def each_alone(spec: EnsembleSpec) -> list[EnsembleSpec]:
     """Return the members as contestants; those of one model in one role are one."""
     kinds = {(member.source, str(member.role)): member for member in reversed(spec.members)}
-    return [alone(member) for member in reversed(kinds.values())]
+    return [EnsembleSpec(one.name, (one,), one.name) for one in reversed(kinds.values())]
 
 
 @dataclass(frozen=True, slots=True)

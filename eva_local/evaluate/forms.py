@@ -8,6 +8,7 @@ from eva_local.config.specs import EnsembleSpec
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.rows import Metric, Task, TaskRow, cut, pieces
 from eva_local.llama.prompt import Prompt
+from eva_local.llama.tokenizer import without
 from eva_local.types import THINKING_KEYS, Message, Sampling
 
 # A calculation that GSM8K writes out for a calculator, and the mark before its result.
@@ -136,11 +137,3 @@ def sampling_of(
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def without(text: bytes, missing: frozenset[int]) -> bytes:
-    """Leave out the characters that have a byte of `missing`."""
-    if missing.isdisjoint(text):
-        return text
-    characters = (character.encode() for character in text.decode())
-    return b"".join(data for data in characters if missing.isdisjoint(data))

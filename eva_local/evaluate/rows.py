@@ -17,6 +17,7 @@ from msgspec import Struct, structs
 from eva_local.engine.detokenizer import refuse_utf16
 from eva_local.errors import InputError, refusing
 from eva_local.jsonl import Checked, JsonlFile, checked_lines
+from eva_local.llama.tokenizer import border
 from eva_local.reading import Number, Whole
 
 Kind = Literal["generate", "choice", "bpb", "translate"]
@@ -141,11 +142,7 @@ def cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     """Cut UTF-8 text in two, the first at most `size` bytes: between words, else characters."""
     if len(data) <= size:
         return data, b""
-    place = data.rfind(b" ", max(1, size - _LONGEST_WORD), size + 1)
-    if place < 0:
-        place = size
-        while data[place] & 0xC0 == 0x80:
-            place -= 1
+    place = border(data, size, size - _LONGEST_WORD)
     return data[:place], data[place:]
 
 

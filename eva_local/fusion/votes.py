@@ -131,20 +131,11 @@ def reaching(mapping: Mapping, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def normalised(symbols: Ids, masses: Floats) -> Vote:
     """Add up masses of equal symbols and scale to sum 1; symbols without mass are left out."""
-    if _are_dense(symbols):
-        unique: Ids | None = None
-        summed = np.bincount(symbols, masses)
-    else:
-        unique, index = np.unique(symbols, return_inverse=True)
-        summed = np.bincount(index, masses, minlength=len(unique))
+    unique, (index,) = _united([symbols])
+    summed = np.bincount(index, masses, minlength=len(unique))
     held = np.flatnonzero(summed > 0)
     kept = summed[held]
-    return Vote(held if unique is None else unique[held], kept / kept.sum())
-
-
-def _are_dense(symbols: Ids) -> bool:
-    # An array of all symbols is then quicker than sorting these.
-    return len(symbols) > 0 and _DENSE * len(symbols) > int(symbols.max())
+    return Vote(unique[held], kept / kept.sum())
 
 
 def project(ids: Ids, probabilities: Floats, mapping: Mapping, pivot: Vote | None = None) -> Vote:
@@ -294,9 +285,10 @@ def divergence(votes: Sequence[Vote]) -> float:
 def _united(parts: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
     """Return all symbols, ascending, and the indices of each part's symbols among them."""
     joined = np.concatenate(parts)
-    if not _are_dense(joined):
+    if _DENSE * len(joined) <= joined.max(initial=0):
         symbols = np.unique(joined)
         return symbols, [np.searchsorted(symbols, part) for part in parts]
+    # An array of all symbols is quicker than sorting these.
     held = np.bincount(joined) > 0
     index = np.cumsum(held) - 1
     return np.flatnonzero(held), [index[part] for part in parts]

@@ -1,7 +1,7 @@
 """One GGUF model in llama.cpp: decode batches of several sequences, read logits, roll back."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,6 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         found |= zip(map(id, short), self._decode_together(short) if short else (), strict=True)
         return [found[id(run)] for run in runs]
 
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        size = min(LOGIT_ROWS, self.n_batch)
-        for first in range(0, len(run.tokens), size):
-            part = Run(run.seq_id, run.start + first, run.tokens[first : first + size])
-            at = self._fill(0, part, every=True)
-            self._decode_batch(at)
-            pointer = self._llama.llama_get_logits(self._context)
-            yield self._numbers(np.ctypeslib.as_array(pointer, shape=(at, len(self.vocabulary))))
-
     def _start(self, settings: LoadSettings) -> None:
         """Make room for the texts: a context, its memory and a batch."""
         llama, handle = self._llama, self._file.handle
@@ -192,7 +183,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         at = 0
         # llama.cpp decodes sequences together only where their numbers ascend without a gap.
         for index in sorted(range(len(runs)), key=lambda index: runs[index].seq_id):
-            at = self._fill(at, runs[index], every=False)
+            at = self._fill(at, runs[index])
             rows[index] = at - 1
         self._decode_batch(at)
         return [self._rows(rows[i], run.logits) for i, run in enumerate(runs)]
@@ -203,11 +194,11 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
         head = run.tokens[:-last]
         for first in range(0, len(head), self.n_batch):
             part = head[first : first + self.n_batch]
-            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=0), every=False)
+            at = self._fill(0, Run(run.seq_id, run.start + first, part, logits=0))
             self._decode_batch(at)
         return Run(run.seq_id, run.start + len(head), run.tokens[-last:], run.logits)
 
-    def _fill(self, at: int, run: Run, *, every: bool) -> int:
+    def _fill(self, at: int, run: Run) -> int:
         """Write a run into the batch from row `at` on; return the row after it."""
         if at == 0:
             self._memory.guard()
@@ -218,7 +209,7 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
             batch.pos[at] = run.start + offset
             batch.n_seq_id[at] = 1
             batch.seq_id[at][0] = run.seq_id
-            batch.logits[at] = every or len(run.tokens) - offset <= run.logits
+            batch.logits[at] = len(run.tokens) - offset <= run.logits
             at += 1
         return at
 
@@ -240,12 +231,9 @@ class LlamaModel(AbstractContextManager["LlamaModel"]):
 
     def _row(self, row: int) -> Logits:
         pointer = self._llama.llama_get_logits_ith(self._context, row)
-        view = self._numbers(np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),)))
-        view.flags.writeable = False
-        return view
-
-    def _numbers(self, logits: Logits) -> Logits:
-        """Return logits; raise ModelError where they are no numbers, which nobody would notice."""
+        logits = np.ctypeslib.as_array(pointer, shape=(len(self.vocabulary),))
+        logits.flags.writeable = False
+        # Numbers that are none would go unnoticed.
         if not np.isfinite(logits.max()):
             raise ModelError(
                 f"{self.path}: its logits are no numbers: the file is damaged, or the device "

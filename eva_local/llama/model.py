@@ -62,12 +62,6 @@ class Model(Protocol):
         them; any part of them may then have been decoded.
         """
 
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Decode one run; yield blocks (m, n_vocab) with the logits after each of its tokens.
-
-        A block is valid until the next one is asked for.
-        """
-
     def holds(self, seq_id: int, start: int) -> int:
         """Return the last position, at most `start`, with all that a token there looks back on.
 
@@ -104,6 +98,16 @@ def decode_all(model: Model, runs: Sequence[Run]) -> Sequence[Outcome]:
         if len(runs) == 1 and not isinstance(error, RoomError):
             return [error]
         return [_decode_alone(model, run, error) for run in runs]
+
+
+def decode_every(model: Model, run: Run) -> Iterator[Logits]:
+    """Decode one run; yield blocks (m, n_vocab) with the logits after each of its tokens."""
+    size = min(LOGIT_ROWS, model.n_batch)
+    for first in range(0, len(run.tokens), size):
+        tokens = run.tokens[first : first + size]
+        (rows,) = model.decode([Run(run.seq_id, run.start + first, tokens, len(tokens))])
+        assert rows is not None
+        yield np.atleast_2d(rows)
 
 
 def _decode_alone(model: Model, run: Run, error: ModelError) -> Outcome:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eva_local.errors import PromptError
 from eva_local.llama.model import Model
-from eva_local.llama.tokenizer import Tokenizer
+from eva_local.llama.tokenizer import Tokenizer, without
 from eva_local.llama.vocab import Vocabulary
 from eva_local.types import Message, Thinking
 
@@ -269,9 +269,7 @@ def _expressible(data: bytes, tokenizer: Tokenizer) -> bytes:
     if not missing.isdisjoint(mark):
         mark = b"?"
     log.warning("a member has no token for a character of the prompt; it reads %r there", mark)
-    characters = data.decode("utf-8", "surrogateescape")
-    pieces = (each.encode("utf-8", "surrogateescape") for each in characters)
-    return b"".join(piece if missing.isdisjoint(piece) else mark for piece in pieces)
+    return without(data, missing, mark)
 
 
 class Words:

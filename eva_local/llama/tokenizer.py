@@ -82,7 +82,7 @@ class Tokenizer:
             return ids
         if len(text) <= _SHORT:
             return self._spell(text)
-        middle = _cut(text)
+        middle = border(text, len(text) // 2)
         return self._encode_text(text[:middle]) + self._encode_text(text[middle:])
 
     def _raw_without_space(self, text: bytes) -> list[int]:
@@ -124,12 +124,20 @@ def _runs(data: bytes) -> Iterator[tuple[bytes, bool]]:
         yield stretch[0].encode("utf-8", "surrogateescape"), stretch[1] is None
 
 
-def _cut(text: bytes) -> int:
-    """Return an offset near the middle of `text`: before a space, else before a character."""
-    middle = len(text) // 2
-    space = text.rfind(b" ", 1, middle + 1)
+def without(data: bytes, missing: frozenset[int], mark: bytes = b"") -> bytes:
+    """Leave out the characters that have a byte of `missing`, or put a `mark` for them."""
+    if not missing or missing.isdisjoint(data):
+        return data
+    characters = data.decode("utf-8", "surrogateescape")
+    pieces = (each.encode("utf-8", "surrogateescape") for each in characters)
+    return b"".join(piece if missing.isdisjoint(piece) else mark for piece in pieces)
+
+
+def border(text: bytes, at: int, least: int = 1) -> int:
+    """Return an offset in UTF-8, at most `at`: before a space from `least` on, else a character."""
+    space = text.rfind(b" ", max(least, 1), at + 1)
     if space > 0:
         return space
-    while middle > 1 and text[middle] & 0xC0 == 0x80:
-        middle -= 1
-    return middle
+    while text[at] & 0xC0 == 0x80:
+        at -= 1
+    return at

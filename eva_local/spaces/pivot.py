@@ -187,7 +187,13 @@ class PivotSpace:
         grammar: Constraint | None = None,
         only: int | None = None,
     ) -> Candidates:
-        votes, allowed = self._votes(states, only), None if grammar is None else grammar.allowed
+        votes: list[Vote | None] = [None] * len(states)
+        # The pivot's vote may steer how the others' are split.
+        votes[self.pivot] = pivot = self._spellable(states[self.pivot].vote(None))
+        for index, state in enumerate(states):
+            if only is None and index != self.pivot:
+                votes[index] = self._spellable(state.vote(pivot))
+        allowed = None if grammar is None else grammar.allowed
         return Candidates(votes, self._pieces, self.end, allowed, tokens=self._by_piece)
 
     def symbols(self, states: Sequence[PivotState], only: int | None = None) -> Candidates:
@@ -208,15 +214,6 @@ class PivotSpace:
             if piece:
                 found[piece] = (*found.get(piece, ()), token_id)
         return found
-
-    def _votes(self, states: Sequence[PivotState], only: int | None) -> list[Vote | None]:
-        """Return the votes; the pivot's may steer how the others' are split."""
-        votes: list[Vote | None] = [None] * len(states)
-        votes[self.pivot] = pivot = self._spellable(states[self.pivot].vote(None))
-        for index, state in enumerate(states):
-            if only is None and index != self.pivot:
-                votes[index] = self._spellable(state.vote(pivot))
-        return votes
 
     def _states(self, contexts: Sequence[Context]) -> list[PivotState]:
         rows = zip(contexts, self._mappings, self._control, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from batches import ensemble_of_models, fake_spec
 from fakes import WORDS_A, WORDS_B, FakeModel
@@ -11,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared import submit
 
-from eva_local.bench.pace import MemberPart, Meter, Round, Spread, busy, pace
+from eva_local.bench.pace import MemberPart, Meter, Round, Spread, busy, pace, spread_of
 from eva_local.bench.trial import Bench, measure, passage
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec, MemberSpec
 from eva_local.errors import ContextError
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.types import Sampling
 
 
@@ -47,15 +48,14 @@ def silent(_what: str, _share: float) -> None:
 
 
 def test_a_spread_is_the_median_with_its_quartiles() -> None:
-    assert Spread.of([5, 1, None, 3, 2, 4]) == Spread(3, 2, 4, 5)
-    assert Spread.of([7]) == Spread(7, 7, 7, 1)
-    assert Spread.of([None]) is None
+    assert spread_of(np.array([5, 1, np.nan, 3, 2, 4])) == Spread(3, 2, 4, 5)
+    assert spread_of(np.array([7])) == Spread.of([7]) == Spread(7, 7, 7, 1)
+    assert spread_of(np.array([np.nan])) is None
 
 
 def test_the_ratios_of_a_round() -> None:
     parts = (MemberPart(3, 0.31, 0.3), MemberPart(2, 0.11, 0.1))
     found = pace(["a", "b"], [Round(0.5, 0.42, 2, parts)])
-    assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(0.5 / 0.4)] * 3, 1)
     assert found.over_slowest == Spread(*[pytest.approx(0.5 / 0.3)] * 3, 1)
     assert found.inside_over_alone == Spread(*[pytest.approx(0.42 / 0.4)] * 3, 1)
@@ -67,7 +67,6 @@ def test_the_ratios_of_a_round() -> None:
 )
 def test_a_ratio_needs_what_every_member_took(parts) -> None:
     found = pace("ab"[: len(parts)], [Round(0.5, 0.4, 1, parts)])
-    assert found is not None
     assert found.over_sum is found.over_slowest is found.inside_over_alone is None
     assert found.step == Spread(0.5, 0.5, 0.5, 1)
 
@@ -79,14 +78,12 @@ def test_the_pace_of_rounds_forms_ratios_within_each() -> None:
         for slow in (1, 1, 3)
     ]
     found = pace(["m"], [*rounds, Round(0.44, 0.42, 2, (MemberPart(4, 0.42),))])
-    assert found is not None
     assert found.over_sum == Spread(*[pytest.approx(1.1)] * 3, 3)
     assert found.step.median == pytest.approx(0.44)
     assert found.rate.median == pytest.approx(2 / 0.44)
     (member,) = found.members
     assert member.n_tokens == 4
     assert member.rate == pytest.approx(10)
-    assert pace(["m"], []) is None
 
 
 def test_what_overlaps_is_busy_once() -> None:
@@ -125,11 +122,11 @@ def test_a_model_that_cannot_take_tokens_back_repeats_nothing() -> None:
     assert part.inside > 0
 
 
-def test_a_prompt_that_is_judged_is_timed_and_repeated_without_its_logits() -> None:
+def test_a_prompt_that_is_judged_is_timed_and_repeated() -> None:
     clock = Clock()
     model = Timed(WORDS_A, clock, 0.5)
     meter = Meter(model, clock)
-    assert len(list(meter.decode_every(Run(0, 0, [1, 2, 3])))) == 3
+    assert len(list(decode_every(meter, Run(0, 0, [1, 2, 3])))) == 1
     assert meter.part() == MemberPart(3, 1.5, 1.5)
     assert model.cache == {0: [1, 2, 3]}
 

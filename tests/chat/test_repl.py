@@ -169,7 +169,7 @@ def test_how_votes_are_fused_can_be_changed(talk) -> None:
     ):
         assert f"{key} is {value}" in talk(f"/set {words}")[1]
         assert getattr(talk.repl.chat.ensemble.spec.fusion, key) == value
-    assert "needs 2 weights" in talk("/set weights 1,2,3")[1]
+    assert "weights must be one for each of" in talk("/set weights 1,2,3")[1]
     assert "negative weight needs" in talk("/set combine mean", "/set weights 3,-1")[1]
     # Where the new one cannot be opened, the old one goes on.
     assert "no room" in talk("/set candidates 7")[1]

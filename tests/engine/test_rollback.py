@@ -14,7 +14,7 @@ from eva_local.cache.context import Context
 from eva_local.config.specs import EnsembleSpec, FusionSettings, LoadSettings, ModelSpec, PathSource
 from eva_local.errors import ModelError
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.opening import open_ensemble
 from eva_local.spaces.base import Beginning
 from eva_local.spaces.bytes.space import BRANCHES, ByteSpace
@@ -118,7 +118,7 @@ def test_law_7_contexts_after_any_history_are_fresh(file, fresh, parallel) -> No
             while logits is None:
                 run = context.pending(chance.choice((None, 20)))
                 if run.every:
-                    logits = context.likelihood.read(run, model.decode_every(run))
+                    logits = context.likelihood.read(run, decode_every(model, run))
                 else:
                     (logits,) = model.decode([run])
                 if chance.random() < 0.05:

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import by_hand, spec
+from evaluations import alone, by_hand, spec
 from fakes import WORDS_A, WORDS_B, FakeModel
 
 from eva_local.alignment.library import find_or_build, mapping_folders
 from eva_local.config.specs import FusionSettings
 from eva_local.errors import InputError
-from eva_local.evaluate.contest import Contest, Entry, alone
+from eva_local.evaluate.contest import Contest, Entry
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Results, Task, TaskRow, cut, pieces, read_tasks
 from eva_local.evaluate.summary import summarize
 from eva_local.fusion.votes import Fuser
-from eva_local.llama.model import Logits
+from eva_local.llama.model import Logits, decode_every
 from eva_local.llama.prompt import PromptWriter
 from eva_local.spaces.base import Beginning
 from eva_local.spaces.pivot import PivotSpace
@@ -140,7 +140,7 @@ def step_by_step(
         while not state.ready:
             (run,) = state.pending()
             if run.every:
-                state.take(run, state.cache.likelihood.read(run, model.decode_every(run)))
+                state.take(run, state.cache.likelihood.read(run, decode_every(model, run)))
             else:
                 state.take(run, model.decode([run])[0])
     if judged:

@@ -12,14 +12,14 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from evaluations import spec, task
+from evaluations import alone, spec, task
 
 from eva_local.cli import main
 from eva_local.cli.outputs import print_report
 from eva_local.cli.setup import Additions
 from eva_local.config.config import load_config
 from eva_local.evaluate import check as checking
-from eva_local.evaluate.contest import Entry, alone
+from eva_local.evaluate.contest import Entry
 from eva_local.evaluate.evaluation import TOLD, Evaluation
 from eva_local.evaluate.forms import PLAIN
 from eva_local.evaluate.rows import BUILT_IN, Result, read_tasks

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from evaluations import ANSWER, ASKED, SHOT, spec, write
+from evaluations import ANSWER, ASKED, SHOT, alone, spec, write
 from fakes import WORDS_A, WORDS_B, FakeModel, vocabulary
 from msgspec import structs
 
@@ -19,7 +19,7 @@ from eva_local.cli.options import Load
 from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
-from eva_local.evaluate.contest import Contest, Entry, alone
+from eva_local.evaluate.contest import Contest, Entry
 from eva_local.evaluate.evaluation import names_of
 from eva_local.evaluate.forms import Conditions, prompt_of, scored_of, with_shots
 from eva_local.evaluate.rows import Result, Results, Task, TaskRow, key_of, votes_filtered
@@ -313,7 +313,7 @@ def test_other_settings_to_compare(load) -> None:
     [
         ("pivot=three", "is no member"),
         ("wieghts=equal", "did you mean weights"),
-        ("weights=1,2,3", "2 weights"),
+        ("weights=1,2,3", "must be one for each of one, two"),
         ("combine=sum", "mean"),
         ("nobody", "no ensemble"),
         ("two", "is one model; members are measured alone anyway"),

@@ -13,7 +13,7 @@ from gguf import GGUFReader, GGUFWriter
 from eva_local.config.specs import LoadSettings
 from eva_local.errors import ModelError, RoomError
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import ALL, Logits, Run
+from eva_local.llama.model import ALL, Logits, Run, decode_every
 from eva_local.models.header import read_header
 from tools.tiny_gguf import write_tiny_gguf
 
@@ -29,7 +29,7 @@ def test_logits_that_are_no_numbers_are_an_error(tmp_path) -> None:
             model.decode([Run(0, 0, [1, 70])])
         model.remove(0, 0)
         with pytest.raises(ModelError, match="no numbers"):
-            list(model.decode_every(Run(0, 0, [1, 70])))
+            list(decode_every(model, Run(0, 0, [1, 70])))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_more_tokens_than_a_batch_holds_are_decoded_in_parts(tiny: Path) -> None
 def test_logits_after_every_token_are_those_of_each_beginning(tiny: Path) -> None:
     row = [1, *range(60, 99)]
     with opened(tiny) as model:
-        blocks = [block.copy() for block in model.decode_every(Run(0, 0, row[:38]))]
+        blocks = [block.copy() for block in decode_every(model, Run(0, 0, row[:38]))]
         # A row is as long as the vocabulary: few are asked for at a time.
         assert [len(block) for block in blocks] == [32, 6]
-        blocks += [block.copy() for block in model.decode_every(Run(0, 38, row[38:]))]
+        blocks += [block.copy() for block in decode_every(model, Run(0, 38, row[38:]))]
         found = np.concatenate(blocks)
         for count in (1, 2, 32, 33, 38, 39, 40):
             np.testing.assert_allclose(found[count - 1], fresh(tiny, row[:count]), atol=1e-4)
@@ -210,7 +210,7 @@ def test_where_there_is_no_room_that_is_said_and_the_model_goes_on(tiny: Path) -
         # Any part of them may have been decoded.
         assert model.remove(0, 0) == 0
         with pytest.raises(RoomError):
-            list(model.decode_every(Run(0, 0, [1, *[70] * 299])))
+            list(decode_every(model, Run(0, 0, [1, *[70] * 299])))
         assert model.remove(0, 0) == 0
         (logits,) = model.decode([Run(0, 0, [1, 70])])
         np.testing.assert_allclose(logits, fresh(tiny, [1, 70]), atol=1e-4)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from evaluations import alone
 
 from eva_local.config.config import load_config, shipped
 from eva_local.config.specs import EnsembleSpec
-from eva_local.evaluate.contest import Contest, alone
+from eva_local.evaluate.contest import Contest
 from eva_local.evaluate.forms import Conditions
 from eva_local.evaluate.rows import Results, Task, TaskRow
 from eva_local.llama.llama_model import LlamaModel
@@ -43,10 +44,7 @@ class Nonsense:
         return getattr(self.model, name)
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
-        return [None if row is None else row[::-1].copy() for row in self.model.decode(runs)]
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        return (block[:, ::-1].copy() for block in self.model.decode_every(run))
+        return [None if row is None else row[..., ::-1].copy() for row in self.model.decode(runs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +59,6 @@ class Misled:
 
     def decode(self, runs: Sequence[Run]) -> list[Logits | None]:
         return self.model.decode([self._misread(run) for run in runs])
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        return self.model.decode_every(self._misread(run))
 
     def _misread(self, run: Run) -> Run:
         wrong = self.prompt[run.start : run.start + len(run.tokens)]

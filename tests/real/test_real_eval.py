@@ -14,7 +14,7 @@ from eva_local.api import Ensemble
 from eva_local.config.config import shipped
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.evaluate.rows import BUILT_IN
-from eva_local.llama.model import ALL, Run
+from eva_local.llama.model import ALL, Run, decode_every
 from eva_local.llama.prompt import PromptWriter
 from eva_local.opening import ensemble_of, open_models
 
@@ -68,7 +68,7 @@ def test_a_member_alone_scores_as_its_logits_say(demo: Ensemble) -> None:
         found = ensemble_of(spec, [model]).score("", text)
         model.remove(ALL, 0)
         prompt, tokens = PromptWriter(model).read("")[0], model.tokenizer.encode(text.encode())
-        blocks = list(model.decode_every(Run(0, 0, [*prompt, *tokens[:-1]])))
+        blocks = list(decode_every(model, Run(0, 0, [*prompt, *tokens[:-1]])))
         logits = np.concatenate(blocks)[len(prompt) - 1 :].astype(np.float64)
         said = model.vocabulary.speakable.copy()
         said[list(model.vocabulary.end_ids)] = True

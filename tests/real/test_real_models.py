@@ -11,7 +11,7 @@ from conftest import REAL_MODELS, real_path, spec
 from eva_local.cache.context import Context
 from eva_local.config.specs import EnsembleSpec, FusionSettings
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import Run
+from eva_local.llama.model import Run, decode_every
 from eva_local.opening import open_ensemble
 from eva_local.types import Message, Sampling
 
@@ -135,7 +135,7 @@ def test_blocks_of_logits_are_the_single_ones() -> None:
     with LlamaModel(real_path(name), replace(spec(name).load, n_ctx=128)) as model:
         tokens = model.tokenizer.encode(PROMPTS[0].encode() * 8)
         assert len(tokens) > 40
-        rows = np.concatenate([np.array(b) for b in model.decode_every(Run(0, 0, tokens))])
+        rows = np.concatenate([np.array(b) for b in decode_every(model, Run(0, 0, tokens))])
         assert rows.shape == (len(tokens), len(model.vocabulary))
         model.remove(0, 0)
         (last,) = model.decode([Run(0, 0, tokens)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -99,13 +99,6 @@ class Paper:
             row += run.tokens
             found.append(self._random() if run.logits and self.is_asked else None)
         return found
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        """Yield random logits after each token; nobody here wants a prompt scored."""
-        for offset, token_id in enumerate(run.tokens):
-            (row,) = self.decode([Run(run.seq_id, run.start + offset, [token_id])])
-            if row is not None:
-                yield row[None]
 
     def _random(self) -> Logits:
         return self._numbers.normal(0, 4, len(self.vocabulary)).astype(np.float32)

@@ -53,7 +53,6 @@ class ByteState:
         self._guess = -1
         # The text before this byte is in the tokeniser's own tokens.
         self._mended = 0
-        self.forwarded = 0
 
     @property
     def room(self) -> int:
@@ -112,7 +111,6 @@ class ByteState:
         return runs
 
     def take(self, run: Run, logits: Logits | None) -> None:
-        self.forwarded += len(run.tokens)
         decoded = self.cache.decoded(run)
         if self._read.length < len(self._prompt):
             self._read = decoded
