@@ -91,12 +91,9 @@ class Fleet:
             while not self._open:
                 self.step()
                 if not said and (said := time.monotonic() - began > _LONG_S):
+                    told = f"{cpus:g} CPUs and {gpus:g} GPUs"
                     log.warning(
-                        "no worker is open yet: each opens its models, or waits for %g CPUs and "
-                        "%g GPUs, of which %s are free",
-                        cpus,
-                        gpus,
-                        elsewhere.left(on),
+                        "no worker is open yet: each opens its models, or waits for %s", told
                     )
         except BaseException:
             self.__exit__()

@@ -107,7 +107,7 @@ def open_source(name: str, wishes: Wishes, form: str | None = None) -> Iterator[
     shown = "standard input" if name == "-" else name
     with contextlib.ExitStack() as stack:
         with refusing(f"{shown}: cannot be read"):
-            is_file = name != "-" and not places.is_elsewhere(name)
+            is_file = name != "-" and places.ELSEWHERE not in name
             file = Path(name).open("rb") if is_file else places.opened(name)  # noqa: SIM115
             stack.callback(file.close)
             if not (is_file and file.seekable()):
@@ -217,8 +217,10 @@ def carry_out(
     """
     with contextlib.ExitStack() as files:
         source = files.enter_context(open_source(errand.source, errand.wishes, errand.form))
-        if places.same(errand.target, errand.source):
-            raise InputError(f"{errand.target} is the input itself; give another output")
+        with contextlib.suppress(OSError):
+            is_input = errand.target == errand.source != "-"
+            if is_input or Path(errand.target).samefile(errand.source):
+                raise InputError(f"{errand.target} is the input itself; give another output")
         target = files.enter_context(places.kept(errand.target))
         output = files.enter_context(FileResults(target, source.form))
         grounds = grounds_of(errand.spec, errand.wishes, source.form.name)

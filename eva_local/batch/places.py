@@ -9,13 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from eva_local.batch.results import MANIFEST, manifest_of
-from eva_local.errors import EvaError, InputError
+from eva_local.errors import InputError
 from eva_local.models.store import cache_folder
 
-
-def is_elsewhere(name: str) -> bool:
-    """Return whether this is an address, and no file of this machine."""
-    return "://" in name
+#: What addresses have, and files of this machine have not.
+ELSEWHERE = "://"
 
 
 def pairs(source: str, target: str) -> list[tuple[str, str]]:
@@ -24,7 +22,7 @@ def pairs(source: str, target: str) -> list[tuple[str, str]]:
     An address is a folder where it ends with a slash. Folders below, hidden files and manifests
     are left out. Raises InputError for a folder without a file, or outputs that cannot be.
     """
-    if not (source.endswith("/") if is_elsewhere(source) else Path(source).is_dir()):
+    if not (source.endswith("/") if ELSEWHERE in source else Path(source).is_dir()):
         return [(source, target)]
     with _reached(source, "cannot be read") as (files, folder):
         names = sorted(PurePosixPath(path).name for path in files.find(folder, maxdepth=1))
@@ -34,22 +32,15 @@ def pairs(source: str, target: str) -> list[tuple[str, str]]:
         raise InputError(f"{source}: holds no file")
     if len({*outputs}) < len(outputs):
         raise InputError(f"{source}: two files would have one output; rename a file")
-    if target == "-" or same(source.rstrip("/"), target.rstrip("/")):
+    if target == "-" or Path(source).resolve() == Path(target).resolve():
         raise InputError(f"{source} is a folder: give another folder for the outputs")
-    if not is_elsewhere(target):
+    if ELSEWHERE not in target:
         with _reached(target, "cannot be made") as (files, folder):
             files.makedirs(folder, exist_ok=True)
     return [
         (f"{source.rstrip('/')}/{one}", f"{target.rstrip('/')}/{other}")
         for one, other in zip(inputs, outputs, strict=True)
     ]
-
-
-def same(one: str, other: str) -> bool:
-    """Return whether two names are one file or folder."""
-    with contextlib.suppress(OSError):
-        return Path(one).samefile(other)
-    return one == other != "-"
 
 
 def opened(address: str) -> BinaryIO:
@@ -67,7 +58,7 @@ def kept(target: str) -> Iterator[str]:
     What is there is fetched before, and sent in the end if it has changed, the manifest first. A
     copy that could not be sent stays, and is gone on with. Raises InputError, for that too.
     """
-    if not is_elsewhere(target):
+    if ELSEWHERE not in target:
         yield target
         return
     name = hashlib.sha256(target.encode()).hexdigest()[:16]
@@ -108,9 +99,7 @@ def _reached(name: str, refusal: str) -> Iterator[tuple[Any, str]]:
 
     try:
         local = fsspec.filesystem("file"), name
-        yield fsspec.core.url_to_fs(name) if is_elsewhere(name) else local
-    except EvaError:
-        raise
+        yield fsspec.core.url_to_fs(name) if ELSEWHERE in name else local
     except Exception as error:
         told = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{name}: {refusal}: {told or type(error).__name__}") from error

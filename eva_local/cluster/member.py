@@ -5,7 +5,7 @@ Its vocabulary is opened here, from the head of its file: text becomes tokens wi
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from eva_local.config.specs import MemberSpec, ModelSpec
 from eva_local.errors import EvaError, ModelError
 from eva_local.fusion.votes import highest
 from eva_local.llama.llama_model import LlamaModel
-from eva_local.llama.model import ALL, LOGIT_ROWS, Logits, Run
+from eva_local.llama.model import ALL, Logits, Run
 from eva_local.models.header import vocabulary_of
 
 log = logging.getLogger("eva_local")
@@ -89,15 +89,6 @@ class RemoteModel:
         rows = self._ask("decode", runs)
         self._lengths |= {run.seq_id: run.start + len(run.tokens) for run in runs}
         return [self._unpacked(row, run) for row, run in zip(rows, runs, strict=True)]
-
-    def decode_every(self, run: Run) -> Iterator[Logits]:
-        # Each block is a call.
-        size = min(LOGIT_ROWS, self.n_batch)
-        for first in range(0, len(run.tokens), size):
-            tokens = run.tokens[first : first + size]
-            (rows,) = self.decode([Run(run.seq_id, run.start + first, tokens, len(tokens))])
-            assert rows is not None
-            yield np.atleast_2d(rows)
 
     def holds(self, seq_id: int, start: int) -> int:
         known = self._known(seq_id, start)

@@ -94,12 +94,6 @@ def nodes(on: str) -> list[tuple[int, int]]:
     return [(int(each["CPU"]), int(each.get("GPU", 0))) for each in found]
 
 
-def left(on: str) -> str:
-    """Return in words what nobody uses of all machines of a cluster."""
-    free = _ray(on).available_resources()
-    return f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
-
-
 def installed() -> str:
     """Return the versions that must be the same everywhere."""
     return ", ".join(f"{each} {version(each)}" for each in ("eva-local", "llama-cpp-python"))

@@ -190,7 +190,7 @@ def test_who_waits_for_room_says_so(cluster, spec, monkeypatch, caplog) -> None:
         monkeypatch.setattr(Fleet, "step", warned)
         with pytest.raises(KeyboardInterrupt):
             Fleet(cluster, spec, 1, 1)
-    assert "or waits for 2 CPUs and 0 GPUs, of which 0 and 0 are free" in caplog.text
+    assert "or waits for 2 CPUs and 0 GPUs" in caplog.text
     assert caplog.text.count("no worker is open yet") == 1
 
 
