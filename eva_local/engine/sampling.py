@@ -50,6 +50,7 @@ class Sampler:
             self.grammar.accept(candidates.symbols(chosen))
         return chosen
 
+    @np.errstate(over="ignore")  # What is beyond a float is forbidden, or as likely as can be.
     def _shaped(self, vote: Vote, candidates: Candidates) -> Vote:
         if not (self._biases or self._sampling.penalises or self.grammar) or not len(vote):
             return vote
@@ -57,8 +58,7 @@ class Sampler:
         if self._biases:
             logs = logs + candidates.spread(vote.symbols, self._biases)
         if self._sampling.penalises:
-            counts = candidates.spread(vote.symbols, self._seen)
-            logs = penalised(logs, counts, self._sampling)
+            logs = penalised(logs, candidates.spread(vote.symbols, self._seen), self._sampling)
         if logs.max() == -np.inf:
             return NOBODY
         probabilities = softmax(logs, 1.0)
@@ -130,7 +130,7 @@ def penalised(logs: Floats, counts: Floats, sampling: Sampling) -> Floats:
     so that a piece with p = 1 is beyond the reach of repeat_penalty.
     """
     repeat = sampling.repeat_penalty
-    scaled = np.where(logs <= 0, logs * repeat, logs / repeat)
+    scaled = np.where(logs <= 0, logs * repeat, np.minimum(logs / repeat, np.finfo(float).max))
     lowered = scaled - sampling.presence_penalty - counts * sampling.frequency_penalty
     return np.where(counts > 0, lowered, logs)
 

@@ -172,6 +172,14 @@ def test_a_repeat_penalty_is_a_power_of_the_probability() -> None:
     assert drawn.choose(vote(a=0.6, b=0.4)) == 1
 
 
+@pytest.mark.parametrize(("bias", "penalty"), [(9, 5e-324), (1e308, 0.001), (1e308, 100)])
+def test_what_is_beyond_a_float_is_forbidden_or_as_likely_as_can_be(bias, penalty) -> None:
+    drawn = sampler(logit_bias={"a": bias, "b": -bias}, repeat_penalty=penalty)
+    assert [drawn.choose(vote(a=0.1, b=0.9)) for _ in range(3)] == [0, 0, 0]
+    drawn.has_written(1)
+    assert shaped(drawn, vote(a=0.1, b=0.9)) == {"a": 1}
+
+
 def test_only_the_last_n_symbols_count() -> None:
     drawn = sampler(presence_penalty=5, repeat_last_n=2)
     # Of equal symbols the first that was not among the last two.
