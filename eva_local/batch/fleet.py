@@ -91,10 +91,8 @@ class Fleet:
             while not self._open:
                 self.step()
                 if not said and (said := time.monotonic() - began > _LONG_S):
-                    told = f"{cpus:g} CPUs and {gpus:g} GPUs"
-                    log.warning(
-                        "no worker is open yet: each opens its models, or waits for %s", told
-                    )
+                    room = f"{cpus:g} CPUs and {gpus:g} GPUs"
+                    log.warning("no worker is open yet: each opens models, or waits for %s", room)
         except BaseException:
             self.__exit__()
             raise
