@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -46,7 +47,7 @@ class RowHost:
         return [told async for _, told in self._ensemble.arun_many([request])]
 
 
-class Fleet:
+class Fleet(AbstractContextManager["Fleet"]):
     """Workers that answer the requests of a job as one `Ensemble` would, and a runner of them.
 
     A request is with one worker at a time. A worker that dies is replaced, and its requests are
@@ -96,9 +97,6 @@ class Fleet:
         except BaseException:
             self.__exit__()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         """End the workers."""

@@ -47,11 +47,7 @@ _WARM_UP = 2
 # Symbols of the shared space are up to so many tokens of a member, mostly.
 _TOKENS_A_STEP = 2
 # Parts of sentences, of which a text of any length is made that does not repeat itself.
-_WHO = ("The keeper", "A young teacher", "The old captain", "My neighbour", "The mayor", "A guest")
-_DID = ("wrote down", "remembered", "described", "forgot to mention", "wondered about", "counted")
-_WHAT = ("the weather", "three fishing boats", "a letter from the north", "the price of bread")
-_WHEN = ("in the morning", "before the storm came", "on the second day", "after a long walk")
-_WHY = ("because nobody had asked", "although it was late", "and closed the door", "as usual")
+_PARTS: list[list[str]] = json.loads(frame.shipped("bench/sentences.json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +326,7 @@ def words(seed: int) -> Iterator[str]:
     chosen = random.Random(seed)
     yield from f"Chapter {seed + 1}.".split()
     while True:
-        sentence = " ".join(chosen.choice(part) for part in (_WHO, _DID, _WHAT, _WHEN, _WHY))
+        sentence = " ".join(chosen.choice(part) for part in _PARTS)
         yield from f"{sentence}, {chosen.randint(2, 99)} times.".split()
 
 

@@ -28,7 +28,6 @@ from eva_local.evaluate.rows import BUILT_IN, Kind, Results, read_tasks
 from eva_local.models.header import read_header
 from eva_local.models.store import cache_folder
 from eva_local.opening import open_models
-from eva_local.reading import did_you_mean
 from eva_local.types import THINKING_KEYS
 
 # Questions that `check` answers to see how quick the members are.
@@ -128,8 +127,6 @@ def variant(
         given, ("pivot", *keys_of(FusionSettings), *THINKING_KEYS), f"--compare {text}: "
     )
     pivot = given.pop("pivot", spec.pivot)
-    if pivot not in (names := [member.name for member in spec.members]):
-        raise InputError(f"--compare {text}: {pivot} is no member; {did_you_mean(pivot, names)}")
     return replace(load({**overrides, **given}).ensemble(), name=text, pivot=pivot)
 
 

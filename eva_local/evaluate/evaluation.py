@@ -98,8 +98,11 @@ def hold(
     contestants = each_alone(spec) if members else []
     n_members = len(contestants)
     if len(spec.members) > 1:
-        pairs = zip(names_of(specs), specs, strict=True)
-        contestants += [replace(one, name=name) for name, one in pairs]
+        names: list[str] = []
+        for one in specs:
+            # With a number where one was there before.
+            names.append(free_name(one.name, names, "{} ({})"))
+            contestants.append(replace(one, name=names[-1]))
     entries = contest.run(tasks, contestants)
     summaries = []
     for seed, task in enumerate(tasks):
@@ -112,14 +115,6 @@ def hold(
             summary = summarize(found, seed, n_members)
         summaries.append(summary)
     return Evaluation(spec.name, spec.pivot, contest.conditions, tuple(summaries), tuned_block)
-
-
-def names_of(specs: Sequence[EnsembleSpec]) -> list[str]:
-    """Return the ensembles' names, with a number where one was there before."""
-    names: list[str] = []
-    for spec in specs:
-        names.append(free_name(spec.name, names, "{} ({})"))
-    return names
 
 
 def figures(

@@ -23,7 +23,6 @@ from eva_local.evaluate.forms import Conditions, scored_of
 from eva_local.evaluate.metrics import metric_of
 from eva_local.evaluate.rows import Task
 from eva_local.evaluate.summary import summarize
-from eva_local.llama.prompt import Prompt
 from eva_local.opening import ensemble_of
 
 # Bytes of right answers that are listened to, of each task, and of a text at least.
@@ -147,10 +146,6 @@ def listen(contest: Contest, tasks: Sequence[Task], spec: EnsembleSpec) -> list[
     return lessons
 
 
-def _listened(prompt: Prompt, text: str, heard: list[Heard]) -> Request:
-    return Request(prompt, continuation=text, observe=lambda *told: heard.append(told))
-
-
 def _few(
     task: Task, conditions: Conditions, missing: frozenset[int]
 ) -> Iterator[tuple[list[Request], Example]]:
@@ -165,8 +160,11 @@ def _few(
             continue
         left -= sum(len(text.encode()) for _, text in asked)
         texts: tuple[list[Heard], ...] = tuple([] for _ in asked)
-        pairs = zip(asked, texts, strict=True)
-        yield [_listened(*each, heard) for each, heard in pairs], Example(texts, row.label)
+        requests = [
+            Request(prompt, continuation=text, observe=lambda *told, to=heard: to.append(told))
+            for (prompt, text), heard in zip(asked, texts, strict=True)
+        ]
+        yield requests, Example(texts, row.label)
 
 
 class _Search:

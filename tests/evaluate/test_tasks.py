@@ -20,7 +20,7 @@ from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.errors import ContextError, InputError
 from eva_local.evaluate.contest import Contest, Entry
-from eva_local.evaluate.evaluation import names_of
+from eva_local.evaluate.evaluation import hold
 from eva_local.evaluate.forms import Conditions, prompt_of, scored_of, with_shots
 from eva_local.evaluate.rows import Result, Results, Task, TaskRow, key_of, votes_filtered
 from eva_local.evaluate.summary import summarize
@@ -104,7 +104,10 @@ def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
         *written(spec("both", MEMBERS)),
         *written(other),
     ]
-    assert names_of([other, other, spec("trio"), other]) == ["both", "both (2)", "trio", "both (3)"]
+    with Results(tmp_path / "results.jsonl") as results:
+        contest = Contest(models, results, Conditions(max_tokens=6))
+        found = hold(contest, [other, other, spec("trio"), other], TASKS[:1])
+    assert [*found.ensembles] == ["both", "both (2)", "trio", "both (3)"]
 
 
 @pytest.mark.parametrize("space", ["pivot", "bytes"])
