@@ -218,8 +218,7 @@ def carry_out(
     with contextlib.ExitStack() as files:
         source = files.enter_context(open_source(errand.source, errand.wishes, errand.form))
         with contextlib.suppress(OSError):
-            is_input = errand.target == errand.source != "-"
-            if is_input or Path(errand.target).samefile(errand.source):
+            if errand.source == errand.target != "-" or Path(errand.target).samefile(errand.source):
                 raise InputError(f"{errand.target} is the input itself; give another output")
         target = files.enter_context(places.kept(errand.target))
         output = files.enter_context(FileResults(target, source.form))

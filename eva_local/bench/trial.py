@@ -344,20 +344,17 @@ def passage(n_tokens: int, count: Callable[[str], int], seed: int = 0) -> str:
 def report_page(benchmark: Benchmark) -> str:
     """Return the page, as HTML."""
     named = [(_name(trial), trial.writing) for trial in benchmark.trials]
+    told = [(f"{one.drafter}, temperature {one.temperature:g}", one) for one in benchmark.answers]
     return frame.report(
         "bench/report.html",
         title=f"{benchmark.ensemble}: what it costs",
         benchmark=benchmark,
-        answers=[x for one in benchmark.answers for x in _line(_told(one), one.over_sum, "{:.2f}")],
+        answers=[x for name, one in told for x in _line(name, one.over_sum, "{:.2f}")],
         sums=[x for name, pace in named for x in _line(name, pace.over_sum, "{:.3f}")],
         slowest=[x for name, pace in named for x in _line(name, pace.over_slowest, "{:.3f}")],
         shares=[x for name, pace in named for x in _line(name, pace.bookkeeping, "{:.1f}%", 100)],
         trials=[(_name(trial), trial, list(_alone(trial))) for trial in benchmark.trials],
     )
-
-
-def _told(one: Answers) -> str:
-    return f"{one.drafter}, temperature {one.temperature:g}"
 
 
 def _name(trial: Trial) -> str:
