@@ -3,8 +3,6 @@
 import contextlib
 import csv
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -105,16 +103,9 @@ class Source:
 def open_source(name: str, wishes: Wishes, form: str | None = None) -> Iterator[Source]:
     """Open a file, or read standard input (`-`) or an address to its end; raise InputError."""
     shown = "standard input" if name == "-" else name
-    with contextlib.ExitStack() as stack:
-        with refusing(f"{shown}: cannot be read"):
-            is_file = name != "-" and places.ELSEWHERE not in name
-            file = Path(name).open("rb") if is_file else places.opened(name)  # noqa: SIM115
-            stack.callback(file.close)
-            if not (is_file and file.seekable()):
-                # It is read several times, and a disk holds more than memory does.
-                spooled = stack.enter_context(tempfile.TemporaryFile())
-                shutil.copyfileobj(file, spooled)
-                file = spooled
+    with refusing(f"{shown}: cannot be read"):
+        file = places.opened(name)
+    with file:
         yield Source(shown, form_of(file, shown, wishes, form), file)
 
 

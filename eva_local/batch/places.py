@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from eva_local.batch.results import MANIFEST, manifest_of
 from eva_local.errors import InputError
@@ -19,13 +21,17 @@ ELSEWHERE = "://"
 def pairs(source: str, target: str) -> list[tuple[str, str]]:
     """Return the input with its output; of a folder, each of its files with one in `target`.
 
-    An address is a folder where it ends with a slash. Folders below, hidden files and manifests
+    An address is a folder where it ends with a slash. What is no file, hidden files and manifests
     are left out. Raises InputError for a folder without a file, or outputs that cannot be.
     """
+    source, target = source.removeprefix("file://"), target.removeprefix("file://")
     if not (source.endswith("/") if ELSEWHERE in source else Path(source).is_dir()):
+        if ELSEWHERE in target and target.endswith("/"):
+            raise InputError(f"{target} is a folder, and {source} is none: name the output's file")
         return [(source, target)]
     with _reached(source, "cannot be read") as (files, folder):
-        names = sorted(PurePosixPath(path).name for path in files.find(folder, maxdepth=1))
+        paths = filter(files.isfile, files.ls(folder, detail=False))
+        names = sorted(PurePosixPath(path).name for path in paths)
     inputs = [name for name in names if name[:1] != "." and not name.endswith(MANIFEST)]
     outputs = [name if name.endswith(".jsonl") else f"{name}.jsonl" for name in inputs]
     if not inputs:
@@ -43,12 +49,21 @@ def pairs(source: str, target: str) -> list[tuple[str, str]]:
     ]
 
 
-def opened(address: str) -> BinaryIO:
-    """Open standard input (`-`) or what lies elsewhere, to be read once; raise InputError."""
-    if address == "-":
-        return sys.stdin.buffer
-    with _reached(address, "cannot be read") as (files, path):
-        return cast(BinaryIO, files.open(path, "rb"))
+def opened(name: str) -> BinaryIO:
+    """Open a file, or a copy of standard input (`-`), a pipe or an address, to be read twice."""
+    if ELSEWHERE in name:
+        with _reached(name, "cannot be read") as (files, path), files.open(path, "rb") as file:
+            return _copied(file)
+    file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
+    return file if name != "-" and file.seekable() else _copied(file)
+
+
+def _copied(source: BinaryIO) -> BinaryIO:
+    with source, contextlib.ExitStack() as stack:
+        copy = stack.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(source, copy)
+        stack.pop_all()
+    return copy
 
 
 @contextlib.contextmanager
@@ -61,11 +76,9 @@ def kept(target: str) -> Iterator[str]:
     if ELSEWHERE not in target:
         yield target
         return
-    name = hashlib.sha256(target.encode()).hexdigest()[:16]
-    folder = cache_folder() / "batch" / name
+    folder = cache_folder() / "batch" / hashlib.sha256(target.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        lock = stack.enter_context((folder / "lock").open("w"))
+    with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -74,11 +87,12 @@ def kept(target: str) -> Iterator[str]:
             copy = folder / PurePosixPath(path).name
             both = {manifest_of(copy): f"{path}{MANIFEST}", copy: path}
             before = None
-            if not copy.exists() and files.exists(path):
-                for here, there in both.items():
-                    if files.exists(there):
-                        files.get_file(there, str(here))
-                before = copy.stat().st_mtime_ns
+            for here, there in both.items() if not copy.exists() else ():
+                with contextlib.suppress(FileNotFoundError):
+                    files.info(there)  # `exists` says no, too, where there is no leave to look.
+                    files.get_file(there, str(folder / "part"))
+                    (folder / "part").replace(here)
+                    before = here.stat().st_mtime_ns
         try:
             yield str(copy)
         except InputError as error:
@@ -98,8 +112,8 @@ def _reached(name: str, refusal: str) -> Iterator[tuple[Any, str]]:
     import fsspec
 
     try:
-        local = fsspec.filesystem("file"), name
-        yield fsspec.core.url_to_fs(name) if ELSEWHERE in name else local
+        yield fsspec.url_to_fs(name) if ELSEWHERE in name else (fsspec.filesystem("file"), name)
     except Exception as error:
-        told = " ".join(str(getattr(error, "strerror", None) or error).split())
+        absent = "No such file" if isinstance(error, FileNotFoundError) else error
+        told = " ".join(str(getattr(error, "strerror", None) or absent).split())
         raise InputError(f"{name}: {refusal}: {told or type(error).__name__}") from error

@@ -39,9 +39,9 @@ class Done:
     Of a row without an id, `line:` and its line is there beside its key.
     """
 
-    n_rows: int
-    n_failed: int
-    known: frozenset[str]
+    n_rows: int = 0
+    n_failed: int = 0
+    known: frozenset[str] = frozenset()
 
     def has(self, row: Row) -> bool:
         """Return whether a row needs no answer; InputError where one without an id has changed."""
@@ -53,9 +53,6 @@ class Done:
                 "id are known by their line; give them ids, or begin anew with --restart"
             )
         return False
-
-
-NOTHING = Done(0, 0, frozenset())
 
 
 class FileResults(JsonlFile):
@@ -85,7 +82,7 @@ class FileResults(JsonlFile):
         if retry and not self.is_regular:
             raise InputError("--retry-errors needs an output that is a file")
         if restart or not self.is_regular or not any(self.lines()):
-            return NOTHING
+            return Done()
         if not self._manifest.exists():
             raise InputError(
                 f"{self.path} is there already, and no batch wrote it; give another "

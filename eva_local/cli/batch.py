@@ -114,7 +114,7 @@ def _carried_out(
             log.error("%s", error)
             code = FAILED
             continue
-        click.echo("; ".join(_told("summary", outcome, errand.target)), err=True)
+        click.echo("; ".join(_told("summary", outcome, errand, is_one)), err=True)
         if not outcome.finished:
             return 128 + signals[0]
         code = FAILED if outcome.n_failed else code

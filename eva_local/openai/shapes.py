@@ -17,8 +17,6 @@ MOST_ANSWERS = 128
 MOST_TOP = 20
 
 Ids = Annotated[list[Whole], Meta(min_length=1)]
-#: A text, or tokens of the shared space.
-Spoken = Annotated[str | list[Whole], Meta(description="a text, or a list of token ids")]
 SEVERAL = "a text, a list of token ids, or a list of these"
 #: One, or several; a list of numbers is one.
 Several = Annotated[

@@ -296,6 +296,7 @@ def test_a_folder_has_an_output_for_each_file(eva, tmp_path) -> None:
     assert done.returncode == 1
     assert b"in/c.jsonl: ids must differ" in done.stderr
     assert done.stderr.count(b"2 side by side") == 2
+    assert b"\nin/a.jsonl: 6 of 6 rows" in done.stderr
     assert len(texts(tmp_path / "out" / "a.jsonl")) == 6
     assert list(texts(tmp_path / "out" / "b.txt.jsonl")) == ["line 1", "line 2"]
     write(tmp_path, "in/c.jsonl", '{"id": 1, "prompt": "a"}\n')

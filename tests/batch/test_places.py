@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -88,6 +90,54 @@ def test_rows_that_could_not_be_sent_are_kept_and_sent_next_time(
     assert not copies()
 
 
+def no_leave(*_: object, **__: object) -> None:
+    raise PermissionError(13, "no leave to read")
+
+
+def test_what_cannot_be_looked_at_is_not_written_over(spec, rows, memory, monkeypatch) -> None:
+    memory.pipe_file("/bucket/out.jsonl", b"My diary.\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "info", no_leave)
+        with (
+            pytest.raises(InputError, match=r"out\.jsonl: cannot be written: no leave"),
+            places.kept("memory://bucket/out.jsonl"),
+        ):
+            pass
+    assert memory.cat_file("/bucket/out.jsonl") == b"My diary.\n"
+
+
+def test_an_output_that_came_in_part_is_fetched_again(
+    spec, rows, memory, tmp_path, monkeypatch
+) -> None:
+    job = errand(rows, "memory://bucket/out.jsonl", spec)
+    do(job)
+    with monkeypatch.context() as patch:
+
+        def torn(_: object, there: str, here: str) -> None:
+            data = memory.cat_file(there)
+            is_manifest = there.endswith(".json")
+            Path(here).write_bytes(data if is_manifest else data[:40])
+            if not is_manifest:
+                raise ConnectionResetError(104, "the server went away")
+
+        patch.setattr(type(memory), "get_file", torn)
+        with pytest.raises(InputError, match="went away"):
+            do(job)
+    assert do(job).before.n_rows == N_ROWS
+    assert len(texts(fetched(memory, tmp_path))) == N_ROWS
+
+
+def test_an_input_that_breaks_while_it_is_read_is_one_error(spec, tmp_path) -> None:
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in.txt", "".join(f"the {n}\n" for n in range(2000)))
+    data = bytearray(path.read_bytes())
+    data[45:60] = bytes(15)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"in\.zip: cannot be read: "):
+        do(errand(f"zip://in.txt::{path}", tmp_path / "out.jsonl", spec))
+
+
 def test_a_refusal_names_the_address_and_changes_nothing(spec, rows, memory) -> None:
     memory.pipe_file("/bucket/out.jsonl", b"My diary.\n")
     with pytest.raises(InputError, match=r"bucket/out\.jsonl is there already"):
@@ -123,12 +173,18 @@ def test_the_files_of_a_folder_have_an_output_each(tmp_path) -> None:
     (folder / "below").mkdir(parents=True)
     for name in ("b.txt", "a.jsonl", ".hidden", "a.jsonl.manifest.json", "below/c.txt"):
         (folder / name).touch()
+    os.mkfifo(folder / "pipe")
+    for name, end in (("link", "b.txt"), ("folder", "below"), ("nowhere", "none")):
+        (folder / name).symlink_to(end)
     out = tmp_path / "out"
-    assert places.pairs(str(folder), f"{out}/") == [
-        (f"{folder}/a.jsonl", f"{out}/a.jsonl"),
-        (f"{folder}/b.txt", f"{out}/b.txt.jsonl"),
-    ]
-    assert out.is_dir()
+    for source, target in ((str(folder), f"{out}/"), (f"file://{folder}", f"file://{out}/")):
+        assert places.pairs(source, target) == [
+            (f"{folder}/a.jsonl", f"{out}/a.jsonl"),
+            (f"{folder}/b.txt", f"{out}/b.txt.jsonl"),
+            (f"{folder}/link", f"{out}/link.jsonl"),
+        ]
+        assert out.is_dir()
+        out.rmdir()
     assert places.pairs("-", "-") == [("-", "-")]
     assert places.pairs("memory://in.jsonl", "x") == [("memory://in.jsonl", "x")]
 
@@ -149,8 +205,11 @@ def test_folders_that_are_refused(tmp_path) -> None:
     (folder / "a.txt.jsonl").touch()
     with pytest.raises(InputError, match="one output"):
         places.pairs(str(folder), str(tmp_path / "out"))
-    with pytest.raises(InputError, match="cannot be read"):
-        places.pairs("nowhere://bucket/", "out")
+    for nowhere in ("nowhere://bucket/", "memory://bucket/none/"):
+        with pytest.raises(InputError, match="cannot be read"):
+            places.pairs(nowhere, "out")
+    with pytest.raises(InputError, match="out/ is a folder, and"):
+        places.pairs("in.txt", "memory://bucket/out/")
 
 
 def test_a_folder_at_an_address(memory, tmp_path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eva_local.batch.forms import FORMS, Csv, JsonLines, OpenAI, Row, Template, Text, Wishes
 from eva_local.batch.job import Source, form_of
-from eva_local.batch.results import _BEGINNING, NOTHING, Done
+from eva_local.batch.results import _BEGINNING, Done
 from eva_local.errors import EvaError, InputError
 from eva_local.jsonl import json_line
 from eva_local.openai.answer import Answer
@@ -578,7 +578,7 @@ def test_ids_that_come_more_than_once_are_refused(ids) -> None:
         assert [found.id for found in source.left(done)] == ids[1:]
     else:
         with pytest.raises(InputError, match="ids must differ"):
-            source.count(NOTHING)
+            source.count(Done())
 
 
 @pytest.mark.parametrize("form", [form(WISHES) for form in FORMS.values()])
