@@ -87,6 +87,10 @@ def kept(target: str) -> Iterator[str]:
             copy = folder / PurePosixPath(path).name
             both = {manifest_of(copy): f"{path}{MANIFEST}", copy: path}
             before = None
+            with contextlib.suppress(FileNotFoundError):
+                # Another machine may have gone on with it.
+                if copy.exists() and files.info(path)["size"] > copy.stat().st_size:
+                    copy.unlink()
             for here, there in both.items() if not copy.exists() else ():
                 with contextlib.suppress(FileNotFoundError):
                     files.info(there)  # `exists` says no, too, where there is no leave to look.

@@ -138,6 +138,23 @@ def test_an_input_that_breaks_while_it_is_read_is_one_error(spec, tmp_path) -> N
         do(errand(f"zip://in.txt::{path}", tmp_path / "out.jsonl", spec))
 
 
+def test_a_copy_that_another_machine_has_gone_on_with_is_of_no_use(
+    spec, rows, memory, tmp_path, monkeypatch
+) -> None:
+    job = errand(rows, "memory://bucket/out.jsonl", spec)
+    here, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    do(job, stopped=Stop(9))
+    with places.kept(job.target) as copy:
+        # As if it had been killed now.
+        shutil.copytree(here, tmp_path / "kept")
+        assert Path(copy).exists()
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(elsewhere))
+    assert do(job).finished
+    monkeypatch.setenv("EVA_LOCAL_CACHE", str(tmp_path / "kept"))
+    assert do(job, stopped=Stop(0)).before.n_rows == N_ROWS
+    assert len(texts(fetched(memory, tmp_path))) == N_ROWS
+
+
 def test_a_refusal_names_the_address_and_changes_nothing(spec, rows, memory) -> None:
     memory.pipe_file("/bucket/out.jsonl", b"My diary.\n")
     with pytest.raises(InputError, match=r"bucket/out\.jsonl is there already"):

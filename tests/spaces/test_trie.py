@@ -31,7 +31,13 @@ def test_the_ids_under_a_node_stand_together(trie: Trie) -> None:
     assert trie.ends.tolist() == [A, AB, AB, ABC, B]
     assert [trie.span(node) for node in NODES] == [(0, 5), (0, 4), (4, 5), (1, 4), (3, 4)]
     assert [trie.exactly(node) for node in NODES] == [(0, 0), (0, 1), (4, 5), (1, 3), (3, 4)]
-    assert [trie.is_leaf(node) for node in NODES] == [False, False, True, False, True]
+    assert [trie.exactly(node) == trie.span(node) for node in NODES] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_byte_leads_from_a_node_to_its_child(trie: Trie) -> None:

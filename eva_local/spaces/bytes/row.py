@@ -101,7 +101,7 @@ class OpenRow:
 
     def move(self, node: int) -> bool:
         """Take the bytes to `node` for the open ones; return whether a piece goes on from there."""
-        if self._trie.is_leaf(node):
+        if self._trie.exactly(node) == self._trie.span(node):
             return False
         if self.node == ROOT:
             # Most of the vocabulary is out of reach from here on.

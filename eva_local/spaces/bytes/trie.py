@@ -103,10 +103,6 @@ class Trie:
         """Return from where to where the ids stand whose piece ends at a node."""
         return self._low[node], self._low[node] + self._exact[node]
 
-    def is_leaf(self, node: int) -> bool:
-        """Return whether no piece goes on from here."""
-        return self._first[node] == self._first[node + 1]
-
     def going_on(self, node: int, masses: Masses, offset: int) -> tuple[NDArray[np.uint8], Masses]:
         """Return the bytes (m,) that may follow and the mass (m,) of the pieces behind each.
 
