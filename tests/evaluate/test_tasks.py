@@ -106,7 +106,7 @@ def test_contestants_of_one_name_are_told_apart(tmp_path, models) -> None:
     ]
     with Results(tmp_path / "results.jsonl") as results:
         contest = Contest(models, results, Conditions(max_tokens=6))
-        found = hold(contest, [other, other, spec("trio"), other], TASKS[:1])
+        found = hold(contest, [other, other, spec("trio", MEMBERS), other], TASKS[:1])
     assert [*found.ensembles] == ["both", "both (2)", "trio", "both (3)"]
 
 
