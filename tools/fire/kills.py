@@ -139,7 +139,8 @@ def _inputs(folder: Path) -> Mapping[str, Sequence[str]]:
     }
 
 
-def _said(path: Path) -> dict[str, object]:
+def answers_in(path: Path) -> dict[str, object]:
+    """Return what an output says of each row, by its id; each must be there once."""
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     found = {str(row["id"]): row.get("text", row.get("error")) for row in rows}
     check(len(found) == len(rows), f"a row is there twice: {len(rows)} lines, {len(found)} ids")
@@ -189,7 +190,7 @@ class Stories:
         source, *options = self.jobs[name]
         out = self.folder / f"{name}.out.jsonl"
         self._run("batch", source, str(out), *options)
-        return _said(out)
+        return answers_in(out)
 
     def _turns(self) -> Sequence[Turn]:
         state = self.folder / "state"
@@ -239,7 +240,7 @@ class Stories:
             if not done.killed:
                 break
         check(out.read_bytes().endswith(b"\n"), "the last line is torn")
-        found = _said(out)
+        found = answers_in(out)
         wrong = [key for key, text in wanted.items() if found.get(key) != text]
         check(not wrong and len(found) == len(wanted), f"{name}: wrong rows: {wrong[:5]}")
         check(not [*stage.folder.glob("*.part")], "a part of a file is left")

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 import time
-from pathlib import Path
 
 from eva_local.batch.fleet import Fleet
 from eva_local.batch.forms import Wishes
@@ -15,6 +14,7 @@ from eva_local.config.config import load_config
 from eva_local.config.specs import EnsembleSpec
 from eva_local.opening import open_ensemble
 from tools.fire.campaign import Campaign, Finding, Row, WrongError, check
+from tools.fire.kills import answers_in
 from tools.processes import hosts, kill
 
 _N_KILLS = 50
@@ -41,13 +41,13 @@ def workers(campaign: Campaign) -> None:
         return Errand(str(source), str(folder / name), spec, Wishes(spec.sampling))
 
     carry_out(errand("one.jsonl"), lambda _: open_ensemble(spec, parallel=4))
-    wanted = _texts(folder / "one.jsonl")
+    wanted = answers_in(folder / "one.jsonl")
     while done < n:
         try:
             done += _story(campaign, spec, errand(f"{stories}.jsonl"), stories, n - done)
-            found = _texts(folder / f"{stories}.jsonl")
+            found = answers_in(folder / f"{stories}.jsonl")
             wrong = [row for row in wanted if found.get(row) != wanted[row]]
-            check(not wrong, f"wrong rows: {wrong[:5]}")
+            check(not wrong and len(found) == len(wanted), f"wrong rows: {wrong[:5]}")
         except WrongError as error:
             case = f"--part workers --seed {campaign.seed}, story {stories}"
             campaign.found(Finding("workers", "batch --on ray", case, str(error), str(folder)))
@@ -80,10 +80,3 @@ def _story(campaign: Campaign, spec: EnsembleSpec, errand: Errand, number: int, 
     outcome = carry_out(errand, fleet, told=told)
     check(outcome.finished and not outcome.n_failed, f"{outcome.n_failed} rows failed")
     return len(killed)
-
-
-def _texts(path: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    found = {str(row["id"]): str(row["text"]) for row in rows}
-    check(len(found) == len(rows) == _N_ROWS, f"{len(rows)} lines and {len(found)} ids")
-    return found
